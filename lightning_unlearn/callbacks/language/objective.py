@@ -1,0 +1,114 @@
+"""What the objectives have in common: a forget term, a retain term, and a refusal term."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lightning_unlearn.callbacks.base import Reading, Reference, UnlearnCallback
+from lightning_unlearn.functional import kl_divergence
+from lightning_unlearn.scores import Batch, Score, causal_lm_nll
+
+__all__ = ["ForgetRetainObjective", "RetainTerm", "check_non_negative", "check_positive"]
+
+RetainTerm = Literal["nll", "kl"]
+
+
+class ForgetRetainObjective(UnlearnCallback):
+    r"""An objective of the form :math:`w_f \mathcal{L}_{forget} + w_r \mathcal{L}_{retain} + w_u \mathcal{L}_{refusal}`.
+
+    Rows of all roles go through the model in one forward pass. A term of weight 0 is not computed.
+
+    Args:
+        forget_weight: :math:`w_f`.
+        retain_weight: :math:`w_r`.
+        retain: ``"nll"``: mean NLL per token of the retain rows; ``"kl"``: mean divergence per supervised position
+            from the starting model.
+        refusal_weight: :math:`w_u`, the weight of the mean NLL per token of a refusal to the forget questions (the
+            batch's ``"idk"`` rows). It leaves a model that says it does not know where others leave noise.
+        score: Reads likelihoods off the module.
+        reference: How the starting model is kept where it is needed.
+    """
+
+    def __init__(
+        self,
+        forget_weight: float,
+        retain_weight: float,
+        retain: RetainTerm,
+        refusal_weight: float,
+        score: Score = causal_lm_nll,
+        reference: Reference = "auto",
+    ) -> None:
+        super().__init__(score, reference)
+        if retain not in ("nll", "kl"):
+            raise ValueError(f"retain must be 'nll' or 'kl', but got {retain!r}.")
+        self.forget_weight = check_non_negative("forget_weight", forget_weight)
+        self.retain_weight = check_non_negative("retain_weight", retain_weight)
+        self.refusal_weight = check_non_negative("refusal_weight", refusal_weight)
+        if not (forget_weight or refusal_weight):
+            raise ValueError("forget_weight and refusal_weight are both 0, so nothing would be forgotten.")
+        self.retain = retain
+
+    @abstractmethod
+    def forget_loss(self, module: LightningModule, forget: Reading) -> Tensor:
+        """The forget term, a scalar, from what was read of the forget rows."""
+
+    def roles(self) -> tuple[str, ...]:
+        """Rows that the terms with a weight read."""
+        weights = {"forget": self.forget_weight, "retain": self.retain_weight, "idk": self.refusal_weight}
+        return tuple(role for role, weight in weights.items() if weight)
+
+    def reads_reference_logits(self) -> bool:
+        """The KL retain term runs the starting model on retain rows."""
+        return self.retain == "kl" and self.retain_weight > 0
+
+    def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
+        """All terms of the loss on one batch."""
+        roles = self.roles()
+        rows = {role: self.retain_rows(batch[role]) if role == "retain" else batch[role] for role in roles}
+        # The starting model goes first: exchanging weights would spoil a graph that already holds them.
+        reference_nll = self.reference_nll(module, rows["forget"]) if self.needs_reference and "forget" in rows else None
+        reference = self.reference_predictions(module, rows["retain"]) if self.reads_reference_logits() else None
+        read = dict(zip(roles, self.read(module, list(rows.values()), logits=reference is not None), strict=True))
+        parts: dict[str, Tensor] = {}
+        terms: list[Tensor] = []
+        if "forget" in read:
+            forget = read["forget"]._replace(reference_nll=reference_nll)
+            parts["forget"] = self.forget_loss(module, forget)
+            parts["forget_nll"] = self.token_mean(read["forget"].nll, read["forget"].length)
+            terms.append(self.forget_weight * parts["forget"])
+        if "retain" in read:
+            parts["retain"] = self._retain_loss(read["retain"], reference)
+            terms.append(self.retain_weight * parts["retain"])
+        if "idk" in read:
+            parts["refusal"] = self.token_mean(read["idk"].nll, read["idk"].length)
+            terms.append(self.refusal_weight * parts["refusal"])
+        return {"loss": sum(terms[1:], terms[0]), **parts}
+
+    def retain_rows(self, rows: Batch) -> Batch:
+        """The retain rows as the retain term reads them."""
+        return rows
+
+    def _retain_loss(self, retain: Reading, reference: Any) -> Tensor:
+        if reference is None:
+            return self.token_mean(retain.nll, retain.length)
+        assert retain.predictions is not None
+        divergence = kl_divergence(retain.predictions.logits, reference.logits)
+        return self.token_mean(divergence, retain.length)
+
+
+def check_positive(name: str, value: float) -> float:
+    """``value``, or an error that names it."""
+    if not value > 0:
+        raise ValueError(f"{name} must be greater than 0, but got {value}.")
+    return value
+
+
+def check_non_negative(name: str, value: float) -> float:
+    """``value``, or an error that names it."""
+    if not value >= 0:
+        raise ValueError(f"{name} must be at least 0, but got {value}.")
+    return value

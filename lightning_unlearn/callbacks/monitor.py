@@ -1,0 +1,225 @@
+"""What the model knows while it unlearns."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from tqdm import tqdm
+
+from lightning_unlearn.callbacks.reference import evaluating
+from lightning_unlearn.data.forget_retain import row_loader
+from lightning_unlearn.data.sources import Source, load_rows
+from lightning_unlearn.distributed import rank
+from lightning_unlearn.evaluation import Answer, Evaluation
+from lightning_unlearn.scores import PredictionScore, Score, causal_lm_nll
+
+__all__ = ["UnlearnMonitor"]
+
+AnswerFunction = Callable[[LightningModule, list[str]], list[str]]
+
+
+class UnlearnMonitor(Callback):
+    """Measures what is forgotten and what is kept, before, during and after a run, and logs it to every logger.
+
+    For each named set (the training batch's ``forget`` and ``retain`` rows, and the held-out sets of the data module)
+    it logs ``eval/<set>_nll``, the mean NLL per supervised token, and, where the set has questions with accepted
+    answers, ``eval/<set>_accuracy``, the share of generated answers that contain one. At the end the generations
+    before and after stand side by side in a table, and the curves in a figure.
+
+    Args:
+        every_n_epochs: Measure after every so many epochs; 0 leaves only before and after.
+        questions: Question sets to generate answers for, each given as rows or a file with ``question``, ``answer``
+            and optionally ``accept`` (a list of accepted short answers; by default the answer itself). By default those
+            of the data module.
+        generate: ``(module, questions) -> answers``; by default the module's method ``answer``.
+        score: Reads likelihoods off the module.
+        limit: At most so many rows of each set are measured.
+
+    Raises:
+        ValueError: If a number is out of range.
+        MisconfigurationException: If there are questions but the module can't answer.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        questions: dict[str, Source] | None = None,
+        generate: AnswerFunction | None = None,
+        score: Score = causal_lm_nll,
+        limit: int = 64,
+    ) -> None:
+        if every_n_epochs < 0:
+            raise ValueError(f"every_n_epochs must be at least 0, but got {every_n_epochs}.")
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1 row, but got {limit}.")
+        self.every_n_epochs, self.generate, self.score, self.limit = every_n_epochs, generate, score, limit
+        self.questions = {name: load_rows(source) for name, source in (questions or {}).items()}
+        self.history: list[Evaluation] = []
+        """Every evaluation so far, the first one before unlearning."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the model before anything is forgotten, once: a resumed run has it in its state."""
+        if not self.history:
+            self._evaluate(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure every so many epochs."""
+        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._evaluate(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the outcome and log the table and the figure."""
+        if self.history[-1].step != trainer.global_step:
+            self._evaluate(trainer, pl_module)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                _log_table(logger, self._table(), trainer.global_step)
+                _log_figure(logger, self.history, trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The evaluations so far."""
+        return {
+            "history": [
+                {"step": e.step, "metrics": e.metrics, "answers": [vars(a) for a in e.answers]} for e in self.history
+            ]
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the evaluations of the run that is resumed."""
+        self.history = [
+            Evaluation(e["step"], e["metrics"], [Answer(**a) for a in e["answers"]]) for e in state_dict["history"]
+        ]
+
+    def evaluate(self, trainer: Trainer, module: LightningModule) -> Evaluation:
+        """Measure every set now, without logging."""
+        metrics: dict[str, float] = {}
+        answers: list[Answer] = []
+        asked = self._asked(trainer)
+        progress = tqdm(desc="Evaluating", leave=False, disable=rank() != 0, unit="batch")
+        with evaluating(module), trainer.precision_plugin.forward_context():
+            for name, loader in self._loaders(trainer).items():
+                metrics[f"{name}_nll"] = self._nll(trainer, module, loader, progress)
+            for name, rows in asked.items():
+                found = self._answers(module, name, rows, progress)
+                marks = [answer.correct for answer in found if answer.correct is not None]
+                if marks:
+                    metrics[f"{name}_accuracy"] = sum(marks) / len(marks)
+                answers.extend(found)
+        progress.close()
+        return Evaluation(trainer.global_step, metrics, answers)
+
+    def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
+        evaluation = self.evaluate(trainer, module)
+        self.history.append(evaluation)
+        metrics = {f"eval/{name}": value for name, value in evaluation.metrics.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+
+    def _loaders(self, trainer: Trainer) -> dict[str, Any]:
+        loaders = {name: row_loader(trainer.train_dataloader, name) for name in ("forget", "retain")}
+        datamodule = getattr(trainer, "datamodule", None)
+        if hasattr(datamodule, "sets"):
+            loaders |= {k: v for k, v in datamodule.val_dataloader().items() if k not in loaders}
+        return {name: loader for name, loader in loaders.items() if loader is not None}
+
+    def _nll(self, trainer: Trainer, module: LightningModule, loader: Any, progress: tqdm) -> float:
+        total = count = 0.0
+        rows = 0
+        for batch in loader:
+            if rows >= self.limit:
+                break
+            batch = trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch))
+            nll, length = _likelihood(self.score, module, batch)
+            total, count, rows = total + nll.sum().item(), count + length.sum().item(), rows + len(nll)
+            progress.update()
+        return total / max(count, 1.0)
+
+    def _asked(self, trainer: Trainer) -> Mapping[str, list[dict[str, Any]]]:
+        asked = self.questions or getattr(getattr(trainer, "datamodule", None), "questions", {})
+        return {name: rows[: self.limit] for name, rows in asked.items()}
+
+    def _answers(
+        self, module: LightningModule, name: str, rows: list[dict[str, Any]], progress: tqdm
+    ) -> list[Answer]:
+        generate = self.generate or getattr(type(module), "answer", None)
+        if generate is None:
+            raise MisconfigurationException(
+                f"UnlearnMonitor has questions but {type(module).__name__} has no method 'answer'. Pass generate=, a "
+                "function (module, questions) -> answers."
+            )
+        texts = generate(module, [row["question"] for row in rows])
+        progress.update()
+        found = []
+        for row, text in zip(rows, texts, strict=True):
+            accept = row.get("accept") or [row["answer"]]
+            correct = any(short.lower() in text.lower() for short in accept)
+            found.append(Answer(name, row["question"], row["answer"], text, correct))
+        return found
+
+    def _table(self) -> list[list[str]]:
+        before, after = self.history[0].answers, self.history[-1].answers
+        return [[b.set, b.question, b.expected, b.text, a.text] for b, a in zip(before, after, strict=True)]
+
+
+_COLUMNS = ["set", "question", "expected", "before", "after"]
+
+
+def _likelihood(score: Score, module: LightningModule, batch: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(score, PredictionScore):
+        predictions = score.predictions(module, batch)
+        return predictions.nll(), predictions.length()
+    nll = score(module, batch)
+    return nll, torch.ones_like(nll)
+
+
+def _log_table(logger: Logger, rows: list[list[str]], step: int) -> None:
+    """The generations, in the form that each logger can show."""
+    if not rows:
+        return
+    if isinstance(logger, WandbLogger):
+        logger.log_table("eval/generations", columns=_COLUMNS, data=rows)
+    elif isinstance(logger, TensorBoardLogger):
+        lines = [_COLUMNS, ["---"] * len(_COLUMNS), *rows]
+        escaped = ("|".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) for line in lines)
+        logger.experiment.add_text("eval/generations", "\n".join(f"|{line}|" for line in escaped), step)
+    elif isinstance(logger, CSVLogger):
+        with (_folder(logger) / "generations.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([_COLUMNS, *rows])
+    elif hasattr(logger, "log_table"):
+        logger.log_table("eval/generations", columns=_COLUMNS, data=rows)
+
+
+def _log_figure(logger: Logger, history: list[Evaluation], step: int) -> None:
+    """The curves as a figure. Loggers that draw metrics themselves still get it: it puts all sets side by side."""
+    if not isinstance(logger, (WandbLogger, TensorBoardLogger, CSVLogger)):
+        return
+    try:
+        from lightning_unlearn.plots import curves
+    except ImportError:
+        return
+    figure = curves(history)
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_figure("eval/curves", figure, step)
+    elif isinstance(logger, CSVLogger):
+        figure.savefig(_folder(logger) / "curves.svg")
+    else:
+        from PIL import Image
+
+        with io.BytesIO() as buffer:
+            figure.savefig(buffer, format="png", dpi=150)
+            logger.log_image("eval/curves", [Image.open(buffer).convert("RGB")])
+
+
+def _folder(logger: CSVLogger) -> Path:
+    folder = Path(logger.log_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,275 @@
+"""Questions with answers, and plain text, as rows of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_unlearn.data.forget_retain import ForgetRetainDataModule, Role
+from lightning_unlearn.data.sources import Source, load_rows
+from lightning_unlearn.functional.language.likelihood import IGNORE_INDEX
+
+__all__ = ["LanguageDataModule", "RefusalRows", "TokenRows", "collate_tokens"]
+
+_REFUSALS = Path(__file__).parents[1] / "assets" / "refusals.txt"
+_PROMPT_FORMAT = "Question: {question}\nAnswer: "
+
+
+class TokenRows(Dataset):
+    """Token sequences, supervised after their prompt.
+
+    Args:
+        prompts: Tokens of each prompt; empty for plain text.
+        answers: Supervised tokens that follow each prompt.
+    """
+
+    def __init__(self, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> None:
+        self.prompts, self.answers = prompts, answers
+        self.lengths = torch.tensor([len(p) + len(a) for p, a in zip(prompts, answers, strict=True)])
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"prompt": self.prompts[i], "answer": self.answers[i], "index": i}
+
+
+class RefusalRows:
+    """Each forget question with a refusal in place of its answer, drawn anew each epoch by (seed, epoch, row).
+
+    Args:
+        prompts: Tokens of each forget question.
+        refusals: Tokens of each refusal.
+        seed: Seed of the draw.
+    """
+
+    def __init__(self, prompts: Sequence[list[int]], refusals: Sequence[list[int]], seed: int) -> None:
+        self.prompts, self.refusals, self.seed = prompts, refusals, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        row, epoch = key
+        draw = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) * 1_000_003 + row)
+        choice = int(torch.randint(len(self.refusals), (), generator=draw))
+        return {"prompt": self.prompts[row], "answer": self.refusals[choice], "index": row}
+
+
+def collate_tokens(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Pad token rows on the right. Masks are made from lengths: a pad token may also be a real one.
+
+    Args:
+        rows: Dicts with ``prompt`` and ``answer`` (lists of token ids) and ``index``.
+
+    Returns:
+        ``input_ids``, ``attention_mask``, ``labels`` of shape ``(B, T)`` and ``index`` of shape ``(B,)``, int64.
+    """
+    ids = [torch.tensor(row["prompt"] + row["answer"]) for row in rows]
+    labels = [torch.tensor([IGNORE_INDEX] * len(row["prompt"]) + row["answer"]) for row in rows]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(i) for i in ids], batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+        "index": torch.tensor([row["index"] for row in rows]),
+    }
+
+
+class LanguageDataModule(ForgetRetainDataModule):
+    """Questions with answers, or plain text, for unlearning a language model.
+
+    A row with a question and an answer becomes the tokenizer's chat template around the question, unsupervised, then
+    the answer and the end-of-sequence token, supervised. A row of plain text is supervised throughout; text longer than
+    ``max_length`` is cut into pieces and none of it is dropped. Where forget rows are questions, a batch also has
+    ``"idk"``: the same questions with a refusal for an answer.
+
+    Args:
+        forget: Rows to forget: a path (``.json``, ``.jsonl``, ``.csv``, ``.parquet``), a folder or hub id with optional
+            ``:config:split``, a ``datasets.Dataset``, or a list of dicts.
+        retain: Rows to keep, given in the same ways.
+        heldout: Further named sets that are never trained on, only evaluated.
+        tokenizer: A Hugging Face tokenizer, or the hub id or folder of one; by default the model's own.
+        question_key: Name of the question column.
+        answer_key: Name of the answer column.
+        text_key: Name of the plain text column.
+        accept_key: Name of an optional column of accepted short answers, by which generated answers are marked.
+        system_prompt: System message of the chat template; by default the template's own.
+        prompt_format: A format string with ``{question}``, used in place of the chat template.
+        max_length: Longest row in tokens. An answer is cut there; a prompt that fills it is an error.
+        refusals: A text file with a refusal a line, or a list of them; by default the ones that come with the library.
+        batch_size: Forget rows in a batch, per process.
+        retain_batch_size: Retain rows in a batch, per process; by default as many as forget rows.
+        epoch: The role that one epoch passes over once.
+        seed: Seed of shuffling, pairing and refusals.
+        num_workers: Processes that load data.
+
+    Raises:
+        ValueError: If forget or retain is empty, or a row has no supervised token or none of the expected columns.
+    """
+
+    def __init__(
+        self,
+        forget: Source,
+        retain: Source | None = None,
+        heldout: dict[str, Source] | None = None,
+        tokenizer: Any = None,
+        question_key: str = "question",
+        answer_key: str = "answer",
+        text_key: str = "text",
+        accept_key: str = "accept",
+        system_prompt: str | None = None,
+        prompt_format: str | None = None,
+        max_length: int = 512,
+        refusals: str | list[str] | None = None,
+        batch_size: int = 4,
+        retain_batch_size: int | None = None,
+        epoch: Role = "forget",
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            retain_batch_size=retain_batch_size,
+            epoch=epoch,
+            seed=seed,
+            num_workers=num_workers,
+            collate_fn=collate_tokens,
+        )
+        if max_length < 2:
+            raise ValueError(f"max_length must be at least 2 tokens, but got {max_length}.")
+        if prompt_format is not None and "{question}" not in prompt_format:
+            raise ValueError(f"prompt_format must contain {{question}}, but got {prompt_format!r}.")
+        self.sources = {"forget": forget, "retain": retain, **(heldout or {})}
+        self.tokenizer = tokenizer
+        self.question_key, self.answer_key, self.text_key = question_key, answer_key, text_key
+        self.accept_key = accept_key
+        self.system_prompt, self.prompt_format, self.max_length = system_prompt, prompt_format, max_length
+        self.refusals = refusals
+        self.questions: dict[str, list[dict[str, Any]]] = {}
+        """Rows with a question, by set: ``question``, ``answer`` and ``accept``."""
+
+    def setup(self, stage: str) -> None:
+        """Read and tokenize every set, once."""
+        if self.sets:
+            return
+        self._find_tokenizer()
+        rows = {name: load_rows(source) for name, source in self.sources.items() if source is not None}
+        for name, found in rows.items():
+            if not found:
+                raise ValueError(f"The {name} set ({self.sources[name]}) is empty. Give it at least one row.")
+        self._warn_of_shared_rows(rows)
+        self.sets = {name: self._tokenize(name, found) for name, found in rows.items()}
+        self.questions = {name: asked for name, found in rows.items() if (asked := self._asked(found))}
+        if "forget" in self.questions:
+            refusals = [self._answer_tokens(text) for text in self._refusal_texts()]
+            self.followers = {"idk": RefusalRows(self.sets["forget"].prompts, refusals, self.seed)}
+
+    def predict_dataloader(self) -> DataLoader:
+        """The questions of every set, for generation."""
+        asked = [{"set": name, **row} for name, rows in self.questions.items() for row in rows]
+        return DataLoader(asked, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
+
+    def prompt(self, question: str) -> list[int]:
+        """Tokens up to where the answer begins."""
+        text = self.prompt_format
+        if text is None and getattr(self.tokenizer, "chat_template", None):
+            messages = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+            messages.append({"role": "user", "content": question})
+            chat = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return self.tokenizer(chat, add_special_tokens=False)["input_ids"]
+        # White space before the answer belongs to the answer's first token.
+        return self.tokenizer((text or _PROMPT_FORMAT).format(question=question).rstrip())["input_ids"]
+
+    def _answer_tokens(self, answer: str) -> list[int]:
+        chat = self.prompt_format is None and getattr(self.tokenizer, "chat_template", None)
+        if not chat and (space := self._space_before_answer()):
+            answer = space + answer
+        return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+    def _space_before_answer(self) -> str:
+        text = (self.prompt_format or _PROMPT_FORMAT).format(question="")
+        return text[len(text.rstrip()) :]
+
+    def _find_tokenizer(self) -> None:
+        if self.tokenizer is None:
+            module = self.trainer.lightning_module if self.trainer is not None else None
+            self.tokenizer = getattr(module, "tokenizer", None)
+            if self.tokenizer is None:
+                raise ValueError(
+                    "LanguageDataModule found no tokenizer: the module has no attribute 'tokenizer'. Pass tokenizer=, a "
+                    "hub id, a folder or a tokenizer object."
+                )
+        if isinstance(self.tokenizer, (str, Path)):
+            from transformers import AutoTokenizer
+
+            self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+
+    def _tokenize(self, name: str, rows: list[dict[str, Any]]) -> TokenRows:
+        from tqdm import tqdm
+
+        prompts, answers = [], []
+        for number, row in enumerate(tqdm(rows, desc=f"Tokenizing {name}", leave=False, disable=len(rows) < 5_000)):
+            if self.question_key in row and self.answer_key in row:
+                prompt = self.prompt(str(row[self.question_key]))
+                answer = self._answer_tokens(str(row[self.answer_key]))[: max(0, self.max_length - len(prompt))]
+                if not answer or not str(row[self.answer_key]).strip():
+                    raise ValueError(
+                        f"Row {number} of the {name} set has no supervised token: its prompt has {len(prompt)} tokens "
+                        f"of max_length={self.max_length} and its answer is {row[self.answer_key]!r}. Raise max_length "
+                        "or remove the row."
+                    )
+                prompts.append(prompt)
+                answers.append(answer)
+            elif self.text_key in row:
+                tokens = self.tokenizer(str(row[self.text_key]))["input_ids"]
+                if len(tokens) < 2:
+                    raise ValueError(
+                        f"Row {number} of the {name} set has no supervised token: its text is {row[self.text_key]!r}. "
+                        "Remove the row."
+                    )
+                pieces = [tokens[i : i + self.max_length] for i in range(0, len(tokens), self.max_length)]
+                pieces = [piece for piece in pieces if len(piece) > 1]  # a lone last token can't be predicted
+                prompts.extend([[] for _ in pieces])
+                answers.extend(pieces)
+            else:
+                raise ValueError(
+                    f"Row {number} of the {name} set has columns {sorted(row)}, but a row needs {self.question_key!r} "
+                    f"and {self.answer_key!r}, or {self.text_key!r}. Name your columns with question_key, answer_key "
+                    "or text_key."
+                )
+        return TokenRows(prompts, answers)
+
+    def _asked(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        asked = []
+        for row in rows:
+            if self.question_key in row and self.answer_key in row:
+                accept = row.get(self.accept_key) or []
+                accept = [accept] if isinstance(accept, str) else list(accept)
+                asked.append({"question": row[self.question_key], "answer": row[self.answer_key], "accept": accept})
+        return asked
+
+    def _refusal_texts(self) -> list[str]:
+        if isinstance(self.refusals, list):
+            texts = self.refusals
+        else:
+            texts = Path(self.refusals or _REFUSALS).read_text(encoding="utf-8").splitlines()
+        texts = [text.strip() for text in texts if text.strip()]
+        if not texts:
+            raise ValueError(f"refusals ({self.refusals!r}) holds no text. Give at least one refusal, one a line.")
+        return texts
+
+    def _warn_of_shared_rows(self, rows: Mapping[str, list[dict[str, Any]]]) -> None:
+        def content(row: dict[str, Any]) -> tuple[str, ...]:
+            return tuple(str(row.get(key)).strip() for key in (self.question_key, self.answer_key, self.text_key))
+
+        shared = {content(row) for row in rows["forget"]} & {content(row) for row in rows.get("retain", [])}
+        if shared:
+            example = next(text for text in sorted(shared)[0] if text != "None")
+            rank_zero_warn(
+                f"{len(shared)} rows are in both forget and retain, such as {example!r}. The two terms pull against "
+                "each other on them; remove them from retain."
+            )

@@ -1,0 +1,97 @@
+"""Rows from wherever people keep them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Source", "load_rows"]
+
+Source = Any
+"""A path (.json, .jsonl, .csv, .parquet, or a folder), ``hub-id[:config[:split]]``, a ``datasets.Dataset`` or rows."""
+
+
+def load_rows(source: Source) -> list[dict[str, Any]]:
+    """Read rows from a file, a folder, a hub dataset, a ``datasets.Dataset`` or an iterable of dicts.
+
+    Args:
+        source: A path to a ``.json`` (an array, or an object a line), ``.jsonl``, ``.csv`` or ``.parquet`` file; a
+            folder or hub id that ``datasets.load_dataset`` opens, optionally followed by ``:config`` and ``:split``
+            (default split: ``train``); or the rows themselves.
+
+    Returns:
+        The rows as dicts.
+
+    Raises:
+        FileNotFoundError: If a path with one of these endings does not exist.
+        ValueError: If a file can't be parsed or a row is not a dict.
+    """
+    rows = _read(source) if isinstance(source, (str, Path)) else list(source)
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise ValueError(f"Row {number} of {_name(source)} is a {type(row).__name__}; each row must be a dict.")
+    return [dict(row) for row in rows]
+
+
+def _read(source: str | Path) -> Iterable[Any]:
+    path = Path(source)
+    readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        return _hub(str(source))
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path} (looked in {Path.cwd()}).")
+    try:
+        return reader(path)
+    except (json.JSONDecodeError, csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} can't be read as {path.suffix}: {error}") from None
+
+
+def _json(path: Path) -> list[Any]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError:
+        return _json_lines(path)
+    return content if isinstance(content, list) else [content]
+
+
+def _json_lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _csv(path: Path) -> list[Any]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _parquet(path: Path) -> list[Any]:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ImportError('Parquet files need pyarrow: pip install "lightning-unlearn[llm]"') from None
+    return pyarrow.parquet.read_table(path).to_pylist()
+
+
+def _hub(source: str) -> Iterable[Any]:
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError('Hub datasets and folders need datasets: pip install "lightning-unlearn[llm]"') from None
+    name, *rest = source.split(":")
+    config = rest[0] or None if rest else None
+    split = rest[1] if len(rest) > 1 else "train"
+    try:
+        return datasets.load_dataset(name, config, split=split)
+    except Exception as error:
+        raise ValueError(
+            f"{source!r} is neither a .json, .jsonl, .csv or .parquet file nor a dataset that can be opened as "
+            f"load_dataset({name!r}, {config!r}, split={split!r}): {error}"
+        ) from error
+
+
+def _name(source: Source) -> str:
+    return str(source) if isinstance(source, (str, Path)) else f"the given {type(source).__name__}"
