@@ -171,7 +171,7 @@ def training_step_loss(module: LightningModule, batch: Batch) -> Tensor:
     """
     training_step = type(module).training_step
     takes_index = len(inspect.signature(training_step).parameters) > 2
-    output = training_step(module, batch, 0) if takes_index else training_step(module, batch)  # type: ignore[call-arg]
+    output = training_step(module, batch, 0) if takes_index else training_step(module, batch)
     loss = output.get("loss") if isinstance(output, dict) else output
     if not isinstance(loss, Tensor):
         raise TypeError(f"{type(module).__name__}.training_step returned {type(output).__name__} in place of a loss.")

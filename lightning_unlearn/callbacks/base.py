@@ -125,7 +125,8 @@ class UnlearnCallback(Callback, ABC):
         Returns:
             A reading for each role.
         """
-        joined = join(batches) if self._joinable and len(batches) > 1 else None
+        joinable = self._joinable and isinstance(self.score, PredictionScore) and len(batches) > 1
+        joined = join(batches) if joinable else None
         if joined is None:
             return [self._read_one(module, batch, logits) for batch in batches]
         whole = self._read_one(module, joined, logits)
@@ -184,7 +185,7 @@ class UnlearnCallback(Callback, ABC):
             return self._training_step(trainer, pl_module, batch, batch_idx)
 
         self._shadowed = pl_module.__dict__.get("training_step")
-        self._patch = pl_module.training_step = training_step  # type: ignore[method-assign,assignment]
+        self._patch = pl_module.training_step = training_step  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make or restore the reference: the first hook that comes after the checkpoint for every strategy."""
@@ -275,8 +276,9 @@ class UnlearnCallback(Callback, ABC):
             )
         if self.reads_reference_logits() and not isinstance(self.score, PredictionScore):
             raise MisconfigurationException(
-                f"{name} compares logits with the starting model, but its score only gives likelihoods. Use "
-                "classifier_nll or causal_lm_nll, or decorate a function that returns Predictions with from_predictions."
+                f"{name} compares logits with the starting model, but its score only gives likelihoods. "
+                "Use classifier_nll or causal_lm_nll, or decorate a function that returns Predictions with "
+                "from_predictions."
             )
 
     def _prepare_reference(self, trainer: Trainer, module: LightningModule) -> None:
@@ -359,8 +361,8 @@ class UnlearnCallback(Callback, ABC):
         if drift > _REFERENCE_DRIFT:
             rank_zero_warn(
                 f"Before the first update, forget likelihoods differ from the reference by {drift:.3g} nats. "
-                "The reference is read without dropout: switch dropout off for unlearning (module.eval() before fit, or "
-                "p=0), or the objective starts from a random offset."
+                "The reference is read without dropout: switch dropout off for unlearning (module.eval() before "
+                "fit, or p=0), or the objective starts from a random offset."
             )
 
     def _stop(self, trainer: Trainer, what: str) -> None:

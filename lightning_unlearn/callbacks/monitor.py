@@ -16,10 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_unlearn.callbacks.reference import evaluating
-from lightning_unlearn.data.forget_retain import row_loader
+from lightning_unlearn.data.forget_retain import ForgetRetainDataModule, row_loader
 from lightning_unlearn.data.sources import Source, load_rows
 from lightning_unlearn.distributed import rank
 from lightning_unlearn.evaluation import Answer, Evaluation
+from lightning_unlearn.plots import curve_figure
 from lightning_unlearn.scores import PredictionScore, Score, causal_lm_nll
 
 __all__ = ["UnlearnMonitor"]
@@ -83,7 +84,7 @@ class UnlearnMonitor(Callback):
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 _log_table(logger, self._table(), trainer.global_step)
-                _log_figure(logger, self.history, trainer.global_step)
+                _log_figures(logger, self.history, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         """The evaluations so far."""
@@ -127,7 +128,7 @@ class UnlearnMonitor(Callback):
     def _loaders(self, trainer: Trainer) -> dict[str, Any]:
         loaders = {name: row_loader(trainer.train_dataloader, name) for name in ("forget", "retain")}
         datamodule = getattr(trainer, "datamodule", None)
-        if hasattr(datamodule, "sets"):
+        if isinstance(datamodule, ForgetRetainDataModule):
             loaders |= {k: v for k, v in datamodule.val_dataloader().items() if k not in loaders}
         return {name: loader for name, loader in loaders.items() if loader is not None}
 
@@ -147,9 +148,7 @@ class UnlearnMonitor(Callback):
         asked = self.questions or getattr(getattr(trainer, "datamodule", None), "questions", {})
         return {name: rows[: self.limit] for name, rows in asked.items()}
 
-    def _answers(
-        self, module: LightningModule, name: str, rows: list[dict[str, Any]], progress: tqdm
-    ) -> list[Answer]:
+    def _answers(self, module: LightningModule, name: str, rows: list[dict[str, Any]], progress: tqdm) -> list[Answer]:
         generate = self.generate or getattr(type(module), "answer", None)
         if generate is None:
             raise MisconfigurationException(
@@ -198,25 +197,25 @@ def _log_table(logger: Logger, rows: list[list[str]], step: int) -> None:
         logger.log_table("eval/generations", columns=_COLUMNS, data=rows)
 
 
-def _log_figure(logger: Logger, history: list[Evaluation], step: int) -> None:
-    """The curves as a figure. Loggers that draw metrics themselves still get it: it puts all sets side by side."""
+def _log_figures(logger: Logger, history: list[Evaluation], step: int) -> None:
+    """The curves as figures, all sets side by side."""
     if not isinstance(logger, (WandbLogger, TensorBoardLogger, CSVLogger)):
         return
-    try:
-        from lightning_unlearn.plots import curves
-    except ImportError:
-        return
-    figure = curves(history)
-    if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_figure("eval/curves", figure, step)
-    elif isinstance(logger, CSVLogger):
-        figure.savefig(_folder(logger) / "curves.svg")
-    else:
-        from PIL import Image
+    names = dict.fromkeys(metric.rpartition("_")[0] for evaluation in history for metric in evaluation.metrics)
+    for measure in ("nll", "accuracy"):
+        figure = curve_figure(history, list(names), measure)
+        if figure is None:
+            continue
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(f"eval/{measure}_curves", figure, step)
+        elif isinstance(logger, CSVLogger):
+            figure.savefig(_folder(logger) / f"{measure}_curves.svg")
+        else:
+            from PIL import Image  # comes with the wandb extra
 
-        with io.BytesIO() as buffer:
-            figure.savefig(buffer, format="png", dpi=150)
-            logger.log_image("eval/curves", [Image.open(buffer).convert("RGB")])
+            with io.BytesIO() as buffer:
+                figure.savefig(buffer, format="png", dpi=150)
+                logger.log_image(f"eval/{measure}_curves", [Image.open(buffer).convert("RGB")])
 
 
 def _folder(logger: CSVLogger) -> Path:

@@ -102,8 +102,8 @@ class SnapshotReference:
         if state.keys() != self.values.keys():
             odd = sorted(state.keys() ^ self.values.keys())
             raise ValueError(
-                f"The checkpoint's reference weights don't fit this module: {len(odd)} names differ, such as {odd[0]!r}. "
-                "Resume with the module, and the frozen layers, that the run was started with."
+                f"The checkpoint's reference weights don't fit this module: {len(odd)} names differ, such as "
+                f"{odd[0]!r}. Resume with the module, and the frozen layers, that the run was started with."
             )
         for name, value in state.items():
             load_full_tensor(self.values[name], value)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
@@ -62,7 +62,7 @@ class PairSampler(DistributedSampler):
         """Lightning calls this before each epoch."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[tuple[int, dict[str, list[int]]]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[tuple[int, dict[str, list[int]]]]:
         """The epoch and this process's row numbers by role, for each batch from ``start`` on."""
         for choice in self._batches()[self.start :]:
             yield self.epoch, {role: rows[rank() :: world_size()] for role, rows in choice.items()}
@@ -151,12 +151,10 @@ class PairLoader(DataLoader):
         collate: Callable[[list[Any]], Any],
         num_workers: int = 0,
     ) -> None:
-        super().__init__(
-            _Paired(parts, followers, collate), batch_size=None, sampler=sampler, num_workers=num_workers
-        )
+        super().__init__(_Paired(parts, followers, collate), batch_size=None, sampler=sampler, num_workers=num_workers)
         self._served = 0
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """One epoch, or what is left of the one that a checkpoint was taken in."""
         self._served = self.sampler.start  # type: ignore[attr-defined]
         batches = super().__iter__()
@@ -320,7 +318,7 @@ class ForgetRetainDataModule(LightningDataModule):
 
     def train_dataloader(self) -> PairLoader:
         """Pairs of forget and retain rows."""
-        parts = {name: self.sets[name] for name in ("forget", "retain") if name in self.sets}
+        parts: dict[str, Any] = {name: self.sets[name] for name in ("forget", "retain") if name in self.sets}
         for name, rows in parts.items():
             if len(rows) == 0:
                 raise ValueError(f"The {name} set is empty. Unlearning needs at least one {name} row.")
@@ -339,9 +337,7 @@ class ForgetRetainDataModule(LightningDataModule):
     def val_dataloader(self) -> dict[str, DataLoader]:
         """Every named set, in order."""
         return {
-            name: DataLoader(
-                rows, batch_size=self.batch_size, collate_fn=self.collate_fn, num_workers=self.num_workers
-            )
+            name: DataLoader(rows, batch_size=self.batch_size, collate_fn=self.collate_fn, num_workers=self.num_workers)
             for name, rows in self.sets.items()
         }
 

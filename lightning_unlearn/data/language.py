@@ -200,8 +200,8 @@ class LanguageDataModule(ForgetRetainDataModule):
             self.tokenizer = getattr(module, "tokenizer", None)
             if self.tokenizer is None:
                 raise ValueError(
-                    "LanguageDataModule found no tokenizer: the module has no attribute 'tokenizer'. Pass tokenizer=, a "
-                    "hub id, a folder or a tokenizer object."
+                    "LanguageDataModule found no tokenizer: the module has no attribute 'tokenizer'. Pass tokenizer=, "
+                    "a hub id, a folder or a tokenizer object."
                 )
         if isinstance(self.tokenizer, (str, Path)):
             from transformers import AutoTokenizer

@@ -91,6 +91,7 @@ class LitCausalLM(LightningModule):
         # As a dict, so that checkpoints load with weights_only=True.
         self.save_hyperparameters({"lora": asdict(lora) if lora is not None else None})
         self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
+        self.model: Any
         self.model, self.tokenizer = _load(
             model, revision, getattr(torch, dtype), attn_implementation, trust_remote_code
         )
@@ -138,8 +139,8 @@ class LitCausalLM(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW over what trains, and a schedule per step."""
         parameters = [p for p in self.parameters() if p.requires_grad]
-        # With the fp16 gradient scaler, Lightning refuses to clip the gradients of a fused optimizer.
-        fused = self.trainer.precision != "16-mixed"
+        # In mixed precision, Lightning refuses to clip the gradients of a fused optimizer.
+        fused = not (self.trainer.precision.endswith("mixed") and self.trainer.gradient_clip_val)
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=fused)
         if self.warmup == 0 and self.schedule == "constant":
             return optimizer
@@ -297,7 +298,7 @@ def _merged(model: Any) -> dict[str, Tensor]:
         if ".lora_" not in name:
             state[name.removeprefix(prefix).replace(".base_layer.", ".")] = value
     for name, layer in model.named_modules():
-        if isinstance(layer, LoraLayer):
+        if isinstance(layer, LoraLayer) and hasattr(layer, "get_delta_weight"):
             weight = f"{name.removeprefix(prefix)}.weight"
             state[weight] = state[weight] + layer.get_delta_weight("default")
     return state

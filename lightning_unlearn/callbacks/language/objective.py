@@ -18,16 +18,18 @@ RetainTerm = Literal["nll", "kl"]
 
 
 class ForgetRetainObjective(UnlearnCallback):
-    r"""An objective of the form :math:`w_f \mathcal{L}_{forget} + w_r \mathcal{L}_{retain} + w_u \mathcal{L}_{refusal}`.
+    r"""An objective of three terms: forget, retain and refusal.
+
+    $$\mathcal{L} = w_f \mathcal{L}_{forget} + w_r \mathcal{L}_{retain} + w_u \mathcal{L}_{refusal}$$
 
     Rows of all roles go through the model in one forward pass. A term of weight 0 is not computed.
 
     Args:
-        forget_weight: :math:`w_f`.
-        retain_weight: :math:`w_r`.
+        forget_weight: $w_f$.
+        retain_weight: $w_r$.
         retain: ``"nll"``: mean NLL per token of the retain rows; ``"kl"``: mean divergence per supervised position
             from the starting model.
-        refusal_weight: :math:`w_u`, the weight of the mean NLL per token of a refusal to the forget questions (the
+        refusal_weight: $w_u$, the weight of the mean NLL per token of a refusal to the forget questions (the
             batch's ``"idk"`` rows). It leaves a model that says it does not know where others leave noise.
         score: Reads likelihoods off the module.
         reference: How the starting model is kept where it is needed.
@@ -70,7 +72,8 @@ class ForgetRetainObjective(UnlearnCallback):
         roles = self.roles()
         rows = {role: self.retain_rows(batch[role]) if role == "retain" else batch[role] for role in roles}
         # The starting model goes first: exchanging weights would spoil a graph that already holds them.
-        reference_nll = self.reference_nll(module, rows["forget"]) if self.needs_reference and "forget" in rows else None
+        compares = self.needs_reference and "forget" in rows
+        reference_nll = self.reference_nll(module, rows["forget"]) if compares else None
         reference = self.reference_predictions(module, rows["retain"]) if self.reads_reference_logits() else None
         read = dict(zip(roles, self.read(module, list(rows.values()), logits=reference is not None), strict=True))
         parts: dict[str, Tensor] = {}

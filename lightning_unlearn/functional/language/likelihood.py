@@ -1,9 +1,9 @@
-"""From logits to likelihoods, and the means taken over them. Always in fp32: sums of bf16 log-probabilities are useless."""
+"""From logits to likelihoods and their means, always in fp32: a sum of bf16 log-probabilities is useless."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["IGNORE_INDEX", "length_normalised", "sequence_nll", "token_mean", "token_nll"]

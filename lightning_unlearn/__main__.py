@@ -1,0 +1,6 @@
+"""``python -m lightning_unlearn``."""
+
+from lightning_unlearn.cli import main
+
+if __name__ == "__main__":
+    main()

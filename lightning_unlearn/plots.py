@@ -1,0 +1,128 @@
+"""Curves of what a model knows, one line a question set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from lightning_unlearn.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["PALETTE", "curve_figure"]
+
+PALETTE = ("#c8430a", "#0b5cad", "#00805f", "#a8478f", "#5f6670", "#0e7c93", "#5b4bb5", "#7a6200")
+"""Colours of the question sets; the first four stay apart under colour blindness."""
+
+DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))  # lines on top of each other stay visible
+MARKERS = "osD^"
+ROUND = [1, 2, 5, 10]
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 400, 250, 50, 44, 12  # in points
+
+
+def curve_figure(
+    curves: Sequence[Evaluation],
+    names: Sequence[str],
+    measure: str,
+    palette: Sequence[str] = PALETTE,
+    text: str = "#333333",
+    grid: str = "#dddddd",
+) -> Figure | None:
+    """Draw ``<name>_<measure>`` by training step for each question set.
+
+    Args:
+        curves: The evaluations along the run.
+        names: The question sets, in the order of their colours.
+        measure: ``"accuracy"`` (drawn from 0 to 100 %) or ``"nll"``.
+        palette: Colours of the sets, used in turn.
+        text: Colour of the labels.
+        grid: Colour of the grid.
+
+    Returns:
+        The figure, or ``None`` if no set has a finite value.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator, PercentFormatter
+    except ImportError:
+        raise ImportError('Curves are drawn by matplotlib: pip install "lightning-unlearn[report]"') from None
+
+    steps = [evaluation.step for evaluation in curves]
+    lines = {}
+    for i, name in enumerate(names):
+        values = [evaluation.metrics.get(f"{name}_{measure}", math.nan) for evaluation in curves]
+        if any(map(math.isfinite, values)):
+            lines[i] = [value if math.isfinite(value) else math.nan for value in values]
+    if not lines:
+        return None
+
+    labels = {i: names[i] if len(names[i]) <= 16 else names[i][:15] + "…" for i in lines}
+    with rc_context({"font.size": 12}):
+        figure = Figure((WIDTH / 72, HEIGHT / 72))
+        inner = HEIGHT - BOTTOM - TOP
+        right = WIDTH - 24 - 7 * max(map(len, labels.values()))
+        axes = figure.add_axes((LEFT / WIDTH, BOTTOM / HEIGHT, (right - LEFT) / WIDTH, inner / HEIGHT))
+        for i, values in lines.items():
+            axes.plot(
+                steps,
+                values,
+                color=palette[i % len(palette)],
+                linestyle=DASHES[i % len(DASHES)],
+                marker=MARKERS[i % len(MARKERS)],
+                linewidth=2.2,
+                markersize=5,
+                clip_on=False,
+                zorder=3 + len(names) - i,
+            )
+        if measure == "accuracy":
+            axes.set_ylim(0, 1)
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        else:
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
+            axes.yaxis.set_major_formatter("{x:.5g}")
+        if len(set(steps)) == 1:
+            axes.set_xticks(steps[:1])
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND, integer=True))
+        axes.margins(x=0.02)
+        axes.set_xlabel("training step", color=text)
+        axes.tick_params(length=0, pad=7, labelcolor=text)
+        axes.grid(axis="y", color=grid, linewidth=1)
+        axes.spines[:].set_visible(False)
+
+        low, high = axes.get_ylim()
+        ends = [([v for v in values if not math.isnan(v)][-1] - low) / (high - low) for values in lines.values()]
+        for i, height in zip(lines, _apart(ends, 17 / inner), strict=True):
+            axes.annotate(
+                labels[i],
+                (1, height),
+                (10, 0),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                color=palette[i % len(palette)],
+                weight="bold",
+                verticalalignment="center",
+                parse_math=False,
+            )
+    return figure
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Move ``heights`` at least ``gap`` apart and below 1, keeping their order."""
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    placed = list(heights)
+    for below, above in pairwise(order):
+        placed[above] = max(placed[above], placed[below] + gap)
+    ceiling = 1.0
+    for i in reversed(order):
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - gap
+    return placed
