@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
@@ -69,17 +70,19 @@ class SnapshotReference:
             with module.reference_weights(), evaluating(module):  # type: ignore[operator]
                 yield
             return
-        live = _movable(module)
-        self._exchange(live)
+        self._exchange(module)
         try:
             with evaluating(module):
                 yield
         finally:
-            self._exchange(live)
+            self._exchange(module)
 
     @torch.no_grad()
-    def _exchange(self, live: dict[str, Tensor]) -> None:
-        for name, tensor in live.items():
+    def _exchange(self, module: LightningModule) -> None:
+        for child in module.modules():
+            if isinstance(child, FSDPModule):
+                child.reshard()  # a forward pass leaves the root's weights gathered, and they would be used again
+        for name, tensor in _movable(module).items():
             stored = self.values[name]
             if isinstance(tensor, DTensor):  # FSDP2 keeps its own pointers to the shard, so the values have to move
                 mine, theirs = local_tensor(tensor), local_tensor(stored)

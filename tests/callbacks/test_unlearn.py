@@ -124,9 +124,7 @@ def test_cache_and_snapshot_train_the_same_weights(precision: Any) -> None:
 def test_the_step_is_the_formula() -> None:
     module, plain = seeded(), seeded()
     batch = {"forget": next(iter(pairs(4, 1))), "retain": next(iter(pairs(4, 2)))}
-    trainer(NPO(beta=0.5, retain_weight=2.0, score=classifier_nll), max_epochs=2, limit_train_batches=1).fit(
-        module, {role: [rows] for role, rows in batch.items()}
-    )
+    trainer(NPO(beta=0.5, retain_weight=2.0, score=classifier_nll), max_epochs=2).fit(module, loaders(4, 4))
     optimizer = plain.configure_optimizers()
     reference = nll(plain, 4, 1)
     for _ in range(2):
