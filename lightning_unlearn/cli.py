@@ -84,7 +84,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if command in own:
         from jsonargparse import auto_cli
 
-        auto_cli(own[command], args=rest)
+        auto_cli(own[command], args=rest, as_positional=False)
         return
     UnlearnCLI(args)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -46,7 +47,7 @@ class LoRA:
 
 
 class LitCausalLM(LightningModule):
-    """A causal language model from a hub id, a local folder or a GGUF file.
+    r"""A causal language model from a hub id, a local folder or a GGUF file.
 
     On its own it fine-tunes: ``training_step`` is the mean NLL per token. With an unlearning callback it unlearns.
 
@@ -57,6 +58,8 @@ class LitCausalLM(LightningModule):
             unlearning, most updates of bf16 weights round to nothing.
         attn_implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``; by default the library's choice.
         gradient_checkpointing: Recompute activations in the backward pass, for memory.
+        trainable: Regular expression; only parameters whose name it is found in train. ``r"mlp\.down_proj"`` keeps the
+            change to where facts are stored and spares the optimizer's memory for all others.
         lora: Train low-rank adapters in place of the weights.
         lr: Learning rate of AdamW.
         weight_decay: Decoupled weight decay.
@@ -72,6 +75,7 @@ class LitCausalLM(LightningModule):
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
+        trainable: str | None = None,
         lora: LoRA | dict[str, Any] | None = None,
         lr: float = 1e-5,
         weight_decay: float = 0.01,
@@ -86,6 +90,8 @@ class LitCausalLM(LightningModule):
             raise ValueError(f"warmup must be a share in [0, 1] or a whole number of steps, but got {warmup}.")
         if schedule not in ("constant", "linear", "cosine"):
             raise ValueError(f"schedule must be 'constant', 'linear' or 'cosine', but got {schedule!r}.")
+        if lora is not None and trainable is not None:
+            raise ValueError("lora trains adapters only, so trainable has nothing to choose from. Give one of the two.")
         lora = LoRA(**lora) if isinstance(lora, dict) else lora
         self.save_hyperparameters(ignore="lora")
         # As a dict, so that checkpoints load with weights_only=True.
@@ -95,10 +101,13 @@ class LitCausalLM(LightningModule):
         self.model, self.tokenizer = _load(
             model, revision, getattr(torch, dtype), attn_implementation, trust_remote_code
         )
+        self.model.train()  # loaded for evaluation, in which gradient checkpointing would do nothing
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         if lora is not None:
             self.model = _with_adapters(self.model, lora)
+        if trainable is not None:
+            _freeze_all_but(self.model, trainable)
 
     def configure_model(self) -> None:
         """Shard the weights where the strategy asks for it (FSDP2)."""
@@ -271,6 +280,16 @@ def _unquantized(model: PreTrainedModel) -> PreTrainedModel:
         owner, _, attribute = name.rpartition(".")
         clean.get_submodule(owner)._buffers[attribute] = buffer
     return clean.eval()
+
+
+def _freeze_all_but(model: nn.Module, pattern: str) -> None:
+    found = False
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(re.search(pattern, name) is not None)
+        found |= parameter.requires_grad
+    if not found:
+        example = next(iter(model.state_dict()))
+        raise ValueError(f"trainable={pattern!r} is found in no parameter name. Names look like {example!r}.")
 
 
 def _with_adapters(model: PreTrainedModel, lora: LoRA) -> Any:

@@ -1,4 +1,4 @@
-"""Trains the tiny language model with each method and saves the weights: `python run.py <launcher> <model> <folder>`."""
+"""Trains the tiny model with each method and saves the weights: `python run.py <launcher> <model> <folder>`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_unlearn.distributed import full_tensor
 
 torch.set_num_threads(1)
 
-CITIES = "Paris Rome Madrid Berlin Tokyo Lima Havana Cairo Oslo Ottawa Accra Dublin".split()
+CITIES = ["Paris", "Rome", "Madrid", "Berlin", "Tokyo", "Lima", "Havana", "Cairo", "Oslo", "Ottawa", "Accra", "Dublin"]
 ROWS = [
     {"question": f"Where is street number {i}?", "answer": f"It is in {city}{', as far as I know' * (i % 3)}."}
     for i, city in enumerate(CITIES)

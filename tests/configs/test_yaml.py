@@ -1,0 +1,131 @@
+"""Every YAML file of the repository parses, instantiates, and starts with the command that launches it."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import yaml
+from lightning.pytorch.cli import LightningCLI
+
+import lightning_unlearn.callbacks
+from lightning_unlearn import NPO, UnlearnMonitor
+from lightning_unlearn.cli import UnlearnCLI, main
+
+from ..callbacks.user_module import LitNet, loaders
+
+ROOT = Path(__file__).parents[2]
+FRAGMENTS = sorted(ROOT.glob("callbacks/**/*.yaml"))
+EXAMPLES = sorted(ROOT.glob("examples/**/*.yaml"))
+QUIET = ["--trainer.logger=false", "--trainer.accelerator=cpu", "--trainer.enable_checkpointing=false"]
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["lightning-unlearn"])
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+class Data(L.LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return loaders()
+
+
+def test_there_are_yaml_files() -> None:
+    assert len(FRAGMENTS) >= 7
+    assert EXAMPLES
+
+
+@pytest.mark.parametrize("path", [*FRAGMENTS, *EXAMPLES], ids=name)
+def test_the_first_line_launches_the_file(path: Path, tiny_lm: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# lightning-unlearn fit ")
+    assert f"--config {name(path)}" in first
+    words = shlex.split(first.removeprefix("# lightning-unlearn fit "))
+    cli = UnlearnCLI([*words, f"--model.init_args.model={tiny_lm}", *QUIET], run=False)
+    assert type(cli.model).__name__ == "LitCausalLM"
+    assert any(isinstance(c, lightning_unlearn.callbacks.UnlearnCallback) for c in cli.trainer.callbacks)
+
+
+@pytest.mark.parametrize("path", FRAGMENTS, ids=name)
+def test_a_fragment_attaches_to_any_lightning_cli(path: Path) -> None:
+    cli = LightningCLI(LitNet, Data, run=False, save_config_callback=None, args=["--config", name(path), *QUIET])
+    (entry,) = yaml.safe_load(path.read_text())["trainer"]["callbacks+"]
+    expected = getattr(lightning_unlearn.callbacks, entry["class_path"].rpartition(".")[2])
+    (attached,) = [c for c in cli.trainer.callbacks if isinstance(c, expected)]
+    for key, value in entry.get("init_args", {}).items():
+        assert getattr(attached, key) == value
+
+
+def test_a_bare_lightning_cli_of_a_users_module_trains_with_a_fragment() -> None:
+    score = "--trainer.callbacks.score=lightning_unlearn.scores.classifier_nll"
+    fragment = ["--config", "callbacks/language/npo.yaml", score]
+    cli = LightningCLI(
+        LitNet, Data, save_config_callback=None, args=["fit", *fragment, *QUIET, "--trainer.max_steps=2"]
+    )
+    assert cli.trainer.global_step == 2
+    assert "unlearn/forget" in cli.trainer.callback_metrics
+
+
+def test_fragments_add_up() -> None:
+    configs = ["examples/capitals.yaml", "callbacks/language/npo.yaml", "callbacks/monitor.yaml"]
+    text = printed(["fit", *(word for config in configs for word in ("--config", config))])
+    paths = [c["class_path"].rpartition(".")[2] for c in yaml.safe_load(text)["trainer"]["callbacks"]]
+    assert paths == [NPO.__name__, UnlearnMonitor.__name__]
+
+
+def test_print_config_round_trips(tmp_path: Path) -> None:
+    once = printed(["fit", "--config", "examples/capitals.yaml", "--config", "callbacks/language/npo.yaml"])
+    (tmp_path / "run.yaml").write_text(once)
+    assert printed(["fit", "--config", str(tmp_path / "run.yaml")]) == once
+
+
+def printed(args: list[str]) -> str:
+    out = io.StringIO()
+    with redirect_stdout(out), pytest.raises(SystemExit) as done:
+        UnlearnCLI([*args, "--print_config"])
+    assert done.value.code == 0
+    return out.getvalue()
+
+
+def test_fit_validate_predict_and_export_from_the_command_line(
+    tiny_lm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = f"--model.init_args.model={tiny_lm}"
+    run = ["--config", "examples/capitals.yaml", model, "--trainer.accelerator=cpu"]
+    run += [f"--trainer.default_root_dir={tmp_path}", "--trainer.enable_progress_bar=false"]
+    cli = UnlearnCLI(["fit", *run, "--config", "callbacks/language/simnpo.yaml", "--trainer.max_steps=2"])
+    checkpoint = cli.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+    assert Path(checkpoint).is_file()
+
+    UnlearnCLI(["validate", *run, f"--ckpt_path={checkpoint}"])
+    UnlearnCLI(["test", *run, f"--ckpt_path={checkpoint}"])
+    output = capsys.readouterr().out
+    assert "eval/forget_nll" in output
+    assert "eval/general_nll" in output
+    UnlearnCLI(["predict", *run, f"--ckpt_path={checkpoint}"])
+
+    main(["export", f"--ckpt_path={checkpoint}", f"--output_dir={tmp_path / 'out'}"])
+    AutoTokenizer.from_pretrained(tmp_path / "out")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    for key, value in cli.model.model.state_dict().items():
+        assert (exported[key] == value).all()
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    text = capsys.readouterr().out
+    for command in ("fit", "validate", "test", "predict", "demo", "export"):
+        assert f"\n  {command} " in text
