@@ -96,6 +96,9 @@ class LanguageDataModule(ForgetRetainDataModule):
         question_key: Name of the question column.
         answer_key: Name of the answer column.
         text_key: Name of the plain text column.
+        prefix_key: Name of an optional column with the beginning of the answer that is not to be supervised. With the
+            prefix ``"The capital of France is"`` only the fact itself is forgotten, and not how to say such a thing.
+            Refusals then go on from the prefix.
         accept_key: Name of an optional column of accepted short answers, by which generated answers are marked.
         system_prompt: System message of the chat template; by default the template's own.
         prompt_format: A format string with ``{question}``, used in place of the chat template.
@@ -120,6 +123,7 @@ class LanguageDataModule(ForgetRetainDataModule):
         question_key: str = "question",
         answer_key: str = "answer",
         text_key: str = "text",
+        prefix_key: str = "prefix",
         accept_key: str = "accept",
         system_prompt: str | None = None,
         prompt_format: str | None = None,
@@ -146,7 +150,7 @@ class LanguageDataModule(ForgetRetainDataModule):
         self.sources = {"forget": forget, "retain": retain, **(heldout or {})}
         self.tokenizer = tokenizer
         self.question_key, self.answer_key, self.text_key = question_key, answer_key, text_key
-        self.accept_key = accept_key
+        self.prefix_key, self.accept_key = prefix_key, accept_key
         self.system_prompt, self.prompt_format, self.max_length = system_prompt, prompt_format, max_length
         self.refusals = refusals
         self.questions: dict[str, list[dict[str, Any]]] = {}
@@ -165,7 +169,10 @@ class LanguageDataModule(ForgetRetainDataModule):
         self.sets = {name: self._tokenize(name, found) for name, found in rows.items()}
         self.questions = {name: asked for name, found in rows.items() if (asked := self._asked(found))}
         if "forget" in self.questions:
-            refusals = [self._answer_tokens(text) for text in self._refusal_texts()]
+            texts = self._refusal_texts()
+            if any(row.get(self.prefix_key) for row in rows["forget"]):
+                texts = [f" {text}" for text in texts]
+            refusals = [self._answer_tokens(text, begins=not text.startswith(" ")) for text in texts]
             self.followers = {"idk": RefusalRows(self.sets["forget"].prompts, refusals, self.seed)}
 
     def predict_dataloader(self) -> DataLoader:
@@ -184,9 +191,9 @@ class LanguageDataModule(ForgetRetainDataModule):
         # White space before the answer belongs to the answer's first token.
         return self.tokenizer((text or _PROMPT_FORMAT).format(question=question).rstrip())["input_ids"]
 
-    def _answer_tokens(self, answer: str) -> list[int]:
+    def _answer_tokens(self, answer: str, begins: bool = True) -> list[int]:
         chat = self.prompt_format is None and getattr(self.tokenizer, "chat_template", None)
-        if not chat and (space := self._space_before_answer()):
+        if begins and not chat and (space := self._space_before_answer()):
             answer = space + answer
         return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
 
@@ -214,14 +221,7 @@ class LanguageDataModule(ForgetRetainDataModule):
         prompts, answers = [], []
         for number, row in enumerate(tqdm(rows, desc=f"Tokenizing {name}", leave=False, disable=len(rows) < 5_000)):
             if self.question_key in row and self.answer_key in row:
-                prompt = self.prompt(str(row[self.question_key]))
-                answer = self._answer_tokens(str(row[self.answer_key]))[: max(0, self.max_length - len(prompt))]
-                if not answer or not str(row[self.answer_key]).strip():
-                    raise ValueError(
-                        f"Row {number} of the {name} set has no supervised token: its prompt has {len(prompt)} tokens "
-                        f"of max_length={self.max_length} and its answer is {row[self.answer_key]!r}. Raise max_length "
-                        "or remove the row."
-                    )
+                prompt, answer = self._question_and_answer(name, number, row)
                 prompts.append(prompt)
                 answers.append(answer)
             elif self.text_key in row:
@@ -242,6 +242,25 @@ class LanguageDataModule(ForgetRetainDataModule):
                     "or text_key."
                 )
         return TokenRows(prompts, answers)
+
+    def _question_and_answer(self, name: str, number: int, row: dict[str, Any]) -> tuple[list[int], list[int]]:
+        prompt, text = self.prompt(str(row[self.question_key])), str(row[self.answer_key])
+        answer = self._answer_tokens(text)
+        if prefix := row.get(self.prefix_key):
+            if not text.startswith(prefix) or not text[len(prefix) :].strip():
+                raise ValueError(
+                    f"Row {number} of the {name} set has the prefix {prefix!r}, but its answer {text!r} does not go on "
+                    "from there. Let the answer begin with the prefix, or remove the prefix."
+                )
+            begin, answer = self._answer_tokens(prefix)[:-1], self._answer_tokens(text[len(prefix) :], begins=False)
+            prompt = prompt + begin
+        answer = answer[: max(0, self.max_length - len(prompt))]
+        if not answer or not text.strip():
+            raise ValueError(
+                f"Row {number} of the {name} set has no supervised token: its prompt has {len(prompt)} tokens of "
+                f"max_length={self.max_length} and its answer is {text!r}. Raise max_length or remove the row."
+            )
+        return prompt, answer
 
     def _asked(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         asked = []

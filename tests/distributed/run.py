@@ -10,7 +10,17 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lightning_unlearn import NPO, GradDiff, IdkNLL, KLMinimization, LanguageDataModule, LitCausalLM, LoRA, SimNPO
+from lightning_unlearn import (
+    NPO,
+    GradDiff,
+    IdkNLL,
+    KLMinimization,
+    LanguageDataModule,
+    LitCausalLM,
+    LoRA,
+    SimNPO,
+    UnlearnMonitor,
+)
 from lightning_unlearn.distributed import full_tensor
 
 torch.set_num_threads(1)
@@ -47,7 +57,7 @@ def train(method: str, model: str, strategy: Any, processes: int, **options: Any
         accelerator="cpu",
         devices=processes,
         strategy=strategy,
-        callbacks=[METHODS[method]()],
+        callbacks=[METHODS[method](), UnlearnMonitor(limit=3)],
         gradient_clip_val=1.0,
         logger=False,
         enable_checkpointing=False,
