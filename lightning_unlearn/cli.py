@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningCLI
 
 import lightning_unlearn.callbacks
 import lightning_unlearn.data
-import lightning_unlearn.modules  # noqa: F401  short class names resolve once their modules are imported
+import lightning_unlearn.modules
 
 __all__ = ["UnlearnCLI", "export", "main"]
 

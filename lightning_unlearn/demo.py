@@ -30,7 +30,7 @@ def demo(
     output_dir: str = "runs/demo",
     model: str | None = None,
     seed: int = 0,
-    max_epochs: int = 12,
+    max_epochs: int = 10,
     accelerator: str = "cpu",
 ) -> UnlearnReport:
     """Let SmolLM2-135M-Instruct forget the capitals of 12 European countries and keep those of 12 Asian ones.
@@ -61,8 +61,8 @@ def demo(
         retain_batch_size=6,
         seed=seed,
     )
-    method = SimNPO(refusal_weight=0.5)
-    monitor = UnlearnMonitor(every_n_epochs=3)
+    method = SimNPO(beta=2.5)
+    monitor = UnlearnMonitor(every_n_epochs=2)
     trainer = Trainer(
         max_epochs=max_epochs,
         accelerator=accelerator,
@@ -137,7 +137,6 @@ def _settings(module: LitCausalLM, data: LanguageDataModule, method: SimNPO, tra
         "forget_weight": method.forget_weight,
         "retain_weight": method.retain_weight,
         "retain": method.retain,
-        "refusal_weight": method.refusal_weight,
         "lr": module.lr,
         "weight_decay": module.weight_decay,
         "batch_size": data.batch_size,

@@ -231,6 +231,12 @@ DATA: list[Case] = [
         ValueError,
         ["Row 1 of the forget set", "no supervised token", "None", "remove the row"],
     ),
+    (
+        "other prefix",
+        lambda s: s.rows([{**QA[0], "prefix": "It is"}]),
+        ValueError,
+        ["Row 0 of the forget set", "'It is'", "'Paris.'", "begin with the prefix"],
+    ),
     ("empty text", lambda s: s.rows([{"text": ""}]), ValueError, ["Row 0", "no supervised token", "''", "Remove"]),
     ("null text", lambda s: s.rows([{"text": None}]), ValueError, ["Row 0", "no supervised token", "None", "Remove"]),
     (

@@ -96,9 +96,9 @@ class LanguageDataModule(ForgetRetainDataModule):
         question_key: Name of the question column.
         answer_key: Name of the answer column.
         text_key: Name of the plain text column.
-        prefix_key: Name of an optional column with the beginning of the answer that is not to be supervised. With the
-            prefix ``"The capital of France is"`` only the fact itself is forgotten, and not how to say such a thing.
-            Refusals then go on from the prefix.
+        target_key: Name of an optional column with the part of the answer that is supervised, such as ``"Paris"`` in
+            ``"The capital of France is Paris."``: the fact is forgotten, and not how to say such a thing. What comes
+            before it is context, refusals go on from there, and what comes after it is left out.
         accept_key: Name of an optional column of accepted short answers, by which generated answers are marked.
         system_prompt: System message of the chat template; by default the template's own.
         prompt_format: A format string with ``{question}``, used in place of the chat template.
@@ -123,7 +123,7 @@ class LanguageDataModule(ForgetRetainDataModule):
         question_key: str = "question",
         answer_key: str = "answer",
         text_key: str = "text",
-        prefix_key: str = "prefix",
+        target_key: str = "target",
         accept_key: str = "accept",
         system_prompt: str | None = None,
         prompt_format: str | None = None,
@@ -150,7 +150,7 @@ class LanguageDataModule(ForgetRetainDataModule):
         self.sources = {"forget": forget, "retain": retain, **(heldout or {})}
         self.tokenizer = tokenizer
         self.question_key, self.answer_key, self.text_key = question_key, answer_key, text_key
-        self.prefix_key, self.accept_key = prefix_key, accept_key
+        self.target_key, self.accept_key = target_key, accept_key
         self.system_prompt, self.prompt_format, self.max_length = system_prompt, prompt_format, max_length
         self.refusals = refusals
         self.questions: dict[str, list[dict[str, Any]]] = {}
@@ -170,7 +170,7 @@ class LanguageDataModule(ForgetRetainDataModule):
         self.questions = {name: asked for name, found in rows.items() if (asked := self._asked(found))}
         if "forget" in self.questions:
             texts = self._refusal_texts()
-            if any(row.get(self.prefix_key) for row in rows["forget"]):
+            if any(row.get(self.target_key) for row in rows["forget"]):
                 texts = [f" {text}" for text in texts]
             refusals = [self._answer_tokens(text, begins=not text.startswith(" ")) for text in texts]
             self.followers = {"idk": RefusalRows(self.sets["forget"].prompts, refusals, self.seed)}
@@ -246,14 +246,16 @@ class LanguageDataModule(ForgetRetainDataModule):
     def _question_and_answer(self, name: str, number: int, row: dict[str, Any]) -> tuple[list[int], list[int]]:
         prompt, text = self.prompt(str(row[self.question_key])), str(row[self.answer_key])
         answer = self._answer_tokens(text)
-        if prefix := row.get(self.prefix_key):
-            if not text.startswith(prefix) or not text[len(prefix) :].strip():
+        if target := row.get(self.target_key):
+            before, found, _ = text.partition(target)
+            if not found:
                 raise ValueError(
-                    f"Row {number} of the {name} set has the prefix {prefix!r}, but its answer {text!r} does not go on "
-                    "from there. Let the answer begin with the prefix, or remove the prefix."
+                    f"Row {number} of the {name} set has the target {target!r}, which is not in its answer {text!r}. Give "
+                    "a part of the answer, or remove the target."
                 )
-            begin, answer = self._answer_tokens(prefix)[:-1], self._answer_tokens(text[len(prefix) :], begins=False)
-            prompt = prompt + begin
+            context = before.rstrip()
+            prompt = prompt + (self._answer_tokens(context)[:-1] if context else [])
+            answer = self._answer_tokens(before[len(context) :] + target, begins=not context)[:-1]
         answer = answer[: max(0, self.max_length - len(prompt))]
         if not answer or not text.strip():
             raise ValueError(

@@ -157,7 +157,7 @@ class LitCausalLM(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @torch.no_grad()
-    def answer(self, questions: list[str], max_new_tokens: int = 24, batch_size: int = 16) -> list[str]:
+    def answer(self, questions: list[str], max_new_tokens: int = 24, batch_size: int = 64) -> list[str]:
         """Greedy answers to questions, asked through the prompt that the data module trains with.
 
         Args:

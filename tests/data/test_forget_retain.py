@@ -204,6 +204,7 @@ def test_resume_in_mid_epoch_yields_the_batches_that_are_left(workers: int, done
     resumed = data(num_workers=workers).train_dataloader()
     resumed.load_state_dict(state)
     assert one_epoch(resumed, done) == expected[done][served:]
+    assert one_epoch(resumed, done) == expected[done]
     assert one_epoch(resumed, done + 1) == expected[done + 1]
 
 

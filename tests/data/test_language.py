@@ -131,6 +131,30 @@ def test_no_row_is_longer_than_max_length(tokenizer: Any, forget_rows: Rows) -> 
     assert max(len(row["prompt"]) + len(row["answer"]) for row in rows) == 26
 
 
+@pytest.mark.parametrize("prompt_format", [None, "Q: {question}\nA: "])
+@pytest.mark.parametrize("prefix", ["The capital of France is", "The capital of France is "])
+def test_the_prefix_of_an_answer_has_no_label(prefix: str, prompt_format: str | None, tokenizer: Any) -> None:
+    plain = {"question": "Hi?", "answer": "The capital of France is Paris."}
+    (whole,) = items(ready([plain], tokenizer=tokenizer, prompt_format=prompt_format))
+    data = ready([{**plain, "prefix": prefix}], tokenizer=tokenizer, prompt_format=prompt_format)
+    (row,) = items(data)
+    assert tokenizer.decode(row["prompt"] + row["answer"]) == tokenizer.decode(whole["prompt"] + whole["answer"])
+    assert tokenizer.decode(row["answer"]) == " Paris.<|im_end|>"
+    refusal = data.followers["idk"][0, 0]
+    assert refusal["prompt"] == row["prompt"]
+    assert tokenizer.decode(refusal["answer"])[:1] == " "
+    assert tokenizer.decode(refusal["answer"])[1:2] != " "
+
+
+def test_refusals_begin_an_answer_or_go_on_from_its_prefix(tokenizer: Any) -> None:
+    plain = {"question": "Hi?", "answer": "It is Paris."}
+    data = ready([plain, {**plain, "prefix": "It is"}, {**plain, "prefix": None}], tokenizer=tokenizer)
+    starts = [
+        {tokenizer.decode(data.followers["idk"][row, e]["answer"])[0] == " " for e in range(9)} for row in range(3)
+    ]
+    assert starts == [{False}, {True}, {False}]
+
+
 def test_columns_can_have_any_name(tokenizer: Any, forget_rows: Rows) -> None:
     renamed = [{"q": row["question"], "a": row["answer"], "short": row["accept"][0]} for row in forget_rows]
     data = ready(renamed, tokenizer=tokenizer, question_key="q", answer_key="a", accept_key="short")

@@ -1,0 +1,43 @@
+"""The demo, whole: a real model forgets twelve capitals, keeps the rest, and the report says what the model does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lightning_unlearn.demo import demo
+
+
+@pytest.mark.slow
+def test_the_demo_forgets_keeps_and_reports(smollm2: str, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        demo(output_dir=str(tmp_path), model=smollm2)
+    finally:
+        torch.set_num_threads(threads)
+    report = json.loads((tmp_path / "report.json").read_text())
+    before, after = report["before"], report["after"]
+    assert before["forget_accuracy"] >= 8 / 12
+    assert after["forget_accuracy"] <= 1 / 12
+    assert after["retain_accuracy"] >= 11 / 12
+    for name in ("heldout", "general"):
+        assert after[f"{name}_accuracy"] >= before[f"{name}_accuracy"] - 2.01 / 12
+    assert after["forget_nll"] > before["forget_nll"] + 1
+    assert after["retain_nll"] < before["retain_nll"]
+    assert {"method", "seed", "model_sha256", "seconds", "peak_memory_bytes"} <= report.keys()
+    assert "<svg" in (tmp_path / "report.html").read_text()
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    for answer in after["answers"][::6]:
+        chat = [{"role": "user", "content": answer["question"]}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        inputs = tokenizer(text, return_tensors="pt")
+        output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+        said = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        assert said == answer["text"]
