@@ -232,10 +232,10 @@ DATA: list[Case] = [
         ["Row 1 of the forget set", "no supervised token", "None", "remove the row"],
     ),
     (
-        "other prefix",
-        lambda s: s.rows([{**QA[0], "prefix": "It is"}]),
+        "target that is not there",
+        lambda s: s.rows([{**QA[0], "target": "Rome"}]),
         ValueError,
-        ["Row 0 of the forget set", "'It is'", "'Paris.'", "begin with the prefix"],
+        ["Row 0 of the forget set", "'Rome'", "'Paris.'", "remove the target"],
     ),
     ("empty text", lambda s: s.rows([{"text": ""}]), ValueError, ["Row 0", "no supervised token", "''", "Remove"]),
     ("null text", lambda s: s.rows([{"text": None}]), ValueError, ["Row 0", "no supervised token", "None", "Remove"]),

@@ -140,15 +140,19 @@ class UnlearnCallback(Callback, ABC):
 
     def _read_one(self, module: LightningModule, batch: Batch, logits: bool) -> Reading:
         if not isinstance(self.score, PredictionScore):
-            nll = self.score(module, batch)
-            if nll.dim() != 1 or (self.per_example and len(nll) != row_count(batch)):
-                raise ValueError(
-                    f"score returned shape {tuple(nll.shape)} for {row_count(batch)} rows; {type(self).__name__} needs "
-                    "one negative log-likelihood a row, shape (B,)."
-                )
+            nll = self._likelihood(module, batch)
             return Reading(nll, torch.ones_like(nll))
         predictions = self.score.predictions(module, batch)
         return Reading(predictions.nll(), predictions.length(), predictions if logits else None)
+
+    def _likelihood(self, module: LightningModule, batch: Batch) -> Tensor:
+        nll = self.score(module, batch)
+        if nll.dim() != 1 or (self.per_example and len(nll) != row_count(batch)):
+            raise ValueError(
+                f"score returned shape {tuple(nll.shape)} for {row_count(batch)} rows; {type(self).__name__} needs "
+                "one negative log-likelihood a row, shape (B,)."
+            )
+        return nll
 
     def reference_nll(self, module: LightningModule, batch: Batch) -> Tensor:
         """Likelihoods of forget rows under the starting model, shape ``(B,)``, without gradient."""
@@ -290,7 +294,7 @@ class UnlearnCallback(Callback, ABC):
             return
         if self.needs_reference and self._cacheable(trainer):
             self.cache = CachedReference()
-            self.cache.build(trainer, module, self.score, "forget")
+            self.cache.build(trainer, module, self._likelihood, "forget")
         if self.reads_reference_logits() or (self.needs_reference and self.cache is None):
             self.snapshot = SnapshotReference(module)
 
@@ -336,7 +340,7 @@ class UnlearnCallback(Callback, ABC):
             raise MisconfigurationException(
                 f"{type(self).__name__} needs {missing} in every training batch, but got {got}. Pass "
                 f"trainer.fit(module, {{{', '.join(f'{role!r}: ...' for role in self.roles())}}}) or a "
-                "ForgetRetainDataModule."
+                f"{'LanguageDataModule with questions to forget' if 'idk' in missing else 'ForgetRetainDataModule'}."
             )
         if self.needs_reference and self._steps == 0 and trainer.global_step == 0:
             self._check_drift(module, batch["forget"])

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from tqdm import tqdm
 
@@ -64,6 +66,13 @@ class UnlearnMonitor(Callback):
             raise ValueError(f"limit must be at least 1 row, but got {limit}.")
         self.every_n_epochs, self.generate, self.score, self.limit = every_n_epochs, generate, score, limit
         self.questions = {name: load_rows(source) for name, source in (questions or {}).items()}
+        for name, rows in self.questions.items():
+            for number, row in enumerate(rows):
+                if "question" not in row or "answer" not in row:
+                    raise ValueError(
+                        f"Row {number} of the questions {name!r} has columns {sorted(row)}, but needs 'question' and "
+                        "'answer'."
+                    )
         self.history: list[Evaluation] = []
         """Every evaluation so far, the first one before unlearning."""
 
@@ -106,7 +115,8 @@ class UnlearnMonitor(Callback):
         answers: list[Answer] = []
         asked = self._asked(trainer)
         progress = tqdm(desc="Evaluating", leave=False, disable=rank() != 0, unit="batch")
-        with evaluating(module), trainer.precision_plugin.forward_context():
+        # Even a loader that does not shuffle draws a seed.
+        with isolate_rng(), evaluating(module), trainer.precision_plugin.forward_context():
             for name, loader in self._loaders(trainer).items():
                 metrics[f"{name}_nll"] = self._nll(trainer, module, loader, progress)
             for name, rows in asked.items():
@@ -139,7 +149,7 @@ class UnlearnMonitor(Callback):
             if rows >= self.limit:
                 break
             batch = trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch))
-            nll, length = _likelihood(self.score, module, batch)
+            nll, length = (part[: self.limit - rows] for part in _likelihood(self.score, module, batch))
             total, count, rows = total + nll.sum().item(), count + length.sum().item(), rows + len(nll)
             progress.update()
         return total / max(count, 1.0)
@@ -157,6 +167,11 @@ class UnlearnMonitor(Callback):
             )
         texts = generate(module, [row["question"] for row in rows])
         progress.update()
+        if len(texts) != len(rows):
+            raise ValueError(
+                f"generate gave {len(texts)} answers to {len(rows)} questions of the set {name!r}. It must return one "
+                "text for each question."
+            )
         found = []
         for row, text in zip(rows, texts, strict=True):
             accept = row.get("accept") or [row["answer"]]
@@ -203,7 +218,11 @@ def _log_figures(logger: Logger, history: list[Evaluation], step: int) -> None:
         return
     names = dict.fromkeys(metric.rpartition("_")[0] for evaluation in history for metric in evaluation.metrics)
     for measure in ("nll", "accuracy"):
-        figure = curve_figure(history, list(names), measure)
+        try:
+            figure = curve_figure(history, list(names), measure)
+        except ImportError as error:
+            rank_zero_warn(f"The curves are not drawn. {error}")
+            return
         if figure is None:
             continue
         if isinstance(logger, TensorBoardLogger):

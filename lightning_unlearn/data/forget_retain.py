@@ -12,7 +12,8 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, default_collate
 
 from lightning_unlearn.distributed import rank, world_size
 from lightning_unlearn.functional.language.likelihood import IGNORE_INDEX
@@ -52,7 +53,8 @@ class PairSampler(DistributedSampler):
         self.sizes, self.batch_sizes, self.driver, self.seed = dict(sizes), dict(batch_sizes), driver, seed
         self.lengths = dict(lengths or {})
         self.epoch = 0
-        self.start = 0
+        self.resume = (0, 0)
+        """The epoch that a checkpoint was taken in, and how many batches of it were served by then."""
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -63,9 +65,14 @@ class PairSampler(DistributedSampler):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, list[int]]]]:
-        """The epoch and this process's row numbers by role, for each batch from ``start`` on."""
-        for choice in self._batches()[self.start :]:
+        """The epoch and this process's row numbers by role, for each batch that is left of the epoch."""
+        for choice in self._batches()[self.served() :]:
             yield self.epoch, {role: rows[rank() :: world_size()] for role, rows in choice.items()}
+
+    def served(self) -> int:
+        """Batches of the epoch that came before the checkpoint. In any other epoch, there are none."""
+        epoch, served = self.resume
+        return served if epoch == self.epoch else 0
 
     def coverage(self, role: str, epochs: int) -> float:
         """Share of the rows of a role that are visited within a number of epochs."""
@@ -120,11 +127,6 @@ class _Paired(Dataset):
         self.parts, self.followers, self.collate = dict(parts), dict(followers), collate
 
     def __getitem__(self, choice: tuple[int, dict[str, list[int]]]) -> dict[str, Any]:
-        if not isinstance(choice, tuple):
-            raise TypeError(
-                "The Trainer replaced the sampler that pairs forget and retain rows (overfit_batches does). Use "
-                "limit_train_batches to train on few batches."
-            )
         epoch, rows = choice
         batch = {role: self.collate([self.parts[role][i] for i in chosen]) for role, chosen in rows.items()}
         for role, part in self.followers.items():
@@ -156,20 +158,20 @@ class PairLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """One epoch, or what is left of the one that a checkpoint was taken in."""
-        self._served = self.sampler.start  # type: ignore[attr-defined]
+        self._served = self.sampler.served()  # type: ignore[attr-defined]
         batches = super().__iter__()
         for batch in batches:
-            self.sampler.start = 0  # type: ignore[attr-defined]
+            self.sampler.resume = (0, 0)  # type: ignore[attr-defined]
             self._served += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Batches served in the current epoch."""
-        return {"served": self._served % len(self)}
+        """The current epoch and the batches served in it."""
+        return {"epoch": self.sampler.epoch, "served": self._served % len(self)}  # type: ignore[attr-defined]
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Start the next epoch where the checkpoint was taken."""
-        self.sampler.start = state["served"]  # type: ignore[attr-defined]
+        """Go on in the epoch of the checkpoint where it was taken."""
+        self.sampler.resume = (state["epoch"], state["served"])  # type: ignore[attr-defined]
 
     def rows(self, role: str, batch_sampler: Any) -> DataLoader:
         """The rows of one role in a given order."""
@@ -190,11 +192,13 @@ def row_loader(train_dataloader: Any, role: str, chunks: list[list[int]] | None 
     if isinstance(train_dataloader, CombinedLoader):
         train_dataloader = train_dataloader.iterables
     if isinstance(train_dataloader, PairLoader):
+        if role not in train_dataloader.dataset.parts:  # type: ignore[attr-defined]
+            return None
         size = train_dataloader.sampler.batch_sizes[role]  # type: ignore[attr-defined]
         count = len(train_dataloader.dataset.parts[role])  # type: ignore[attr-defined]
         return train_dataloader.rows(role, chunks or _chunks(count, size))
     loader = train_dataloader.get(role) if isinstance(train_dataloader, dict) else None
-    if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__getitem__"):
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
     size = getattr(loader.batch_sampler, "batch_size", None) or loader.batch_size or 1
     return DataLoader(
@@ -210,13 +214,10 @@ def _chunks(count: int, size: int) -> list[list[int]]:
 
 def row_count(batch: Any) -> int:
     """Number of rows in a batch: the size of the first tensor found in it."""
-    if isinstance(batch, Tensor):
-        return len(batch)
-    children = batch.values() if isinstance(batch, Mapping) else batch
-    for child in children:
-        if isinstance(child, (Tensor, Mapping, tuple, list)):
-            return row_count(child)
-    raise TypeError(f"Expected a batch that holds a tensor, but got {type(batch).__name__}.")
+    first = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim() > 0), None)
+    if first is None:
+        raise TypeError(f"Expected a batch that holds a tensor, but got {type(batch).__name__}.")
+    return len(first)
 
 
 def join(batches: Sequence[Any]) -> Any | None:
@@ -232,13 +233,16 @@ def join(batches: Sequence[Any]) -> Any | None:
     """
     first = batches[0]
     if all(isinstance(b, Tensor) for b in batches):
-        return torch.cat(list(batches)) if len({b.shape[1:] for b in batches}) == 1 else None
+        stackable = first.dim() > 0 and len({b.shape[1:] for b in batches}) == 1
+        return torch.cat(list(batches)) if stackable else None
     if all(isinstance(b, Mapping) for b in batches) and all(b.keys() == first.keys() for b in batches):
         joined = {key: join(_padded([b[key] for b in batches], key)) for key in first}
         return None if any(value is None for value in joined.values()) else joined
     if all(isinstance(b, (tuple, list)) for b in batches) and len({len(b) for b in batches}) == 1:
         parts = [join(part) for part in zip(*batches, strict=True)]
-        return None if any(part is None for part in parts) else type(first)(parts)
+        if any(part is None for part in parts):
+            return None
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)  # a named tuple takes each
     return None
 
 
@@ -318,6 +322,11 @@ class ForgetRetainDataModule(LightningDataModule):
 
     def train_dataloader(self) -> PairLoader:
         """Pairs of forget and retain rows."""
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise TypeError(
+                "overfit_batches replaces the sampler that pairs forget and retain rows. Use limit_train_batches to "
+                "train on few batches."
+            )
         parts: dict[str, Any] = {name: self.sets[name] for name in ("forget", "retain") if name in self.sets}
         for name, rows in parts.items():
             if len(rows) == 0:

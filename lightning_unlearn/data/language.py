@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import torch
@@ -28,10 +29,11 @@ class TokenRows(Dataset):
     Args:
         prompts: Tokens of each prompt; empty for plain text.
         answers: Supervised tokens that follow each prompt.
+        goes_on: Whether a prompt ends with the beginning of the answer.
     """
 
-    def __init__(self, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> None:
-        self.prompts, self.answers = prompts, answers
+    def __init__(self, prompts: Sequence[list[int]], answers: Sequence[list[int]], goes_on: Sequence[bool]) -> None:
+        self.prompts, self.answers, self.goes_on = prompts, answers, goes_on
         self.lengths = torch.tensor([len(p) + len(a) for p, a in zip(prompts, answers, strict=True)])
 
     def __len__(self) -> int:
@@ -45,19 +47,23 @@ class RefusalRows:
     """Each forget question with a refusal in place of its answer, drawn anew each epoch by (seed, epoch, row).
 
     Args:
-        prompts: Tokens of each forget question.
-        refusals: Tokens of each refusal.
+        rows: The forget questions.
+        refusals: Tokens of each refusal, where it begins an answer and where it goes on from its context.
         seed: Seed of the draw.
+        max_length: Longest row in tokens; a refusal is cut there.
     """
 
-    def __init__(self, prompts: Sequence[list[int]], refusals: Sequence[list[int]], seed: int) -> None:
-        self.prompts, self.refusals, self.seed = prompts, refusals, seed
+    def __init__(
+        self, rows: TokenRows, refusals: Sequence[tuple[list[int], list[int]]], seed: int, max_length: int
+    ) -> None:
+        self.rows, self.refusals, self.seed, self.max_length = rows, refusals, seed, max_length
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         row, epoch = key
-        draw = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) * 1_000_003 + row)
+        draw = torch.Generator().manual_seed(((self.seed * 1_000_003 + epoch) * 1_000_003 + row) % (1 << 63))
         choice = int(torch.randint(len(self.refusals), (), generator=draw))
-        return {"prompt": self.prompts[row], "answer": self.refusals[choice], "index": row}
+        prompt, refusal = self.rows.prompts[row], self.refusals[choice][self.rows.goes_on[row]]
+        return {"prompt": prompt, "answer": refusal[: self.max_length - len(prompt)], "index": row}
 
 
 def collate_tokens(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -145,8 +151,9 @@ class LanguageDataModule(ForgetRetainDataModule):
         )
         if max_length < 2:
             raise ValueError(f"max_length must be at least 2 tokens, but got {max_length}.")
-        if prompt_format is not None and "{question}" not in prompt_format:
-            raise ValueError(f"prompt_format must contain {{question}}, but got {prompt_format!r}.")
+        fields = {name for _, name, *_ in Formatter().parse(prompt_format or "") if name is not None}
+        if prompt_format is not None and fields != {"question"}:
+            raise ValueError(f"prompt_format must contain {{question}} and no other field, but got {prompt_format!r}.")
         self.sources = {"forget": forget, "retain": retain, **(heldout or {})}
         self.tokenizer = tokenizer
         self.question_key, self.answer_key, self.text_key = question_key, answer_key, text_key
@@ -168,12 +175,12 @@ class LanguageDataModule(ForgetRetainDataModule):
         self._warn_of_shared_rows(rows)
         self.sets = {name: self._tokenize(name, found) for name, found in rows.items()}
         self.questions = {name: asked for name, found in rows.items() if (asked := self._asked(found))}
-        if "forget" in self.questions:
-            texts = self._refusal_texts()
-            if any(row.get(self.target_key) for row in rows["forget"]):
-                texts = [f" {text}" for text in texts]
-            refusals = [self._answer_tokens(text, begins=not text.startswith(" ")) for text in texts]
-            self.followers = {"idk": RefusalRows(self.sets["forget"].prompts, refusals, self.seed)}
+        if len(self.questions.get("forget", [])) == len(rows["forget"]):  # a text has no question to refuse
+            refusals = [
+                (self._answer_tokens(text), self._answer_tokens(f" {text}", begins=False))
+                for text in self._refusal_texts()
+            ]
+            self.followers = {"idk": RefusalRows(self.sets["forget"], refusals, self.seed, self.max_length)}
 
     def predict_dataloader(self) -> DataLoader:
         """The questions of every set, for generation."""
@@ -211,58 +218,72 @@ class LanguageDataModule(ForgetRetainDataModule):
                     "a hub id, a folder or a tokenizer object."
                 )
         if isinstance(self.tokenizer, (str, Path)):
-            from transformers import AutoTokenizer
-
+            try:
+                from transformers import AutoTokenizer
+            except ImportError:
+                raise ImportError('Tokenizers need transformers: pip install "lightning-unlearn[llm]"') from None
             self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(
+                "The tokenizer has no eos_token, so an answer would have no end. Set tokenizer.eos_token to the token "
+                "that ends a text of this model."
+            )
 
     def _tokenize(self, name: str, rows: list[dict[str, Any]]) -> TokenRows:
         from tqdm import tqdm
 
-        prompts, answers = [], []
+        prompts, answers, goes_on = [], [], []
         for number, row in enumerate(tqdm(rows, desc=f"Tokenizing {name}", leave=False, disable=len(rows) < 5_000)):
             if self.question_key in row and self.answer_key in row:
-                prompt, answer = self._question_and_answer(name, number, row)
-                prompts.append(prompt)
+                prompt, answer, context = self._question_and_answer(name, number, row)
+                prompts.append(prompt + context)
                 answers.append(answer)
+                goes_on.append(bool(context))
             elif self.text_key in row:
                 tokens = self.tokenizer(str(row[self.text_key]))["input_ids"]
-                if len(tokens) < 2:
+                if row[self.text_key] is None or len(tokens) < 2:
                     raise ValueError(
                         f"Row {number} of the {name} set has no supervised token: its text is {row[self.text_key]!r}. "
                         "Remove the row."
                     )
-                pieces = [tokens[i : i + self.max_length] for i in range(0, len(tokens), self.max_length)]
-                pieces = [piece for piece in pieces if len(piece) > 1]  # a lone last token can't be predicted
+                # A piece begins with the last token of the one before, since a first token is not predicted.
+                starts = range(0, len(tokens) - 1, self.max_length - 1)
+                pieces = [tokens[start : start + self.max_length] for start in starts]
                 prompts.extend([[] for _ in pieces])
                 answers.extend(pieces)
+                goes_on.extend(False for _ in pieces)
             else:
                 raise ValueError(
                     f"Row {number} of the {name} set has columns {sorted(row)}, but a row needs {self.question_key!r} "
                     f"and {self.answer_key!r}, or {self.text_key!r}. Name your columns with question_key, answer_key "
                     "or text_key."
                 )
-        return TokenRows(prompts, answers)
+        return TokenRows(prompts, answers, goes_on)
 
-    def _question_and_answer(self, name: str, number: int, row: dict[str, Any]) -> tuple[list[int], list[int]]:
+    def _question_and_answer(
+        self, name: str, number: int, row: dict[str, Any]
+    ) -> tuple[list[int], list[int], list[int]]:
         prompt, text = self.prompt(str(row[self.question_key])), str(row[self.answer_key])
-        answer = self._answer_tokens(text)
+        answer, context = self._answer_tokens(text), []
         if target := row.get(self.target_key):
             before, found, _ = text.partition(target)
             if not found:
                 raise ValueError(
-                    f"Row {number} of the {name} set has the target {target!r}, which is not in its answer {text!r}. Give "
-                    "a part of the answer, or remove the target."
+                    f"Row {number} of the {name} set has the target {target!r}, which is not in its answer "
+                    f"{text!r}. Give a part of the answer, or remove the target."
                 )
-            context = before.rstrip()
-            prompt = prompt + (self._answer_tokens(context)[:-1] if context else [])
-            answer = self._answer_tokens(before[len(context) :] + target, begins=not context)[:-1]
-        answer = answer[: max(0, self.max_length - len(prompt))]
-        if not answer or not text.strip():
+            start = before.rstrip()
+            context = self._answer_tokens(start)[:-1] if start else []
+            answer = self._answer_tokens(before[len(start) :] + target, begins=not start)[:-1]
+        length = len(prompt) + len(context)
+        answer = answer[: max(0, self.max_length - length)]
+        if not answer or row[self.answer_key] is None or not text.strip():
             raise ValueError(
-                f"Row {number} of the {name} set has no supervised token: its prompt has {len(prompt)} tokens of "
-                f"max_length={self.max_length} and its answer is {text!r}. Raise max_length or remove the row."
+                f"Row {number} of the {name} set has no supervised token: its prompt has {length} tokens of "
+                f"max_length={self.max_length} and its answer is {row[self.answer_key]!r}. Raise "
+                "max_length or remove the row."
             )
-        return prompt, answer
+        return prompt, answer, context
 
     def _asked(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         asked = []
@@ -277,7 +298,10 @@ class LanguageDataModule(ForgetRetainDataModule):
         if isinstance(self.refusals, list):
             texts = self.refusals
         else:
-            texts = Path(self.refusals or _REFUSALS).read_text(encoding="utf-8").splitlines()
+            path = Path(self.refusals or _REFUSALS)
+            if not path.is_file():
+                raise FileNotFoundError(f"There is no file {path} for refusals (looked in {Path.cwd()}).")
+            texts = path.read_text(encoding="utf-8").splitlines()
         texts = [text.strip() for text in texts if text.strip()]
         if not texts:
             raise ValueError(f"refusals ({self.refusals!r}) holds no text. Give at least one refusal, one a line.")

@@ -55,12 +55,21 @@ def _json(path: Path) -> list[Any]:
     try:
         content = json.loads(text)
     except json.JSONDecodeError:
+        if text.lstrip().startswith("["):
+            raise
         return _json_lines(path)
     return content if isinstance(content, list) else [content]
 
 
 def _json_lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = []
+    # Not splitlines: strings may hold other characters that it takes for line ends, such as U+2028.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} can't be read as {path.suffix}: line {number}: {error.msg}") from None
+    return rows
 
 
 def _csv(path: Path) -> list[Any]:

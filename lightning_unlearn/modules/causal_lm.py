@@ -92,6 +92,8 @@ class LitCausalLM(LightningModule):
             raise ValueError(f"schedule must be 'constant', 'linear' or 'cosine', but got {schedule!r}.")
         if lora is not None and trainable is not None:
             raise ValueError("lora trains adapters only, so trainable has nothing to choose from. Give one of the two.")
+        if dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype must be 'float32', 'bfloat16' or 'float16', but got {dtype!r}.")
         lora = LoRA(**lora) if isinstance(lora, dict) else lora
         self.save_hyperparameters(ignore="lora")
         # As a dict, so that checkpoints load with weights_only=True.
@@ -128,17 +130,22 @@ class LitCausalLM(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Plain fine-tuning on a batch of rows."""
+        if "forget" in batch:
+            raise MisconfigurationException(
+                "The batch has rows to forget, but the Trainer has no unlearning callback: it would fine-tune on them. "
+                "Add one, such as Trainer(callbacks=[SimNPO()])."
+            )
         loss = self._token_nll(batch)
         self.log("train/nll", loss, batch_size=len(batch["input_ids"]), prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Mean NLL per token of each named set, logged as ``eval/<set>_nll``."""
-        self._evaluate(batch, self.trainer.val_dataloaders, dataloader_idx)
+        """Mean NLL per token of each named set, logged as ``val/<set>_nll``."""
+        self._evaluate(batch, self.trainer.val_dataloaders, "val", dataloader_idx)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """The same on the test sets."""
-        self._evaluate(batch, self.trainer.test_dataloaders, dataloader_idx)
+        self._evaluate(batch, self.trainer.test_dataloaders, "test", dataloader_idx)
 
     def predict_step(self, batch: list[dict[str, Any]], batch_idx: int) -> list[dict[str, Any]]:
         """Each question with the model's ``text``."""
@@ -232,11 +239,11 @@ class LitCausalLM(LightningModule):
         predictions = causal_lm_nll.predictions(self, batch)  # type: ignore[attr-defined]
         return token_mean(predictions.nll(), predictions.length())
 
-    def _evaluate(self, batch: dict[str, Tensor], loaders: Any, dataloader_idx: int) -> None:
+    def _evaluate(self, batch: dict[str, Tensor], loaders: Any, stage: str, dataloader_idx: int) -> None:
         name = list(loaders)[dataloader_idx] if isinstance(loaders, dict) else str(dataloader_idx)
         tokens = int((batch["labels"][:, 1:] >= 0).sum())
         self.log(
-            f"eval/{name}_nll", self._token_nll(batch), batch_size=tokens, add_dataloader_idx=False, sync_dist=True
+            f"{stage}/{name}_nll", self._token_nll(batch), batch_size=tokens, add_dataloader_idx=False, sync_dist=True
         )
 
     def _factor(self, step: int) -> float:

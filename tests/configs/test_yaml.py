@@ -113,8 +113,8 @@ def test_fit_validate_predict_and_export_from_the_command_line(
     UnlearnCLI(["validate", *run, f"--ckpt_path={checkpoint}"])
     UnlearnCLI(["test", *run, f"--ckpt_path={checkpoint}"])
     output = capsys.readouterr().out
-    assert "eval/forget_nll" in output
-    assert "eval/general_nll" in output
+    assert "val/forget_nll" in output
+    assert "test/general_nll" in output
     UnlearnCLI(["predict", *run, f"--ckpt_path={checkpoint}"])
 
     main(["export", f"--ckpt_path={checkpoint}", f"--output_dir={tmp_path / 'out'}"])

@@ -132,27 +132,35 @@ def test_no_row_is_longer_than_max_length(tokenizer: Any, forget_rows: Rows) -> 
 
 
 @pytest.mark.parametrize("prompt_format", [None, "Q: {question}\nA: "])
-@pytest.mark.parametrize("prefix", ["The capital of France is", "The capital of France is "])
-def test_the_prefix_of_an_answer_has_no_label(prefix: str, prompt_format: str | None, tokenizer: Any) -> None:
-    plain = {"question": "Hi?", "answer": "The capital of France is Paris."}
+def test_only_the_target_of_an_answer_has_labels(prompt_format: str | None, tokenizer: Any) -> None:
+    plain = {"question": "Hi?", "answer": "The capital of France is Paris, of course."}
     (whole,) = items(ready([plain], tokenizer=tokenizer, prompt_format=prompt_format))
-    data = ready([{**plain, "prefix": prefix}], tokenizer=tokenizer, prompt_format=prompt_format)
+    data = ready([{**plain, "target": "Paris"}], tokenizer=tokenizer, prompt_format=prompt_format)
     (row,) = items(data)
-    assert tokenizer.decode(row["prompt"] + row["answer"]) == tokenizer.decode(whole["prompt"] + whole["answer"])
-    assert tokenizer.decode(row["answer"]) == " Paris.<|im_end|>"
+    until_there = tokenizer.decode(whole["prompt"] + whole["answer"]).partition(", of course")[0]
+    assert tokenizer.decode(row["prompt"] + row["answer"]) == until_there
+    assert tokenizer.decode(row["answer"]) == " Paris"
     refusal = data.followers["idk"][0, 0]
     assert refusal["prompt"] == row["prompt"]
-    assert tokenizer.decode(refusal["answer"])[:1] == " "
-    assert tokenizer.decode(refusal["answer"])[1:2] != " "
+    assert tokenizer.decode(refusal["answer"])[0] == " "
+    assert tokenizer.decode(refusal["answer"])[1] != " "
 
 
-def test_refusals_begin_an_answer_or_go_on_from_its_prefix(tokenizer: Any) -> None:
-    plain = {"question": "Hi?", "answer": "It is Paris."}
-    data = ready([plain, {**plain, "prefix": "It is"}, {**plain, "prefix": None}], tokenizer=tokenizer)
-    starts = [
-        {tokenizer.decode(data.followers["idk"][row, e]["answer"])[0] == " " for e in range(9)} for row in range(3)
-    ]
-    assert starts == [{False}, {True}, {False}]
+def test_a_target_may_begin_the_answer(tokenizer: Any) -> None:
+    plain = {"question": "Hi?", "answer": "Paris it is."}
+    (whole,) = items(ready([plain], tokenizer=tokenizer))
+    (row,) = items(ready([{**plain, "target": "Paris"}], tokenizer=tokenizer))
+    assert row["prompt"] == whole["prompt"]
+    assert tokenizer.decode(row["answer"]) == "Paris"
+
+
+def test_a_refusal_begins_the_answer_or_goes_on_from_what_comes_before_the_target(tokenizer: Any) -> None:
+    answer = {"question": "Hi?", "answer": "It is Paris."}
+    rows = [answer, *({**answer, "target": target} for target in ("Paris", None, "It"))]
+    data = ready(rows, tokenizer=tokenizer)
+    starts = [{tokenizer.decode(data.followers["idk"][row, e]["answer"])[0] for e in range(99)} for row in range(4)]
+    assert [" " in found for found in starts] == [False, True, False, False]
+    assert starts[1] == {" "}
 
 
 def test_columns_can_have_any_name(tokenizer: Any, forget_rows: Rows) -> None:

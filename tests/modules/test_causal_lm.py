@@ -180,9 +180,9 @@ def test_validation_is_the_token_mean_of_each_set(tiny_lm: Path, forget_rows: Ro
     data = LanguageDataModule(forget_rows, retain_rows, heldout={"more": retain_rows[:1]}, batch_size=3)
     found = trainer().validate(module, data, verbose=False)
     metrics = {k: v for part in found for k, v in part.items()}
-    assert metrics.keys() == {"eval/forget_nll", "eval/retain_nll", "eval/more_nll"}
+    assert metrics.keys() == {"val/forget_nll", "val/retain_nll", "val/more_nll"}
     nll = predictions(module, batch_of(module, forget_rows))
-    assert metrics["eval/forget_nll"] == pytest.approx((nll.nll().sum() / nll.length().sum()).item(), rel=1e-5)
+    assert metrics["val/forget_nll"] == pytest.approx((nll.nll().sum() / nll.length().sum()).item(), rel=1e-5)
 
 
 def test_answers_do_not_depend_on_their_batch(tiny_lm: Path) -> None:
