@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import resource
 import shutil
 import sys
@@ -49,6 +50,7 @@ def demo(
     Returns:
         The report.
     """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     seed_everything(seed, verbose=False)
     source = model or _packaged_model() or _HUB_MODEL
     print(f"Loading {Path(source).name} ...", flush=True)
