@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -52,6 +54,16 @@ class UnlearnCLI(LightningCLI):
             args=list(args) if args is not None else None,
         )
 
+    def after_predict(self) -> None:
+        """Write the predictions as a JSON object a line."""
+        if not self.trainer.is_global_zero:
+            return
+        path = Path(self.trainer.default_root_dir) / "predictions.jsonl"
+        batches = self.trainer.predict_loop.predictions
+        lines = [json.dumps(row, ensure_ascii=False) for batch in batches for row in batch]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        print(f"Wrote {path}")
+
 
 def export(ckpt_path: str, output_dir: str) -> None:
     """Write the model of a checkpoint as a folder for ``AutoModelForCausalLM.from_pretrained``, adapters merged.
@@ -59,7 +71,15 @@ def export(ckpt_path: str, output_dir: str) -> None:
     Args:
         ckpt_path: Checkpoint of a run with LitCausalLM.
         output_dir: Folder to write.
+
+    Raises:
+        ValueError: If the checkpoint is a folder of shards, as FSDP2 writes it.
     """
+    if Path(ckpt_path).is_dir():
+        raise ValueError(
+            f"{ckpt_path} is a sharded checkpoint. Make one file of it first: "
+            f"python -m lightning.pytorch.utilities.consolidate_checkpoint {ckpt_path}"
+        )
     module = lightning_unlearn.modules.LitCausalLM.load_from_checkpoint(ckpt_path, map_location="cpu")
     module.save_pretrained(output_dir)
     print(f"Wrote {output_dir}")

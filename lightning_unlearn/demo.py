@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-import resource
 import shutil
 import sys
 import time
@@ -129,6 +128,10 @@ def _sha256(*paths: Path) -> str:
 def _peak_memory(accelerator: str) -> int:
     if accelerator in ("cuda", "gpu") and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return 0  # not measured
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but on macOS
 

@@ -15,9 +15,11 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lightning_unlearn.callbacks.base import UnlearnCallback, is_unlearning_checkpoint
 from lightning_unlearn.callbacks.reference import evaluating
+from lightning_unlearn.distributed import full_tensor, rank
 from lightning_unlearn.functional import token_mean
 from lightning_unlearn.scores import causal_lm_nll
 
@@ -212,7 +214,8 @@ class LitCausalLM(LightningModule):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that plain ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer`` open.
 
-        Adapters are merged into the weights of the copy that is written; the live model is not touched.
+        Adapters are merged into the weights of the copy that is written; the live model is not touched. Sharded
+        weights are gathered, so every process has to call it; the first one writes.
 
         Args:
             folder: Where to; made if missing.
@@ -220,8 +223,12 @@ class LitCausalLM(LightningModule):
         model, state = self.model, None
         if self.hparams["lora"] is not None:
             model, state = model.get_base_model(), _merged(model)
-        model.save_pretrained(folder, state_dict=state)
-        self.tokenizer.save_pretrained(folder)
+        elif any(isinstance(p, DTensor) for p in model.parameters()):
+            tied = model.state_dict().keys() - dict([*model.named_parameters(), *model.named_buffers()]).keys()
+            state = {name: full_tensor(value) for name, value in model.state_dict().items() if name not in tied}
+        if rank() == 0:
+            model.save_pretrained(folder, state_dict=state)
+            self.tokenizer.save_pretrained(folder)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with an unlearning run as if it were fine-tuning."""
@@ -322,9 +329,9 @@ def _merged(model: Any) -> dict[str, Tensor]:
     state = {}
     for name, value in model.state_dict().items():
         if ".lora_" not in name:
-            state[name.removeprefix(prefix).replace(".base_layer.", ".")] = value
+            state[name.removeprefix(prefix).replace(".base_layer.", ".")] = full_tensor(value)
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer) and hasattr(layer, "get_delta_weight"):
             weight = f"{name.removeprefix(prefix)}.weight"
-            state[weight] = state[weight] + layer.get_delta_weight("default")
+            state[weight] = state[weight] + full_tensor(layer.get_delta_weight("default"))
     return state

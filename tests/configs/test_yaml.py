@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shlex
 import sys
 from contextlib import redirect_stdout
@@ -116,6 +117,9 @@ def test_fit_validate_predict_and_export_from_the_command_line(
     assert "val/forget_nll" in output
     assert "test/general_nll" in output
     UnlearnCLI(["predict", *run, f"--ckpt_path={checkpoint}"])
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 48
+    assert json.loads(lines[0]).keys() == {"set", "question", "answer", "accept", "text"}
 
     main(["export", f"--ckpt_path={checkpoint}", f"--output_dir={tmp_path / 'out'}"])
     AutoTokenizer.from_pretrained(tmp_path / "out")

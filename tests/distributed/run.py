@@ -101,6 +101,7 @@ def main(launcher: str, model: str, folder: Path) -> None:
             ckpt_path=folder / f"{launcher}-{method}.ckpt",
         )
         resumed = weights(module)
+        module.save_pretrained(folder / f"{launcher}-{method}-export")
         if trainer.is_global_zero:
             torch.save(whole, folder / f"{launcher}-{method}.pt")
             torch.save(resumed, folder / f"{launcher}-{method}-resumed.pt")

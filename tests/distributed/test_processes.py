@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from .run import METHODS
 
@@ -56,6 +57,15 @@ def test_fsdp2_on_two_processes_equals_ddp(runs: Path, method: str) -> None:
 def test_a_resumed_run_equals_the_whole_one(runs: Path, launcher: str, method: str) -> None:
     whole, resumed = (torch.load(runs / f"{launcher}-{method}{end}.pt") for end in ("", "-resumed"))
     assert torch.equal(whole, resumed)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("method", ["SimNPO", "NPO-LoRA"])
+def test_a_sharded_model_exports_the_same_weights(runs: Path, method: str) -> None:
+    one, sharded = (load_file(runs / f"{kind}-{method}-export" / "model.safetensors") for kind in ("one", "fsdp2"))
+    assert one.keys() == sharded.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(sharded[key], value, atol=1e-6, rtol=0)
 
 
 @pytest.mark.distributed
