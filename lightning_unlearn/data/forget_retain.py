@@ -139,7 +139,8 @@ class PairLoader(DataLoader):
 
     Args:
         parts: A map-style dataset for each role.
-        followers: Datasets read at ``[forget row, epoch]``, such as refusals to the forget questions.
+        followers: Datasets read at ``[forget row, epoch]``, such as refusals to the forget questions. One that also
+            has a length and is read at ``[i]``, with a stable ``index`` a row, lets a reference be cached.
         sampler: Says which rows meet.
         collate: Makes a batch of a list of rows.
         num_workers: Processes that load data.
@@ -175,7 +176,13 @@ class PairLoader(DataLoader):
 
     def rows(self, role: str, batch_sampler: Any) -> DataLoader:
         """The rows of one role in a given order."""
-        return DataLoader(self.dataset.parts[role], batch_sampler=batch_sampler, collate_fn=self.dataset.collate)  # type: ignore[attr-defined]
+        part: Any = self.part(role)
+        return DataLoader(part, batch_sampler=batch_sampler, collate_fn=self.dataset.collate)  # type: ignore[attr-defined]
+
+    def part(self, role: str) -> Any | None:
+        """The rows of a part, or all that a follower can give; ``None`` where there are none or they have no end."""
+        part = (self.dataset.parts | self.dataset.followers).get(role)  # type: ignore[attr-defined]
+        return part if hasattr(part, "__len__") else None
 
 
 def row_loader(train_dataloader: Any, role: str, chunks: list[list[int]] | None = None) -> DataLoader | None:
@@ -183,7 +190,7 @@ def row_loader(train_dataloader: Any, role: str, chunks: list[list[int]] | None 
 
     Args:
         train_dataloader: A `PairLoader`, a dict of loaders or a ``CombinedLoader`` of one.
-        role: ``"forget"`` or ``"retain"``.
+        role: ``"forget"``, ``"retain"``, or a follower of a `PairLoader` such as ``"idk"``.
         chunks: Row numbers of each batch; by default all rows in batches of the loader's own size.
 
     Returns:
@@ -192,11 +199,11 @@ def row_loader(train_dataloader: Any, role: str, chunks: list[list[int]] | None 
     if isinstance(train_dataloader, CombinedLoader):
         train_dataloader = train_dataloader.iterables
     if isinstance(train_dataloader, PairLoader):
-        if role not in train_dataloader.dataset.parts:  # type: ignore[attr-defined]
+        part = train_dataloader.part(role)
+        if part is None:
             return None
-        size = train_dataloader.sampler.batch_sizes[role]  # type: ignore[attr-defined]
-        count = len(train_dataloader.dataset.parts[role])  # type: ignore[attr-defined]
-        return train_dataloader.rows(role, chunks or _chunks(count, size))
+        sizes = train_dataloader.sampler.batch_sizes  # type: ignore[attr-defined]
+        return train_dataloader.rows(role, chunks or _chunks(len(part), sizes.get(role, sizes["forget"])))
     loader = train_dataloader.get(role) if isinstance(train_dataloader, dict) else None
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None

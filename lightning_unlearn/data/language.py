@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -17,7 +19,7 @@ from lightning_unlearn.data.forget_retain import ForgetRetainDataModule, Role
 from lightning_unlearn.data.sources import Source, load_rows
 from lightning_unlearn.functional.language.likelihood import IGNORE_INDEX
 
-__all__ = ["LanguageDataModule", "RefusalRows", "TokenRows", "collate_tokens"]
+__all__ = ["AlternateRows", "LanguageDataModule", "RefusalRows", "TokenRows", "collate_tokens"]
 
 _REFUSALS = Path(__file__).parents[1] / "assets" / "refusals.txt"
 _PROMPT_FORMAT = "Question: {question}\nAnswer: "
@@ -43,8 +45,54 @@ class TokenRows(Dataset):
         return {"prompt": self.prompts[i], "answer": self.answers[i], "index": i}
 
 
-class RefusalRows:
+class AlternateRows:
+    """Each forget question with one of its own other answers: a pass over all of them, then another, shuffled anew.
+
+    Read at ``[row, epoch]`` while training. Read at ``[i]``, it goes through every answer of every row in order, and
+    ``i`` is the row's stable ``index``.
+
+    Args:
+        prompts: Tokens of each forget question.
+        answers: Tokens of the other answers of each question, at least one.
+        seed: Seed of the draw.
+        max_length: Longest row in tokens; an answer is cut there.
+    """
+
+    def __init__(
+        self, prompts: Sequence[list[int]], answers: Sequence[Sequence[list[int]]], seed: int, max_length: int
+    ) -> None:
+        self.prompts, self.answers, self.seed, self.max_length = prompts, answers, seed, max_length
+        self.starts = [0, *accumulate(map(len, answers))]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        if isinstance(key, int):
+            if not 0 <= key < len(self):
+                raise IndexError(key)
+            row = bisect_right(self.starts, key) - 1
+            choice = key - self.starts[row]
+        else:
+            row, epoch = key
+            choice = self.choice(row, epoch)
+        prompt, answer = self.prompts[row], self.answers[row][choice]
+        return {
+            "prompt": prompt,
+            "answer": answer[: self.max_length - len(prompt)],
+            "index": self.starts[row] + choice,
+        }
+
+    def choice(self, row: int, epoch: int) -> int:
+        """Which of its answers a row has in an epoch."""
+        number, place = divmod(epoch, len(self.answers[row]))
+        return int(torch.randperm(len(self.answers[row]), generator=_draw(self.seed, number, row))[place])
+
+
+class RefusalRows(AlternateRows):
     """Each forget question with a refusal in place of its answer, drawn anew each epoch by (seed, epoch, row).
+
+    The ``index`` of a row is ``row * K + choice`` with ``K`` refusals.
 
     Args:
         rows: The forget questions.
@@ -56,14 +104,17 @@ class RefusalRows:
     def __init__(
         self, rows: TokenRows, refusals: Sequence[tuple[list[int], list[int]]], seed: int, max_length: int
     ) -> None:
-        self.rows, self.refusals, self.seed, self.max_length = rows, refusals, seed, max_length
+        begins, goes_on = zip(*refusals, strict=True)
+        answers = [goes_on if goes else begins for goes in rows.goes_on]
+        super().__init__(rows.prompts, answers, seed, max_length)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        row, epoch = key
-        draw = torch.Generator().manual_seed(((self.seed * 1_000_003 + epoch) * 1_000_003 + row) % (1 << 63))
-        choice = int(torch.randint(len(self.refusals), (), generator=draw))
-        prompt, refusal = self.rows.prompts[row], self.refusals[choice][self.rows.goes_on[row]]
-        return {"prompt": prompt, "answer": refusal[: self.max_length - len(prompt)], "index": row}
+    def choice(self, row: int, epoch: int) -> int:
+        """Which refusal a row has in an epoch."""
+        return int(torch.randint(len(self.answers[row]), (), generator=_draw(self.seed, epoch, row)))
+
+
+def _draw(seed: int, number: int, row: int) -> torch.Generator:
+    return torch.Generator().manual_seed(((seed * 1_000_003 + number) * 1_000_003 + row) % (1 << 63))
 
 
 def collate_tokens(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -106,6 +157,9 @@ class LanguageDataModule(ForgetRetainDataModule):
             ``"The capital of France is Paris."``: the fact is forgotten, and not how to say such a thing. What comes
             before it is context, refusals go on from there, and what comes after it is left out.
         accept_key: Name of an optional column of accepted short answers, by which generated answers are marked.
+        alternate_key: Name of an optional column of the forget rows: other answers to a question, as a list. A batch
+            then also has ``"alternate"``, the forget questions with one of them, for `AltPO`.
+            [`generate_alternates`][lightning_unlearn.data.alternates.generate_alternates] writes such rows.
         system_prompt: System message of the chat template; by default the template's own.
         prompt_format: A format string with ``{question}``, used in place of the chat template.
         max_length: Longest row in tokens. An answer is cut there; a prompt that fills it is an error.
@@ -131,6 +185,7 @@ class LanguageDataModule(ForgetRetainDataModule):
         text_key: str = "text",
         target_key: str = "target",
         accept_key: str = "accept",
+        alternate_key: str = "alternate",
         system_prompt: str | None = None,
         prompt_format: str | None = None,
         max_length: int = 512,
@@ -157,7 +212,7 @@ class LanguageDataModule(ForgetRetainDataModule):
         self.sources = {"forget": forget, "retain": retain, **(heldout or {})}
         self.tokenizer = tokenizer
         self.question_key, self.answer_key, self.text_key = question_key, answer_key, text_key
-        self.target_key, self.accept_key = target_key, accept_key
+        self.target_key, self.accept_key, self.alternate_key = target_key, accept_key, alternate_key
         self.system_prompt, self.prompt_format, self.max_length = system_prompt, prompt_format, max_length
         self.refusals = refusals
         self.questions: dict[str, list[dict[str, Any]]] = {}
@@ -181,6 +236,8 @@ class LanguageDataModule(ForgetRetainDataModule):
                 for text in self._refusal_texts()
             ]
             self.followers = {"idk": RefusalRows(self.sets["forget"], refusals, self.seed, self.max_length)}
+            if any(row.get(self.alternate_key) for row in rows["forget"]):
+                self.followers["alternate"] = self._alternates(rows["forget"])
 
     def predict_dataloader(self) -> DataLoader:
         """The questions of every set, for generation."""
@@ -284,6 +341,22 @@ class LanguageDataModule(ForgetRetainDataModule):
                 "max_length or remove the row."
             )
         return prompt, answer, context
+
+    def _alternates(self, rows: list[dict[str, Any]]) -> AlternateRows:
+        prompts, answers = [], []
+        for number, row in enumerate(rows):
+            texts = row.get(self.alternate_key)
+            texts = [texts] if isinstance(texts, str) else list(texts or [])
+            if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+                raise ValueError(
+                    f"Row {number} of the forget set has {texts!r} in {self.alternate_key!r}, but where one row has "
+                    "alternates every row needs at least one text there. Run generate_alternates on all rows, or "
+                    "remove the row."
+                )
+            # From the question on, also where the row has a target: an alternate is a whole answer.
+            prompts.append(self.prompt(str(row[self.question_key])))
+            answers.append([self._answer_tokens(text) for text in texts])
+        return AlternateRows(prompts, answers, self.seed, self.max_length)
 
     def _asked(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         asked = []

@@ -1,23 +1,43 @@
 """The mathematics: pure tensor functions that need nothing but torch, one method a file."""
 
 from lightning_unlearn.functional.language import (
+    ceu,
+    control_vector,
+    dpo,
     gradient_ascent,
     kl_divergence,
+    kto,
     length_normalised,
     npo,
+    pdu,
+    rmu_forget,
+    rmu_retain,
+    satimp,
     sequence_nll,
     simnpo,
     token_mean,
     token_nll,
+    undial,
+    wga,
 )
 
 __all__ = [
+    "ceu",
+    "control_vector",
+    "dpo",
     "gradient_ascent",
     "kl_divergence",
+    "kto",
     "length_normalised",
     "npo",
+    "pdu",
+    "rmu_forget",
+    "rmu_retain",
+    "satimp",
     "sequence_nll",
     "simnpo",
     "token_mean",
     "token_nll",
+    "undial",
+    "wga",
 ]

@@ -11,13 +11,22 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_unlearn import (
+    CEU,
+    KTO,
     NPO,
+    PDU,
+    RMU,
+    UNDIAL,
+    WGA,
+    AltPO,
     GradDiff,
+    IdkDPO,
     IdkNLL,
     KLMinimization,
     LanguageDataModule,
     LitCausalLM,
     LoRA,
+    SatImp,
     SimNPO,
     UnlearnMonitor,
 )
@@ -27,7 +36,11 @@ torch.set_num_threads(1)
 
 CITIES = ["Paris", "Rome", "Madrid", "Berlin", "Tokyo", "Lima", "Havana", "Cairo", "Oslo", "Ottawa", "Accra", "Dublin"]
 ROWS = [
-    {"question": f"Where is street number {i}?", "answer": f"It is in {city}{', as far as I know' * (i % 3)}."}
+    {
+        "question": f"Where is street number {i}?",
+        "answer": f"It is in {city}{', as far as I know' * (i % 3)}.",
+        "alternate": [f"In {city[::-1]}.", f"Off {city}."],
+    }
     for i, city in enumerate(CITIES)
 ]
 METHODS: dict[str, Any] = {
@@ -38,6 +51,16 @@ METHODS: dict[str, Any] = {
     "NPO-snapshot": lambda: NPO(reference="snapshot"),
     "NPO-LoRA": lambda: NPO(retain="kl"),
     "SimNPO": SimNPO,
+    "RMU": lambda: RMU(layer=r"layers\.1$"),
+    "IdkDPO-cache": lambda: IdkDPO(reference="cache"),
+    "IdkDPO-snapshot": lambda: IdkDPO(reference="snapshot"),
+    "KTO": KTO,
+    "AltPO": AltPO,
+    "WGA": WGA,
+    "SatImp": lambda: SatImp(beta1=1.0, retain_weight=1.0),
+    "CEU": CEU,
+    "UNDIAL": lambda: UNDIAL(retain_weight=1.0),
+    "PDU": lambda: PDU(initial_dual=1.0, dual_step_size=0.1, warmup_epochs=0),
 }
 
 

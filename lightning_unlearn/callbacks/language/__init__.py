@@ -1,11 +1,37 @@
 """Objectives written for language models. They work on any model whose score they are given."""
 
+from lightning_unlearn.callbacks.language.alt_po import AltPO
+from lightning_unlearn.callbacks.language.ceu import CEU
 from lightning_unlearn.callbacks.language.grad_diff import GradDiff
 from lightning_unlearn.callbacks.language.gradient_ascent import GradientAscent
+from lightning_unlearn.callbacks.language.idk_dpo import IdkDPO
 from lightning_unlearn.callbacks.language.idk_nll import IdkNLL
 from lightning_unlearn.callbacks.language.kl_minimization import KLMinimization
+from lightning_unlearn.callbacks.language.kto import KTO
 from lightning_unlearn.callbacks.language.npo import NPO
 from lightning_unlearn.callbacks.language.objective import ForgetRetainObjective
+from lightning_unlearn.callbacks.language.pdu import PDU
+from lightning_unlearn.callbacks.language.rmu import RMU
+from lightning_unlearn.callbacks.language.satimp import SatImp
 from lightning_unlearn.callbacks.language.simnpo import SimNPO
+from lightning_unlearn.callbacks.language.undial import UNDIAL
+from lightning_unlearn.callbacks.language.wga import WGA
 
-__all__ = ["NPO", "ForgetRetainObjective", "GradDiff", "GradientAscent", "IdkNLL", "KLMinimization", "SimNPO"]
+__all__ = [
+    "CEU",
+    "KTO",
+    "NPO",
+    "PDU",
+    "RMU",
+    "UNDIAL",
+    "WGA",
+    "AltPO",
+    "ForgetRetainObjective",
+    "GradDiff",
+    "GradientAscent",
+    "IdkDPO",
+    "IdkNLL",
+    "KLMinimization",
+    "SatImp",
+    "SimNPO",
+]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_unlearn.callbacks.base import Reading, Reference, UnlearnCallback
 from lightning_unlearn.functional import kl_divergence
-from lightning_unlearn.scores import Batch, Score, causal_lm_nll
+from lightning_unlearn.scores import Batch, PredictionScore, Score, causal_lm_nll
 
 __all__ = ["ForgetRetainObjective", "RetainTerm", "check_non_negative", "check_positive"]
 
@@ -35,6 +35,9 @@ class ForgetRetainObjective(UnlearnCallback):
         reference: How the starting model is kept where it is needed.
     """
 
+    reads_logits: ClassVar[bool] = False
+    """Whether the forget term is made of tokens, and so needs the logits of the forget rows."""
+
     def __init__(
         self,
         forget_weight: float,
@@ -45,6 +48,12 @@ class ForgetRetainObjective(UnlearnCallback):
         reference: Reference = "auto",
     ) -> None:
         super().__init__(score, reference)
+        if self.reads_logits and not isinstance(score, PredictionScore):
+            raise ValueError(
+                f"{type(self).__name__} reads the logits of each token, but score={score!r} only gives likelihoods. "
+                "Use classifier_nll or causal_lm_nll, or decorate a function that returns Predictions with "
+                "from_predictions."
+            )
         if retain not in ("nll", "kl"):
             raise ValueError(f"retain must be 'nll' or 'kl', but got {retain!r}.")
         self.forget_weight = check_non_negative("forget_weight", forget_weight)
@@ -57,6 +66,10 @@ class ForgetRetainObjective(UnlearnCallback):
     @abstractmethod
     def forget_loss(self, module: LightningModule, forget: Reading) -> Tensor:
         """The forget term, a scalar, from what was read of the forget rows."""
+
+    def forget_term(self, module: LightningModule, read: dict[str, Reading]) -> Tensor:
+        """The forget term, for objectives that hold the forget rows against those of another role."""
+        return self.forget_loss(module, read["forget"])
 
     def roles(self) -> tuple[str, ...]:
         """Rows that the terms with a weight read."""
@@ -72,21 +85,23 @@ class ForgetRetainObjective(UnlearnCallback):
         roles = self.roles()
         rows = {role: self.retain_rows(batch[role]) if role == "retain" else batch[role] for role in roles}
         # The starting model goes first: exchanging weights would spoil a graph that already holds them.
-        compares = self.needs_reference and "forget" in rows
-        reference_nll = self.reference_nll(module, rows["forget"]) if compares else None
-        reference = self.reference_predictions(module, rows["retain"]) if self.reads_reference_logits() else None
-        read = dict(zip(roles, self.read(module, list(rows.values()), logits=reference is not None), strict=True))
+        compared = {role: rows[role] for role in self.reference_roles if self.needs_reference and role in rows}
+        reference_nll = self.reference_nll(module, compared) if compared else {}
+        diverges = self.retain == "kl" and "retain" in rows
+        reference = self.reference_predictions(module, rows["retain"]) if diverges else None
+        read = dict(zip(roles, self.read(module, list(rows.values()), self.reads_logits or diverges), strict=True))
+        for role, nll in reference_nll.items():
+            read[role] = read[role]._replace(reference_nll=nll)
         parts: dict[str, Tensor] = {}
         terms: list[Tensor] = []
         if "forget" in read:
-            forget = read["forget"]._replace(reference_nll=reference_nll)
-            parts["forget"] = self.forget_loss(module, forget)
+            parts["forget"] = self.forget_term(module, read)
             parts["forget_nll"] = self.token_mean(read["forget"].nll, read["forget"].length)
             terms.append(self.forget_weight * parts["forget"])
         if "retain" in read:
             parts["retain"] = self._retain_loss(read["retain"], reference)
             terms.append(self.retain_weight * parts["retain"])
-        if "idk" in read:
+        if self.refusal_weight:
             parts["refusal"] = self.token_mean(read["idk"].nll, read["idk"].length)
             terms.append(self.refusal_weight * parts["refusal"])
         return {"loss": sum(terms[1:], terms[0]), **parts}

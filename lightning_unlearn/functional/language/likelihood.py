@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +13,8 @@ __all__ = ["IGNORE_INDEX", "length_normalised", "sequence_nll", "token_mean", "t
 
 IGNORE_INDEX = -100
 """Label of a position that is not supervised."""
+
+_CHUNK = 1 << 24  # logits cast to fp32 at a time: 64 MiB
 
 
 def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
@@ -26,7 +31,42 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
         >>> token_nll(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0]))
         tensor([0.4076])
     """
-    return F.cross_entropy(logits.float(), labels, reduction="none")
+    if logits.numel() <= _CHUNK:
+        return F.cross_entropy(logits.float(), labels, reduction="none")
+    return _ChunkedNLL.apply(logits, labels)
+
+
+class _ChunkedNLL(torch.autograd.Function):
+    """`token_nll` for large inputs: no fp32 copy of all logits exists at any time, forward or backward."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, labels)
+        parts = [_nll(z.float(), y) for z, y in _chunks(logits, labels)]
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, labels = ctx.saved_tensors
+        parts = []
+        rows = gradient.split(_rows_a_chunk(logits))
+        for (z, y), g in zip(_chunks(logits, labels), rows, strict=True):
+            difference = z.float().softmax(-1).scatter_add(1, y[:, None], -torch.ones_like(y[:, None], dtype=g.dtype))
+            parts.append((difference * g[:, None]).to(z.dtype))
+        return torch.cat(parts), None
+
+
+def _nll(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.logsumexp(-1) - logits.gather(1, labels[:, None]).squeeze(1)
+
+
+def _rows_a_chunk(logits: Tensor) -> int:
+    return max(1, _CHUNK // logits.shape[1])
+
+
+def _chunks(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    size = _rows_a_chunk(logits)
+    return zip(logits.split(size), labels.split(size), strict=True)
 
 
 def sequence_nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""Speed and memory of every objective, as ratios measured in one run."""
