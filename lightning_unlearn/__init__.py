@@ -22,7 +22,14 @@ from lightning_unlearn.callbacks import (
     UnlearnCallback,
     UnlearnMonitor,
 )
-from lightning_unlearn.data import ForgetRetainDataModule, LanguageDataModule
+from lightning_unlearn.data import (
+    ForgetRetainDataModule,
+    LanguageDataModule,
+    MUSEDataModule,
+    TOFUDataModule,
+    WMDPDataModule,
+    generate_alternates,
+)
 from lightning_unlearn.modules import LitCausalLM, LoRA
 from lightning_unlearn.scores import causal_lm_nll, classifier_nll, from_predictions, training_step_loss
 
@@ -47,12 +54,16 @@ __all__ = [
     "LanguageDataModule",
     "LitCausalLM",
     "LoRA",
+    "MUSEDataModule",
     "SatImp",
     "SimNPO",
+    "TOFUDataModule",
     "UnlearnCallback",
     "UnlearnMonitor",
+    "WMDPDataModule",
     "causal_lm_nll",
     "classifier_nll",
     "from_predictions",
+    "generate_alternates",
     "training_step_loss",
 ]

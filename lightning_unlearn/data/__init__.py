@@ -1,6 +1,19 @@
 """Data modules that pair the rows to forget with the rows to keep."""
 
+from lightning_unlearn.data.alternates import generate_alternates
 from lightning_unlearn.data.forget_retain import ForgetRetainDataModule, PairLoader, PairSampler
 from lightning_unlearn.data.language import LanguageDataModule
+from lightning_unlearn.data.muse import MUSEDataModule
+from lightning_unlearn.data.tofu import TOFUDataModule
+from lightning_unlearn.data.wmdp import WMDPDataModule
 
-__all__ = ["ForgetRetainDataModule", "LanguageDataModule", "PairLoader", "PairSampler"]
+__all__ = [
+    "ForgetRetainDataModule",
+    "LanguageDataModule",
+    "MUSEDataModule",
+    "PairLoader",
+    "PairSampler",
+    "TOFUDataModule",
+    "WMDPDataModule",
+    "generate_alternates",
+]

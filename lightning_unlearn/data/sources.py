@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Source", "load_rows"]
+__all__ = ["Source", "load_rows", "read_source"]
 
 Source = Any
 """A path (.json, .jsonl, .csv, .parquet, or a folder), ``hub-id[:config[:split]]``, a ``datasets.Dataset`` or rows."""
@@ -29,14 +29,15 @@ def load_rows(source: Source) -> list[dict[str, Any]]:
         FileNotFoundError: If a path with one of these endings does not exist.
         ValueError: If a file can't be parsed or a row is not a dict.
     """
-    rows = _read(source) if isinstance(source, (str, Path)) else list(source)
+    rows = read_source(source) if isinstance(source, (str, Path)) else list(source)
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise ValueError(f"Row {number} of {_name(source)} is a {type(row).__name__}; each row must be a dict.")
     return [dict(row) for row in rows]
 
 
-def _read(source: str | Path) -> Iterable[Any]:
+def read_source(source: str | Path) -> Iterable[Any]:
+    """What a file, folder or hub dataset holds, whatever its rows are; arguments and errors as for `load_rows`."""
     path = Path(source)
     readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
