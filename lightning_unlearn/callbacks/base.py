@@ -41,12 +41,14 @@ class Reading(NamedTuple):
         length: Supervised positions of each row, shape ``(B,)``, fp32.
         predictions: The logits behind them, where they were asked for.
         reference_nll: The same likelihoods under the starting model, where the objective compares them.
+        reference_logits: The logits of the starting model at the same positions, where the objective compares those.
     """
 
     nll: Tensor
     length: Tensor
     predictions: Predictions | None = None
     reference_nll: Tensor | None = None
+    reference_logits: Tensor | None = None
 
 
 class UnlearnCallback(Callback, ABC):

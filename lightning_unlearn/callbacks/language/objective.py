@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
@@ -76,9 +76,13 @@ class ForgetRetainObjective(UnlearnCallback):
         weights = {"forget": self.forget_weight, "retain": self.retain_weight, "idk": self.refusal_weight}
         return tuple(role for role, weight in weights.items() if weight)
 
+    def reference_logit_roles(self) -> tuple[str, ...]:
+        """The roles on whose rows the starting model runs at each step: retain rows for the KL retain term."""
+        return ("retain",) if self.retain == "kl" and self.retain_weight else ()
+
     def reads_reference_logits(self) -> bool:
-        """The KL retain term runs the starting model on retain rows."""
-        return self.retain == "kl" and self.retain_weight > 0
+        """Whether the starting model runs on training batches at all."""
+        return bool(self.reference_logit_roles())
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """All terms of the loss on one batch."""
@@ -87,11 +91,16 @@ class ForgetRetainObjective(UnlearnCallback):
         # The starting model goes first: exchanging weights would spoil a graph that already holds them.
         compared = {role: rows[role] for role in self.reference_roles if self.needs_reference and role in rows}
         reference_nll = self.reference_nll(module, compared) if compared else {}
-        diverges = self.retain == "kl" and "retain" in rows
-        reference = self.reference_predictions(module, rows["retain"]) if diverges else None
-        read = dict(zip(roles, self.read(module, list(rows.values()), self.reads_logits or diverges), strict=True))
-        for role, nll in reference_nll.items():
-            read[role] = read[role]._replace(reference_nll=nll)
+        reference_logits = {
+            role: self.reference_predictions(module, rows[role]).logits
+            for role in self.reference_logit_roles()
+            if role in rows
+        }
+        logits = self.reads_logits or bool(reference_logits)
+        read = {
+            role: reading._replace(reference_nll=reference_nll.get(role), reference_logits=reference_logits.get(role))
+            for role, reading in zip(roles, self.read(module, list(rows.values()), logits), strict=True)
+        }
         parts: dict[str, Tensor] = {}
         terms: list[Tensor] = []
         if "forget" in read:
@@ -99,7 +108,7 @@ class ForgetRetainObjective(UnlearnCallback):
             parts["forget_nll"] = self.token_mean(read["forget"].nll, read["forget"].length)
             terms.append(self.forget_weight * parts["forget"])
         if "retain" in read:
-            parts["retain"] = self._retain_loss(read["retain"], reference)
+            parts["retain"] = self._retain_loss(read["retain"])
             terms.append(self.retain_weight * parts["retain"])
         if self.refusal_weight:
             parts["refusal"] = self.token_mean(read["idk"].nll, read["idk"].length)
@@ -110,11 +119,10 @@ class ForgetRetainObjective(UnlearnCallback):
         """The retain rows as the retain term reads them."""
         return rows
 
-    def _retain_loss(self, retain: Reading, reference: Any) -> Tensor:
-        if reference is None:
+    def _retain_loss(self, retain: Reading) -> Tensor:
+        if retain.predictions is None or retain.reference_logits is None:
             return self.token_mean(retain.nll, retain.length)
-        assert retain.predictions is not None
-        divergence = kl_divergence(retain.predictions.logits, reference.logits)
+        divergence = kl_divergence(retain.predictions.logits, retain.reference_logits)
         return self.token_mean(divergence, retain.length)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_unlearn.callbacks.base import Reading
 from lightning_unlearn.callbacks.language.objective import ForgetRetainObjective, RetainTerm, check_positive
 from lightning_unlearn.functional import undial
-from lightning_unlearn.scores import Batch, Score, causal_lm_nll
+from lightning_unlearn.scores import Score, causal_lm_nll
 
 __all__ = ["UNDIAL"]
 
@@ -59,23 +59,14 @@ class UNDIAL(ForgetRetainObjective):
     ) -> None:
         super().__init__(forget_weight, retain_weight, retain, refusal_weight, score, reference="snapshot")
         self.beta = check_positive("beta", beta)
-        self._reference_logits: Tensor | None = None
 
-    def reads_reference_logits(self) -> bool:
-        """The starting model runs on forget rows."""
-        return True
-
-    def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
-        """All terms of the loss on one batch."""
-        if self.forget_weight:
-            # Before the training forward: exchanging weights would spoil a graph that already holds them.
-            self._reference_logits = self.reference_predictions(module, batch["forget"]).logits
-        return super().step(module, batch)
+    def reference_logit_roles(self) -> tuple[str, ...]:
+        """The starting model runs on forget rows too."""
+        return ("forget", *super().reference_logit_roles())
 
     def forget_loss(self, module: LightningModule, forget: Reading) -> Tensor:
         """Mean over tokens of the cross entropy to the adjusted starting model."""
-        reference, self._reference_logits = self._reference_logits, None
         assert forget.predictions is not None
-        assert reference is not None
-        values = undial(forget.predictions.logits, reference, forget.predictions.labels, beta=self.beta)
+        assert forget.reference_logits is not None
+        values = undial(forget.predictions.logits, forget.reference_logits, forget.predictions.labels, beta=self.beta)
         return self.token_mean(values, forget.length)
