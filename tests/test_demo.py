@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from lightning_unlearn.demo import demo
 
 
 @pytest.mark.slow
 def test_the_demo_forgets_keeps_and_reports(smollm2: str, tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        demo(output_dir=str(tmp_path), model=smollm2)
-    finally:
-        torch.set_num_threads(threads)
+    command = [sys.executable, "-m", "lightning_unlearn", "demo", "--model", smollm2, "--output_dir", str(tmp_path)]
+    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, check=True, capture_output=True, timeout=800)
     report = json.loads((tmp_path / "report.json").read_text())
     before, after = report["before"], report["after"]
     assert before["forget_accuracy"] >= 8 / 12
