@@ -1,5 +1,5 @@
 # python examples/markov.py --seeds 0 1 2
-"""Forgetting Markov chains: where NPO spends its budget, and where SimNPO does (arXiv:2410.07163, section 5; reduced).
+"""Forgetting Markov chains: where NPO spends its budget, and where SimNPO does (arXiv:2410.07163; reduced).
 
 A small transformer learns three chains over ten states. Two are to be forgotten. A model that never saw them is the
 goal: the divergence from it on each chain is what is left to forget, or what was broken. In case 1 the second chain's

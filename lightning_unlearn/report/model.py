@@ -37,7 +37,7 @@ class UnlearnReport:
         method: Name of the method, such as ``"SimNPO"``.
         seed: The run's random seed.
         model: Name of the model.
-        model_sha256: Hash of the weights before the run.
+        model_sha256: Hash of the weights that came out of the run.
         data_sha256: Hash of the forget and retain data.
         seconds: Wall-clock time of the training part, in seconds.
         peak_memory_bytes: Peak memory of the training part, in bytes; 0 where it was not measured.
