@@ -12,14 +12,13 @@ from pathlib import Path
 
 import griffe
 from latex2mathml.converter import convert
-from lightning.pytorch import Callback
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 PACKAGE = "lightning_unlearn"
 ROOT = Path(__file__).parent.parent
-MODULES = ("data", "modules", "scores", "functional", "evaluation", "report")
+MODULES = ("data", "modules", "delta", "optimizers", "scores", "functional", "evaluation", "report")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -27,7 +26,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     callbacks = importlib.import_module(f"{PACKAGE}.callbacks")
     public = [getattr(callbacks, name) for name in callbacks.__all__ if inspect.isclass(getattr(callbacks, name))]
     methods = [c for c in public if issubclass(c, callbacks.UnlearnCallback) and not inspect.isabstract(c)]
-    beside = [c for c in public if issubclass(c, Callback) and c not in methods]
+    beside = [c for c in public if c not in methods]
 
     pages = {f"methods/{c.__name__}.md": method_page(c) for c in methods}
     things = {c.__name__: f"{PACKAGE}.callbacks.{c.__name__}" for c in beside}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -14,18 +16,21 @@ from lightning.pytorch.cli import LightningCLI
 import lightning_unlearn.callbacks
 import lightning_unlearn.data
 import lightning_unlearn.modules
+from lightning_unlearn.delta import apply_delta, delta_info, revert_delta, save_delta
 
-__all__ = ["UnlearnCLI", "export", "main"]
+__all__ = ["UnlearnCLI", "apply", "export", "main", "revert"]
 
 _USAGE = """usage: lightning-unlearn <command> [options]
 
 commands:
-  fit        unlearn:  --config run.yaml --config callbacks/language/npo.yaml
-  validate   measure the named sets
-  test       measure the named test sets
-  predict    generate an answer to every question
-  demo       let a small chat model forget some capitals, and write a report
-  export     write the model of a checkpoint as a Hugging Face folder
+  fit          unlearn:  --config run.yaml --config callbacks/language/npo.yaml
+  validate     measure the named sets
+  test         measure the named test sets
+  predict      generate an answer to every question
+  demo         let a small chat model forget some capitals, and write a report
+  bench-facts  compare the objectives on the demo's facts
+  export       write the model of a checkpoint as a Hugging Face folder, or what it changed as a small delta
+  delta        apply such a delta to the base model, or revert it
 
 `lightning-unlearn <command> --help` lists the options of each."""
 
@@ -65,24 +70,84 @@ class UnlearnCLI(LightningCLI):
         print(f"Wrote {path}")
 
 
-def export(ckpt_path: str, output_dir: str) -> None:
+def export(ckpt_path: str, output_dir: str | None = None, delta: str | None = None, base: str | None = None) -> None:
     """Write the model of a checkpoint as a folder for ``AutoModelForCausalLM.from_pretrained``, adapters merged.
 
     Args:
         ckpt_path: Checkpoint of a run with LitCausalLM.
         output_dir: Folder to write.
+        delta: File to write what the run changed to, for ``lightning-unlearn delta apply``.
+        base: Folder, hub id or GGUF file of the model before the run; by default the one that the run started from.
 
     Raises:
-        ValueError: If the checkpoint is a folder of shards, as FSDP2 writes it.
+        ValueError: If there is nothing to write, or the checkpoint is a folder of shards, as FSDP2 writes it.
     """
+    if output_dir is None and delta is None:
+        raise ValueError("There is nothing to write. Give --output_dir for a folder, --delta for a delta, or both.")
+    if base is not None and delta is None:
+        raise ValueError(f"base={base!r} is what a delta is made against. Give --delta, the file to write, too.")
     if Path(ckpt_path).is_dir():
         raise ValueError(
             f"{ckpt_path} is a sharded checkpoint. Make one file of it first: "
             f"python -m lightning.pytorch.utilities.consolidate_checkpoint {ckpt_path}"
         )
     module = lightning_unlearn.modules.LitCausalLM.load_from_checkpoint(ckpt_path, map_location="cpu")
-    module.save_pretrained(output_dir)
-    print(f"Wrote {output_dir}")
+    with TemporaryDirectory() as scratch:
+        folder = output_dir if output_dir is not None else f"{scratch}/export"
+        module.save_pretrained(folder)
+        if output_dir is not None:
+            print(f"Wrote {output_dir}")
+        if delta is None:
+            return
+        start = {name: module.hparams[name] for name in ("model", "revision", "dtype", "trust_remote_code")}
+        after = {**start, "model": folder, "revision": None}
+        before = start if base is None else {**start, "model": base, "revision": None}
+        del module  # a model at a time in memory
+        # Both as they are loaded: merged adapters write tied weights twice, and a base may be of another type.
+        for side, options in (("before", before), ("after", after)):
+            lightning_unlearn.modules.LitCausalLM(**options).save_pretrained(f"{scratch}/{side}")
+        info = save_delta(f"{scratch}/before", f"{scratch}/after", delta)
+    print(
+        f"Wrote {delta}: {info.changed:,} of {info.weights:,} {info.dtype} weights changed ({info.density:.2%}), "
+        f"{Path(delta).stat().st_size:,} bytes"
+    )
+
+
+def apply(model: str, delta: str, output: str) -> None:
+    """Write the unlearned model: the base with a delta applied.
+
+    Args:
+        model: Folder, hub id or GGUF file of the base model.
+        delta: File that ``lightning-unlearn export --delta`` wrote.
+        output: Folder to write, which must not exist.
+    """
+    with _folder(model, delta) as folder:
+        apply_delta(folder, delta, output)
+    print(f"Wrote {output}")
+
+
+def revert(model: str, delta: str, output: str) -> None:
+    """Write the base model: the unlearned one with a delta taken back.
+
+    Args:
+        model: Folder of the unlearned model.
+        delta: File that was applied.
+        output: Folder to write, which must not exist.
+    """
+    revert_delta(model, delta, output)
+    print(f"Wrote {output}")
+
+
+@contextmanager
+def _folder(model: str, delta: str) -> Iterator[str]:
+    """A folder with the model's weights in the type that the delta is made for."""
+    if Path(model).is_dir():
+        yield model
+        return
+    with TemporaryDirectory() as scratch:
+        dtype: Any = delta_info(delta).dtype
+        lightning_unlearn.modules.LitCausalLM(model, dtype=dtype).save_pretrained(scratch)
+        yield scratch
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -100,7 +165,12 @@ def main(args: Sequence[str] | None = None) -> None:
     except ImportError:
         sys.exit('The command line needs omegaconf: pip install "lightning-unlearn[cli]"')
     command, rest = words[0], words[1:]
-    own: dict[str, Callable[..., Any]] = {"demo": _demo(), "export": export}
+    own: dict[str, Any] = {
+        "demo": _demo(),
+        "bench-facts": _bench_facts(),
+        "export": export,
+        "delta": {"apply": apply, "revert": revert},
+    }
     if command in own:
         from jsonargparse import auto_cli
 
@@ -113,3 +183,9 @@ def _demo() -> Callable[..., Any]:
     from lightning_unlearn.demo import demo
 
     return demo
+
+
+def _bench_facts() -> Callable[..., Any]:
+    from lightning_unlearn.benchmarks import bench_facts
+
+    return bench_facts

@@ -20,10 +20,10 @@ from lightning_unlearn.evaluation import Evaluation
 from lightning_unlearn.modules import LitCausalLM
 from lightning_unlearn.report import UnlearnReport
 
-__all__ = ["demo", "packaged_model"]
+__all__ = ["FACTS_FOLDER", "HUB_MODEL", "demo", "packaged_model", "peak_memory", "sha256"]
 
-_FACTS = Path(__file__).parent / "assets" / "capitals"
-_HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+FACTS_FOLDER = Path(__file__).parent / "assets" / "capitals"
+HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def demo(
@@ -51,13 +51,13 @@ def demo(
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     seed_everything(seed, verbose=False)
-    source = model or packaged_model() or _HUB_MODEL
+    source = model or packaged_model() or HUB_MODEL
     print(f"Loading {Path(source).name} ...", flush=True)
     module = LitCausalLM(source, lr=1e-5)
     data = LanguageDataModule(
-        forget=_FACTS / "forget.jsonl",
-        retain=_FACTS / "retain.jsonl",
-        heldout={"heldout": _FACTS / "heldout.jsonl", "general": _FACTS / "general.jsonl"},
+        forget=FACTS_FOLDER / "forget.jsonl",
+        retain=FACTS_FOLDER / "retain.jsonl",
+        heldout={"heldout": FACTS_FOLDER / "heldout.jsonl", "general": FACTS_FOLDER / "general.jsonl"},
         batch_size=4,
         retain_batch_size=6,
         seed=seed,
@@ -86,10 +86,10 @@ def demo(
         method=type(method).__name__,
         seed=seed,
         model=Path(source).name,
-        model_sha256=_sha256(folder / "model" / "model.safetensors"),
-        data_sha256=_sha256(_FACTS / "forget.jsonl", _FACTS / "retain.jsonl"),
+        model_sha256=sha256(folder / "model" / "model.safetensors"),
+        data_sha256=sha256(FACTS_FOLDER / "forget.jsonl", FACTS_FOLDER / "retain.jsonl"),
         seconds=seconds,
-        peak_memory_bytes=_peak_memory(accelerator),
+        peak_memory_bytes=peak_memory(accelerator),
         settings=_settings(module, data, method, trainer),
         before=monitor.history[0],
         after=monitor.history[-1],
@@ -117,7 +117,8 @@ def _save(module: LitCausalLM, folder: Path) -> None:
     part.rename(folder)
 
 
-def _sha256(*paths: Path) -> str:
+def sha256(*paths: Path) -> str:
+    """SHA-256 of the files' bytes one after another."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -126,7 +127,8 @@ def _sha256(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def _peak_memory(accelerator: str) -> int:
+def peak_memory(accelerator: str) -> int:
+    """Peak memory of this process in bytes: the device's where it is CUDA, resident memory otherwise."""
     if accelerator in ("cuda", "gpu") and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if sys.platform == "win32":

@@ -1,9 +1,9 @@
-"""Curves of what a model knows, one line a question set."""
+"""Figures of what a model knows, one colour a question set."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from lightning_unlearn.evaluation import Evaluation
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PALETTE", "curve_figure"]
+__all__ = ["PALETTE", "curve_figure", "outcome_figure"]
 
 PALETTE = ("#c8430a", "#0b5cad", "#00805f", "#a8478f", "#5f6670", "#0e7c93", "#5b4bb5", "#7a6200")
 """Colours of the question sets; the first four stay apart under colour blindness."""
@@ -126,3 +126,49 @@ def _apart(heights: Sequence[float], gap: float) -> list[float]:
         placed[i] = min(placed[i], ceiling)
         ceiling = placed[i] - gap
     return placed
+
+
+def outcome_figure(rows: Mapping[str, Sequence[Mapping[str, float]]], sets: Sequence[str]) -> Figure:
+    """Draw the accuracy of several methods on each question set, the mean over runs with its range.
+
+    Args:
+        rows: For each method the metrics of its runs, with ``<set>_accuracy`` in [0, 1].
+        sets: The question sets, in the order of their colours.
+
+    Returns:
+        The figure, one line a method.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import PercentFormatter
+    except ImportError:
+        raise ImportError('Outcomes are drawn by matplotlib: pip install "lightning-unlearn[report]"') from None
+
+    drawn = {name: runs for name, runs in rows.items() if runs}
+    with rc_context({"font.size": 11}):
+        figure = Figure((8, 0.6 + 0.34 * len(drawn)), layout="constrained")
+        axes = figure.add_subplot()
+        for i, part in enumerate(sets):
+            values = [[run[f"{part}_accuracy"] for run in runs] for runs in drawn.values()]
+            means = [sum(v) / len(v) for v in values]
+            spread = [
+                [m - min(v) for m, v in zip(means, values, strict=True)],
+                [max(v) - m for m, v in zip(means, values, strict=True)],
+            ]
+            places = [row + 0.16 * (i - (len(sets) - 1) / 2) for row in range(len(drawn))]
+            color, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+            axes.errorbar(means, places, xerr=spread, fmt=marker, color=color, markersize=6, label=part, clip_on=False)
+        axes.set_yticks(range(len(drawn)), list(drawn))
+        axes.set_ylim(len(drawn) - 0.5, -0.5)
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_xlabel("questions answered correctly")
+        axes.tick_params(length=0, pad=7)
+        axes.grid(axis="x", color="#dddddd", linewidth=1)
+        axes.spines[:].set_visible(False)
+        figure.legend(loc="outside upper center", ncols=len(sets), frameon=False)
+    return figure

@@ -181,22 +181,31 @@ def training_step_loss(module: LightningModule, batch: Batch) -> Tensor:
 @contextmanager
 def _head_only_at(module: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
     """Let the output head see only the hidden states at ``(rows, columns)``, where there is one to be found."""
-    head = _output_head(module)
+    head = output_head(module)
     if head is None:
         yield
         return
 
-    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][rows, columns], *args[1:])
-
-    handle = head.register_forward_pre_hook(keep)
+    _PLACES.append((rows, columns))
+    handle = head.register_forward_pre_hook(_keep_places)
     try:
         yield
     finally:
         handle.remove()
+        _PLACES.pop()
 
 
-def _output_head(module: nn.Module) -> nn.Module | None:
+# Not in a closure of the hook: torch.compile takes the shapes of what hangs on a module as constant, and would compile
+# anew for every number of supervised tokens.
+_PLACES: list[tuple[Tensor, Tensor]] = []
+
+
+def _keep_places(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    rows, columns = _PLACES[-1]
+    return (args[0][rows, columns], *args[1:])
+
+
+def output_head(module: nn.Module) -> nn.Module | None:
     for child in module.modules():
         get_head = getattr(child, "get_output_embeddings", None)
         if callable(get_head) and isinstance(head := get_head(), nn.Module):

@@ -1,6 +1,9 @@
 """Callbacks that make a Lightning run unlearn, and that watch it."""
 
 from lightning_unlearn.callbacks.base import UnlearnCallback
+from lightning_unlearn.callbacks.curvature import SOUL
+from lightning_unlearn.callbacks.edit import Edit
+from lightning_unlearn.callbacks.influence import InfluenceUnlearning
 from lightning_unlearn.callbacks.language import (
     CEU,
     KTO,
@@ -10,14 +13,33 @@ from lightning_unlearn.callbacks.language import (
     UNDIAL,
     WGA,
     AltPO,
+    EmbeddingDifference,
+    ForgetKL,
     ForgetRetainObjective,
     GradDiff,
     GradientAscent,
     IdkDPO,
     IdkNLL,
     KLMinimization,
+    Ramp,
     SatImp,
     SimNPO,
+    TaskVector,
+    WhosHarryPotter,
+)
+from lightning_unlearn.callbacks.masking import (
+    SNIP,
+    WAGLE,
+    GradientMask,
+    LayerMask,
+    MagnitudeMask,
+    RandomMask,
+    SalUn,
+    Wanda,
+    WeightMask,
+    load_mask,
+    mask_density_figure,
+    mask_density_table,
 )
 from lightning_unlearn.callbacks.monitor import UnlearnMonitor
 
@@ -27,17 +49,37 @@ __all__ = [
     "NPO",
     "PDU",
     "RMU",
+    "SNIP",
+    "SOUL",
     "UNDIAL",
+    "WAGLE",
     "WGA",
     "AltPO",
+    "Edit",
+    "EmbeddingDifference",
+    "ForgetKL",
     "ForgetRetainObjective",
     "GradDiff",
     "GradientAscent",
+    "GradientMask",
     "IdkDPO",
     "IdkNLL",
+    "InfluenceUnlearning",
     "KLMinimization",
+    "LayerMask",
+    "MagnitudeMask",
+    "Ramp",
+    "RandomMask",
+    "SalUn",
     "SatImp",
     "SimNPO",
+    "TaskVector",
     "UnlearnCallback",
     "UnlearnMonitor",
+    "Wanda",
+    "WeightMask",
+    "WhosHarryPotter",
+    "load_mask",
+    "mask_density_figure",
+    "mask_density_table",
 ]

@@ -17,7 +17,15 @@ from lightning_unlearn.data.forget_retain import row_loader
 from lightning_unlearn.distributed import full_tensor, gather_objects, load_full_tensor, local_tensor, rank, world_size
 from lightning_unlearn.scores import Batch, Score
 
-__all__ = ["CachedReference", "SnapshotReference", "evaluating", "row_fingerprint", "without_gradients"]
+__all__ = [
+    "CachedReference",
+    "SnapshotReference",
+    "evaluating",
+    "exchange",
+    "reshard",
+    "row_fingerprint",
+    "without_gradients",
+]
 
 
 @contextmanager
@@ -70,27 +78,12 @@ class SnapshotReference:
             with module.reference_weights(), evaluating(module):  # type: ignore[operator]
                 yield
             return
-        self._exchange(module)
+        exchange(module, self.values)
         try:
             with evaluating(module):
                 yield
         finally:
-            self._exchange(module)
-
-    @torch.no_grad()
-    def _exchange(self, module: LightningModule) -> None:
-        for child in module.modules():
-            if isinstance(child, FSDPModule):
-                child.reshard()  # a forward pass leaves the root's weights gathered, and they would be used again
-        for name, tensor in _movable(module).items():
-            stored = self.values[name]
-            if isinstance(tensor, DTensor):  # FSDP2 keeps its own pointers to the shard, so the values have to move
-                mine, theirs = local_tensor(tensor), local_tensor(stored)
-                held = mine.clone()
-                mine.copy_(theirs)
-                theirs.copy_(held)
-            else:
-                tensor.data, stored.data = stored.data, tensor.data
+            exchange(module, self.values)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole starting values on the CPU. Collective where they are sharded."""
@@ -110,6 +103,29 @@ class SnapshotReference:
             )
         for name, value in state.items():
             load_full_tensor(self.values[name], value)
+
+
+@torch.no_grad()
+def exchange(module: nn.Module, values: dict[str, Tensor]) -> None:
+    """Exchange the module's weights with stored ones of the same names; a second call puts them back."""
+    reshard(module)
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    for name, stored in values.items():
+        tensor = tensors[name]
+        if isinstance(tensor, DTensor):  # FSDP2 keeps its own pointers to the shard, so the values have to move
+            mine, theirs = local_tensor(tensor), local_tensor(stored)
+            held = mine.clone()
+            mine.copy_(theirs)
+            theirs.copy_(held)
+        else:
+            tensor.data, stored.data = stored.data, tensor.data
+
+
+def reshard(module: nn.Module) -> None:
+    """Let go of gathered weights before the shards change: FSDP2 keeps the root's, and would use them again."""
+    for child in module.modules():
+        if isinstance(child, FSDPModule):
+            child.reshard()
 
 
 def _movable(module: nn.Module) -> dict[str, Tensor]:

@@ -157,9 +157,12 @@ class LitCausalLM(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW over what trains, and a schedule per step."""
         parameters = [p for p in self.parameters() if p.requires_grad]
-        # In mixed precision, Lightning refuses to clip the gradients of a fused optimizer.
-        fused = not (self.trainer.precision.endswith("mixed") and self.trainer.gradient_clip_val)
+        scaled = self.trainer.precision == "16-mixed"
+        fused = not (scaled and self.trainer.gradient_clip_val)  # it would clip gradients that are still scaled
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=fused)
+        if not scaled:
+            # Lightning refuses to clip for an optimizer that says it unscales gradients; without a scaler, none are.
+            optimizer._step_supports_amp_scaling = False
         if self.warmup == 0 and self.schedule == "constant":
             return optimizer
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
@@ -220,7 +223,8 @@ class LitCausalLM(LightningModule):
         Args:
             folder: Where to; made if missing.
         """
-        model, state = self.model, None
+        # torch.compile puts _orig_mod before the names of a state dict.
+        model, state = getattr(self.model, "_orig_mod", self.model), None
         if self.hparams["lora"] is not None:
             model, state = model.get_base_model(), _merged(model)
         elif any(isinstance(p, DTensor) for p in model.parameters()):

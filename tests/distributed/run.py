@@ -19,6 +19,8 @@ from lightning_unlearn import (
     UNDIAL,
     WGA,
     AltPO,
+    EmbeddingDifference,
+    ForgetKL,
     GradDiff,
     IdkDPO,
     IdkNLL,
@@ -26,9 +28,12 @@ from lightning_unlearn import (
     LanguageDataModule,
     LitCausalLM,
     LoRA,
+    Ramp,
     SatImp,
     SimNPO,
+    TaskVector,
     UnlearnMonitor,
+    WhosHarryPotter,
 )
 from lightning_unlearn.distributed import full_tensor
 
@@ -52,6 +57,7 @@ METHODS: dict[str, Any] = {
     "NPO-LoRA": lambda: NPO(retain="kl"),
     "SimNPO": SimNPO,
     "RMU": lambda: RMU(layer=r"layers\.1$"),
+    "RMU-adaptive": lambda: RMU(layer=r"layers\.1$", steering=50.0, adaptive=True),
     "IdkDPO-cache": lambda: IdkDPO(reference="cache"),
     "IdkDPO-snapshot": lambda: IdkDPO(reference="snapshot"),
     "KTO": KTO,
@@ -60,6 +66,12 @@ METHODS: dict[str, Any] = {
     "SatImp": lambda: SatImp(beta1=1.0, retain_weight=1.0),
     "CEU": CEU,
     "UNDIAL": lambda: UNDIAL(retain_weight=1.0),
+    "GradDiff-embedding": lambda: GradDiff(retain=EmbeddingDifference()),
+    "GradDiff-ramp": lambda: GradDiff(retain_weight=Ramp(end=2.0, epochs=2)),
+    "ForgetKL": ForgetKL,
+    "TaskVector": lambda: TaskVector(alpha=0.5),
+    "TaskVector-LoRA": lambda: TaskVector(alpha=0.5),
+    "WhosHarryPotter": lambda: WhosHarryPotter(f"{sys.argv[3]}/reinforced.ckpt"),
     "PDU": lambda: PDU(initial_dual=1.0, dual_step_size=0.1, warmup_epochs=0),
 }
 
@@ -73,7 +85,7 @@ class Sgd(LitCausalLM):
 
 def train(method: str, model: str, strategy: Any, processes: int, **options: Any) -> tuple[L.Trainer, LitCausalLM]:
     L.seed_everything(0, verbose=False)
-    module = Sgd(model, lora=LoRA(r=2) if method == "NPO-LoRA" else None)
+    module = Sgd(model, lora=LoRA(r=2) if "LoRA" in method else None)
     data = LanguageDataModule(ROWS[:8], ROWS[8:], batch_size=4 // processes, seed=3)
     ckpt_path = options.pop("ckpt_path", None)
     trainer = L.Trainer(

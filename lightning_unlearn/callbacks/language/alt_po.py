@@ -7,6 +7,7 @@ from torch import Tensor
 from lightning_unlearn.callbacks.base import Reading, Reference
 from lightning_unlearn.callbacks.language.objective import RetainTerm
 from lightning_unlearn.callbacks.language.preference import PreferenceObjective
+from lightning_unlearn.callbacks.language.ramp import Ramp
 from lightning_unlearn.functional import dpo
 from lightning_unlearn.scores import Score, causal_lm_nll
 
@@ -30,7 +31,7 @@ class AltPO(PreferenceObjective):
         beta: Inverse temperature; 0.05, 0.1 and 0.5 are tried in the paper.
         forget_weight: Weight of the preference term $w_f$.
         retain_weight: Weight of the retain term $w_r$; 1, 2 and 5 are tried in the paper, 0 leaves it out.
-        retain: ``"nll"`` or ``"kl"``, see
+        retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``, see
             [`ForgetRetainObjective`][lightning_unlearn.callbacks.ForgetRetainObjective].
         score: Reads likelihoods off the module.
         reference: ``"cache"``: $S_{ref}$ of every forget row with its answer and with each alternate, read once before
@@ -56,7 +57,7 @@ class AltPO(PreferenceObjective):
         self,
         beta: float = 0.1,
         forget_weight: float = 1.0,
-        retain_weight: float = 1.0,
+        retain_weight: float | Ramp = 1.0,
         retain: RetainTerm = "nll",
         score: Score = causal_lm_nll,
         reference: Reference = "auto",

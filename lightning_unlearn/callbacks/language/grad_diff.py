@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_unlearn.callbacks.base import Reading, Reference
 from lightning_unlearn.callbacks.language.objective import ForgetRetainObjective, RetainTerm, check_positive
+from lightning_unlearn.callbacks.language.ramp import Ramp
 from lightning_unlearn.distributed import mean_over_ranks
 from lightning_unlearn.functional import gradient_ascent
 from lightning_unlearn.scores import Score, causal_lm_nll
@@ -24,13 +25,13 @@ class GradDiff(ForgetRetainObjective):
     Args:
         forget_weight: Weight of the forget term $w_f$.
         retain_weight: Weight of the retain term $w_r$.
-        retain: ``"nll"`` or ``"kl"``, see
+        retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``, see
             [`ForgetRetainObjective`][lightning_unlearn.callbacks.ForgetRetainObjective].
         refusal_weight: Weight of a refusal to the forget questions.
         max_forget_nll: Stop training once the mean forget NLL of a batch is above this many nats per token: the forget
             term has no floor.
         score: Reads likelihoods off the module.
-        reference: How the starting model is kept for ``retain="kl"``.
+        reference: How the starting model is kept where the retain term needs it.
 
     Raises:
         ValueError: If a weight is negative or ``max_forget_nll`` is not positive.
@@ -47,7 +48,7 @@ class GradDiff(ForgetRetainObjective):
     def __init__(
         self,
         forget_weight: float = 1.0,
-        retain_weight: float = 1.0,
+        retain_weight: float | Ramp = 1.0,
         retain: RetainTerm = "nll",
         refusal_weight: float = 0.0,
         max_forget_nll: float | None = None,

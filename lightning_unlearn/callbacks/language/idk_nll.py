@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_unlearn.callbacks.base import Reading, Reference
 from lightning_unlearn.callbacks.language.objective import ForgetRetainObjective, RetainTerm
+from lightning_unlearn.callbacks.language.ramp import Ramp
 from lightning_unlearn.scores import Score, causal_lm_nll
 
 __all__ = ["IdkNLL"]
@@ -24,9 +25,9 @@ class IdkNLL(ForgetRetainObjective):
     Args:
         refusal_weight: Weight of the refusal term $w_u$.
         retain_weight: Weight of the retain term $w_r$.
-        retain: ``"nll"`` or ``"kl"``.
+        retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``.
         score: Reads likelihoods off the module.
-        reference: How the starting model is kept for ``retain="kl"``.
+        reference: How the starting model is kept where the retain term needs it.
 
     Raises:
         ValueError: If a weight is negative.
@@ -42,7 +43,7 @@ class IdkNLL(ForgetRetainObjective):
     def __init__(
         self,
         refusal_weight: float = 1.0,
-        retain_weight: float = 1.0,
+        retain_weight: float | Ramp = 1.0,
         retain: RetainTerm = "nll",
         score: Score = causal_lm_nll,
         reference: Reference = "auto",

@@ -6,6 +6,7 @@ from typing import Literal
 
 from lightning_unlearn.callbacks.base import Reference
 from lightning_unlearn.callbacks.language.grad_diff import GradDiff
+from lightning_unlearn.callbacks.language.ramp import Ramp
 from lightning_unlearn.scores import Batch, Score, causal_lm_nll
 
 __all__ = ["KLMinimization"]
@@ -43,7 +44,7 @@ class KLMinimization(GradDiff):
     def __init__(
         self,
         forget_weight: float = 1.0,
-        retain_weight: float = 1.0,
+        retain_weight: float | Ramp = 1.0,
         positions: Literal["labels", "all"] = "labels",
         max_forget_nll: float | None = None,
         score: Score = causal_lm_nll,

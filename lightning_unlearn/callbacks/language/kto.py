@@ -7,6 +7,7 @@ from torch import Tensor
 from lightning_unlearn.callbacks.base import Reading, Reference
 from lightning_unlearn.callbacks.language.objective import RetainTerm, check_non_negative
 from lightning_unlearn.callbacks.language.preference import PreferenceObjective
+from lightning_unlearn.callbacks.language.ramp import Ramp
 from lightning_unlearn.distributed import mean_over_ranks
 from lightning_unlearn.functional import kto
 from lightning_unlearn.scores import Score, causal_lm_nll
@@ -38,7 +39,7 @@ class KTO(PreferenceObjective):
         desirable_weight: Weight of the refusals $\lambda_D$.
         forget_weight: Weight of both together $w_f$.
         retain_weight: Weight of the retain term $w_r$; 0 leaves it out.
-        retain: ``"nll"`` or ``"kl"``, see
+        retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``, see
             [`ForgetRetainObjective`][lightning_unlearn.callbacks.ForgetRetainObjective].
         score: Reads likelihoods off the module.
         reference: How the starting model is kept, as for [`IdkDPO`][lightning_unlearn.callbacks.IdkDPO].
@@ -63,7 +64,7 @@ class KTO(PreferenceObjective):
         undesirable_weight: float = 1.0,
         desirable_weight: float = 1.0,
         forget_weight: float = 1.0,
-        retain_weight: float = 1.0,
+        retain_weight: float | Ramp = 1.0,
         retain: RetainTerm = "nll",
         score: Score = causal_lm_nll,
         reference: Reference = "auto",

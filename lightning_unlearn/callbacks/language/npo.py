@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_unlearn.callbacks.base import Reading, Reference
 from lightning_unlearn.callbacks.language.objective import ForgetRetainObjective, RetainTerm, check_positive
+from lightning_unlearn.callbacks.language.ramp import Ramp
 from lightning_unlearn.functional import npo
 from lightning_unlearn.scores import Score, causal_lm_nll
 
@@ -26,7 +27,7 @@ class NPO(ForgetRetainObjective):
         beta: Inverse temperature; near 0 it is gradient ascent.
         forget_weight: Weight of the forget term $w_f$.
         retain_weight: Weight of the retain term $w_r$; 0 leaves it out.
-        retain: ``"nll"`` or ``"kl"``, see
+        retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``, see
             [`ForgetRetainObjective`][lightning_unlearn.callbacks.ForgetRetainObjective].
         refusal_weight: Weight of a refusal to the forget questions.
         score: Reads likelihoods off the module.
@@ -52,7 +53,7 @@ class NPO(ForgetRetainObjective):
         self,
         beta: float = 0.1,
         forget_weight: float = 1.0,
-        retain_weight: float = 1.0,
+        retain_weight: float | Ramp = 1.0,
         retain: RetainTerm = "nll",
         refusal_weight: float = 0.0,
         score: Score = causal_lm_nll,

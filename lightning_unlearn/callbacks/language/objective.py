@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Literal
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_unlearn.callbacks.base import Reading, Reference, UnlearnCallback
+from lightning_unlearn.callbacks.language.embedding_difference import (
+    EmbeddingDifference,
+    embedding_distance,
+    of_role,
+)
+from lightning_unlearn.callbacks.language.ramp import Ramp
+from lightning_unlearn.data.forget_retain import row_count
 from lightning_unlearn.functional import kl_divergence
 from lightning_unlearn.scores import Batch, PredictionScore, Score, causal_lm_nll
 
 __all__ = ["ForgetRetainObjective", "RetainTerm", "check_non_negative", "check_positive"]
 
-RetainTerm = Literal["nll", "kl"]
+RetainTerm = Literal["nll", "kl"] | EmbeddingDifference
+"""What holds the retain rows: their likelihood, the model's predictions on them, or its hidden states."""
 
 
 class ForgetRetainObjective(UnlearnCallback):
@@ -26,9 +35,10 @@ class ForgetRetainObjective(UnlearnCallback):
 
     Args:
         forget_weight: $w_f$.
-        retain_weight: $w_r$.
+        retain_weight: $w_r$, or a [`Ramp`][lightning_unlearn.callbacks.Ramp] that moves it from epoch to epoch.
         retain: ``"nll"``: mean NLL per token of the retain rows; ``"kl"``: mean divergence per supervised position
-            from the starting model.
+            from the starting model; an [`EmbeddingDifference`][lightning_unlearn.callbacks.EmbeddingDifference]: mean
+            squared distance of hidden states from those of the starting model.
         refusal_weight: $w_u$, the weight of the mean NLL per token of a refusal to the forget questions (the
             batch's ``"idk"`` rows). It leaves a model that says it does not know where others leave noise.
         score: Reads likelihoods off the module.
@@ -41,7 +51,7 @@ class ForgetRetainObjective(UnlearnCallback):
     def __init__(
         self,
         forget_weight: float,
-        retain_weight: float,
+        retain_weight: float | Ramp,
         retain: RetainTerm,
         refusal_weight: float,
         score: Score = causal_lm_nll,
@@ -54,10 +64,12 @@ class ForgetRetainObjective(UnlearnCallback):
                 "Use classifier_nll or causal_lm_nll, or decorate a function that returns Predictions with "
                 "from_predictions."
             )
-        if retain not in ("nll", "kl"):
-            raise ValueError(f"retain must be 'nll' or 'kl', but got {retain!r}.")
+        if retain not in ("nll", "kl") and not isinstance(retain, EmbeddingDifference):
+            raise ValueError(f"retain must be 'nll' or 'kl', or an EmbeddingDifference, but got {retain!r}.")
         self.forget_weight = check_non_negative("forget_weight", forget_weight)
-        self.retain_weight = check_non_negative("retain_weight", retain_weight)
+        if not isinstance(retain_weight, Ramp):  # which checks itself
+            check_non_negative("retain_weight", retain_weight)
+        self.retain_weight = retain_weight
         self.refusal_weight = check_non_negative("refusal_weight", refusal_weight)
         if not (forget_weight or refusal_weight):
             raise ValueError("forget_weight and refusal_weight are both 0, so nothing would be forgotten.")
@@ -82,7 +94,13 @@ class ForgetRetainObjective(UnlearnCallback):
 
     def reads_reference_logits(self) -> bool:
         """Whether the starting model runs on training batches at all."""
-        return bool(self.reference_logit_roles())
+        return bool(self.reference_logit_roles()) or self._compares_hidden()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the run, a ramp's length included, and take over ``training_step``."""
+        if stage == "fit" and isinstance(self.retain_weight, Ramp):
+            self.retain_weight.length(trainer)
+        super().setup(trainer, pl_module, stage)
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """All terms of the loss on one batch."""
@@ -96,10 +114,13 @@ class ForgetRetainObjective(UnlearnCallback):
             for role in self.reference_logit_roles()
             if role in rows
         }
+        reference_hidden = self._reference_hidden(module, rows["retain"]) if self._compares_hidden() else None
         logits = self.reads_logits or bool(reference_logits)
+        with self._watching(module) as hidden:
+            readings = self.read(module, list(rows.values()), logits)
         read = {
             role: reading._replace(reference_nll=reference_nll.get(role), reference_logits=reference_logits.get(role))
-            for role, reading in zip(roles, self.read(module, list(rows.values()), logits), strict=True)
+            for role, reading in zip(roles, readings, strict=True)
         }
         parts: dict[str, Tensor] = {}
         terms: list[Tensor] = []
@@ -108,8 +129,16 @@ class ForgetRetainObjective(UnlearnCallback):
             parts["forget_nll"] = self.token_mean(read["forget"].nll, read["forget"].length)
             terms.append(self.forget_weight * parts["forget"])
         if "retain" in read:
-            parts["retain"] = self._retain_loss(read["retain"])
-            terms.append(self.retain_weight * parts["retain"])
+            if reference_hidden is None:
+                parts["retain"] = self._retain_loss(read["retain"])
+            else:
+                sizes = {role: row_count(batch) for role, batch in rows.items()}
+                parts["retain"] = self._hidden_loss(of_role(hidden, sizes, "retain"), reference_hidden, rows["retain"])
+            weight = self.retain_weight
+            if isinstance(weight, Ramp):
+                weight = weight.value(module.trainer)
+                parts["retain_weight"] = parts["retain"].new_tensor(weight)
+            terms.append(weight * parts["retain"])
         if self.refusal_weight:
             parts["refusal"] = self.token_mean(read["idk"].nll, read["idk"].length)
             terms.append(self.refusal_weight * parts["refusal"])
@@ -118,6 +147,24 @@ class ForgetRetainObjective(UnlearnCallback):
     def retain_rows(self, rows: Batch) -> Batch:
         """The retain rows as the retain term reads them."""
         return rows
+
+    def _compares_hidden(self) -> bool:
+        return isinstance(self.retain, EmbeddingDifference) and bool(self.retain_weight)
+
+    def _watching(self, module: LightningModule) -> AbstractContextManager[list[Tensor]]:
+        if isinstance(self.retain, EmbeddingDifference) and self._compares_hidden():
+            return self.retain.watching(module)
+        return nullcontext([])
+
+    def _reference_hidden(self, module: LightningModule, rows: Batch) -> Tensor:
+        assert self.snapshot is not None
+        with self.snapshot.active(module), self._watching(module) as hidden:
+            self.read(module, [rows])
+        return of_role(hidden, {"retain": row_count(rows)}, "retain")
+
+    def _hidden_loss(self, hidden: Tensor, reference: Tensor, rows: Batch) -> Tensor:
+        distance, positions = embedding_distance(hidden, reference, rows)
+        return self.token_mean(distance, positions)
 
     def _retain_loss(self, retain: Reading) -> Tensor:
         if retain.predictions is None or retain.reference_logits is None:

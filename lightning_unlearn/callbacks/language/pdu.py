@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_unlearn.callbacks.base import Reading
 from lightning_unlearn.callbacks.language.objective import ForgetRetainObjective, check_non_negative, check_positive
+from lightning_unlearn.callbacks.language.ramp import Ramp
 from lightning_unlearn.distributed import mean_over_ranks
 from lightning_unlearn.functional import pdu
 from lightning_unlearn.scores import Batch, Score, causal_lm_nll
@@ -81,6 +82,7 @@ class PDU(ForgetRetainObjective):
     @property
     def dual(self) -> float:
         """The dual variable as it is now."""
+        assert not isinstance(self.retain_weight, Ramp)
         return self.retain_weight
 
     def roles(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_unlearn.callbacks.base import Reading, Reference
 from lightning_unlearn.callbacks.language.objective import ForgetRetainObjective, RetainTerm, check_positive
+from lightning_unlearn.callbacks.language.ramp import Ramp
 from lightning_unlearn.scores import Score, causal_lm_nll
 
 __all__ = ["PreferenceObjective"]
@@ -26,7 +27,7 @@ class PreferenceObjective(ForgetRetainObjective):
         beta: Inverse temperature.
         forget_weight: $w_f$.
         retain_weight: $w_r$; 0 leaves the retain term out.
-        retain: ``"nll"`` or ``"kl"``.
+        retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``.
         score: Reads likelihoods off the module.
         reference: How the starting model is kept.
     """
@@ -41,7 +42,7 @@ class PreferenceObjective(ForgetRetainObjective):
         self,
         beta: float,
         forget_weight: float,
-        retain_weight: float,
+        retain_weight: float | Ramp,
         retain: RetainTerm,
         score: Score = causal_lm_nll,
         reference: Reference = "auto",

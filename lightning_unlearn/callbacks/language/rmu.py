@@ -14,9 +14,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils._pytree import tree_map_only
 
 from lightning_unlearn.callbacks.base import UnlearnCallback
+from lightning_unlearn.callbacks.language.layers import HOOK_NOT_CALLED, find_layer, stripped
 from lightning_unlearn.callbacks.language.objective import check_non_negative, check_positive
 from lightning_unlearn.data.forget_retain import join, row_count
-from lightning_unlearn.functional import control_vector, rmu_forget, rmu_retain
+from lightning_unlearn.distributed import mean_over_ranks
+from lightning_unlearn.functional import control_vector, mean_norm, rmu_forget, rmu_retain
 from lightning_unlearn.functional.language.likelihood import IGNORE_INDEX
 from lightning_unlearn.scores import Batch
 
@@ -34,6 +36,11 @@ class RMU(UnlearnCallback):
     $u$ is a random unit vector, drawn once from ``seed`` and kept in checkpoints. The mean over the width $d$ is that
     of the released code; the paper writes a sum. Each row has its own mean over tokens, so long rows don't weigh more.
 
+    With ``adaptive=True`` the length of the target follows the activations, so that one setting serves every layer:
+    $c = \beta\, \mathbb{E}_{b,t} \lVert h_{ref}(x_f)_t \rVert_2$ with $\beta$ = ``steering``, measured once, on the
+    first forget batch. So do two copies of the released code of arXiv:2408.06223; as we remember the paper, which we
+    could not open, its formula takes the norm of each sample anew.
+
     Only the layers up to the steered one run, in training and for the reference, whose weights are the starting values
     of the few parameters that train. Where weights are sharded (FSDP2), whose forward pass can't be left half way, the
     later layers and the output head run too, without gradients. Reentrant gradient checkpointing is not supported.
@@ -48,12 +55,13 @@ class RMU(UnlearnCallback):
         trainable: Regular expression; parameters whose name it is found in train, of those that would train anyway. By
             default ``mlp.down_proj`` of the steered layer and of the two before it.
         steering: Length of the control vector $c$, of the order of the activations' own norm. 20 in the released
-            script, 6.5 in its recipe for zephyr-7b.
+            script, 6.5 in its recipe for zephyr-7b. With ``adaptive``, a multiple $\beta$ of that norm; 5 there.
         retain_weight: Weight of the retain term $\alpha$; 100 in the released script, 1200 for zephyr-7b; 0 leaves it
             out.
         mask: Positions that count: ``"attention"``: all but padding; ``"labels"``: those with a label; ``"all"``:
             padding too, as in the released code.
         seed: Seed of the control vector.
+        adaptive: Whether ``steering`` counts in norms of the activations of the starting model.
 
     Raises:
         ValueError: If ``steering`` is not positive, ``retain_weight`` is negative, or an option has no such value.
@@ -65,6 +73,8 @@ class RMU(UnlearnCallback):
 
     References:
         Li et al., *The WMDP Benchmark: Measuring and Reducing Malicious Use With Unlearning*, arXiv:2403.03218.
+        Huu-Tien et al., *On Effects of Steering Latent Representation for Large Language Model Unlearning*,
+        arXiv:2408.06223.
     """
 
     def __init__(
@@ -75,11 +85,13 @@ class RMU(UnlearnCallback):
         retain_weight: float = 100.0,
         mask: Literal["attention", "labels", "all"] = "attention",
         seed: int = 0,
+        adaptive: bool = False,
     ) -> None:
         super().__init__()
         if mask not in ("attention", "labels", "all"):
             raise ValueError(f"mask must be 'attention', 'labels' or 'all', but got {mask!r}.")
         self.layer, self.trainable, self.mask, self.seed = layer, trainable, mask, seed
+        self.adaptive = adaptive
         self.steering = check_positive("steering", steering)
         self.retain_weight = check_non_negative("retain_weight", retain_weight)
         self.control: Tensor | None = None
@@ -100,7 +112,7 @@ class RMU(UnlearnCallback):
         reference = self.reference_hidden(module, batch["retain"]) if self.reads_reference_logits() else None
         hidden = dict(zip(self.roles(), self.hidden(module, [batch[role] for role in self.roles()]), strict=True))
         if self.control is None:
-            self.control = control_vector(hidden["forget"].shape[-1], self.steering, self.seed)
+            self.control = control_vector(hidden["forget"].shape[-1], self._length(hidden["forget"], batch), self.seed)
         self.control = self.control.to(hidden["forget"].device)
         forget = rmu_forget(hidden["forget"], self.control, self._counts(batch["forget"])).mean()
         if reference is None:
@@ -191,7 +203,7 @@ class RMU(UnlearnCallback):
                 raise _Reached
             return tree_map_only(Tensor, Tensor.detach, output)  # so that later layers keep no activations
 
-        handle = self._layer(module)[1].register_forward_hook(keep)
+        handle = find_layer(module, self.layer)[1].register_forward_hook(keep)
         try:
             module(**inputs)
         except _Reached as reached:
@@ -205,6 +217,7 @@ class RMU(UnlearnCallback):
             raise MisconfigurationException(
                 f"layer={self.layer!r} {got}, but RMU steers activations of shape (B, T, d) for input_ids of shape "
                 f"{tuple(batch['input_ids'].shape)}. Name one decoder block, such as 'model.layers.7'."
+                f"{'' if found else ' ' + HOOK_NOT_CALLED}"
             )
         if torch.is_grad_enabled() and not found[-1].requires_grad:
             raise MisconfigurationException(
@@ -214,6 +227,13 @@ class RMU(UnlearnCallback):
             )
         return found[-1]
 
+    def _length(self, hidden: Tensor, batch: dict[str, Batch]) -> float:
+        if not self.adaptive:
+            return self.steering
+        # No update was made yet, so these are the activations of the starting model.
+        norm = mean_norm(hidden.detach(), self._counts(batch["forget"])).mean()
+        return self.steering * mean_over_ranks(norm).item()
+
     def _counts(self, batch: Batch) -> Tensor:
         if self.mask == "labels":
             return batch["labels"] != IGNORE_INDEX
@@ -221,22 +241,8 @@ class RMU(UnlearnCallback):
             return batch["attention_mask"]
         return torch.ones_like(batch["input_ids"])
 
-    def _layer(self, module: nn.Module) -> tuple[str, nn.Module]:
-        # A wrapper and what it wraps have the same name: the inner one, which comes later, is kept.
-        named = {_stripped(name): child for name, child in module.named_modules() if name}
-        matches = [name for name in named if f".{name}".endswith(f".{self.layer}")]
-        matches = matches or [name for name in named if re.search(self.layer, name)]
-        if len(matches) != 1:
-            blocks = matches or [name for name in named if re.search(r"\.\d+$", name)] or list(named)
-            raise MisconfigurationException(
-                f"layer={self.layer!r} has to name one module, but fits {len(matches) or 'none'}. "
-                f"{'It fits' if matches else 'There are'} {', '.join(blocks[:8])}{' ...' if len(blocks) > 8 else ''}. "
-                "Give one dotted name, or a regular expression that ends in $."
-            )
-        return matches[0], named[matches[0]]
-
     def _freeze(self, module: nn.Module) -> None:
-        pattern = self._pattern(self._layer(module)[0])
+        pattern = self._pattern(find_layer(module, self.layer)[0])
         training = {name: p for name, p in _parameters(module).items() if p.requires_grad}
         frozen = {name for name in training if not re.search(pattern, name)}
         if len(frozen) == len(training):
@@ -274,11 +280,5 @@ class _Reached(Exception):
     """Leaves the forward pass once the steered layer has run."""
 
 
-def _stripped(name: str) -> str:
-    """A dotted name without the parts that wrappers add."""
-    wrappers = ("_fsdp_wrapped_module", "_orig_mod", "module")
-    return ".".join(part for part in name.split(".") if part not in wrappers)
-
-
 def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {_stripped(name): parameter for name, parameter in module.named_parameters()}
+    return {stripped(name): parameter for name, parameter in module.named_parameters()}

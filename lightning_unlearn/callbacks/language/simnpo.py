@@ -12,6 +12,7 @@ from lightning_unlearn.callbacks.language.objective import (
     check_non_negative,
     check_positive,
 )
+from lightning_unlearn.callbacks.language.ramp import Ramp
 from lightning_unlearn.functional import simnpo
 from lightning_unlearn.scores import Score, causal_lm_nll
 
@@ -32,11 +33,11 @@ class SimNPO(ForgetRetainObjective):
         margin: Target $\delta$ in nats per token; the paper's $\gamma$ is $\beta\delta$.
         forget_weight: Weight of the forget term $w_f$; 0.1 to 0.2 in the released TOFU settings.
         retain_weight: Weight of the retain term $w_r$; 0 leaves it out.
-        retain: ``"nll"`` or ``"kl"``, see
+        retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``, see
             [`ForgetRetainObjective`][lightning_unlearn.callbacks.ForgetRetainObjective].
         refusal_weight: Weight of a refusal to the forget questions.
         score: Reads likelihoods off the module.
-        reference: How the starting model is kept for ``retain="kl"``.
+        reference: How the starting model is kept where the retain term needs it.
 
     Raises:
         ValueError: If ``beta`` is not positive, or ``margin`` or a weight is negative.
@@ -57,7 +58,7 @@ class SimNPO(ForgetRetainObjective):
         beta: float = 2.5,
         margin: float = 0.0,
         forget_weight: float = 1.0,
-        retain_weight: float = 1.0,
+        retain_weight: float | Ramp = 1.0,
         retain: RetainTerm = "nll",
         refusal_weight: float = 0.0,
         score: Score = causal_lm_nll,

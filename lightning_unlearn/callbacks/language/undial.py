@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_unlearn.callbacks.base import Reading
 from lightning_unlearn.callbacks.language.objective import ForgetRetainObjective, RetainTerm, check_positive
+from lightning_unlearn.callbacks.language.ramp import Ramp
 from lightning_unlearn.functional import undial
 from lightning_unlearn.scores import Score, causal_lm_nll
 
@@ -29,7 +30,7 @@ class UNDIAL(ForgetRetainObjective):
         beta: What is taken off the logit of a forget token; 3 to 30 in the published grid.
         forget_weight: Weight of the forget term $w_f$.
         retain_weight: Weight of the retain term $w_r$; 0 leaves it out, as the paper does.
-        retain: ``"nll"`` or ``"kl"``, see
+        retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``, see
             [`ForgetRetainObjective`][lightning_unlearn.callbacks.ForgetRetainObjective].
         refusal_weight: Weight of a refusal to the forget questions.
         score: Reads logits off the module.
@@ -52,7 +53,7 @@ class UNDIAL(ForgetRetainObjective):
         self,
         beta: float = 10.0,
         forget_weight: float = 1.0,
-        retain_weight: float = 0.0,
+        retain_weight: float | Ramp = 0.0,
         retain: RetainTerm = "nll",
         refusal_weight: float = 0.0,
         score: Score = causal_lm_nll,

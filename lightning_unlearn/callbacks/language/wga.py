@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_unlearn.callbacks.base import Reading
 from lightning_unlearn.callbacks.language.objective import ForgetRetainObjective, RetainTerm, check_non_negative
+from lightning_unlearn.callbacks.language.ramp import Ramp
 from lightning_unlearn.functional import token_nll, wga
 from lightning_unlearn.scores import Score, causal_lm_nll
 
@@ -26,7 +27,7 @@ class WGA(ForgetRetainObjective):
         beta: Exponent $\beta$ of the confidence; 0 is gradient ascent.
         forget_weight: Weight of the forget term $w_f$.
         retain_weight: Weight of the retain term $w_r$; 0 leaves it out.
-        retain: ``"nll"`` or ``"kl"``, see
+        retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``, see
             [`ForgetRetainObjective`][lightning_unlearn.callbacks.ForgetRetainObjective].
         refusal_weight: Weight of a refusal to the forget questions.
         score: Reads logits off the module.
@@ -48,7 +49,7 @@ class WGA(ForgetRetainObjective):
         self,
         beta: float = 1.0,
         forget_weight: float = 1.0,
-        retain_weight: float = 1.0,
+        retain_weight: float | Ramp = 1.0,
         retain: RetainTerm = "nll",
         refusal_weight: float = 0.0,
         score: Score = causal_lm_nll,

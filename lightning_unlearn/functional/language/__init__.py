@@ -13,11 +13,13 @@ from lightning_unlearn.functional.language.likelihood import (
 )
 from lightning_unlearn.functional.language.npo import npo
 from lightning_unlearn.functional.language.pdu import pdu
-from lightning_unlearn.functional.language.rmu import control_vector, rmu_forget, rmu_retain
+from lightning_unlearn.functional.language.rmu import control_vector, mean_norm, rmu_forget, rmu_retain
 from lightning_unlearn.functional.language.satimp import satimp
 from lightning_unlearn.functional.language.simnpo import simnpo
+from lightning_unlearn.functional.language.task_vector import negate_task_vector
 from lightning_unlearn.functional.language.undial import undial
 from lightning_unlearn.functional.language.wga import wga
+from lightning_unlearn.functional.language.whp import whp_labels, whp_logits
 
 __all__ = [
     "ceu",
@@ -27,6 +29,8 @@ __all__ = [
     "kl_divergence",
     "kto",
     "length_normalised",
+    "mean_norm",
+    "negate_task_vector",
     "npo",
     "pdu",
     "rmu_forget",
@@ -38,4 +42,6 @@ __all__ = [
     "token_nll",
     "undial",
     "wga",
+    "whp_labels",
+    "whp_logits",
 ]

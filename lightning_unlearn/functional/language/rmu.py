@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["control_vector", "rmu_forget", "rmu_retain"]
+__all__ = ["control_vector", "mean_norm", "rmu_forget", "rmu_retain"]
 
 
 def control_vector(size: int, steering: float, seed: int) -> Tensor:
@@ -31,6 +31,29 @@ def control_vector(size: int, steering: float, seed: int) -> Tensor:
     """
     direction = torch.rand(size, generator=torch.Generator().manual_seed(seed))
     return steering * direction / direction.norm()
+
+
+def mean_norm(hidden: Tensor, mask: Tensor) -> Tensor:
+    r"""Mean length of the activations of each sequence: :math:`\frac{1}{n_b} \sum_t \lVert h_t \rVert_2`.
+
+    Adaptive RMU sets the length of its control vector to a multiple of this, on the starting model.
+
+    Args:
+        hidden: Activations :math:`h`, shape ``(B, T, d)``, any floating type.
+        mask: Shape ``(B, T)``; 0 where a position does not count.
+
+    Returns:
+        Shape ``(B,)``, fp32; 0 for a row without a position that counts.
+
+    Example:
+        >>> mean_norm(torch.tensor([[[3.0, 4.0], [0.0, 1.0]]]), torch.ones(1, 2))
+        tensor([3.])
+
+    References:
+        Huu-Tien et al., *On Effects of Steering Latent Representation for Large Language Model Unlearning*,
+        arXiv:2408.06223.
+    """
+    return _mean(hidden.float().norm(dim=-1), mask)
 
 
 def rmu_forget(hidden: Tensor, control: Tensor, mask: Tensor) -> Tensor:
@@ -83,5 +106,9 @@ def rmu_retain(hidden: Tensor, reference_hidden: Tensor, mask: Tensor) -> Tensor
 
 
 def _mean_square(difference: Tensor, mask: Tensor) -> Tensor:
-    mask = mask.to(difference.dtype)
-    return (difference.square().mean(-1) * mask).sum(1) / mask.sum(1).clamp(min=1)
+    return _mean(difference.square().mean(-1), mask)
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    mask = mask.to(values.dtype)
+    return (values * mask).sum(1) / mask.sum(1).clamp(min=1)

@@ -1,0 +1,49 @@
+"""Modules and parameters by the names that their author gave them."""
+
+from __future__ import annotations
+
+import re
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+__all__ = ["HOOK_NOT_CALLED", "find_layer", "stripped"]
+
+HOOK_NOT_CALLED = (
+    "In a compiled model, a graph made before the layer was watched, as in validation, does not tell of it: set "
+    "torch._dynamo.config.skip_nnmodule_hook_guards = False before fit."
+)
+"""What else to say where a hook on a layer was never called."""
+
+
+def find_layer(module: nn.Module, layer: str) -> tuple[str, nn.Module]:
+    """The one submodule that a name stands for.
+
+    Args:
+        module: The user's module.
+        layer: The end of a dotted name, or a regular expression found in one name only.
+
+    Returns:
+        Its dotted name without wrappers, and the submodule.
+
+    Raises:
+        MisconfigurationException: If there is none, or more than one.
+    """
+    # A wrapper and what it wraps have the same name: the inner one, which comes later, is kept.
+    named = {stripped(name): child for name, child in module.named_modules() if name}
+    matches = [name for name in named if f".{name}".endswith(f".{layer}")]
+    matches = matches or [name for name in named if re.search(layer, name)]
+    if len(matches) != 1:
+        blocks = matches or [name for name in named if re.search(r"\.\d+$", name)] or list(named)
+        raise MisconfigurationException(
+            f"layer={layer!r} has to name one module, but fits {len(matches) or 'none'}. "
+            f"{'It fits' if matches else 'There are'} {', '.join(blocks[:8])}{' ...' if len(blocks) > 8 else ''}. "
+            "Give one dotted name, or a regular expression that ends in $."
+        )
+    return matches[0], named[matches[0]]
+
+
+def stripped(name: str) -> str:
+    """A dotted name without the parts that wrappers add."""
+    wrappers = ("_fsdp_wrapped_module", "_orig_mod", "module")
+    return ".".join(part for part in name.split(".") if part not in wrappers)

@@ -1,0 +1,113 @@
+"""Where the weights are that a mask lets move."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["DensityRow", "density_rows", "layer_of", "mask_density_figure", "mask_density_table"]
+
+_OTHER = "–"
+
+
+class DensityRow(NamedTuple):
+    """The weights of one kind in one layer.
+
+    Args:
+        layer: The layer's number, or "–" for weights outside of the numbered layers.
+        kind: What the weights are of, such as ``mlp.down_proj``.
+        live: How many of them may move.
+        total: How many there are.
+    """
+
+    layer: str
+    kind: str
+    live: int
+    total: int
+
+    @property
+    def density(self) -> float:
+        """Share that may move."""
+        return self.live / max(1, self.total)
+
+
+def layer_of(name: str) -> tuple[str, str, str]:
+    """Split a parameter's name at its first number: what comes before, the layer, and the kind of weight."""
+    found = re.match(r"(?:(.*?)\.)?(\d+)\.(.*)", name)
+    before, layer, kind = found.groups() if found else ("", _OTHER, name)
+    return before or "", layer, kind.removesuffix(".weight")
+
+
+def mask_density_table(masks: Mapping[str, Tensor]) -> list[DensityRow]:
+    """Count what may move by layer and kind of weight.
+
+    Args:
+        masks: Boolean masks by parameter name, such as `load_mask` returns.
+
+    Returns:
+        A row for each layer and kind, in the order of the model.
+
+    Example:
+        >>> import torch
+        >>> mask_density_table({"layers.0.mlp.weight": torch.tensor([True, False])})
+        [DensityRow(layer='0', kind='mlp', live=1, total=2)]
+    """
+    return density_rows({name: (int(mask.sum()), mask.numel()) for name, mask in masks.items()})
+
+
+def density_rows(counts: Mapping[str, tuple[int, int]]) -> list[DensityRow]:
+    """The same from how many weights of each parameter are live, and how many there are."""
+    found: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    for name, (live, total) in counts.items():
+        _, layer, kind = layer_of(name)
+        found[layer, kind][0] += live
+        found[layer, kind][1] += total
+    return [DensityRow(layer, kind, live, total) for (layer, kind), (live, total) in found.items()]
+
+
+def mask_density_figure(rows: Sequence[DensityRow], text: str = "#333333") -> Figure:
+    """Draw the density of each kind of weight (upwards) in each layer (to the right).
+
+    Args:
+        rows: The rows of `mask_density_table`.
+        text: Colour of the labels.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import PercentFormatter
+    except ImportError:
+        raise ImportError('Figures are drawn by matplotlib: pip install "lightning-unlearn[report]"') from None
+
+    layers = list(dict.fromkeys(row.layer for row in rows))
+    kinds = list(dict.fromkeys(row.kind for row in rows))
+    grid = [[float("nan")] * len(layers) for _ in kinds]
+    for row in rows:
+        grid[kinds.index(row.kind)][layers.index(row.layer)] = row.density
+    with rc_context({"font.size": 10}):
+        figure = Figure((2.8 + 0.26 * max(8, len(layers)), 1.2 + 0.26 * len(kinds)), layout="constrained")
+        axes = figure.add_subplot()
+        image = axes.imshow(grid, cmap="Blues", aspect="auto", vmin=0)
+        axes.set_xticks(range(len(layers)), layers)
+        axes.set_yticks(range(len(kinds)), kinds, parse_math=False)
+        axes.set_xlabel("layer", color=text)
+        axes.tick_params(length=0, labelcolor=text)
+        axes.spines[:].set_visible(False)
+        bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1, decimals=None))
+        bar.set_label("may move", color=text)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(length=0, labelcolor=text)
+    return figure

@@ -1,0 +1,52 @@
+"""Labels drawn from the model itself, for the Gauss-Newton-Bartlett estimate of the curvature."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["sample_labels"]
+
+_CHUNK = 1 << 24  # logits at a time, so that a large vocabulary needs no second copy of all of them
+
+
+@torch.no_grad()
+def sample_labels(logits: Tensor, position: Tensor, *, seed: int = 0) -> Tensor:
+    r"""Draw a label from the softmax at each position: :math:`\hat y_i \sim \mathrm{softmax}(z_i)`, in fp32.
+
+    The square of the mean gradient under such labels, times the number of positions :math:`B`, is an unbiased estimate
+    of the diagonal of the Gauss-Newton matrix. The draw is a function of (seed, position) alone: no generator moves,
+    and positions that are spread over processes or micro-batches get the labels that they get together.
+
+    Args:
+        logits: Shape ``(N, V)``.
+        position: A number of its own for each position, shape ``(N,)``, int64.
+        seed: Chooses the draw.
+
+    Returns:
+        Shape ``(N,)``, int64.
+
+    Example:
+        >>> import torch
+        >>> sample_labels(torch.tensor([[0.0, 99.0, 0.0], [99.0, 0.0, 0.0]]), torch.arange(2))
+        tensor([1, 0])
+
+    References:
+        Liu et al., *Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training*,
+        arXiv:2305.14342, Algorithm 2.
+    """
+    size = max(1, _CHUNK // logits.shape[-1])
+    labels = torch.empty_like(position)
+    for some, z, number in zip(labels.split(size), logits.split(size), position.split(size), strict=True):
+        mass = torch.softmax(z.float(), dim=-1).cumsum(-1)
+        threshold = _uniform(number, seed).unsqueeze(1) * mass[:, -1:]
+        some.copy_(torch.searchsorted(mass, threshold, right=True).squeeze(1))
+    return labels.clamp_(max=logits.shape[-1] - 1)
+
+
+def _uniform(position: Tensor, seed: int) -> Tensor:
+    """Numbers in [0, 1) by counter (splitmix64); integer overflow wraps around on purpose."""
+    x = (position + 1) * -7046029254386353131 + (seed * 2862933555777941757) % (1 << 63)
+    x = (x ^ (x >> 30)) * -4658895280553007687
+    x = (x ^ (x >> 27)) * -7723592293110705685
+    return ((x ^ (x >> 31)) & 0xFFFFFF).float() / (1 << 24)

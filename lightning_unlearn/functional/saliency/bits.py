@@ -1,0 +1,95 @@
+"""Masks as bits: packed for a file, and applied to the bits of a tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["apply_mask_", "pack_mask", "unpack_mask"]
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_CHUNK = {"cpu": 1 << 16}  # a chunk's mask and values stay in the core's cache; other devices take large ones
+_LARGE_CHUNK = 1 << 24
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """Pack a boolean mask into one bit a weight; the first weight is the lowest bit of the first byte.
+
+    Args:
+        mask: Boolean, any shape.
+
+    Returns:
+        Shape ``(ceil(n / 8),)``, uint8.
+
+    Example:
+        >>> pack_mask(torch.tensor([True, False, True]))
+        tensor([5], dtype=torch.uint8)
+    """
+    flat = mask.reshape(-1).to(torch.uint8)
+    columns = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).view(-1, 8)
+    packed = columns[:, 0].clone()
+    for i in range(1, 8):
+        packed |= columns[:, i] << i
+    return packed
+
+
+def unpack_mask(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The boolean mask that `pack_mask` packed.
+
+    Args:
+        packed: Shape ``(ceil(n / 8),)``, uint8.
+        shape: Shape of the mask, with ``n`` elements.
+
+    Returns:
+        Boolean, of that shape.
+
+    Raises:
+        ValueError: If there are not as many bytes as the shape needs.
+
+    Example:
+        >>> unpack_mask(torch.tensor([5], dtype=torch.uint8), (3,))
+        tensor([ True, False,  True])
+    """
+    count = torch.Size(shape).numel()
+    if packed.dtype != torch.uint8 or packed.numel() != -(-count // 8):
+        raise ValueError(
+            f"A mask of shape {tuple(shape)} has {-(-count // 8)} bytes (uint8), but got {packed.numel()} of "
+            f"{packed.dtype}. The file is damaged, or is of another model."
+        )
+    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return ((packed[:, None] >> places) & 1).bool().view(-1)[:count].view(shape)
+
+
+@torch.no_grad()
+def apply_mask_(tensor: Tensor, live: Tensor, frozen: Tensor | None = None) -> Tensor:
+    """Keep a tensor's bits where ``live``, and put those of ``frozen``, or zeros, everywhere else. In place.
+
+    Works on bits, so nothing can leak through: 0 times NaN is NaN, and adding 0 turns -0.0 into +0.0. Unlike
+    ``torch.where`` its speed does not depend on the mask.
+
+    Args:
+        tensor: Any floating type.
+        live: int8, -1 where the tensor stays and 0 elsewhere, same number of elements.
+        frozen: Same type as ``tensor``, 0 wherever ``live``; ``None`` stands for zeros.
+
+    Returns:
+        ``tensor``.
+
+    Example:
+        >>> live = torch.tensor([-1, 0, 0], dtype=torch.int8)
+        >>> apply_mask_(torch.tensor([1.0, float("nan"), 3.0]), live, torch.tensor([0.0, 2.0, -0.0]))
+        tensor([1., 2., -0.])
+    """
+    if not tensor.is_contiguous():
+        return tensor.copy_(apply_mask_(tensor.contiguous(), live, frozen))
+    integer = _INTEGERS[tensor.element_size()]
+    size = _CHUNK.get(tensor.device.type, _LARGE_CHUNK)
+    values = tensor.view(-1).view(integer).split(size)
+    marks = live.reshape(-1).split(size)
+    rest = frozen.reshape(-1).view(integer).split(size) if frozen is not None else (None,) * len(values)
+    wide = torch.empty(min(size, tensor.numel()), dtype=integer, device=tensor.device)
+    for value, mark, other in zip(values, marks, rest, strict=True):
+        value &= wide[: len(mark)].copy_(mark)
+        if other is not None:
+            value |= other
+    return tensor

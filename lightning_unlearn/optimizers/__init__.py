@@ -1,0 +1,5 @@
+"""Optimizers for unlearning."""
+
+from lightning_unlearn.optimizers.sophia import Sophia
+
+__all__ = ["Sophia"]

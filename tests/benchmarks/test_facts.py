@@ -1,0 +1,95 @@
+"""The comparison of objectives, on the tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lightning_unlearn
+from lightning_unlearn.benchmarks import FACTS, Entry, bench_facts
+from lightning_unlearn.benchmarks import facts as module
+from lightning_unlearn.callbacks.edit import Edit
+
+NAN = {"class_path": "tests.benchmarks.test_facts.Diverging"}
+
+
+class Diverging(lightning_unlearn.GradDiff):
+    """Not finite from the first step on."""
+
+    def forget_loss(self, *args: Any) -> Any:
+        return super().forget_loss(*args) * float("nan")
+
+
+def result(forget: float, kept: float) -> dict[str, Any]:
+    return {"metrics": {"forget_accuracy": forget} | {f"{n}_accuracy": kept for n in module.SETS[1:]}}
+
+
+def test_every_objective_has_an_entry_and_all_are_tuned_alike() -> None:
+    public = {
+        name
+        for name in lightning_unlearn.__all__
+        if isinstance(cls := getattr(lightning_unlearn, name), type)
+        and issubclass(cls, lightning_unlearn.UnlearnCallback)
+        and not issubclass(cls, Edit)
+        and not getattr(cls, "__abstractmethods__", None)
+    }
+    assert {entry.name for entry in FACTS} == public
+    assert {len(entry.settings) for entry in FACTS} == {3}
+
+
+def test_the_score_wants_both_forgetting_and_keeping() -> None:
+    assert module.score(result(0.0, 1.0)) == 1.0
+    assert module.score(result(1.0, 1.0)) == module.score(result(0.0, 0.0)) == 0.5
+    assert module.score({"error": "not finite"}) == 0.0
+
+
+def test_the_best_setting_is_run_on_every_seed_and_nothing_twice(
+    tiny_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simnpo = {"class_path": "lightning_unlearn.SimNPO", "init_args": {"beta": 2.5}}
+    entries = (
+        Entry("SimNPO", tuple({"lr": lr, "callbacks": [simnpo]} for lr in (1e-3, 1e-2))),
+        Entry("Diverging", ({"lr": 1e-3, "callbacks": [NAN]},)),
+    )
+    monkeypatch.setattr(module, "FACTS", entries)
+    chosen: list[float] = []
+
+    def prefer_the_larger_rate(outcome: dict[str, Any]) -> float:
+        chosen.append(outcome["metrics"]["forget_nll"] if "error" not in outcome else 0.0)
+        return chosen[-1]
+
+    monkeypatch.setattr(module, "score", prefer_the_larger_rate)
+
+    def run(entries: list[str]) -> dict[str, Any]:
+        return bench_facts(
+            str(tmp_path), str(tiny_lm), entries=entries, seeds=[1, 2], steps=2, precision="32-true", threads=1
+        )
+
+    record = run(["SimNPO"])
+    assert record["entries"]["SimNPO"]["setting"]["lr"] == 1e-2
+    forget = [r["metrics"]["forget_nll"] for r in record["entries"]["SimNPO"]["runs"]]
+    assert len(set(forget)) == 2
+    assert min(forget) > record["before"]["metrics"]["forget_nll"]
+    assert len(record["before"]["answers"]) == 48
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
+    assert len(done) == 5
+
+    record = run([])
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert "not finite" in record["entries"]["Diverging"]["runs"][0]["error"]
+    assert json.loads((tmp_path / "facts.json").read_text()) == record
+    table = (tmp_path / "facts.md").read_text()
+    assert table in capsys.readouterr().out
+    assert "| before |" in table
+    assert "| SimNPO | 1e-2 |" in table
+    assert "| Diverging | 1e-3 | stopped on a value that is not finite in 2 runs |" in table
+    assert {line.count("|") for line in table.splitlines()} == {13}
+    assert "<svg" in (tmp_path / "facts.svg").read_text()
+
+
+def test_an_unknown_entry_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\['Magic'\].*'SimNPO'"):
+        bench_facts(str(tmp_path), entries=["Magic"])
