@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import logging
 import statistics
@@ -18,21 +19,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import lightning_unlearn
-from lightning_unlearn import LanguageDataModule, LitCausalLM, LoRA
+from lightning_unlearn import SOUL, WAGLE, LanguageDataModule, LitCausalLM, LoRA, RandomMask, UnlearnCallback
+from lightning_unlearn.callbacks import language
 from lightning_unlearn.data.forget_retain import join
+from lightning_unlearn.optimizers import Sophia
 
 from .rows import rows
 
 WARM_UP = 2
-OBJECTIVES: dict[str, Callable[[], Any]] = {
-    name: getattr(lightning_unlearn, name)
-    for name in lightning_unlearn.__all__
-    if isinstance(getattr(lightning_unlearn, name), type)
-    and issubclass(getattr(lightning_unlearn, name), lightning_unlearn.UnlearnCallback)
-    and not getattr(getattr(lightning_unlearn, name), "__abstractmethods__", None)
+CURVATURE_EVERY = 10
+OBJECTIVES: dict[str, Any] = {
+    name: cls
+    for name in language.__all__
+    if isinstance(cls := getattr(language, name), type)
+    and issubclass(cls, UnlearnCallback)
+    and not inspect.isabstract(cls)
 }
-ENTRIES = ["plain", *OBJECTIVES, "common practice NPO"]
+BESIDE: dict[str, Callable[[], Any]] = {
+    "RandomMask": lambda: RandomMask(density=0.1),
+    "WAGLE": lambda: WAGLE(density=0.1),
+    "SOUL": lambda: SOUL(every_n_steps=CURVATURE_EVERY),
+}
+"""What stands beside SimNPO, as ``SimNPO + WAGLE``."""
+ENTRIES = ["plain", *OBJECTIVES, *(f"SimNPO + {name}" for name in BESIDE), "common practice NPO"]
 
 
 class Plain(LitCausalLM):
@@ -64,19 +73,30 @@ class CommonPractice(LitCausalLM):
         return -2 / 0.1 * F.logsigmoid(0.1 * (forget - reference)).mean() + retain.sum() / length.sum()
 
 
+class WithSophia(LitCausalLM):
+    """For SOUL."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return Sophia(self.parameters(), lr=self.lr)
+
+
 class Clock(L.Callback):
     """Time of each step, from the batch's arrival to the end of the update, and the peak memory of the run."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.interpreter_bytes = self._status("VmRSS")
 
     def setup(self, *_: Any, **__: Any) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading the model (Linux)
 
     @property
     def peak_bytes(self) -> int:
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        return self._status("VmHWM")
+
+    @staticmethod
+    def _status(name: str) -> int:
+        return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) * 1024
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.start = time.perf_counter()
@@ -88,15 +108,20 @@ class Clock(L.Callback):
 def measure(entry: str, precision: Any, model: str, threads: int, steps: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     L.seed_everything(0, verbose=False)
+    clock = Clock()  # before the model is in memory
     lora = entry.endswith(" LoRA")
-    name = entry.removesuffix(" LoRA")
+    name, _, beside = entry.removesuffix(" LoRA").partition(" + ")
     kind = {"plain": Plain, "common practice NPO": CommonPractice}.get(name, LitCausalLM)
+    kind = WithSophia if beside == "SOUL" else kind
     module = kind(model, lr=1e-6, lora=LoRA() if lora else None)
     weights = sum(p.numel() for p in module.parameters())
     bare = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in module.parameters())
     data = LanguageDataModule(rows(16, 0), rows(16, 5), prompt_format="Q: {question}\nA: ")
-    clock = Clock()
-    methods = [OBJECTIVES[name]()] if name in OBJECTIVES else []
+    arguments = {"reinforced": model} if name == "WhosHarryPotter" else {}
+    methods = [OBJECTIVES[name](**arguments)] if name in OBJECTIVES else []
+    methods += [BESIDE[beside]()] if beside else []
+    # The mean over as many steps as there are from one curvature estimate to the next.
+    steps, middle = (CURVATURE_EVERY, statistics.mean) if beside == "SOUL" else (steps, statistics.median)
     trainer = L.Trainer(
         max_steps=WARM_UP + steps,
         accelerator="cpu",
@@ -114,8 +139,9 @@ def measure(entry: str, precision: Any, model: str, threads: int, steps: int) ->
     return {
         "entry": entry,
         "precision": precision,
-        "seconds": statistics.median(clock.seconds[WARM_UP:]),
+        "seconds": middle(clock.seconds[WARM_UP:]),
         "peak_bytes": clock.peak_bytes,
+        "interpreter_bytes": clock.interpreter_bytes,
         "bare_bytes": bare,
         "weights": weights,
         "tokens": 8 * lengths.mean().item(),

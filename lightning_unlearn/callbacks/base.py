@@ -363,6 +363,10 @@ class UnlearnCallback(Callback, ABC):
                 f"trainer.fit(module, {{{', '.join(f'{role!r}: ...' for role in self.roles())}}}) or a "
                 f"{next((_MAKERS[role] for role in missing if role in _MAKERS), 'ForgetRetainDataModule')}."
             )
+        if batch_idx % trainer.accumulate_grad_batches == 0 and not _watches_zero_grad(trainer, module):
+            # Lightning drops the last gradients after the forward pass, which would need their memory.
+            for optimizer in trainer.optimizers:
+                optimizer.zero_grad()
         if self.needs_reference and self._steps == 0 and trainer.global_step == 0:
             self._check_drift(module, {role: batch[role] for role in self.reference_roles if role in self.roles()})
         parts = self.step(module, batch)
@@ -415,6 +419,13 @@ class UnlearnCallback(Callback, ABC):
         if self._shadowed is not None:
             module.training_step = self._shadowed  # type: ignore[method-assign]
         self._patch = self._shadowed = None
+
+
+def _watches_zero_grad(trainer: Trainer, module: LightningModule) -> bool:
+    """Whether someone's own hook may look at gradients until Lightning drops them."""
+    hooks = [(LightningModule, module, name) for name in ("on_before_zero_grad", "optimizer_zero_grad")]
+    hooks += [(Callback, callback, "on_before_zero_grad") for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    return any(getattr(type(owner), name) is not getattr(parent, name) for parent, owner, name in hooks)
 
 
 def _split(predictions: Predictions | None, sizes: list[int]) -> list[Predictions | None]:

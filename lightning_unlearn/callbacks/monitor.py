@@ -88,7 +88,8 @@ class UnlearnMonitor(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the outcome and log the table and the figure."""
-        if self.history[-1].step != trainer.global_step:
+        # An edit makes no step, and is the one thing that happened where there is only the first evaluation.
+        if self.history[-1].step != trainer.global_step or len(self.history) == 1:
             self._evaluate(trainer, pl_module)
         if trainer.is_global_zero:
             for logger in trainer.loggers:

@@ -1,4 +1,4 @@
-"""Unlearns the tiny model under each mask, saves masks and weights: `python run_masks.py <launcher> <model> <folder>`."""
+"""Unlearns the tiny model under each mask, saves masks and weights: `python run_masks.py <launcher> <lm> <folder>`."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from lightning_unlearn.callbacks.masking.layout import sum_over_ranks
 from lightning_unlearn.callbacks.reference import evaluating
 from lightning_unlearn.data.forget_retain import row_loader
-from lightning_unlearn.distributed import local_tensor, rank
+from lightning_unlearn.distributed import local_tensor, rank, world_size
 from lightning_unlearn.scores import Batch, PredictionScore, Score
 
 __all__ = ["RowShare", "likelihood_gradient", "undisturbed"]
@@ -35,7 +35,8 @@ class RowShare:
         seed: Seed of the draw.
 
     Raises:
-        MisconfigurationException: If there are no such rows, or they can't be read one by one.
+        MisconfigurationException: If there are no such rows, they can't be read one by one, or under tensor
+            parallelism.
     """
 
     def __init__(self, trainer: Trainer, role: str, rows: int | None = None, seed: int = 0) -> None:
@@ -57,6 +58,11 @@ class RowShare:
         chunks = [chosen[i : i + size] for i in range(0, len(chosen), size)]
         share = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
         self.replicas = share["num_replicas"]
+        if self.replicas != world_size():
+            raise MisconfigurationException(
+                "Rows can't be scored under tensor parallelism, where several processes read the same ones. Use "
+                "ModelParallelStrategy(tensor_parallel_size=1)."
+            )
         turns = [i * self.replicas + share["rank"] for i in range(-(-len(chunks) // self.replicas))]
         self.counted = [turn < len(chunks) for turn in turns]
         self.chunks = [chunks[min(turn, len(chunks) - 1)] for turn in turns]

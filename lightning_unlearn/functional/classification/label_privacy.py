@@ -1,0 +1,41 @@
+"""What the smoothing rate says of the privacy of labels."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["label_privacy"]
+
+
+def label_privacy(alpha: float, ratio: float, classes: int) -> float:
+    r"""The :math:`\varepsilon` of label differential privacy that the paper gives for ascent with negative smoothing.
+
+    .. math:: \varepsilon = \Big|\log\big(\tfrac{K}{\alpha}(1 - \tfrac{\gamma_1}{\gamma_2}) + 1 - K\big)\Big|
+
+    Args:
+        alpha: Smoothing rate :math:`\alpha < 0`.
+        ratio: :math:`\gamma_1 / \gamma_2`, of the weights of the two terms.
+        classes: Number of classes :math:`K`.
+
+    Returns:
+        :math:`\varepsilon \ge 0`; 0 at :math:`\alpha = 1 - \gamma_1 / \gamma_2`.
+
+    Raises:
+        ValueError: If the rate is not negative, or the logarithm has no value: the statement holds for no such rate.
+
+    Example:
+        >>> label_privacy(-0.5, 1.5, 10)
+        0.0
+
+    References:
+        Di et al., *Label Smoothing Improves Machine Unlearning*, arXiv:2406.07698.
+    """
+    if not alpha < 0:
+        raise ValueError(f"alpha must be negative, but got {alpha}: the bound is for negative label smoothing.")
+    argument = classes / alpha * (1 - ratio) + 1 - classes
+    if not argument > 0:
+        raise ValueError(
+            f"There is no bound at alpha={alpha}, ratio={ratio}, classes={classes}: the logarithm's argument is "
+            f"{argument:.6g}. Choose alpha nearer to 0, above {classes * (1 - ratio) / (classes - 1):.6g}."
+        )
+    return abs(math.log(argument))

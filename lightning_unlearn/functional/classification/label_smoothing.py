@@ -1,0 +1,60 @@
+"""Label smoothing with a rate of either sign."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_unlearn.functional.language.likelihood import token_nll
+
+__all__ = ["generalized_label_smoothing", "smoothed_targets"]
+
+
+def smoothed_targets(labels: Tensor, classes: int, alpha: float | Tensor) -> Tensor:
+    r"""The soft target :math:`t^\alpha = (1 - \alpha)\, e_y + \frac{\alpha}{K} \mathbf 1`, which sums to 1 at any rate.
+
+    Args:
+        labels: Labels :math:`y`, shape ``(N,)``, each in ``[0, K)``.
+        classes: Number of classes :math:`K`.
+        alpha: Smoothing rate :math:`\alpha`, one or a rate a row. A negative one gives every class but the true one a
+            negative weight.
+
+    Returns:
+        Shape ``(N, K)``, fp32.
+
+    Example:
+        >>> smoothed_targets(torch.tensor([0]), 3, -0.3)
+        tensor([[ 1.2000, -0.1000, -0.1000]])
+    """
+    rate = torch.as_tensor(alpha, device=labels.device, dtype=torch.float32).reshape(-1, 1)
+    return (1 - rate) * F.one_hot(labels, classes) + rate / classes
+
+
+def generalized_label_smoothing(logits: Tensor, labels: Tensor, alpha: float | Tensor) -> Tensor:
+    r"""Cross-entropy with the target smoothed at a rate of either sign, by its closed form.
+
+    .. math:: \ell_{GLS} = (1 - \alpha)\, \ell_y + \frac{\alpha}{K} \sum_k \ell_k = \ell_y + \alpha\, (z_y - \bar z)
+
+    :math:`\ell_k = -\log p_k`, and :math:`\bar z` is the mean logit. Its gradient is :math:`p - t^\alpha`. At a
+    negative rate, ascent on it pushes the margin of the true class down with a force that is there even where
+    :math:`p_y = 1` and the gradient of plain ascent is 0. It may be negative then. ``F.cross_entropy`` ignores a negative
+    ``label_smoothing`` without a word.
+
+    Args:
+        logits: Logits :math:`z`, shape ``(N, K)``.
+        labels: Labels :math:`y`, shape ``(N,)``.
+        alpha: Smoothing rate :math:`\alpha`, one or a rate a row of shape ``(N,)``.
+
+    Returns:
+        Shape ``(N,)``, fp32, in nats.
+
+    Example:
+        >>> generalized_label_smoothing(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0]), -0.3)
+        tensor([0.1076])
+
+    References:
+        Wei et al., *To Smooth or Not? When Label Smoothing Meets Noisy Labels*, arXiv:2106.04149.
+    """
+    true = logits.gather(1, labels[:, None]).squeeze(1).float()
+    return token_nll(logits, labels) + alpha * (true - logits.float().mean(1))

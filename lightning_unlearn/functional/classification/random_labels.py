@@ -1,0 +1,48 @@
+"""Labels to relearn forget rows with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["random_labels"]
+
+
+def random_labels(labels: Tensor, classes: int, key: Tensor, *, exclude_true: bool = True) -> Tensor:
+    r"""A uniformly random label for each row: a function of the row's key alone, with no generator state to lose.
+
+    Args:
+        labels: True labels, shape ``(N,)``.
+        classes: Number of classes :math:`K`.
+        key: Shape ``(N,)``, int64; a row with the same key and label gets the same label again.
+        exclude_true: Draw from the :math:`K - 1` wrong labels. Otherwise the true one comes with probability
+            :math:`1 / K`, as in the released code of SalUn.
+
+    Returns:
+        Shape ``(N,)``.
+
+    Raises:
+        ValueError: If there are fewer than two classes.
+
+    Example:
+        >>> labels = torch.zeros(4, dtype=torch.int64)
+        >>> random_labels(labels, 2, torch.arange(4))
+        tensor([1, 1, 1, 1])
+
+    References:
+        Golatkar et al., *Eternal Sunshine of the Spotless Net*, arXiv:1911.04933.
+    """
+    if classes < 2:
+        raise ValueError(f"Random labels need at least 2 classes, but the model has {classes} output.")
+    bits = _mixed(key) >> 16  # the low bits of a product mix least
+    if exclude_true:
+        return (labels + 1 + bits % (classes - 1)) % classes
+    return bits % classes
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """64 pseudo-random bits (splitmix64); integer overflow wraps around on purpose."""
+    x = (x + 1) * -7046029254386353131
+    x = (x ^ (x >> 30)) * -4658895280553007687
+    x = (x ^ (x >> 27)) * -7723592293110705685
+    return x ^ (x >> 31)
