@@ -18,7 +18,7 @@ from mkdocs.structure.pages import Page
 
 PACKAGE = "lightning_unlearn"
 ROOT = Path(__file__).parent.parent
-MODULES = ("data", "modules", "delta", "optimizers", "scores", "functional", "evaluation", "report")
+MODULES = ("data", "modules", "delta", "optimizers", "scores", "functional", "metrics", "evaluation", "report")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -25,6 +25,7 @@ OPTIONAL = (
     "omegaconf",
     "peft",
     "pyarrow",
+    "sklearn",
     "transformers",
     "wandb",
 )

@@ -1,6 +1,18 @@
 """Callbacks that make a Lightning run unlearn, and that watch it."""
 
 from lightning_unlearn.callbacks.base import UnlearnCallback
+from lightning_unlearn.callbacks.classification import (
+    SCRUB,
+    SSD,
+    BadTeacher,
+    ClassifierObjective,
+    FineTune,
+    L1Sparse,
+    NegGradPlus,
+    RandomLabels,
+    UGradSL,
+    UGradSLPlus,
+)
 from lightning_unlearn.callbacks.curvature import SOUL
 from lightning_unlearn.callbacks.edit import Edit
 from lightning_unlearn.callbacks.influence import InfluenceUnlearning
@@ -49,14 +61,19 @@ __all__ = [
     "NPO",
     "PDU",
     "RMU",
+    "SCRUB",
     "SNIP",
     "SOUL",
+    "SSD",
     "UNDIAL",
     "WAGLE",
     "WGA",
     "AltPO",
+    "BadTeacher",
+    "ClassifierObjective",
     "Edit",
     "EmbeddingDifference",
+    "FineTune",
     "ForgetKL",
     "ForgetRetainObjective",
     "GradDiff",
@@ -66,14 +83,19 @@ __all__ = [
     "IdkNLL",
     "InfluenceUnlearning",
     "KLMinimization",
+    "L1Sparse",
     "LayerMask",
     "MagnitudeMask",
+    "NegGradPlus",
     "Ramp",
+    "RandomLabels",
     "RandomMask",
     "SalUn",
     "SatImp",
     "SimNPO",
     "TaskVector",
+    "UGradSL",
+    "UGradSLPlus",
     "UnlearnCallback",
     "UnlearnMonitor",
     "Wanda",

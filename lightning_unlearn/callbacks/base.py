@@ -423,7 +423,9 @@ class UnlearnCallback(Callback, ABC):
 
 def _watches_zero_grad(trainer: Trainer, module: LightningModule) -> bool:
     """Whether someone's own hook may look at gradients until Lightning drops them."""
-    hooks = [(LightningModule, module, name) for name in ("on_before_zero_grad", "optimizer_zero_grad")]
+    hooks: list[tuple[type, object, str]] = [
+        (LightningModule, module, name) for name in ("on_before_zero_grad", "optimizer_zero_grad")
+    ]
     hooks += [(Callback, callback, "on_before_zero_grad") for callback in trainer.callbacks]  # type: ignore[attr-defined]
     return any(getattr(type(owner), name) is not getattr(parent, name) for parent, owner, name in hooks)
 

@@ -120,9 +120,9 @@ class TA(RA):
 
 
 class UA(RA):
-    r"""Unlearning accuracy in percent, the error on the forget set, $\mathrm{UA} = 100 - \mathrm{accuracy}(\theta_u, D_f)$.
+    r"""Unlearning accuracy, the error on the forget set: $\mathrm{UA} = 100 - \mathrm{accuracy}(\theta_u, D_f)$.
 
-    In [0, 100]. Good is the retrained model's value, not a higher one: 100 where a whole class is forgotten, and about
+    In percent. Good is the retrained model's value, not a higher one: 100 where a whole class is forgotten, and about
     the test error where the forget rows were drawn at random.
 
     Raises:

@@ -55,7 +55,7 @@ def check_finite(name: str, values: Tensor) -> None:
     bad = int((~torch.isfinite(values)).sum())
     if bad:
         raise ValueError(
-            f"{bad} of {values.numel()} {name} are NaN or infinite, so the model has diverged: lower the learning rate, "
+            f"{bad} of {values.numel()} {name} are NaN or infinite. Has the model diverged? Lower the learning rate, "
             "clip gradients, or stop earlier."
         )
 

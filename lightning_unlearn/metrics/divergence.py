@@ -91,7 +91,8 @@ class JSDivergence(Metric):
 
     Args:
         base: ``"e"`` for nats or ``"2"`` for bits.
-        reference_impl: Compute what released code reports, see [`js_divergence`][lightning_unlearn.metrics.js_divergence].
+        reference_impl: Compute what released code reports; see
+            [`js_divergence`][lightning_unlearn.metrics.js_divergence].
 
     Raises:
         ValueError: If the shapes differ, there are no rows, a logit is not finite, or the base is unknown.
@@ -128,15 +129,17 @@ class JSDivergence(Metric):
     def compute(self) -> Tensor:
         """The mean over all rows so far."""
         if self.total == 0:
-            raise ValueError(f"{type(self).__name__} has seen no rows. Call update with the logits of both models first.")
+            raise ValueError(
+                f"{type(self).__name__} has seen no rows. Call update with the logits of both models first."
+            )
         return self.divergence / self.total
 
 
 class ZRF(JSDivergence):
     r"""Zero retrain forgetting, $1 - \frac1N\sum_i JS_2(p_i^{\theta_u}, p_i^{\mathrm{random}})$, on the forget rows.
 
-    In [0, 1]; 1 means the model says what a freshly initialised one does. Good is the value of the retrained model, which
-    is below 1 wherever forget rows look like retain rows.
+    In [0, 1]; 1 means the model says what a freshly initialised one does. Good is the value of the retrained model,
+    which is below 1 wherever forget rows look like retain rows.
 
     Raises:
         ValueError: If the shapes differ, there are no rows or a logit is not finite.

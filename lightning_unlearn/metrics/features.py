@@ -96,9 +96,9 @@ def modified_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     # 1 - p cancels for the largest p, and only there: add up the others instead.
     top = log_p.argmax(-1, keepdim=True)
     log_rest = log_rest.scatter(1, top, _log_others(log_p, top))
-    weighted, y = log_p.exp() * log_rest, labels[:, None]
+    y = labels[:, None]
     of_label = log_rest.gather(1, y).exp() * log_p.gather(1, y)
-    return -(of_label[:, 0] + weighted.sum(-1) - weighted.gather(1, y)[:, 0])
+    return -(log_p.exp() * log_rest).scatter(1, y, of_label).sum(-1)
 
 
 def log_odds(logits: Tensor, labels: Tensor) -> Tensor:

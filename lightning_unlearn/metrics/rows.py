@@ -20,6 +20,10 @@ class RowMetric(Metric):
     full_state_update = False
     is_differentiable = False
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._tables: dict[str, tuple[int, torch.dtype]] = {}
+
     def add_rows(self, name: str, columns: int, dtype: torch.dtype = torch.float32) -> None:
         """Declare a table.
 
@@ -29,7 +33,7 @@ class RowMetric(Metric):
             dtype: Type of its values.
         """
         self.add_state(name, [], dist_reduce_fx="cat")
-        self.__dict__.setdefault("_tables", {})[name] = (columns, dtype)
+        self._tables[name] = (columns, dtype)
 
     def rows(self, name: str) -> Tensor:
         """All rows of a table so far, shape ``(N, columns)``; of all processes inside ``compute``."""
@@ -56,6 +60,8 @@ class SeedMetric(RowMetric):
     Raises:
         ValueError: If the level is out of range.
     """
+
+    values: list[Tensor]
 
     def __init__(self, level: float = 0.95, **kwargs: Any) -> None:
         super().__init__(**kwargs)

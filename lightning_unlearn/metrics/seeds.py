@@ -43,6 +43,7 @@ def over_seeds(values: Tensor, level: float = 0.95) -> SeedSummary:
         ImportError: If scipy is missing and there is more than one seed.
 
     Example:
+        >>> import torch
         >>> over_seeds(torch.tensor([1.0]))
         SeedSummary(mean=1.0, std=nan, ci=nan, n=1)
     """

@@ -1,5 +1,6 @@
 """LightningModules for people who have none of their own."""
 
 from lightning_unlearn.modules.causal_lm import LitCausalLM, LoRA
+from lightning_unlearn.modules.classifier import LitClassifier
 
-__all__ = ["LitCausalLM", "LoRA"]
+__all__ = ["LitCausalLM", "LitClassifier", "LoRA"]

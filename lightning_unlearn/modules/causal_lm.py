@@ -188,7 +188,7 @@ class LitCausalLM(LightningModule):
         prompts = [data.prompt(question) for question in questions]
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         answers: list[str] = []
-        with evaluating(self):
+        with evaluating(self), _casts_kept(self.device.type):
             for i in range(0, len(prompts), batch_size):
                 chunk = prompts[i : i + batch_size]
                 width = max(map(len, chunk))
@@ -264,6 +264,16 @@ class LitCausalLM(LightningModule):
             return step / max(1, warmup)
         done = min(1.0, (step - warmup) / max(1, total - warmup))
         return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[self.schedule]
+
+
+@contextmanager
+def _casts_kept(device: str) -> Iterator[None]:
+    """Cast each weight once and not for every token: Lightning's mixed precision keeps no casts."""
+    if not torch.is_autocast_enabled(device):
+        yield
+        return
+    with torch.autocast(device, dtype=torch.get_autocast_dtype(device), cache_enabled=True):
+        yield
 
 
 def _load(

@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_unlearn import NPO, LanguageDataModule, LitCausalLM, LoRA, SimNPO, causal_lm_nll
@@ -205,3 +206,53 @@ def test_a_gguf_file_is_a_real_chat_model_and_its_export_opens_in_plain_transfor
         assert torch.equal(module.model.state_dict()[key], value)
     again = LitCausalLM(str(tmp_path))
     assert again.answer(["What is the capital of France?"])[0] == answer
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often fp32 weights of a size are cast to bf16."""
+
+    def __init__(self, size: torch.Size) -> None:
+        super().__init__()
+        self.size, self.count = size, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default and args[0].shape == self.size:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_answers_in_mixed_precision_cast_each_weight_once_and_never_an_old_one(tiny_lm: Path) -> None:
+    module = LitCausalLM(str(tiny_lm))
+    weight = module.model.model.layers[0].mlp.down_proj.weight
+    questions = ["What is the capital of France?", "What is the capital of Peru?"]
+
+    def answers() -> list[str]:
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            return module.answer(questions, max_new_tokens=6)
+
+    with Casts(weight.shape) as casts:
+        first = answers()
+    assert casts.count == len([p for p in module.parameters() if p.shape == weight.shape])
+
+    other = LitCausalLM(str(tiny_lm))
+    with torch.no_grad():
+        for parameter in (*module.parameters(), *other.parameters()):
+            parameter.copy_(torch.sin(torch.arange(parameter.numel()).view_as(parameter).float()))
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        expected = other.answer(questions, max_new_tokens=6)
+        assert module.answer(questions, max_new_tokens=6) == expected != first
+
+
+def test_a_fused_optimizer_is_clipped_in_bf16_mixed(tiny_lm: Path, forget_rows: Rows, retain_rows: Rows) -> None:
+    norms: list[float] = []
+
+    class Norms(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+            norms.append(torch.cat([p.grad.flatten() for p in pl_module.parameters() if p.grad is not None]).norm())
+
+    module = LitCausalLM(str(tiny_lm))
+    torch.manual_seed(0)
+    run = trainer(SimNPO(), Norms(), max_epochs=1, limit_val_batches=0, precision="bf16-mixed", gradient_clip_val=1e-3)
+    run.fit(module, LanguageDataModule(forget_rows, retain_rows, batch_size=2))
+    assert run.optimizers[0].defaults["fused"]
+    assert norms == pytest.approx([1e-3] * len(norms), rel=1e-3)

@@ -34,7 +34,8 @@ def output_distance(retain_logits: Tensor, forget_logits: Tensor, distance: Dist
     """
     retain, forget = retain_logits.float(), forget_logits.float()
     if distance == "cosine":
-        return ((1 - F.normalize(retain, dim=1) @ F.normalize(forget, dim=1).T) / 2).clamp(0, 1)
+        with torch.autocast(retain.device.type, enabled=False):  # it would multiply in half precision
+            return ((1 - F.normalize(retain, dim=1) @ F.normalize(forget, dim=1).T) / 2).clamp(0, 1)
     if distance == "tv":
         return torch.cdist(retain.softmax(1), forget.softmax(1), p=1.0) / 2
     if distance == "euclid":

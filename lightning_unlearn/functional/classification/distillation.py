@@ -26,7 +26,7 @@ def distillation(logits: Tensor, teacher_logits: Tensor, *, temperature: float =
     Example:
         >>> import torch
         >>> distillation(torch.tensor([[4.0, 2.0, 0.0]]), torch.zeros(1, 3), temperature=2.0)
-        tensor([1.2358])
+        tensor([1.2360])
 
     References:
         Hinton et al., *Distilling the Knowledge in a Neural Network*, arXiv:1503.02531.

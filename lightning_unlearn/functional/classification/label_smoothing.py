@@ -38,8 +38,8 @@ def generalized_label_smoothing(logits: Tensor, labels: Tensor, alpha: float | T
 
     :math:`\ell_k = -\log p_k`, and :math:`\bar z` is the mean logit. Its gradient is :math:`p - t^\alpha`. At a
     negative rate, ascent on it pushes the margin of the true class down with a force that is there even where
-    :math:`p_y = 1` and the gradient of plain ascent is 0. It may be negative then. ``F.cross_entropy`` ignores a negative
-    ``label_smoothing`` without a word.
+    :math:`p_y = 1` and the gradient of plain ascent is 0. It may be negative then. ``F.cross_entropy`` ignores a
+    negative ``label_smoothing`` without a word.
 
     Args:
         logits: Logits :math:`z`, shape ``(N, K)``.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 __all__ = ["random_labels"]
@@ -25,6 +24,7 @@ def random_labels(labels: Tensor, classes: int, key: Tensor, *, exclude_true: bo
         ValueError: If there are fewer than two classes.
 
     Example:
+        >>> import torch
         >>> labels = torch.zeros(4, dtype=torch.int64)
         >>> random_labels(labels, 2, torch.arange(4))
         tensor([1, 1, 1, 1])

@@ -1,0 +1,101 @@
+"""Relearning the forget rows with wrong labels."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_unlearn.callbacks.classification.objective import BatchNormMode, ClassifierObjective
+from lightning_unlearn.distributed import rank, world_size
+from lightning_unlearn.functional.classification import random_labels
+from lightning_unlearn.functional.language.likelihood import token_nll
+from lightning_unlearn.scores import Batch, Predictions, Score, classifier_nll
+
+__all__ = ["RandomLabels"]
+
+
+class RandomLabels(ClassifierObjective):
+    r"""Random labels: descent on forget rows with labels drawn at random, and on retain rows with their own.
+
+    $$\mathcal{L} = \frac{1}{|B_f| + |B_r|} \Big[\sum_f \ell(z_f, \tilde y_f) + \sum_r \ell(z_r, y_r)\Big]$$
+
+    Every row counts the same. Batch sizes in the proportion of the two sets make an epoch one pass over both, shuffled
+    together, as in the released code of SalUn; beside the mask [`SalUn`][lightning_unlearn.callbacks.SalUn] it is that
+    method. Labels are a function of ``seed`` and of the row or its place, so a resumed run draws the same.
+
+    Args:
+        resample: When a forget row gets another label: ``"batch"``: each time it is seen; ``"epoch"``: each epoch;
+            ``"once"``: never. The last two need rows that are dicts with a stable ``index``, as
+            ``ForgetRetainDataModule`` makes them.
+        exclude_true: Draw wrong labels only. Released codes differ.
+        seed: Seed of the labels.
+        bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
+            [`ClassifierObjective`][lightning_unlearn.callbacks.ClassifierObjective].
+        score: Reads predictions off the module.
+
+    Raises:
+        ValueError: If an argument is not one of those above.
+        MisconfigurationException: If rows have no index where one is needed.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[RandomLabels()], logger=False, accelerator="cpu")
+
+    References:
+        Golatkar et al., *Eternal Sunshine of the Spotless Net*, arXiv:1911.04933.
+        Fan et al., *SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both Image
+        Classification and Generation*, arXiv:2310.12508.
+    """
+
+    def __init__(
+        self,
+        resample: Literal["batch", "epoch", "once"] = "batch",
+        exclude_true: bool = True,
+        seed: int = 0,
+        bn_mode: BatchNormMode = "joint",
+        score: Score = classifier_nll,
+    ) -> None:
+        super().__init__(bn_mode, score)
+        if resample not in ("batch", "epoch", "once"):
+            raise ValueError(f"resample must be 'batch', 'epoch' or 'once', but got {resample!r}.")
+        self.resample, self.exclude_true, self.seed = resample, exclude_true, seed
+
+    def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
+        """Cross-entropy of all rows of the batch."""
+        retain, forget = self.predictions(module, batch, ("retain", "forget"))
+        key = self._key(module.trainer.fit_loop, batch["forget"], forget)
+        labels = random_labels(forget.labels, forget.logits.shape[1], key, exclude_true=self.exclude_true)
+        relearned, kept = token_nll(forget.logits, labels), token_nll(retain.logits, retain.labels)
+        true = token_nll(forget.logits.detach(), forget.labels)
+        return {
+            "loss": self.row_mean(torch.cat([relearned, kept])),
+            "forget": self.row_mean(relearned),
+            "retain": self.row_mean(kept),
+            "forget_nll": self.row_mean(true),
+        }
+
+    def _key(self, loop: Any, rows: Batch, forget: Predictions) -> Tensor:
+        """One number for each prediction: of its row, or of its place in the batch over all processes."""
+        place = torch.arange(len(forget.rows), device=forget.rows.device)
+        place -= torch.searchsorted(forget.rows, forget.rows)  # the number of the prediction within its row
+        if self.resample == "batch":
+            row = forget.rows * world_size() + rank()
+            return self._numbers(row, place, loop.epoch_loop.batch_idx, loop.trainer.current_epoch)
+        if not isinstance(rows, dict) or "index" not in rows:
+            raise MisconfigurationException(
+                f"RandomLabels(resample={self.resample!r}) knows a forget row again by its 'index', but the rows have "
+                "none. Let the dataset return dicts with a stable integer 'index', as ForgetRetainDataModule does, or "
+                "use resample='batch'."
+            )
+        epoch = loop.trainer.current_epoch if self.resample == "epoch" else 0
+        return self._numbers(rows["index"][forget.rows], place, 0, epoch)
+
+    def _numbers(self, row: Tensor, place: Tensor, batch: int, epoch: int) -> Tensor:
+        key = row.long()
+        for number in (place, batch, epoch, self.seed):
+            key = key * 6_364_136_223_846_793_005 + number + 1  # overflow wraps around
+        return key
