@@ -28,6 +28,7 @@ from .rows import rows
 
 WARM_UP = 2
 CURVATURE_EVERY = 10
+ATTENTION = "eager"  # on a CPU the backward pass of torch's fused attention is slow in bf16, for rows as short as these
 OBJECTIVES: dict[str, Any] = {
     name: cls
     for name in language.__all__
@@ -113,7 +114,7 @@ def measure(entry: str, precision: Any, model: str, threads: int, steps: int) ->
     name, _, beside = entry.removesuffix(" LoRA").partition(" + ")
     kind = {"plain": Plain, "common practice NPO": CommonPractice}.get(name, LitCausalLM)
     kind = WithSophia if beside == "SOUL" else kind
-    module = kind(model, lr=1e-6, lora=LoRA() if lora else None)
+    module = kind(model, lr=1e-6, lora=LoRA() if lora else None, attn_implementation=ATTENTION)
     weights = sum(p.numel() for p in module.parameters())
     bare = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in module.parameters())
     data = LanguageDataModule(rows(16, 0), rows(16, 5), prompt_format="Q: {question}\nA: ")

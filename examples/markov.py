@@ -123,30 +123,46 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     return {"input_ids": ids.clamp(min=0), "attention_mask": (ids >= 0).long(), "labels": ids, "index": index}
 
 
-def unlearn(start: MarkovLM, goal: MarkovLM, method: Any, forget: list[Tensor], tests: dict[str, Tensor]) -> list[Any]:
-    model, watch = copy.deepcopy(start), Trajectory(goal, tests)
-    data = ForgetRetainDataModule([{"tokens": row} for row in forget], batch_size=4, seed=1, collate_fn=collate)
-    options: dict[str, Any] = dict.fromkeys(
+def unlearn(
+    model: MarkovLM,
+    goal: MarkovLM,
+    callbacks: list[L.Callback],
+    forget: list[Tensor],
+    tests: dict[str, Tensor],
+    retain: list[Tensor] | None = None,
+    batch_size: int = 4,
+    **options: Any,
+) -> list[Any]:
+    watch = Trajectory(goal, tests)
+    rows = [[{"tokens": row} for row in part] if part is not None else None for part in (forget, retain)]
+    data = ForgetRetainDataModule(*rows, batch_size=batch_size, seed=1, collate_fn=collate)
+    quiet: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
-    L.Trainer(max_steps=50, accelerator="cpu", callbacks=[method, watch], limit_val_batches=0, **options).fit(
-        model, data
-    )
+    trainer = L.Trainer(accelerator="cpu", callbacks=[*callbacks, watch], limit_val_batches=0, **quiet, **options)
+    trainer.fit(model, data)
     return watch.points
+
+
+def chains(seed: int, short: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Training and test sequences of each chain."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = {"retain": LENGTH, "forget1": LENGTH, "forget2": SHORT if short else LENGTH}
+    data = {k: sequences(states, COUNTS[k], lengths[k], generator) for k, states in CHAINS.items()}
+    cut = {k: int(0.8 * len(v)) for k, v in data.items()}
+    return {k: v[: cut[k]] for k, v in data.items()}, {k: v[cut[k] :] for k, v in data.items()}
 
 
 def run(case: int, seed: int, methods: list[str]) -> dict[str, Any]:
     """All methods on one case and seed: the divergences from the retrained model along the way."""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = {"retain": LENGTH, "forget1": LENGTH, "forget2": SHORT if case == 1 else LENGTH}
-    data = {k: sequences(states, COUNTS[k], lengths[k], generator) for k, states in CHAINS.items()}
-    train = {k: v[: int(0.8 * len(v))] for k, v in data.items()}
-    tests = {k: v[int(0.8 * len(v)) :] for k, v in data.items()}
+    train, tests = chains(seed, short=case == 1)
     known = ["retain", "forget1", "forget2"] if case == 1 else ["retain", "forget1"]
     start, goal = pretrain([train[k] for k in known], seed), pretrain([train["retain"]], seed)
     forget = [*train["forget1"], *train["forget2"]]
     progress = tqdm(methods, desc=f"case {case}, seed {seed}", leave=False)
-    return {name: unlearn(start, goal, METHODS[name](), forget, tests) for name in progress}
+    return {
+        name: unlearn(copy.deepcopy(start), goal, [METHODS[name]()], forget, tests, max_steps=50) for name in progress
+    }
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

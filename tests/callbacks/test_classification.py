@@ -221,7 +221,8 @@ def statistics(state: dict[str, Tensor]) -> Tensor:
 
 
 def drift(module: NormNet, trained: dict[str, Tensor]) -> float:
-    return (statistics(module.state_dict()) - statistics(trained)).norm().item()
+    """How far the running means went."""
+    return (module.state_dict()["net.1.running_mean"] - trained["net.1.running_mean"]).norm().item()
 
 
 def test_statistics_of_one_class_forget_it_without_a_step_and_joint_ones_do_not(trained: dict[str, Tensor]) -> None:
@@ -232,7 +233,8 @@ def test_statistics_of_one_class_forget_it_without_a_step_and_joint_ones_do_not(
     assert forgot < 0.7
     assert same_as_before == 1.0
     assert kept > 0.95  # joint batches are half class 2, the training data a third
-    assert drift(joint, trained) < drift(ascent, trained) / 3
+    # Half of a batch in place of a third moves the means by 1/6 of the way between the classes, all of it by 2/3.
+    assert drift(joint, trained) == pytest.approx(drift(ascent, trained) / 4, rel=0.2)
     assert torch.equal(statistics(frozen.state_dict()), statistics(trained))
 
 
