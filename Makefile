@@ -20,7 +20,7 @@ demo: $(VENV)/.demo ## Let a small chat model forget some capitals, and write a 
 	@$(BIN)/lightning-unlearn demo
 
 test: $(VENV)/.all ## Run the quick tests; choose some with ARGS="-k npo"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.all ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)

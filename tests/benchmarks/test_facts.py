@@ -61,9 +61,7 @@ def test_the_best_setting_is_run_on_every_seed_and_nothing_twice(
     )
 
     def run(entries: list[str]) -> dict[str, Any]:
-        return bench_facts(
-            str(tmp_path), str(tiny_lm), entries=entries, seeds=[1, 2], steps=2, precision="32-true", threads=1
-        )
+        return bench_facts(str(tmp_path), str(tiny_lm), entries=entries, seeds=[1, 2], steps=2, precision="32-true")
 
     record = run(["SimNPO"])
     found = record["entries"]["SimNPO"]
