@@ -9,18 +9,27 @@ from typing import Any
 
 import pytest
 
-PATH = Path(__file__).parents[2] / "examples" / "markov.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def example(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def markov() -> Any:
-    spec = importlib.util.spec_from_file_location("markov", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["markov"] = module
-    spec.loader.exec_module(module)
-    return module
+    return example("markov")
+
+
+@pytest.fixture(scope="module")
+def markov_weights(markov: Any) -> Any:
+    return example("markov_weights")
 
 
 @pytest.mark.slow
@@ -51,3 +60,21 @@ def test_simnpos_beta_has_an_optimum(markov: Any, seed: int) -> None:
     assert best["retain"] < before["retain"] < small["retain"]
     for chain in ("forget1", "forget2"):
         assert best[chain] < min(before[chain], large[chain])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_with_few_weights_wagle_finds_those_that_matter(markov_weights: Any, seed: int) -> None:
+    found = markov_weights.run(seed, ["random 0.1", "magnitude 0.1", "WAGLE 0.1", "WAGLE 0.9", "dense"])
+    for other in ("random 0.1", "magnitude 0.1"):
+        assert found["WAGLE 0.1"]["forget"] < 0.6 * found[other]["forget"]
+        assert found["WAGLE 0.1"]["retain"] < found[other]["retain"] + 0.01
+    assert found["WAGLE 0.9"]["forget"] == pytest.approx(found["dense"]["forget"], rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_soul_as_released_breaks_less_at_an_aggressive_rate(markov_weights: Any, seed: int) -> None:
+    found = markov_weights.run(seed, ["AdamW 0.001", "SOUL, released 0.001"])
+    for chain in ("retain", "forget"):
+        assert found["SOUL, released 0.001"][chain] < 0.7 * found["AdamW 0.001"][chain]
