@@ -178,6 +178,15 @@ def training_step_loss(module: LightningModule, batch: Batch) -> Tensor:
     return loss.reshape(1)
 
 
+def likelihood_and_length(score: Score, module: LightningModule, batch: Batch) -> tuple[Tensor, Tensor]:
+    """NLL of each row and its supervised positions, both ``(B,)``; 1 position where the score does not tell."""
+    if isinstance(score, PredictionScore):
+        predictions = score.predictions(module, batch)
+        return predictions.nll(), predictions.length()
+    nll = score(module, batch)
+    return nll, torch.ones_like(nll.detach())
+
+
 @contextmanager
 def _head_only_at(module: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
     """Let the output head see only the hidden states at ``(rows, columns)``, where there is one to be found."""

@@ -8,13 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
 from tqdm import tqdm
 
 from lightning_unlearn.callbacks.reference import evaluating
@@ -23,7 +21,7 @@ from lightning_unlearn.data.sources import Source, load_rows
 from lightning_unlearn.distributed import rank
 from lightning_unlearn.evaluation import Answer, Evaluation
 from lightning_unlearn.plots import curve_figure
-from lightning_unlearn.scores import PredictionScore, Score, causal_lm_nll
+from lightning_unlearn.scores import Score, causal_lm_nll, likelihood_and_length
 
 __all__ = ["UnlearnMonitor"]
 
@@ -148,7 +146,7 @@ class UnlearnMonitor(Callback):
             if rows >= self.limit:
                 break
             batch = trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch))
-            nll, length = (part[: self.limit - rows] for part in _likelihood(self.score, module, batch))
+            nll, length = (part[: self.limit - rows] for part in likelihood_and_length(self.score, module, batch))
             total, count, rows = total + nll.sum().item(), count + length.sum().item(), rows + len(nll)
             progress.update()
         return total / max(count, 1.0)
@@ -190,14 +188,6 @@ class UnlearnMonitor(Callback):
 
 
 _COLUMNS = ["set", "question", "expected", "before", "after"]
-
-
-def _likelihood(score: Score, module: LightningModule, batch: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(score, PredictionScore):
-        predictions = score.predictions(module, batch)
-        return predictions.nll(), predictions.length()
-    nll = score(module, batch)
-    return nll, torch.ones_like(nll)
 
 
 def _log_table(logger: Logger, rows: list[list[str]], step: int) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lightning_unlearn import NPO, SOUL, GradDiff, GradientAscent, Sophia, classifier_nll, training_step_loss
+from lightning_unlearn import NPO, SOUL, WAGLE, GradDiff, GradientAscent, Sophia, classifier_nll, training_step_loss
 from lightning_unlearn.cli import UnlearnCLI
 from lightning_unlearn.functional import sample_labels
 
@@ -334,3 +334,23 @@ def test_an_estimate_that_is_not_finite_is_refused() -> None:
     rows["retain"].dataset.tensors[0].fill_(float("nan"))  # type: ignore[attr-defined]
     with pytest.raises(FloatingPointError, match="curvature estimate is not finite at step 0"):
         fit(GradientAscent(score=classifier_nll), SOUL(), module=module, data=rows)
+
+
+def test_beside_a_mask_frozen_weights_stay_and_live_ones_move(tmp_path: Path) -> None:
+    def masked() -> list[Any]:
+        return [graddiff(), WAGLE(density=0.3), SOUL(every_n_steps=3)]
+
+    start = weights(seeded())
+    callbacks = masked()
+    run, module = fit(*callbacks, max_epochs=4)
+    live = torch.cat([callbacks[1].masks[name].flatten() for name, _ in module.named_parameters()])
+    assert int(live.sum()) == int(0.3 * len(live))
+    assert torch.equal(weights(module)[~live].view(torch.int32), start[~live].view(torch.int32))
+    assert not torch.equal(weights(module)[live], start[live])
+    assert curvature(run)[live].any()
+
+    half, _ = fit(*masked(), max_epochs=2)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = seeded()
+    trainer(*masked(), max_epochs=4).fit(resumed, loaders(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert torch.equal(weights(resumed), weights(module))

@@ -18,7 +18,7 @@ from lightning_unlearn.callbacks.masking.layout import sum_over_ranks
 from lightning_unlearn.callbacks.reference import evaluating
 from lightning_unlearn.data.forget_retain import row_loader
 from lightning_unlearn.distributed import local_tensor, rank, world_size
-from lightning_unlearn.scores import Batch, PredictionScore, Score
+from lightning_unlearn.scores import Score, likelihood_and_length
 
 __all__ = ["RowShare", "likelihood_gradient", "undisturbed"]
 
@@ -130,7 +130,7 @@ def likelihood_gradient(
     with undisturbed(module), torch.enable_grad():
         for batch, counted in share:
             with nullcontext() if scaled else trainer.precision_plugin.forward_context():
-                nll, lengths = _likelihood(score, module, batch)
+                nll, lengths = likelihood_and_length(score, module, batch)
             loss = (nll / lengths.clamp(min=1) if mean == "released" else nll).sum()
             (loss if counted else 0 * loss).backward()
             length += lengths.sum() if counted else 0
@@ -153,11 +153,3 @@ def likelihood_gradient(
                 "ranked. Check the model on these rows, or train with precision='bf16-mixed' or '32-true'."
             )
     return total
-
-
-def _likelihood(score: Score, module: LightningModule, batch: Batch) -> tuple[Tensor, Tensor]:
-    if isinstance(score, PredictionScore):
-        predictions = score.predictions(module, batch)
-        return predictions.nll(), predictions.length()
-    nll = score(module, batch)
-    return nll, torch.ones_like(nll.detach())
