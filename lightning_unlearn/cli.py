@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,14 @@ commands:
   test         measure the named test sets
   predict      generate an answer to every question
   demo         let a small chat model forget some capitals, and write a report
-  bench-facts  compare the objectives on the demo's facts
+  demo-diffusion
+               let a small diffusion model forget a style, attack it, and write a page
+  bench-facts  compare objectives, masks and optimizers on the demo's facts
+  bench-classification
+               compare the methods on small classifiers with retraining
+  bench-erasure
+               erase styles and objects from a miniature diffusion model, and attack what is left
+  attack       search prompts that bring an erased concept back
   export       write the model of a checkpoint as a Hugging Face folder, or what it changed as a small delta
   delta        apply such a delta to the base model, or revert it
 
@@ -167,7 +175,11 @@ def main(args: Sequence[str] | None = None) -> None:
     command, rest = words[0], words[1:]
     own: dict[str, Any] = {
         "demo": _demo(),
+        "demo-diffusion": _demo_diffusion(),
         "bench-facts": _bench_facts(),
+        "bench-classification": _bench_classification(),
+        "bench-erasure": _bench_erasure(),
+        "attack": _attack(),
         "export": export,
         "delta": {"apply": apply, "revert": revert},
     }
@@ -176,6 +188,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
         auto_cli(own[command], args=rest, as_positional=False)
         return
+    sys.path.insert(0, os.getcwd())  # as `python -m` does: a class_path may name a module of the current folder
     UnlearnCLI(args)
 
 
@@ -185,7 +198,31 @@ def _demo() -> Callable[..., Any]:
     return demo
 
 
+def _bench_erasure() -> Callable[..., Any]:
+    from lightning_unlearn.benchmarks.erasure import bench_erasure
+
+    return bench_erasure
+
+
+def _attack() -> Callable[..., Any]:
+    from lightning_unlearn.attacks.command import attack
+
+    return attack
+
+
+def _demo_diffusion() -> Callable[..., Any]:
+    from lightning_unlearn.demo_diffusion import demo_diffusion
+
+    return demo_diffusion
+
+
 def _bench_facts() -> Callable[..., Any]:
     from lightning_unlearn.benchmarks import bench_facts
 
     return bench_facts
+
+
+def _bench_classification() -> Callable[..., Any]:
+    from lightning_unlearn.benchmarks import bench_classification
+
+    return bench_classification

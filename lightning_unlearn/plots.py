@@ -12,7 +12,7 @@ from lightning_unlearn.evaluation import Evaluation
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PALETTE", "curve_figure", "outcome_figure"]
+__all__ = ["PALETTE", "curve_figure", "gap_figure", "heat_map_figure", "outcome_figure"]
 
 PALETTE = ("#c8430a", "#0b5cad", "#00805f", "#a8478f", "#5f6670", "#0e7c93", "#5b4bb5", "#7a6200")
 """Colours of the question sets; the first four stay apart under colour blindness."""
@@ -171,4 +171,101 @@ def outcome_figure(rows: Mapping[str, Sequence[Mapping[str, float]]], sets: Sequ
         axes.grid(axis="x", color="#dddddd", linewidth=1)
         axes.spines[:].set_visible(False)
         figure.legend(loc="outside upper center", ncols=len(sets), frameon=False)
+    return figure
+
+
+def gap_figure(gaps: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Draw the average gap of methods to retraining, the mean over seeds with its range, a panel a scenario.
+
+    Args:
+        gaps: For each scenario and method the gaps of its runs, in percentage points.
+
+    Returns:
+        The figure, one line a method, the smallest gap on top; the axis is linear below 1.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError('Gaps are drawn by matplotlib: pip install "lightning-unlearn[report]"') from None
+
+    lines = max(len(methods) for methods in gaps.values())
+    with rc_context({"font.size": 11}):
+        figure = Figure((4.5 * len(gaps), 1 + 0.32 * lines), layout="constrained")
+        panels = figure.subplots(1, len(gaps), squeeze=False)[0]
+        for axes, (scenario, methods) in zip(panels, gaps.items(), strict=True):
+            drawn = sorted((sum(v) / len(v), min(v), max(v), name) for name, v in methods.items() if v)
+            for place, (mean, low, high, name) in enumerate(drawn):
+                ours = name.startswith("UGradSL")
+                color, marker = (PALETTE[0], MARKERS[1]) if ours else (PALETTE[1], MARKERS[0])
+                axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt=marker, color=color, clip_on=False)
+            axes.set_yticks(range(len(drawn)), [name for *_, name in drawn])
+            axes.set_ylim(len(drawn) - 0.5, -0.5)
+            axes.set_xscale("symlog", linthresh=1)
+            axes.set_xlim(0, 100)
+            axes.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
+            axes.set_title(scenario, loc="left")
+            axes.set_xlabel("average gap to retraining, points")
+            axes.tick_params(length=0, pad=7)
+            axes.grid(axis="x", color="#dddddd", linewidth=1)
+            axes.spines[:].set_visible(False)
+    return figure
+
+
+def heat_map_figure(
+    maps: Mapping[str, Sequence[Sequence[float]]],
+    columns: Sequence[float],
+    rows: Sequence[float],
+    column_name: str,
+    row_name: str,
+    value_name: str,
+) -> Figure:
+    """Draw a value over two settings, a panel a map, on one logarithmic scale of colours with the numbers written in.
+
+    Args:
+        maps: For each title the values, a list a row.
+        columns: The setting along a row.
+        rows: The setting from row to row.
+        column_name: Name of the former.
+        row_name: Name of the latter.
+        value_name: Name of the value.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.colors import LogNorm
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError('Maps are drawn by matplotlib: pip install "lightning-unlearn[report]"') from None
+
+    wide = min(2, len(maps))
+    high = math.ceil(len(maps) / wide)
+    with rc_context({"font.size": 11}):
+        figure = Figure((4.5 * wide, 0.8 + 2.6 * high), layout="constrained")
+        panels = figure.subplots(high, wide, squeeze=False).flatten()
+        norm = LogNorm(0.1, 100, clip=True)
+        for axes, (title, values) in zip(panels, maps.items(), strict=False):
+            image = axes.imshow(values, cmap="YlOrRd", norm=norm, aspect="auto")
+            for i, row in enumerate(values):
+                for j, value in enumerate(row):
+                    text = f"{value:.1f}" if value <= 100 else "–"
+                    axes.text(j, i, text, ha="center", va="center", color="white" if value > 20 else "black")
+            axes.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
+            axes.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
+            axes.set_xlabel(column_name)
+            axes.set_ylabel(row_name)
+            axes.set_title(title, loc="left")
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+        for axes in panels[len(maps) :]:
+            axes.set_axis_off()
+        figure.colorbar(image, ax=list(panels), label=value_name)
     return figure

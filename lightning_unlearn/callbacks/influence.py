@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn.callbacks.edit import Edit
 from lightning_unlearn.callbacks.reference import evaluating
+from lightning_unlearn.callbacks.sample_gradients import sample_gradients
 from lightning_unlearn.data.forget_retain import row_loader
 from lightning_unlearn.functional.curvature.conjugate_gradient import conjugate_gradient
 from lightning_unlearn.functional.curvature.woodfisher import woodfisher
-from lightning_unlearn.scores import Batch, Score, causal_lm_nll
+from lightning_unlearn.scores import Batch, Score, causal_lm_nll, classifier_nll
 
 __all__ = ["InfluenceUnlearning"]
 
@@ -41,6 +42,8 @@ class InfluenceUnlearning(Edit):
         step_size: $\alpha > 0$; the papers search for it.
         block_size: Most weights whose sample gradients are in memory together, ``samples`` numbers for each (at least
             those of one tensor). A smaller block runs the backward passes again for each block.
+        vectorize: Take the sample gradients of the rows of a batch at once, which is many times faster. ``None`` does
+            so with ``classifier_nll``; a score whose shapes depend on values, as ``causal_lm_nll``, can't.
         iterations: Most Hessian-vector products.
         tolerance: Residual, as a share of the right-hand side, at which conjugate gradients stop.
         score: Reads likelihoods off the module.
@@ -67,6 +70,7 @@ class InfluenceUnlearning(Edit):
         samples: int | None = 128,
         step_size: float = 1.0,
         block_size: int = 1 << 24,
+        vectorize: bool | None = None,
         iterations: int = 100,
         tolerance: float = 1e-6,
         score: Score = causal_lm_nll,
@@ -80,7 +84,13 @@ class InfluenceUnlearning(Edit):
         for name, number in (("block_size", block_size), ("iterations", iterations), ("samples", samples)):
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, but got {number}.")
+        if vectorize and score is causal_lm_nll:
+            raise ValueError(
+                "vectorize=True runs the score of many rows at once, but causal_lm_nll chooses the supervised tokens "
+                "of each row. Leave vectorize out, or pass a score with fixed shapes."
+            )
         super().__init__(score)
+        self.vectorize = score is classifier_nll if vectorize is None else vectorize
         self.solver, self.damping, self.samples, self.step_size = solver, damping, samples, step_size
         self.block_size, self.iterations, self.tolerance, self.seed = block_size, iterations, tolerance, seed
 
@@ -123,7 +133,7 @@ class InfluenceUnlearning(Edit):
     def _woodfisher(
         self, module: LightningModule, retain: DataLoader, parameters: list[nn.Parameter], vector: list[Tensor]
     ) -> list[Tensor]:
-        rows = self._rows(retain, [[i] for i in self._chosen(retain)])
+        rows = self._rows(retain, self._batches(retain) if self.vectorize else [[i] for i in self._chosen(retain)])
         gradients = _SampleGradients(self, module, rows, parameters, self.block_size)
         flat = [torch.cat([v.flatten() for v in vector[block]]) for block in gradients.blocks]
         solved = torch.cat(woodfisher(gradients, flat, damping=self.damping))
@@ -132,9 +142,8 @@ class InfluenceUnlearning(Edit):
     def _conjugate_gradient(
         self, module: LightningModule, retain: DataLoader, parameters: list[nn.Parameter], vector: list[Tensor]
     ) -> list[Tensor]:
-        chosen = self._chosen(retain)
-        width = retain.batch_size or len(next(iter(retain.batch_sampler or [[0]])))
-        rows = self._rows(retain, [chosen[i : i + width] for i in range(0, len(chosen), width)])
+        batches = self._batches(retain)
+        rows, count = self._rows(retain, batches), sum(map(len, batches))
 
         @torch.enable_grad()
         def hessian(direction: list[Tensor]) -> list[Tensor]:
@@ -146,7 +155,7 @@ class InfluenceUnlearning(Edit):
                     along = torch.stack([(g * d).sum() for g, d in zip(slopes, direction, strict=True)]).sum()
                     found = torch.autograd.grad(along, parameters, materialize_grads=True)
                 torch._foreach_add_(total, list(found))
-            return [t / len(chosen) for t in total]
+            return [t / count for t in total]
 
         return conjugate_gradient(
             hessian, vector, damping=self.damping, iterations=self.iterations, tolerance=self.tolerance
@@ -159,6 +168,11 @@ class InfluenceUnlearning(Edit):
         size = len(loader.dataset)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randperm(size, generator=generator)[: self.samples or size].tolist()
+
+    def _batches(self, loader: DataLoader) -> list[list[int]]:
+        chosen = self._chosen(loader)
+        width = loader.batch_size or len(next(iter(loader.batch_sampler or [[0]])))
+        return [chosen[i : i + width] for i in range(0, len(chosen), width)]
 
     @staticmethod
     def _rows(loader: DataLoader, chunks: list[list[int]]) -> DataLoader:
@@ -180,6 +194,7 @@ class _SampleGradients:
         block_size: int,
     ) -> None:
         self.method, self.module, self.rows, self.parameters = method, module, rows, parameters
+        self.names = [name for name, p in module.named_parameters() if p.requires_grad]
         self.blocks: list[slice] = []
         start, filled = 0, 0
         for i, parameter in enumerate(parameters):
@@ -197,13 +212,21 @@ class _SampleGradients:
         for block in self.blocks:
             if self._kept is None or self._kept[0] != block:
                 self._kept = None  # before the next one is made
-                self._kept = (block, self._read(self.parameters[block]))
+                self._kept = (block, self._read(block))
             yield self._kept[1]
 
     @torch.enable_grad()
-    def _read(self, parameters: list[nn.Parameter]) -> Tensor:
+    def _read(self, block: slice) -> Tensor:
         found = []
-        for row in self.rows:
-            gradients = torch.autograd.grad(self.method._loss(self.module, row), parameters, materialize_grads=True)
-            found.append(torch.cat([g.flatten() for g in gradients]))
-        return torch.stack(found)
+        for batch in self.rows:
+            if self.method.vectorize:
+                batch = move_data_to_device(batch, self.module.device)
+                gradients = list(sample_gradients(self._nll, self.module, self.names[block], batch).values())
+            else:
+                loss = self.method._loss(self.module, batch)
+                gradients = [g[None] for g in torch.autograd.grad(loss, self.parameters[block], materialize_grads=True)]
+            found.append(torch.cat([g.flatten(1) for g in gradients], dim=1))
+        return torch.cat(found)
+
+    def _nll(self, module: LightningModule, row: Batch) -> Tensor:
+        return self.method._likelihood(module, row).sum()

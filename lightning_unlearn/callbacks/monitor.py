@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm import tqdm
 
+from lightning_unlearn.callbacks.monitoring import Monitor, log_folder, log_table
 from lightning_unlearn.callbacks.reference import evaluating
 from lightning_unlearn.data.forget_retain import ForgetRetainDataModule, row_loader
 from lightning_unlearn.data.sources import Source, load_rows
@@ -28,7 +27,7 @@ __all__ = ["UnlearnMonitor"]
 AnswerFunction = Callable[[LightningModule, list[str]], list[str]]
 
 
-class UnlearnMonitor(Callback):
+class UnlearnMonitor(Monitor):
     """Measures what is forgotten and what is kept, before, during and after a run, and logs it to every logger.
 
     For each named set (the training batch's ``forget`` and ``retain`` rows, and the held-out sets of the data module)
@@ -50,6 +49,8 @@ class UnlearnMonitor(Callback):
         MisconfigurationException: If there are questions but the module can't answer.
     """
 
+    prefix = "eval/"
+
     def __init__(
         self,
         every_n_epochs: int = 1,
@@ -58,11 +59,10 @@ class UnlearnMonitor(Callback):
         score: Score = causal_lm_nll,
         limit: int = 64,
     ) -> None:
-        if every_n_epochs < 0:
-            raise ValueError(f"every_n_epochs must be at least 0, but got {every_n_epochs}.")
+        super().__init__(every_n_epochs)
         if limit < 1:
             raise ValueError(f"limit must be at least 1 row, but got {limit}.")
-        self.every_n_epochs, self.generate, self.score, self.limit = every_n_epochs, generate, score, limit
+        self.generate, self.score, self.limit = generate, score, limit
         self.questions = {name: load_rows(source) for name, source in (questions or {}).items()}
         for name, rows in self.questions.items():
             for number, row in enumerate(rows):
@@ -71,42 +71,6 @@ class UnlearnMonitor(Callback):
                         f"Row {number} of the questions {name!r} has columns {sorted(row)}, but needs 'question' and "
                         "'answer'."
                     )
-        self.history: list[Evaluation] = []
-        """Every evaluation so far, the first one before unlearning."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the model before anything is forgotten, once: a resumed run has it in its state."""
-        if not self.history:
-            self._evaluate(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure every so many epochs."""
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._evaluate(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the outcome and log the table and the figure."""
-        # An edit makes no step, and is the one thing that happened where there is only the first evaluation.
-        if self.history[-1].step != trainer.global_step or len(self.history) == 1:
-            self._evaluate(trainer, pl_module)
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                _log_table(logger, self._table(), trainer.global_step)
-                _log_figures(logger, self.history, trainer.global_step)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The evaluations so far."""
-        return {
-            "history": [
-                {"step": e.step, "metrics": e.metrics, "answers": [vars(a) for a in e.answers]} for e in self.history
-            ]
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the evaluations of the run that is resumed."""
-        self.history = [
-            Evaluation(e["step"], e["metrics"], [Answer(**a) for a in e["answers"]]) for e in state_dict["history"]
-        ]
 
     def evaluate(self, trainer: Trainer, module: LightningModule) -> Evaluation:
         """Measure every set now, without logging."""
@@ -125,12 +89,12 @@ class UnlearnMonitor(Callback):
                 metrics[f"{name}_accuracy"] = sum(marks) / len(marks)
         return Evaluation(trainer.global_step, metrics, answers)
 
-    def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
-        evaluation = self.evaluate(trainer, module)
-        self.history.append(evaluation)
-        metrics = {f"eval/{name}": value for name, value in evaluation.metrics.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
+    def show(self, logger: Logger, step: int) -> None:
+        """Log the generations before and after, and the curves."""
+        answers = zip(self.history[0].answers, self.history[-1].answers, strict=True)
+        rows = [[b.set, b.question, b.expected, b.text, a.text] for b, a in answers]
+        log_table(logger, "eval/generations", _COLUMNS, rows, step)
+        _log_figures(logger, self.history, step)
 
     def _loaders(self, trainer: Trainer) -> dict[str, Any]:
         loaders = {name: row_loader(trainer.train_dataloader, name) for name in ("forget", "retain")}
@@ -182,29 +146,8 @@ class UnlearnMonitor(Callback):
             found.append(Answer(name, row["question"], row["answer"], text, correct))
         return found
 
-    def _table(self) -> list[list[str]]:
-        before, after = self.history[0].answers, self.history[-1].answers
-        return [[b.set, b.question, b.expected, b.text, a.text] for b, a in zip(before, after, strict=True)]
-
 
 _COLUMNS = ["set", "question", "expected", "before", "after"]
-
-
-def _log_table(logger: Logger, rows: list[list[str]], step: int) -> None:
-    """The generations, in the form that each logger can show."""
-    if not rows:
-        return
-    if isinstance(logger, WandbLogger):
-        logger.log_table("eval/generations", columns=_COLUMNS, data=rows)
-    elif isinstance(logger, TensorBoardLogger):
-        lines = [_COLUMNS, ["---"] * len(_COLUMNS), *rows]
-        escaped = ("|".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) for line in lines)
-        logger.experiment.add_text("eval/generations", "\n".join(f"|{line}|" for line in escaped), step)
-    elif isinstance(logger, CSVLogger):
-        with (_folder(logger) / "generations.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([_COLUMNS, *rows])
-    elif hasattr(logger, "log_table"):
-        logger.log_table("eval/generations", columns=_COLUMNS, data=rows)
 
 
 def _log_figures(logger: Logger, history: list[Evaluation], step: int) -> None:
@@ -223,16 +166,10 @@ def _log_figures(logger: Logger, history: list[Evaluation], step: int) -> None:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(f"eval/{measure}_curves", figure, step)
         elif isinstance(logger, CSVLogger):
-            figure.savefig(_folder(logger) / f"{measure}_curves.svg")
+            figure.savefig(log_folder(logger) / f"{measure}_curves.svg")
         else:
             from PIL import Image  # comes with the wandb extra
 
             with io.BytesIO() as buffer:
                 figure.savefig(buffer, format="png", dpi=150)
                 logger.log_image(f"eval/{measure}_curves", [Image.open(buffer).convert("RGB")])
-
-
-def _folder(logger: CSVLogger) -> Path:
-    folder = Path(logger.log_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

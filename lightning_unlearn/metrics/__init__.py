@@ -2,8 +2,25 @@
 
 from lightning_unlearn.metrics.accuracy import RA, TA, UA, accuracy, unlearning_accuracy
 from lightning_unlearn.metrics.divergence import ZRF, JSDivergence, js_divergence, zrf
-from lightning_unlearn.metrics.features import confidence, correctness, entropy, log_odds, modified_entropy
+from lightning_unlearn.metrics.features import (
+    confidence,
+    correctness,
+    entropy,
+    log_odds,
+    modified_entropy,
+    probabilities,
+)
 from lightning_unlearn.metrics.gap import AverageGap, average_gap
+from lightning_unlearn.metrics.images import (
+    FID,
+    KID,
+    CLIPScore,
+    PenultimateFeatures,
+    clip_similarity,
+    feature_distance,
+    frechet_distance,
+    load_clip,
+)
 from lightning_unlearn.metrics.mia import MIAEfficacy, mia_efficacy, training_privacy
 from lightning_unlearn.metrics.outputs import Outputs, collect_outputs
 from lightning_unlearn.metrics.relearn import AnamnesisIndex, Relearned, anamnesis_index, relearn_time
@@ -13,6 +30,8 @@ from lightning_unlearn.metrics.tow import ToW, tow
 from lightning_unlearn.metrics.ulira import ULiRA, ULiRAResult, u_lira
 
 __all__ = [
+    "FID",
+    "KID",
     "RA",
     "RTE",
     "TA",
@@ -20,10 +39,12 @@ __all__ = [
     "ZRF",
     "AnamnesisIndex",
     "AverageGap",
+    "CLIPScore",
     "Cost",
     "JSDivergence",
     "MIAEfficacy",
     "Outputs",
+    "PenultimateFeatures",
     "Relearned",
     "SeedSummary",
     "ToW",
@@ -32,15 +53,20 @@ __all__ = [
     "accuracy",
     "anamnesis_index",
     "average_gap",
+    "clip_similarity",
     "collect_outputs",
     "confidence",
     "correctness",
     "entropy",
+    "feature_distance",
+    "frechet_distance",
     "js_divergence",
+    "load_clip",
     "log_odds",
     "mia_efficacy",
     "modified_entropy",
     "over_seeds",
+    "probabilities",
     "relearn_time",
     "tow",
     "training_privacy",

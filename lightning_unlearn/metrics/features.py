@@ -1,4 +1,4 @@
-"""What a membership attack looks at: one number a row, from logits in fp32."""
+"""What a membership attack looks at: a number a row, or all its probabilities, from logits in fp32."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_unlearn.metrics.checks import check_outputs
 
-__all__ = ["FEATURES", "confidence", "correctness", "entropy", "log_odds", "modified_entropy"]
+__all__ = ["FEATURES", "confidence", "correctness", "entropy", "log_odds", "modified_entropy", "probabilities"]
 
 
 def correctness(logits: Tensor, labels: Tensor) -> Tensor:
@@ -123,11 +123,30 @@ def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     return (z.gather(1, y) - _log_others(z, y))[:, 0]
 
 
+def probabilities(logits: Tensor, labels: Tensor) -> Tensor:
+    r"""Probabilities of all classes, $p_1, \dots, p_K$: as wide as the model's output, whatever classes a set has.
+
+    Args:
+        logits: Shape ``(N, K)``.
+        labels: Shape ``(N,)``; checked, but the probabilities don't depend on them.
+
+    Returns:
+        Shape ``(N, K)``; rows sum to 1.
+
+    Example:
+        >>> probabilities(torch.zeros(1, 4), torch.tensor([0]))
+        tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
+    """
+    check_outputs(logits, labels)
+    return logits.float().softmax(-1)
+
+
 FEATURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "confidence": confidence,
     "correctness": correctness,
     "entropy": entropy,
     "modified_entropy": modified_entropy,
+    "prob": probabilities,
 }
 """The features of [`MIAEfficacy`][lightning_unlearn.metrics.MIAEfficacy] by name."""
 

@@ -42,13 +42,14 @@ def mia_efficacy(
     are of one class where the data are sorted by class.
 
     Args:
-        members: The feature on retain rows, shape ``(R,)``.
-        nonmembers: On test rows, shape ``(T,)``; without the forgotten class where a whole class is forgotten.
-        forget: On forget rows, shape ``(F,)``.
+        members: The feature on retain rows, shape ``(R,)``, or ``(R, D)`` where it has several numbers.
+        nonmembers: On test rows, shape ``(T,)`` or ``(T, D)``; without the forgotten class where a whole class is
+            forgotten.
+        forget: On forget rows, shape ``(F,)`` or ``(F, D)``.
         member_labels: Classes of the members, shape ``(R,)``; for ``shadow="stratified"``.
         nonmember_labels: Classes of the non-members, shape ``(T,)``.
-        attack: ``"svc"`` as published: radial kernel, ``C=3``, ``gamma="auto"``; ``"logistic"`` for a balanced logistic
-            regression.
+        attack: ``"svc"`` as published: radial kernel, ``C=3``, ``gamma="auto"``, which is 1 / D; ``"logistic"`` for a
+            balanced logistic regression.
         shadow: ``"random"`` draws evenly, ``"stratified"`` equally many of each class on both sides, ``"first"`` takes
             the first rows as published code does.
         max_shadow: At most so many rows of each side; the SVC costs their square.
@@ -89,8 +90,8 @@ def training_privacy(
     far an efficacy can be trusted: at 50 the attack sees nothing.
 
     Args:
-        members: The feature on retain rows, shape ``(R,)``, ``R >= 2``.
-        nonmembers: On test rows, shape ``(T,)``, ``T >= 2``.
+        members: The feature on retain rows, shape ``(R,)`` or ``(R, D)``, ``R >= 2``.
+        nonmembers: On test rows, shape ``(T,)`` or ``(T, D)``, ``T >= 2``.
         member_labels: As in [`mia_efficacy`][lightning_unlearn.metrics.mia_efficacy].
         nonmember_labels: As there.
         attack: As there.
@@ -128,7 +129,8 @@ class MIAEfficacy(RowMetric):
     ``correctness`` it equals UA wherever the attack takes right for member and wrong for non-member.
 
     Args:
-        features: Any of ``"confidence"``, ``"correctness"``, ``"entropy"``, ``"modified_entropy"``.
+        features: Any of ``"confidence"``, ``"correctness"``, ``"entropy"``, ``"modified_entropy"`` and ``"prob"``, all
+            K probabilities.
         attack: ``"svc"`` as published or ``"logistic"``.
         shadow: ``"random"``, ``"stratified"`` by class, or ``"first"`` as published; the last depends on the order of
             rows, and so on the number of processes.
@@ -163,7 +165,8 @@ class MIAEfficacy(RowMetric):
         self.features, self.attack, self.shadow = tuple(features), attack, shadow
         self.max_shadow, self.seed = max_shadow, seed
         for role in ("member", "nonmember", "forget"):
-            self.add_rows(role, len(self.features))
+            for name in self.features:  # a column each: the number of classes is not known yet
+                self.add_rows(f"{role}_{name}", 1)
             self.add_rows(f"{role}_labels", 1, torch.long)
 
     def update(self, logits: Tensor, labels: Tensor, role: Role) -> None:
@@ -176,33 +179,42 @@ class MIAEfficacy(RowMetric):
         """
         if role not in ("member", "nonmember", "forget"):
             raise ValueError(f"role must be 'member' (retain), 'nonmember' (test) or 'forget', but got {role!r}.")
-        getattr(self, role).append(torch.stack([FEATURES[name](logits, labels) for name in self.features], 1))
+        for name in self.features:
+            getattr(self, f"{role}_{name}").append(FEATURES[name](logits, labels).reshape(-1, 1))
         getattr(self, f"{role}_labels").append(labels[:, None].long())
 
     def compute(self) -> dict[str, float]:
         """The efficacy in percent by feature."""
-        members, nonmembers, forget = (self.rows(role) for role in ("member", "nonmember", "forget"))
+        labels = {role: self.rows(f"{role}_labels")[:, 0] for role in ("member", "nonmember", "forget")}
         return {
             name: mia_efficacy(
-                members[:, i],
-                nonmembers[:, i],
-                forget[:, i],
-                member_labels=self.rows("member_labels")[:, 0],
-                nonmember_labels=self.rows("nonmember_labels")[:, 0],
+                *(self._feature(role, name) for role in labels),
+                member_labels=labels["member"],
+                nonmember_labels=labels["nonmember"],
                 attack=self.attack,
                 shadow=self.shadow,
                 max_shadow=self.max_shadow,
                 seed=self.seed,
             )
-            for i, name in enumerate(self.features)
+            for name in self.features
         }
+
+    def _feature(self, role: str, name: str) -> Tensor:
+        values = self.rows(f"{role}_{name}")
+        return values.view(len(self.rows(f"{role}_labels")), -1) if len(values) else values
 
 
 def _check_features(**sets: Tensor) -> None:
     for name, values in sets.items():
-        if values.dim() != 1:
-            raise ValueError(f"{name} must be one number a row, shape (N,), but got {tuple(values.shape)}.")
+        if values.dim() not in (1, 2):
+            raise ValueError(
+                f"{name} must be of shape (N,), or (N, D) for D numbers a row, but got {tuple(values.shape)}."
+            )
         check_finite(name, values)
+    widths = {name: values.shape[1:] for name, values in sets.items()}
+    if len(set(widths.values())) > 1:
+        shapes = {name: tuple(values.shape) for name, values in sets.items()}
+        raise ValueError(f"Every set needs equally many numbers a row, but got {shapes}. Take them off one model.")
 
 
 def _check_options(attack: str, shadow: str, max_shadow: int | None) -> None:
@@ -224,7 +236,7 @@ def _draw(
     seed: int,
 ) -> tuple[Tensor, Tensor]:
     """Equally many rows of both sides."""
-    members, nonmembers = members.detach().cpu().double(), nonmembers.detach().cpu().double()
+    members, nonmembers = _table(members), _table(nonmembers)
     size = min(len(members), len(nonmembers))
     if shadow == "first":
         size = min(size, max_shadow or size)
@@ -253,9 +265,17 @@ def _draw(
     return m[kept], n[kept]
 
 
+def _table(values: Tensor) -> Tensor:
+    values = values.detach().cpu().double()
+    return values[:, None] if values.dim() == 1 else values
+
+
 def _sample(values: Tensor, size: int, generator: torch.Generator) -> Tensor:
     # Sorted first, so that the draw is the same however the rows were spread over processes.
-    return values.sort().values[torch.randperm(len(values), generator=generator)[:size]]
+    order = torch.arange(len(values))
+    for column in reversed(values.unbind(1)):
+        order = order[column[order].argsort(stable=True)]
+    return values[order[torch.randperm(len(values), generator=generator)[:size]]]
 
 
 def _fit(members: Tensor, nonmembers: Tensor, attack: Attack) -> Callable[[Tensor], Any]:
@@ -267,11 +287,11 @@ def _fit(members: Tensor, nonmembers: Tensor, attack: Attack) -> Callable[[Tenso
     features = torch.cat([members, nonmembers])
     if (features == features[0]).all():
         warnings.warn(
-            f"All members and non-members have the feature {float(features[0])}, so this attack can't tell them apart "
-            "and its number says nothing. Use another feature, such as modified_entropy.",
+            f"All members and non-members have the feature {features[0].tolist()}, so this attack can't tell them "
+            "apart and its number says nothing. Use another feature, such as modified_entropy.",
             stacklevel=3,
         )
     classes = torch.cat([torch.ones(len(members)), torch.zeros(len(nonmembers))])
     model = SVC(C=3, kernel="rbf", gamma="auto") if attack == "svc" else LogisticRegression(class_weight="balanced")
-    model.fit(features[:, None].numpy(), classes.numpy())
-    return lambda values: model.predict(values.detach().cpu().double()[:, None].numpy())
+    model.fit(features.numpy(), classes.numpy())
+    return lambda values: model.predict(_table(values).numpy())

@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 import lightning_unlearn
-from lightning_unlearn.benchmarks import FACTS, Entry, bench_facts
+from lightning_unlearn.benchmarks import FACTS, WEIGHTS, Entry, bench_facts
 from lightning_unlearn.benchmarks import facts as module
 from lightning_unlearn.callbacks import language
+from lightning_unlearn.optimizers import Sophia
 
 NAN = {"class_path": "tests.benchmarks.test_facts.Diverging"}
 
@@ -22,6 +23,26 @@ class Diverging(lightning_unlearn.GradDiff):
 
     def forget_loss(self, *args: Any) -> Any:
         return super().forget_loss(*args) * float("nan")
+
+
+class Drawn(lightning_unlearn.RandomMask):
+    """Notes which seeds it draws with."""
+
+    seeds: ClassVar[list[int]] = []
+
+    def scores(self, *args: Any) -> Any:
+        self.seeds.append(self.seed)
+        return super().scores(*args)
+
+
+class Counted(Sophia):
+    """Notes the learning rate of each step."""
+
+    rates: ClassVar[list[float]] = []
+
+    def step(self, closure: Any = None) -> Any:
+        self.rates.append(self.param_groups[0]["lr"])
+        return super().step(closure)
 
 
 def result(forget: float, kept: float) -> dict[str, Any]:
@@ -38,7 +59,30 @@ def test_every_objective_has_an_entry_and_all_are_tuned_alike() -> None:
         and not inspect.isabstract(cls)
     }
     assert {entry.name for entry in FACTS} == public
-    assert {len(entry.settings) for entry in FACTS} == {3}
+    assert {len(entry.settings) for entry in (*FACTS, *WEIGHTS)} == {3}
+
+
+def test_the_study_of_weights_crosses_objectives_with_masks_and_with_the_optimizer() -> None:
+    objectives = ("GradDiff", "NPO", "SimNPO")
+    beside = ("", " + RandomMask", " + MagnitudeMask", " + WAGLE", " + SOUL")
+    assert [entry.name for entry in WEIGHTS] == [name + other for name in objectives for other in beside]
+    dense = {entry.name: entry for entry in WEIGHTS if "+" not in entry.name}
+    assert all(dense[entry.name] == entry for entry in FACTS if entry.name in dense)  # so that their runs are shared
+
+
+def test_an_optimizer_is_used_and_a_mask_is_drawn_for_each_seed(
+    tiny_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "start").symlink_to(tiny_lm)
+    simnpo = {"class_path": "lightning_unlearn.SimNPO"}
+    mask = {"class_path": "tests.benchmarks.test_facts.Drawn", "init_args": {"density": 0.1}}
+    sophia = {"class_path": "tests.benchmarks.test_facts.Counted", "init_args": {"weight_decay": 0.0}}
+    cell = {"steps": 2, "precision": "32-true", "threads": 1, "lr": 1e-3, "callbacks": [simnpo, mask]}
+    for seed in (3, 4):
+        module.run_cell({**cell, "seed": seed, "optimizer": sophia}, str(tmp_path))
+    assert Drawn.seeds == [3, 4]
+    assert Counted.rates == [1e-3] * 4
 
 
 def test_the_score_wants_both_forgetting_and_keeping() -> None:
@@ -55,7 +99,7 @@ def test_the_best_setting_is_run_on_every_seed_and_nothing_twice(
         Entry("SimNPO", tuple({"lr": lr, "callbacks": [simnpo]} for lr in (1e-2, 1e-3))),
         Entry("Diverging", ({"lr": 1e-3, "callbacks": [NAN]},)),
     )
-    monkeypatch.setattr(module, "FACTS", entries)
+    monkeypatch.setitem(module.STUDIES, "objectives", entries)
     monkeypatch.setattr(
         module, "score", lambda outcome: outcome["metrics"]["retain_nll"] if "error" not in outcome else 0.0
     )
@@ -76,16 +120,18 @@ def test_the_best_setting_is_run_on_every_seed_and_nothing_twice(
     record = run([])
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert "not finite" in record["entries"]["Diverging"]["runs"][0]["error"]
-    assert json.loads((tmp_path / "facts.json").read_text()) == record
-    table = (tmp_path / "facts.md").read_text()
+    assert json.loads((tmp_path / "objectives.json").read_text()) == record
+    table = (tmp_path / "objectives.md").read_text()
     assert table in capsys.readouterr().out
     assert "| before |" in table
     assert "| SimNPO | 1e-3 |" in table
     assert "| Diverging | 1e-3 | stopped on a value that is not finite in 2 runs |" in table
     assert {line.count("|") for line in table.splitlines()} == {13}
-    assert "<svg" in (tmp_path / "facts.svg").read_text()
+    assert "<svg" in (tmp_path / "objectives.svg").read_text()
 
 
 def test_an_unknown_entry_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\['Magic'\].*'SimNPO'"):
         bench_facts(str(tmp_path), entries=["Magic"])
+    with pytest.raises(ValueError, match=r"'weights'.*'layers'"):
+        bench_facts(str(tmp_path), study="layers")  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ from lightning_unlearn import (
     training_step_loss,
 )
 from lightning_unlearn.callbacks.classification import random_labels as random_labels_file
-from lightning_unlearn.callbacks.classification.bad_teacher import untrained_values
+from lightning_unlearn.callbacks.classification.untrained import untrained_values
 from lightning_unlearn.functional import adaptive_alpha, generalized_label_smoothing
 
 from .user_module import DictNet, LitNet, indexed, loaders, pairs, trainer, weights

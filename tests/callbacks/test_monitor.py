@@ -329,11 +329,14 @@ def test_a_tensorboard_logger_gets_numbers_text_and_curves(
     assert set(events.Tags()["images"]) == {"eval/nll_curves", "eval/accuracy_curves"}
 
 
-def records(folder: Path) -> Iterator[Any]:
+def records(logger: WandbLogger) -> Iterator[Any]:
     """The records of an offline run: a LevelDB log (blocks of 32 KiB) after a header of seven bytes."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    logger.experiment.finish()  # or the next logger of this process would go on with the run
+    wandb.teardown()  # finish() returns before the file is written
+    (path,) = Path(logger.save_dir).glob("wandb/offline-run-*/run-*.wandb")  # type: ignore[arg-type]
     content, at, whole = path.read_bytes(), 7, b""
     assert content[:4] == b":W&B"
     while at < len(content):
@@ -352,17 +355,16 @@ def records(folder: Path) -> Iterator[Any]:
 def test_a_wandb_run_read_back_has_all_steps_the_answers_and_the_curves(
     tiny_lm: Path, data: LanguageDataModule, tmp_path: Path
 ) -> None:
-    wandb = pytest.importorskip("wandb")
+    pytest.importorskip("wandb")
     from PIL import Image
 
     monitor = UnlearnMonitor(generate=echo)
     logger = WandbLogger(offline=True, save_dir=tmp_path, project="test")
     unlearn(tiny_lm, data, monitor, max_epochs=3, logger=logger, log_every_n_steps=1)
-    wandb.teardown()  # finish() would return before the file is written
     (files,) = tmp_path.glob("wandb/offline-run-*/files")
     history: list[dict[str, Any]] = [
         {".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        for record in records(tmp_path)
+        for record in records(logger)
         if record.WhichOneof("record_type") == "history"
     ]
 

@@ -16,7 +16,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 import lightning_unlearn.callbacks
-from lightning_unlearn import NPO, UnlearnMonitor
+from lightning_unlearn import NPO, LitCausalLM, LitTextToImage, UnlearnMonitor
 from lightning_unlearn.cli import UnlearnCLI, main
 
 from ..callbacks.user_module import LitNet, loaders
@@ -24,6 +24,10 @@ from ..callbacks.user_module import LitNet, loaders
 ROOT = Path(__file__).parents[2]
 FRAGMENTS = sorted(ROOT.glob("callbacks/**/*.yaml"))
 EXAMPLES = sorted(ROOT.glob("examples/**/*.yaml"))
+CLASSIFIERS = {"examples/digits.yaml", "examples/tabular.yaml", "examples/text.yaml"}
+"""Examples of classifiers."""
+PIPELINES = {"examples/erase.yaml", "examples/erase_images.yaml"}
+"""Examples that open a pipeline of diffusers."""
 QUIET = ["--trainer.logger=false", "--trainer.accelerator=cpu", "--trainer.enable_checkpointing=false"]
 
 
@@ -48,24 +52,30 @@ def test_there_are_yaml_files() -> None:
 
 
 @pytest.mark.parametrize("path", [*FRAGMENTS, *EXAMPLES], ids=name)
-def test_the_first_line_launches_the_file(path: Path, tiny_lm: Path) -> None:
+def test_the_first_line_launches_the_file(path: Path, tiny_lm: Path, tiny_sd: Path) -> None:
     first = path.read_text().splitlines()[0]
     assert first.startswith("# lightning-unlearn fit ")
     assert f"--config {name(path)}" in first
     words = shlex.split(first.removeprefix("# lightning-unlearn fit "))
-    cli = UnlearnCLI([*words, f"--model.init_args.model={tiny_lm}", *QUIET], run=False)
-    assert type(cli.model).__name__ == "LitCausalLM"
+    kind: Any = LitCausalLM
+    small = f"--model.init_args.model={tiny_lm}"
+    if CLASSIFIERS.intersection(words):
+        kind, small = L.LightningModule, "--model.init_args.weights=null"
+    elif PIPELINES.intersection(words):
+        kind, small = LitTextToImage, f"--model.init_args.model={tiny_sd}"
+    cli = UnlearnCLI([*words, small, *QUIET], run=False)
+    assert isinstance(cli.model, kind)
     assert any(isinstance(c, lightning_unlearn.callbacks.UnlearnCallback) for c in cli.trainer.callbacks)
 
 
 @pytest.mark.parametrize("path", FRAGMENTS, ids=name)
 def test_a_fragment_attaches_to_any_lightning_cli(path: Path) -> None:
     cli = LightningCLI(LitNet, Data, run=False, save_config_callback=None, args=["--config", name(path), *QUIET])
-    (entry,) = yaml.safe_load(path.read_text())["trainer"]["callbacks+"]
-    expected = getattr(lightning_unlearn.callbacks, entry["class_path"].rpartition(".")[2])
-    (attached,) = [c for c in cli.trainer.callbacks if isinstance(c, expected)]
-    for key, value in entry.get("init_args", {}).items():
-        assert getattr(attached, key) == value
+    for entry in yaml.safe_load(path.read_text())["trainer"]["callbacks+"]:
+        expected = getattr(lightning_unlearn.callbacks, entry["class_path"].rpartition(".")[2])
+        (attached,) = [c for c in cli.trainer.callbacks if isinstance(c, expected)]
+        for key, value in entry.get("init_args", {}).items():
+            assert getattr(attached, key) == value
 
 
 def test_a_bare_lightning_cli_of_a_users_module_trains_with_a_fragment() -> None:

@@ -11,9 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_unlearn import (
+    DUCK,
     SCRUB,
     SSD,
     BadTeacher,
+    BoundaryExpand,
+    BoundaryShrink,
+    CFk,
+    FisherForgetting,
     ForgetRetainDataModule,
     L1Sparse,
     RandomLabels,
@@ -34,6 +39,11 @@ METHODS: dict[str, Any] = {
     "RandomLabels-once": lambda: RandomLabels("once"),
     "SCRUB": lambda: SCRUB(alpha=0.1),
     "BadTeacher": lambda: BadTeacher(),
+    "BoundaryShrink": lambda: BoundaryShrink(epsilon=1.0, clip=None),
+    "BoundaryExpand": lambda: BoundaryExpand(),
+    "DUCK": lambda: DUCK(target_accuracy=None),
+    "CFk": lambda: CFk(1),
+    "FisherForgetting": lambda: FisherForgetting(),
     "SSD": lambda: SSD(alpha=1.2),
 }
 

@@ -241,12 +241,16 @@ def test_masking_is_bit_for_bit(dtype: torch.dtype, contiguous: bool, n: int) ->
     after.view(-1)[7:] = torch.randn(n * 401 - 7, generator=generator).to(dtype)
     mask = torch.rand(n, 401, generator=generator) < 0.5
     mask.view(-1)[:5] = False
-    live = -mask.to(torch.int8)
-    value = apply_mask_(before.clone(), -1 - live)
+    value = apply_mask_(before.clone(), ~mask)
     target = after.clone() if contiguous else after.t().contiguous().t()
-    assert apply_mask_(target, live, value) is target
+    assert apply_mask_(target, mask, value) is target
     assert torch.equal(bits(target), bits(torch.where(mask, after, before)))
-    assert torch.equal(bits(apply_mask_(after.clone(), live)), bits(torch.where(mask, after, 0.0)))
+    assert torch.equal(bits(apply_mask_(after.clone(), mask)), bits(torch.where(mask, after, 0.0)))
+
+
+def test_a_mask_of_numbers_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"live must be boolean, but got torch\.int8"):
+        apply_mask_(torch.ones(2), torch.tensor([-1, 0], dtype=torch.int8))
 
 
 def bits(tensor: Tensor) -> Tensor:

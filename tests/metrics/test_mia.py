@@ -99,7 +99,7 @@ def test_the_class_equals_the_function_and_correctness_equals_ua() -> None:
         for part in values.split(32):
             metric.update(*logits_of(part), role)
     found = metric.compute()
-    assert found.keys() == {"confidence", "correctness", "entropy", "modified_entropy"}
+    assert found.keys() == {"confidence", "correctness", "entropy", "modified_entropy", "prob"}
     clamped = [values.clamp(1e-4, 1 - 1e-4) for values in (MEMBERS, NONMEMBERS, FORGET)]
     assert found["confidence"] == pytest.approx(mia_efficacy(*clamped), abs=2.1)  # a row on the border may differ
     assert MIAEfficacy(["confidence"]).features == ("confidence",)
@@ -110,6 +110,28 @@ def test_the_class_equals_the_function_and_correctness_equals_ua() -> None:
     ua = UA()
     ua.update(*logits_of(FORGET))
     assert found["correctness"] == pytest.approx(ua.compute().item(), abs=1e-4)
+
+
+def test_all_probabilities_are_as_wide_as_the_model_and_share_one_kernel() -> None:
+    """Class 3 of 4 is in no test row, and its column is there: gamma is 1/4."""
+    generator = torch.Generator().manual_seed(0)
+    sets: dict[Any, Any] = {}
+    for role, rows, classes, sure in (("member", 40, 4, 3.0), ("nonmember", 30, 3, 1.0), ("forget", 20, 1, 1.5)):
+        labels = torch.randint(classes, (rows,), generator=generator)
+        logits = torch.randn(rows, 4, generator=generator) + sure * torch.nn.functional.one_hot(labels, 4)
+        sets[role] = logits, labels
+    metric = MIAEfficacy(["prob", "confidence"], shadow="first")
+    for role, (logits, labels) in sets.items():
+        for part in torch.arange(len(labels)).split(16):
+            metric.update(logits[part], labels[part], role)
+    p = {role: logits.softmax(1) for role, (logits, _) in sets.items()}
+    x = np.concatenate([p["member"][:30].numpy(), p["nonmember"].numpy()]).astype(np.float64)
+    attack = svm.SVC(C=3, kernel="rbf", gamma=1 / 4).fit(x, np.repeat([1, 0], 30))
+    expected = 100 * (attack.predict(p["forget"].double().numpy()) == 0).mean()
+    assert 0 < expected < 100
+    assert metric.compute()["prob"] == pytest.approx(expected)
+    shuffled = [values[torch.randperm(len(values), generator=generator)] for values in p.values()]
+    assert mia_efficacy(*shuffled, max_shadow=12) == mia_efficacy(*p.values(), max_shadow=12)
 
 
 def test_a_forgotten_class_is_found_unseen_by_a_retrained_model() -> None:
@@ -124,7 +146,9 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="nonmembers are empty"):
         mia_efficacy(MEMBERS, torch.empty(0), FORGET)
     with pytest.raises(ValueError, match=r"shape \(N,\)"):
-        mia_efficacy(MEMBERS[:, None], NONMEMBERS, FORGET)
+        mia_efficacy(MEMBERS[:, None, None], NONMEMBERS, FORGET)
+    with pytest.raises(ValueError, match="equally many numbers a row"):
+        mia_efficacy(torch.rand(9, 3), torch.rand(9, 3), torch.rand(9, 2))
     with pytest.raises(ValueError, match="NaN"):
         mia_efficacy(MEMBERS, NONMEMBERS, FORGET * torch.nan)
     with pytest.raises(ValueError, match="'svc' or 'logistic'"):

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_unlearn.callbacks.classification.objective import BatchNormMode, ClassifierObjective
+from lightning_unlearn.callbacks.classification.untrained import ModuleInit, check_untrained, untrained_values
 from lightning_unlearn.callbacks.reference import evaluating, exchange
 from lightning_unlearn.functional.classification import distillation
 from lightning_unlearn.scores import Batch, Predictions, PredictionScore, Score, classifier_nll
@@ -25,21 +24,24 @@ class BadTeacher(ClassifierObjective):
     $$\mathcal{L} = \frac{1}{|B_f| + |B_r|} \Big[\sum_f \mathrm{KL}(q_{bad} \Vert p) + \sum_r \mathrm{KL}(q_o \Vert
     p)\Big]$$
 
-    The bad teacher is the module with every layer initialized anew by its ``reset_parameters``, nested ones too. It is
-    made from ``seed``, so that a resumed run has the same. The released code averages over rows and classes, which
-    makes the loss $K$ times smaller, and trains for one epoch of all forget rows with 30 % of the retain rows, by Adam
-    at 1e-4.
+    The bad teacher is what ``module_init`` makes, or the module with every layer initialized anew by its
+    ``reset_parameters``, nested ones too. It is made from ``seed``, so that a resumed run has the same. The released
+    code averages over rows and classes, which makes the loss $K$ times smaller, and trains for one epoch of all forget
+    rows with 30 % of the retain rows, by Adam at 1e-4.
 
     Args:
         temperature: $T > 0$; teachers and student are softened alike, and $T^2$ keeps the gradient's scale.
         seed: Seed of the untrained weights.
+        module_init: Makes the module anew; needed where a layer has no ``reset_parameters``, as the norm layers of
+            Hugging Face models.
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
             [`ClassifierObjective`][lightning_unlearn.callbacks.ClassifierObjective].
         score: Reads predictions off the module.
 
     Raises:
         ValueError: If the temperature is not positive.
-        MisconfigurationException: If a weight belongs to a layer without ``reset_parameters``, or weights are sharded.
+        MisconfigurationException: If a weight belongs to a layer without ``reset_parameters`` and there is no
+            ``module_init``, or weights are sharded.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -54,13 +56,14 @@ class BadTeacher(ClassifierObjective):
         self,
         temperature: float = 1.0,
         seed: int = 0,
+        module_init: ModuleInit | None = None,
         bn_mode: BatchNormMode = "joint",
         score: Score = classifier_nll,
     ) -> None:
         super().__init__(bn_mode, score, reference="snapshot")
         if not temperature > 0:
             raise ValueError(f"temperature must be greater than 0, but got {temperature}.")
-        self.temperature, self.seed = temperature, seed
+        self.temperature, self.seed, self.module_init = temperature, seed, module_init
         self._untrained: dict[str, Tensor] = {}
 
     def reads_reference_logits(self) -> bool:
@@ -70,24 +73,13 @@ class BadTeacher(ClassifierObjective):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the module can be initialized anew."""
         super().setup(trainer, pl_module, stage)
-        if stage != "fit":
-            return
-        if isinstance(trainer.strategy, ModelParallelStrategy):
-            raise MisconfigurationException(
-                "BadTeacher initializes whole layers, which ModelParallelStrategy shards. Use one device or "
-                "strategy='ddp'."
-            )
-        for name, child in pl_module.named_modules():
-            if next(child.parameters(recurse=False), None) is not None and not _resets(child):
-                raise MisconfigurationException(
-                    f"BadTeacher needs an untrained copy of the module, but {name or 'the module'!r} "
-                    f"({type(child).__name__}) has weights and no reset_parameters() to initialize them. Add it."
-                )
+        if stage == "fit":
+            check_untrained("BadTeacher", trainer, pl_module, self.module_init)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make both teachers."""
         super().on_train_start(trainer, pl_module)
-        self._untrained = untrained_values(pl_module, self.seed)
+        self._untrained = untrained_values(pl_module, self.seed, self.module_init)
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """Divergence of all rows of the batch from their teachers."""
@@ -113,33 +105,3 @@ def _exchanged(module: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         exchange(module, values)
-
-
-@torch.no_grad()
-def untrained_values(module: nn.Module, seed: int) -> dict[str, Tensor]:
-    """What weights and buffers of a module would be had it just been made; the module stays as it is.
-
-    Args:
-        module: Every layer of it that has weights has ``reset_parameters``.
-        seed: Seed of the weights.
-    """
-    values = {k: v.detach().clone() for k, v in (*module.named_parameters(), *module.named_buffers())}
-    devices = sorted({v.device.index for v in values.values() if v.device.type == "cuda"})
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        for child in reversed(list(module.modules())):  # as layers are made: a block may set what its parts have drawn
-            if _resets(child):
-                _reset(child)
-    exchange(module, values)
-    return values
-
-
-def _resets(module: nn.Module) -> bool:
-    return any(hasattr(module, name) for name in _RESETS)
-
-
-def _reset(module: nn.Module) -> None:
-    getattr(module, next(name for name in _RESETS if hasattr(module, name)))()
-
-
-_RESETS = ("reset_parameters", "_reset_parameters")  # torch's attention and transformers have the second

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn.callbacks.classification.objective import BatchNormMode, ClassifierObjective
-from lightning_unlearn.data.forget_retain import PairLoader
-from lightning_unlearn.distributed import world_size
+from lightning_unlearn.callbacks.classification.passes import Passes
 from lightning_unlearn.functional.classification import distillation
 from lightning_unlearn.functional.language.likelihood import token_nll
 from lightning_unlearn.scores import Batch, Score, classifier_nll
@@ -31,7 +26,8 @@ class SCRUB(ClassifierObjective):
     its role; they are counted over the run, so ``max_epochs`` with ``ForgetRetainDataModule(epoch="retain")`` has to
     make room for both: $E$ min passes take $E + \lceil m\,n_f / n_r \rceil$ epochs with $m$ max passes of $n_f$ batches
     beside $n_r$. Where student and teacher agree, $D_T$ has no gradient: without dropout or batch normalization the
-    first max pass does nothing, and the first min pass breaks the tie.
+    first max pass does nothing, and the first min pass breaks the tie. Beside
+    [`Rewind`][lightning_unlearn.callbacks.Rewind] it is SCRUB+R.
 
     Args:
         alpha: Weight of the teacher on retain rows $\alpha$. For large data sets the paper takes 0.001.
@@ -72,8 +68,7 @@ class SCRUB(ClassifierObjective):
         if max_passes < 1:
             raise ValueError(f"max_passes must be at least 1, but got {max_passes}: nothing would be forgotten.")
         self.alpha, self.gamma, self.temperature, self.max_passes = alpha, gamma, temperature, max_passes
-        self._passes = (1, 1)
-        """Batches in a pass over forget and over retain rows."""
+        self._passes = Passes()
 
     def reads_reference_logits(self) -> bool:
         """The teacher is the starting model."""
@@ -82,13 +77,12 @@ class SCRUB(ClassifierObjective):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the batches of a pass."""
         super().on_train_start(trainer, pl_module)
-        self._passes = (_batches(trainer.train_dataloader, "forget"), _batches(trainer.train_dataloader, "retain"))
+        self._passes = Passes.over("SCRUB", trainer.train_dataloader)
 
     def forgets(self, batch: int) -> bool:
         """Whether a batch, counted from the start of the run, belongs to a max pass."""
-        forget, retain = self._passes
-        number, place = divmod(batch, forget + retain)
-        return number < self.max_passes and place < forget
+        number, forgets = self._passes.at(batch)
+        return forgets and number < self.max_passes
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """The loss of the pass that the batch belongs to."""
@@ -102,17 +96,3 @@ class SCRUB(ClassifierObjective):
             return {"loss": -apart, "forget_divergence": apart}
         nll = self.row_mean(token_nll(student.logits, student.labels))
         return {"loss": self.gamma * nll + self.alpha * apart, "retain": nll, "retain_divergence": apart}
-
-
-def _batches(loader: Any, role: str) -> int:
-    if isinstance(loader, PairLoader):
-        sampler: Any = loader.sampler
-        return math.ceil(sampler.sizes[role] / (sampler.batch_sizes[role] * world_size()))
-    part = loader.get(role) if isinstance(loader, dict) else None
-    if not hasattr(part, "__len__"):
-        raise MisconfigurationException(
-            f"SCRUB alternates whole passes, but a pass over the {role} rows has no known length. Pass "
-            "trainer.fit(module, {'forget': ..., 'retain': ...}) with loaders that have one, or a "
-            "ForgetRetainDataModule."
-        )
-    return len(part)  # type: ignore[arg-type]

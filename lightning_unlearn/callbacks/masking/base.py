@@ -41,7 +41,7 @@ class _Frozen(NamedTuple):
 
     Args:
         parameter: The parameter.
-        live: int8, -1 where a weight may move and 0 elsewhere; ``None`` where none may.
+        live: Boolean, ``True`` where a weight may move; ``None`` where none may.
         value: The starting values of frozen weights, 0 at the others.
     """
 
@@ -343,10 +343,10 @@ class WeightMask(Callback, ABC):
             if live == total:
                 continue
             value = local_tensor(parameter.detach()).clone(memory_format=torch.contiguous_format)
-            marks = self.masks[name].to(torch.int8).neg_() if live else None
-            if marks is not None:
-                apply_mask_(value, -1 - marks)
-            self._frozen.append(_Frozen(parameter, marks, value))
+            mask = self.masks[name] if live else None
+            if mask is not None:
+                apply_mask_(value, ~mask)
+            self._frozen.append(_Frozen(parameter, mask, value))
 
     @torch.no_grad()
     def _restore(self) -> None:

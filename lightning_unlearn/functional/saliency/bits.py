@@ -8,7 +8,7 @@ from torch import Tensor
 __all__ = ["apply_mask_", "pack_mask", "unpack_mask"]
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CHUNK = {"cpu": 1 << 16}  # a chunk's mask and values stay in the core's cache; other devices take large ones
+_CHUNK = {"cpu": 1 << 17}  # a chunk's mask and values stay in the core's cache; other devices take large ones
 _LARGE_CHUNK = 1 << 24
 
 
@@ -64,32 +64,39 @@ def unpack_mask(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
 def apply_mask_(tensor: Tensor, live: Tensor, frozen: Tensor | None = None) -> Tensor:
     """Keep a tensor's bits where ``live``, and put those of ``frozen``, or zeros, everywhere else. In place.
 
-    Works on bits, so nothing can leak through: 0 times NaN is NaN, and adding 0 turns -0.0 into +0.0. Unlike
-    ``torch.where`` its speed does not depend on the mask.
+    Works on bits, as integers: of floats, 0 times NaN is NaN, and adding 0 turns -0.0 into +0.0. Of integers, times 1
+    or 0 and plus 0 are exact. On a CPU ``torch.where`` and ``masked_fill_`` take twice as long.
 
     Args:
         tensor: Any floating type.
-        live: int8, -1 where the tensor stays and 0 elsewhere, same number of elements.
+        live: Boolean, ``True`` where the tensor stays, same number of elements.
         frozen: Same type as ``tensor``, 0 wherever ``live``; ``None`` stands for zeros.
 
     Returns:
         ``tensor``.
 
+    Raises:
+        TypeError: If ``live`` is not boolean.
+
     Example:
-        >>> live = torch.tensor([-1, 0, 0], dtype=torch.int8)
+        >>> live = torch.tensor([True, False, False])
         >>> apply_mask_(torch.tensor([1.0, float("nan"), 3.0]), live, torch.tensor([0.0, 2.0, -0.0]))
         tensor([1., 2., -0.])
     """
+    if live.dtype != torch.bool:
+        raise TypeError(f"live must be boolean, but got {live.dtype}. Pass live.bool().")
     if not tensor.is_contiguous():
         return tensor.copy_(apply_mask_(tensor.contiguous(), live, frozen))
     integer = _INTEGERS[tensor.element_size()]
     size = _CHUNK.get(tensor.device.type, _LARGE_CHUNK)
     values = tensor.view(-1).view(integer).split(size)
-    marks = live.reshape(-1).split(size)
+    marks = live.reshape(-1).view(torch.int8).split(size)
     rest = frozen.reshape(-1).view(integer).split(size) if frozen is not None else (None,) * len(values)
     wide = torch.empty(min(size, tensor.numel()), dtype=integer, device=tensor.device)
     for value, mark, other in zip(values, marks, rest, strict=True):
-        value &= wide[: len(mark)].copy_(mark)
-        if other is not None:
-            value |= other
+        factor = wide[: len(mark)].copy_(mark)
+        if other is None:
+            value *= factor
+        else:
+            torch.addcmul(other, value, factor, out=value)
     return tensor

@@ -1,0 +1,124 @@
+"""Small classifiers that train in seconds on one core."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["MLP", "ConvNet", "ResNet8", "TextTransformer"]
+
+
+class ConvNet(nn.Sequential):
+    """Three convolutions with batch normalization, global pooling and a linear layer.
+
+    Args:
+        classes: Number of logits.
+        channels: Channels of an image.
+        width: Channels of the first layer; the next have twice and four times as many at half the resolution each.
+    """
+
+    def __init__(self, classes: int = 10, channels: int = 1, width: int = 16) -> None:
+        def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+            return [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+        super().__init__(
+            *block(channels, width, 1),
+            *block(width, 2 * width, 2),
+            *block(2 * width, 4 * width, 2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4 * width, classes),
+        )
+
+
+class _Residual(nn.Module):
+    """Two convolutions beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(hidden)) + self.shortcut(x))
+
+
+class ResNet8(nn.Sequential):
+    """A residual net of eight layers with batch normalization: a convolution, three blocks of two, and a linear layer.
+
+    Args:
+        classes: Number of logits.
+        channels: Channels of an image.
+        width: Channels of the first block; the next have twice and four times as many at half the resolution each.
+    """
+
+    def __init__(self, classes: int = 10, channels: int = 1, width: int = 8) -> None:
+        super().__init__(
+            nn.Conv2d(channels, width, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            _Residual(width, width, 1),
+            _Residual(width, 2 * width, 2),
+            _Residual(2 * width, 4 * width, 2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4 * width, classes),
+        )
+
+
+class MLP(nn.Sequential):
+    """Two hidden layers.
+
+    Args:
+        classes: Number of logits.
+        features: Numbers a row.
+        width: Units of a hidden layer.
+    """
+
+    def __init__(self, classes: int = 10, features: int = 64, width: int = 64) -> None:
+        super().__init__(
+            nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)
+        )
+
+
+class TextTransformer(nn.Module):
+    """A transformer encoder on token ids, the mean over its positions, and a linear layer. Id 0 is padding.
+
+    Args:
+        classes: Number of logits.
+        vocabulary: Number of token ids.
+        length: Tokens a row at most.
+        width: Size of an embedding.
+        layers: Number of encoder layers.
+        heads: Attention heads a layer.
+    """
+
+    def __init__(
+        self,
+        classes: int = 20,
+        vocabulary: int = 2000,
+        length: int = 32,
+        width: int = 32,
+        layers: int = 1,
+        heads: int = 4,
+    ) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.places = nn.Embedding(length, width)
+        layer = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        given = (ids != 0).unsqueeze(-1)
+        given[:, 0] = True  # an empty row has nothing to attend to otherwise
+        hidden = self.tokens(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
+        hidden = self.encoder(hidden, src_key_padding_mask=~given.squeeze(-1))
+        return self.head((hidden * given).sum(1) / given.sum(1).clamp_min(1))

@@ -1,0 +1,169 @@
+"""Which rows of a labelled dataset are to be forgotten. No row is read for it, only labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
+
+__all__ = ["Split", "groups_of", "split_rows", "targets_of"]
+
+
+class Split(NamedTuple):
+    """Row numbers of the training set, ascending. Each row is in exactly one of both.
+
+    Args:
+        forget: Rows to forget, shape ``(F,)``.
+        retain: All others, shape ``(R,)``.
+    """
+
+    forget: Tensor
+    retain: Tensor
+
+
+def targets_of(dataset: Any) -> Tensor:
+    """The label of every row, without reading a row: reading may decode an image, or augment it.
+
+    Args:
+        dataset: Has ``targets`` or ``labels``, is a ``TensorDataset`` whose last tensor is the labels, a
+            ``datasets.Dataset`` with a column ``label`` or ``labels``, or a ``Subset`` or ``ConcatDataset`` of these.
+
+    Returns:
+        Shape ``(N,)``, int64.
+
+    Raises:
+        TypeError: If the labels are in none of these places.
+        ValueError: If there isn't one integer a row.
+
+    Example:
+        >>> rows = TensorDataset(torch.zeros(4, 2), torch.tensor([3, 1, 4, 1]))
+        >>> targets_of(Subset(Subset(rows, [3, 2, 1]), [0, 2]))
+        tensor([1, 1])
+    """
+    found = _labels(dataset, ("targets", "labels"), ("label", "labels"))
+    if found is None:
+        raise TypeError(
+            f"{type(dataset).__name__} has no labels that can be read without its rows. Give it an attribute `targets` "
+            "with one integer a row."
+        )
+    return found
+
+
+def groups_of(dataset: Any) -> Tensor | None:
+    """The fine label or attribute of every row, from the attribute or column ``groups``; ``None`` if there is none."""
+    return _labels(dataset, ("groups",), ("groups",))
+
+
+def split_rows(
+    targets: Tensor,
+    groups: Tensor | None = None,
+    forget_class: int | Sequence[int] | None = None,
+    forget_group: int | Sequence[int] | None = None,
+    forget_share: float | None = None,
+    forget_indices: Sequence[int] | None = None,
+    stratified: bool = False,
+    seed: int = 0,
+) -> Split:
+    """Choose the rows to forget: those of a class or a group, a random share of them or of all rows, or given ones.
+
+    Args:
+        targets: Label of each row, shape ``(N,)``.
+        groups: Fine label of each row, shape ``(N,)``, for ``forget_group``.
+        forget_class: Labels to forget.
+        forget_group: Fine labels to forget.
+        forget_share: Share of the rows, of a class or a group if one is given, in (0, 1).
+        forget_indices: The rows themselves.
+        stratified: Whether a share is the same for each label.
+        seed: Seed of the share.
+
+    Returns:
+        The split; disjoint and covering, as what is not forgotten is retained.
+
+    Raises:
+        ValueError: If not exactly one way is given, a label is unknown, a number is out of range or there twice, or
+            one side would be empty.
+
+    Example:
+        >>> split_rows(torch.tensor([0, 1, 1, 2]), forget_class=1)
+        Split(forget=tensor([1, 2]), retain=tensor([0, 3]))
+    """
+    ways = {"forget_class": forget_class, "forget_group": forget_group, "forget_indices": forget_indices}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) > 1 or (not given and forget_share is None) or (forget_indices is not None and forget_share):
+        raise ValueError(
+            "Say what to forget by one of forget_class, forget_group and forget_indices, or by forget_share, which may "
+            f"also stand beside a class or a group. Got {given + ['forget_share'] * (forget_share is not None)}."
+        )
+    if forget_indices is not None:
+        chosen = _numbers(forget_indices, len(targets))
+    else:
+        chosen = torch.arange(len(targets))
+        if forget_class is not None:
+            chosen = _having("forget_class", targets, forget_class)
+        elif forget_group is not None:
+            if groups is None:
+                raise ValueError("forget_group needs a dataset with an attribute `groups`, one integer a row.")
+            chosen = _having("forget_group", groups, forget_group)
+        if forget_share is not None:
+            chosen = _drawn(chosen, targets, forget_share, stratified, seed)
+    forgotten = torch.zeros(len(targets), dtype=torch.bool)
+    forgotten[chosen] = True
+    split = Split(*(side.nonzero()[:, 0] for side in (forgotten, ~forgotten)))
+    for name, side in zip(Split._fields, split, strict=True):
+        if len(side) == 0:
+            raise ValueError(f"Of {len(targets)} rows, none would be in the {name} set. Choose other rows to forget.")
+    return split
+
+
+def _labels(dataset: Any, attributes: Sequence[str], columns: Sequence[str]) -> Tensor | None:
+    if isinstance(dataset, Subset):
+        whole = _labels(dataset.dataset, attributes, columns)
+        return None if whole is None else whole[torch.as_tensor(dataset.indices, dtype=torch.long)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [_labels(part, attributes, columns) for part in dataset.datasets]
+        known = [part for part in parts if part is not None]
+        return torch.cat(known) if len(known) == len(parts) else None
+    values = next((v for name in attributes if (v := getattr(dataset, name, None)) is not None), None)
+    if values is None and isinstance(dataset, TensorDataset) and "targets" in attributes:
+        values = dataset.tensors[-1]
+    if values is None and hasattr(dataset, "column_names"):
+        column = next((name for name in columns if name in dataset.column_names), None)
+        values = None if column is None else dataset.with_format(None)[column][:]
+    if values is None:
+        return None
+    labels = torch.as_tensor(values)
+    if labels.shape != (len(dataset),) or labels.is_floating_point():
+        raise ValueError(
+            f"{type(dataset).__name__} should have one integer label a row, but for {len(dataset)} rows they are "
+            f"{labels.dtype} of shape {tuple(labels.shape)}."
+        )
+    return labels.long()
+
+
+def _having(name: str, labels: Tensor, wanted: int | Sequence[int]) -> Tensor:
+    wanted = [wanted] if isinstance(wanted, int) else list(wanted)
+    known = labels.unique().tolist()
+    unknown = sorted(set(wanted) - set(known))
+    if unknown or not wanted:
+        raise ValueError(f"{name}={wanted}, but the labels of the training rows are {known}.")
+    return torch.isin(labels, torch.tensor(wanted)).nonzero()[:, 0]
+
+
+def _drawn(rows: Tensor, targets: Tensor, share: float, stratified: bool, seed: int) -> Tensor:
+    if not 0 < share < 1:
+        raise ValueError(f"forget_share must be in (0, 1), but got {share}.")
+    generator = torch.Generator().manual_seed(seed)
+    parts = [rows[targets[rows] == label] for label in targets[rows].unique()] if stratified else [rows]
+    return torch.cat([p[torch.randperm(len(p), generator=generator)[: round(share * len(p))]] for p in parts])
+
+
+def _numbers(indices: Sequence[int], size: int) -> Tensor:
+    chosen = torch.as_tensor(indices, dtype=torch.long)
+    if len(chosen) and (int(chosen.min()) < 0 or int(chosen.max()) >= size):
+        raise ValueError(f"forget_indices must be in [0, {size}), but go from {chosen.min()} to {chosen.max()}.")
+    if len(chosen.unique()) != len(chosen):
+        raise ValueError(f"forget_indices has {len(chosen) - len(chosen.unique())} rows twice. Give each row once.")
+    return chosen

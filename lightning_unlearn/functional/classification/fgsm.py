@@ -1,0 +1,54 @@
+"""One step across the nearest boundary of a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["fgsm"]
+
+
+def fgsm(
+    inputs: Tensor,
+    gradient: Tensor,
+    *,
+    epsilon: float,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    clip: tuple[float, float] | None = (0.0, 1.0),
+) -> Tensor:
+    r"""The fast gradient sign attack, :math:`x' = \mathrm{clip}\big(x + \epsilon\, \mathrm{sign} \nabla_x \ell\big)`.
+
+    It is made on pixels. Inputs that were normalized, :math:`(x - \mu) / \sigma`, go back to pixels for it, and are
+    normalized again.
+
+    Args:
+        inputs: Shape ``(B, C, ...)``.
+        gradient: Gradient of the loss at the inputs, of their shape.
+        epsilon: Step :math:`\epsilon`, in pixels.
+        mean: :math:`\mu` of each channel, shape ``(C,)``, or one for all; 0 where none is given.
+        std: :math:`\sigma > 0` likewise; 1 where none is given.
+        clip: Lowest and highest pixel, or ``None`` for inputs without bounds.
+
+    Returns:
+        Of the shape and type of the inputs, without gradient.
+
+    Example:
+        >>> fgsm(torch.tensor([[0.5, 0.95, 0.5]]), torch.tensor([[-3.0, 0.1, 0.0]]), epsilon=0.1)
+        tensor([[0.4000, 1.0000, 0.5000]])
+
+    References:
+        Goodfellow et al., *Explaining and Harnessing Adversarial Examples*, arXiv:1412.6572.
+    """
+    center, scale = _by_channel(mean, 0.0, inputs), _by_channel(std, 1.0, inputs)
+    pixels = inputs.detach() * scale + center + epsilon * gradient.sign()
+    if clip is not None:
+        pixels = pixels.clamp(*clip)
+    return ((pixels - center) / scale).to(inputs.dtype)
+
+
+def _by_channel(values: Sequence[float] | None, default: float, inputs: Tensor) -> Tensor:
+    given = torch.as_tensor([default] if values is None else values, device=inputs.device, dtype=torch.float32)
+    return given.reshape(-1, *[1] * (inputs.dim() - 2))

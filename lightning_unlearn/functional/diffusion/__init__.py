@@ -1,0 +1,54 @@
+"""Mathematics of concept erasure in diffusion models."""
+
+from lightning_unlearn.functional.diffusion.ddim import (
+    add_noise,
+    ddim_step,
+    ddim_timesteps,
+    ldm_timesteps,
+    prediction_target,
+)
+from lightning_unlearn.functional.diffusion.ediff import erasediff_multiplier
+from lightning_unlearn.functional.diffusion.esd import esd_target
+from lightning_unlearn.functional.diffusion.fmn import attention_norm, token_positions
+from lightning_unlearn.functional.diffusion.guidance import classifier_free_guidance
+from lightning_unlearn.functional.diffusion.noise import keyed_generator, row_noise
+from lightning_unlearn.functional.diffusion.rece import closed_form_attack
+from lightning_unlearn.functional.diffusion.scissorhands import fresh_values, projection_weight
+from lightning_unlearn.functional.diffusion.seot import concept_and_end_places, suppress_eot
+from lightning_unlearn.functional.diffusion.simplex import project_simplex, sample_simplex
+from lightning_unlearn.functional.diffusion.sld import SLD_PRESETS, SafetyConfig, safety_guidance
+from lightning_unlearn.functional.diffusion.soft_prompt_attack import soft_prompt_attack
+from lightning_unlearn.functional.diffusion.soft_tokens import insert_tokens
+from lightning_unlearn.functional.diffusion.spm import latent_anchors, permeability
+from lightning_unlearn.functional.diffusion.uce import uce, uce_map
+
+__all__ = [
+    "SLD_PRESETS",
+    "SafetyConfig",
+    "add_noise",
+    "attention_norm",
+    "classifier_free_guidance",
+    "closed_form_attack",
+    "concept_and_end_places",
+    "ddim_step",
+    "ddim_timesteps",
+    "erasediff_multiplier",
+    "esd_target",
+    "fresh_values",
+    "insert_tokens",
+    "keyed_generator",
+    "latent_anchors",
+    "ldm_timesteps",
+    "permeability",
+    "prediction_target",
+    "project_simplex",
+    "projection_weight",
+    "row_noise",
+    "safety_guidance",
+    "sample_simplex",
+    "soft_prompt_attack",
+    "suppress_eot",
+    "token_positions",
+    "uce",
+    "uce_map",
+]

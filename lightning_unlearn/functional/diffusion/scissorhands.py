@@ -1,0 +1,79 @@
+"""New values for weights that matter to what is to be forgotten, and steps that do not bring it back."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Initialization", "fresh_values", "projection_weight"]
+
+Initialization = Literal["kaiming_uniform", "trunc_normal"]
+
+
+def fresh_values(
+    parameter: Tensor, generator: torch.Generator, kind: Initialization = "kaiming_uniform", vector: float = 0.0
+) -> Tensor:
+    r"""Values as of a layer that has not been trained.
+
+    Of weights with two dimensions or more they are drawn: ``"kaiming_uniform"`` from $U[-b, b]$,
+    $b = \sqrt{6 / \mathrm{fan}_{in}}$, or ``"trunc_normal"``, a normal distribution of standard deviation 0.02.
+    Vectors, which these are not defined for, get one value.
+
+    Args:
+        parameter: Any parameter; only its shape is read.
+        generator: Draws on the CPU.
+        kind: How matrices and kernels are drawn.
+        vector: What vectors are: 0 for biases, 1 for scales of normalization.
+
+    Returns:
+        Same shape, fp32, on the CPU.
+
+    Raises:
+        ValueError: If the kind is unknown.
+
+    Example:
+        >>> fresh_values(torch.ones(3), torch.Generator())
+        tensor([0., 0., 0.])
+    """
+    if kind not in ("kaiming_uniform", "trunc_normal"):
+        raise ValueError(f"kind must be 'kaiming_uniform' or 'trunc_normal', but got {kind!r}.")
+    values = torch.full(parameter.shape, vector)
+    if values.dim() < 2:
+        return values
+    if kind == "trunc_normal":
+        return nn.init.trunc_normal_(values, std=0.02, generator=generator)
+    return nn.init.kaiming_uniform_(values, generator=generator)
+
+
+def projection_weight(inner: Tensor, forget_square: Tensor, margin: float = 0.5, damping: float = 1e-3) -> Tensor:
+    r"""How much of the forget gradient $\nabla f$ is taken off a step on the retain gradient $\nabla r$.
+
+    With weight $v$ the step follows $-(\nabla r - v \nabla f)$. Where $\langle\nabla r, \nabla f\rangle \le 0$ a step
+    on $\nabla r$ does not lower the forget loss, and $v = 0$. Elsewhere
+
+    $$v = \max\Big(m,\; \frac{\langle\nabla r, \nabla f\rangle}{\|\nabla f\|^2 + \delta}\Big),$$
+
+    the solution of the quadratic program of gradient episodic memory with one gradient in memory. With $m = \delta = 0$
+    it makes the step orthogonal to $\nabla f$; the margin makes it go up a little.
+
+    Args:
+        inner: $\langle\nabla r, \nabla f\rangle$, a scalar.
+        forget_square: $\|\nabla f\|^2$, a scalar.
+        margin: $m \ge 0$.
+        damping: $\delta \ge 0$.
+
+    Returns:
+        $v$, a scalar, without gradient.
+
+    Example:
+        >>> projection_weight(torch.tensor(6.0), torch.tensor(4.0), damping=0.0)
+        tensor(1.5000)
+
+    References:
+        Lopez-Paz and Ranzato, *Gradient Episodic Memory for Continual Learning*, arXiv:1706.08840.
+    """
+    tiny = torch.finfo(inner.dtype).tiny
+    weight = (inner / (forget_square + damping).clamp(min=tiny)).clamp(min=margin)
+    return torch.where(inner > 0, weight, torch.zeros_like(inner)).detach()
