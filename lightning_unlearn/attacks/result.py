@@ -130,7 +130,9 @@ class AttackResult:
             "prompts": len(self.counted),
             "skipped": len(self.prompts) - len(self.counted),
             **{name: getattr(self, name) if found else None for name, found in rates.items()},
-            "interval": {n: wilson_interval(sum(found), len(found)) if found else None for n, found in rates.items()},
+            "interval": {
+                n: [*wilson_interval(sum(found), len(found))] if found else None for n, found in rates.items()
+            },
             "rounds_to_success": _share([row.rounds for row in won]) if won else None,
             "steps_to_success": _share([row.steps for row in won]) if won else None,
             "cost": self.cost,

@@ -44,7 +44,7 @@ _ADVERSARIAL: dict[str, Any] = {
 # Settings were tried on the style "ember" with another seed.
 ERASERS = [
     Eraser("before", []),
-    Eraser("ESD-x", _callback("ESD", steps=10), steps=120),
+    Eraser("ESD-x", _callback("ESD", steps=10), steps=150),
     Eraser("ESD-u", _callback("ESD", steps=10), "noxattn", 1.5e-4, 100),
     Eraser("ESD on the text encoder", _callback("ESD", steps=10), "text_encoder", 3e-4, 60),
     Eraser("AdvUnlearn on the text encoder", _callback("AdvUnlearn", **_ADVERSARIAL), "text_encoder", 1e-3, 100),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,13 @@ def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder / "model")  # fmt: skip
     return folder / "model"
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """A trainer and its module refer to each other: without this, each case would keep its gigabytes."""
+    yield
+    gc.collect()
 
 
 CASES: dict[str, tuple[Any, Any, int]] = {

@@ -8,8 +8,20 @@ from typing import Any
 
 import torch
 
-from lightning_unlearn import ESD, UCE, TextEncoderWeights
-from lightning_unlearn.callbacks.diffusion.adv_unlearn import AdvUnlearn
+from lightning_unlearn import (
+    ESD,
+    RECE,
+    SPM,
+    UCE,
+    AdvUnlearn,
+    ConceptAblation,
+    DiffusionSalUn,
+    EraseDiff,
+    ForgetMeNot,
+    Scissorhands,
+    TextEncoderWeights,
+)
+from tests.diffusion.images import images
 from tests.diffusion.tiny import erase, prompts
 
 torch.set_num_threads(1)
@@ -20,6 +32,7 @@ METHODS: dict[str, tuple[Any, Any]] = {
     "ESD-ldm": (lambda: ESD(steps=4, pairing="ldm"), "kv"),
     "ESD-text-encoder": (lambda: ESD(steps=4), TextEncoderWeights(layers=[0])),
     "UCE": (lambda: UCE(), "kv"),
+    "RECE": (lambda: RECE(), "kv"),
     "AdvUnlearn": (
         lambda: AdvUnlearn(warmup=1, init="latest", tokens=2, attack_steps=2, attack_step_size=0.01, steps=4),
         TextEncoderWeights(layers=[0]),
@@ -28,19 +41,28 @@ METHODS: dict[str, tuple[Any, Any]] = {
         lambda: AdvUnlearn(warmup=1, attack_steps=2, attack_rule="normalized", attack_latents="trajectory", steps=4),
         "xattn",
     ),
+    "ConceptAblation": (lambda: ConceptAblation(prior_weight=0.5), "kv"),
+    "ForgetMeNot": (lambda: ForgetMeNot("van gogh"), "xattn"),
+    "DiffusionSalUn": (lambda: DiffusionSalUn(), "xattn"),
+    "EraseDiff": (lambda: EraseDiff(inner_steps=1, inner_lr=0.05), "xattn"),
+    "Scissorhands": (lambda: Scissorhands(sparsity=0.9, batches=2), "xattn"),
+    "SPM": (lambda: SPM(steps=4, anchors=2, anchor_weight=1.0), "xattn"),
 }
+ON_IMAGES = ("ConceptAblation", "ForgetMeNot", "DiffusionSalUn", "EraseDiff", "Scissorhands")
 
 
 def main(launcher: str, folder: Path) -> None:
     processes = 1 if launcher == "one" else 2
     for name, (make, trainable) in METHODS.items():
-        data = prompts(batch_size=2 // processes, repeat=3)
+        size = 2 // processes
+        on_images = images(batch_size=size, retain_batch_size=size)
+        data = on_images if name in ON_IMAGES else prompts(batch_size=size, repeat=3)
         module = erase(
             folder / "model",
             make(),
             data,
             trainable=trainable,
-            lr=1.0,
+            lr=0.05 if name in ON_IMAGES else 1.0,
             max_epochs=2,
             devices=processes,
             strategy="auto" if processes == 1 else "ddp",
