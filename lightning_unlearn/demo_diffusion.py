@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch import Tensor
 from lightning_unlearn.attacks import PromptAttack
 from lightning_unlearn.benchmarks.cells import write_atomically
 from lightning_unlearn.benchmarks.erasers import ERASERS
-from lightning_unlearn.benchmarks.erasure import ATTACK, DRAW, drawn, erase
+from lightning_unlearn.benchmarks.erasure import ATTACK, DRAW, drawn, erase, hush
 from lightning_unlearn.data.miniature import OBJECTS, STYLES, miniature_pipeline, prompt
 from lightning_unlearn.judges import MiniatureJudge
 from lightning_unlearn.modules import LitTextToImage
@@ -43,8 +41,7 @@ def demo_diffusion(
     Raises:
         ValueError: If there is no such style or method.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message="FID of .* is biased")
+    hush()
     erasers = {eraser.name: eraser for eraser in ERASERS if eraser.callbacks}
     if method not in erasers:
         raise ValueError(f"method must be one of {list(erasers)}, but got {method!r}.")

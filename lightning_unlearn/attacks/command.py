@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from lightning_unlearn.attacks.prompt_attack import Objective, Optimizer, PromptAttack
+from lightning_unlearn.attacks.prompt_attack import PromptAttack
 from lightning_unlearn.attacks.result import AttackResult
-from lightning_unlearn.attacks.victim import Criterion, read_images
-from lightning_unlearn.functional.diffusion.soft_tokens import Placement
+from lightning_unlearn.attacks.victim import read_images
 from lightning_unlearn.judges import judge_named
 
 __all__ = ["attack"]
@@ -25,24 +24,8 @@ def attack(
     targets: str | None = None,
     output_dir: str = "runs/attack",
     overwrite: bool = False,
-    objective: Objective = "uda",
-    optimizer: Optimizer = "text_grad",
-    tokens: int = 5,
-    placement: Placement = "prefix",
-    levels: int = 50,
-    iterations: int = 40,
-    schedule: Literal["sequential", "random"] = "sequential",
-    lr: float = 0.01,
-    weight_decay: float = 0.1,
-    init: Literal["uniform", "random"] = "uniform",
-    candidates: int = 32,
-    criterion: Criterion = "l2",
-    sampler_steps: int = 50,
-    guidance: float = 7.5,
-    top: int = 1,
-    batch_size: int = 8,
-    seed: int = 0,
     device: str | None = None,
+    **options: Any,
 ) -> AttackResult:
     """Search prompts that make an erased model draw its concept again (UnlearnDiffAtk, P4D and controls).
 
@@ -61,24 +44,8 @@ def attack(
         targets: Folder with a target image for each prompt, in the order of the numbers in their names.
         output_dir: Where results are kept.
         overwrite: Replace results of another attack there.
-        objective: ``uda``, ``p4d``, or ``transfer`` to judge the prompts in the column ``adversarial``.
-        optimizer: ``text_grad``, ``hard_prompt``, ``gcg``, ``random``, ``seed_search`` or ``none``.
-        tokens: Number of tokens to insert.
-        placement: ``prefix``, ``suffix``, ``mid``, ``spread``, ``every_3`` or ``replace``.
-        levels: Noise levels, so the most prompts that are tried.
-        iterations: Steps at each level.
-        schedule: ``sequential`` or ``random`` levels.
-        lr: Learning rate of Adam.
-        weight_decay: Its L2 term, in the gradient.
-        init: Weights of ``text_grad`` at the start.
-        candidates: Exchanges that ``gcg`` tries in a step.
-        criterion: ``l2`` or ``l1``.
-        sampler_steps: Steps of the sampler that draws.
-        guidance: Guidance of prompts that name none.
-        top: Success is when the concept is among so many classes of highest score.
-        batch_size: Prompts attacked together.
-        seed: Seed of all that is drawn, but the images.
         device: Such as ``cuda:1``; by default a GPU if there is one.
+        options: Arguments of [`PromptAttack`][lightning_unlearn.attacks.prompt_attack.PromptAttack].
 
     Returns:
         What was found.
@@ -90,27 +57,7 @@ def attack(
 
     if (model is None) == (ckpt_path is None):
         raise ValueError(f"Give one of model and ckpt_path, but got model={model!r} and ckpt_path={ckpt_path!r}.")
-    search = PromptAttack(
-        judge_named(judge),
-        [name.strip() for name in concept.split(",")],
-        objective=objective,
-        optimizer=optimizer,
-        tokens=tokens,
-        placement=placement,
-        levels=levels,
-        iterations=iterations,
-        schedule=schedule,
-        lr=lr,
-        weight_decay=weight_decay,
-        init=init,
-        candidates=candidates,
-        criterion=criterion,
-        sampler_steps=sampler_steps,
-        guidance=guidance,
-        top=top,
-        batch_size=batch_size,
-        seed=seed,
-    )
+    search = PromptAttack(judge_named(judge), [name.strip() for name in concept.split(",")], **options)
     images = read_images(targets) if targets is not None else None
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     victim: Any = (

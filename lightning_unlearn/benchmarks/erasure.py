@@ -28,7 +28,7 @@ from lightning_unlearn.judges import MiniatureJudge
 from lightning_unlearn.metrics.images import FID, PenultimateFeatures
 from lightning_unlearn.modules import LitTextToImage
 
-__all__ = ["ATTACK", "DRAW", "attacked", "bench_erasure", "drawn", "erase", "erasure_rows"]
+__all__ = ["ATTACK", "DRAW", "attacked", "bench_erasure", "drawn", "erase", "erasure_rows", "hush"]
 
 DRAW: dict[str, Any] = {"steps": 20, "guidance": 4.0, "batch_size": 50}
 ATTACK: dict[str, Any] = {
@@ -195,6 +195,7 @@ def erase(eraser: Eraser, target: str, seed: int, **options: Any) -> tuple[LitTe
     quiet: dict[str, Any] = {
         "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
         "accelerator": "cpu", "devices": 1, "limit_val_batches": 0,
+        "max_epochs": 1 if eraser.rows == "prompts" else -1,
     }  # fmt: skip
     trainer = Trainer(max_steps=eraser.steps, callbacks=callbacks, **(quiet | options))
     passes = PassCounter()
@@ -228,14 +229,27 @@ def _captioned(rows: Any, target: str, anchor: str) -> list[dict[str, Any]]:
     return found
 
 
+def hush() -> None:
+    """Leave out what Lightning, transformers and diffusers tell of each small model that is loaded or trained."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # before diffusers, whose import makes transformers warn
+    transformers.logging.disable_progress_bar()
+    from diffusers.utils import logging as diffusers_logging
+
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="FID of .* is biased")
+
+
 # ---- in a process of its own ---------------------------------------------------------------------------------------
 
 
 def erasure_cell(cell: Cell) -> Cell:
     """Erase, measure, attack."""
     torch.set_num_threads(cell["threads"])
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="FID of .* is biased")
+    hush()
     eraser = Eraser(**cell["eraser"])
     target, seed = cell["target"], cell["seed"]
     base = LitTextToImage(str(miniature_pipeline())).eval()

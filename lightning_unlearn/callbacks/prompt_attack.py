@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -16,16 +16,15 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_unlearn.attacks.prompt_attack import Objective, Optimizer, PromptAttack, attack_prompts
+from lightning_unlearn.attacks.prompt_attack import PromptAttack, attack_prompts
 from lightning_unlearn.attacks.result import AttackResult
-from lightning_unlearn.attacks.victim import Criterion, differentiable, draw, read_images
+from lightning_unlearn.attacks.victim import differentiable, draw, read_images
 from lightning_unlearn.callbacks.monitoring import Monitor, log_table
 from lightning_unlearn.data.sources import Source
 from lightning_unlearn.diffusion.model import as_text_to_image
 from lightning_unlearn.diffusion.passes import PassCounter
 from lightning_unlearn.distributed import gather_objects, rank, world_size
 from lightning_unlearn.evaluation import Answer, Evaluation
-from lightning_unlearn.functional.diffusion.soft_tokens import Placement
 from lightning_unlearn.judges import judge_named
 
 __all__ = ["UnlearnDiffAtk"]
@@ -52,23 +51,8 @@ class UnlearnDiffAtk(Monitor):
         every_n_epochs: Attack after every so many epochs; 0 leaves only before and after.
         targets: Folder with an image of the concept for each prompt, in the order of the numbers in their names.
         base: Folder or hub id of the model before erasure; ``objective="p4d"`` needs it.
-        objective: See [`PromptAttack`][lightning_unlearn.attacks.prompt_attack.PromptAttack], as for all that follow.
-        optimizer: How tokens are searched for.
-        tokens: Their number.
-        placement: Where they go.
-        levels: Noise levels, so the most prompts that are tried.
-        iterations: Steps at each level.
-        schedule: ``"sequential"`` or ``"random"`` levels.
-        lr: Learning rate of Adam.
-        weight_decay: Its L2 term, in the gradient.
-        init: Weights of ``"text_grad"`` at the start.
-        candidates: Exchanges that ``"gcg"`` tries in a step.
-        criterion: ``"l2"`` or ``"l1"``.
-        sampler_steps: Steps of the sampler that draws.
-        guidance: Guidance of prompts that name none.
-        top: Success is when the concept is among so many classes of highest score.
-        batch_size: Prompts attacked together.
-        seed: Seed of all that is drawn, but the images.
+        options: Arguments of [`PromptAttack`][lightning_unlearn.attacks.prompt_attack.PromptAttack], such as
+            ``objective``, ``optimizer``, ``tokens`` and ``batch_size``.
 
     Raises:
         ValueError: If an argument is out of range; with the name of a judge, when the run is set up.
@@ -89,33 +73,13 @@ class UnlearnDiffAtk(Monitor):
         every_n_epochs: int = 1,
         targets: str | Path | None = None,
         base: str | None = None,
-        objective: Objective = "uda",
-        optimizer: Optimizer = "text_grad",
-        tokens: int = 5,
-        placement: Placement = "prefix",
-        levels: int = 50,
-        iterations: int = 40,
-        schedule: Literal["sequential", "random"] = "sequential",
-        lr: float = 0.01,
-        weight_decay: float = 0.1,
-        init: Literal["uniform", "random"] = "uniform",
-        candidates: int = 32,
-        criterion: Criterion = "l2",
-        sampler_steps: int = 50,
-        guidance: float = 7.5,
-        top: int = 1,
-        batch_size: int = 8,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(every_n_epochs)
-        if objective == "p4d" and base is None:
+        if options.get("objective") == "p4d" and base is None:
             raise ValueError("objective='p4d' compares with the model before erasure: give its folder as base.")
         self.judge, self.concept, self.prompts, self.targets, self.base = judge, concept, prompts, targets, base
-        self.objective, self.optimizer, self.tokens, self.placement = objective, optimizer, tokens, placement
-        self.levels, self.iterations, self.schedule, self.lr = levels, iterations, schedule, lr
-        self.weight_decay, self.init, self.candidates, self.criterion = weight_decay, init, candidates, criterion
-        self.sampler_steps, self.guidance, self.top = sampler_steps, guidance, top
-        self.batch_size, self.seed = batch_size, seed
+        self.options = options
         self.result: AttackResult | None = None
         """What the last attack found."""
         self._attack = None if isinstance(judge, str) else self._make_attack()
@@ -126,7 +90,7 @@ class UnlearnDiffAtk(Monitor):
         """Load the judge, and check all that can be checked before a weight moves."""
         as_text_to_image(pl_module)
         self._attack = self._attack or self._make_attack()
-        attack_prompts(self.prompts, self.guidance)
+        attack_prompts(self.prompts, self._attack.guidance)
 
     def evaluate(self, trainer: Trainer, module: LightningModule) -> Evaluation:
         """Attack the model as it is now, without logging."""
@@ -173,14 +137,12 @@ class UnlearnDiffAtk(Monitor):
 
     def _make_attack(self) -> PromptAttack:
         judge: Any = judge_named(self.judge) if isinstance(self.judge, str) else self.judge
-        names = [*PromptAttack.__init__.__annotations__]
-        options = {name: getattr(self, name) for name in names if name not in ("judge", "concept", "return")}
-        return PromptAttack(judge, self.concept, **options)
+        return PromptAttack(judge, self.concept, **self.options)
 
     def _run(self, trainer: Trainer, module: LightningModule) -> AttackResult:
         attack = self._attack
         assert attack is not None
-        rows = attack_prompts(self.prompts, self.guidance)
+        rows = attack_prompts(self.prompts, attack.guidance)
         base = self._load_base(module) if attack.objective == "p4d" else None
         images = None
         if attack.needs_targets:
@@ -231,12 +193,12 @@ class UnlearnDiffAtk(Monitor):
         mine = range(rank(), len(rows), world_size())
         found: list[tuple[int, Tensor]] = []
         with differentiable(source):
-            for i in range(0, len(mine), self.batch_size):
-                part = [rows[j] for j in mine[i : i + self.batch_size]]
+            for i in range(0, len(mine), attack.batch_size):
+                part = [rows[j] for j in mine[i : i + attack.batch_size]]
                 prompts, seeds, weights = ([row[name] for row in part] for name in ("prompt", "seed", "guidance"))
-                images = draw(source, prompts, seeds, weights, self.sampler_steps)
+                images = draw(source, prompts, seeds, weights, attack.sampler_steps)
                 seen = attack.shows(images)[0]
-                drawn = zip(mine[i : i + self.batch_size], (images * 255).round().byte(), seen, strict=True)
+                drawn = zip(mine[i : i + attack.batch_size], (images * 255).round().byte(), seen, strict=True)
                 found += [(number, image) for number, image, shown in drawn if shown]
         gathered = sorted((pair for pairs in gather_objects(found) for pair in pairs), key=lambda pair: pair[0])
         if not gathered:

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -248,9 +249,9 @@ def test_joint_statistics_keep_most_of_the_class(cases: Any, seed: int) -> None:
 
 
 @pytest.mark.xfail(raises=AssertionError, reason="UA is about 10: half of a joint batch is of the class")
-@SEEDS
-def test_joint_statistics_leave_the_class_alone(cases: Any, seed: int) -> None:
-    assert after(cases("class", seed), UGradSL(alpha=0.0, p=0.0, bn_mode="joint"), lr=0.0)["ua"] <= 5
+def test_joint_statistics_leave_the_class_alone(cases: Any) -> None:
+    method = partial(UGradSL, alpha=0.0, p=0.0, bn_mode="joint")
+    assert sum(after(cases("class", seed), method(), lr=0.0)["ua"] for seed in range(3)) / 3 <= 5
 
 
 # ---- identities ---------------------------------------------------------------------------------------------------
