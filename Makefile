@@ -26,7 +26,7 @@ test: $(VENV)/.all ## Run the quick tests; choose some with ARGS="-k npo"
 	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.all ## Run the tests that take minutes
-	@$(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
 
 test-all: test test-slow ## Run all tests that need no GPU
 
