@@ -50,7 +50,7 @@ ERASERS = [
     Eraser("AdvUnlearn on the text encoder", _callback("AdvUnlearn", **_ADVERSARIAL), "text_encoder", 1e-3, 100),
     Eraser("AdvUnlearn on the UNet", _callback("AdvUnlearn", **_ADVERSARIAL), "xattn", 3e-4, 120),
     Eraser("UCE", _callback("UCE", states="rest"), "kv", steps=1),
-    Eraser("RECE", _callback("RECE", states="rest"), "kv", steps=1),
+    Eraser("RECE", _callback("RECE", states="rest", preserve_scale=1.0, lamb=0.5), "kv", steps=1),
     Eraser("ConceptAblation", _callback("ConceptAblation", latents="sampled", steps=10), "kv", 1e-3, 100),
     Eraser("ForgetMeNot", _callback("ForgetMeNot", concept=NAMES), "xattn", 1e-3, 100, "images"),
     Eraser("SalUn", _callback("DiffusionSalUn") + _callback("SalUn", density=0.5), "xattn", 3e-4, 100, "images"),
