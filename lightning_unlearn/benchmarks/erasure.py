@@ -240,7 +240,8 @@ def hush() -> None:
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="FID of .* is biased")
+    for message in ("FID of .* is biased", ".*LeafSpec"):
+        warnings.filterwarnings("ignore", message=message)
 
 
 # ---- in a process of its own ---------------------------------------------------------------------------------------
