@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import time
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +14,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_unlearn.attacks.result import AttackResult, PromptResult, ResultFile
+from lightning_unlearn.attacks.cases import Candidate, Case, Meter
+from lightning_unlearn.attacks.result import AttackResult, ResultFile
 from lightning_unlearn.attacks.search import GCG, Descent, HardPrompt, RandomTokens, Search, TextGrad
 from lightning_unlearn.attacks.victim import (
     Criterion,
@@ -28,7 +27,6 @@ from lightning_unlearn.attacks.victim import (
 )
 from lightning_unlearn.data.sources import Source, load_rows
 from lightning_unlearn.diffusion.model import TextToImage, as_text_to_image
-from lightning_unlearn.diffusion.passes import PassCounter
 from lightning_unlearn.diffusion.text import tokenize
 from lightning_unlearn.functional.diffusion import keyed_generator
 from lightning_unlearn.functional.diffusion.soft_tokens import Placement, insert_tokens
@@ -280,10 +278,10 @@ class PromptAttack:
             settings["base"] = fingerprint(as_text_to_image(base))
         folder = Path(output_dir) if output_dir is not None else None
         file = ResultFile(folder / "prompts.jsonl" if folder else None, settings, overwrite)
-        cases = [_Case(row, None if targets is None else targets[i]) for i, row in enumerate(rows)]
+        cases = [Case(row, None if targets is None else targets[i]) for i, row in enumerate(rows)]
         todo = {case.key: case for case in cases if case.key not in file.finished}
         models = [module] if base is None else [module, base]
-        with differentiable(*models), _Meter(models) as meter:
+        with differentiable(*models), Meter(models) as meter:
             self._run(module, base, list(todo.values()), file, meter)
         result = AttackResult([file.finished[case.key] for case in cases], settings)
         skipped = [row for row in result.prompts if row.skipped]
@@ -331,9 +329,9 @@ class PromptAttack:
             raise TypeError(f"{type(module).__name__} has no vae, so target images have no latents.")
 
     def _run(
-        self, module: nn.Module, base: nn.Module | None, cases: list[_Case], file: ResultFile, meter: _Meter
+        self, module: nn.Module, base: nn.Module | None, cases: list[Case], file: ResultFile, meter: Meter
     ) -> None:
-        pending: list[_Case] = []
+        pending: list[Case] = []
         for i in range(0, len(cases), self.batch_size):
             batch = self._fitting(module, cases[i : i + self.batch_size], file, meter)
             if base is not None and batch and batch[0].target is None:
@@ -345,7 +343,7 @@ class PromptAttack:
         if pending:
             self._attack(module, base, pending, file, meter)
 
-    def _fitting(self, module: Any, cases: list[_Case], file: ResultFile, meter: _Meter) -> list[_Case]:
+    def _fitting(self, module: Any, cases: list[Case], file: ResultFile, meter: Meter) -> list[Case]:
         """The prompts that leave room for the tokens."""
         if self.objective == "transfer" or self.optimizer in ("seed_search", "none"):
             return cases
@@ -360,7 +358,7 @@ class PromptAttack:
             file.add(case.key, replace(case.result(), skipped=reason, cost=meter.lap()))
         return kept
 
-    def _with_targets(self, base: nn.Module, cases: list[_Case], file: ResultFile, meter: _Meter) -> list[_Case]:
+    def _with_targets(self, base: nn.Module, cases: list[Case], file: ResultFile, meter: Meter) -> list[Case]:
         images = self._draw(base, [(c.prompt, c.seed, c.guidance) for c in cases], meter)
         kept = []
         for case, image, seen in zip(cases, images, self.shows(images)[0], strict=True):
@@ -372,7 +370,7 @@ class PromptAttack:
                 file.add(case.key, replace(case.result(), skipped=reason, cost=meter.lap()))
         return kept
 
-    def _unattacked(self, module: nn.Module, cases: list[_Case], file: ResultFile, meter: _Meter) -> list[_Case]:
+    def _unattacked(self, module: nn.Module, cases: list[Case], file: ResultFile, meter: Meter) -> list[Case]:
         """Those that do not show the concept by themselves; with nothing to attack with, none."""
         if not cases:
             return []
@@ -389,7 +387,7 @@ class PromptAttack:
         return pending
 
     def _attack(
-        self, module: nn.Module, base: nn.Module | None, cases: list[_Case], file: ResultFile, meter: _Meter
+        self, module: nn.Module, base: nn.Module | None, cases: list[Case], file: ResultFile, meter: Meter
     ) -> None:
         model = as_text_to_image(module)
         tokenizer, device = model.tokenizer, model.unet.device
@@ -442,7 +440,7 @@ class PromptAttack:
         return TextGrad(*common, lr=self.lr, weight_decay=self.weight_decay, init=self.init)
 
     def _loss(
-        self, module: nn.Module, base: nn.Module | None, cases: list[_Case], ids: Tensor, lengths: Tensor
+        self, module: nn.Module, base: nn.Module | None, cases: list[Case], ids: Tensor, lengths: Tensor
     ) -> PromptLoss:
         model = as_text_to_image(module)
         images = torch.stack([case.target for case in cases if case.target is not None])
@@ -465,114 +463,31 @@ class PromptAttack:
         allowed: Tensor,
         ids: Tensor,
         lengths: Tensor,
-        cases: list[_Case],
+        cases: list[Case],
         active: list[int],
         number: int,
-    ) -> dict[int, _Candidate]:
+    ) -> dict[int, Candidate]:
         """What to draw for each prompt in this round."""
         if self.objective == "transfer":
-            return {r: _Candidate(str(cases[r].row["adversarial"]), cases[r].seed) for r in active}
+            return {r: Candidate(str(cases[r].row["adversarial"]), cases[r].seed) for r in active}
         if search is None:
             seeds = {r: keyed_generator(self.seed, _SEEDS, number, cases[r].number) for r in active}
             drawn = {r: int(torch.randint(2**31, (), generator=generator)) for r, generator in seeds.items()}
-            return {r: _Candidate(cases[r].prompt, drawn[r]) for r in active}
+            return {r: Candidate(cases[r].prompt, drawn[r]) for r in active}
         chosen = allowed[search.tokens(active, number)].cpu()
         whole = insert_tokens(ids[active], lengths[active], chosen, self.placement)
         ends = _lengths(whole, tokenizer).tolist()
         texts = [tokenizer.decode(row[1 : end + 1].tolist()) for row, end in zip(whole, ends, strict=True)]
         exact = (tokenize(tokenizer, texts)["input_ids"] == whole).all(1).tolist()
         return {
-            r: _Candidate(text, cases[r].seed, picked, same)
+            r: Candidate(text, cases[r].seed, picked, same)
             for r, text, picked, same in zip(active, texts, chosen.tolist(), exact, strict=True)
         }
 
-    def _draw(self, module: nn.Module, wanted: Sequence[tuple[str, int, float]], meter: _Meter) -> Tensor:
+    def _draw(self, module: nn.Module, wanted: Sequence[tuple[str, int, float]], meter: Meter) -> Tensor:
         meter.images += len(wanted)
         prompts, seeds, guidance = zip(*wanted, strict=True)
         return draw(module, prompts, seeds, guidance, self.sampler_steps)
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    text: str
-    seed: int
-    token_ids: list[int] | None = None
-    exact: bool | None = None
-
-
-@dataclass
-class _Case:
-    """A prompt on its way through the attack."""
-
-    row: dict[str, Any]
-    target: Tensor | None
-    images: int = 0
-    steps: int = 0
-    rounds: int = 0
-    loss: float | None = None
-    success: bool = False
-    best: _Candidate | None = None
-    score: float | None = None
-
-    def __post_init__(self) -> None:
-        self.prompt, self.seed, self.guidance = self.row["prompt"], self.row["seed"], self.row["guidance"]
-        # What is drawn for a prompt does not depend on its place among the others.
-        self.number = zlib.crc32(f"{self.seed} {self.prompt}".encode())
-        image = None if self.target is None else zlib.crc32(self.target.float().cpu().contiguous().numpy().tobytes())
-        self.key = json.dumps([*self.row.values(), image])
-
-    def judged(self, candidate: _Candidate, score: float, success: bool) -> None:
-        self.rounds, self.images = self.rounds + 1, self.images + 1
-        if success or self.score is None or score > self.score:
-            self.best, self.score, self.success = candidate, score, success
-
-    def result(self) -> PromptResult:
-        best = self.best or _Candidate("", self.seed)
-        return PromptResult(
-            self.prompt,
-            self.seed,
-            self.guidance,
-            success=self.success,
-            adversarial=best.text if self.best else None,
-            token_ids=best.token_ids or [],
-            image_seed=best.seed if self.best else None,
-            exact=best.exact,
-            score=self.score,
-            loss=self.loss,
-            rounds=self.rounds,
-            steps=self.steps,
-            images=self.images,
-        )
-
-
-class _Meter:
-    """What was spent since the last lap."""
-
-    def __init__(self, modules: Sequence[Any]) -> None:
-        self.images = 0
-        self.modules, self.counters = modules, [PassCounter() for _ in modules]
-        self._last: dict[str, float] = {}
-
-    def __enter__(self) -> _Meter:
-        for counter, module in zip(self.counters, self.modules, strict=True):
-            counter.attach(module)
-        self._last = self._now()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for counter in self.counters:
-            counter.detach()
-
-    def lap(self) -> dict[str, float]:
-        now = self._now()
-        spent = {name: now[name] - self._last[name] for name in now}
-        self._last = now
-        return spent
-
-    def _now(self) -> dict[str, float]:
-        states = [counter.state_dict() for counter in self.counters]
-        passes = {name: float(sum(state[name] for state in states)) for name in states[0]}
-        return {**passes, "images": float(self.images), "seconds": time.perf_counter()}
 
 
 def _lengths(ids: Tensor, tokenizer: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import wraps
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from lightning_unlearn.functional.diffusion.sld import SLD_PRESETS, SafetyConfig
 __all__ = ["SafeLatentDiffusion", "SuppressEOT"]
 
 
-class _Guard:
+class _Guard(ABC):
     """A context in which hooks are on a module with a pipeline."""
 
     def __init__(self, module: LightningModule, concept: str) -> None:
@@ -36,9 +37,9 @@ class _Guard:
         """Passes of the UNet and the text encoder while the guard was on."""
         self._handles: list[Any] = []
 
+    @abstractmethod
     def on(self) -> None:
         """Put the hooks on."""
-        raise NotImplementedError
 
     def __enter__(self) -> Any:
         self.on()
