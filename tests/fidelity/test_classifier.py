@@ -125,7 +125,7 @@ def cases(request: pytest.FixtureRequest) -> Callable[[str, int], Case]:
         gone = y[part] == CLASS if scenario == "class" else torch.rand(len(part), generator=generator) < SHARE
         unseen = unseen[y[unseen] != CLASS] if scenario == "class" else unseen
         sets = [(x[rows], y[rows]) for rows in (part[gone], part[~gone], unseen)]
-        original = torch.load(trained((x[part], y[part]), seed))
+        original = torch.load(trained((x[part], y[part]), seed), weights_only=True)
         return Case(*sets, original, trained(sets[1], seed + 100))
 
     return case

@@ -119,7 +119,7 @@ class Rewind(Callback):
             _, like = self._wrong(trainer, pl_module, self._forget(trainer))
         reference = matched_error(wrong, labels, like).item() if self.match_classes else wrong.double().mean().item()
         chosen = min(self.errors, key=lambda epoch: (abs(self.errors[epoch] - reference), -epoch))
-        checkpoint = torch.load(self._path(chosen), map_location="cpu", weights_only=False)
+        checkpoint = torch.load(self._path(chosen), map_location="cpu", weights_only=True)
         pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
         self.reference, self.chosen = reference, chosen
         rank_zero_info(
