@@ -28,9 +28,11 @@ from lightning_unlearn.callbacks.classifier_monitor import ClassifierMonitor
 from lightning_unlearn.callbacks.curvature import SOUL
 from lightning_unlearn.callbacks.diffusion import (
     ESD,
+    MACE,
     RECE,
     SPM,
     UCE,
+    AdapterObjective,
     AdvUnlearn,
     ConceptAblation,
     DiffusionObjective,
@@ -87,6 +89,7 @@ __all__ = [
     "DUCK",
     "ESD",
     "KTO",
+    "MACE",
     "NPO",
     "PDU",
     "RECE",
@@ -101,6 +104,7 @@ __all__ = [
     "UNSIR",
     "WAGLE",
     "WGA",
+    "AdapterObjective",
     "AdvUnlearn",
     "AltPO",
     "Amnesiac",

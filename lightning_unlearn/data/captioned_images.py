@@ -21,6 +21,8 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _TABLES = (".json", ".jsonl", ".csv", ".parquet")
 _CAPTIONS = ("caption", "text", "prompt")
 
+_Images = Callable[[int], Any]
+
 
 class CaptionedImages(Dataset):
     """Images in [-1, 1] with the tokens of their captions and anchors.
@@ -29,17 +31,25 @@ class CaptionedImages(Dataset):
         images: Gives the image of a row by its number: a path, a PIL image, or colours in [0, 1], ``(3, H, W)``.
         prompts: Tokens of the captions.
         size: Side in pixels. Other images are resized until their shorter side has it, and cut in the middle.
+        masks: Gives where the concept is in the image of a row: a path, a PIL image, or a tensor ``(1, H, W)``.
     """
 
-    def __init__(self, images: Callable[[int], Any], prompts: PromptRows, size: int) -> None:
-        self.images, self.prompts, self.size = images, prompts, size
+    def __init__(
+        self,
+        images: Callable[[int], Any],
+        prompts: PromptRows,
+        size: int,
+        masks: Callable[[int], Any] | None = None,
+    ) -> None:
+        self.images, self.prompts, self.size, self.masks = images, prompts, size, masks
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         row = self.prompts[i]
-        return {"pixel_values": _pixels(self.images(i), self.size) * 2 - 1, **row}
+        mask = {} if self.masks is None else {"mask": (_pixels(self.masks(i), self.size, 1) > 0.5).float()}
+        return {"pixel_values": _pixels(self.images(i), self.size) * 2 - 1, **mask, **row}
 
 
 class CaptionedImageDataModule(PromptDataModule):
@@ -47,14 +57,17 @@ class CaptionedImageDataModule(PromptDataModule):
 
     A forget row has ``pixel_values`` ``(B, 3, size, size)`` in [-1, 1], ``input_ids`` and ``attention_mask``
     ``(B, L)`` of its caption, the same of its anchor, what the concept is to become, as ``anchor_input_ids`` and
-    ``anchor_attention_mask``, and its ``index``. A retain row has no anchor. A set is one of these:
+    ``anchor_attention_mask``, and its ``index``. A retain row has no anchor. A ``mask``, an image that is white where
+    the concept is, becomes ``(B, 1, size, size)`` of 0 and 1; all rows of a set have one, or none. A set is one of these:
 
     * a folder with a table ``metadata.jsonl`` (or ``.csv``, ``.parquet``) as ``datasets`` has it: ``file_name``, the
-      caption as ``caption``, ``text`` or ``prompt``, and optionally ``anchor``; or such a table itself;
+      caption as ``caption``, ``text`` or ``prompt``, and optionally ``anchor`` and ``mask``, a file; or such a table
+      itself;
     * a folder of images for each class, ``root/<class>/**/*.png``, captioned by the template ``caption``; images that
       lie in the folder itself are of one class, which it names;
-    * a map-style dataset or a list of rows with ``image`` (colours in [0, 1], ``(3, H, W)``; a PIL image; or a path)
-      and a caption, such as [`MiniCanvas`][lightning_unlearn.data.miniature.MiniCanvas].
+    * a map-style dataset or a list of rows with ``image`` (colours in [0, 1], ``(3, H, W)``; a PIL image; or a path),
+      a caption, and optionally ``anchor`` and ``mask``, such as
+      [`MiniCanvas`][lightning_unlearn.data.miniature.MiniCanvas].
 
     Args:
         forget: Images to forget; with ``concept``, images of the anchor.
@@ -77,8 +90,8 @@ class CaptionedImageDataModule(PromptDataModule):
 
     Raises:
         FileNotFoundError: If a folder, a table or an image is missing.
-        ValueError: If a set is empty, a row has no image or no caption, replacements leave a caption as it is, or
-            both ``anchor`` and ``concept`` are given.
+        ValueError: If a set is empty, a row has no image or no caption, some rows have a mask and others none,
+            replacements leave a caption as it is, or both ``anchor`` and ``concept`` are given.
 
     Example:
         >>> from lightning_unlearn.data.miniature import MiniCanvas
@@ -126,11 +139,11 @@ class CaptionedImageDataModule(PromptDataModule):
         for name, source in self.sources.items():
             if source is None:
                 continue
-            images, rows = _read(name, source, self.caption)
+            images, masks, rows = _read(name, source, self.caption)
             pairs = [self._pair(n, row) if name == "forget" else (row["caption"], "") for n, row in enumerate(rows)]
             captions, anchors = ([pair[i] for pair in pairs] for i in range(2))
             prompts = PromptRows(captions, anchors if name == "forget" else None, tokenizer)
-            self.sets[name] = CaptionedImages(images, prompts, self.size)
+            self.sets[name] = CaptionedImages(images, prompts, self.size, masks)
 
     def _pair(self, number: int, row: Mapping[str, str]) -> tuple[str, str]:
         """Caption and anchor of a row to forget."""
@@ -156,14 +169,26 @@ def _replaced(number: int, caption: str, replacements: Mapping[str, str]) -> str
     return found
 
 
-def _read(name: str, source: Any, template: str) -> tuple[Callable[[int], Any], list[dict[str, str]]]:
-    """What gives the images, and captions and anchors of the rows."""
+def _read(name: str, source: Any, template: str) -> tuple[_Images, _Images | None, list[dict[str, str]]]:
+    """What gives the images, and their masks, and captions and anchors of the rows."""
     if isinstance(source, (str, Path)):
         return _files(name, Path(source), template)
-    rows = [_captioned(name, number, source[number]) for number in range(len(source))]
+    rows, masked = [], []
+    for number in range(len(source)):
+        row = source[number]
+        rows.append(_captioned(name, number, row))
+        masked.append(row.get("mask") is not None)
     if not rows:
         raise ValueError(f"The {name} set is empty. Give it at least one image with a caption.")
-    return lambda i: source[i]["image"], rows
+    return lambda i: source[i]["image"], (lambda i: source[i]["mask"]) if _all(name, masked) else None, rows
+
+
+def _all(name: str, masked: list[bool]) -> bool:
+    if any(masked) and not all(masked):
+        raise ValueError(
+            f"Row {masked.index(False)} of the {name} set has no 'mask', but others have. Give all or none."
+        )
+    return all(masked)
 
 
 def _captioned(name: str, number: int, row: Any, image: str = "image") -> dict[str, str]:
@@ -176,7 +201,8 @@ def _captioned(name: str, number: int, row: Any, image: str = "image") -> dict[s
     return {"caption": caption} | ({"anchor": row["anchor"]} if isinstance(row.get("anchor"), str) else {})
 
 
-def _files(name: str, path: Path, template: str) -> tuple[Callable[[int], Any], list[dict[str, str]]]:
+def _files(name: str, path: Path, template: str) -> tuple[_Images, _Images | None, list[dict[str, str]]]:
+    masks: list[Path] = []
     if path.is_dir():
         table = next((path / f"metadata{end}" for end in _TABLES if (path / f"metadata{end}").is_file()), None)
     else:
@@ -190,7 +216,9 @@ def _files(name: str, path: Path, template: str) -> tuple[Callable[[int], Any], 
         found = load_rows(table)
         rows = [_captioned(name, number, row, "file_name") for number, row in enumerate(found)]
         paths = [table.parent / row["file_name"] for row in found]
-        missing = [str(image) for image in paths if not image.is_file()]
+        if _all(name, [bool(row.get("mask")) for row in found]):
+            masks = [table.parent / row["mask"] for row in found]
+        missing = [str(image) for image in [*paths, *masks] if not image.is_file()]
         if missing:
             raise FileNotFoundError(f"{table} names {len(missing)} images that do not exist, such as {missing[0]}.")
     else:
@@ -204,12 +232,12 @@ def _files(name: str, path: Path, template: str) -> tuple[Callable[[int], Any], 
             f"The {name} set ({path}) has no images. Give a folder with metadata.jsonl, or with images "
             f"({', '.join(_IMAGES)}) in a folder for each class."
         )
-    return lambda i: paths[i], rows
+    return lambda i: paths[i], (lambda i: masks[i]) if masks else None, rows
 
 
-def _pixels(image: Any, size: int) -> Tensor:
-    """Colours in [0, 1], shape ``(3, size, size)``."""
-    if isinstance(image, Tensor) and image.shape == (3, size, size) and image.is_floating_point():
+def _pixels(image: Any, size: int, channels: int = 3) -> Tensor:
+    """Colours in [0, 1], shape ``(channels, size, size)``; of one channel by the nearest pixels."""
+    if isinstance(image, Tensor) and image.shape == (channels, size, size) and image.is_floating_point():
         return image
     try:
         import numpy as np
@@ -217,13 +245,16 @@ def _pixels(image: Any, size: int) -> Tensor:
     except ImportError:
         raise ImportError('Image files need pillow: pip install "lightning-unlearn[diffusion]"') from None
     if isinstance(image, Tensor):
-        if image.dim() != 3 or len(image) != 3 or not image.is_floating_point():
+        if image.dim() != 3 or len(image) != channels or not image.is_floating_point():
             raise ValueError(
-                f"An image is colours in [0, 1] of shape (3, H, W), but got {tuple(image.shape)} of {image.dtype}."
+                f"{'An image' if channels == 3 else 'A mask'} is numbers in [0, 1] of shape ({channels}, H, W), but "
+                f"got {tuple(image.shape)} of {image.dtype}."
             )
-        image = Image.fromarray((image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
+        values = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+        image = Image.fromarray(values.expand(-1, -1, 3).numpy())
     elif isinstance(image, (str, Path)):
         with Image.open(image) as file:
             image = ImageOps.exif_transpose(file).convert("RGB")
-    fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-    return torch.tensor(np.asarray(fitted)).permute(2, 0, 1).float() / 255
+    how = Image.Resampling.BICUBIC if channels == 3 else Image.Resampling.NEAREST
+    fitted = ImageOps.fit(image.convert("RGB"), (size, size), how)
+    return torch.tensor(np.asarray(fitted)).permute(2, 0, 1)[:channels].float() / 255

@@ -15,7 +15,7 @@ from lightning_unlearn.diffusion.model import (
 from lightning_unlearn.diffusion.parameters import TextEncoderWeights, kv_layers, select_params
 from lightning_unlearn.diffusion.passes import PassCounter
 from lightning_unlearn.diffusion.sampling import partial_sample, trajectory
-from lightning_unlearn.diffusion.text import empty_states, encode, inject, tokenize
+from lightning_unlearn.diffusion.text import concept_tokens, empty_states, encode, inject, tokenize
 
 __all__ = [
     "Membrane",
@@ -27,6 +27,7 @@ __all__ = [
     "alphas_bar",
     "as_text_to_image",
     "attention_probabilities",
+    "concept_tokens",
     "denoising_nll",
     "empty_states",
     "encode",

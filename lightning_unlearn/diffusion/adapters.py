@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,9 @@ class Membrane(nn.Module):
         drawn = nn.init.kaiming_uniform_(torch.empty(down), a=math.sqrt(5), generator=generator)
         self.down = nn.Parameter(drawn.to(layer.weight.device))
         self.up = nn.Parameter(torch.zeros(up, device=layer.weight.device))
-        self.rank, self.alpha, self.multiplier = rank, alpha, 1.0
-
-    @property
-    def scale(self) -> float:
-        r"""$m\,\alpha / r$."""
-        return self.multiplier * self.alpha / self.rank
+        self.rank, self.alpha = rank, alpha
+        self.multiplier: float | Tensor = 1.0
+        """$m$, of all rows or of each, shape ``(B,)``."""
 
     def change(self) -> Tensor:
         """What it adds to the layer's weight at multiplier 1, same shape as that, in fp32."""
@@ -57,9 +54,12 @@ class Membrane(nn.Module):
 
     def adapt(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         """Forward hook of the layer; at multiplier 0 its output is left as it is."""
-        if self.multiplier == 0:
+        m, x = self.multiplier, inputs[0]
+        if isinstance(m, Tensor):
+            m = m.to(output).view(-1, *[1] * (output.dim() - 1))
+        elif m == 0:
             return None
-        x = inputs[0]
+        scale = m * (self.alpha / self.rank)
         if isinstance(layer, nn.Conv2d):
             low = nn.functional.conv2d(
                 x,
@@ -69,8 +69,8 @@ class Membrane(nn.Module):
                 layer.padding,
                 layer.dilation,
             )
-            return output + self.scale * nn.functional.conv2d(low, self.up.to(x))
-        return output + self.scale * nn.functional.linear(nn.functional.linear(x, self.down.to(x)), self.up.to(x))
+            return output + scale * nn.functional.conv2d(low, self.up.to(x))
+        return output + scale * nn.functional.linear(nn.functional.linear(x, self.down.to(x)), self.up.to(x))
 
     def _save_to_state_dict(self, *_: Any) -> None: ...
 
@@ -88,6 +88,8 @@ class Membranes:
         alpha: Numerator of their scale.
         name: Tells sets on the same UNet apart.
         seed: Seed of the down projections.
+        layers: The layers to adapt, by their names in the UNet; by default
+            [`adapted_layers`][lightning_unlearn.diffusion.adapted_layers].
 
     Raises:
         ValueError: If a number is out of range, the name is taken, or the UNet has no transformer.
@@ -105,12 +107,20 @@ class Membranes:
         arXiv:2312.16145.
     """
 
-    def __init__(self, unet: nn.Module, rank: int = 1, alpha: float = 1.0, name: str = "spm", seed: int = 0) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        rank: int = 1,
+        alpha: float = 1.0,
+        name: str = "spm",
+        seed: int = 0,
+        layers: Mapping[str, nn.Linear | nn.Conv2d] | None = None,
+    ) -> None:
         if rank < 1:
             raise ValueError(f"rank must be at least 1, but got {rank}.")
         if not alpha > 0:
             raise ValueError(f"alpha must be greater than 0, but got {alpha}.")
-        self.name, self.layers = name, adapted_layers(unet)
+        self.name, self.layers = name, dict(adapted_layers(unet) if layers is None else layers)
         taken = [path for path, layer in self.layers.items() if hasattr(layer, name)]
         if taken:
             raise ValueError(f"{taken[0]} has something named {name!r} already. Remove it, or give another name.")
@@ -138,10 +148,10 @@ class Membranes:
 
     @contextmanager
     def scaled(self, multiplier: float | Tensor) -> Iterator[None]:
-        """Let the adapters act by a factor; 0 is the model without them, bit for bit."""
+        """Let the adapters act by a factor, one or one for each row; 0 is the model without them, bit for bit."""
         before = {path: adapter.multiplier for path, adapter in self.adapters.items()}
         for adapter in self.adapters.values():
-            adapter.multiplier = float(multiplier)
+            adapter.multiplier = multiplier
         try:
             yield
         finally:
@@ -198,7 +208,7 @@ class Membranes:
 
         tensors = {}
         for layer, adapter in self.adapters.items():
-            key = _PREFIX + layer.replace(".", "_")
+            key = _key(layer)
             tensors[f"{key}.lora_down.weight"] = adapter.down.detach().cpu().contiguous()
             tensors[f"{key}.lora_up.weight"] = adapter.up.detach().cpu().contiguous()
             tensors[f"{key}.alpha"] = torch.tensor(float(adapter.alpha))
@@ -227,8 +237,11 @@ class Membranes:
                 f"{path} holds adapters of ranks {sorted(ranks)} and alphas {sorted(alphas)}, but one of each is read. "
                 "Use a file that Membranes.save wrote."
             )
-        membranes = cls(unet, ranks.pop(), alphas.pop(), name)
-        paths = {_PREFIX + layer.replace(".", "_"): layer for layer in membranes.layers}
+        names = {key.split(".", 1)[0] for key in tensors}
+        layers = adapted_layers(unet)
+        chosen = {path: layer for path, layer in layers.items() if _key(path) in names}
+        membranes = cls(unet, ranks.pop(), alphas.pop(), name, layers=chosen or layers)
+        paths = {_key(path): path for path in membranes.layers}
         parts = {"lora_down.weight": "down", "lora_up.weight": "up"}
         state = {}
         for key, value in tensors.items():
@@ -241,6 +254,11 @@ class Membranes:
             membranes.remove()
             raise
         return membranes
+
+
+def _key(path: str) -> str:
+    """What a layer is called in a LoRA file."""
+    return _PREFIX + path.replace(".", "_")
 
 
 def adapted_layers(unet: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-__all__ = ["attention_probabilities"]
+__all__ = ["attention_probabilities", "check_attention"]
 
 
 @contextmanager
@@ -44,6 +45,19 @@ def attention_probabilities(unet: nn.Module, layers: str = "attn2") -> Iterator[
         for name, layer in chosen.items():
             del layer.get_attention_scores
             layer.set_processor(processors[name])
+
+
+def check_attention(unet: nn.Module, method: str) -> None:
+    """Refuse a UNet whose attention can't be recorded for a loss.
+
+    Raises:
+        MisconfigurationException: With gradient checkpointing.
+    """
+    if getattr(unet, "is_gradient_checkpointing", False):
+        raise MisconfigurationException(
+            f"{method} reads the attention of the forward pass, but gradient checkpointing drops it and computes it "
+            "anew later. Set gradient_checkpointing=False; trainable='xattn' saves memory as well."
+        )
 
 
 def _recording(layer: Any, calls: list[Tensor]) -> Callable[..., Tensor]:

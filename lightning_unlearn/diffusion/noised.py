@@ -30,8 +30,10 @@ class Noised(NamedTuple):
     target: Tensor
 
 
-def noised(module: LightningModule, rows: Mapping[str, Tensor], seed: int = 0, role: int = 0) -> Noised:
-    """Add noise of a level drawn uniformly to each row's image.
+def noised(
+    module: LightningModule, rows: Mapping[str, Tensor], seed: int = 0, role: int = 0, density: Tensor | None = None
+) -> Noised:
+    """Add noise of a random level to each row's image.
 
     In training each batch has draws of its own, by its number in the run and the row's ``index``; elsewhere a row's
     draw is always the same.
@@ -42,6 +44,7 @@ def noised(module: LightningModule, rows: Mapping[str, Tensor], seed: int = 0, r
         rows: ``pixel_values (B, 3, H, W)`` in [-1, 1] or ``latents (B, C, h, w)``; better with ``index (B,)``.
         seed: Seed of the draws.
         role: Tells the draws of rows apart that have the same index in different roles.
+        density: Probability of each noise level, shape ``(T,)``; by default all are equally likely.
 
     Raises:
         TypeError: If the rows have no images.
@@ -62,9 +65,15 @@ def noised(module: LightningModule, rows: Mapping[str, Tensor], seed: int = 0, r
         clean = image_latents(module, rows["pixel_values"], numbers, keyed_generator(*key).initial_seed())
     noise = row_noise(clean.shape[1:], numbers, *key, 1).to(clean)
     levels = alphas_bar(model)
-    draws = [int(torch.randint(len(levels), (), generator=keyed_generator(*key, 2, number))) for number in numbers]
+    draws = [_level(len(levels), density, keyed_generator(*key, 2, number)) for number in numbers]
     timesteps = torch.tensor(draws, device=clean.device)
     share = levels[timesteps]
     return Noised(
         add_noise(clean, noise, share), timesteps, prediction_target(clean, noise, share, prediction_type(model))
     )
+
+
+def _level(count: int, density: Tensor | None, generator: torch.Generator) -> int:
+    if density is None:
+        return int(torch.randint(count, (), generator=generator))
+    return int(torch.multinomial(density.cpu(), 1, generator=generator))

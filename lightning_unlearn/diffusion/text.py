@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_unlearn.diffusion.model import TextToImage
+from lightning_unlearn.functional.diffusion.fmn import token_positions
 
-__all__ = ["empty_states", "encode", "inject", "tokenize"]
+__all__ = ["concept_tokens", "empty_states", "encode", "inject", "tokenize"]
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -44,6 +46,33 @@ def encode(model: TextToImage, input_ids: Tensor) -> Tensor:
         Shape ``(B, L, D)``.
     """
     return model.text_encoder(input_ids.to(model.text_encoder.device))[0]
+
+
+def concept_tokens(model: TextToImage, input_ids: Tensor, names: Sequence[str]) -> Tensor:
+    """Where captions name a concept.
+
+    Args:
+        model: The model.
+        input_ids: Tokens of the captions, shape ``(B, L)``.
+        names: ``N`` names of concepts; names of several words are found whole.
+
+    Returns:
+        Boolean, shape ``(N, B, L)``.
+
+    Raises:
+        ValueError: If a caption has none of the names.
+    """
+    spans = [model.tokenizer(name, add_special_tokens=False)["input_ids"] for name in names]
+    found = torch.stack([token_positions(input_ids, [span]) for span in spans])
+    bare = (~found.any(2).any(0)).nonzero().flatten().tolist()
+    if bare:
+        caption = model.tokenizer.decode(input_ids[bare[0]], skip_special_tokens=True)
+        raise ValueError(
+            f"Captions are searched for the tokens of {list(names)}, but the caption {caption!r} of a row to forget "
+            "has none of them (captions are cut at the tokenizer's model_max_length). Name the concept in every such "
+            "caption, or give the words that it is called by there as well."
+        )
+    return found
 
 
 def empty_states(model: TextToImage, rows: int) -> Tensor:

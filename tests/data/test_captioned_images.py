@@ -112,6 +112,34 @@ def test_other_sizes_are_resized_and_cut_in_the_middle(words: str, tmp_path: Pat
     assert torch.equal(first, third)
 
 
+def test_masks_are_cut_with_their_images(words: str, tmp_path: Path) -> None:
+    wide = Image.new("L", (64, 16), 0)
+    wide.paste(255, (24, 0, 32, 16))  # left half of the middle square
+    write(tmp_path / "set" / "a.png", size=(64, 16))
+    wide.save(tmp_path / "set" / "where.png")
+    table = {"file_name": "a.png", "text": "red", "mask": "where.png"}
+    (tmp_path / "set" / "metadata.jsonl").write_text(json.dumps(table))
+    tensor = torch.zeros(1, 16, 64)
+    tensor[:, :, 24:32] = 1
+    in_memory = [{"image": torch.zeros(3, 8, 8), "caption": "red", "mask": mask} for mask in (wide, tensor)]
+    halves = torch.tensor([1.0] * 4 + [0.0] * 4).expand(1, 8, 8)
+    for source, count in ((str(tmp_path / "set"), 1), (in_memory, 2)):
+        data = CaptionedImageDataModule(source, size=8, tokenizer=words, batch_size=2)
+        data.setup("fit")
+        (batch,) = data.train_dataloader()
+        assert torch.equal(batch["forget"]["mask"], halves.expand(count, 1, 8, 8))
+    some = [in_memory[0], {"image": torch.zeros(3, 8, 8), "caption": "red"}]
+    with pytest.raises(ValueError, match="Row 1 of the forget set has no 'mask'"):
+        CaptionedImageDataModule(some, size=8, tokenizer=words).setup("fit")
+    (tmp_path / "set" / "metadata.jsonl").write_text(json.dumps({**table, "mask": "none.png"}))
+    with pytest.raises(FileNotFoundError, match=r"such as .*none.png"):
+        CaptionedImageDataModule(str(tmp_path / "set"), size=8, tokenizer=words).setup("fit")
+    data = CaptionedImageDataModule([in_memory[0] | {"mask": torch.zeros(8, 8)}], size=8, tokenizer=words)
+    data.setup("fit")
+    with pytest.raises(ValueError, match=r"A mask is numbers in \[0, 1\] of shape \(1, H, W\), but got \(8, 8\)"):
+        data.sets["forget"][0]
+
+
 def test_what_does_not_fit_is_refused(words: str, tmp_path: Path) -> None:
     image = torch.zeros(3, 8, 8)
 

@@ -23,10 +23,12 @@ def rows(captions: list[str], seed: int) -> list[dict[str, Any]]:
     return [{"image": image, "caption": caption} for image, caption in zip(pixels, captions, strict=True)]
 
 
-def images(**options: Any) -> CaptionedImageDataModule:
+def images(forget: Any = None, mask: Tensor | None = None, **options: Any) -> CaptionedImageDataModule:
     """Four images of a concept, which is to become another, and three to keep."""
     defaults: dict[str, Any] = {"anchor": {"van gogh": "the photo"}, "size": 16, "batch_size": 2}
-    return CaptionedImageDataModule(rows(CONCEPT, 0), rows(KEPT, 1), **(defaults | options))
+    if forget is None:
+        forget = [row if mask is None else {**row, "mask": mask} for row in rows(CONCEPT, 0)]
+    return CaptionedImageDataModule(forget, rows(KEPT, 1), **(defaults | options))
 
 
 class Losses(L.Callback):

@@ -10,6 +10,7 @@ import torch
 
 from lightning_unlearn import (
     ESD,
+    MACE,
     RECE,
     SPM,
     UCE,
@@ -46,9 +47,10 @@ METHODS: dict[str, tuple[Any, Any]] = {
     "DiffusionSalUn": (lambda: DiffusionSalUn(), "xattn"),
     "EraseDiff": (lambda: EraseDiff(inner_steps=1, inner_lr=0.05), "xattn"),
     "Scissorhands": (lambda: Scissorhands(sparsity=0.9, batches=2), "xattn"),
+    "MACE": (lambda: MACE({"van gogh": "green"}, lamb=1.0, preserve_scale=0.1), "xattn"),
     "SPM": (lambda: SPM(steps=4, anchors=2, anchor_weight=1.0), "xattn"),
 }
-ON_IMAGES = ("ConceptAblation", "ForgetMeNot", "DiffusionSalUn", "EraseDiff", "Scissorhands")
+ON_IMAGES = ("ConceptAblation", "ForgetMeNot", "DiffusionSalUn", "EraseDiff", "Scissorhands", "MACE")
 
 
 def main(launcher: str, folder: Path) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn.callbacks.diffusion.objective import DiffusionObjective
 from lightning_unlearn.data.forget_retain import row_loader
-from lightning_unlearn.diffusion.attention import attention_probabilities
+from lightning_unlearn.diffusion.attention import attention_probabilities, check_attention
 from lightning_unlearn.diffusion.model import TextToImage, as_text_to_image, unet_output
 from lightning_unlearn.diffusion.noised import noised
-from lightning_unlearn.diffusion.text import encode
-from lightning_unlearn.functional.diffusion.fmn import attention_norm, token_positions
+from lightning_unlearn.diffusion.text import concept_tokens, encode
+from lightning_unlearn.functional.diffusion.fmn import attention_norm
 from lightning_unlearn.scores import Batch
 
 __all__ = ["ForgetMeNot"]
@@ -67,11 +66,8 @@ class ForgetMeNot(DiffusionObjective):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that attention can be seen, and take over ``training_step``."""
         super().setup(trainer, pl_module, stage)
-        if stage == "fit" and getattr(as_text_to_image(pl_module).unet, "is_gradient_checkpointing", False):
-            raise MisconfigurationException(
-                "ForgetMeNot reads the attention of the forward pass, but gradient checkpointing drops it and computes "
-                "it anew later. Set gradient_checkpointing=False; trainable='xattn' saves memory as well."
-            )
+        if stage == "fit":
+            check_attention(as_text_to_image(pl_module).unet, type(self).__name__)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the concept in every caption before a weight moves."""
@@ -85,16 +81,7 @@ class ForgetMeNot(DiffusionObjective):
         Raises:
             ValueError: If a caption has none.
         """
-        spans = [model.tokenizer(name, add_special_tokens=False)["input_ids"] for name in self.names]
-        found = token_positions(input_ids, spans)
-        bare = (~found.any(1)).nonzero().flatten().tolist()
-        if bare:
-            caption = model.tokenizer.decode(input_ids[bare[0]], skip_special_tokens=True)
-            raise ValueError(
-                f"ForgetMeNot takes attention away from the tokens of {self.names}, but the caption {caption!r} of a "
-                "row to forget has none of them (captions are cut at the tokenizer's model_max_length). Name the "
-                "concept in every such caption, or add the words that it is called by to concept."
-            )
+        found = concept_tokens(model, input_ids, self.names).any(0)
         if self.end_of_text:
             ends = input_ids == model.tokenizer.eos_token_id
             found |= ends & (ends.cumsum(1) == 1)  # the first: where padding is the same token, it goes on

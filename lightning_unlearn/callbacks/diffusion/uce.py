@@ -121,8 +121,7 @@ class UCE(Edit):
             preserve_scale=self.preserve_scale,
             lamb=self.lamb,
         )
-        for layer in kv_layers(model.unet).values():
-            layer.weight.copy_(layer.weight.double() + layer.weight.double() @ change)
+        apply_map(model, change)
 
     def _aligned(
         self, module: LightningModule, ids: Tensor, mask: Tensor, anchor_ids: Tensor, anchor_mask: Tensor
@@ -131,6 +130,12 @@ class UCE(Edit):
         first, other = last_word(mask), last_word(anchor_mask)
         count = 1 if self.states == "last" else len(ids) - max(first, other)
         return [(concept[first : first + count], guide[other : other + count])]
+
+
+def apply_map(model: TextToImage, change: Tensor) -> None:
+    r"""Edit every key and value layer: $W \leftarrow W + W M$, in double precision."""
+    for layer in kv_layers(model.unet).values():
+        layer.weight.copy_(layer.weight.double() + layer.weight.double() @ change)
 
 
 def last_word(mask: Tensor) -> int:

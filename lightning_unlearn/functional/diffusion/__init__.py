@@ -11,6 +11,7 @@ from lightning_unlearn.functional.diffusion.ediff import erasediff_multiplier
 from lightning_unlearn.functional.diffusion.esd import esd_target
 from lightning_unlearn.functional.diffusion.fmn import attention_norm, token_positions
 from lightning_unlearn.functional.diffusion.guidance import classifier_free_guidance
+from lightning_unlearn.functional.diffusion.mace import focal_density, fusion_maps, masked_attention_norm
 from lightning_unlearn.functional.diffusion.noise import keyed_generator, row_noise
 from lightning_unlearn.functional.diffusion.rece import closed_form_attack
 from lightning_unlearn.functional.diffusion.scissorhands import fresh_values, projection_weight
@@ -34,11 +35,14 @@ __all__ = [
     "ddim_timesteps",
     "erasediff_multiplier",
     "esd_target",
+    "focal_density",
     "fresh_values",
+    "fusion_maps",
     "insert_tokens",
     "keyed_generator",
     "latent_anchors",
     "ldm_timesteps",
+    "masked_attention_norm",
     "permeability",
     "prediction_target",
     "project_simplex",

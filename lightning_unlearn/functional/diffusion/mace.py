@@ -1,0 +1,136 @@
+"""Mass concept erasure: the loss of an adapter, noise levels to train it at, and the fusion of many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_unlearn.functional.diffusion.fmn import attention_norm
+
+__all__ = ["focal_density", "fusion_maps", "masked_attention_norm"]
+
+
+def masked_attention_norm(
+    probabilities: Sequence[Tensor], positions: Tensor, masks: Tensor | None = None, size: tuple[int, int] | None = None
+) -> Tensor:
+    r"""How much the places of a mask attend to some tokens.
+
+    $$\sum_l \Big(\sum_{h,\, q \in M,\, k \in P} A_{lhqk}^2\Big)^{1/2}$$
+
+    One norm for each layer $l$, as in the authors' code. A layer's places are the pixels of the latents, halved and
+    rounded up until there are as many; the mask is resized to them by its nearest pixels.
+
+    Args:
+        probabilities: $A_l$ of each layer, shape ``(B, heads, queries, L)``; queries and heads may differ.
+        positions: The tokens $P$, boolean, shape ``(B, L)``.
+        masks: $M$, where it is above 0.5, shape ``(B, 1, H, W)``; the whole image if not given.
+        size: Height and width of the latents, needed with masks.
+
+    Returns:
+        Shape ``(B,)``, fp32.
+
+    Raises:
+        ValueError: If there is no layer, or masks are given without a size.
+
+    Example:
+        >>> attention = torch.tensor([[[[0.3, 0.7], [0.4, 0.6]]]])  # one head, two places, two tokens
+        >>> first = torch.tensor([[True, False]])
+        >>> masked_attention_norm([attention, attention], first)
+        tensor([1.])
+        >>> masked_attention_norm([attention], first, torch.tensor([[[[0.0, 1.0]]]]), size=(1, 2))
+        tensor([0.4000])
+
+    References:
+        Lu et al., *MACE: Mass Concept Erasure in Diffusion Models*, arXiv:2403.06135.
+    """
+    if not probabilities:
+        raise ValueError("masked_attention_norm needs the probabilities of at least one layer, but got none.")
+    if masks is None:
+        return torch.stack([attention_norm([layer], positions) for layer in probabilities]).sum(0)
+    if size is None:
+        raise ValueError("With masks, give size=(height, width) of the latents, whose pixels the queries stand for.")
+    norms = []
+    for layer in probabilities:
+        within = F.interpolate(masks.float(), size=_grid(layer.shape[2], size), mode="nearest").flatten(1) > 0.5
+        norms.append(attention_norm([layer * within[:, None, :, None]], positions))
+    return torch.stack(norms).sum(0)
+
+
+def _grid(queries: int, size: tuple[int, int]) -> tuple[int, int]:
+    height, width = size
+    while height * width > queries:
+        height, width = -(-height // 2), -(-width // 2)
+    if height * width != queries:
+        raise ValueError(f"{queries} queries are no latents of {size[0]} by {size[1]}, halved some times.")
+    return height, width
+
+
+def focal_density(levels: int, low: float = 200.0, high: float = 400.0, temperature: float = 0.05) -> Tensor:
+    r"""Noise levels at which a concept takes shape: $p(t) \propto \sigma(\beta (t - t_1)) - \sigma(\beta (t - t_2))$.
+
+    Args:
+        levels: Number $T$ of noise levels; $t_1$ and $t_2$ are of 1000.
+        low: $t_1$.
+        high: $t_2$.
+        temperature: $\beta$.
+
+    Returns:
+        Probabilities, shape ``(T,)``, fp64.
+
+    Example:
+        >>> p = focal_density(1000)
+        >>> int(p.argmax()), round(float(p[200:401].sum()), 2)
+        (300, 0.86)
+
+    References:
+        Lu et al., arXiv:2403.06135.
+    """
+    t = torch.arange(levels, dtype=torch.float64) * (1000 / levels)
+    weights = torch.sigmoid(temperature * (t - low)) - torch.sigmoid(temperature * (t - high))
+    return weights / weights.sum()
+
+
+def fusion_maps(
+    contexts: Sequence[Tensor], preserve: Tensor | None = None, *, preserve_scale: float = 1.0, lamb: float = 1000.0
+) -> tuple[list[Tensor], Tensor]:
+    r"""The matrices by which MACE fuses adapters $\Delta_i$ of several concepts into one weight.
+
+    $$W' = \arg\min_V \sum_i \sum_{c \in C_i} \|V c - (W + \Delta_i) c\|^2 + s_p \sum_{c \in P} \|V c - W_0 c\|^2
+    + \lambda \|V - W\|_F^2 = W + \sum_i \Delta_i R_i + (W_0 - W) K$$
+
+    with $A = \sum_i C_i^\top C_i + s_p P^\top P + \lambda I$, $R_i = C_i^\top C_i A^{-1}$ and
+    $K = s_p P^\top P A^{-1}$. Nothing of it depends on a layer. In double precision.
+
+    Args:
+        contexts: Text states $C_i$ of the prompts of each concept, shape ``(N_i, D)``.
+        preserve: Text states $P$ whose outputs are to be those of $W_0$, shape ``(M, D)``.
+        preserve_scale: $s_p \ge 0$.
+        lamb: $\lambda > 0$, the weight of staying near the weights without adapters.
+
+    Returns:
+        The $R_i$, and $K$, each of shape ``(D, D)``, fp64.
+
+    Raises:
+        ValueError: If there is no concept, or $\lambda$ is not positive: $A$ could be singular.
+
+    Example:
+        >>> (first, second), _ = fusion_maps([torch.eye(2)[:1], torch.eye(2)[1:]], lamb=1.0)
+        >>> first  # the adapter acts, by half, on what is of its own concept
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.0000]], dtype=torch.float64)
+
+    References:
+        Lu et al., *MACE: Mass Concept Erasure in Diffusion Models*, arXiv:2403.06135.
+    """
+    if not contexts:
+        raise ValueError("fusion_maps needs text states of at least one concept, but got none.")
+    if not lamb > 0:
+        raise ValueError(f"lamb must be greater than 0, but got {lamb}: few prompts leave the equations singular.")
+    grams = [states.double().mT @ states.double() for states in contexts]
+    kept = torch.zeros_like(grams[0]) if preserve is None else preserve_scale * preserve.double().mT @ preserve.double()
+    a = sum(grams, kept) + lamb * torch.eye(len(kept), dtype=kept.dtype, device=kept.device)
+    solved = torch.linalg.solve(a, torch.stack([*grams, kept]), left=False)
+    return list(solved[:-1]), solved[-1]
