@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["ERASERS", "NAMES", "Eraser"]
+__all__ = ["ERASERS", "NAMES", "NAMES_TO_ANCHOR", "Eraser"]
 
 NAMES = "<names>"
 """As an argument of a callback: the words that name what is erased."""
+
+NAMES_TO_ANCHOR = "<names: anchor>"
+"""As an argument of a callback: these words, and the one of the anchor that is to replace each."""
 
 
 class Eraser(NamedTuple):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lightning_unlearn.attacks import PromptAttack, wilson_interval
 from lightning_unlearn.benchmarks.cells import Cell, run_cells, write_atomically
-from lightning_unlearn.benchmarks.erasers import ERASERS, NAMES, Eraser
+from lightning_unlearn.benchmarks.erasers import ERASERS, NAMES, NAMES_TO_ANCHOR, Eraser
 from lightning_unlearn.data.captioned_images import CaptionedImageDataModule
 from lightning_unlearn.data.miniature import OBJECTS, STYLES, MiniCanvas, captions, miniature_pipeline, prompt
 from lightning_unlearn.data.prompts import PromptDataModule
@@ -184,10 +184,10 @@ def erase(eraser: Eraser, target: str, seed: int, **options: Any) -> tuple[LitTe
     seed_everything(seed, verbose=False)
     module = LitTextToImage(str(miniature_pipeline()), trainable=eraser.trainable, lr=eraser.lr)
     callbacks = []
+    names, anchor = (STYLES | OBJECTS)[target], _kind(target)[2]
+    words = {NAMES: list(names), NAMES_TO_ANCHOR: dict.fromkeys(names, anchor)}
     for description in eraser.callbacks:
-        arguments = {
-            k: list((STYLES | OBJECTS)[target]) if v == NAMES else v for k, v in description["init_args"].items()
-        }
+        arguments = {k: words.get(v, v) if isinstance(v, str) else v for k, v in description["init_args"].items()}
         callbacks.append(instantiate_class((), {**description, "init_args": arguments}))
     for callback in callbacks:
         if hasattr(callback, "seed"):

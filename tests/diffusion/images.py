@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ def images(forget: Any = None, mask: Tensor | None = None, **options: Any) -> Ca
     return CaptionedImageDataModule(forget, rows(KEPT, 1), **(defaults | options))
 
 
+def captioned(anchor: str = "art", **options: Any) -> CaptionedImageDataModule:
+    """Two images to forget and two to keep, which are one batch."""
+    forget, retain = rows(CONCEPT[:2], 1), rows(KEPT[:2], 2)
+    return CaptionedImageDataModule(forget, retain, anchor, size=16, batch_size=2, **options)
+
+
 class Losses(L.Callback):
     def __init__(self) -> None:
         self.values: list[dict[str, Tensor]] = []
@@ -49,8 +56,8 @@ def run(folder: Path, *callbacks: L.Callback, data: Any = None, ckpt_path: Path 
     return module
 
 
-def first_batch(model: LitTextToImage) -> dict[str, Any]:
-    data = images(tokenizer=model.tokenizer)
+def first_batch(model: LitTextToImage, make: Callable[..., CaptionedImageDataModule] = images) -> dict[str, Any]:
+    data = make(tokenizer=model.tokenizer)
     data.setup("fit")
     return next(iter(data.train_dataloader()))
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 import lightning_unlearn.diffusion.noised as drawing
 from lightning_unlearn.callbacks.diffusion.ediff import EraseDiff, denoising_loss
@@ -18,7 +19,7 @@ from lightning_unlearn.diffusion import encode, select_params, unet_output
 from lightning_unlearn.diffusion.noised import noised
 from lightning_unlearn.functional.diffusion.ediff import erasediff_multiplier
 
-from .image_rows import captioned, run
+from .images import captioned, first_batch, run, weights
 from .tiny import SgdTextToImage, prompts, trainer
 
 
@@ -37,20 +38,19 @@ class Watch(L.Callback):
         self.parts.append({k: v.clone() for k, v in parts.items()})
 
 
+def erase(folder: Path, *callbacks: L.Callback, **options: Any) -> Any:
+    return run(folder, *callbacks, **({"data": captioned()} | options))
+
+
 def watched(folder: Path, method: EraseDiff, **options: Any) -> tuple[Any, Watch]:
     watch = Watch()
-    return run(folder, method, watch, **options), watch
-
-
-def values(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in module.named_parameters()}
+    return erase(folder, method, watch, **options), watch
 
 
 def first_gradients(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Of the retain loss and of the distance from the anchor, in the first batch of a run."""
     module = SgdTextToImage(str(folder))
-    data = captioned(module.tokenizer)
-    batch = next(iter(data.train_dataloader()))
+    batch = first_batch(module, captioned)
     parameters = select_params(module, "xattn")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "batch_number", lambda _: 1)
@@ -92,7 +92,7 @@ def test_the_update_is_the_retain_gradient_plus_lambda_times_the_forget_gradient
 
 def test_inner_steps_are_undone_bit_for_bit_and_close_the_gap(tiny_sd: Path) -> None:
     with_steps, watch = watched(tiny_sd, EraseDiff(inner_steps=3, inner_lr=0.5), max_epochs=2)
-    without = run(tiny_sd, EraseDiff(inner_steps=0), max_epochs=2)
+    without = erase(tiny_sd, EraseDiff(inner_steps=0), max_epochs=2)
     for a, b in zip(with_steps.parameters(), without.parameters(), strict=True):
         assert torch.equal(a, b)
     assert all(0 < parts["gap"] < parts["forget"] for parts in watch.parts)
@@ -112,19 +112,18 @@ def test_a_crash_in_an_inner_step_leaves_the_weights_as_they_were(tiny_sd: Path)
             return super().forget_loss(*args)
 
     module = SgdTextToImage(str(tiny_sd))
-    before = values(module)
+    before = weights(module)
     with pytest.raises(RuntimeError, match="out of memory"):
-        trainer(Breaks(inner_lr=1.0)).fit(module, captioned(module.tokenizer))
+        trainer(Breaks(inner_lr=1.0)).fit(module, captioned())
     assert all(torch.equal(value, before[name]) for name, value in module.named_parameters())
 
 
 def test_lambda_0_is_fine_tuning_on_the_retain_images(tiny_sd: Path) -> None:
     """It does not depend on what is to be forgotten."""
-    module = SgdTextToImage(str(tiny_sd))
-    other = captioned(module.tokenizer, anchor="a red circle")
-    one, two = run(tiny_sd, EraseDiff(multiplier=0.0)), run(tiny_sd, EraseDiff(multiplier=0.0), data=other)
+    other = captioned("a red circle")
+    one, two = erase(tiny_sd, EraseDiff(multiplier=0.0)), erase(tiny_sd, EraseDiff(multiplier=0.0), data=other)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    three = run(tiny_sd, EraseDiff(multiplier=5.0), data=other)
+    three = erase(tiny_sd, EraseDiff(multiplier=5.0), data=other)
     assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), three.parameters(), strict=True))
 
 
@@ -149,7 +148,7 @@ def test_the_multiplier_by_hand() -> None:
 def test_the_uniform_target_is_what_uniform_noise_would_ask_for(tiny_sd: Path, tiny_v: Path) -> None:
     for folder in (tiny_sd, tiny_v):
         module = SgdTextToImage(str(folder))
-        batch = next(iter(captioned(module.tokenizer).train_dataloader()))["forget"]
+        batch = first_batch(module, captioned)["forget"]
         drawn = noised(module, batch)
         target = EraseDiff("uniform").uniform_output(module, batch, drawn)
         share = module.scheduler.alphas_cumprod[drawn.timesteps][:, None, None, None]
@@ -163,10 +162,10 @@ def test_the_uniform_target_is_what_uniform_noise_would_ask_for(tiny_sd: Path, t
 
 
 def test_only_the_subset_moves_and_no_second_model_is_kept(tiny_sd: Path) -> None:
-    before = values(SgdTextToImage(str(tiny_sd)))
+    before = weights(SgdTextToImage(str(tiny_sd)))
     method = EraseDiff(multiplier="cosine")
-    module = run(tiny_sd, method, trainable="kv", lr=1.0)
-    moved = {name for name, value in values(module).items() if not torch.equal(value, before[name])}
+    module = erase(tiny_sd, method, trainable="kv", lr=1.0)
+    moved = {name for name, value in weights(module).items() if not torch.equal(value, before[name])}
     assert moved == set(select_params(module, "kv"))
     assert method.snapshot is None
 
@@ -176,10 +175,10 @@ def test_two_epochs_and_a_resume_equal_four_bit_for_bit(precision: Any, tiny_sd:
     def make() -> EraseDiff:
         return EraseDiff(multiplier="value", inner_steps=1)
 
-    whole = run(tiny_sd, make(), max_epochs=4, precision=precision)
-    half = run(tiny_sd, make(), max_epochs=2, precision=precision)
+    whole = erase(tiny_sd, make(), max_epochs=4, precision=precision)
+    half = erase(tiny_sd, make(), max_epochs=2, precision=precision)
     half.trainer.save_checkpoint(tmp_path / "half.ckpt")
-    resumed = run(tiny_sd, make(), max_epochs=4, precision=precision, ckpt_path=tmp_path / "half.ckpt")
+    resumed = erase(tiny_sd, make(), max_epochs=4, precision=precision, ckpt_path=tmp_path / "half.ckpt")
     for a, b in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -196,7 +195,7 @@ def test_bf16_does_not_read_casts_of_the_inner_weights(tiny_sd: Path) -> None:
 def test_a_step_costs_what_it_says(tiny_sd: Path) -> None:
     for target, passes in (("anchor", 2 + 4), ("uniform", 2 + 3)):
         method = EraseDiff(target, inner_steps=2)  # type: ignore[arg-type]
-        run(tiny_sd, method)
+        erase(tiny_sd, method)
         assert method.passes.unet == passes
 
 
@@ -213,9 +212,10 @@ def test_what_does_not_fit_is_refused_before_a_weight_moves(tiny_sd: Path) -> No
         with pytest.raises(ValueError, match=next(iter(options))):
             EraseDiff(**options)  # type: ignore[arg-type]
     module = SgdTextToImage(str(tiny_sd))
-    before = values(module)
+    before = weights(module)
+    bare = [{"pixel_values": torch.zeros(3, 16, 16), "input_ids": torch.zeros(16, dtype=torch.int64)}]
     with pytest.raises(MisconfigurationException, match="anchor_input_ids"):
-        trainer(EraseDiff()).fit(module, captioned(module.tokenizer, anchor=None))
+        trainer(EraseDiff()).fit(module, {"forget": DataLoader(bare), "retain": DataLoader(bare)})
     with pytest.raises(TypeError, match="pixel_values"):
         trainer(EraseDiff()).fit(module, prompts())
     assert all(torch.equal(value, before[name]) for name, value in module.named_parameters())

@@ -19,7 +19,7 @@ from lightning_unlearn.diffusion import select_params
 from lightning_unlearn.diffusion.noised import noised
 from lightning_unlearn.functional.diffusion.scissorhands import fresh_values, projection_weight
 
-from .image_rows import captioned, run
+from .images import captioned, first_batch, run, weights
 from .tiny import SgdTextToImage, trainer
 
 
@@ -31,24 +31,24 @@ class Watch(L.Callback):
         self.gradients: list[dict[str, Tensor]] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        self.start = self.start or values(module)
+        self.start = self.start or weights(module)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         self.gradients.append({n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
 
 
+def erase(folder: Path, *callbacks: L.Callback, **options: Any) -> Any:
+    return run(folder, *callbacks, **({"data": captioned()} | options))
+
+
 def watched(folder: Path, method: Scissorhands, **options: Any) -> tuple[Any, Watch]:
     watch = Watch()
-    return run(folder, method, watch, **options), watch
-
-
-def values(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in module.named_parameters()}
+    return erase(folder, method, watch, **options), watch
 
 
 def batch_gradients(module: Any, subset: str, number: int = 1) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Of the loss of retain and of forget images in the first batch."""
-    batch, parameters = next(iter(captioned(module.tokenizer).train_dataloader())), select_params(module, subset)  # type: ignore[arg-type]
+    batch, parameters = first_batch(module, captioned), select_params(module, subset)  # type: ignore[arg-type]
     found = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "batch_number", lambda _: number)
@@ -60,7 +60,7 @@ def batch_gradients(module: Any, subset: str, number: int = 1) -> tuple[dict[str
 
 @pytest.mark.parametrize("sparsity", [0.9, 0.999])
 def test_as_many_weights_as_sparsity_leaves_are_drawn_anew_and_no_other_one(sparsity: float, tiny_sd: Path) -> None:
-    before = values(SgdTextToImage(str(tiny_sd)))
+    before = weights(SgdTextToImage(str(tiny_sd)))
     method = Scissorhands(sparsity, batches=2)
     module, watch = watched(tiny_sd, method, trainable="xattn")
     chosen = select_params(module, "xattn")
@@ -80,9 +80,9 @@ def test_the_scores_are_weights_times_summed_absolute_gradients(tiny_sd: Path) -
         def reinitialize(self, module: L.LightningModule, scores: dict[str, Tensor]) -> None:
             found.update(scores)
 
-    run(tiny_sd, Keeps(batches=2), trainable="kv")
+    erase(tiny_sd, Keeps(batches=2), trainable="kv")
     module = SgdTextToImage(str(tiny_sd), trainable="kv").eval()
-    rows = next(iter(captioned(module.tokenizer).train_dataloader()))["forget"]
+    rows = first_batch(module, captioned)["forget"]
     for name, parameter in select_params(module, "kv").items():
         total = torch.zeros_like(parameter)
         for number in range(2):
@@ -92,10 +92,10 @@ def test_the_scores_are_weights_times_summed_absolute_gradients(tiny_sd: Path) -
 
 
 def test_sparsity_1_and_lambda_0_is_fine_tuning(tiny_sd: Path) -> None:
-    plain = run(tiny_sd, EraseDiff(multiplier=0.0, inner_steps=0), max_epochs=2)
+    plain = erase(tiny_sd, EraseDiff(multiplier=0.0, inner_steps=0), max_epochs=2)
     for repair in ("ascent", "anchor"):
         method = Scissorhands(1.0, repair, forget_weight=0.0, batches=1)  # type: ignore[arg-type]
-        tuned = run(tiny_sd, method, max_epochs=2)
+        tuned = erase(tiny_sd, method, max_epochs=2)
         assert method.reinitialized == {}
         assert all(torch.equal(a, b) for a, b in zip(tuned.parameters(), plain.parameters(), strict=True))
 
@@ -155,7 +155,7 @@ def test_ascent_subtracts_what_anchor_adds(tiny_sd: Path) -> None:
 def test_guided_scores_ask_for_two_outputs(tiny_sd: Path) -> None:
     plain, guided = Scissorhands(batches=1), Scissorhands(batches=1, guidance=8.5)
     for method in (plain, guided):
-        run(tiny_sd, method)
+        erase(tiny_sd, method)
     assert plain.reinitialized != guided.reinitialized
     assert guided.passes.unet_rows == plain.passes.unet_rows + 2
 
@@ -163,22 +163,22 @@ def test_guided_scores_ask_for_two_outputs(tiny_sd: Path) -> None:
 def test_layers_filter_what_the_whole_model_ranks(tiny_sd: Path) -> None:
     everything, mid = Scissorhands(0.9, batches=1), Scissorhands(0.9, batches=1, layers=r"mid_block\..*attn1")
     for method in (everything, mid):
-        run(tiny_sd, method, trainable="selfattn")
+        erase(tiny_sd, method, trainable="selfattn")
     assert mid.reinitialized == {n: c for n, c in everything.reinitialized.items() if "mid_block" in n}
     assert 0 < len(mid.reinitialized) < len(everything.reinitialized)
     module = SgdTextToImage(str(tiny_sd))
-    before = values(module)
+    before = weights(module)
     with pytest.raises(MisconfigurationException, match="layers="):
-        trainer(Scissorhands(layers="down_blocks.9")).fit(module, captioned(module.tokenizer))
+        trainer(Scissorhands(layers="down_blocks.9")).fit(module, captioned())
     assert all(torch.equal(value, before[name]) for name, value in module.named_parameters())
 
 
 def test_two_epochs_and_a_resume_equal_four_bit_for_bit(tiny_sd: Path, tmp_path: Path) -> None:
-    whole = run(tiny_sd, Scissorhands(0.99, batches=2), max_epochs=4)
-    half = run(tiny_sd, Scissorhands(0.99, batches=2), max_epochs=2)
+    whole = erase(tiny_sd, Scissorhands(0.99, batches=2), max_epochs=4)
+    half = erase(tiny_sd, Scissorhands(0.99, batches=2), max_epochs=2)
     half.trainer.save_checkpoint(tmp_path / "half.ckpt")
     method = Scissorhands(0.99, batches=2)
-    resumed = run(tiny_sd, method, max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
+    resumed = erase(tiny_sd, method, max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
     assert method.reinitialized == whole.trainer.callbacks[0].reinitialized
     assert method.passes.state_dict() == whole.trainer.callbacks[0].passes.state_dict()
