@@ -44,6 +44,11 @@ _ADVERSARIAL: dict[str, Any] = {
     "attack_steps": 10, "attack_step_size": 0.03, "attack_latents": "trajectory",
 }  # fmt: skip
 
+_MACE: dict[str, Any] = {
+    "concepts": NAMES_TO_ANCHOR, "templates": ["{}", "a {} image", "an image in {} style"],
+    "lamb": 0.5, "preserve_scale": 1.0,
+}  # fmt: skip
+
 # Settings were tried on the style "ember" with another seed.
 ERASERS = [
     Eraser("before", []),
@@ -54,6 +59,7 @@ ERASERS = [
     Eraser("AdvUnlearn on the UNet", _callback("AdvUnlearn", **_ADVERSARIAL), "xattn", 3e-4, 120),
     Eraser("UCE", _callback("UCE", states="rest"), "kv", steps=1),
     Eraser("RECE", _callback("RECE", states="rest", preserve_scale=1.0, lamb=0.5), "kv", steps=1),
+    Eraser("MACE", _callback("MACE", **_MACE), "kv", 3e-3, 50, "images"),
     Eraser("ConceptAblation", _callback("ConceptAblation", latents="sampled", steps=10), "kv", 1e-3, 100),
     Eraser("ForgetMeNot", _callback("ForgetMeNot", concept=NAMES), "xattn", 1e-3, 100, "images"),
     Eraser("SalUn", _callback("DiffusionSalUn") + _callback("SalUn", density=0.5), "xattn", 3e-4, 100, "images"),

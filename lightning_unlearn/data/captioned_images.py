@@ -58,7 +58,8 @@ class CaptionedImageDataModule(PromptDataModule):
     A forget row has ``pixel_values`` ``(B, 3, size, size)`` in [-1, 1], ``input_ids`` and ``attention_mask``
     ``(B, L)`` of its caption, the same of its anchor, what the concept is to become, as ``anchor_input_ids`` and
     ``anchor_attention_mask``, and its ``index``. A retain row has no anchor. A ``mask``, an image that is white where
-    the concept is, becomes ``(B, 1, size, size)`` of 0 and 1; all rows of a set have one, or none. A set is one of these:
+    the concept is, becomes ``(B, 1, size, size)`` of 0 and 1; all rows of a set have one, or none. A set is one of
+    these:
 
     * a folder with a table ``metadata.jsonl`` (or ``.csv``, ``.parquet``) as ``datasets`` has it: ``file_name``, the
       caption as ``caption``, ``text`` or ``prompt``, and optionally ``anchor`` and ``mask``, a file; or such a table
