@@ -7,17 +7,21 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningCLI
+from torch import Tensor
 
 import lightning_unlearn.callbacks
 import lightning_unlearn.data
 import lightning_unlearn.modules
 from lightning_unlearn.delta import apply_delta, delta_info, revert_delta, save_delta
+from lightning_unlearn.distributed import gather_objects, rank, world_size
 
 __all__ = ["UnlearnCLI", "apply", "export", "main", "revert"]
 
@@ -27,7 +31,7 @@ commands:
   fit          unlearn:  --config run.yaml --config callbacks/language/npo.yaml
   validate     measure the named sets
   test         measure the named test sets
-  predict      generate an answer to every question
+  predict      generate an answer to every question, draw an image for every prompt
   demo         let a small chat model forget some capitals, and write a report
   demo-diffusion
                let a small diffusion model forget a style, attack it, and write a page
@@ -37,7 +41,7 @@ commands:
   bench-erasure
                erase styles and objects from a miniature diffusion model, and attack what is left
   attack       search prompts that bring an erased concept back
-  export       write the model of a checkpoint as a Hugging Face folder, or what it changed as a small delta
+  export       write the model of a checkpoint as a folder of transformers or diffusers, or what it changed as a delta
   delta        apply such a delta to the base model, or revert it
 
 `lightning-unlearn <command> --help` lists the options of each."""
@@ -68,27 +72,42 @@ class UnlearnCLI(LightningCLI):
         )
 
     def after_predict(self) -> None:
-        """Write the predictions as a JSON object a line."""
+        """Write the predictions of all processes as a JSON object a line, and their images as files."""
+        folder = Path(self.trainer.default_root_dir)
+        mine = [row for batch in self.trainer.predict_loop.predictions for row in batch]
+        for number, row in enumerate(mine):
+            if "image" in row:
+                row["file_name"] = f"images/{rank() + number * world_size():05d}.png"
+                _write_image(row.pop("image"), folder / row["file_name"])
+        rows = [row for turn in zip_longest(*gather_objects(mine)) for row in turn if row is not None]
         if not self.trainer.is_global_zero:
             return
-        path = Path(self.trainer.default_root_dir) / "predictions.jsonl"
-        batches = self.trainer.predict_loop.predictions
-        lines = [json.dumps(row, ensure_ascii=False) for batch in batches for row in batch]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        path = folder / "predictions.jsonl"
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         print(f"Wrote {path}")
 
 
+def _write_image(image: Tensor, path: Path) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()).save(path)
+
+
 def export(ckpt_path: str, output_dir: str | None = None, delta: str | None = None, base: str | None = None) -> None:
-    """Write the model of a checkpoint as a folder for ``AutoModelForCausalLM.from_pretrained``, adapters merged.
+    """Write the model of a checkpoint as a folder, for ``AutoModelForCausalLM`` or ``StableDiffusionPipeline`` to open.
+
+    Adapters are merged.
 
     Args:
-        ckpt_path: Checkpoint of a run with LitCausalLM.
+        ckpt_path: Checkpoint of a run with LitCausalLM or LitTextToImage.
         output_dir: Folder to write.
-        delta: File to write what the run changed to, for ``lightning-unlearn delta apply``.
+        delta: File to write what the run changed to, for ``lightning-unlearn delta apply``; of language models.
         base: Folder, hub id or GGUF file of the model before the run; by default the one that the run started from.
 
     Raises:
-        ValueError: If there is nothing to write, or the checkpoint is a folder of shards, as FSDP2 writes it.
+        ValueError: If there is nothing to write, the checkpoint is a folder of shards, as FSDP2 writes it, or a delta
+            is asked for of a diffusion model.
     """
     if output_dir is None and delta is None:
         raise ValueError("There is nothing to write. Give --output_dir for a folder, --delta for a delta, or both.")
@@ -99,6 +118,12 @@ def export(ckpt_path: str, output_dir: str | None = None, delta: str | None = No
             f"{ckpt_path} is a sharded checkpoint. Make one file of it first: "
             f"python -m lightning.pytorch.utilities.consolidate_checkpoint {ckpt_path}"
         )
+    if any(key.startswith("unet.") for key in torch.load(ckpt_path, "meta", weights_only=True)["state_dict"]):
+        if delta is not None or output_dir is None:
+            raise ValueError("A delta is made of language models. Give --output_dir alone, for the whole pipeline.")
+        lightning_unlearn.modules.LitTextToImage.load_from_checkpoint(ckpt_path, "cpu").save_pretrained(output_dir)
+        print(f"Wrote {output_dir}")
+        return
     module = lightning_unlearn.modules.LitCausalLM.load_from_checkpoint(ckpt_path, map_location="cpu")
     with TemporaryDirectory() as scratch:
         folder = output_dir if output_dir is not None else f"{scratch}/export"

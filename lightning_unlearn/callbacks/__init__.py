@@ -42,6 +42,7 @@ from lightning_unlearn.callbacks.diffusion import (
     Scissorhands,
 )
 from lightning_unlearn.callbacks.edit import Edit
+from lightning_unlearn.callbacks.guard import Guard
 from lightning_unlearn.callbacks.influence import InfluenceUnlearning
 from lightning_unlearn.callbacks.language import (
     CEU,
@@ -130,6 +131,7 @@ __all__ = [
     "GradDiff",
     "GradientAscent",
     "GradientMask",
+    "Guard",
     "IdkDPO",
     "IdkNLL",
     "InfluenceUnlearning",

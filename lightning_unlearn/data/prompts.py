@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_unlearn.data.forget_retain import ForgetRetainDataModule, Role
 from lightning_unlearn.data.sources import Source, load_rows
@@ -100,6 +100,12 @@ class PromptDataModule(ForgetRetainDataModule):
             anchors = [row.get("anchor", self.anchor) for row in rows] if name == "forget" else None
             repeat = self.repeat if name == "forget" else 1
             self.sets[name] = PromptRows([row["prompt"] for row in rows], anchors, tokenizer, repeat)
+
+    def predict_dataloader(self) -> DataLoader:
+        """The prompts of every set once, each with the seed of the image to draw."""
+        asked = [{"set": name, "prompt": prompt} for name, rows in self.sets.items() for prompt in rows.prompts]
+        rows = [{**row, "seed": self.seed + number} for number, row in enumerate(asked)]
+        return DataLoader(rows, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
 
     def _tokenizer(self) -> Any:
         tokenizer = self.tokenizer

@@ -43,6 +43,8 @@ class LitTextToImage(LightningModule):
         gradient_checkpointing: Recompute the UNet's activations in the backward pass, for memory.
         revision: Branch, tag or commit on the hub.
         variant: Which files of the folder, such as ``"fp16"``.
+        steps: Steps of the sampler, where images are drawn.
+        guidance: Weight of classifier-free guidance there.
 
     Raises:
         ValueError: If the subset is empty or unknown, or a number is out of range.
@@ -59,8 +61,12 @@ class LitTextToImage(LightningModule):
         gradient_checkpointing: bool = False,
         revision: str | None = None,
         variant: str | None = None,
+        steps: int = 50,
+        guidance: float = 7.5,
     ) -> None:
         super().__init__()
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, but got {steps}.")
         if lr <= 0:
             raise ValueError(f"lr must be positive, but got {lr}.")
         if weight_decay < 0:
@@ -69,7 +75,7 @@ class LitTextToImage(LightningModule):
         # As a dict, so that checkpoints load with weights_only=True.
         plain = asdict(trainable) if isinstance(trainable, TextEncoderWeights) else trainable
         self.save_hyperparameters({"trainable": plain})
-        self.lr, self.weight_decay = lr, weight_decay
+        self.lr, self.weight_decay, self.steps, self.guidance = lr, weight_decay, steps, guidance
         self.pipeline = _load(model, revision, variant)
         self.unet, self.text_encoder, self.vae = self.pipeline.unet, self.pipeline.text_encoder, self.pipeline.vae
         self.tokenizer, self.scheduler = self.pipeline.tokenizer, self.pipeline.scheduler
@@ -113,6 +119,11 @@ class LitTextToImage(LightningModule):
         """The same on the test sets."""
         self._evaluate(batch, self.trainer.test_dataloaders, "test", dataloader_idx)
 
+    def predict_step(self, batch: list[dict[str, Any]], batch_idx: int) -> list[dict[str, Any]]:
+        """Each prompt with the ``image`` that it draws, ``(3, H, W)`` in [0, 1]."""
+        images = self.generate([row["prompt"] for row in batch], [row["seed"] for row in batch])
+        return [{**row, "image": image} for row, image in zip(batch, images, strict=True)]
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over what trains, at a constant rate."""
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -122,8 +133,8 @@ class LitTextToImage(LightningModule):
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
-        steps: int = 50,
-        guidance: float = 7.5,
+        steps: int | None = None,
+        guidance: float | None = None,
         batch_size: int = 8,
     ) -> Tensor:
         """Draw an image for each prompt, with the pipeline's own sampler and the weights as they are now.
@@ -131,8 +142,8 @@ class LitTextToImage(LightningModule):
         Args:
             prompts: ``N`` prompts.
             seeds: Seed of each image's noise.
-            steps: Steps of the sampler.
-            guidance: Weight of classifier-free guidance.
+            steps: Steps of the sampler; by default the module's.
+            guidance: Weight of classifier-free guidance; by default the module's.
             batch_size: Images drawn together.
 
         Returns:
@@ -148,8 +159,8 @@ class LitTextToImage(LightningModule):
             for i in range(0, len(prompts), batch_size):
                 output = self.pipeline(
                     list(prompts[i : i + batch_size]),
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
+                    num_inference_steps=self.steps if steps is None else steps,
+                    guidance_scale=self.guidance if guidance is None else guidance,
                     generator=[torch.Generator().manual_seed(int(seed)) for seed in seeds[i : i + batch_size]],
                     output_type="pt",
                 )

@@ -12,11 +12,12 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
 import lightning_unlearn.callbacks
-from lightning_unlearn import NPO, LitCausalLM, LitTextToImage, UnlearnMonitor
+from lightning_unlearn import NPO, CaptionedImageDataModule, LitCausalLM, LitTextToImage, UnlearnMonitor
 from lightning_unlearn.cli import UnlearnCLI, main
 
 from ..callbacks.user_module import LitNet, loaders
@@ -54,9 +55,9 @@ def test_there_are_yaml_files() -> None:
 @pytest.mark.parametrize("path", [*FRAGMENTS, *EXAMPLES], ids=name)
 def test_the_first_line_launches_the_file(path: Path, tiny_lm: Path, tiny_sd: Path) -> None:
     first = path.read_text().splitlines()[0]
-    assert first.startswith("# lightning-unlearn fit ")
     assert f"--config {name(path)}" in first
-    words = shlex.split(first.removeprefix("# lightning-unlearn fit "))
+    _, program, command, *words = shlex.split(first, comments=False)
+    assert (program, command) in {("lightning-unlearn", "fit"), ("lightning-unlearn", "predict")}
     kind: Any = LitCausalLM
     small = f"--model.init_args.model={tiny_lm}"
     if CLASSIFIERS.intersection(words):
@@ -65,7 +66,8 @@ def test_the_first_line_launches_the_file(path: Path, tiny_lm: Path, tiny_sd: Pa
         kind, small = LitTextToImage, f"--model.init_args.model={tiny_sd}"
     cli = UnlearnCLI([*words, small, *QUIET], run=False)
     assert isinstance(cli.model, kind)
-    assert any(isinstance(c, lightning_unlearn.callbacks.UnlearnCallback) for c in cli.trainer.callbacks)
+    acts = lightning_unlearn.callbacks.UnlearnCallback if command == "fit" else lightning_unlearn.callbacks.Guard
+    assert any(isinstance(c, acts) for c in cli.trainer.callbacks)
 
 
 @pytest.mark.parametrize("path", FRAGMENTS, ids=name)
@@ -137,6 +139,46 @@ def test_fit_validate_predict_and_export_from_the_command_line(
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     for key, value in cli.model.model.state_dict().items():
         assert (exported[key] == value).all()
+
+
+def test_a_diffusion_model_from_the_command_line(
+    tiny_sd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fit, predict with a guard and export; what is drawn can be learned from."""
+    from diffusers import StableDiffusionPipeline
+
+    run = ["--config", "examples/erase.yaml", f"--model.init_args.model={tiny_sd}", "--model.init_args.steps=2"]
+    run += ["--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}", "--trainer.logger=false"]
+    run += ["--trainer.enable_progress_bar=false"]
+    cli = UnlearnCLI(["fit", *run, "--config", "callbacks/diffusion/esd.yaml", "--trainer.max_steps=2"])
+    checkpoint = cli.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+
+    def drawn(*more: str) -> list[dict[str, Any]]:
+        UnlearnCLI(["predict", *run, f"--ckpt_path={checkpoint}", *more])
+        return [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+
+    rows = drawn()
+    assert [row["prompt"] for row in rows] == [cli.datamodule.sources["forget"][0], *cli.datamodule.sources["retain"]]
+    assert rows[1] == {"set": "retain", "prompt": "a photo of a dog", "seed": 1, "file_name": "images/00001.png"}
+    monkeypatch.setattr(CaptionedImageDataModule, "_tokenizer", lambda _: cli.model.tokenizer)
+    data = CaptionedImageDataModule(str(tmp_path / "predictions.jsonl"), size=16)
+    data.setup("fit")
+    images = torch.stack([row["pixel_values"] for row in data.sets["forget"]]) / 2 + 0.5
+    prompts, seeds = ([row[key] for row in rows] for key in ("prompt", "seed"))
+    torch.testing.assert_close(images, cli.model.generate(prompts, seeds), atol=1 / 255, rtol=0)
+    guard = ["--config", "callbacks/diffusion/seot.yaml", "--trainer.callbacks.options={scale: 3.0}"]
+    drawn(*guard)
+    guarded = torch.stack([row["pixel_values"] for row in data.sets["forget"]]) / 2 + 0.5
+    differs = (guarded - images).abs().flatten(1).amax(1) > 2 / 255
+    assert differs.tolist() == [True, False, False, False, False]
+
+    main(["export", f"--ckpt_path={checkpoint}", f"--output_dir={tmp_path / 'out'}"])
+    exported = StableDiffusionPipeline.from_pretrained(tmp_path / "out", safety_checker=None).unet.state_dict()
+    for key, value in cli.model.unet.state_dict().items():
+        assert torch.equal(exported[key], value)
+    capsys.readouterr()
+    with pytest.raises((ValueError, SystemExit)):
+        main(["export", f"--ckpt_path={checkpoint}", f"--delta={tmp_path / 'delta'}"])
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
