@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_unlearn.attacks.cases import Candidate, Case, Meter
+from lightning_unlearn.attacks.prompts import allowed_tokens, attack_prompts, attack_timesteps, word_counts
 from lightning_unlearn.attacks.result import AttackResult, ResultFile
 from lightning_unlearn.attacks.search import GCG, Descent, HardPrompt, RandomTokens, Search, TextGrad
 from lightning_unlearn.attacks.victim import (
@@ -25,14 +26,14 @@ from lightning_unlearn.attacks.victim import (
     fingerprint,
     target_latents,
 )
-from lightning_unlearn.data.sources import Source, load_rows
+from lightning_unlearn.data.sources import Source
 from lightning_unlearn.diffusion.model import TextToImage, as_text_to_image
 from lightning_unlearn.diffusion.text import tokenize
 from lightning_unlearn.functional.diffusion import keyed_generator
 from lightning_unlearn.functional.diffusion.soft_tokens import Placement, insert_tokens
 from lightning_unlearn.judges import Judge
 
-__all__ = ["Objective", "Optimizer", "PromptAttack", "attack_prompts", "attack_timesteps"]
+__all__ = ["Objective", "Optimizer", "PromptAttack"]
 
 Objective = Literal["uda", "p4d", "transfer"]
 Optimizer = Literal["text_grad", "hard_prompt", "gcg", "random", "seed_search", "none"]
@@ -40,66 +41,6 @@ Optimizer = Literal["text_grad", "hard_prompt", "gcg", "random", "seed_search", 
 _GRADIENT = ("text_grad", "hard_prompt", "gcg")
 _PLACEMENTS = ("prefix", "suffix", "mid", "spread", "every_3", "replace")
 _SEEDS, _LEVELS = 4, 5
-
-
-def attack_timesteps(levels: int = 50, train_steps: int = 1000) -> list[int]:
-    """Timesteps in the middles of equal parts of the noise levels, from the clean end.
-
-    Args:
-        levels: Number of timesteps.
-        train_steps: Number of noise levels ``T`` that the model was trained on.
-
-    Raises:
-        ValueError: If there are not that many levels.
-
-    Example:
-        >>> attack_timesteps(10)
-        [50, 150, 250, 350, 450, 550, 650, 750, 850, 950]
-    """
-    if not 1 <= levels <= train_steps:
-        raise ValueError(f"levels must be in [1, {train_steps}], the number of noise levels, but got {levels}.")
-    width = train_steps // levels
-    return [width // 2 + i * width for i in range(levels)]
-
-
-def attack_prompts(source: Source, guidance: float = 7.5) -> list[dict[str, Any]]:
-    """Prompts with the seed and the guidance of their image.
-
-    Args:
-        source: Rows, or a file of them, with ``prompt``, and optionally ``seed`` (or ``evaluation_seed``; by default
-            the number of the row), ``guidance`` (or ``evaluation_guidance``) and, for ``objective="transfer"``,
-            ``adversarial``; or plain strings.
-        guidance: Guidance of rows that name none.
-
-    Raises:
-        ValueError: If there is no row, or a row has no prompt or a seed or guidance that is no number.
-
-    Example:
-        >>> attack_prompts(["a church", {"prompt": "a tower", "evaluation_seed": "7"}])[1]
-        {'prompt': 'a tower', 'seed': 7, 'guidance': 7.5}
-    """
-    if not isinstance(source, (str, Path)):
-        source = [{"prompt": row} if isinstance(row, str) else row for row in source]
-    rows = []
-    for number, row in enumerate(load_rows(source)):
-        if not isinstance(row.get("prompt"), str):
-            raise ValueError(f"Row {number} of the prompts to attack has columns {sorted(row)}, but needs 'prompt'.")
-        # A file of seeds for evaluation has other columns of seeds beside them.
-        seed = next((row[k] for k in ("evaluation_seed", "seed") if row.get(k) not in (None, "")), number)
-        weight = next((row[k] for k in ("evaluation_guidance", "guidance") if row.get(k) not in (None, "")), guidance)
-        try:
-            found: dict[str, Any] = {"prompt": row["prompt"], "seed": int(seed), "guidance": float(weight)}
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"Row {number} of the prompts to attack has seed {seed!r} and guidance {weight!r}, but both must be "
-                "numbers."
-            ) from None
-        if row.get("adversarial"):
-            found["adversarial"] = row["adversarial"]
-        rows.append(found)
-    if not rows:
-        raise ValueError("There is no prompt to attack. Give at least one.")
-    return rows
 
 
 class PromptAttack:
@@ -256,7 +197,7 @@ class PromptAttack:
         Args:
             module: A module with the parts of [`TextToImage`][lightning_unlearn.diffusion.TextToImage], and ``vae``.
             prompts: Prompts that name the concept, see
-                [`attack_prompts`][lightning_unlearn.attacks.prompt_attack.attack_prompts].
+                [`attack_prompts`][lightning_unlearn.attacks.prompts.attack_prompts].
             targets: An image of the concept for each, shape ``(N, 3, H, W)``, in [0, 1].
             base: The model before erasure. It draws the targets where none are given, from the prompts and their seeds;
                 prompts of which the judge does not see the concept in its image are skipped. P4D always needs it.
@@ -350,7 +291,7 @@ class PromptAttack:
         ids = tokenize(module.tokenizer, [case.prompt for case in cases])["input_ids"]
         room = ids.shape[1] - 2 - self.tokens
         kept = []
-        for case, length in zip(cases, _lengths(ids, module.tokenizer).tolist(), strict=True):
+        for case, length in zip(cases, word_counts(ids, module.tokenizer).tolist(), strict=True):
             if length <= room or (self.placement == "replace" and room >= 0):
                 kept.append(case)
                 continue
@@ -392,8 +333,8 @@ class PromptAttack:
         model = as_text_to_image(module)
         tokenizer, device = model.tokenizer, model.unet.device
         ids = tokenize(tokenizer, [case.prompt for case in cases])["input_ids"]
-        lengths = _lengths(ids, tokenizer)
-        allowed, keys = _allowed(model), [case.number for case in cases]
+        lengths = word_counts(ids, tokenizer)
+        allowed, keys = allowed_tokens(model), [case.number for case in cases]
         search = self._search(model, allowed, keys)
         loss = self._loss(module, base, cases, ids, lengths) if isinstance(search, Descent) else None
         train_steps = len(model.scheduler.alphas_cumprod)
@@ -476,7 +417,7 @@ class PromptAttack:
             return {r: Candidate(cases[r].prompt, drawn[r]) for r in active}
         chosen = allowed[search.tokens(active, number)].cpu()
         whole = insert_tokens(ids[active], lengths[active], chosen, self.placement)
-        ends = _lengths(whole, tokenizer).tolist()
+        ends = word_counts(whole, tokenizer).tolist()
         texts = [tokenizer.decode(row[1 : end + 1].tolist()) for row, end in zip(whole, ends, strict=True)]
         exact = (tokenize(tokenizer, texts)["input_ids"] == whole).all(1).tolist()
         return {
@@ -488,19 +429,6 @@ class PromptAttack:
         meter.images += len(wanted)
         prompts, seeds, guidance = zip(*wanted, strict=True)
         return draw(module, prompts, seeds, guidance, self.sampler_steps)
-
-
-def _lengths(ids: Tensor, tokenizer: Any) -> Tensor:
-    """Words of each row: what is between its beginning and its first end."""
-    return (ids == tokenizer.eos_token_id).int().argmax(1) - 1
-
-
-def _allowed(model: TextToImage) -> Tensor:
-    """Ids of all tokens that are no special ones; a table of embeddings may have more rows than there are tokens."""
-    table = model.text_encoder.get_input_embeddings().weight
-    special = set(model.tokenizer.all_special_ids)
-    ids = [i for i in range(min(len(model.tokenizer), len(table))) if i not in special]
-    return torch.tensor(ids, device=table.device)
 
 
 def _replace(path: Path, text: str) -> None:

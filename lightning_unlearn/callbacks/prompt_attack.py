@@ -16,7 +16,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_unlearn.attacks.prompt_attack import PromptAttack, attack_prompts
+from lightning_unlearn.attacks.prompt_attack import PromptAttack
+from lightning_unlearn.attacks.prompts import attack_prompts
 from lightning_unlearn.attacks.result import AttackResult
 from lightning_unlearn.attacks.victim import differentiable, draw, read_images
 from lightning_unlearn.callbacks.monitoring import Monitor, log_table
@@ -47,7 +48,7 @@ class UnlearnDiffAtk(Monitor):
             [`judge_named`][lightning_unlearn.judges.judge_named].
         concept: The class of the judge that is success, or several.
         prompts: Prompts that name the concept, see
-            [`attack_prompts`][lightning_unlearn.attacks.prompt_attack.attack_prompts].
+            [`attack_prompts`][lightning_unlearn.attacks.prompts.attack_prompts].
         every_n_epochs: Attack after every so many epochs; 0 leaves only before and after.
         targets: Folder with an image of the concept for each prompt, in the order of the numbers in their names.
         base: Folder or hub id of the model before erasure; ``objective="p4d"`` needs it.

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_unlearn import ESD, LitTextToImage
-from lightning_unlearn.attacks.prompt_attack import PromptAttack, attack_prompts, attack_timesteps
+from lightning_unlearn.attacks.prompt_attack import PromptAttack
+from lightning_unlearn.attacks.prompts import attack_prompts, attack_timesteps
 from lightning_unlearn.attacks.result import AttackResult, PromptResult, ResultFile, wilson_interval
 from lightning_unlearn.attacks.search import GCG, Descent, HardPrompt, TextGrad
 from lightning_unlearn.attacks.victim import PromptLoss, differentiable, fingerprint, target_latents
