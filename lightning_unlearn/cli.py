@@ -121,10 +121,12 @@ def export(ckpt_path: str, output_dir: str | None = None, delta: str | None = No
     if any(key.startswith("unet.") for key in torch.load(ckpt_path, "meta", weights_only=True)["state_dict"]):
         if delta is not None or output_dir is None:
             raise ValueError("A delta is made of language models. Give --output_dir alone, for the whole pipeline.")
-        lightning_unlearn.modules.LitTextToImage.load_from_checkpoint(ckpt_path, "cpu").save_pretrained(output_dir)
+        lightning_unlearn.modules.LitTextToImage.load_from_checkpoint(
+            ckpt_path, "cpu", weights_only=True
+        ).save_pretrained(output_dir)
         print(f"Wrote {output_dir}")
         return
-    module = lightning_unlearn.modules.LitCausalLM.load_from_checkpoint(ckpt_path, map_location="cpu")
+    module = lightning_unlearn.modules.LitCausalLM.load_from_checkpoint(ckpt_path, "cpu", weights_only=True)
     with TemporaryDirectory() as scratch:
         folder = output_dir if output_dir is not None else f"{scratch}/export"
         module.save_pretrained(folder)

@@ -63,7 +63,7 @@ def attack(
     victim: Any = (
         LitTextToImage(model)
         if model is not None
-        else LitTextToImage.load_from_checkpoint(str(ckpt_path), map_location="cpu")
+        else LitTextToImage.load_from_checkpoint(str(ckpt_path), "cpu", weights_only=True)
     ).to(where)
     before = LitTextToImage(base).to(where) if base is not None else None
     result = search.run(victim, prompts, images, before, output_dir, overwrite)
