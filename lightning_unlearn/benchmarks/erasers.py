@@ -55,6 +55,7 @@ ERASERS = [
     Eraser("ESD-x", _callback("ESD", steps=10), steps=150),
     Eraser("ESD-u", _callback("ESD", steps=10), "noxattn", 1.5e-4, 100),
     Eraser("ESD on the text encoder", _callback("ESD", steps=10), "text_encoder", 3e-4, 60),
+    Eraser("ESD on the text encoder, longer", _callback("ESD", steps=10), "text_encoder", 3e-4, 200),
     Eraser("AdvUnlearn on the text encoder", _callback("AdvUnlearn", **_ADVERSARIAL), "text_encoder", 1e-3, 100),
     Eraser("AdvUnlearn on the UNet", _callback("AdvUnlearn", **_ADVERSARIAL), "xattn", 3e-4, 120),
     Eraser("UCE", _callback("UCE", states="rest"), "kv", steps=1),
