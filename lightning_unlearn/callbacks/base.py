@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
 
 from lightning_unlearn.callbacks.reference import CachedReference, SnapshotReference, without_gradients
 from lightning_unlearn.data.forget_retain import join, row_count, row_loader
@@ -124,6 +125,22 @@ class UnlearnCallback(Callback, ABC):
         return False
 
     # ---- what subclasses read with -----------------------------------------------------------------------------
+
+    def row_loaders(self, trainer: Trainer) -> dict[str, DataLoader]:
+        """For each role a loader of its rows, each once and in order, the same on every process.
+
+        Raises:
+            MisconfigurationException: If rows can't be read one by one.
+        """
+        loaders = {role: row_loader(trainer.train_dataloader, role) for role in self.roles()}
+        found = {role: loader for role, loader in loaders.items() if loader is not None}
+        missing = sorted(loaders.keys() - found.keys())
+        if missing:
+            raise MisconfigurationException(
+                f"{type(self).__name__} reads the {missing} rows one by one, but the run has none, or they are of an "
+                "iterable dataset. Pass trainer.fit(module, {'forget': ..., 'retain': ...}) with map-style datasets."
+            )
+        return found
 
     def read(self, module: LightningModule, batches: Sequence[Batch], logits: bool = False) -> list[Reading]:
         """Read several roles off the module, in one forward pass wherever their rows can be joined.

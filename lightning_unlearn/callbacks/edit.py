@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.callbacks.base import UnlearnCallback
-from lightning_unlearn.data.forget_retain import row_loader
 from lightning_unlearn.scores import Batch, Score, causal_lm_nll
 
 __all__ = ["Edit"]
@@ -68,16 +67,8 @@ class Edit(UnlearnCallback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the edit, and end the run: after every callback's ``on_train_start``, where monitors measure first."""
-        loaders = {role: row_loader(trainer.train_dataloader, role) for role in self.roles()}
-        missing = [role for role, loader in loaders.items() if loader is None]
-        if missing:
-            raise MisconfigurationException(
-                f"{type(self).__name__} reads the {missing} rows one by one, but the run has none, or they are of an "
-                "iterable dataset. Pass trainer.fit(module, {'forget': ..., 'retain': ...}) with map-style datasets."
-            )
-        forget = loaders["forget"]
-        assert forget is not None
-        self.edit(pl_module, forget, loaders.get("retain"))
+        loaders = self.row_loaders(trainer)
+        self.edit(pl_module, loaders["forget"], loaders.get("retain"))
         self._steps = 1
         trainer.should_stop = True
 

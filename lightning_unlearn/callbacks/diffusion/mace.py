@@ -8,14 +8,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.callbacks.diffusion.adapters import AdapterObjective
 from lightning_unlearn.callbacks.diffusion.uce import apply_map, each_row
 from lightning_unlearn.callbacks.reference import evaluating
-from lightning_unlearn.data.forget_retain import row_loader
 from lightning_unlearn.diffusion.adapters import Membranes
 from lightning_unlearn.diffusion.attention import attention_probabilities, check_attention
 from lightning_unlearn.diffusion.model import TextToImage, alphas_bar, as_text_to_image, unet_output
@@ -134,13 +132,7 @@ class MACE(AdapterObjective):
         """Look for the concepts in every caption, and let the words around them carry them no longer."""
         restored = self._restored
         super().on_train_start(trainer, pl_module)
-        loaders = {role: row_loader(trainer.train_dataloader, role) for role in self.roles()}
-        missing = [role for role, loader in loaders.items() if loader is None]
-        if missing:
-            raise MisconfigurationException(
-                f"MACE reads the captions of the {missing} rows one by one, but the run has none, or they are of an "
-                "iterable dataset. Pass trainer.fit(module, {'forget': ..., 'retain': ...}) with map-style datasets."
-            )
+        loaders = self.row_loaders(trainer)
         model = as_text_to_image(pl_module)
         with evaluating(pl_module), torch.autocast(pl_module.device.type, enabled=False):
             prompts = self.prompts(pl_module, loaders["forget"])
@@ -192,7 +184,7 @@ class MACE(AdapterObjective):
             fused = fused + membranes.adapters[path].change().detach().double() @ self._maps[name]
         return fused.to(weight)
 
-    def prompts(self, module: LightningModule, forget: DataLoader | None) -> dict[str, Tensor]:
+    def prompts(self, module: LightningModule, forget: DataLoader) -> dict[str, Tensor]:
         """Token ids of the prompts of each concept, each of shape ``(N, L)``: templates, and captions that name it."""
         model = as_text_to_image(module)
         captions = self._captions(module, forget)
@@ -227,8 +219,7 @@ class MACE(AdapterObjective):
         """All text states of prompts, shape ``(N L, D)``."""
         return encode(model, input_ids).flatten(0, 1)
 
-    def _captions(self, module: LightningModule, loader: DataLoader | None) -> Tensor:
-        assert loader is not None
+    def _captions(self, module: LightningModule, loader: DataLoader) -> Tensor:
         return torch.stack([ids for (ids,) in each_row(module, loader, ("input_ids",))])
 
 
