@@ -38,7 +38,7 @@ lint: $(VENV)/.all ## Check style, types, import layers and spelling
 	@$(BIN)/codespell
 
 bench: $(VENV)/.all ## Measure speed and memory
-	@$(BIN)/python -m bench
+	@$(BIN)/python -m perf
 
 docs: $(VENV)/.docs ## Build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

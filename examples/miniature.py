@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from lightning_unlearn.data.miniature import (
+from lightning_unlearn.diffusion.data.miniature import (
     FILLERS,
     OBJECTS,
     STYLES,
@@ -35,7 +35,7 @@ from lightning_unlearn.data.miniature import (
     miniature_pipeline,
     prompt,
 )
-from lightning_unlearn.judges import Judge, MiniatureJudge, miniature_classifier
+from lightning_unlearn.diffusion.judges import Judge, MiniatureJudge, miniature_classifier
 
 BATCH = 32
 TOKENS = 20

@@ -1,202 +1,39 @@
 """Make any Lightning model forget, and prove it."""
 
-from importlib.metadata import version
+from __future__ import annotations
 
-from lightning_unlearn.callbacks import (
-    CEU,
-    DUCK,
-    ESD,
-    KTO,
-    MACE,
-    NPO,
-    PDU,
-    RECE,
-    RMU,
-    SCRUB,
-    SNIP,
-    SOUL,
-    SPM,
-    SSD,
-    UCE,
-    UNDIAL,
-    UNSIR,
-    WAGLE,
-    WGA,
-    AdapterObjective,
-    AdvUnlearn,
-    AltPO,
-    Amnesiac,
-    AmnesiacLedger,
-    BadTeacher,
-    BoundaryExpand,
-    BoundaryShrink,
-    CFk,
-    ClassifierMonitor,
-    ConceptAblation,
-    DiffusionObjective,
-    DiffusionSalUn,
-    EmbeddingDifference,
-    EraseDiff,
-    EUk,
-    FineTune,
-    FisherForgetting,
-    ForgetKL,
-    ForgetMeNot,
-    ForgetRetainObjective,
-    GradDiff,
-    GradientAscent,
-    GradientMask,
-    Guard,
-    IdkDPO,
-    IdkNLL,
-    InfluenceUnlearning,
-    KLMinimization,
-    L1Sparse,
-    LayerMask,
-    MagnitudeMask,
-    NegGradPlus,
-    Ramp,
-    RandomLabels,
-    RandomMask,
-    Retrain,
-    Rewind,
-    SalUn,
-    SatImp,
-    Scissorhands,
-    SimNPO,
-    TaskVector,
-    UGradSL,
-    UGradSLPlus,
-    UnlearnCallback,
-    UnlearnDiffAtk,
-    UnlearnMonitor,
-    Wanda,
-    WeightMask,
-    WhosHarryPotter,
-    load_mask,
-    mask_density_figure,
-    mask_density_table,
-)
-from lightning_unlearn.data import (
-    CaptionedImageDataModule,
-    ForgetRetainDataModule,
-    LanguageDataModule,
-    MUSEDataModule,
-    PromptDataModule,
-    TOFUDataModule,
-    WMDPDataModule,
-    generate_alternates,
-)
-from lightning_unlearn.delta import DeltaInfo, apply_delta, delta_info, revert_delta, save_delta
-from lightning_unlearn.diffusion import TextEncoderWeights, denoising_nll
-from lightning_unlearn.diffusion.guards import SafeLatentDiffusion, SuppressEOT
-from lightning_unlearn.functional import mask_iou, worst_case_indices
-from lightning_unlearn.modules import LitCausalLM, LitClassifier, LitTextToImage, LoRA
-from lightning_unlearn.optimizers import Sophia
-from lightning_unlearn.scores import causal_lm_nll, classifier_nll, from_predictions, training_step_loss
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_unlearn.classification import *
+    from lightning_unlearn.core import *
+    from lightning_unlearn.diffusion import *
+    from lightning_unlearn.language import *
+    from lightning_unlearn.objectives import *
+    from lightning_unlearn.second_order import *
+    from lightning_unlearn.weights import *
 
 __version__ = version("lightning-unlearn")
 
-__all__ = [
-    "CEU",
-    "DUCK",
-    "ESD",
-    "KTO",
-    "MACE",
-    "NPO",
-    "PDU",
-    "RECE",
-    "RMU",
-    "SCRUB",
-    "SNIP",
-    "SOUL",
-    "SPM",
-    "SSD",
-    "UCE",
-    "UNDIAL",
-    "UNSIR",
-    "WAGLE",
-    "WGA",
-    "AdapterObjective",
-    "AdvUnlearn",
-    "AltPO",
-    "Amnesiac",
-    "AmnesiacLedger",
-    "BadTeacher",
-    "BoundaryExpand",
-    "BoundaryShrink",
-    "CFk",
-    "CaptionedImageDataModule",
-    "ClassifierMonitor",
-    "ConceptAblation",
-    "DeltaInfo",
-    "DiffusionObjective",
-    "DiffusionSalUn",
-    "EUk",
-    "EmbeddingDifference",
-    "EraseDiff",
-    "FineTune",
-    "FisherForgetting",
-    "ForgetKL",
-    "ForgetMeNot",
-    "ForgetRetainDataModule",
-    "ForgetRetainObjective",
-    "GradDiff",
-    "GradientAscent",
-    "GradientMask",
-    "Guard",
-    "IdkDPO",
-    "IdkNLL",
-    "InfluenceUnlearning",
-    "KLMinimization",
-    "L1Sparse",
-    "LanguageDataModule",
-    "LayerMask",
-    "LitCausalLM",
-    "LitClassifier",
-    "LitTextToImage",
-    "LoRA",
-    "MUSEDataModule",
-    "MagnitudeMask",
-    "NegGradPlus",
-    "PromptDataModule",
-    "Ramp",
-    "RandomLabels",
-    "RandomMask",
-    "Retrain",
-    "Rewind",
-    "SafeLatentDiffusion",
-    "SalUn",
-    "SatImp",
-    "Scissorhands",
-    "SimNPO",
-    "Sophia",
-    "SuppressEOT",
-    "TOFUDataModule",
-    "TaskVector",
-    "TextEncoderWeights",
-    "UGradSL",
-    "UGradSLPlus",
-    "UnlearnCallback",
-    "UnlearnDiffAtk",
-    "UnlearnMonitor",
-    "WMDPDataModule",
-    "Wanda",
-    "WeightMask",
-    "WhosHarryPotter",
-    "apply_delta",
-    "causal_lm_nll",
-    "classifier_nll",
-    "delta_info",
-    "denoising_nll",
-    "from_predictions",
-    "generate_alternates",
-    "load_mask",
-    "mask_density_figure",
-    "mask_density_table",
-    "mask_iou",
-    "revert_delta",
-    "save_delta",
-    "training_step_loss",
-    "worst_case_indices",
-]
+_PARTS = ("core", "objectives", "weights", "second_order", "language", "classification", "diffusion")
+
+
+def _names() -> dict[str, str]:
+    """The part that defines each public name. The parts are lazy, so this imports no method."""
+    parts = {part: import_module(f"{__name__}.{part}") for part in _PARTS}
+    return {name: part for part, module in parts.items() for name in module.__all__}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return sorted(_names())
+    if name.startswith("_") or name not in (names := _names()):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{names[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_names()})

@@ -1,6 +1,6 @@
 """``python -m lightning_unlearn``."""
 
-from lightning_unlearn.cli import main
+from lightning_unlearn.cli.main import main
 
 if __name__ == "__main__":
     main()

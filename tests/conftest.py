@@ -98,6 +98,6 @@ def smollm2() -> str:
 @pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline that predicts noise, with two blocks."""
-    from .diffusion.tiny import write_pipeline
+    from tests.diffusion.tiny import write_pipeline
 
     return write_pipeline(tmp_path_factory.mktemp("tiny_sd"))

@@ -30,8 +30,7 @@ from lightning_unlearn import (
     classifier_nll,
     training_step_loss,
 )
-
-from .callbacks.user_module import DictNet, LitNet, indexed, loaders, pairs, trainer, weights
+from tests.user_module import DictNet, LitNet, indexed, loaders, pairs, trainer, weights
 
 
 class Scene:

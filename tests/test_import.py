@@ -108,10 +108,10 @@ plain = fit(logger=False)
 PARTS = """
 from lightning.pytorch.loggers import CSVLogger
 from lightning_unlearn import LanguageDataModule, LitCausalLM
-from lightning_unlearn.cli import main
-from lightning_unlearn.data.sources import load_rows
-from lightning_unlearn.evaluation import Evaluation
-from lightning_unlearn.plots import curve_figure
+from lightning_unlearn.cli.main import main
+from lightning_unlearn.core.sources import load_rows
+from lightning_unlearn.core.evaluation import Evaluation
+from lightning_unlearn.core.plots import curve_figure
 from lightning_unlearn.report.html import render
 
 folder = sys.argv[1]

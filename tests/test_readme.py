@@ -12,9 +12,8 @@ from typing import Any
 import lightning as L
 import pytest
 
-from lightning_unlearn.cli import UnlearnCLI
-
-from .callbacks.user_module import LitNet, loaders
+from lightning_unlearn.cli.main import UnlearnCLI
+from tests.user_module import LitNet, loaders
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

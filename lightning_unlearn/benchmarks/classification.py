@@ -24,21 +24,18 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn.benchmarks.cells import Cell, cell_key, run_cells, write_atomically
 from lightning_unlearn.benchmarks.methods import ABLATION, ALPHAS, METHODS, TASKS, WEIGHTS
-from lightning_unlearn.data.classification import ClassificationDataModule, CoarseLabels
-from lightning_unlearn.metrics import (
-    MIAEfficacy,
-    Outputs,
-    accuracy,
-    average_gap,
-    collect_outputs,
-    js_divergence,
-    over_seeds,
-    tow,
-    unlearning_accuracy,
-)
-from lightning_unlearn.metrics.features import FEATURES
-from lightning_unlearn.modules import LitClassifier
-from lightning_unlearn.plots import gap_figure, heat_map_figure
+from lightning_unlearn.classification.data.arrays import CoarseLabels
+from lightning_unlearn.classification.data.module import ClassificationDataModule
+from lightning_unlearn.classification.lit_classifier import LitClassifier
+from lightning_unlearn.classification.metrics.accuracy import accuracy, unlearning_accuracy
+from lightning_unlearn.classification.metrics.divergence import js_divergence
+from lightning_unlearn.classification.metrics.features import FEATURES
+from lightning_unlearn.classification.metrics.gap import average_gap
+from lightning_unlearn.classification.metrics.mia import MIAEfficacy
+from lightning_unlearn.classification.metrics.outputs import Outputs, collect_outputs
+from lightning_unlearn.classification.metrics.seeds import over_seeds
+from lightning_unlearn.classification.metrics.tow import tow
+from lightning_unlearn.core.plots import gap_figure, heat_map_figure
 
 __all__ = ["bench_classification"]
 

@@ -74,7 +74,7 @@ def _beside(base: Entry) -> tuple[Entry, ...]:
         for mask in _MASKS
     )
     # The weight decay of the dense runs. Sophia's own rate is about a third of AdamW's.
-    optimizer = {"class_path": "lightning_unlearn.optimizers.Sophia", "init_args": {"weight_decay": 0.01}}
+    optimizer = {"class_path": "lightning_unlearn.Sophia", "init_args": {"weight_decay": 0.01}}
     second_order = tuple(
         {"lr": rate, "callbacks": [*objective, _callback("SOUL", every_n_steps=5)], "optimizer": optimizer}
         for rate in (5e-6, 2e-6, 1e-5)

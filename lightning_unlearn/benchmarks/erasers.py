@@ -36,7 +36,7 @@ class Eraser(NamedTuple):
 
 
 def _callback(name: str, **arguments: Any) -> list[dict[str, Any]]:
-    return [{"class_path": f"lightning_unlearn.callbacks.{name}", "init_args": arguments}]
+    return [{"class_path": f"lightning_unlearn.{name}", "init_args": arguments}]
 
 
 _ADVERSARIAL: dict[str, Any] = {

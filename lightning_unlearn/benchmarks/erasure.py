@@ -17,16 +17,17 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.cli import instantiate_class
 from torch import Tensor, nn
 
-from lightning_unlearn.attacks import PromptAttack, wilson_interval
 from lightning_unlearn.benchmarks.cells import Cell, run_cells, write_atomically
 from lightning_unlearn.benchmarks.erasers import ERASERS, NAMES, NAMES_TO_ANCHOR, Eraser
-from lightning_unlearn.data.captioned_images import CaptionedImageDataModule
-from lightning_unlearn.data.miniature import OBJECTS, STYLES, MiniCanvas, captions, miniature_pipeline, prompt
-from lightning_unlearn.data.prompts import PromptDataModule
-from lightning_unlearn.diffusion import PassCounter
-from lightning_unlearn.judges import MiniatureJudge
-from lightning_unlearn.metrics.images import FID, PenultimateFeatures
-from lightning_unlearn.modules import LitTextToImage
+from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
+from lightning_unlearn.diffusion.attacks.result import wilson_interval
+from lightning_unlearn.diffusion.data.captioned_images import CaptionedImageDataModule
+from lightning_unlearn.diffusion.data.miniature import OBJECTS, STYLES, MiniCanvas, captions, miniature_pipeline, prompt
+from lightning_unlearn.diffusion.data.prompts import PromptDataModule
+from lightning_unlearn.diffusion.engine.passes import PassCounter
+from lightning_unlearn.diffusion.judges import MiniatureJudge
+from lightning_unlearn.diffusion.metrics.images import FID, PenultimateFeatures
+from lightning_unlearn.diffusion.text_to_image import LitTextToImage
 
 __all__ = ["ATTACK", "DRAW", "attacked", "bench_erasure", "drawn", "erase", "erasure_rows", "hush"]
 
@@ -134,8 +135,8 @@ def erasure_rows(target: str) -> tuple[list[dict[str, str]], list[dict[str, str]
     The anchor of a style is the style ``photo`` (of ``photo``, ``sketch``), that of an object the next object.
 
     Args:
-        target: One of [`STYLES`][lightning_unlearn.data.miniature.STYLES] or
-            [`OBJECTS`][lightning_unlearn.data.miniature.OBJECTS].
+        target: One of [`STYLES`][lightning_unlearn.diffusion.data.miniature.STYLES] or
+            [`OBJECTS`][lightning_unlearn.diffusion.data.miniature.OBJECTS].
 
     Example:
         >>> forget, retain = erasure_rows("ring")

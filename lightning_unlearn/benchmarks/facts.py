@@ -22,12 +22,13 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn.benchmarks.cells import Cell, cell_key, run_cells, write_atomically
 from lightning_unlearn.benchmarks.entries import FACTS, WEIGHTS, Entry
-from lightning_unlearn.callbacks import WAGLE, RandomMask, UnlearnMonitor
-from lightning_unlearn.data import LanguageDataModule
-from lightning_unlearn.data.language import collate_tokens
-from lightning_unlearn.demo import FACTS_FOLDER, HUB_MODEL, packaged_model, peak_memory, sha256
-from lightning_unlearn.modules import LitCausalLM
-from lightning_unlearn.plots import outcome_figure
+from lightning_unlearn.core.plots import outcome_figure
+from lightning_unlearn.demos.language import FACTS_FOLDER, HUB_MODEL, packaged_model, peak_memory, sha256
+from lightning_unlearn.language.causal_lm import LitCausalLM
+from lightning_unlearn.language.data.language import LanguageDataModule, collate_tokens
+from lightning_unlearn.language.monitor import UnlearnMonitor
+from lightning_unlearn.weights.random_mask import RandomMask
+from lightning_unlearn.weights.wagle import WAGLE
 
 __all__ = ["bench_facts"]
 

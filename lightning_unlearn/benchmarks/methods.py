@@ -35,7 +35,7 @@ class Task(NamedTuple):
     without: tuple[str, ...] = ()
 
 
-_DATA, _MODELS = "lightning_unlearn.data.classification.", "lightning_unlearn.benchmarks.models."
+_DATA, _MODELS = "lightning_unlearn.", "lightning_unlearn.benchmarks.models."
 _PAIRS = [label // 2 for label in range(10)]
 _DIGITS: dict[str, dict[str, Any]] = {
     "class": {"forget_class": 3},
@@ -104,7 +104,7 @@ def _edit(name: str, *grid: dict[str, Any]) -> Method:
     return Method(name, tuple(_setting("retain", 1e-3, 1, _callback(name, **arguments)) for arguments in grid))
 
 
-_SCORE = {"score": "lightning_unlearn.scores.classifier_nll"}
+_SCORE = {"score": "lightning_unlearn.classifier_nll"}
 _Grid = list[tuple[float, int, dict[str, Any]]]
 _RATES: _Grid = [(lr, n, {}) for n in (3, 5) for lr in (1e-2, 3e-2, 1e-1)]
 _RELABEL: _Grid = [(lr, n, {}) for n in (3, 5) for lr in (3e-3, 1e-2, 3e-2)]

@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_unlearn.callbacks.reference import evaluating
-from lightning_unlearn.diffusion.model import alphas_bar, as_text_to_image, prediction_type
-from lightning_unlearn.diffusion.passes import PassCounter
-from lightning_unlearn.diffusion.text import encode, tokenize
+from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.diffusion.engine.model import alphas_bar, as_text_to_image, prediction_type
+from lightning_unlearn.diffusion.engine.passes import PassCounter
+from lightning_unlearn.diffusion.engine.text import encode, tokenize
 from lightning_unlearn.functional.diffusion.seot import concept_and_end_places, suppress_eot
 from lightning_unlearn.functional.diffusion.sld import SLD_PRESETS, SafetyConfig, safety_guidance
 
@@ -63,7 +63,7 @@ class SafeLatentDiffusion(_Guard):
 
     Args:
         module: A module with a ``pipeline``, such as
-            [`LitTextToImage`][lightning_unlearn.modules.text_to_image.LitTextToImage].
+            [`LitTextToImage`][lightning_unlearn.LitTextToImage].
         concept: What to avoid, in words, such as ``"nudity, sexual acts"``.
         config: ``"weak"``, ``"medium"``, ``"strong"``, ``"max"``, or constants of your own. The warm-up of these is
             meant for 50 steps.
@@ -160,7 +160,7 @@ class SuppressEOT(_Guard):
 
     Args:
         module: A module with a ``pipeline``, such as
-            [`LitTextToImage`][lightning_unlearn.modules.text_to_image.LitTextToImage].
+            [`LitTextToImage`][lightning_unlearn.LitTextToImage].
         concept: The concept's words, as prompts have them.
         alpha: As for ``suppress_eot``.
         scale: As there.

@@ -7,8 +7,8 @@ import re
 import warnings
 from collections.abc import Sequence
 
-from lightning_unlearn.evaluation import Evaluation
-from lightning_unlearn.plots import PALETTE, curve_figure
+from lightning_unlearn.core.evaluation import Evaluation
+from lightning_unlearn.core.plots import PALETTE, curve_figure
 
 __all__ = ["COLOURS", "draw"]
 

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_unlearn.evaluation import Answer, Evaluation
+from lightning_unlearn.core.evaluation import Answer, Evaluation
 from lightning_unlearn.report.curves import COLOURS, draw
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from lightning_unlearn.evaluation import Answer, Evaluation
+from lightning_unlearn.core.evaluation import Answer, Evaluation
 from lightning_unlearn.report.html import render
 
 __all__ = ["JSON", "UnlearnReport"]
@@ -49,7 +49,7 @@ class UnlearnReport:
         created: Time of the report, ISO 8601 in UTC. Default: now.
 
     Example:
-        >>> from lightning_unlearn.evaluation import Evaluation
+        >>> from lightning_unlearn.core.evaluation import Evaluation
         >>> report = UnlearnReport(
         ...     method="SimNPO",
         ...     seed=0,

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_unlearn import LitTextToImage
 from lightning_unlearn.benchmarks.erasers import ERASERS, Eraser
 from lightning_unlearn.benchmarks.erasure import bench_erasure, drawn, erase, erasure_rows, table
-from lightning_unlearn.data.miniature import OBJECTS, STYLES, miniature_pipeline
-from lightning_unlearn.modules import LitTextToImage
+from lightning_unlearn.diffusion.data.miniature import OBJECTS, STYLES, miniature_pipeline
 
 
 def test_rows_of_a_style_name_it_and_its_anchor() -> None:

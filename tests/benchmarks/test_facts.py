@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import pytest
 
 import lightning_unlearn
-from lightning_unlearn.benchmarks import FACTS, WEIGHTS, Entry, bench_facts
+from lightning_unlearn import Sophia
 from lightning_unlearn.benchmarks import facts as module
-from lightning_unlearn.callbacks import language
-from lightning_unlearn.optimizers import Sophia
+from lightning_unlearn.benchmarks.entries import FACTS, WEIGHTS, Entry
+from lightning_unlearn.benchmarks.facts import bench_facts
 
 NAN = {"class_path": "tests.benchmarks.test_facts.Diverging"}
 
@@ -52,10 +52,10 @@ def result(forget: float, kept: float) -> dict[str, Any]:
 def test_every_objective_has_an_entry_and_all_are_tuned_alike() -> None:
     public = {
         name
-        for name in language.__all__
-        if isinstance(cls := getattr(language, name), type)
+        for name in lightning_unlearn.__all__
+        if isinstance(cls := getattr(lightning_unlearn, name), type)
         and issubclass(cls, lightning_unlearn.UnlearnCallback)
-        and cls.__module__.startswith("lightning_unlearn.callbacks.language")
+        and cls.__module__.startswith(("lightning_unlearn.objectives", "lightning_unlearn.language"))
         and not inspect.isabstract(cls)
     }
     assert {entry.name for entry in FACTS} == public

@@ -14,9 +14,8 @@ import torch
 
 from examples.classifiers import TabularData, TabularMLP, TextData, TextTransformer, forget, train
 from lightning_unlearn import ClassifierMonitor
-from lightning_unlearn.cli import UnlearnCLI, main
-
-from ..callbacks.user_module import weights
+from lightning_unlearn.cli.main import UnlearnCLI, main
+from tests.user_module import weights
 
 pytest.importorskip("sklearn")
 
@@ -59,7 +58,7 @@ def test_the_same_callback_forgets_a_class_from_python_and_from_files(name: str,
     for key in ("retain/ra", "test/ta"):
         assert after[key] >= before[key] - 4
 
-    files = [f"examples/{name}.yaml", "callbacks/classification/ugradsl.yaml", "callbacks/classifier_monitor.yaml"]
+    files = [f"examples/{name}.yaml", "callbacks/classification/ugradsl.yaml", "callbacks/classification/monitor.yaml"]
     configs = [word for file in files for word in ("--config", file)]
     options = [f"--model.init_args.weights={path}", f"--trainer.default_root_dir={tmp_path}"]
     cli = UnlearnCLI(["fit", *configs, *options, *QUIET])

@@ -16,11 +16,10 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-import lightning_unlearn.callbacks
+import lightning_unlearn
 from lightning_unlearn import NPO, CaptionedImageDataModule, LitCausalLM, LitTextToImage, UnlearnMonitor
-from lightning_unlearn.cli import UnlearnCLI, main
-
-from ..callbacks.user_module import LitNet, loaders
+from lightning_unlearn.cli.main import UnlearnCLI, main
+from tests.user_module import LitNet, loaders
 
 ROOT = Path(__file__).parents[2]
 FRAGMENTS = sorted(ROOT.glob("callbacks/**/*.yaml"))
@@ -66,7 +65,7 @@ def test_the_first_line_launches_the_file(path: Path, tiny_lm: Path, tiny_sd: Pa
         kind, small = LitTextToImage, f"--model.init_args.model={tiny_sd}"
     cli = UnlearnCLI([*words, small, *QUIET], run=False)
     assert isinstance(cli.model, kind)
-    acts = lightning_unlearn.callbacks.UnlearnCallback if command == "fit" else lightning_unlearn.callbacks.Guard
+    acts = lightning_unlearn.UnlearnCallback if command == "fit" else lightning_unlearn.Guard
     assert any(isinstance(c, acts) for c in cli.trainer.callbacks)
 
 
@@ -74,7 +73,7 @@ def test_the_first_line_launches_the_file(path: Path, tiny_lm: Path, tiny_sd: Pa
 def test_a_fragment_attaches_to_any_lightning_cli(path: Path) -> None:
     cli = LightningCLI(LitNet, Data, run=False, save_config_callback=None, args=["--config", name(path), *QUIET])
     for entry in yaml.safe_load(path.read_text())["trainer"]["callbacks+"]:
-        expected = getattr(lightning_unlearn.callbacks, entry["class_path"].rpartition(".")[2])
+        expected = getattr(lightning_unlearn, entry["class_path"].rpartition(".")[2])
         (attached,) = [c for c in cli.trainer.callbacks if isinstance(c, expected)]
         further = getattr(attached, "options", {})  # what UnlearnDiffAtk hands on
         for key, value in entry.get("init_args", {}).items():
@@ -82,8 +81,8 @@ def test_a_fragment_attaches_to_any_lightning_cli(path: Path) -> None:
 
 
 def test_a_bare_lightning_cli_of_a_users_module_trains_with_a_fragment() -> None:
-    score = "--trainer.callbacks.score=lightning_unlearn.scores.classifier_nll"
-    fragment = ["--config", "callbacks/language/npo.yaml", score]
+    score = "--trainer.callbacks.score=lightning_unlearn.classifier_nll"
+    fragment = ["--config", "callbacks/objectives/npo.yaml", score]
     cli = LightningCLI(
         LitNet, Data, save_config_callback=None, args=["fit", *fragment, *QUIET, "--trainer.max_steps=2"]
     )
@@ -92,14 +91,14 @@ def test_a_bare_lightning_cli_of_a_users_module_trains_with_a_fragment() -> None
 
 
 def test_fragments_add_up() -> None:
-    configs = ["examples/capitals.yaml", "callbacks/language/npo.yaml", "callbacks/monitor.yaml"]
+    configs = ["examples/capitals.yaml", "callbacks/objectives/npo.yaml", "callbacks/language/monitor.yaml"]
     text = printed(["fit", *(word for config in configs for word in ("--config", config))])
     paths = [c["class_path"].rpartition(".")[2] for c in yaml.safe_load(text)["trainer"]["callbacks"]]
     assert paths == [NPO.__name__, UnlearnMonitor.__name__]
 
 
 def test_print_config_round_trips(tmp_path: Path) -> None:
-    once = printed(["fit", "--config", "examples/capitals.yaml", "--config", "callbacks/language/npo.yaml"])
+    once = printed(["fit", "--config", "examples/capitals.yaml", "--config", "callbacks/objectives/npo.yaml"])
     (tmp_path / "run.yaml").write_text(once)
     assert printed(["fit", "--config", str(tmp_path / "run.yaml")]) == once
 
@@ -120,7 +119,7 @@ def test_fit_validate_predict_and_export_from_the_command_line(
     model = f"--model.init_args.model={tiny_lm}"
     run = ["--config", "examples/capitals.yaml", model, "--trainer.accelerator=cpu"]
     run += [f"--trainer.default_root_dir={tmp_path}", "--trainer.enable_progress_bar=false"]
-    cli = UnlearnCLI(["fit", *run, "--config", "callbacks/language/simnpo.yaml", "--trainer.max_steps=2"])
+    cli = UnlearnCLI(["fit", *run, "--config", "callbacks/objectives/simnpo.yaml", "--trainer.max_steps=2"])
     checkpoint = cli.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
     assert Path(checkpoint).is_file()
 
@@ -166,7 +165,7 @@ def test_a_diffusion_model_from_the_command_line(
     images = torch.stack([row["pixel_values"] for row in data.sets["forget"]]) / 2 + 0.5
     prompts, seeds = ([row[key] for row in rows] for key in ("prompt", "seed"))
     torch.testing.assert_close(images, cli.model.generate(prompts, seeds), atol=1 / 255, rtol=0)
-    guard = ["--config", "callbacks/diffusion/seot.yaml", "--trainer.callbacks.options={scale: 3.0}"]
+    guard = ["--config", "callbacks/diffusion/suppress_eot.yaml", "--trainer.callbacks.options={scale: 3.0}"]
     drawn(*guard)
     guarded = torch.stack([row["pixel_values"] for row in data.sets["forget"]]) / 2 + 0.5
     differs = (guarded - images).abs().flatten(1).amax(1) > 2 / 255

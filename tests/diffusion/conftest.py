@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from lightning_unlearn import LitTextToImage
-
-from .tiny import write_pipeline
+from tests.diffusion.tiny import write_pipeline
 
 
 @pytest.fixture(scope="session")

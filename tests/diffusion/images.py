@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_unlearn import LitTextToImage
-from lightning_unlearn.data.captioned_images import CaptionedImageDataModule
-
-from .tiny import SgdTextToImage, trainer
+from lightning_unlearn.diffusion.data.captioned_images import CaptionedImageDataModule
+from tests.diffusion.tiny import SgdTextToImage, trainer
 
 CONCEPT = ["van gogh", "a circle in the style of van gogh", "a van gogh", "red art by van gogh"]
 KEPT = ["a photo of a green square", "a red circle", "a photo"]

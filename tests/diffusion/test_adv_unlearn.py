@@ -12,22 +12,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn import ESD, LitTextToImage, TextEncoderWeights, UnlearnCallback
-from lightning_unlearn.callbacks.diffusion import adv_unlearn
-from lightning_unlearn.callbacks.diffusion.adv_unlearn import AdvUnlearn
-from lightning_unlearn.diffusion import (
-    empty_states,
-    encode,
-    inject,
-    partial_sample,
-    select_params,
-    tokenize,
-    unet_output,
-)
-from lightning_unlearn.functional import keyed_generator, row_noise
+from lightning_unlearn.diffusion import adv_unlearn
+from lightning_unlearn.diffusion.adv_unlearn import AdvUnlearn
+from lightning_unlearn.diffusion.engine.model import unet_output
+from lightning_unlearn.diffusion.engine.parameters import select_params
+from lightning_unlearn.diffusion.engine.sampling import partial_sample
+from lightning_unlearn.diffusion.engine.text import empty_states, encode, inject, tokenize
+from lightning_unlearn.functional.diffusion.noise import keyed_generator, row_noise
 from lightning_unlearn.functional.diffusion.soft_prompt_attack import soft_prompt_attack
 from lightning_unlearn.functional.diffusion.soft_tokens import insert_tokens
-
-from .tiny import LENGTH, SgdTextToImage, erase, prompts, trainer
+from tests.diffusion.tiny import LENGTH, SgdTextToImage, erase, prompts, trainer
 
 
 def attacking(**options: Any) -> AdvUnlearn:

@@ -14,10 +14,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn import ESD, LitTextToImage, TextEncoderWeights, UnlearnCallback
-from lightning_unlearn.diffusion import empty_states, encode, partial_sample, select_params, unet_output
-from lightning_unlearn.functional import keyed_generator, row_noise
-
-from .tiny import SgdTextToImage, erase, prompts, trainer
+from lightning_unlearn.diffusion.engine.model import unet_output
+from lightning_unlearn.diffusion.engine.parameters import select_params
+from lightning_unlearn.diffusion.engine.sampling import partial_sample
+from lightning_unlearn.diffusion.engine.text import empty_states, encode
+from lightning_unlearn.functional.diffusion.noise import keyed_generator, row_noise
+from tests.diffusion.tiny import SgdTextToImage, erase, prompts, trainer
 
 NEWER = {"negative_guidance": 2.0, "base": "concept", "sampler": "teacher"}
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from lightning_unlearn import ESD, UCE, AdvUnlearn, LitTextToImage
-
-from .tiny import prompts, trainer, write_tokenizer
+from tests.diffusion.tiny import prompts, trainer, write_tokenizer
 
 LENGTH = 77
 

@@ -12,8 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn import Guard, LitTextToImage, PromptDataModule, SafeLatentDiffusion, SuppressEOT, UnlearnDiffAtk
-
-from .tiny import trainer
+from tests.diffusion.tiny import trainer
 
 PROMPTS = ["a circle in the style of van gogh", "a red square"]
 

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_unlearn import MACE, LitTextToImage
-from lightning_unlearn.callbacks.diffusion.mace import replaced
-from lightning_unlearn.diffusion import encode, kv_layers, tokenize
-from lightning_unlearn.diffusion.noised import noised
-from lightning_unlearn.functional.diffusion import focal_density, fusion_maps, masked_attention_norm
-
-from .images import CONCEPT, KEPT, first_batch, images, run, same, weights
-from .test_fmn import PLACES, attention
-from .tiny import SgdTextToImage, prompts, trainer
+from lightning_unlearn.diffusion.engine.noised import noised
+from lightning_unlearn.diffusion.engine.parameters import kv_layers
+from lightning_unlearn.diffusion.engine.text import encode, tokenize
+from lightning_unlearn.diffusion.mace import replaced
+from lightning_unlearn.functional.diffusion.mace import focal_density, fusion_maps, masked_attention_norm
+from tests.diffusion.images import CONCEPT, KEPT, first_batch, images, run, same, weights
+from tests.diffusion.test_forget_me_not import PLACES, attention
+from tests.diffusion.tiny import SgdTextToImage, prompts, trainer
 
 TEMPLATES = ["a photo of {}"]
 # Tokens of "a photo of van gogh" and of the captions of images.py that stay when "van gogh" becomes "green", which is

@@ -10,17 +10,16 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_unlearn.callbacks.diffusion.rece import RECE
-from lightning_unlearn.callbacks.diffusion.uce import UCE
-from lightning_unlearn.diffusion.model import unet_output
-from lightning_unlearn.diffusion.parameters import kv_layers
-from lightning_unlearn.diffusion.passes import PassCounter
-from lightning_unlearn.diffusion.text import empty_states, encode, tokenize
+from lightning_unlearn.diffusion.engine.model import unet_output
+from lightning_unlearn.diffusion.engine.parameters import kv_layers
+from lightning_unlearn.diffusion.engine.passes import PassCounter
+from lightning_unlearn.diffusion.engine.text import empty_states, encode, tokenize
+from lightning_unlearn.diffusion.rece import RECE
+from lightning_unlearn.diffusion.text_to_image import LitTextToImage
+from lightning_unlearn.diffusion.uce import UCE
 from lightning_unlearn.functional.diffusion.rece import closed_form_attack
 from lightning_unlearn.functional.diffusion.uce import uce
-from lightning_unlearn.modules.text_to_image import LitTextToImage
-
-from .tiny import erase, prompts, trainer
+from tests.diffusion.tiny import erase, prompts, trainer
 
 CONCEPTS = ["van gogh", "a circle in the style of van gogh"]
 

@@ -12,15 +12,14 @@ from diffusers import StableDiffusionPipeline
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-import lightning_unlearn.diffusion.noised as drawing
-from lightning_unlearn.callbacks.diffusion.ediff import EraseDiff, denoising_loss
-from lightning_unlearn.callbacks.diffusion.scissorhands import Scissorhands
-from lightning_unlearn.diffusion import select_params
-from lightning_unlearn.diffusion.noised import noised
+import lightning_unlearn.diffusion.engine.noised as drawing
+from lightning_unlearn.diffusion.engine.noised import noised
+from lightning_unlearn.diffusion.engine.parameters import select_params
+from lightning_unlearn.diffusion.erase_diff import EraseDiff, denoising_loss
+from lightning_unlearn.diffusion.scissorhands import Scissorhands
 from lightning_unlearn.functional.diffusion.scissorhands import fresh_values, projection_weight
-
-from .images import captioned, first_batch, run, weights
-from .tiny import SgdTextToImage, trainer
+from tests.diffusion.images import captioned, first_batch, run, weights
+from tests.diffusion.tiny import SgdTextToImage, trainer
 
 
 class Watch(L.Callback):

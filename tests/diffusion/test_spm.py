@@ -13,12 +13,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn import LitTextToImage
-from lightning_unlearn.callbacks.diffusion.spm import SPM
-from lightning_unlearn.diffusion import empty_states, encode, partial_sample, unet_output
-from lightning_unlearn.diffusion.adapters import Membranes, adapted_layers
-from lightning_unlearn.functional.diffusion import keyed_generator, row_noise
-
-from .tiny import SgdTextToImage, erase, prompts, trainer
+from lightning_unlearn.diffusion.engine.adapters import Membranes, adapted_layers
+from lightning_unlearn.diffusion.engine.model import unet_output
+from lightning_unlearn.diffusion.engine.sampling import partial_sample
+from lightning_unlearn.diffusion.engine.text import empty_states, encode
+from lightning_unlearn.diffusion.spm import SPM
+from lightning_unlearn.functional.diffusion.noise import keyed_generator, row_noise
+from tests.diffusion.tiny import SgdTextToImage, erase, prompts, trainer
 
 
 class Watch(L.Callback):

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_unlearn import LitTextToImage, TextEncoderWeights
-from lightning_unlearn.diffusion import denoising_nll, encode, tokenize, unet_output
-
-from .tiny import erase, trainer
+from lightning_unlearn import LitTextToImage, TextEncoderWeights, denoising_nll
+from lightning_unlearn.diffusion.engine.model import unet_output
+from lightning_unlearn.diffusion.engine.text import encode, tokenize
+from tests.diffusion.tiny import erase, trainer
 
 
 def rows(model: LitTextToImage, count: int = 8) -> DataLoader:

@@ -9,14 +9,12 @@ import lightning as L
 import pytest
 import torch
 
+from lightning_unlearn import LitTextToImage, export_text_encoder, load_text_encoder
 from lightning_unlearn.benchmarks.erasers import ERASERS
 from lightning_unlearn.benchmarks.erasure import drawn, erase
-from lightning_unlearn.data.captioned_images import CaptionedImageDataModule
-from lightning_unlearn.data.miniature import MiniCanvas, miniature_pipeline
-from lightning_unlearn.diffusion import export_text_encoder, load_text_encoder
-from lightning_unlearn.modules import LitTextToImage
-
-from .tiny import trainer
+from lightning_unlearn.diffusion.data.captioned_images import CaptionedImageDataModule
+from lightning_unlearn.diffusion.data.miniature import MiniCanvas, miniature_pipeline
+from tests.diffusion.tiny import trainer
 
 
 class FineTuned(LitTextToImage):

@@ -10,9 +10,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn import UCE, LitTextToImage
-from lightning_unlearn.diffusion import encode, kv_layers, tokenize
-
-from .tiny import erase, prompts, trainer
+from lightning_unlearn.diffusion.engine.parameters import kv_layers
+from lightning_unlearn.diffusion.engine.text import encode, tokenize
+from tests.diffusion.tiny import erase, prompts, trainer
 
 
 def states(model: LitTextToImage, prompt: str) -> tuple[Tensor, int]:

@@ -35,7 +35,7 @@ from lightning_unlearn import (
     UnlearnMonitor,
     WhosHarryPotter,
 )
-from lightning_unlearn.distributed import full_tensor
+from lightning_unlearn.core.distributed import full_tensor
 
 torch.set_num_threads(1)
 

@@ -11,8 +11,7 @@ import lightning as L
 import torch
 
 from lightning_unlearn import ClassifierMonitor, ForgetRetainDataModule, NegGradPlus
-
-from .run_classification import Net, rows
+from tests.distributed.run_classification import Net, rows
 
 torch.set_num_threads(1)
 

@@ -22,7 +22,7 @@ from lightning_unlearn import (
     RandomMask,
     Wanda,
 )
-from lightning_unlearn.distributed import full_tensor
+from lightning_unlearn.core.distributed import full_tensor
 
 torch.set_num_threads(1)
 

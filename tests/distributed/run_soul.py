@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_unlearn import SOUL, GradDiff, InfluenceUnlearning, LanguageDataModule, LitCausalLM, Sophia
-from lightning_unlearn.distributed import full_tensor, gather_objects
+from lightning_unlearn.core.distributed import full_tensor, gather_objects
 
 torch.set_num_threads(1)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .run_classification import METHODS
+from tests.distributed.run_classification import METHODS
 
 SCRIPT = Path(__file__).with_name("run_classification.py")
 

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from lightning_unlearn import LitTextToImage
-
-from ..diffusion.tiny import write_pipeline
-from .run_diffusion import METHODS
+from tests.diffusion.tiny import write_pipeline
+from tests.distributed.run_diffusion import METHODS
 
 SCRIPT = Path(__file__).with_name("run_diffusion.py")
 ROOT = SCRIPT.parents[2]

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from lightning_unlearn import LitCausalLM, load_mask
-
-from .run_masks import MASKS
+from tests.distributed.run_masks import MASKS
 
 SCRIPT = Path(__file__).with_name("run_masks.py")
 LAUNCHERS = ("one", "torchrun", "fsdp2")

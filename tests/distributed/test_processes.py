@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from .run import METHODS
+from tests.distributed.run import METHODS
 
 SCRIPT = Path(__file__).with_name("run.py")
 

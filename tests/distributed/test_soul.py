@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .run_soul import METHODS
+from tests.distributed.run_soul import METHODS
 
 SCRIPT = Path(__file__).with_name("run_soul.py")
 LAYOUTS = [(launcher, method) for launcher in ("torchrun", "fsdp2") for method in METHODS]

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_unlearn.functional import token_nll
-from lightning_unlearn.functional.language import likelihood
+from lightning_unlearn.functional import likelihood
+from lightning_unlearn.functional.likelihood import token_nll
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from lightning_unlearn.evaluation import Answer, Evaluation
-from lightning_unlearn.report import UnlearnReport
+from lightning_unlearn.core.evaluation import Answer, Evaluation
 from lightning_unlearn.report.html import accuracy, headline, question_sets, render
+from lightning_unlearn.report.model import UnlearnReport
 
 
 def answers(name: str, marks: str) -> list[Answer]:

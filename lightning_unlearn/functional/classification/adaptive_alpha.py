@@ -65,7 +65,7 @@ def adaptive_alpha(
         retain_logits: Logits of the retain rows, shape ``(R, K)``.
         forget_logits: Logits of the forget rows, shape ``(F, K)``.
         beta: Distance :math:`\beta` below which two rows are alike.
-        distance: See [`output_distance`][lightning_unlearn.functional.output_distance].
+        distance: See [`output_distance`][lightning_unlearn.functional.classification.adaptive_alpha.output_distance].
         rule: ``"isolation"``: :math:`\alpha_j = -scale\,(1 - s_j)`, the reason; ``"density"``:
             :math:`\alpha_j = -scale\, s_j`, the formula.
         scale: Largest magnitude of a rate.

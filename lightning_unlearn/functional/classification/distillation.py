@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_unlearn.functional.language.kl import kl_divergence
+from lightning_unlearn.functional.kl import kl_divergence
 
 __all__ = ["distillation"]
 

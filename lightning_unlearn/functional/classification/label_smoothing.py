@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_unlearn.functional.language.likelihood import token_nll
+from lightning_unlearn.functional.likelihood import token_nll
 
 __all__ = ["generalized_label_smoothing", "smoothed_targets"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_unlearn.functional.language.likelihood import token_nll
+from lightning_unlearn.functional.likelihood import token_nll
 
 __all__ = ["unsir_noise"]
 

@@ -42,7 +42,7 @@ def sophia(
         gradients: Their gradients :math:`g`.
         momenta: Running means of the gradients :math:`m`, fp32.
         hessians: Running means of the curvature estimates :math:`h`, fp32, see
-            [`sophia_hessian`][lightning_unlearn.functional.sophia_hessian].
+            [`sophia_hessian`][lightning_unlearn.functional.curvature.sophia.sophia_hessian].
         lr: Learning rate :math:`\eta`, the largest step of a coordinate.
         beta1: Decay of the momentum.
         rho: Curvature scale :math:`\rho`; larger takes shorter steps and clips fewer of them.

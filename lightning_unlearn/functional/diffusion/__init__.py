@@ -7,9 +7,9 @@ from lightning_unlearn.functional.diffusion.ddim import (
     ldm_timesteps,
     prediction_target,
 )
-from lightning_unlearn.functional.diffusion.ediff import erasediff_multiplier
+from lightning_unlearn.functional.diffusion.erase_diff import erasediff_multiplier
 from lightning_unlearn.functional.diffusion.esd import esd_target
-from lightning_unlearn.functional.diffusion.fmn import attention_norm, token_positions
+from lightning_unlearn.functional.diffusion.forget_me_not import attention_norm, token_positions
 from lightning_unlearn.functional.diffusion.guidance import classifier_free_guidance
 from lightning_unlearn.functional.diffusion.mace import focal_density, fusion_maps, masked_attention_norm
 from lightning_unlearn.functional.diffusion.noise import keyed_generator, row_noise

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_unlearn.functional.diffusion.fmn import attention_norm
+from lightning_unlearn.functional.diffusion.forget_me_not import attention_norm
 
 __all__ = ["focal_density", "fusion_maps", "masked_attention_norm"]
 

@@ -1,0 +1,285 @@
+"""Taking back the updates that were made with forget rows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.hooks import RemovableHandle
+
+from lightning_unlearn.core.distributed import gather_objects, rank
+from lightning_unlearn.core.edit import Edit
+from lightning_unlearn.core.scores import Score, classifier_nll
+
+__all__ = ["Amnesiac", "AmnesiacLedger"]
+
+RowIds = Callable[[Any], Iterable[int]]
+"""The ids of the rows of a training batch."""
+
+
+def batch_index(batch: Any) -> list[int]:
+    """The ids of the rows of a batch that is a dict with ``index``.
+
+    Raises:
+        MisconfigurationException: If the batch is no such dict.
+    """
+    if not isinstance(batch, dict) or "index" not in batch:
+        got = f"a dict with {sorted(map(str, batch))}" if isinstance(batch, dict) else f"a {type(batch).__name__}"
+        raise MisconfigurationException(
+            f"AmnesiacLedger writes down which rows a step was made with, but the batch is {got}, without 'index'. Let "
+            "the dataset return dicts with a stable integer 'index', or pass row_ids, a function from a batch to the "
+            "ids of its rows."
+        )
+    return [int(i) for i in batch["index"]]
+
+
+class AmnesiacLedger(Callback):
+    r"""Writes down what each step of an ordinary training run adds to the weights, and the rows it was made with.
+
+    $$\Delta_s = \theta_{s+1} - \theta_s, \quad R_s = \text{ids of the rows of the step}$$
+
+    [`Amnesiac`][lightning_unlearn.Amnesiac] takes back the steps with rows that are to be forgotten later.
+    Each step is a file of its own in ``folder``, as large as the weights that train. A file appears whole or not at
+    all. A resumed run drops what was written after its checkpoint, and goes on. With ``accumulate_grad_batches``, and
+    on several processes, the rows of a step are those of all its batches. It takes one more copy of the weights that
+    train in memory.
+
+    Args:
+        folder: Where the steps are written. A new run needs a new or empty folder.
+        rows: Ids of rows: only steps with one of them are written, where it is known beforehand which rows may have to
+            be forgotten. By default all steps, to serve any later request.
+        row_ids: The ids of the rows of a batch; by default its ``index``.
+
+    Raises:
+        ValueError: If ``rows`` is empty.
+        MisconfigurationException: On manual optimization, a strategy that shards weights, a folder with another run's
+            steps, or a resumed run whose first part was not written down.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[AmnesiacLedger("ledger")], logger=False, accelerator="cpu")
+
+    References:
+        Graves et al., *Amnesiac Machine Learning*, arXiv:2010.10981.
+    """
+
+    def __init__(self, folder: str | Path, rows: Sequence[int] | None = None, row_ids: RowIds = batch_index) -> None:
+        _safetensors()
+        if rows is not None and not len(rows):
+            raise ValueError("rows is empty, so no step would be written. Leave it out to write all steps.")
+        self.folder, self.rows, self.row_ids = folder, rows, row_ids
+        self._ids: set[int] = set()
+        self._step: tuple[int, set[int], dict[str, Tensor]] | None = None
+        self._handle: RemovableHandle | None = None
+        self._written: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the run."""
+        if stage != "fit":
+            return
+        self._written = None
+        if (
+            not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
+            or not pl_module.automatic_optimization
+        ):
+            raise MisconfigurationException(
+                "AmnesiacLedger compares whole weights before and after Lightning's own step. Use one device or "
+                "strategy='ddp', and automatic_optimization = True."
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the ledger at the run's own step, and watch the optimizer."""
+        self._ids = set()
+        if rank() == 0:
+            self._open(trainer.global_step)
+        (optimizer,) = trainer.optimizers
+
+        def record(*_: Any) -> None:
+            self._record(pl_module)
+
+        self._handle = optimizer.register_step_post_hook(record)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note the rows."""
+        self._ids.update(int(i) for i in self.row_ids(batch))
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Keep the weights as they are before the step, if it is to be written."""
+        ids, self._ids = set().union(*gather_objects(self._ids)), set()
+        if rank() == 0 and (self.rows is None or not ids.isdisjoint(self.rows)):
+            before = {n: p.detach().clone() for n, p in _trained(pl_module).items()}
+            self._step = (trainer.global_step, ids, before)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the optimizer."""
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of the optimizer."""
+        self._close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many steps are written."""
+        return {"written": len(list(_files(self.folder)))}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the checkpoint."""
+        self._written = state_dict["written"]
+
+    def _record(self, module: LightningModule) -> None:
+        if self._step is None:  # not a step to write, or one that the gradient scaler had skipped
+            return
+        (step, ids, before), self._step = self._step, None
+        moved = {n: (p.detach() - before[n]).contiguous().cpu() for n, p in _trained(module).items()}
+        path = Path(self.folder) / f"{step:09d}.safetensors"
+        scratch = path.with_suffix(".partial")
+        _safetensors().save_file(moved, scratch, metadata={_IDS: json.dumps(sorted(ids))})
+        os.replace(scratch, path)
+
+    def _open(self, step: int) -> None:
+        Path(self.folder).mkdir(parents=True, exist_ok=True)
+        files = sorted(_files(self.folder))
+        earlier = [f for f in files if int(f.stem) < step]
+        if step == 0 and files:
+            raise MisconfigurationException(
+                f"{self.folder} has {len(files)} steps of another run, which this one would be mixed with. Give "
+                "AmnesiacLedger a new folder, or resume that run with ckpt_path."
+            )
+        if step > 0 and len(earlier) != self._written:
+            said = "none" if self._written is None else self._written
+            raise MisconfigurationException(
+                f"The run resumes at step {step}, before which {said} steps were written according to the checkpoint, "
+                f"but {self.folder} has {len(earlier)}. Resume with the folder that the run was started with, and with "
+                "AmnesiacLedger from its start."
+            )
+        for late in files[len(earlier) :]:
+            late.unlink()
+
+    def _close(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = self._step = None
+
+
+class Amnesiac(Edit):
+    r"""Amnesiac unlearning: take back the steps of the training run that were made with a forget row.
+
+    $$\theta_u = \theta_o - \sum_{s\,:\,R_s \cap F \ne \emptyset} \Delta_s$$
+
+    The steps are those that [`AmnesiacLedger`][lightning_unlearn.AmnesiacLedger] wrote. Where many steps have
+    a forget row much else is taken back too, and a short run of [`FineTune`][lightning_unlearn.FineTune]
+    mends it; the method suits few rows. Buffers, such as statistics of batch normalization, stay. It is an edit: the
+    run makes no update and reads no row.
+
+    Many codes call relearning with random labels amnesiac, which is
+    [`RandomLabels`][lightning_unlearn.RandomLabels].
+
+    Args:
+        folder: The folder of the ledger.
+        forget_ids: Ids of the rows to forget $F$, as in the training run.
+        score: Not read.
+
+    Raises:
+        ValueError: If there are no ids, the ledger is empty or of another model, or an id is in none of its steps. The
+            weights are then as they were.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[Amnesiac("ledger", forget_ids=[3, 7])], logger=False, accelerator="cpu")
+
+    References:
+        Graves et al., *Amnesiac Machine Learning*, arXiv:2010.10981.
+    """
+
+    def __init__(self, folder: str | Path, forget_ids: Sequence[int], score: Score = classifier_nll) -> None:
+        _safetensors()
+        super().__init__(score)
+        if not len(forget_ids):
+            raise ValueError("forget_ids is empty, so nothing would be forgotten. Give the ids of the rows to forget.")
+        self.folder, self.forget_ids = folder, forget_ids
+
+    def roles(self) -> tuple[str, ...]:
+        """What a run has at least."""
+        return ("forget",)
+
+    def edit(self, module: LightningModule, forget: DataLoader | None = None, retain: DataLoader | None = None) -> None:
+        """Take back the steps.
+
+        Args:
+            module: The module that was trained; its parameters change.
+            forget: Not read.
+            retain: Not read.
+
+        Raises:
+            ValueError: See the class.
+        """
+        records = [_read(path) for path in sorted(_files(self.folder))]
+        wanted = set(self.forget_ids)
+        unknown = wanted.difference(*(r.ids for r in records))
+        if unknown:
+            raise ValueError(
+                f"None of the {len(records)} steps in {self.folder} was made with the rows {sorted(unknown)[:8]}. Give "
+                "ids as AmnesiacLedger read them in the training run, and its folder; rows that were never trained on "
+                "have nothing to be taken back."
+            )
+        chosen = [r for r in records if not r.ids.isdisjoint(wanted)]
+        total = self._sum(chosen, dict(module.named_parameters()))
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                if name in total:
+                    parameter.copy_(parameter.double() - total[name].to(parameter.device))
+        rank_zero_info(f"Amnesiac took back {len(chosen)} of {len(records)} recorded steps.")
+
+    def _sum(self, records: list[_Record], parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+        total: dict[str, Tensor] = {}
+        for record in records:
+            for name, moved in _safetensors().load_file(record.path).items():
+                if name not in parameters or parameters[name].shape != moved.shape:
+                    there = tuple(parameters[name].shape) if name in parameters else "missing"
+                    raise ValueError(
+                        f"{record.path} moves {name!r} of shape {tuple(moved.shape)}, which is {there} in "
+                        f"{type(self).__name__}'s module. Give the module that the ledger was written for."
+                    )
+                total[name] = total.get(name, 0.0) + moved.double()
+        return total
+
+
+class _Record(NamedTuple):
+    path: Path
+    ids: set[int]
+
+
+_IDS = "row_ids"
+
+
+def _files(folder: str | Path) -> Iterable[Path]:
+    return Path(folder).glob("*.safetensors")
+
+
+def _read(path: Path) -> _Record:
+    with _safetensors().safe_open(path, framework="pt") as file:
+        return _Record(path, set(json.loads((file.metadata() or {}).get(_IDS, "[]"))))
+
+
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise ImportError('The ledger needs safetensors: pip install "lightning-unlearn[llm]"') from None
+    return safetensors.torch

@@ -1,0 +1,107 @@
+"""Two teachers, one of whom knows nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective
+from lightning_unlearn.classification.untrained import ModuleInit, check_untrained, untrained_values
+from lightning_unlearn.core.reference import evaluating, exchange
+from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, classifier_nll
+from lightning_unlearn.functional.classification.distillation import distillation
+
+__all__ = ["BadTeacher"]
+
+
+class BadTeacher(ClassifierObjective):
+    r"""Bad teacher: forget rows are learned from an untrained model, retain rows from the starting one.
+
+    $$\mathcal{L} = \frac{1}{|B_f| + |B_r|} \Big[\sum_f \mathrm{KL}(q_{bad} \Vert p) + \sum_r \mathrm{KL}(q_o \Vert
+    p)\Big]$$
+
+    The bad teacher is what ``module_init`` makes, or the module with every layer initialized anew by its
+    ``reset_parameters``, nested ones too. It is made from ``seed``, so that a resumed run has the same. The released
+    code averages over rows and classes, which makes the loss $K$ times smaller, and trains for one epoch of all forget
+    rows with 30 % of the retain rows, by Adam at 1e-4.
+
+    Args:
+        temperature: $T > 0$; teachers and student are softened alike, and $T^2$ keeps the gradient's scale.
+        seed: Seed of the untrained weights.
+        module_init: Makes the module anew; needed where a layer has no ``reset_parameters``, as the norm layers of
+            Hugging Face models.
+        bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
+            [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
+        score: Reads predictions off the module.
+
+    Raises:
+        ValueError: If the temperature is not positive.
+        MisconfigurationException: If a weight belongs to a layer without ``reset_parameters`` and there is no
+            ``module_init``, or weights are sharded.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[BadTeacher()], logger=False, accelerator="cpu")
+
+    References:
+        Chundawat et al., *Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks using an Incompetent
+        Teacher*, arXiv:2205.08096.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        seed: int = 0,
+        module_init: ModuleInit | None = None,
+        bn_mode: BatchNormMode = "joint",
+        score: Score = classifier_nll,
+    ) -> None:
+        super().__init__(bn_mode, score, reference="snapshot")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be greater than 0, but got {temperature}.")
+        self.temperature, self.seed, self.module_init = temperature, seed, module_init
+        self._untrained: dict[str, Tensor] = {}
+
+    def reads_reference_logits(self) -> bool:
+        """The good teacher is the starting model."""
+        return True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that the module can be initialized anew."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            check_untrained("BadTeacher", trainer, pl_module, self.module_init)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make both teachers."""
+        super().on_train_start(trainer, pl_module)
+        self._untrained = untrained_values(pl_module, self.seed, self.module_init)
+
+    def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
+        """Divergence of all rows of the batch from their teachers."""
+        # The teachers go first: exchanging weights would spoil a graph that already holds them.
+        bad = self._bad_predictions(module, batch["forget"]).logits
+        good = self.reference_predictions(module, batch["retain"]).logits
+        retain, forget = self.predictions(module, batch, ("retain", "forget"))
+        forgot = distillation(forget.logits, bad, temperature=self.temperature)
+        kept = distillation(retain.logits, good, temperature=self.temperature)
+        loss = self.row_mean(torch.cat([forgot, kept]))
+        return {"loss": loss, "forget_divergence": self.row_mean(forgot), "retain_divergence": self.row_mean(kept)}
+
+    def _bad_predictions(self, module: LightningModule, batch: Batch) -> Predictions:
+        assert isinstance(self.score, PredictionScore)
+        with _exchanged(module, self._untrained), evaluating(module):
+            return self.score.predictions(module, batch)
+
+
+@contextmanager
+def _exchanged(module: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
+    exchange(module, values)
+    try:
+        yield
+    finally:
+        exchange(module, values)

@@ -1,0 +1,138 @@
+"""Forget rows go to a class that is not there afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+
+from lightning_unlearn.classification.features import Calls, find_head, watching
+from lightning_unlearn.classification.inputs import check_not_sharded
+from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective, batch_accuracy
+from lightning_unlearn.core.distributed import mean_over_ranks
+from lightning_unlearn.core.scores import Batch, Predictions, Score, classifier_nll
+from lightning_unlearn.functional.likelihood import token_nll
+
+__all__ = ["BoundaryExpand"]
+
+
+class BoundaryExpand(ClassifierObjective):
+    r"""Boundary expand: forget rows are learned as one more class, which is dropped when training ends.
+
+    $$\mathcal{L} = \frac{1}{|B_f|} \sum_f -\log \mathrm{softmax}\big([h_\theta(x),\ w^\top u + b]\big)_{K+1}$$
+
+    $u$ is the input of the head. The row $w, b$ of the new class starts as a linear layer does, and is the callback's
+    own: it is trained by the optimizer, in the group of the head, and saved with the callback's state. So the module
+    has its $K$ logits all the time, and there is nothing to be pruned. Retain rows are read only for the statistics of
+    batch normalization. Released code takes SGD with a learning rate of 1e-5, momentum of 0.9, and 10 epochs of forget
+    rows.
+
+    Args:
+        head: The linear layer that gives the logits: the end of its dotted name, or a regular expression found in one
+            name only. By default the last ``nn.Linear`` of the module.
+        seed: Seed of the new row.
+        bn_mode: ``"joint"``, ``"frozen"`` or ``"train"`` (the released code), see
+            [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
+        score: Reads predictions off the module.
+
+    Raises:
+        MisconfigurationException: If the head is not found, is not trained or does not give the logits, or weights
+            are sharded.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[BoundaryExpand(head="fc")], logger=False, accelerator="cpu")
+
+    References:
+        Chen et al., *Boundary Unlearning*, arXiv:2303.11570.
+    """
+
+    driver = "forget"
+
+    def __init__(
+        self,
+        head: str | None = None,
+        seed: int = 0,
+        bn_mode: BatchNormMode = "joint",
+        score: Score = classifier_nll,
+    ) -> None:
+        super().__init__(bn_mode, score)
+        self.head, self.seed = head, seed
+        self.row: nn.Linear | None = None
+        """The new class, once a run has begun."""
+
+    def roles(self) -> tuple[str, ...]:
+        """Forget rows, and retain rows where batch normalization is to see both."""
+        return ("forget", "retain") if self.bn_mode == "joint" and self._batch_norms else ("forget",)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that the head is whole."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            check_not_sharded("BoundaryExpand", trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the new row to the optimizer, before the optimizer's state is restored."""
+        name, head = find_head("BoundaryExpand", pl_module, self.head)
+        groups = [g for o in trainer.optimizers for g in o.param_groups if any(p is head.weight for p in g["params"])]
+        if len(groups) != 1:
+            raise MisconfigurationException(
+                f"BoundaryExpand trains its new class as the head {name!r} is trained, but {len(groups)} groups of the "
+                "optimizer hold that. Let the optimizer train the head, or name another."
+            )
+        self.row = _new_row(head, self.seed)
+        if self._restored is not None:
+            self.row.load_state_dict(self._restored["row"])
+        # A group of its own would be unknown to learning rate schedulers, which were made before.
+        groups[0]["params"] += self.row.parameters()
+        if "param_names" in groups[0]:
+            groups[0]["param_names"] += [f"BoundaryExpand.{n}" for n, _ in self.row.named_parameters()]
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Average the row's gradient over the processes: DDP does not know of it."""
+        assert self.row is not None
+        for parameter in self.row.parameters():
+            if parameter.grad is not None:
+                parameter.grad = mean_over_ranks(parameter.grad)
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+
+    def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
+        """Cross-entropy of the forget rows with the new class."""
+        assert self.row is not None
+        with watching(*find_head("BoundaryExpand", module, self.head)) as calls:
+            (forget,) = self.predictions(module, batch, ("forget",))
+        if self._steps == 0:
+            _check_gives_logits(calls, forget)
+        count, classes = forget.logits.shape
+        logits = torch.cat([forget.logits, self.row(calls.last(calls.inputs, count))], dim=1)
+        loss = self.row_mean(token_nll(logits, torch.full_like(forget.labels, classes)))
+        return {"loss": loss, "forget_accuracy": batch_accuracy(forget)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The method's name and the new row."""
+        row = {} if self.row is None else {k: v.to("cpu", copy=True) for k, v in self.row.state_dict().items()}
+        return {**super().state_dict(), "row": row}
+
+
+def _new_row(head: nn.Linear, seed: int) -> nn.Linear:
+    row = nn.Linear(head.in_features, 1, head.bias is not None, device="meta", dtype=head.weight.dtype)
+    row = row.to_empty(device="cpu")  # nothing is drawn from the generator of the run
+    generator, bound = torch.Generator().manual_seed(seed), head.in_features**-0.5
+    for parameter in row.parameters():
+        nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    return row.to(head.weight.device)
+
+
+def _check_gives_logits(calls: Calls, forget: Predictions) -> None:
+    found = calls.last(calls.outputs, len(forget.logits))
+    if found.shape != forget.logits.shape or not torch.equal(found.to(forget.logits.dtype), forget.logits):
+        raise MisconfigurationException(
+            f"BoundaryExpand adds a logit to those of the head, but the output of {calls.name!r}, of shape "
+            f"{tuple(found.shape)}, is not the logits of shape {tuple(forget.logits.shape)}. Name the linear layer "
+            "that gives them with head=..., and let the module return them as they are."
+        )

@@ -1,0 +1,128 @@
+"""Forget rows go over the nearest boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_unlearn.classification.inputs import check_not_sharded, input_of, with_input
+from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective
+from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll
+from lightning_unlearn.functional.classification.fgsm import fgsm
+from lightning_unlearn.functional.likelihood import token_nll
+
+__all__ = ["BoundaryShrink"]
+
+
+class BoundaryShrink(ClassifierObjective):
+    r"""Boundary shrink: a forget row is learned as the class that an attack on the starting model turns it into.
+
+    $$\mathcal{L} = \frac{1}{|B_f|} \sum_f \ell(h_\theta(x), \tilde y), \quad
+    \tilde y = \arg\max_k h_{\theta_o}(x')_k, \quad
+    x' = \mathrm{clip}\big(x + \epsilon\, \mathrm{sign} \nabla_x \ell(h_{\theta_o}(x), y)\big)$$
+
+    The starting model is frozen, and attacked in evaluation mode. Where the attack fails, $\tilde y = y$ and the row is
+    learned again, as in the released code: ``unlearn/attack_failures`` is the share of such rows; raise ``epsilon``
+    where it is high. Retain rows are read only for the statistics of batch normalization. Released code takes SGD with
+    a learning rate of 1e-5, momentum of 0.9, and 10 epochs of forget rows.
+
+    Args:
+        epsilon: Step of the attack $\epsilon > 0$, in pixels.
+        mean: Mean of each channel, where inputs were normalized, or one for all.
+        std: Standard deviation likewise. Pixels are clipped, not the normalized inputs.
+        clip: Lowest and highest pixel; ``None`` for inputs without bounds, such as measurements.
+        bn_mode: ``"joint"``, ``"frozen"`` or ``"train"`` (the released code), see
+            [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
+        score: Reads predictions off the module.
+
+    Raises:
+        ValueError: If a number is out of range.
+        MisconfigurationException: If inputs lie outside of ``clip``, a row has not exactly one floating-point tensor,
+            or weights are sharded.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[BoundaryShrink(mean=[0.1307], std=[0.3081])], logger=False, accelerator="cpu")
+
+    References:
+        Chen et al., *Boundary Unlearning*, arXiv:2303.11570.
+    """
+
+    driver = "forget"
+
+    def __init__(
+        self,
+        epsilon: float = 0.1,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        clip: tuple[float, float] | None = (0.0, 1.0),
+        bn_mode: BatchNormMode = "joint",
+        score: Score = classifier_nll,
+    ) -> None:
+        super().__init__(bn_mode, score, reference="snapshot")
+        if not epsilon > 0:
+            raise ValueError(f"epsilon must be greater than 0, but got {epsilon}: no row would change its class.")
+        if std is not None and not all(s > 0 for s in std):
+            raise ValueError(f"std must be greater than 0 for each channel, but got {std}.")
+        if clip is not None and not clip[0] < clip[1]:
+            raise ValueError(f"clip must be (lowest, highest) pixel, but got {clip}.")
+        self.epsilon, self.mean, self.std, self.clip = epsilon, mean, std, clip
+
+    def roles(self) -> tuple[str, ...]:
+        """Forget rows, and retain rows where batch normalization is to see both."""
+        return ("forget", "retain") if self.bn_mode == "joint" and self._batch_norms else ("forget",)
+
+    def reads_reference_logits(self) -> bool:
+        """It is the starting model that is attacked."""
+        return True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that gradients of inputs can be had."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            check_not_sharded("BoundaryShrink", trainer)
+
+    def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
+        """Cross-entropy of the forget rows with the classes across the boundary."""
+        # The attack goes first: exchanging weights would spoil a graph that already holds them.
+        labels = self._across(module, batch["forget"])
+        (forget,) = self.predictions(module, batch, ("forget",))
+        loss = self.row_mean(token_nll(forget.logits, labels))
+        return {
+            "loss": loss,
+            "attack_failures": self.row_mean((labels == forget.labels).float()),
+            "forget_nll": self.row_mean(token_nll(forget.logits.detach(), forget.labels)),
+        }
+
+    def _across(self, module: LightningModule, rows: Batch) -> Tensor:
+        assert self.snapshot is not None
+        assert isinstance(self.score, PredictionScore)
+        inputs = input_of("BoundaryShrink", rows).detach()
+        self._check_range(inputs)
+        with self.snapshot.active(module):
+            with torch.enable_grad():
+                inputs.requires_grad_()
+                nll = self.score.predictions(module, with_input(rows, inputs)).nll().sum()
+                (gradient,) = torch.autograd.grad(nll, inputs)
+            attacked = self._attacked(inputs, gradient, self.epsilon)
+            return self.score.predictions(module, with_input(rows, attacked)).logits.argmax(1)
+
+    def _attacked(self, inputs: Tensor, gradient: Tensor, epsilon: float) -> Tensor:
+        return fgsm(inputs, gradient, epsilon=epsilon, mean=self.mean, std=self.std, clip=self.clip)
+
+    def _check_range(self, inputs: Tensor) -> None:
+        """Clipping must not be what changes a row."""
+        if self.clip is None:
+            return
+        kept = self._attacked(inputs, torch.zeros_like(inputs), 0.0)
+        tolerance = 1e-2 * (self.clip[1] - self.clip[0]) / min(self.std or [1.0])
+        if not torch.allclose(kept, inputs, atol=tolerance, rtol=0):
+            raise MisconfigurationException(
+                f"BoundaryShrink clips pixels to {self.clip}, but the inputs, from {inputs.min():.4g} to "
+                f"{inputs.max():.4g} with mean={self.mean} and std={self.std}, have others. Pass the mean and std that "
+                "they were normalized with, the range of their pixels as clip, or clip=None where they have no bounds."
+            )

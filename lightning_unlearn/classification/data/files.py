@@ -1,0 +1,204 @@
+"""Labelled rows that are files."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_unlearn.classification.data.arrays import Part, Transform
+
+__all__ = ["CelebA", "ImageFolder", "Newsgroups", "TextEncoder", "image_tensor"]
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+class _ImageFiles(Dataset):
+    """Image files with labels, opened when they are read."""
+
+    def __init__(
+        self, paths: Sequence[Path], targets: Tensor, groups: Tensor | None, size: int | None, transform: Any
+    ) -> None:
+        self.paths, self.targets, self.groups = list(paths), targets, groups
+        self.size, self.transform = size, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Any, Tensor]:
+        try:
+            from PIL import Image
+        except ImportError:
+            raise ImportError("Image files need pillow: pip install pillow") from None
+        with Image.open(self.paths[i]) as image:
+            row = image_tensor(image, self.size)
+        return row if self.transform is None else self.transform(row), self.targets[i]
+
+
+class ImageFolder(_ImageFiles):
+    """A folder of images for each class, as ImageNet has them: ``root/<class>/**/*.png``; classes in order of names.
+
+    Args:
+        root: Folder of the classes' folders, such as ``imagenet/train``.
+        size: Side in pixels that images are resized to; needed where they differ in size.
+        transform: Changes an image ``(3, H, W)``, in [0, 1], when it is read.
+
+    Raises:
+        FileNotFoundError: If a class has no image, or there is no class.
+    """
+
+    def __init__(self, root: str, size: int | None = None, transform: Transform | None = None) -> None:
+        folders = sorted(path for path in Path(root).iterdir() if path.is_dir())
+        self.classes = [path.name for path in folders]
+        files = [sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES) for folder in folders]
+        empty = [name for name, found in zip(self.classes, files, strict=True) if not found]
+        if empty or not folders:
+            raise FileNotFoundError(
+                f"{root} should hold a folder of images for each class, but "
+                + (f"{empty} hold none." if empty else "")
+                + ("" if empty else "holds no folder.")
+            )
+        targets = torch.repeat_interleave(torch.arange(len(files)), torch.tensor([len(found) for found in files]))
+        super().__init__([path for found in files for path in found], targets, None, size, transform)
+
+
+class CelebA(_ImageFiles):
+    """CelebA: ``img_align_celeba/``, ``list_attr_celeba.txt`` and ``list_eval_partition.txt`` in one folder.
+
+    Args:
+        root: That folder.
+        part: ``"train"``, ``"valid"`` or ``"test"`` of the partition file; ``"all"`` needs none.
+        attribute: The attribute to classify.
+        group: An attribute whose bearers, group 1, can be forgotten; the others are group 0.
+        size: Side in pixels that images are resized to.
+        transform: Changes an image ``(3, H, W)``, in [0, 1], when it is read.
+
+    Raises:
+        ValueError: If an attribute or a part is unknown.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        part: Literal["train", "valid", "test", "all"] = "train",
+        attribute: str = "Smiling",
+        group: str | None = None,
+        size: int | None = None,
+        transform: Transform | None = None,
+    ) -> None:
+        parts = ("train", "valid", "test")
+        if part not in (*parts, "all"):
+            raise ValueError(f"part must be 'train', 'valid', 'test' or 'all', but got {part!r}.")
+        folder = Path(root)
+        _, header, *lines = (folder / "list_attr_celeba.txt").read_text(encoding="utf-8").splitlines()
+        names = header.split()
+        unknown = [name for name in (attribute, group) if name is not None and name not in names]
+        if unknown:
+            raise ValueError(f"CelebA has no attribute {unknown[0]!r}. It has {names}.")
+        rows = {words[0]: words[1:] for line in lines if (words := line.split())}
+        if part != "all":
+            listed = (folder / "list_eval_partition.txt").read_text(encoding="utf-8").splitlines()
+            number = {words[0]: int(words[1]) for line in listed if (words := line.split())}
+            rows = {name: row for name, row in rows.items() if number[name] == parts.index(part)}
+
+        def column(name: str) -> Tensor:
+            return torch.tensor([int(int(row[names.index(name)]) > 0) for row in rows.values()])
+
+        paths = [folder / "img_align_celeba" / name for name in rows]
+        super().__init__(paths, column(attribute), None if group is None else column(group), size, transform)
+
+
+class TextEncoder:
+    """Text as token ids of one length.
+
+    Args:
+        length: Tokens a row; longer text is cut, shorter text padded with 0.
+        vocabulary: Number of ids where words are hashed.
+        tokenizer: Folder or hub id of a Hugging Face tokenizer to use in place of that.
+
+    Example:
+        >>> TextEncoder(length=4, vocabulary=100)("Forget me, forget me not")
+        tensor([69, 31, 69, 31])
+    """
+
+    def __init__(self, length: int = 128, vocabulary: int = 20_000, tokenizer: str | None = None) -> None:
+        if length < 1 or vocabulary < 2:
+            raise ValueError(f"length must be at least 1 and vocabulary 2, but got {length} and {vocabulary}.")
+        self.length, self.vocabulary, self.tokenizer = length, vocabulary, None
+        if tokenizer is not None:
+            from transformers import AutoTokenizer
+
+            self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+
+    def __call__(self, text: str) -> Tensor:
+        """Ids of a text, shape ``(length,)``, int64."""
+        if self.tokenizer is not None:
+            ids = self.tokenizer(text, truncation=True, max_length=self.length)["input_ids"]
+        else:
+            words = re.findall(r"\w+", text.lower())[: self.length]
+            ids = [1 + zlib.crc32(word.encode()) % (self.vocabulary - 1) for word in words]
+        return torch.tensor(ids + [0] * (self.length - len(ids)))
+
+
+class Newsgroups(Dataset):
+    """20 Newsgroups by date: ``20news-bydate-train/<group>/<id>`` and ``20news-bydate-test/<group>/<id>``.
+
+    Args:
+        root: Folder of these two.
+        part: ``"train"`` or ``"test"``.
+        coarse: Whether labels are the first word of a group's name (``comp``, ``rec``, …) and groups are its groups.
+        headers: Whether to keep the lines above the text; they name the group's subject and the sender.
+        length: Tokens a row.
+        vocabulary: Number of ids that words are hashed to.
+        tokenizer: Folder or hub id of a Hugging Face tokenizer to use in place of that.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        part: Part = "train",
+        coarse: bool = False,
+        headers: bool = False,
+        length: int = 128,
+        vocabulary: int = 20_000,
+        tokenizer: str | None = None,
+    ) -> None:
+        folder = Path(root) / f"20news-bydate-{part}"
+        if not folder.is_dir():
+            raise FileNotFoundError(f"There is no folder {folder}.")
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        self.paths = [path for name in names for path in sorted((folder / name).iterdir())]
+        fine = torch.tensor([names.index(path.parent.name) for path in self.paths])
+        tops = sorted({name.split(".")[0] for name in names})
+        self.classes = tops if coarse else names
+        top = torch.tensor([tops.index(name.split(".")[0]) for name in names])
+        self.targets = top[fine] if coarse else fine
+        self.groups = fine if coarse else None
+        self.headers, self.encode = headers, TextEncoder(length, vocabulary, tokenizer)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        text = self.paths[i].read_text(encoding="latin-1")
+        if not self.headers:
+            text = text.partition("\n\n")[2]
+        return self.encode(text), self.targets[i]
+
+
+def image_tensor(image: Any, size: int | None = None) -> Tensor:
+    """A PIL image as ``(3, H, W)`` in [0, 1], resized to a square if a size is given."""
+    image = image.convert("RGB")
+    if size is not None:
+        image = image.resize((size, size))
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, 3).permute(2, 0, 1).float() / 255

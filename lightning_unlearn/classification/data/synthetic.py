@@ -1,0 +1,121 @@
+"""Procedural rows: images with classes in super-classes, and texts with topics."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_unlearn.classification.data.arrays import LabelledRows, Part
+
+__all__ = ["SyntheticImages", "SyntheticText"]
+
+
+class SyntheticImages(LabelledRows):
+    """Colour images like CIFAR's in shape: a smooth pattern a class, on one its super-class shares, moved and noisy.
+
+    Args:
+        part: ``"train"`` or ``"test"``; other rows of the same patterns.
+        rows: Number of rows.
+        classes: Number of classes, evenly spread over the super-classes.
+        superclasses: Number of super-classes.
+        size: Side in pixels.
+        noise: Standard deviation of the pixels' noise; a pattern's is about 1.
+        shift: Pixels that a pattern moves by at most.
+        coarse: Whether labels are super-classes and groups the classes.
+        seed: Seed of patterns and rows.
+
+    Example:
+        >>> rows = SyntheticImages(rows=20, size=8)
+        >>> rows[0][0].shape, rows.targets.bincount().tolist()
+        (torch.Size([3, 8, 8]), [2, 2, 2, 2, 2, 2, 2, 2, 2, 2])
+    """
+
+    def __init__(
+        self,
+        part: Part = "train",
+        rows: int = 2000,
+        classes: int = 10,
+        superclasses: int = 5,
+        size: int = 32,
+        noise: float = 3.0,
+        shift: int = 4,
+        coarse: bool = False,
+        seed: int = 0,
+    ) -> None:
+        fine, parents, generator = _labels(part, rows, classes, superclasses, seed)
+        shared = _patterns(superclasses, size, torch.Generator().manual_seed(2 * seed))
+        own = _patterns(classes, size, torch.Generator().manual_seed(2 * seed + 1))
+        images = ((shared[parents] + own) / 2**0.5)[fine]
+        moves = torch.randint(-shift, shift + 1, (rows, 2), generator=generator).tolist()
+        images = torch.stack([image.roll(move, (1, 2)) for image, move in zip(images, moves, strict=True)])
+        contrast = 0.7 + 0.6 * torch.rand(rows, 1, 1, 1, generator=generator)
+        images = contrast * images + noise * torch.randn(images.shape, generator=generator)
+        super().__init__(images, *((parents[fine], fine) if coarse else (fine,)))
+
+
+class SyntheticText(LabelledRows):
+    """Token sequences: each class has words of its own, each super-class some, and all share a common vocabulary.
+
+    Every token comes from the class's topic with probability ``signal``, half of that from the super-class's words, and
+    from all words otherwise. Word frequencies fall off as in text.
+
+    Args:
+        part: ``"train"`` or ``"test"``; other rows of the same topics.
+        rows: Number of rows.
+        classes: Number of classes, evenly spread over the super-classes.
+        superclasses: Number of super-classes.
+        vocabulary: Number of token ids.
+        length: Tokens a row.
+        signal: Share of tokens that tell the class or the super-class.
+        coarse: Whether labels are super-classes and groups the classes.
+        seed: Seed of topics and rows.
+
+    Example:
+        >>> SyntheticText(rows=8, classes=4, superclasses=2, length=6).inputs.shape
+        torch.Size([8, 6])
+    """
+
+    def __init__(
+        self,
+        part: Part = "train",
+        rows: int = 2000,
+        classes: int = 20,
+        superclasses: int = 5,
+        vocabulary: int = 2000,
+        length: int = 32,
+        signal: float = 0.3,
+        coarse: bool = False,
+        seed: int = 0,
+    ) -> None:
+        fine, parents, generator = _labels(part, rows, classes, superclasses, seed)
+        common = 1 / torch.arange(1.0, vocabulary + 1)
+        topics = torch.Generator().manual_seed(seed)
+
+        def words(count: int) -> Tensor:
+            """A distribution over a twentieth of the words for each topic."""
+            own = torch.rand(count, vocabulary, generator=topics) < 0.05
+            return F.normalize(own * torch.rand(count, vocabulary, generator=topics), p=1, dim=1)
+
+        topic = (words(superclasses)[parents] + words(classes)) / 2
+        tokens = signal * topic + (1 - signal) * common / common.sum()
+        inputs = torch.multinomial(tokens[fine], length, replacement=True, generator=generator)
+        super().__init__(inputs, *((parents[fine], fine) if coarse else (fine,)))
+
+
+def _labels(
+    part: Part, rows: int, classes: int, superclasses: int, seed: int
+) -> tuple[Tensor, Tensor, torch.Generator]:
+    """Shuffled labels, equally many of each; the super-class of each class; and the generator of the part's rows."""
+    if part not in ("train", "test"):
+        raise ValueError(f"part must be 'train' or 'test', but got {part!r}.")
+    if classes % superclasses:
+        raise ValueError(f"{classes} classes can't be spread evenly over {superclasses} super-classes.")
+    generator = torch.Generator().manual_seed(1_000_003 * (seed + 1) + (part == "test"))
+    fine = (torch.arange(rows) % classes)[torch.randperm(rows, generator=generator)]
+    return fine, torch.arange(classes) // (classes // superclasses), generator
+
+
+def _patterns(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Smooth colour patterns, shape ``(count, 3, size, size)``."""
+    return F.interpolate(torch.randn(count, 3, 8, 8, generator=generator), size, mode="bilinear", align_corners=False)

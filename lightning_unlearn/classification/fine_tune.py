@@ -1,0 +1,48 @@
+"""Fine-tuning on what is kept."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lightning_unlearn.classification.objective import ClassifierObjective, batch_accuracy
+from lightning_unlearn.core.scores import Batch, Score, classifier_nll
+from lightning_unlearn.functional.likelihood import token_nll
+
+__all__ = ["FineTune"]
+
+
+class FineTune(ClassifierObjective):
+    r"""Fine-tuning on the retain rows, in the hope that the others fade. The baseline that every other has to beat.
+
+    $$\mathcal{L} = \frac{1}{|B_r|} \sum_r \ell_r$$
+
+    Forget rows are not read. Released codes take SGD with a learning rate of 0.01 and 10 epochs of retain rows; larger
+    steps and smaller batches forget more.
+
+    Args:
+        score: Reads predictions off the module.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[FineTune()], logger=False, accelerator="cpu")
+
+    References:
+        Golatkar et al., *Eternal Sunshine of the Spotless Net*, arXiv:1911.04933.
+        Warnecke et al., *Machine Unlearning of Features and Labels*, arXiv:2108.11577.
+    """
+
+    driver = "retain"
+
+    def __init__(self, score: Score = classifier_nll) -> None:
+        super().__init__("train", score)
+
+    def roles(self) -> tuple[str, ...]:
+        """Only retain rows."""
+        return ("retain",)
+
+    def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
+        """Cross-entropy of the retain rows."""
+        (retain,) = self.predictions(module, batch, ("retain",))
+        loss = self.row_mean(token_nll(retain.logits, retain.labels))
+        return {"loss": loss, "retain": loss, "retain_accuracy": batch_accuracy(retain)}

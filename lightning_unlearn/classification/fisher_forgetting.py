@@ -1,0 +1,156 @@
+"""Fisher forgetting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import move_data_to_device
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_unlearn.core.edit import Edit
+from lightning_unlearn.core.pairing import row_count
+from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.sample_gradients import rows_of, sample_gradients
+from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll
+from lightning_unlearn.functional.classification.fisher_forgetting import fisher_forgetting
+
+__all__ = ["FisherForgetting"]
+
+
+class FisherForgetting(Edit):
+    r"""Fisher forgetting: noise on every weight, the more the less the retain rows depend on it.
+
+    $$\theta \leftarrow \theta + \sqrt{\alpha F^{-1}}\, \epsilon, \qquad
+    F = \frac{1}{|D_r|} \sum_{x \in D_r} \sum_{y} p_y(x)\, \big(\nabla_\theta \log p_y(x)\big)^2$$
+
+    $F$ is the diagonal of the Fisher matrix, a sum over all classes $y$, in evaluation mode. How the variance is cut,
+    averaged and scaled, as in the released code, is said at
+    [`fisher_forgetting`][lightning_unlearn.functional.classification.fisher_forgetting.fisher_forgetting]. Buffers,
+    such as statistics of batch normalization, stay. It is an edit: the run makes no update.
+
+    Args:
+        alpha: Scale of the variance $\alpha > 0$; published values are from 1e-9 to 3e-6, found by search.
+        forget_class: The class whose rows are all forgotten; its output weights are replaced by noise. ``None`` where
+            single rows are forgotten.
+        parity: ``"released"`` squares the mean gradient of a batch, weighted by the batch's mean $p_y$, as the released
+            code does: so it depends on the batch size. ``None`` squares the gradient of each row, as the formula says.
+        rows_at_once: Rows whose gradients are in memory together.
+        seed: Seed of the noise, which is the same on any number of processes.
+        score: Reads predictions off the module.
+
+    Raises:
+        ValueError: If an argument is out of range or the score gives no logits.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[FisherForgetting(alpha=1e-7)], logger=False, accelerator="cpu")
+
+    References:
+        Golatkar et al., *Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep Networks*,
+        arXiv:1911.04933.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1e-6,
+        forget_class: int | None = None,
+        parity: Literal["released"] | None = None,
+        rows_at_once: int = 32,
+        seed: int = 0,
+        score: Score = classifier_nll,
+    ) -> None:
+        if not alpha > 0:
+            raise ValueError(f"alpha must be greater than 0, but got {alpha}.")
+        if forget_class is not None and forget_class < 0:
+            raise ValueError(f"forget_class must be at least 0, but got {forget_class}.")
+        if parity not in (None, "released"):
+            raise ValueError(f"parity must be None or 'released', but got {parity!r}.")
+        if rows_at_once < 1:
+            raise ValueError(f"rows_at_once must be at least 1, but got {rows_at_once}.")
+        if not isinstance(score, PredictionScore):
+            raise ValueError(
+                f"FisherForgetting sums over the classes, but score={score!r} only gives likelihoods. Use "
+                "classifier_nll, or decorate a function that returns Predictions with from_predictions."
+            )
+        super().__init__(score)
+        self.alpha, self.forget_class, self.parity = alpha, forget_class, parity
+        self.rows_at_once, self.seed = rows_at_once, seed
+
+    def edit(self, module: LightningModule, forget: DataLoader, retain: DataLoader | None = None) -> None:
+        """Add the noise.
+
+        Args:
+            module: Any LightningModule; its parameters that require gradients change.
+            forget: Not read.
+            retain: Loads the rows to keep.
+
+        Raises:
+            ValueError: If there are no retain rows, the model has no class ``forget_class``, or a row has not one
+                prediction.
+            FloatingPointError: If a gradient is not finite. The weights are then as they were.
+        """
+        if retain is None:
+            raise ValueError("FisherForgetting takes the Fisher matrix of the retain rows, but got none. Pass retain.")
+        parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        fisher = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        count, classes = 0, 0
+        squares = self._of_batches if self.parity == "released" else self._of_rows
+        with evaluating(module), torch.enable_grad():
+            for batch in retain:
+                batch = move_data_to_device(batch, module.device)
+                with torch.no_grad():
+                    likelihood = self._log_likelihood(module, batch)
+                if len(likelihood) != row_count(batch):
+                    raise ValueError(
+                        f"FisherForgetting needs one prediction a row, but the score gave {len(likelihood)} for "
+                        f"{row_count(batch)} rows."
+                    )
+                classes = likelihood.shape[1]
+                if self.forget_class is not None and self.forget_class >= classes:
+                    raise ValueError(f"forget_class is {self.forget_class}, but the model has {classes} classes.")
+                count += 1 if self.parity == "released" else len(likelihood)
+                for found in squares(module, batch, likelihood.exp(), parameters):
+                    for name, value in found.items():
+                        fisher[name] += value
+        if not all(f.isfinite().all() for f in fisher.values()):
+            raise FloatingPointError(
+                "FisherForgetting: a gradient is not finite, so no weight was changed. See that the logits of every "
+                "retain row are finite."
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        options = {"alpha": self.alpha, "classes": classes, "forget_class": self.forget_class}
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+                parameter.copy_(fisher_forgetting(parameter, fisher[name] / count, noise, **options))  # type: ignore[arg-type]
+
+    def _of_rows(
+        self, module: LightningModule, batch: Batch, probabilities: Tensor, parameters: dict[str, nn.Parameter]
+    ) -> Iterator[dict[str, Tensor]]:
+        """For each part and class, the sum of the rows' squared gradients, weighted by the row's probability."""
+        parts = zip(rows_of(batch, self.rows_at_once), probabilities.split(self.rows_at_once), strict=True)
+        for rows, weights in parts:
+            for y in range(probabilities.shape[1]):
+
+                def value(module: LightningModule, row: Batch, y: int = y) -> Tensor:
+                    return self._log_likelihood(module, row)[:, y].sum()
+
+                gradients = sample_gradients(value, module, parameters, rows)
+                yield {n: torch.einsum("b,b...->...", weights[:, y], g.square()) for n, g in gradients.items()}
+
+    def _of_batches(
+        self, module: LightningModule, batch: Batch, probabilities: Tensor, parameters: dict[str, nn.Parameter]
+    ) -> Iterator[dict[str, Tensor]]:
+        """For each class, the square of the batch's mean gradient, weighted by its mean probability."""
+        for value, weight in zip(self._log_likelihood(module, batch).mean(0), probabilities.mean(0), strict=True):
+            gradients = torch.autograd.grad(value, list(parameters.values()), retain_graph=True, materialize_grads=True)
+            yield {name: weight * g.square() for name, g in zip(parameters, gradients, strict=True)}
+
+    def _log_likelihood(self, module: LightningModule, batch: Batch) -> Tensor:
+        """Of each class for each row, shape ``(B, K)``."""
+        assert isinstance(self.score, PredictionScore)
+        return self.score.predictions(module, batch).logits.float().log_softmax(1)

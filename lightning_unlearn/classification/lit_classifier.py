@@ -1,0 +1,109 @@
+"""Any torch classifier as a LightningModule."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+
+from lightning_unlearn.core.scores import Batch, classifier_nll
+
+__all__ = ["LitClassifier"]
+
+
+class LitClassifier(LightningModule):
+    """A classifier from the import path of its class, or from an instance of it.
+
+    On its own it trains with cross-entropy and SGD. With an unlearning callback it unlearns.
+
+    Args:
+        model: Import path such as ``"torchvision.models.resnet18"`` of what makes the model, or the model. Its output
+            is logits ``(B, K)`` or an object with ``.logits``. Checkpoints of a path load by themselves; those of an
+            instance need it again: ``load_from_checkpoint(path, model=...)``.
+        model_args: Arguments of what makes the model.
+        weights: File with a state dict of the model, saved by ``torch.save``.
+        lr: Learning rate of SGD.
+        momentum: Momentum of SGD.
+        weight_decay: L2 penalty of SGD.
+
+    Raises:
+        ValueError: If ``model`` is no import path, or ``lr`` is not positive.
+
+    Example:
+        >>> module = LitClassifier("torch.nn.Linear", {"in_features": 4, "out_features": 3})
+        >>> module(torch.zeros(2, 4)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        model_args: dict[str, Any] | None = None,
+        weights: str | None = None,
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+    ) -> None:
+        super().__init__()
+        if not lr > 0:
+            raise ValueError(f"lr must be positive, but got {lr}.")
+        if isinstance(model, nn.Module) and model_args:
+            raise ValueError("model_args are for a model given by its import path, but model is made already.")
+        self.save_hyperparameters(ignore=["model"] if isinstance(model, nn.Module) else None)
+        self.model = model if isinstance(model, nn.Module) else _imported(model)(**(model_args or {}))
+        if weights is not None:
+            self.model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """What the model returns: logits, or an object with them."""
+        return self.model(*inputs, **named)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropy of a batch of ``(inputs, labels)``, or of a dict with ``labels``."""
+        if isinstance(batch, dict) and "forget" in batch:
+            raise MisconfigurationException(
+                "The batch has rows to forget, but the Trainer has no unlearning callback: it would train on them. "
+                "Add one, such as Trainer(callbacks=[UGradSL()])."
+            )
+        loss = classifier_nll(self, batch).mean()
+        self.log("train/nll", loss, batch_size=self._rows(batch), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Accuracy and cross-entropy of each named set, logged as ``val/<set>_accuracy`` and ``val/<set>_nll``."""
+        self._evaluate(batch, self.trainer.val_dataloaders, "val", dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """The same on the test sets."""
+        self._evaluate(batch, self.trainer.test_dataloaders, "test", dataloader_idx)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD on everything that trains."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.SGD(trained, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
+    def _evaluate(self, batch: Batch, loaders: Any, stage: str, number: int) -> None:
+        name = f"{list(loaders)[number]}_" if isinstance(loaders, dict) else ""
+        predictions = classifier_nll.predictions(self, batch)  # type: ignore[attr-defined]
+        right = (predictions.logits.argmax(1) == predictions.labels).float()
+        values = {f"{stage}/{name}accuracy": right.mean(), f"{stage}/{name}nll": predictions.nll().mean()}
+        self.log_dict(values, batch_size=predictions.size, add_dataloader_idx=False, sync_dist=True)
+
+    @staticmethod
+    def _rows(batch: Batch) -> int:
+        return len(batch["labels"] if isinstance(batch, dict) else batch[1])
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise ValueError(f"model must be an import path such as 'torchvision.models.resnet18', but got {path!r}.")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model={path!r} can't be imported: {error}.") from error

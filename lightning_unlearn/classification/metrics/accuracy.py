@@ -1,0 +1,143 @@
+"""How many rows of a set are classified right, or, for the forget set, wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_unlearn.core.checks import check_outputs
+
+__all__ = ["RA", "TA", "UA", "accuracy", "unlearning_accuracy"]
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    r"""Share of rows whose largest logit is the label's, $\frac{100}{N}\,|\{i : \arg\max_k z_{ik} = y_i\}|$.
+
+    Args:
+        logits: Shape ``(N, K)``.
+        labels: Shape ``(N,)``.
+
+    Returns:
+        A scalar in [0, 100].
+
+    Raises:
+        ValueError: If there are no rows, a shape is wrong or a logit is not finite.
+
+    Example:
+        >>> accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0]))
+        tensor(75.)
+    """
+    check_outputs(logits, labels)
+    return 100 * (logits.argmax(-1) == labels).float().mean()
+
+
+def unlearning_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    r"""UA, the error on the forget set, $100 - \mathrm{accuracy}(\theta_u, D_f)$. Good is what the retrained model has.
+
+    Args:
+        logits: Of the forget rows, shape ``(N, K)``.
+        labels: Their true labels, shape ``(N,)``.
+
+    Returns:
+        A scalar in [0, 100].
+
+    Raises:
+        ValueError: If there are no rows, a shape is wrong or a logit is not finite.
+
+    Example:
+        >>> unlearning_accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0]))
+        tensor(25.)
+
+    References:
+        Jia et al., *Model Sparsity Can Simplify Machine Unlearning*, arXiv:2304.04934.
+    """
+    return 100 - accuracy(logits, labels)
+
+
+class RA(Metric):
+    r"""Accuracy on the retain set in percent, $\mathrm{RA} = \mathrm{accuracy}(\theta_u, D_r)$.
+
+    In [0, 100]. Good is the retrained model's value, which is near 100 only where that model fits its training rows.
+
+    Raises:
+        ValueError: If there are no rows, a shape is wrong or a logit is not finite.
+
+    Example:
+        >>> ra = RA()
+        >>> ra.update(torch.eye(4), torch.tensor([0, 1, 2, 0]))
+        >>> ra.compute()
+        tensor(75.)
+
+    References:
+        Jia et al., *Model Sparsity Can Simplify Machine Unlearning*, arXiv:2304.04934.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better: bool | None = None
+    correct: Tensor
+    total: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("correct", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch of logits ``(N, K)`` and labels ``(N,)``."""
+        check_outputs(logits, labels)
+        self.correct += (logits.argmax(-1) == labels).sum()
+        self.total += len(labels)
+
+    def compute(self) -> Tensor:
+        """The percentage over all rows so far."""
+        if self.total == 0:
+            raise ValueError(f"{type(self).__name__} has seen no rows. Call update with the outputs of its set first.")
+        return 100 * self.correct / self.total
+
+
+class TA(RA):
+    r"""Accuracy on the test set in percent, $\mathrm{TA} = \mathrm{accuracy}(\theta_u, D_t)$.
+
+    In [0, 100]. Good is the retrained model's value. Where a whole class is forgotten, leave that class out of the test
+    set: the retrained model gets all its rows wrong.
+
+    Raises:
+        ValueError: If there are no rows, a shape is wrong or a logit is not finite.
+
+    Example:
+        >>> ta = TA()
+        >>> ta.update(torch.eye(4), torch.tensor([0, 1, 2, 3]))
+        >>> ta.compute()
+        tensor(100.)
+
+    References:
+        Jia et al., *Model Sparsity Can Simplify Machine Unlearning*, arXiv:2304.04934.
+    """
+
+
+class UA(RA):
+    r"""Unlearning accuracy, the error on the forget set: $\mathrm{UA} = 100 - \mathrm{accuracy}(\theta_u, D_f)$.
+
+    In percent. Good is the retrained model's value, not a higher one: 100 where a whole class is forgotten, and about
+    the test error where the forget rows were drawn at random.
+
+    Raises:
+        ValueError: If there are no rows, a shape is wrong or a logit is not finite.
+
+    Example:
+        >>> ua = UA()
+        >>> ua.update(torch.eye(4), torch.tensor([0, 1, 2, 0]))
+        >>> ua.compute()
+        tensor(25.)
+
+    References:
+        Jia et al., *Model Sparsity Can Simplify Machine Unlearning*, arXiv:2304.04934.
+    """
+
+    def compute(self) -> Tensor:
+        """The percentage over all rows so far."""
+        return 100 - super().compute()

@@ -1,0 +1,299 @@
+"""Membership inference: would an attacker take the forgotten rows for training rows?"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_unlearn.classification.metrics.features import FEATURES
+from lightning_unlearn.classification.metrics.rows import RowMetric
+from lightning_unlearn.core.checks import check_finite
+
+__all__ = ["Attack", "MIAEfficacy", "Shadow", "mia_efficacy", "training_privacy"]
+
+Attack = Literal["svc", "logistic"]
+Shadow = Literal["random", "stratified", "first"]
+Role = Literal["member", "nonmember", "forget"]
+
+
+def mia_efficacy(
+    members: Tensor,
+    nonmembers: Tensor,
+    forget: Tensor,
+    *,
+    member_labels: Tensor | None = None,
+    nonmember_labels: Tensor | None = None,
+    attack: Attack = "svc",
+    shadow: Shadow = "random",
+    max_shadow: int | None = None,
+    seed: int = 0,
+) -> float:
+    r"""Share of forget rows that an attacker takes for rows the model was never trained on.
+
+    $$\frac{100}{|D_f|}\,\big|\{x \in D_f : A(f(x)) = 0\}\big|$$
+
+    The attack $A$ learns to tell members (retain rows, 1) from non-members (test rows, 0) by one feature $f$ of the
+    unlearned model; it never sees a forget row. Equally many of both are drawn, and the draw depends on the seed and
+    the values but not on their order. Published tables use the confidence, the SVC, and the *first* retain rows: those
+    are of one class where the data are sorted by class.
+
+    Args:
+        members: The feature on retain rows, shape ``(R,)``, or ``(R, D)`` where it has several numbers.
+        nonmembers: On test rows, shape ``(T,)`` or ``(T, D)``; without the forgotten class where a whole class is
+            forgotten.
+        forget: On forget rows, shape ``(F,)`` or ``(F, D)``.
+        member_labels: Classes of the members, shape ``(R,)``; for ``shadow="stratified"``.
+        nonmember_labels: Classes of the non-members, shape ``(T,)``.
+        attack: ``"svc"`` as published: radial kernel, ``C=3``, ``gamma="auto"``, which is 1 / D; ``"logistic"`` for a
+            balanced logistic regression.
+        shadow: ``"random"`` draws evenly, ``"stratified"`` equally many of each class on both sides, ``"first"`` takes
+            the first rows as published code does.
+        max_shadow: At most so many rows of each side; the SVC costs their square.
+        seed: Seed of the draw, apart from the global random state.
+
+    Returns:
+        In [0, 100]. Good is the retrained model's value: higher than that is another model than one that never saw the
+        rows.
+
+    Raises:
+        ValueError: If a set is empty, a value is not finite, a shape is wrong or an option unknown.
+        ImportError: If scikit-learn is missing.
+
+    References:
+        Jia et al., *Model Sparsity Can Simplify Machine Unlearning*, arXiv:2304.04934.
+        Song and Mittal, *Systematic Evaluation of Privacy Risks of Machine Learning Models*, arXiv:2003.10595.
+    """
+    _check_features(members=members, nonmembers=nonmembers, forget=forget)
+    _check_options(attack, shadow, max_shadow)
+    m, n = _draw(members, nonmembers, member_labels, nonmember_labels, shadow, max_shadow, seed)
+    return 100 * (1 - float(_fit(m, n, attack)(forget).mean()))
+
+
+def training_privacy(
+    members: Tensor,
+    nonmembers: Tensor,
+    *,
+    member_labels: Tensor | None = None,
+    nonmember_labels: Tensor | None = None,
+    attack: Attack = "svc",
+    shadow: Shadow = "random",
+    max_shadow: int | None = None,
+    seed: int = 0,
+) -> float:
+    r"""How well the attack tells members from non-members it wasn't fitted on, $50\,(\mathrm{TPR} + \mathrm{TNR})$.
+
+    The attack learns from one half of the drawn rows and is judged on the other, so no row is in both. This says how
+    far an efficacy can be trusted: at 50 the attack sees nothing.
+
+    Args:
+        members: The feature on retain rows, shape ``(R,)`` or ``(R, D)``, ``R >= 2``.
+        nonmembers: On test rows, shape ``(T,)`` or ``(T, D)``, ``T >= 2``.
+        member_labels: As in [`mia_efficacy`][lightning_unlearn.classification.metrics.mia.mia_efficacy].
+        nonmember_labels: As there.
+        attack: As there.
+        shadow: As there.
+        max_shadow: At most so many rows of each side, both halves together; at least 2.
+        seed: Seed of the draw.
+
+    Returns:
+        In [0, 100]; 50 is chance. Good is the retrained model's value.
+
+    Raises:
+        ValueError: If there are fewer than two rows a side, a value is not finite or an option unknown.
+        ImportError: If scikit-learn is missing.
+
+    References:
+        Jia et al., *Model Sparsity Can Simplify Machine Unlearning*, arXiv:2304.04934.
+    """
+    _check_features(members=members, nonmembers=nonmembers)
+    _check_options(attack, shadow, max_shadow)
+    m, n = _draw(members, nonmembers, member_labels, nonmember_labels, shadow, max_shadow, seed)
+    half = len(m) // 2
+    if half == 0:
+        raise ValueError(f"Two rows of each side are needed, one to fit and one to judge, but got {len(m)}.")
+    predict = _fit(m[:half], n[:half], attack)
+    return 50 * (float(predict(m[half:]).mean()) + 1 - float(predict(n[half:]).mean()))
+
+
+class MIAEfficacy(RowMetric):
+    r"""Membership inference on the forget rows, by several features of one pass over the model.
+
+    $$\mathrm{MIA} = \frac{100}{|D_f|}\,\big|\{x \in D_f : A(f(x)) = 0\}\big|$$
+
+    See
+    [`mia_efficacy`][lightning_unlearn.classification.metrics.mia.mia_efficacy]
+    for the attack $A$. In [0, 100]; good is the retrained
+    model's value, which is 100 where a whole class is forgotten. The published column is ``confidence``; by
+    ``correctness`` it equals UA wherever the attack takes right for member and wrong for non-member.
+
+    Args:
+        features: Any of ``"confidence"``, ``"correctness"``, ``"entropy"``, ``"modified_entropy"`` and ``"prob"``, all
+            K probabilities.
+        attack: ``"svc"`` as published or ``"logistic"``.
+        shadow: ``"random"``, ``"stratified"`` by class, or ``"first"`` as published; the last depends on the order of
+            rows, and so on the number of processes.
+        max_shadow: At most so many rows of each side; the SVC costs their square.
+        seed: Seed of the draw, apart from the global random state.
+
+    Raises:
+        ValueError: If an option is unknown or out of range, a set is empty or a logit is not finite.
+        ImportError: If scikit-learn is missing; raised by ``compute``.
+
+    References:
+        Jia et al., *Model Sparsity Can Simplify Machine Unlearning*, arXiv:2304.04934.
+        Song and Mittal, *Systematic Evaluation of Privacy Risks of Machine Learning Models*, arXiv:2003.10595.
+    """
+
+    higher_is_better: bool | None = None
+
+    def __init__(
+        self,
+        features: Sequence[str] = tuple(FEATURES),
+        attack: Attack = "svc",
+        shadow: Shadow = "random",
+        max_shadow: int | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        unknown = [name for name in features if name not in FEATURES]
+        if unknown or not features or isinstance(features, str):
+            raise ValueError(f"features must be a list of names from {sorted(FEATURES)}, but got {features!r}.")
+        _check_options(attack, shadow, max_shadow)
+        self.features, self.attack, self.shadow = tuple(features), attack, shadow
+        self.max_shadow, self.seed = max_shadow, seed
+        for role in ("member", "nonmember", "forget"):
+            for name in self.features:  # a column each: the number of classes is not known yet
+                self.add_rows(f"{role}_{name}", 1)
+            self.add_rows(f"{role}_labels", 1, torch.long)
+
+    def update(self, logits: Tensor, labels: Tensor, role: Role) -> None:
+        """Count a batch.
+
+        Args:
+            logits: Shape ``(N, K)``.
+            labels: Shape ``(N,)``.
+            role: ``"member"`` for retain rows, ``"nonmember"`` for test rows, ``"forget"`` for forget rows.
+        """
+        if role not in ("member", "nonmember", "forget"):
+            raise ValueError(f"role must be 'member' (retain), 'nonmember' (test) or 'forget', but got {role!r}.")
+        for name in self.features:
+            getattr(self, f"{role}_{name}").append(FEATURES[name](logits, labels).reshape(-1, 1))
+        getattr(self, f"{role}_labels").append(labels[:, None].long())
+
+    def compute(self) -> dict[str, float]:
+        """The efficacy in percent by feature."""
+        labels = {role: self.rows(f"{role}_labels")[:, 0] for role in ("member", "nonmember", "forget")}
+        return {
+            name: mia_efficacy(
+                *(self._feature(role, name) for role in labels),
+                member_labels=labels["member"],
+                nonmember_labels=labels["nonmember"],
+                attack=self.attack,
+                shadow=self.shadow,
+                max_shadow=self.max_shadow,
+                seed=self.seed,
+            )
+            for name in self.features
+        }
+
+    def _feature(self, role: str, name: str) -> Tensor:
+        values = self.rows(f"{role}_{name}")
+        return values.view(len(self.rows(f"{role}_labels")), -1) if len(values) else values
+
+
+def _check_features(**sets: Tensor) -> None:
+    for name, values in sets.items():
+        if values.dim() not in (1, 2):
+            raise ValueError(
+                f"{name} must be of shape (N,), or (N, D) for D numbers a row, but got {tuple(values.shape)}."
+            )
+        check_finite(name, values)
+    widths = {name: values.shape[1:] for name, values in sets.items()}
+    if len(set(widths.values())) > 1:
+        shapes = {name: tuple(values.shape) for name, values in sets.items()}
+        raise ValueError(f"Every set needs equally many numbers a row, but got {shapes}. Take them off one model.")
+
+
+def _check_options(attack: str, shadow: str, max_shadow: int | None) -> None:
+    if attack not in ("svc", "logistic"):
+        raise ValueError(f"attack must be 'svc' or 'logistic', but got {attack!r}.")
+    if shadow not in ("random", "stratified", "first"):
+        raise ValueError(f"shadow must be 'random', 'stratified' or 'first', but got {shadow!r}.")
+    if max_shadow is not None and max_shadow < 1:
+        raise ValueError(f"max_shadow must be at least 1 row or None, but got {max_shadow}.")
+
+
+def _draw(
+    members: Tensor,
+    nonmembers: Tensor,
+    member_labels: Tensor | None,
+    nonmember_labels: Tensor | None,
+    shadow: Shadow,
+    max_shadow: int | None,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Equally many rows of both sides."""
+    members, nonmembers = _table(members), _table(nonmembers)
+    size = min(len(members), len(nonmembers))
+    if shadow == "first":
+        size = min(size, max_shadow or size)
+        return members[:size], nonmembers[:size]
+    generator = torch.Generator().manual_seed(seed)
+    if shadow == "random":
+        size = min(size, max_shadow or size)
+        return _sample(members, size, generator), _sample(nonmembers, size, generator)
+    if member_labels is None or nonmember_labels is None:
+        raise ValueError("shadow='stratified' needs member_labels and nonmember_labels. Or use shadow='random'.")
+    if len(member_labels) != len(members) or len(nonmember_labels) != len(nonmembers):
+        raise ValueError(
+            f"There are {len(members)} members with {len(member_labels)} labels and {len(nonmembers)} non-members with "
+            f"{len(nonmember_labels)}. Pass one label a row."
+        )
+    member_labels, nonmember_labels = member_labels.cpu(), nonmember_labels.cpu()
+    drawn: list[tuple[Tensor, Tensor]] = []
+    for label in member_labels.unique():
+        m, n = members[member_labels == label], nonmembers[nonmember_labels == label]
+        size = min(len(m), len(n))
+        drawn.append((_sample(m, size, generator), _sample(n, size, generator)))
+    m, n = (torch.cat(side) for side in zip(*drawn, strict=True))
+    if len(m) == 0:
+        raise ValueError("Members and non-members have no class in common. Use shadow='random'.")
+    kept = torch.randperm(len(m), generator=generator)[:max_shadow]
+    return m[kept], n[kept]
+
+
+def _table(values: Tensor) -> Tensor:
+    values = values.detach().cpu().double()
+    return values[:, None] if values.dim() == 1 else values
+
+
+def _sample(values: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    # Sorted first, so that the draw is the same however the rows were spread over processes.
+    order = torch.arange(len(values))
+    for column in reversed(values.unbind(1)):
+        order = order[column[order].argsort(stable=True)]
+    return values[order[torch.randperm(len(values), generator=generator)[:size]]]
+
+
+def _fit(members: Tensor, nonmembers: Tensor, attack: Attack) -> Callable[[Tensor], Any]:
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.svm import SVC
+    except ImportError:
+        raise ImportError('Membership attacks need scikit-learn: pip install "lightning-unlearn[metrics]"') from None
+    features = torch.cat([members, nonmembers])
+    if (features == features[0]).all():
+        warnings.warn(
+            f"All members and non-members have the feature {features[0].tolist()}, so this attack can't tell them "
+            "apart and its number says nothing. Use another feature, such as modified_entropy.",
+            stacklevel=3,
+        )
+    classes = torch.cat([torch.ones(len(members)), torch.zeros(len(nonmembers))])
+    model = SVC(C=3, kernel="rbf", gamma="auto") if attack == "svc" else LogisticRegression(class_weight="balanced")
+    model.fit(features.numpy(), classes.numpy())
+    return lambda values: model.predict(_table(values).numpy())

@@ -1,0 +1,279 @@
+"""How a classifier forgets along a run, compared with one retrained without the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader
+
+from lightning_unlearn.classification.metrics.accuracy import accuracy, unlearning_accuracy
+from lightning_unlearn.classification.metrics.features import FEATURES
+from lightning_unlearn.classification.metrics.gap import average_gap
+from lightning_unlearn.classification.metrics.mia import Attack, MIAEfficacy, Role, Shadow
+from lightning_unlearn.classification.metrics.outputs import Outputs, collect_outputs
+from lightning_unlearn.core.distributed import gather_objects, load_full_tensor, rank, world_size
+from lightning_unlearn.core.evaluation import Evaluation
+from lightning_unlearn.core.monitor import Monitor, log_table
+from lightning_unlearn.core.pairing import row_loader
+from lightning_unlearn.core.reference import exchange
+from lightning_unlearn.core.scores import Batch, Score, classifier_nll
+
+__all__ = ["ClassifierMonitor"]
+
+_GAP = {"ua": "forget/ua", "ra": "retain/ra", "ta": "test/ta", "mia": "forget/mia"}
+_ROLES: dict[str, Role] = {"retain": "member", "test": "nonmember", "forget": "forget"}
+
+
+class ClassifierMonitor(Monitor):
+    r"""Measures UA, RA, TA and membership inference before, during and after a run, and the gap to a retrained model.
+
+    $$\mathrm{average\ gap} = \tfrac14 \big(|\Delta \mathrm{UA}| + |\Delta \mathrm{RA}| + |\Delta \mathrm{TA}| +
+    |\Delta \mathrm{MIA}|\big)$$
+
+    Logs ``forget/ua``, ``forget/mia``, ``retain/ra``, ``test/ta`` and, with a retrained model, ``average_gap``, all in
+    percent; any further set has its ``<set>/accuracy``. ``forget/mia`` is that of the confidence, others are
+    ``forget/mia_<feature>``. At the end a table has them before, after and of the retrained model. ``EarlyStopping``
+    and ``ModelCheckpoint``, after it in the list of callbacks, can monitor them; ``trainer.validate`` and
+    ``trainer.test`` measure and return them too.
+
+    The rows are those of the run's validation (or test) loaders, a dict with ``forget``, ``retain`` and ``test``;
+    ``forget`` and ``retain`` may be left to the training loaders. Give rows with test-time transforms, and leave a
+    class that is forgotten as a whole out of ``test``. Each row is read once and in order, by one of the processes.
+
+    Args:
+        every_n_epochs: Measure after every so many epochs; 0 leaves only before and after.
+        retrained: A model trained without the forget rows, on the same seed and split: a checkpoint of the same
+            module or its state dict, or the numbers ``ua``, ``ra``, ``ta`` and ``mia`` in percent.
+        features: What the membership attack looks at, see
+            [`MIAEfficacy`][lightning_unlearn.classification.metrics.mia.MIAEfficacy]; none
+            for no attack.
+        attack: ``"svc"`` as published or ``"logistic"``.
+        shadow: ``"random"``, ``"stratified"`` by class, or ``"first"`` as published.
+        max_shadow: At most so many rows of each side for the attack; ``None`` for all. The SVC costs their square.
+        max_retain_drop: Warn once RA has fallen by more than this, in percentage points.
+        seed: Seed of the attack's draw.
+        score: Reads logits and labels off the module.
+
+    Raises:
+        ValueError: If an argument is out of range, or the retrained weights are of another module.
+        MisconfigurationException: If a set is missing, or its rows can't be read one by one.
+        ImportError: If there is an attack, and scikit-learn is missing.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> monitor = ClassifierMonitor(retrained={"ua": 3.6, "ra": 100.0, "ta": 96.2, "mia": 10.6})
+        >>> trainer = Trainer(callbacks=[monitor], logger=False, accelerator="cpu")
+
+    References:
+        Jia et al., *Model Sparsity Can Simplify Machine Unlearning*, arXiv:2304.04934.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        retrained: str | Path | dict[str, float] | None = None,
+        features: Sequence[str] = ("confidence",),
+        attack: Attack = "svc",
+        shadow: Shadow = "random",
+        max_shadow: int | None = 2000,
+        max_retain_drop: float = 10.0,
+        seed: int = 0,
+        score: Score = classifier_nll,
+    ) -> None:
+        super().__init__(every_n_epochs)
+        measured = [name for name in _GAP if name != "mia" or "confidence" in features]
+        if isinstance(retrained, dict) and retrained.keys() != set(measured):
+            raise ValueError(f"retrained must have the numbers {measured} in percent, but got {sorted(retrained)}.")
+        if isinstance(retrained, (str, Path)) and not Path(retrained).is_file():
+            raise ValueError(f"retrained={str(retrained)!r} is no file. Give a checkpoint, a state dict, or numbers.")
+        if not max_retain_drop >= 0:
+            raise ValueError(f"max_retain_drop must be at least 0 percentage points, but got {max_retain_drop}.")
+        if features:
+            MIAEfficacy(features, attack, shadow, max_shadow)
+        self.retrained, self.features, self.attack, self.shadow = retrained, features, attack, shadow
+        self.max_shadow, self.max_retain_drop, self.seed, self.score = max_shadow, max_retain_drop, seed, score
+        self.reference: dict[str, float] | None = None
+        """The numbers of the retrained model on the same sets."""
+        self._gap = {name: _GAP[name] for name in measured}
+        self._warned = False
+
+    def evaluate(self, trainer: Trainer, module: LightningModule) -> Evaluation:
+        """Measure every set now, without logging."""
+        loaders = self._loaders(trainer)
+        metrics = self._measure(trainer, module, loaders)
+        if self.retrained is not None:
+            if self.reference is None:
+                self.reference = self._measure_retrained(trainer, module, loaders)
+            pair = ({name: numbers[key] for name, key in self._gap.items()} for numbers in (metrics, self.reference))
+            metrics["average_gap"] = average_gap(*pair)
+        return Evaluation(trainer.global_step, metrics)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure every so many epochs, and let other callbacks monitor the numbers."""
+        count = len(self.history)
+        super().on_train_epoch_end(trainer, pl_module)
+        if len(self.history) == count:
+            return
+        pl_module.log_dict(self.history[-1].metrics, logger=False, sync_dist=trainer.world_size > 1)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the outcome and show it."""
+        super().on_train_end(trainer, pl_module)
+        lines = [" ".join(f"{cell:>{w}}" for cell, w in zip(row, (24, 8, 8, 9), strict=False)) for row in self._table()]
+        rank_zero_info("\n".join(lines))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure in ``trainer.validate``."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._log_evaluation(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure in ``trainer.test``."""
+        self._log_evaluation(trainer, pl_module)
+
+    def show(self, logger: Logger, step: int) -> None:
+        """Log the table of the numbers before, after and of the retrained model."""
+        columns, *rows = self._table()
+        log_table(logger, "eval/outcome", columns, rows, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The evaluations so far, and the numbers of the retrained model."""
+        return {**super().state_dict(), "reference": self.reference}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the evaluations of the run that is resumed."""
+        super().load_state_dict(state_dict)
+        self.reference = state_dict["reference"]
+
+    def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
+        super()._evaluate(trainer, module)
+        before, now = (self.history[i].metrics["retain/ra"] for i in (0, -1))
+        if before - now > self.max_retain_drop and not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"Accuracy on the retain rows has fallen by {before - now:.1f} points, from {before:.1f} to {now:.1f}. "
+                "The model forgets more than it was asked to: lower the learning rate, weigh retain rows more, clip "
+                "gradients or stop earlier."
+            )
+
+    def _log_evaluation(self, trainer: Trainer, module: LightningModule) -> None:
+        self.reference, kept = None, self.reference  # of these sets, which need not be those of the training run
+        metrics = self.evaluate(trainer, module).metrics
+        self.reference = kept
+        module.log_dict(metrics, sync_dist=trainer.world_size > 1)
+
+    def _loaders(self, trainer: Trainer) -> dict[str, DataLoader]:
+        datamodule = getattr(trainer, "datamodule", None)
+        given: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+        if given is None and datamodule is not None:
+            given = datamodule.val_dataloader()  # limit_val_batches=0
+        loaders = dict(given) if isinstance(given, Mapping) else {}
+        for name in ("forget", "retain"):
+            loaders.setdefault(name, row_loader(trainer.train_dataloader, name))
+        found = {name: row_loader({name: loader}, name) for name, loader in loaders.items()}
+        missing = [name for name in _ROLES if found.get(name) is None]
+        if missing:
+            raise MisconfigurationException(
+                f"ClassifierMonitor needs rows of map-style datasets for {list(_ROLES)}, but {missing} are missing. "
+                "Pass ForgetRetainDataModule(forget, retain, {'test': ...}), or let val_dataloader (in trainer.test, "
+                "test_dataloader) return a dict of loaders with these names."
+            )
+        return {name: loader for name, loader in found.items() if loader is not None}
+
+    def _measure(
+        self, trainer: Trainer, module: LightningModule, loaders: Mapping[str, DataLoader]
+    ) -> dict[str, float]:
+        shares = {name: _share(loader) for name, loader in loaders.items()}
+        batches = {name: _batches(trainer, loader) for name, (loader, _) in shares.items()}
+        with trainer.precision_plugin.forward_context():
+            found = collect_outputs(module, batches, self.score)
+        own = {name: [part[: shares[name][1]] for part in outputs] for name, outputs in found.items()}
+        parts = gather_objects(own)
+        outputs = {n: Outputs(*map(torch.cat, zip(*(part[n] for part in parts), strict=True))) for n in own}
+        # The attack is slow, and need not be made by every process.
+        metrics: dict[str, float] = gather_objects(self._metrics(outputs) if rank() == 0 else None)[0]
+        return metrics
+
+    def _metrics(self, outputs: Mapping[str, Outputs]) -> dict[str, float]:
+        metrics = {
+            "forget/ua": unlearning_accuracy(*outputs["forget"]).item(),
+            "retain/ra": accuracy(*outputs["retain"]).item(),
+            "test/ta": accuracy(*outputs["test"]).item(),
+        }
+        if self.features:
+            attack = MIAEfficacy(
+                self.features, self.attack, self.shadow, self.max_shadow, self.seed, sync_on_compute=False
+            )
+            for name, role in _ROLES.items():
+                attack.update(*outputs[name], role)
+            names = {name: "forget/mia" if name == "confidence" else f"forget/mia_{name}" for name in FEATURES}
+            metrics |= {names[name]: value for name, value in attack.compute().items()}
+        others = {name: rows for name, rows in outputs.items() if name not in _ROLES}
+        return metrics | {f"{name}/accuracy": accuracy(*rows).item() for name, rows in others.items()}
+
+    def _measure_retrained(
+        self, trainer: Trainer, module: LightningModule, loaders: Mapping[str, DataLoader]
+    ) -> dict[str, float]:
+        if isinstance(self.retrained, dict):
+            return {_GAP[name]: value for name, value in self.retrained.items()}
+        assert self.retrained is not None
+        with _weights_of(self.retrained, module):
+            return self._measure(trainer, module, loaders)
+
+    def _table(self) -> list[list[str]]:
+        before, after = self.history[0].metrics, self.history[-1].metrics
+        columns = [("before", before), ("after", after)]
+        columns += [("retrained", self.reference)] if self.reference is not None else []
+        rows = [[name, *(f"{v[name]:.2f}" if name in v else "" for _, v in columns)] for name in after]
+        return [["percent", *(title for title, _ in columns)], *rows]
+
+
+def _share(loader: DataLoader) -> tuple[DataLoader, int]:
+    """This process's part of the batches, and how many of its rows count.
+
+    Sharded forwards are collective: every process makes equally many, the last ones for nothing if need be.
+    """
+    chunks = list(loader.batch_sampler or [])
+    rounds = -(-len(chunks) // world_size())
+    own = chunks[rank() * rounds : (rank() + 1) * rounds]
+    filled = own + chunks[-1:] * (rounds - len(own))
+    part = DataLoader(loader.dataset, batch_sampler=filled, collate_fn=loader.collate_fn)
+    return part, sum(map(len, own))
+
+
+def _batches(trainer: Trainer, loader: DataLoader) -> Iterator[Batch]:
+    for batch in loader:
+        yield trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch))
+
+
+@contextmanager
+def _weights_of(path: str | Path, module: LightningModule) -> Iterator[None]:
+    """Run the body with the weights of a file."""
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    stored = stored.get("state_dict", stored)
+    shapes, wanted = ({k: tuple(t.shape) for k, t in state.items()} for state in (stored, module.state_dict()))
+    if shapes != wanted:
+        odd = sorted({name for name, _ in shapes.items() ^ wanted.items()})
+        raise ValueError(
+            f"retrained={str(path)!r} is not of this module: {len(odd)} of its weights differ in name or shape, such "
+            f"as {odd[0]!r}. Give a checkpoint of {type(module).__name__}, or torch.save(module.state_dict(), ...)."
+        )
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    with torch.inference_mode(False), torch.no_grad():
+        values = {name: torch.empty_like(tensor) for name, tensor in tensors.items() if name in stored}
+        for name, value in values.items():
+            load_full_tensor(value, stored[name])
+        exchange(module, values)
+        try:
+            yield
+        finally:
+            exchange(module, values)

@@ -1,0 +1,45 @@
+"""Ascent and descent at once."""
+
+from __future__ import annotations
+
+from lightning_unlearn.classification.objective import BatchNormMode
+from lightning_unlearn.classification.ugradsl import UGradSLPlus
+from lightning_unlearn.core.scores import Score, classifier_nll
+
+__all__ = ["NegGradPlus"]
+
+
+class NegGradPlus(UGradSLPlus):
+    r"""NegGrad+: descent on the retain rows, a little ascent on the forget rows; an epoch is a pass over the former.
+
+    $$\mathcal{L} = p\, \frac{1}{|B_r|} \sum_r \ell_r - (1 - p) \frac{1}{|B_f|} \sum_f \ell_f$$
+
+    It is UGradSL+ without smoothing. The released notebook runs the updates in evaluation mode, here
+    ``bn_mode="frozen"`` and no dropout.
+
+    Args:
+        p: Weight of the retain rows, in [0, 1].
+        bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
+            [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
+        forget_accuracy_floor: Stop after an epoch in which the share of forget rows classified right was at most this.
+        score: Reads predictions off the module.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[NegGradPlus(p=0.95)], logger=False, accelerator="cpu")
+
+    References:
+        Kurmanji et al., *Towards Unbounded Machine Unlearning*, arXiv:2302.09880.
+    """
+
+    def __init__(
+        self,
+        p: float = 0.95,
+        bn_mode: BatchNormMode = "joint",
+        forget_accuracy_floor: float | None = None,
+        score: Score = classifier_nll,
+    ) -> None:
+        super().__init__(0.0, p, bn_mode=bn_mode, forget_accuracy_floor=forget_accuracy_floor, score=score)

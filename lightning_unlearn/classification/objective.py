@@ -1,0 +1,125 @@
+"""What objectives on classifiers have in common: batch normalization, and what an epoch is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_unlearn.core.callback import Reading, Reference, UnlearnCallback
+from lightning_unlearn.core.pairing import PairLoader, join
+from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, classifier_nll
+
+__all__ = ["BatchNormMode", "ClassifierObjective"]
+
+BatchNormMode = Literal["joint", "frozen", "train"]
+
+
+class ClassifierObjective(UnlearnCallback):
+    """An objective that reads the logits of each row.
+
+    Batch normalization can forget by itself: a pass over one class moves the running statistics to that class, and the
+    model fails on it, and on others, without a single weight changed. ``bn_mode`` says what the statistics are of.
+
+    Args:
+        bn_mode: ``"joint"``: forget and retain rows go through the model as one batch, so that statistics are of both;
+            ``"frozen"``: batch normalization stays in evaluation mode, which takes learning rates ten times smaller;
+            ``"train"``: rows of each role have their own pass and statistics, as in most released codes. Without batch
+            normalization all are the same.
+        score: Reads predictions off the module.
+        reference: How the starting model is kept where it is needed.
+
+    Raises:
+        ValueError: If the mode is unknown or the score gives no logits.
+        MisconfigurationException: If rows of the two roles can't be stacked, where they share their statistics.
+    """
+
+    driver: ClassVar[str | None] = None
+    """The role that an epoch passes over once, where the method says so."""
+
+    def __init__(self, bn_mode: BatchNormMode, score: Score = classifier_nll, reference: Reference = "auto") -> None:
+        super().__init__(score, reference)
+        if bn_mode not in ("joint", "frozen", "train"):
+            raise ValueError(f"bn_mode must be 'joint', 'frozen' or 'train', but got {bn_mode!r}.")
+        if not isinstance(score, PredictionScore):
+            raise ValueError(
+                f"{type(self).__name__} reads the logits of each row, but score={score!r} only gives likelihoods. "
+                "Use classifier_nll, or decorate a function that returns Predictions with from_predictions."
+            )
+        self.bn_mode = bn_mode
+        self._batch_norms: list[_BatchNorm] = []
+        self._thawed: list[_BatchNorm] = []
+
+    def read(self, module: LightningModule, batches: Sequence[Batch], logits: bool = False) -> list[Reading]:
+        """Read several roles off the module, with the statistics that ``bn_mode`` asks for."""
+        if self.bn_mode == "joint" and self._batch_norms and len(batches) > 1 and join(batches) is None:
+            raise MisconfigurationException(
+                "bn_mode='joint' takes the statistics of batch normalization over forget and retain rows together, but "
+                "they can't be stacked. Let both have rows of one shape and structure, or use bn_mode='frozen'."
+            )
+        return super().read(module, batches, logits)
+
+    def predictions(self, module: LightningModule, batch: dict[str, Batch], roles: Sequence[str]) -> list[Predictions]:
+        """Logits and labels of the rows of some roles.
+
+        Args:
+            module: The user's module.
+            batch: The rows of each role.
+            roles: Those to return. Where batch normalization is to see forget and retain rows together, both are run.
+        """
+        joint = self.bn_mode == "joint" and self._batch_norms
+        run = [r for r in ("retain", "forget") if r in roles or (joint and r in self.roles())]
+        readings = dict(zip(run, self.read(module, [batch[r] for r in run], logits=True), strict=True))
+        found = [readings[role].predictions for role in roles]
+        return [predictions for predictions in found if predictions is not None]
+
+    def row_mean(self, values: Tensor) -> Tensor:
+        """Mean over the rows of all processes: averaging this over ranks gives the mean of the joined batch."""
+        return self.token_mean(values, values.new_ones(len(values)))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See to batch normalization, make the reference, and compare the epoch with the method's."""
+        self._batch_norms = [child for child in pl_module.modules() if isinstance(child, _BatchNorm)]
+        super().on_train_start(trainer, pl_module)
+        self._joinable = not self._batch_norms or self.bn_mode != "train"
+        self._check_epoch(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Freeze statistics again, should someone have called ``train()``."""
+        if self.bn_mode == "frozen":
+            self._thawed += [norm for norm in self._batch_norms if norm.training]
+            for norm in self._batch_norms:
+                norm.eval()
+
+    def _check_epoch(self, trainer: Trainer) -> None:
+        loader = trainer.train_dataloader
+        if self.driver is None or trainer.limit_train_batches != 1.0:
+            return
+        if isinstance(loader, PairLoader):
+            as_published = loader.sampler.driver == self.driver  # type: ignore[attr-defined]
+        elif isinstance(loader, dict) and hasattr(loader.get(self.driver), "__len__"):
+            as_published = len(loader[self.driver]) == trainer.num_training_batches
+        else:
+            return
+        if not as_published:
+            rank_zero_warn(
+                f"An epoch of {type(self).__name__} is one pass over the {self.driver} rows, but one of this run, with "
+                f"{trainer.num_training_batches} batches, is not. ForgetRetainDataModule(epoch={self.driver!r}) makes "
+                "it the published one."
+            )
+
+    def _restore(self, module: LightningModule) -> None:
+        super()._restore(module)
+        for norm in self._thawed:
+            norm.train()
+        self._thawed = []
+
+
+def batch_accuracy(predictions: Predictions) -> Tensor:
+    """Share of the rows of a batch whose likeliest class is the label."""
+    return (predictions.logits.argmax(1) == predictions.labels).float().mean()

@@ -1,0 +1,61 @@
+"""Whole passes over the rows of one role and then of the other."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_unlearn.core.distributed import world_size
+from lightning_unlearn.core.pairing import PairLoader
+
+__all__ = ["Passes"]
+
+
+class Passes(NamedTuple):
+    """How many batches a pass over the rows of each role takes.
+
+    Args:
+        forget: Batches of forget rows.
+        retain: Batches of retain rows.
+    """
+
+    forget: int = 1
+    retain: int = 1
+
+    @classmethod
+    def over(cls, method: str, loader: Any) -> Passes:
+        """Those of a run.
+
+        Args:
+            method: Who alternates passes.
+            loader: What the run trains on.
+
+        Raises:
+            MisconfigurationException: If a pass has no end.
+        """
+        return cls(*(_batches(method, loader, role) for role in ("forget", "retain")))
+
+    def at(self, batch: int) -> tuple[int, bool]:
+        """The number of the pair of passes that a batch belongs to, and whether it is of the pass over forget rows.
+
+        Args:
+            batch: Number of the batch from the start of the run.
+        """
+        number, place = divmod(batch, self.forget + self.retain)
+        return number, place < self.forget
+
+
+def _batches(method: str, loader: Any, role: str) -> int:
+    if isinstance(loader, PairLoader):
+        sampler: Any = loader.sampler
+        return math.ceil(sampler.sizes[role] / (sampler.batch_sizes[role] * world_size()))
+    part = loader.get(role) if isinstance(loader, dict) else None
+    if not hasattr(part, "__len__"):
+        raise MisconfigurationException(
+            f"{method} alternates whole passes, but a pass over the {role} rows has no known length. Pass "
+            "trainer.fit(module, {'forget': ..., 'retain': ...}) with loaders that have one, or a "
+            "ForgetRetainDataModule."
+        )
+    return len(part)  # type: ignore[arg-type]

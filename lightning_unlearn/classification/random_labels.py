@@ -1,0 +1,127 @@
+"""Relearning the forget rows with wrong labels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective
+from lightning_unlearn.classification.passes import Passes
+from lightning_unlearn.core.distributed import rank, world_size
+from lightning_unlearn.core.scores import Batch, Predictions, Score, classifier_nll
+from lightning_unlearn.functional.classification.random_labels import random_labels
+from lightning_unlearn.functional.likelihood import token_nll
+
+__all__ = ["RandomLabels"]
+
+
+class RandomLabels(ClassifierObjective):
+    r"""Random labels: descent on forget rows with labels drawn at random, and on retain rows with their own.
+
+    $$\mathcal{L} = \frac{1}{|B_f| + |B_r|} \Big[\sum_f \ell(z_f, \tilde y_f) + \sum_r \ell(z_r, y_r)\Big]$$
+
+    Every row counts the same. Batch sizes in the proportion of the two sets make an epoch one pass over both, shuffled
+    together, as in the released code of SalUn; beside the mask [`SalUn`][lightning_unlearn.SalUn] it is that
+    method. Labels are a function of ``seed`` and of the row or its place, so a resumed run draws the same.
+
+    With ``schedule="forget_then_retain"`` a pass over forget rows comes before each pass over retain rows, as in that
+    code for CIFAR-10, and each step is on the rows of its pass alone. A pass is as many batches as it takes to go
+    through the rows of its role; passes are counted over the run, so $E$ of each take $E + \lceil E\,n_f / n_r \rceil$
+    epochs with ``ForgetRetainDataModule(epoch="retain")``, $n_f$ and $n_r$ being the batches of a pass.
+
+    Args:
+        resample: When a forget row gets another label: ``"batch"``: each time it is seen; ``"epoch"``: each epoch;
+            ``"once"``: never. The last two need rows that are dicts with a stable ``index``, as
+            ``ForgetRetainDataModule`` makes them.
+        exclude_true: Draw wrong labels only. Released codes differ.
+        schedule: ``"mixed"``: each step is on rows of both roles; ``"forget_then_retain"``: whole passes in turn.
+        seed: Seed of the labels.
+        bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
+            [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
+        score: Reads predictions off the module.
+
+    Raises:
+        ValueError: If an argument is not one of those above.
+        MisconfigurationException: If rows have no index where one is needed, or a pass over them has no end.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[RandomLabels()], logger=False, accelerator="cpu")
+
+    References:
+        Golatkar et al., *Eternal Sunshine of the Spotless Net*, arXiv:1911.04933.
+        Fan et al., *SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both Image
+        Classification and Generation*, arXiv:2310.12508.
+    """
+
+    def __init__(
+        self,
+        resample: Literal["batch", "epoch", "once"] = "batch",
+        exclude_true: bool = True,
+        schedule: Literal["mixed", "forget_then_retain"] = "mixed",
+        seed: int = 0,
+        bn_mode: BatchNormMode = "joint",
+        score: Score = classifier_nll,
+    ) -> None:
+        super().__init__(bn_mode, score)
+        if resample not in ("batch", "epoch", "once"):
+            raise ValueError(f"resample must be 'batch', 'epoch' or 'once', but got {resample!r}.")
+        if schedule not in ("mixed", "forget_then_retain"):
+            raise ValueError(f"schedule must be 'mixed' or 'forget_then_retain', but got {schedule!r}.")
+        self.resample, self.exclude_true, self.schedule, self.seed = resample, exclude_true, schedule, seed
+        self._passes = Passes()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the batches of a pass."""
+        super().on_train_start(trainer, pl_module)
+        if self.schedule == "forget_then_retain":
+            self._passes = Passes.over("RandomLabels", trainer.train_dataloader)
+
+    def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
+        """Cross-entropy of all rows of the batch, or of those that the pass is over."""
+        loop = module.trainer.fit_loop.epoch_loop
+        number, place = module.trainer.current_epoch, loop.batch_idx
+        roles: tuple[str, ...] = ("retain", "forget")
+        if self.schedule == "forget_then_retain":
+            place = loop.total_batch_idx
+            number, forgets = self._passes.at(place)
+            roles = ("forget",) if forgets else ("retain",)
+        read = dict(zip(roles, self.predictions(module, batch, roles), strict=True))
+        parts: dict[str, Tensor] = {}
+        losses = []
+        if "forget" in read:
+            forget = read["forget"]
+            key = self._key(place, number, batch["forget"], forget)
+            labels = random_labels(forget.labels, forget.logits.shape[1], key, exclude_true=self.exclude_true)
+            losses.append(token_nll(forget.logits, labels))
+            parts["forget"] = self.row_mean(losses[-1])
+            parts["forget_nll"] = self.row_mean(token_nll(forget.logits.detach(), forget.labels))
+        if "retain" in read:
+            losses.append(token_nll(read["retain"].logits, read["retain"].labels))
+            parts["retain"] = self.row_mean(losses[-1])
+        return {"loss": self.row_mean(torch.cat(losses)), **parts}
+
+    def _key(self, batch: int, epoch: int, rows: Batch, forget: Predictions) -> Tensor:
+        """One number for each prediction: of its row, or of its place in the batch over all processes."""
+        place = torch.arange(len(forget.rows), device=forget.rows.device)
+        place -= torch.searchsorted(forget.rows, forget.rows)  # the number of the prediction within its row
+        if self.resample == "batch":
+            row = forget.rows * world_size() + rank()
+            return self._numbers(row, place, batch, epoch)
+        if not isinstance(rows, dict) or "index" not in rows:
+            raise MisconfigurationException(
+                f"RandomLabels(resample={self.resample!r}) knows a forget row again by its 'index', but the rows have "
+                "none. Let the dataset return dicts with a stable integer 'index', as ForgetRetainDataModule does, or "
+                "use resample='batch'."
+            )
+        return self._numbers(rows["index"][forget.rows], place, 0, epoch if self.resample == "epoch" else 0)
+
+    def _numbers(self, row: Tensor, place: Tensor, batch: int, epoch: int) -> Tensor:
+        key = row.long()
+        for number in (place, batch, epoch, self.seed):
+            key = key * 6_364_136_223_846_793_005 + number + 1  # overflow wraps around
+        return key

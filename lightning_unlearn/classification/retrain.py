@@ -1,0 +1,77 @@
+"""Training anew without the forget rows."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_unlearn.classification.untrained import ModuleInit, check_untrained, initialize, untrained_values
+from lightning_unlearn.core.callback import UnlearnCallback
+from lightning_unlearn.core.scores import Batch, Score, training_step_loss
+
+__all__ = ["Retrain"]
+
+
+class Retrain(UnlearnCallback):
+    r"""Retraining: the module starts anew and sees retain rows only. What every other method is measured against.
+
+    $$\theta_r = \mathrm{train}(\theta_{init},\, D_r)$$
+
+    Before the first step, every weight and buffer is replaced by that of an untrained module: the one that
+    ``module_init`` makes, or this one with each layer initialized by its ``reset_parameters``, nested ones too. From
+    then on each batch of retain rows goes through the module's own ``training_step``, with its own optimizer; epochs,
+    batch size and schedule are those of your training run, with ``ForgetRetainDataModule(epoch="retain")`` or
+    ``trainer.fit(module, {"retain": loader})``. A resumed run goes on and does not start anew.
+
+    Args:
+        module_init: Makes the module anew; needed where a layer has no ``reset_parameters``, as the norm layers of
+            Hugging Face models, or where the module has frozen weights.
+        seed: Seed of the new weights.
+        score: The loss of a batch of retain rows; by default that of the module's ``training_step``.
+
+    Raises:
+        MisconfigurationException: If a layer can't be initialized anew, a weight is frozen and there is no
+            ``module_init``, or weights are sharded.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[Retrain(seed=1)], max_epochs=30, logger=False, accelerator="cpu")
+
+    References:
+        Cao and Yang, *Towards Making Systems Forget with Machine Unlearning*, IEEE S&P 2015.
+        Golatkar et al., *Eternal Sunshine of the Spotless Net*, arXiv:1911.04933.
+    """
+
+    def __init__(self, module_init: ModuleInit | None = None, seed: int = 0, score: Score = training_step_loss) -> None:
+        super().__init__(score)
+        self.module_init, self.seed = module_init, seed
+
+    def roles(self) -> tuple[str, ...]:
+        """Only retain rows."""
+        return ("retain",)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that the module can be initialized anew."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        check_untrained("Retrain", trainer, pl_module, self.module_init)
+        frozen = [name for name, p in pl_module.named_parameters() if not p.requires_grad]
+        if frozen and self.module_init is None:
+            raise MisconfigurationException(
+                f"Retrain starts from the weights that training started from, but {len(frozen)} weights are frozen, "
+                f"such as {frozen[0]!r}, and it can't know whether they were trained. Pass module_init, a function "
+                "that makes the module as it was."
+            )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start anew: after every callback's ``on_train_start``, where monitors measure the trained module."""
+        if trainer.global_step == 0:
+            initialize(pl_module, untrained_values(pl_module, self.seed, self.module_init))
+
+    def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
+        """The module's own loss on retain rows."""
+        (retain,) = self.read(module, [batch["retain"]])
+        return {"loss": self.token_mean(retain.nll, torch.ones_like(retain.nll))}

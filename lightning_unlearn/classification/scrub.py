@@ -1,0 +1,98 @@
+"""A student that disobeys its teacher on what it is to forget."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective
+from lightning_unlearn.classification.passes import Passes
+from lightning_unlearn.core.scores import Batch, Score, classifier_nll
+from lightning_unlearn.functional.classification.distillation import distillation
+from lightning_unlearn.functional.likelihood import token_nll
+
+__all__ = ["SCRUB"]
+
+
+class SCRUB(ClassifierObjective):
+    r"""SCRUB: passes that lead the student away from its teacher on forget rows, and passes that hold it on the others.
+
+    $$\mathcal{L}_{max} = -\frac{1}{|B_f|} \sum_f D_T(f), \quad
+    \mathcal{L}_{min} = \frac{1}{|B_r|} \sum_r \big[\gamma\, \ell_r + \alpha\, D_T(r)\big], \quad
+    D_T = T^2 \mathrm{KL}(q_T \Vert p_T)$$
+
+    The teacher, with predictions $q$, is the starting model. A max pass comes before each of the first ``max_passes``
+    min passes; from then on there are only min passes. A pass is as many batches as it takes to go through the rows of
+    its role; they are counted over the run, so ``max_epochs`` with ``ForgetRetainDataModule(epoch="retain")`` has to
+    make room for both: $E$ min passes take $E + \lceil m\,n_f / n_r \rceil$ epochs with $m$ max passes of $n_f$ batches
+    beside $n_r$. Where student and teacher agree, $D_T$ has no gradient: without dropout or batch normalization the
+    first max pass does nothing, and the first min pass breaks the tie. Beside
+    [`Rewind`][lightning_unlearn.Rewind] it is SCRUB+R.
+
+    Args:
+        alpha: Weight of the teacher on retain rows $\alpha$. For large data sets the paper takes 0.001.
+        gamma: Weight of the labels on retain rows $\gamma$; 0.99 there.
+        temperature: $T > 0$; 4 there.
+        max_passes: Number of max passes $m$; 2 there.
+        bn_mode: ``"train"`` (the released code), ``"frozen"``, or ``"joint"``, with which each step runs the rows of
+            both roles.
+        score: Reads predictions off the module.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        MisconfigurationException: If a pass over the rows has no end.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[SCRUB(max_passes=2)], logger=False, accelerator="cpu")
+
+    References:
+        Kurmanji et al., *Towards Unbounded Machine Unlearning*, arXiv:2302.09880.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.5,
+        gamma: float = 1.0,
+        temperature: float = 2.0,
+        max_passes: int = 3,
+        bn_mode: BatchNormMode = "train",
+        score: Score = classifier_nll,
+    ) -> None:
+        super().__init__(bn_mode, score, reference="snapshot")
+        for name, value in (("alpha", alpha), ("gamma", gamma)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, but got {value}.")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be greater than 0, but got {temperature}.")
+        if max_passes < 1:
+            raise ValueError(f"max_passes must be at least 1, but got {max_passes}: nothing would be forgotten.")
+        self.alpha, self.gamma, self.temperature, self.max_passes = alpha, gamma, temperature, max_passes
+        self._passes = Passes()
+
+    def reads_reference_logits(self) -> bool:
+        """The teacher is the starting model."""
+        return True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the batches of a pass."""
+        super().on_train_start(trainer, pl_module)
+        self._passes = Passes.over("SCRUB", trainer.train_dataloader)
+
+    def forgets(self, batch: int) -> bool:
+        """Whether a batch, counted from the start of the run, belongs to a max pass."""
+        number, forgets = self._passes.at(batch)
+        return forgets and number < self.max_passes
+
+    def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
+        """The loss of the pass that the batch belongs to."""
+        forgets = self.forgets(module.trainer.fit_loop.epoch_loop.total_batch_idx)
+        role = "forget" if forgets else "retain"
+        # The teacher goes first: exchanging weights would spoil a graph that already holds them.
+        teacher = self.reference_predictions(module, batch[role]).logits
+        (student,) = self.predictions(module, batch, (role,))
+        apart = self.row_mean(distillation(student.logits, teacher, temperature=self.temperature))
+        if forgets:
+            return {"loss": -apart, "forget_divergence": apart}
+        nll = self.row_mean(token_nll(student.logits, student.labels))
+        return {"loss": self.gamma * nll + self.alpha * apart, "retain": nll, "retain_divergence": apart}

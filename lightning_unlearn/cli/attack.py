@@ -1,0 +1,84 @@
+"""``lightning-unlearn attack``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
+from lightning_unlearn.diffusion.attacks.result import AttackResult
+from lightning_unlearn.diffusion.attacks.victim import read_images
+from lightning_unlearn.diffusion.judges import judge_named
+
+__all__ = ["attack"]
+
+
+def attack(
+    prompts: Any,
+    concept: str,
+    judge: str,
+    model: str | None = None,
+    ckpt_path: str | None = None,
+    base: str | None = None,
+    targets: str | None = None,
+    output_dir: str = "runs/attack",
+    overwrite: bool = False,
+    device: str | None = None,
+    **options: Any,
+) -> AttackResult:
+    """Search prompts that make an erased model draw its concept again (UnlearnDiffAtk, P4D and controls).
+
+    Finished prompts are kept in ``prompts.jsonl`` and not attacked again when the command is run again; the rates and
+    what they cost are in ``summary.json``.
+
+    Args:
+        prompts: File of prompts with ``prompt``, and optionally ``seed`` and ``guidance`` (``.csv``, ``.json``,
+            ``.jsonl``, ``.parquet``), or a list of prompts.
+        concept: The class of the judge that is success; several are separated by commas.
+        judge: ``miniature-style``, ``miniature-object``, ``nudenet``, ``nudenet:eval_unlearn``, or the folder or hub id
+            of an image classifier of transformers.
+        model: Folder or hub id of the erased pipeline.
+        ckpt_path: Checkpoint of a run with LitTextToImage, in place of the folder.
+        base: Folder or hub id of the pipeline before erasure, which draws the target images.
+        targets: Folder with a target image for each prompt, in the order of the numbers in their names.
+        output_dir: Where results are kept.
+        overwrite: Replace results of another attack there.
+        device: Such as ``cuda:1``; by default a GPU if there is one.
+        options: Arguments of [`PromptAttack`][lightning_unlearn.PromptAttack].
+
+    Returns:
+        What was found.
+
+    Raises:
+        ValueError: If both or neither of ``model`` and ``ckpt_path`` are given, or an argument is out of range.
+    """
+    from lightning_unlearn.diffusion.text_to_image import LitTextToImage
+
+    if (model is None) == (ckpt_path is None):
+        raise ValueError(f"Give one of model and ckpt_path, but got model={model!r} and ckpt_path={ckpt_path!r}.")
+    search = PromptAttack(judge_named(judge), [name.strip() for name in concept.split(",")], **options)
+    images = read_images(targets) if targets is not None else None
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    victim: Any = (
+        LitTextToImage(model)
+        if model is not None
+        else LitTextToImage.load_from_checkpoint(str(ckpt_path), "cpu", weights_only=True)
+    ).to(where)
+    before = LitTextToImage(base).to(where) if base is not None else None
+    result = search.run(victim, prompts, images, before, output_dir, overwrite)
+    _print(result, output_dir)
+    return result
+
+
+def _print(result: AttackResult, output_dir: str) -> None:
+    summary = result.summary()
+    print(f"{summary['prompts']} prompts, {summary['skipped']} skipped")
+    for name in ("pre_asr", "post_asr", "asr"):
+        if summary[name] is not None:
+            low, high = summary["interval"][name]
+            print(f"{name:>9} {summary[name]:7.2%}  [{low:.2%}, {high:.2%}]")
+    for row in result.counted:
+        if row.success:
+            print(f"{row.adversarial!r} (seed {row.image_seed}), round {row.rounds}")
+    print(f"Wrote {output_dir}/prompts.jsonl and {output_dir}/summary.json")

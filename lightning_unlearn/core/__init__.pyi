@@ -1,0 +1,10 @@
+from .callback import UnlearnCallback as UnlearnCallback
+from .edit import Edit as Edit
+from .monitor import Monitor as Monitor
+from .pairing import ForgetRetainDataModule as ForgetRetainDataModule
+from .pairing import PairLoader as PairLoader
+from .pairing import PairSampler as PairSampler
+from .scores import causal_lm_nll as causal_lm_nll
+from .scores import classifier_nll as classifier_nll
+from .scores import from_predictions as from_predictions
+from .scores import training_step_loss as training_step_loss

@@ -1,0 +1,369 @@
+"""Pairs of forget and retain rows: which rows meet in a batch, on which process, in which epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, default_collate
+
+from lightning_unlearn.core.distributed import rank, world_size
+from lightning_unlearn.functional.likelihood import IGNORE_INDEX
+
+__all__ = ["ForgetRetainDataModule", "PairLoader", "PairSampler", "join", "row_count", "row_loader"]
+
+Role = Literal["forget", "retain"]
+
+_WINDOW = 8  # batches whose rows are sorted by length together: enough to save most padding, few enough to stay random
+
+
+class PairSampler(DistributedSampler):
+    """Says which rows make up each batch. A function of (seed, epoch, batch) alone: no generator state to lose.
+
+    An epoch is one pass over the rows of the driving role. Rows of the other role come from an endless stream of
+    reshuffled passes that goes on from epoch to epoch, so they are covered evenly. Each process takes its share of the
+    rows of a global batch: two processes with batch size B see the pairs that one process sees with 2B.
+
+    Args:
+        sizes: Number of rows of each role.
+        batch_sizes: Rows of each role in a batch, per process.
+        driver: The role that an epoch passes over once.
+        seed: Seed of the shuffles.
+        lengths: Length of each row by role; where given, rows of like length share a batch.
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        batch_sizes: Mapping[str, int],
+        driver: str,
+        seed: int,
+        lengths: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        # DistributedSampler's constructor is skipped on purpose: only its type matters, it tells Lightning that
+        # rows are shared out already.
+        self.sizes, self.batch_sizes, self.driver, self.seed = dict(sizes), dict(batch_sizes), driver, seed
+        self.lengths = dict(lengths or {})
+        self.epoch = 0
+        self.resume = (0, 0)
+        """The epoch that a checkpoint was taken in, and how many batches of it were served by then."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return math.ceil(self.sizes[self.driver] / (self.batch_sizes[self.driver] * world_size()))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, list[int]]]]:
+        """The epoch and this process's row numbers by role, for each batch that is left of the epoch."""
+        for choice in self._batches()[self.served() :]:
+            yield self.epoch, {role: rows[rank() :: world_size()] for role, rows in choice.items()}
+
+    def served(self) -> int:
+        """Batches of the epoch that came before the checkpoint. In any other epoch, there are none."""
+        epoch, served = self.resume
+        return served if epoch == self.epoch else 0
+
+    def coverage(self, role: str, epochs: int) -> float:
+        """Share of the rows of a role that are visited within a number of epochs."""
+        if role == self.driver:
+            return 1.0 if epochs > 0 else 0.0
+        return min(1.0, epochs * len(self) * self.batch_sizes[role] * world_size() / self.sizes[role])
+
+    def _batches(self) -> list[dict[str, list[int]]]:
+        batches: list[dict[str, list[int]]] = [{} for _ in range(len(self))]
+        shuffle = torch.Generator().manual_seed(self._seed("window", self.epoch))
+        orders = {role: self._rows(role) for role in self.sizes}
+        for first in range(0, len(batches), _WINDOW):
+            window = batches[first : first + _WINDOW]
+            places = torch.randperm(len(window), generator=shuffle).tolist()
+            for role, order in orders.items():
+                size = self.batch_sizes[role] * world_size()
+                rows = order[first * size : (first + len(window)) * size]
+                if role in self.lengths:
+                    rows = rows[torch.argsort(self.lengths[role][rows], stable=True)]
+                for place, chunk in zip(places, rows.split(size), strict=True):
+                    window[place][role] = chunk.tolist()
+        return batches
+
+    def _rows(self, role: str) -> Tensor:
+        n = self.sizes[role]
+        if role == self.driver:
+            order = self._shuffled(role, self.epoch)
+            # Every process gets equally many rows in every batch, so up to world_size - 1 rows come twice.
+            return torch.cat([order, order[: -n % world_size()]]) if n >= world_size() else order.repeat(world_size())
+        count = len(self) * self.batch_sizes[role] * world_size()
+        start = self.epoch * count
+        passes = range(start // n, (start + count - 1) // n + 1)
+        return torch.cat([self._shuffled(role, i) for i in passes])[start % n : start % n + count]
+
+    def _shuffled(self, role: str, number: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self._seed(role, number))
+        return torch.randperm(self.sizes[role], generator=generator)
+
+    def _seed(self, purpose: str, number: int) -> int:
+        key = 0
+        for value in (self.seed, *purpose.encode(), number):
+            key = (key * 1_000_003 + value + 1) % (1 << 63)
+        return key
+
+
+class _Paired(Dataset):
+    """Collates the rows that a `PairSampler` chose."""
+
+    def __init__(
+        self, parts: Mapping[str, Any], followers: Mapping[str, Any], collate: Callable[[list[Any]], Any]
+    ) -> None:
+        self.parts, self.followers, self.collate = dict(parts), dict(followers), collate
+
+    def __getitem__(self, choice: tuple[int, dict[str, list[int]]]) -> dict[str, Any]:
+        epoch, rows = choice
+        batch = {role: self.collate([self.parts[role][i] for i in chosen]) for role, chosen in rows.items()}
+        for role, part in self.followers.items():
+            batch[role] = self.collate([part[i, epoch] for i in rows["forget"]])
+        return batch
+
+
+class PairLoader(DataLoader):
+    """Yields ``{"forget": ..., "retain": ...}`` and remembers how far into the epoch it is, for an exact resume.
+
+    Args:
+        parts: A map-style dataset for each role.
+        followers: Datasets read at ``[forget row, epoch]``, such as refusals to the forget questions. One that also
+            has a length and is read at ``[i]``, with a stable ``index`` a row, lets a reference be cached.
+        sampler: Says which rows meet.
+        collate: Makes a batch of a list of rows.
+        num_workers: Processes that load data.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Any],
+        followers: Mapping[str, Any],
+        sampler: PairSampler,
+        collate: Callable[[list[Any]], Any],
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(_Paired(parts, followers, collate), batch_size=None, sampler=sampler, num_workers=num_workers)
+        self._served = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """One epoch, or what is left of the one that a checkpoint was taken in."""
+        self._served = self.sampler.served()  # type: ignore[attr-defined]
+        batches = super().__iter__()
+        for batch in batches:
+            self.sampler.resume = (0, 0)  # type: ignore[attr-defined]
+            self._served += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The current epoch and the batches served in it."""
+        return {"epoch": self.sampler.epoch, "served": self._served % len(self)}  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on in the epoch of the checkpoint where it was taken."""
+        self.sampler.resume = (state["epoch"], state["served"])  # type: ignore[attr-defined]
+
+    def rows(self, role: str, batch_sampler: Any) -> DataLoader:
+        """The rows of one role in a given order."""
+        part: Any = self.part(role)
+        return DataLoader(part, batch_sampler=batch_sampler, collate_fn=self.dataset.collate)  # type: ignore[attr-defined]
+
+    def part(self, role: str) -> Any | None:
+        """The rows of a part, or all that a follower can give; ``None`` where there are none or they have no end."""
+        part = (self.dataset.parts | self.dataset.followers).get(role)  # type: ignore[attr-defined]
+        return part if hasattr(part, "__len__") else None
+
+
+def row_loader(train_dataloader: Any, role: str, chunks: list[list[int]] | None = None) -> DataLoader | None:
+    """A loader of the rows of one role, each once and in order, from whatever the run trains on.
+
+    Args:
+        train_dataloader: A `PairLoader`, a dict of loaders or a ``CombinedLoader`` of one.
+        role: ``"forget"``, ``"retain"``, or a follower of a `PairLoader` such as ``"idk"``.
+        chunks: Row numbers of each batch; by default all rows in batches of the loader's own size.
+
+    Returns:
+        The loader, or ``None`` where rows can't be addressed (iterable datasets, other kinds of loader).
+    """
+    if isinstance(train_dataloader, CombinedLoader):
+        train_dataloader = train_dataloader.iterables
+    if isinstance(train_dataloader, PairLoader):
+        part = train_dataloader.part(role)
+        if part is None:
+            return None
+        sizes = train_dataloader.sampler.batch_sizes  # type: ignore[attr-defined]
+        return train_dataloader.rows(role, chunks or _chunks(len(part), sizes.get(role, sizes["forget"])))
+    loader = train_dataloader.get(role) if isinstance(train_dataloader, dict) else None
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    size = getattr(loader.batch_sampler, "batch_size", None) or loader.batch_size or 1
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=chunks or _chunks(len(loader.dataset), size),  # type: ignore[arg-type]
+        collate_fn=loader.collate_fn,
+    )
+
+
+def _chunks(count: int, size: int) -> list[list[int]]:
+    return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
+
+
+def row_count(batch: Any) -> int:
+    """Number of rows in a batch: the size of the first tensor found in it."""
+    first = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim() > 0), None)
+    if first is None:
+        raise TypeError(f"Expected a batch that holds a tensor, but got {type(batch).__name__}.")
+    return len(first)
+
+
+def join(batches: Sequence[Any]) -> Any | None:
+    """Stack the rows of several batches, so that one forward pass reads them all.
+
+    Sequences (``input_ids``, ``attention_mask``, ``labels`` ... of shape ``(B, T)``) are padded to the longest.
+
+    Args:
+        batches: Batches of the same structure.
+
+    Returns:
+        One batch of the same structure, or ``None`` if they can't be stacked.
+    """
+    first = batches[0]
+    if all(isinstance(b, Tensor) for b in batches):
+        stackable = first.dim() > 0 and len({b.shape[1:] for b in batches}) == 1
+        return torch.cat(list(batches)) if stackable else None
+    if all(isinstance(b, Mapping) for b in batches) and all(b.keys() == first.keys() for b in batches):
+        joined = {key: join(_padded([b[key] for b in batches], key)) for key in first}
+        return None if any(value is None for value in joined.values()) else joined
+    if all(isinstance(b, (tuple, list)) for b in batches) and len({len(b) for b in batches}) == 1:
+        parts = [join(part) for part in zip(*batches, strict=True)]
+        if any(part is None for part in parts):
+            return None
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)  # a named tuple takes each
+    return None
+
+
+def _padded(values: list[Any], key: str) -> list[Any]:
+    if not all(isinstance(v, Tensor) and v.dim() == 2 and not v.is_floating_point() for v in values):
+        return values
+    width = max(v.shape[1] for v in values)
+    fill = IGNORE_INDEX if key == "labels" else 0
+    return [F.pad(v, (0, width - v.shape[1]), value=fill) for v in values]
+
+
+class _Indexed(Dataset):
+    """Adds each row's number to rows that are dicts and have no ``index`` of their own."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Any:
+        row = self.rows[i]
+        return {**row, "index": i} if isinstance(row, Mapping) and "index" not in row else row
+
+
+class ForgetRetainDataModule(LightningDataModule):
+    """Pairs any two map-style datasets for unlearning.
+
+    Args:
+        forget: Rows to forget.
+        retain: Rows whose behaviour is to stay; ``None`` for objectives without a retain term.
+        heldout: Further named sets that are only evaluated.
+        batch_size: Forget rows in a batch, per process.
+        retain_batch_size: Retain rows in a batch, per process; by default as many as forget rows.
+        epoch: The role that one epoch passes over once. The other role is drawn from endless reshuffled passes.
+        seed: Seed of shuffling and pairing. The same seed pairs the same rows, resumed or not, on any number of
+            processes with the same global batch.
+        num_workers: Processes that load data.
+        collate_fn: Makes a batch of a list of rows; torch's default where none is given.
+
+    Raises:
+        ValueError: If forget or retain is empty, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        forget: Any = None,
+        retain: Any = None,
+        heldout: Mapping[str, Any] | None = None,
+        batch_size: int = 4,
+        retain_batch_size: int | None = None,
+        epoch: Role = "forget",
+        seed: int = 0,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or (retain_batch_size is not None and retain_batch_size < 1):
+            raise ValueError(
+                f"Batch sizes must be at least 1, but got batch_size={batch_size}, "
+                f"retain_batch_size={retain_batch_size}."
+            )
+        if epoch not in ("forget", "retain"):
+            raise ValueError(f"epoch must be 'forget' or 'retain', but got {epoch!r}.")
+        self.batch_size, self.retain_batch_size = batch_size, retain_batch_size or batch_size
+        self.epoch, self.seed, self.num_workers = epoch, seed, num_workers
+        self.collate_fn = collate_fn or default_collate
+        self.sets: dict[str, Any] = {}
+        """Every named set of rows: ``forget``, ``retain`` and the held-out ones."""
+        self.followers: dict[str, Any] = {}
+        if forget is not None:
+            self.sets = {
+                name: _Indexed(rows)
+                for name, rows in {"forget": forget, "retain": retain, **(heldout or {})}.items()
+                if rows is not None
+            }
+
+    def train_dataloader(self) -> PairLoader:
+        """Pairs of forget and retain rows."""
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise TypeError(
+                "overfit_batches replaces the sampler that pairs forget and retain rows. Use limit_train_batches to "
+                "train on few batches."
+            )
+        parts: dict[str, Any] = {name: self.sets[name] for name in ("forget", "retain") if name in self.sets}
+        for name, rows in parts.items():
+            if len(rows) == 0:
+                raise ValueError(f"The {name} set is empty. Unlearning needs at least one {name} row.")
+        if self.epoch not in parts:
+            raise ValueError(f"epoch={self.epoch!r}, but there are only {sorted(parts)} rows. Give {self.epoch} rows.")
+        sampler = PairSampler(
+            {name: len(rows) for name, rows in parts.items()},
+            {"forget": self.batch_size, "retain": self.retain_batch_size},
+            driver=self.epoch,
+            seed=self.seed,
+            lengths={n: rows.lengths for n, rows in parts.items() if hasattr(rows, "lengths")},
+        )
+        self._report_coverage(sampler)
+        return PairLoader(parts, self.followers, sampler, self.collate_fn, self.num_workers)
+
+    def val_dataloader(self) -> dict[str, DataLoader]:
+        """Every named set, in order."""
+        return {
+            name: DataLoader(rows, batch_size=self.batch_size, collate_fn=self.collate_fn, num_workers=self.num_workers)
+            for name, rows in self.sets.items()
+        }
+
+    def test_dataloader(self) -> dict[str, DataLoader]:
+        """The same sets as for validation."""
+        return self.val_dataloader()
+
+    def _report_coverage(self, sampler: PairSampler) -> None:
+        epochs = (self.trainer.max_epochs or 0) if self.trainer is not None else 0
+        for role in sampler.sizes:
+            if role != self.epoch and epochs > 0:
+                share = sampler.coverage(role, epochs)
+                rank_zero_info(f"{epochs} epochs over {self.epoch} visit {share:.0%} of the {role} rows.")

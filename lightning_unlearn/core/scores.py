@@ -1,0 +1,230 @@
+"""How an objective reads a model: ``(module, batch) -> per-example negative log-likelihood (B,)``.
+
+A score made by [`from_predictions`][lightning_unlearn.from_predictions] also gives the logits behind the
+likelihoods, as ``score.predictions(module, batch)``; objectives on logits (KL) need such a score.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lightning_unlearn.functional.likelihood import IGNORE_INDEX, token_nll
+
+__all__ = [
+    "Batch",
+    "PredictionScore",
+    "Predictions",
+    "Score",
+    "causal_lm_nll",
+    "classifier_nll",
+    "from_predictions",
+    "training_step_loss",
+]
+
+Batch = Any
+"""The rows of one role, as the user's collate function made them."""
+
+Score = Callable[[LightningModule, Batch], Tensor]
+"""Reads per-example negative log-likelihoods ``(B,)`` off a module."""
+
+
+class Predictions(NamedTuple):
+    """Logits where there are labels, and nowhere else.
+
+    Args:
+        logits: Shape ``(N, V)``, one row a supervised position, in the type the model computed them.
+        labels: Shape ``(N,)``.
+        rows: The batch row that each position belongs to, ascending, shape ``(N,)``.
+        size: Number of rows in the batch, ``B``.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    rows: Tensor
+    size: int
+
+    def nll(self) -> Tensor:
+        """Negative log-likelihood of each row, summed over its supervised positions in fp32, shape ``(B,)``."""
+        nll = token_nll(self.logits, self.labels)
+        return nll.new_zeros(self.size).index_add(0, self.rows, nll)
+
+    def length(self) -> Tensor:
+        """Supervised positions of each row, shape ``(B,)``, fp32."""
+        return torch.bincount(self.rows, minlength=self.size).float()
+
+
+@runtime_checkable
+class PredictionScore(Protocol):
+    """A score that can give the logits behind its likelihoods."""
+
+    def __call__(self, module: LightningModule, batch: Batch) -> Tensor:
+        """Per-example negative log-likelihood, shape ``(B,)``."""
+
+    def predictions(self, module: LightningModule, batch: Batch) -> Predictions:
+        """The logits and labels that the likelihood is made of."""
+
+
+def from_predictions(predict: Callable[[LightningModule, Batch], Predictions]) -> Score:
+    """Turn a function that reads predictions into a score; decorate your own reader with it.
+
+    Args:
+        predict: ``(module, batch) -> Predictions``.
+
+    Returns:
+        A score that returns ``predict(...).nll()`` and carries ``predict`` as its attribute ``predictions``.
+    """
+
+    def score(module: LightningModule, batch: Batch) -> Tensor:
+        return predict(module, batch).nll()
+
+    for name in ("__module__", "__name__", "__qualname__", "__doc__"):
+        setattr(score, name, getattr(predict, name))
+    score.predictions = predict  # type: ignore[attr-defined]
+    return score
+
+
+@from_predictions
+def causal_lm_nll(module: LightningModule, batch: Batch) -> Predictions:
+    """Negative log-likelihood of the supervised tokens of each sequence, summed, under a causal language model.
+
+    The module is called as ``module(input_ids=..., attention_mask=...)`` and may return logits ``(B, T, V)`` or an
+    object with ``.logits``. Where the output head of a Hugging Face model can be found, it is run on the supervised
+    positions only, so logits of a prompt are never computed.
+
+    Args:
+        module: Any LightningModule around a causal language model.
+        batch: ``input_ids (B, T)``, ``labels (B, T)`` with -100 where not supervised, and usually
+            ``attention_mask (B, T)``.
+
+    Returns:
+        Shape ``(B,)``, fp32, in nats.
+
+    Raises:
+        TypeError: If the batch is not such a dict.
+    """
+    if not isinstance(batch, dict) or "input_ids" not in batch or "labels" not in batch:
+        raise TypeError(
+            f"causal_lm_nll reads a dict with 'input_ids' and 'labels', but got {_describe(batch)}. "
+            "Use score=classifier_nll for (input, label) pairs, or score=training_step_loss for any other batch."
+        )
+    labels = batch["labels"][:, 1:]
+    rows, columns = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
+    inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids", "token_type_ids") if k in batch}
+    with _head_only_at(module, rows, columns):
+        output = module(**inputs)
+    logits = getattr(output, "logits", output)
+    if logits.dim() == 3:
+        logits = logits[rows, columns]
+    return Predictions(logits, labels[rows, columns], rows, labels.shape[0])
+
+
+@from_predictions
+def classifier_nll(module: LightningModule, batch: Batch) -> Predictions:
+    """Negative log-likelihood of the label under a classifier.
+
+    Args:
+        module: Any LightningModule whose ``forward`` returns logits ``(B, C)`` or an object with ``.logits``.
+        batch: ``(inputs, labels)``, or a dict with ``labels`` whose other tensors are the arguments of ``forward``.
+
+    Returns:
+        Shape ``(B,)``, fp32, in nats.
+
+    Raises:
+        TypeError: If the batch is neither.
+    """
+    if isinstance(batch, dict) and "labels" in batch:
+        labels = batch["labels"]
+        output = module(**{k: v for k, v in batch.items() if k not in ("labels", "index")})
+    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+        labels = batch[1]
+        output = module(batch[0])
+    else:
+        raise TypeError(
+            f"classifier_nll reads (inputs, labels) or a dict with 'labels', but got {_describe(batch)}. "
+            "Write a function (module, batch) -> NLL of shape (B,) and pass it as score."
+        )
+    logits = getattr(output, "logits", output)
+    return Predictions(logits, labels, torch.arange(len(labels), device=labels.device), len(labels))
+
+
+def training_step_loss(module: LightningModule, batch: Batch) -> Tensor:
+    """The loss of the user's own ``training_step``, for models whose likelihood we can't read.
+
+    It is one number a batch, so it serves the objectives that are linear in it: GradientAscent, GradDiff.
+
+    Args:
+        module: Any LightningModule; the ``training_step`` of its class is called.
+        batch: Whatever that method takes.
+
+    Returns:
+        Shape ``(1,)``.
+
+    Raises:
+        TypeError: If ``training_step`` returns no loss.
+    """
+    training_step = type(module).training_step
+    takes_index = len(inspect.signature(training_step).parameters) > 2
+    output = training_step(module, batch, 0) if takes_index else training_step(module, batch)
+    loss = output.get("loss") if isinstance(output, dict) else output
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"{type(module).__name__}.training_step returned {type(output).__name__} in place of a loss.")
+    return loss.reshape(1)
+
+
+def likelihood_and_length(score: Score, module: LightningModule, batch: Batch) -> tuple[Tensor, Tensor]:
+    """NLL of each row and its supervised positions, both ``(B,)``; 1 position where the score does not tell."""
+    if isinstance(score, PredictionScore):
+        predictions = score.predictions(module, batch)
+        return predictions.nll(), predictions.length()
+    nll = score(module, batch)
+    return nll, torch.ones_like(nll.detach())
+
+
+@contextmanager
+def _head_only_at(module: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
+    """Let the output head see only the hidden states at ``(rows, columns)``, where there is one to be found."""
+    head = output_head(module)
+    if head is None:
+        yield
+        return
+
+    _PLACES.append((rows, columns))
+    handle = head.register_forward_pre_hook(_keep_places)
+    try:
+        yield
+    finally:
+        handle.remove()
+        _PLACES.pop()
+
+
+# Not in a closure of the hook: torch.compile takes the shapes of what hangs on a module as constant, and would compile
+# anew for every number of supervised tokens.
+_PLACES: list[tuple[Tensor, Tensor]] = []
+
+
+def _keep_places(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    rows, columns = _PLACES[-1]
+    return (args[0][rows, columns], *args[1:])
+
+
+def output_head(module: nn.Module) -> nn.Module | None:
+    for child in module.modules():
+        get_head = getattr(child, "get_output_embeddings", None)
+        if callable(get_head) and isinstance(head := get_head(), nn.Module):
+            return head
+    return None
+
+
+def _describe(batch: Batch) -> str:
+    if isinstance(batch, dict):
+        return f"a dict with {sorted(map(str, batch))}"
+    if isinstance(batch, (tuple, list)):
+        return f"a {type(batch).__name__} of {len(batch)}"
+    return f"a {type(batch).__name__}"

@@ -1,0 +1,1 @@
+"""Demonstrations that run on a CPU in minutes."""

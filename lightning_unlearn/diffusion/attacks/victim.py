@@ -1,0 +1,236 @@
+"""The model under attack: left as it is, differentiable in its prompt, and made to draw."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from lightning_unlearn.diffusion.engine.model import TextToImage, alphas_bar, prediction_type, unet_output
+from lightning_unlearn.diffusion.engine.text import encode, inject
+from lightning_unlearn.functional.diffusion.ddim import add_noise, prediction_target
+from lightning_unlearn.functional.diffusion.noise import row_noise
+from lightning_unlearn.functional.diffusion.soft_tokens import Placement, insert_tokens
+
+__all__ = ["Criterion", "PromptLoss", "differentiable", "draw", "fingerprint", "read_images", "target_latents"]
+
+Criterion = Literal["l2", "l1"]
+
+_NOISE = 1
+
+
+@contextmanager
+def differentiable(*modules: nn.Module) -> Iterator[None]:
+    """Let gradients flow to a prompt, also inside Lightning's validation and test, and leave the modules as they were.
+
+    In the body every submodule is in evaluation mode and no weight asks for a gradient. Weights are not changed, and
+    modes, flags and the state of the global random numbers are restored after it, whatever happens.
+
+    Args:
+        modules: The models that are run.
+    """
+    modes = [(child, child.training) for module in modules for child in module.modules()]
+    flags = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
+    with ExitStack() as stack:
+        for context in (isolate_rng(), torch.inference_mode(False), torch.enable_grad()):
+            stack.enter_context(context)
+        try:
+            for module in modules:
+                module.eval().requires_grad_(False)
+            yield
+        finally:
+            for child, mode in modes:
+                child.training = mode
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+
+
+def fingerprint(model: TextToImage) -> str:
+    """A hash of the weights of the UNet and the text encoder, which any step of training changes."""
+    state = hashlib.sha256()
+    for part in ("unet", "text_encoder"):
+        for name, weight in getattr(model, part).state_dict().items():
+            # Sums of integers are the same in any order, so on any number of threads.
+            bits = weight.detach().contiguous().reshape(-1).view(torch.uint8).reshape(-1, weight.element_size())
+            state.update(f"{part}.{name}{tuple(weight.shape)}{bits.sum(0, dtype=torch.int64).tolist()}".encode())
+    return state.hexdigest()[:16]
+
+
+def draw(
+    module: nn.Module, prompts: Sequence[str], seeds: Sequence[int], guidance: Sequence[float], steps: int
+) -> Tensor:
+    """Images of prompts, by the module's own ``generate``, or by a ``StableDiffusionPipeline`` of its parts.
+
+    Args:
+        module: The model. Its ``generate(prompts, seeds, steps=, guidance=)``, where it has one, may hold guards that
+            work while it draws.
+        prompts: ``N`` prompts.
+        seeds: Seed of each image's noise.
+        guidance: Weight of classifier-free guidance of each.
+        steps: Steps of the sampler.
+
+    Returns:
+        Shape ``(N, 3, H, W)``, in [0, 1], on the CPU.
+    """
+    generate = getattr(module, "generate", None) or _generator(module)
+    options: dict[str, Any] = {"steps": steps}
+    if "batch_size" in inspect.signature(generate).parameters:
+        options["batch_size"] = len(prompts)
+    images: dict[int, Tensor] = {}
+    for weight in dict.fromkeys(guidance):
+        rows = [i for i, value in enumerate(guidance) if value == weight]
+        chosen = ([prompts[i] for i in rows], [seeds[i] for i in rows])
+        with torch.no_grad():
+            images |= zip(rows, generate(*chosen, guidance=weight, **options).float().cpu(), strict=True)
+    return torch.stack([images[i] for i in range(len(prompts))])
+
+
+def _generator(module: Any) -> Callable[..., Tensor]:
+    if not hasattr(module, "vae"):
+        raise TypeError(
+            f"{type(module).__name__} has neither a method generate(prompts, seeds, steps=, guidance=) nor a vae, so "
+            "it can't draw what an attack finds. Give it one of them, or use LitTextToImage."
+        )
+    from diffusers import StableDiffusionPipeline
+
+    pipeline: Any = StableDiffusionPipeline(
+        vae=module.vae,
+        text_encoder=module.text_encoder,
+        tokenizer=module.tokenizer,
+        unet=module.unet,
+        scheduler=module.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+
+    def generate(prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+        return pipeline(
+            list(prompts),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="pt",
+        ).images
+
+    return generate
+
+
+@torch.no_grad()
+def target_latents(module: Any, images: Tensor) -> Tensor:
+    """Means of the autoencoder's posterior, scaled, in fp32.
+
+    Args:
+        module: A module with a ``vae``.
+        images: Shape ``(B, 3, H, W)``, in [0, 1].
+
+    Returns:
+        Shape ``(B, C, h, w)``.
+    """
+    vae = module.vae
+    weight = next(vae.parameters())
+    with torch.autocast(weight.device.type, enabled=False):
+        mean = vae.encode((2 * images - 1).to(weight)).latent_dist.mean
+    return mean.float() * vae.config.scaling_factor
+
+
+@dataclass
+class PromptLoss:
+    r"""How far the model with the inserted tokens is from drawing the target image, of each prompt.
+
+    Without a base model the loss of UnlearnDiffAtk, the denoising loss of the target image $z$,
+    $\| e_\theta(z_t, t, c') - e^* \|^2 / (C h w)$ with $e^* = \epsilon$, or the velocity where the model predicts that;
+    with one that of P4D, in which $e^*$ is the output of the base model for the prompt without the tokens.
+
+    Args:
+        model: The model under attack.
+        ids: Token ids of the prompts, shape ``(B, L)``.
+        lengths: Number of their words in tokens, shape ``(B,)``.
+        latents: Of the target images, shape ``(B, C, h, w)``.
+        keys: What the noise of each prompt depends on, beside the seed.
+        placement: Where the tokens go.
+        criterion: ``"l2"``, mean squared error, or ``"l1"``, mean absolute error.
+        seed: Seed of the noise.
+        base: The model before erasure, for P4D.
+    """
+
+    model: TextToImage
+    ids: Tensor
+    lengths: Tensor
+    latents: Tensor
+    keys: list[int]
+    placement: Placement
+    criterion: Criterion = "l2"
+    seed: int = 0
+    base: TextToImage | None = None
+
+    def __post_init__(self) -> None:
+        with torch.no_grad():
+            self._words = self.model.text_encoder.get_input_embeddings()(self.ids)
+            self._states = None if self.base is None else encode(self.base, self.ids)
+
+    def __call__(self, tokens: Tensor, rows: list[int], timesteps: Tensor, step: int) -> Tensor:
+        """The loss of tokens in prompts.
+
+        Args:
+            tokens: Embeddings, shape ``(N, k, D)``; gradients flow to them.
+            rows: The prompt of each, numbers in ``[0, B)``.
+            timesteps: Of each prompt, shape ``(B,)``, int64.
+            step: Number of the step: each has noise of its own.
+
+        Returns:
+            Shape ``(N,)``, fp32.
+        """
+        words, timesteps = self._words[rows], timesteps[rows]
+        embeddings = insert_tokens(words, self.lengths[rows], tokens.to(words), self.placement)
+        with inject(self.model.text_encoder, embeddings):
+            states = encode(self.model, self.ids[rows])
+        latents = self.latents[rows]
+        noise = row_noise(latents.shape[1:], [self.keys[r] for r in rows], self.seed, _NOISE, step).to(latents)
+        levels = alphas_bar(self.model)[timesteps]
+        noisy = add_noise(latents, noise, levels)
+        dtype = next(self.model.unet.parameters()).dtype
+        output = unet_output(self.model, noisy.to(dtype), timesteps, states)
+        if self.base is None or self._states is None:
+            target = prediction_target(latents, noise, levels, prediction_type(self.model))
+        else:
+            with torch.no_grad():
+                target = unet_output(self.base, noisy.to(dtype), timesteps, self._states[rows])
+        error = output - target
+        return (error.square() if self.criterion == "l2" else error.abs()).flatten(1).mean(1)
+
+
+def read_images(folder: str | Path) -> Tensor:
+    """The PNG and JPEG files of a folder, in the order of the numbers in their names.
+
+    Args:
+        folder: With images of one size.
+
+    Returns:
+        Shape ``(N, 3, H, W)``, in [0, 1].
+
+    Raises:
+        ValueError: If there is none, or their sizes differ.
+    """
+    import numpy as np
+    from PIL import Image
+
+    paths = [path for path in Path(folder).glob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg")]
+    paths.sort(key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)])
+    if not paths:
+        raise ValueError(f"{folder} has no .png or .jpg file, but target images are wanted from there.")
+    images = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+    sizes = sorted({image.shape[:2] for image in images})
+    if len(sizes) > 1:
+        raise ValueError(f"Target images must have one size, but {folder} has images of {sizes[0]} and {sizes[-1]}.")
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255

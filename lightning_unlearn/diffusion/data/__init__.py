@@ -1,0 +1,1 @@
+"""Prompts, captioned images and the miniature data set."""

@@ -1,0 +1,261 @@
+"""Images with captions, for methods that learn from images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_unlearn.core.pairing import Role
+from lightning_unlearn.core.sources import load_rows
+from lightning_unlearn.diffusion.data.prompts import PromptDataModule, PromptRows
+
+__all__ = ["CaptionedImageDataModule", "CaptionedImages"]
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_TABLES = (".json", ".jsonl", ".csv", ".parquet")
+_CAPTIONS = ("caption", "text", "prompt")
+
+_Images = Callable[[int], Any]
+
+
+class CaptionedImages(Dataset):
+    """Images in [-1, 1] with the tokens of their captions and anchors.
+
+    Args:
+        images: Gives the image of a row by its number: a path, a PIL image, or colours in [0, 1], ``(3, H, W)``.
+        prompts: Tokens of the captions.
+        size: Side in pixels. Other images are resized until their shorter side has it, and cut in the middle.
+        masks: Gives where the concept is in the image of a row: a path, a PIL image, or a tensor ``(1, H, W)``.
+    """
+
+    def __init__(
+        self,
+        images: Callable[[int], Any],
+        prompts: PromptRows,
+        size: int,
+        masks: Callable[[int], Any] | None = None,
+    ) -> None:
+        self.images, self.prompts, self.size, self.masks = images, prompts, size, masks
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        row = self.prompts[i]
+        mask = {} if self.masks is None else {"mask": (_pixels(self.masks(i), self.size, 1) > 0.5).float()}
+        return {"pixel_values": _pixels(self.images(i), self.size) * 2 - 1, **mask, **row}
+
+
+class CaptionedImageDataModule(PromptDataModule):
+    """Images with captions of what to forget, and of what to keep.
+
+    A forget row has ``pixel_values`` ``(B, 3, size, size)`` in [-1, 1], ``input_ids`` and ``attention_mask``
+    ``(B, L)`` of its caption, the same of its anchor, what the concept is to become, as ``anchor_input_ids`` and
+    ``anchor_attention_mask``, and its ``index``. A retain row has no anchor. A ``mask``, an image that is white where
+    the concept is, becomes ``(B, 1, size, size)`` of 0 and 1; all rows of a set have one, or none. A set is one of
+    these:
+
+    * a folder with a table ``metadata.jsonl`` (or ``.csv``, ``.parquet``) as ``datasets`` has it: ``file_name``, the
+      caption as ``caption``, ``text`` or ``prompt``, and optionally ``anchor`` and ``mask``, a file; or such a table
+      itself;
+    * a folder of images for each class, ``root/<class>/**/*.png``, captioned by the template ``caption``; images that
+      lie in the folder itself are of one class, which it names;
+    * a map-style dataset or a list of rows with ``image`` (colours in [0, 1], ``(3, H, W)``; a PIL image; or a path),
+      a caption, and optionally ``anchor`` and ``mask``, such as
+      [`MiniCanvas`][lightning_unlearn.MiniCanvas].
+
+    Args:
+        forget: Images to forget; with ``concept``, images of the anchor.
+        retain: Images to keep; ``None`` for methods without a retain term.
+        anchor: Anchor of the forget rows that have none: a caption; or words of captions and what they become, such
+            as ``{"sketch": "photo"}``, which keeps the rest of the caption.
+        concept: For Concept Ablation, whose images are of the anchor: what makes a caption name the concept, as a
+            template such as ``"{} in the style of Van Gogh"``, or as words and what they become, such as
+            ``{"cat": "grumpy cat"}``. The caption itself is then the anchor.
+        caption: Template of the captions where classes are folders; ``{}`` becomes the name of the class, whose
+            underscores become spaces.
+        size: Side in pixels that the model was made for.
+        heldout: Further named sets that are only evaluated.
+        tokenizer: A ``CLIPTokenizer``, or the folder or hub id of one; by default the module's own.
+        batch_size: Forget rows in a batch, per process.
+        retain_batch_size: Retain rows in a batch, per process; by default as many.
+        epoch: The role that one epoch passes over once.
+        seed: Seed of shuffling and pairing.
+        num_workers: Processes that load data.
+
+    Raises:
+        FileNotFoundError: If a folder, a table or an image is missing.
+        ValueError: If a set is empty, a row has no image or no caption, some rows have a mask and others none,
+            replacements leave a caption as it is, or both ``anchor`` and ``concept`` are given.
+
+    Example:
+        >>> from lightning_unlearn.diffusion.data.miniature import MiniCanvas
+        >>> data = CaptionedImageDataModule(MiniCanvas(2, styles=["sketch"]), anchor="a photo", size=32)
+    """
+
+    def __init__(
+        self,
+        forget: Any,
+        retain: Any = None,
+        anchor: str | dict[str, str] = "",
+        concept: str | dict[str, str] | None = None,
+        caption: str = "a photo of a {}",
+        size: int = 512,
+        heldout: dict[str, Any] | None = None,
+        tokenizer: Any = None,
+        batch_size: int = 4,
+        retain_batch_size: int | None = None,
+        epoch: Role = "forget",
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        fixed = anchor if isinstance(anchor, str) else ""
+        super().__init__(forget, retain, fixed, heldout, tokenizer, 1, batch_size, retain_batch_size, epoch, seed)
+        if size < 8 or size % 8:
+            raise ValueError(f"size must be a positive multiple of 8, as diffusion models need, but got {size}.")
+        if anchor == {}:
+            raise ValueError("anchor is a caption, or words of captions and what they become, but got no words.")
+        if concept is not None and anchor:
+            raise ValueError("With concept the captions are the anchors, so anchor has no place. Give one of the two.")
+        if concept is not None and ("{}" not in concept if isinstance(concept, str) else not concept):
+            raise ValueError(
+                "concept is a template with {} for the caption, or words of captions and what they become, but got "
+                f"{concept!r}."
+            )
+        self.replacements = {} if isinstance(anchor, str) else dict(anchor)
+        self.concept = concept
+        self.caption, self.size, self.num_workers = caption, size, num_workers
+
+    def setup(self, stage: str) -> None:
+        """Find the images and tokenize the captions, once."""
+        if self.sets:
+            return
+        tokenizer = self._tokenizer()
+        for name, source in self.sources.items():
+            if source is None:
+                continue
+            images, masks, rows = _read(name, source, self.caption)
+            pairs = [self._pair(n, row) if name == "forget" else (row["caption"], "") for n, row in enumerate(rows)]
+            captions, anchors = ([pair[i] for pair in pairs] for i in range(2))
+            prompts = PromptRows(captions, anchors if name == "forget" else None, tokenizer)
+            self.sets[name] = CaptionedImages(images, prompts, self.size, masks)
+
+    def _pair(self, number: int, row: Mapping[str, str]) -> tuple[str, str]:
+        """Caption and anchor of a row to forget."""
+        caption = row["caption"]
+        if "anchor" in row:
+            return caption, row["anchor"]
+        if isinstance(self.concept, str):
+            return self.concept.replace("{}", caption), caption
+        if self.concept is not None:
+            return _replaced(number, caption, self.concept), caption
+        return caption, _replaced(number, caption, self.replacements) if self.replacements else self.anchor
+
+
+def _replaced(number: int, caption: str, replacements: Mapping[str, str]) -> str:
+    words = {word.lower(): replacement for word, replacement in replacements.items()}
+    pattern = rf"(?<!\w)({'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))})(?!\w)"
+    found, count = re.subn(pattern, lambda match: words[match[1].lower()], caption, flags=re.IGNORECASE)
+    if not count:
+        raise ValueError(
+            f"Row {number} of the forget set has the caption {caption!r}, in which nothing is replaced: it has none of "
+            f"the words {sorted(replacements)}. Add the words that occur there, or give the row an anchor of its own."
+        )
+    return found
+
+
+def _read(name: str, source: Any, template: str) -> tuple[_Images, _Images | None, list[dict[str, str]]]:
+    """What gives the images, and their masks, and captions and anchors of the rows."""
+    if isinstance(source, (str, Path)):
+        return _files(name, Path(source), template)
+    rows, masked = [], []
+    for number in range(len(source)):
+        row = source[number]
+        rows.append(_captioned(name, number, row))
+        masked.append(row.get("mask") is not None)
+    if not rows:
+        raise ValueError(f"The {name} set is empty. Give it at least one image with a caption.")
+    return lambda i: source[i]["image"], (lambda i: source[i]["mask"]) if _all(name, masked) else None, rows
+
+
+def _all(name: str, masked: list[bool]) -> bool:
+    if any(masked) and not all(masked):
+        raise ValueError(
+            f"Row {masked.index(False)} of the {name} set has no 'mask', but others have. Give all or none."
+        )
+    return all(masked)
+
+
+def _captioned(name: str, number: int, row: Any, image: str = "image") -> dict[str, str]:
+    found = sorted(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+    if not isinstance(row, Mapping) or row.get(image) is None:
+        raise ValueError(f"Row {number} of the {name} set has no {image!r}; it has {found}.")
+    caption = next((row[key] for key in _CAPTIONS if isinstance(row.get(key), str)), None)
+    if caption is None:
+        raise ValueError(f"Row {number} of the {name} set has no text under {', '.join(_CAPTIONS)}; it has {found}.")
+    return {"caption": caption} | ({"anchor": row["anchor"]} if isinstance(row.get("anchor"), str) else {})
+
+
+def _files(name: str, path: Path, template: str) -> tuple[_Images, _Images | None, list[dict[str, str]]]:
+    masks: list[Path] = []
+    if path.is_dir():
+        table = next((path / f"metadata{end}" for end in _TABLES if (path / f"metadata{end}").is_file()), None)
+    else:
+        table = path if path.suffix.lower() in _TABLES else None
+        if table is None or not table.is_file():
+            raise FileNotFoundError(
+                f"{name}={str(path)!r} is neither a folder of images nor a table of them ({', '.join(_TABLES)}); "
+                f"looked in {Path.cwd()}."
+            )
+    if table is not None:
+        found = load_rows(table)
+        rows = [_captioned(name, number, row, "file_name") for number, row in enumerate(found)]
+        paths = [table.parent / row["file_name"] for row in found]
+        if _all(name, [bool(row.get("mask")) for row in found]):
+            masks = [table.parent / row["mask"] for row in found]
+        missing = [str(image) for image in [*paths, *masks] if not image.is_file()]
+        if missing:
+            raise FileNotFoundError(f"{table} names {len(missing)} images that do not exist, such as {missing[0]}.")
+    else:
+        classes = sorted(folder for folder in path.iterdir() if folder.is_dir())
+        kinds = [(path, sorted(path.glob("*"))), *((folder, sorted(folder.rglob("*"))) for folder in classes)]
+        kept = [(folder.resolve().name, p) for folder, files in kinds for p in files if p.suffix.lower() in _IMAGES]
+        paths = [image for _, image in kept]
+        rows = [{"caption": template.replace("{}", kind.replace("_", " "))} for kind, _ in kept]
+    if not rows:
+        raise ValueError(
+            f"The {name} set ({path}) has no images. Give a folder with metadata.jsonl, or with images "
+            f"({', '.join(_IMAGES)}) in a folder for each class."
+        )
+    return lambda i: paths[i], (lambda i: masks[i]) if masks else None, rows
+
+
+def _pixels(image: Any, size: int, channels: int = 3) -> Tensor:
+    """Colours in [0, 1], shape ``(channels, size, size)``; of one channel by the nearest pixels."""
+    if isinstance(image, Tensor) and image.shape == (channels, size, size) and image.is_floating_point():
+        return image
+    try:
+        import numpy as np
+        from PIL import Image, ImageOps
+    except ImportError:
+        raise ImportError('Image files need pillow: pip install "lightning-unlearn[diffusion]"') from None
+    if isinstance(image, Tensor):
+        if image.dim() != 3 or len(image) != channels or not image.is_floating_point():
+            raise ValueError(
+                f"{'An image' if channels == 3 else 'A mask'} is numbers in [0, 1] of shape ({channels}, H, W), but "
+                f"got {tuple(image.shape)} of {image.dtype}."
+            )
+        values = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+        image = Image.fromarray(values.expand(-1, -1, 3).numpy())
+    elif isinstance(image, (str, Path)):
+        with Image.open(image) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+    how = Image.Resampling.BICUBIC if channels == 3 else Image.Resampling.NEAREST
+    fitted = ImageOps.fit(image.convert("RGB"), (size, size), how)
+    return torch.tensor(np.asarray(fitted)).permute(2, 0, 1)[:channels].float() / 255

@@ -1,0 +1,144 @@
+"""Prompts, for methods that draw their own images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_unlearn.core.pairing import ForgetRetainDataModule, Role
+from lightning_unlearn.core.sources import Source, load_rows
+from lightning_unlearn.diffusion.engine.text import tokenize
+
+__all__ = ["PromptDataModule", "PromptRows"]
+
+_FILES = (".json", ".jsonl", ".csv", ".parquet")
+
+
+class PromptRows(Dataset):
+    """Tokens of prompts, and of their anchors.
+
+    Args:
+        prompts: The prompts.
+        anchors: What each prompt is to become; none for prompts to keep.
+        tokenizer: A ``CLIPTokenizer``.
+        repeat: How often the rows follow one another.
+    """
+
+    def __init__(self, prompts: list[str], anchors: list[str] | None, tokenizer: Any, repeat: int = 1) -> None:
+        self.prompts, self.anchors, self.repeat = prompts, anchors, repeat
+        self.tokens = tokenize(tokenizer, prompts)
+        if anchors is not None:
+            self.tokens |= {f"anchor_{name}": value for name, value in tokenize(tokenizer, anchors).items()}
+
+    def __len__(self) -> int:
+        return len(self.prompts) * self.repeat
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        row = i % len(self.prompts)
+        return {**{name: value[row] for name, value in self.tokens.items()}, "index": row}
+
+
+class PromptDataModule(ForgetRetainDataModule):
+    """Prompts of the concepts to forget, and prompts to keep.
+
+    A forget row has ``input_ids``, ``attention_mask``, and the same of its anchor, what the concept is to become:
+    ``anchor_input_ids``, ``anchor_attention_mask``, each of shape ``(B, L)``. A retain row has the first two.
+
+    Args:
+        forget: Prompts, as strings or as dicts with ``prompt`` and optionally ``anchor``; or a file of such rows
+            (``.json``, ``.jsonl``, ``.csv``, ``.parquet``).
+        retain: Prompts to keep, given in the same ways.
+        anchor: Anchor of the forget rows that have none; by default the empty prompt.
+        heldout: Further named sets that are only evaluated.
+        tokenizer: A ``CLIPTokenizer``, or the folder or hub id of one; by default the module's own.
+        repeat: How often an epoch passes over the forget prompts. With few prompts, an epoch that is worth a name.
+        batch_size: Forget prompts in a batch, per process.
+        retain_batch_size: Retain prompts in a batch, per process.
+        epoch: The role that one epoch passes over once.
+        seed: Seed of shuffling and pairing.
+
+    Raises:
+        ValueError: If a set is empty, or a row is no prompt.
+
+    Example:
+        >>> data = PromptDataModule(forget=["Van Gogh"], retain=["a photo of a dog"], anchor="art", repeat=100)
+    """
+
+    def __init__(
+        self,
+        forget: Source,
+        retain: Source | None = None,
+        anchor: str = "",
+        heldout: dict[str, Source] | None = None,
+        tokenizer: Any = None,
+        repeat: int = 1,
+        batch_size: int = 1,
+        retain_batch_size: int | None = None,
+        epoch: Role = "forget",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, retain_batch_size=retain_batch_size, epoch=epoch, seed=seed)
+        if repeat < 1:
+            raise ValueError(f"repeat must be at least 1, but got {repeat}.")
+        self.sources = {"forget": forget, "retain": retain, **(heldout or {})}
+        self.anchor, self.tokenizer, self.repeat = anchor, tokenizer, repeat
+
+    def setup(self, stage: str) -> None:
+        """Read and tokenize every set, once."""
+        if self.sets:
+            return
+        tokenizer = self._tokenizer()
+        for name, source in self.sources.items():
+            if source is None:
+                continue
+            rows = _read(name, source)
+            anchors = [row.get("anchor", self.anchor) for row in rows] if name == "forget" else None
+            repeat = self.repeat if name == "forget" else 1
+            self.sets[name] = PromptRows([row["prompt"] for row in rows], anchors, tokenizer, repeat)
+
+    def predict_dataloader(self) -> DataLoader:
+        """The prompts of every set once, each with the seed of the image to draw."""
+        asked = [{"set": name, "prompt": prompt} for name, rows in self.sets.items() for prompt in rows.prompts]
+        rows = [{**row, "seed": self.seed + number} for number, row in enumerate(asked)]
+        return DataLoader(rows, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
+
+    def _tokenizer(self) -> Any:
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            module = self.trainer.lightning_module if self.trainer is not None else None
+            tokenizer = getattr(module, "tokenizer", None)
+            if tokenizer is None:
+                raise ValueError(
+                    "PromptDataModule found no tokenizer: the module has no attribute 'tokenizer'. Pass tokenizer=, "
+                    "a hub id, a folder or a tokenizer object."
+                )
+        if isinstance(tokenizer, (str, Path)):
+            try:
+                from transformers import CLIPTokenizer
+            except ImportError:
+                raise ImportError('Tokenizers need transformers: pip install "lightning-unlearn[diffusion]"') from None
+            tokenizer = CLIPTokenizer.from_pretrained(tokenizer)
+        return tokenizer
+
+
+def _read(name: str, source: Source) -> list[dict[str, str]]:
+    if isinstance(source, (str, Path)) and Path(source).suffix.lower() not in _FILES:
+        raise ValueError(
+            f"{name}={str(source)!r} is neither a list nor a file ({', '.join(_FILES)}). One prompt is a list of one: "
+            f"[{str(source)!r}]."
+        )
+    if not isinstance(source, (str, Path)):
+        source = [{"prompt": row} if isinstance(row, str) else row for row in source]
+    rows = load_rows(source)
+    if not rows:
+        raise ValueError(f"The {name} set ({source}) is empty. Give it at least one prompt.")
+    for number, row in enumerate(rows):
+        if not isinstance(row.get("prompt"), str):
+            found: Mapping[str, Any] = row
+            raise ValueError(f"Row {number} of the {name} set has no text under 'prompt'; it has {sorted(found)}.")
+    return rows

@@ -1,0 +1,1 @@
+"""Components of latent diffusion models: denoising, sampling, text encoding, adapters and export."""

@@ -1,0 +1,136 @@
+"""A text encoder on its own: written for other models, and put into them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_unlearn.core.distributed import rank
+
+__all__ = ["Layout", "export_text_encoder", "load_text_encoder"]
+
+Layout = Literal["transformers4", "transformers5"]
+
+_FILE = "model.safetensors"
+_PREFIX = "text_model."
+_SETTINGS = ("hidden_act", "num_attention_heads", "layer_norm_eps")  # that weights of the same shape don't show
+
+
+def export_text_encoder(module: Any, folder: str | Path, layout: Layout = "transformers4") -> None:
+    """Write a text encoder that other models can take over, as ``config.json`` and ``model.safetensors``.
+
+    Any model with the same text encoder can: what a run on Stable Diffusion 1.4 has erased from it is erased from
+    1.5 and its descendants too. ``CLIPTextModel.from_pretrained(folder)`` opens the folder, as does
+    [`load_text_encoder`][lightning_unlearn.load_text_encoder]. The first process writes. Pipelines
+    with a ``clip_skip`` pass over the last layers, and over what was erased in them.
+
+    Args:
+        module: A LightningModule or a pipeline with a ``text_encoder``, or a ``CLIPTextModel``.
+        folder: Where to; made if missing.
+        layout: Names of the weights: ``"transformers4"``, with ``text_model.`` in front, as the files of released
+            models have it, which all versions open; or ``"transformers5"``, without, as that version writes it, which
+            earlier ones would silently fill with random weights.
+
+    Raises:
+        ValueError: If there is no such layout.
+        TypeError: If there is no CLIP text encoder.
+    """
+    if layout not in ("transformers4", "transformers5"):
+        raise ValueError(f"layout must be 'transformers4' or 'transformers5', but got {layout!r}.")
+    encoder = _text_encoder(module)
+    if rank() != 0:
+        return
+    from safetensors.torch import save_file
+
+    prefix = _PREFIX if layout == "transformers4" else ""
+    weights = {
+        f"{prefix}{name}": value.detach().to("cpu", copy=True).contiguous()
+        for name, value in _plain(encoder.state_dict()).items()
+    }
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    encoder.config.save_pretrained(folder)
+    save_file(weights, Path(folder) / _FILE, metadata={"format": "pt"})
+
+
+def load_text_encoder(module: Any, folder: str | Path) -> None:
+    """Put the weights of an exported text encoder into a model, in either layout.
+
+    The model's own text encoder stays where it is, in its precision and on its device, and gets other values, once
+    everything has been found to fit.
+
+    Args:
+        module: A LightningModule or a pipeline with a ``text_encoder``, or a ``CLIPTextModel``.
+        folder: Folder with ``config.json`` and ``model.safetensors``, or a pipeline's folder with such a
+            ``text_encoder``.
+
+    Raises:
+        FileNotFoundError: If there are no such files.
+        TypeError: If there is no CLIP text encoder, or there are two.
+        ValueError: If the weights are those of another architecture.
+    """
+    encoder = _text_encoder(module)
+    found = Path(folder)
+    if not (found / _FILE).is_file() and (found / "text_encoder").is_dir():
+        found = found / "text_encoder"
+    missing = [name for name in ("config.json", _FILE) if not (found / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{found} has no {' and no '.join(missing)}. Pass a folder that export_text_encoder or save_pretrained "
+            "wrote. Weights are read from safetensors only: convert a .bin with "
+            "CLIPTextModel.from_pretrained(...).save_pretrained(...)."
+        )
+    from safetensors.torch import load_file
+
+    settings = json.loads((found / "config.json").read_text())
+    settings = settings.get("text_config", settings)
+    weights, wanted = _plain(load_file(found / _FILE)), _plain(encoder.state_dict())
+    odd = [
+        f"{name} is {settings[name]!r} in the folder and {getattr(encoder.config, name)!r} in the model"
+        for name in _SETTINGS
+        if name in settings and settings[name] != getattr(encoder.config, name)
+    ]
+    odd += [f"the folder has no {name}" for name in sorted(wanted.keys() - weights.keys())]
+    odd += [f"the model has no {name}" for name in sorted(weights.keys() - wanted.keys())]
+    odd += [
+        f"{name} has shape {tuple(weights[name].shape)} in the folder and {tuple(wanted[name].shape)} in the model"
+        for name in sorted(wanted.keys() & weights.keys())
+        if weights[name].shape != wanted[name].shape
+    ]
+    if odd:
+        more = f", and {len(odd) - 3} more" if len(odd) > 3 else ""
+        raise ValueError(
+            f"The text encoder in {found} does not fit: {'; '.join(odd[:3])}{more}. It can only go into models with "
+            "the text encoder that it was made from, such as CLIP ViT-L/14 in Stable Diffusion 1.x, and its tokenizer."
+        )
+    with torch.no_grad():
+        for name, value in wanted.items():
+            value.copy_(weights[name])
+
+
+def _text_encoder(module: Any) -> Any:
+    if getattr(module, "text_encoder_2", None) is not None:
+        raise TypeError(
+            f"{type(module).__name__} has two text encoders, and with one of them exchanged the other still knows the "
+            "concept. Pass a model with one, such as Stable Diffusion 1.x or 2.x, or the encoder itself."
+        )
+    encoder = getattr(module, "text_encoder", module)
+    kind = getattr(getattr(encoder, "config", None), "model_type", None)
+    if not isinstance(encoder, nn.Module) or kind != "clip_text_model":
+        raise TypeError(
+            "A CLIP text encoder is needed: a CLIPTextModel, or a module or pipeline with one as text_encoder, but got "
+            f"{type(encoder).__name__}{f' of type {kind!r}' if kind else ''}."
+        )
+    return encoder
+
+
+def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by their names without prefix; position ids, which older versions wrote, are no weights."""
+    return {
+        name.removeprefix(_PREFIX): value
+        for name, value in state.items()
+        if not name.endswith("embeddings.position_ids")
+    }

@@ -1,0 +1,213 @@
+"""Erasing as a bi-level problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_unlearn.core.distributed import mean_over_ranks
+from lightning_unlearn.core.reference import without_gradients
+from lightning_unlearn.core.scores import Batch
+from lightning_unlearn.diffusion.engine.denoising import batch_number, row_numbers
+from lightning_unlearn.diffusion.engine.model import alphas_bar, as_text_to_image, prediction_type, unet_output
+from lightning_unlearn.diffusion.engine.noised import Noised, noised
+from lightning_unlearn.diffusion.engine.text import encode
+from lightning_unlearn.diffusion.injected_gradients import (
+    check_gradients,
+    gradients,
+    inner_product,
+    loss_with_gradient,
+    movable,
+)
+from lightning_unlearn.diffusion.objective import DiffusionObjective
+from lightning_unlearn.functional.diffusion.ddim import prediction_target
+from lightning_unlearn.functional.diffusion.erase_diff import MultiplierRule, erasediff_multiplier
+from lightning_unlearn.functional.diffusion.noise import keyed_generator
+
+__all__ = ["EraseDiff", "anchor_output", "denoising_loss"]
+
+
+class EraseDiff(DiffusionObjective):
+    r"""EraseDiff: keep the retain images among the models that have forgotten.
+
+    $$\min_\theta f(\theta) \quad\text{where}\quad q(\theta) = g(\theta) - g(\theta^K) \le 0, \qquad
+    \theta \leftarrow \theta - \alpha\,(\nabla f + \lambda \nabla q)$$
+
+    $f$ is the denoising loss of the retain images; $g = \|e_\theta(z_t, t, c_f) - e_u\|^2$ leads the forget images away
+    from their captions. $\theta^K$ comes from $K$ gradient steps on $g$, which are taken on the live weights and undone
+    bit for bit before the update. As $g(\theta^K)$ is a constant, $\nabla q = \nabla g$: the inner steps tell how much
+    there is left to forget, and bear on the update with ``multiplier="value"`` alone; ``inner_steps=0`` saves them
+    elsewhere. The optimizer makes one update a batch.
+
+    This is the paper's method with steps on batches; all inner steps of a batch have the target that it has at
+    $\theta$. In the authors' code the inner loop runs for whole epochs, with the optimizer of the outer one, and going
+    back to $\theta$ within it undoes outer updates.
+
+    A batch has images and captions of both roles, see [`denoising_nll`][lightning_unlearn.denoising_nll].
+    The cost is $K + 4$ forward passes of the UNet and $K + 2$ backward, one forward pass less where the target is
+    uniform; without inner steps 3 and 2.
+
+    Args:
+        target: $e_u$. ``"anchor"``: the output of the model as it is, without gradient, for the row's anchor, which it
+            has as ``anchor_input_ids (B, L)`` (the authors' code for Stable Diffusion); ``"uniform"``: what would be
+            right for noise from $U[0, 1)$ (their earlier code).
+        multiplier: $\lambda \ge 0$; or how to choose it in each step, see
+            [`erasediff_multiplier`][lightning_unlearn.functional.diffusion.erase_diff.erasediff_multiplier]:
+            ``"cosine"``
+            (their code), ``"norm"`` or ``"value"``.
+        eta: $\eta \ge 0$ of that choice.
+        inner_steps: $K \ge 0$.
+        inner_lr: Step size of the inner steps, plain gradient descent.
+        seed: Seed of the noise and of the noise levels.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        MisconfigurationException: On sharded weights, ``precision="16-mixed"``, or rows without an anchor.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[EraseDiff(multiplier="cosine")], logger=False, accelerator="cpu")
+
+    References:
+        Wu et al., *EraseDiff: Erasing Data Influence in Diffusion Models*, arXiv:2401.05779.
+    """
+
+    def __init__(
+        self,
+        target: Literal["anchor", "uniform"] = "anchor",
+        multiplier: float | MultiplierRule = 1.0,
+        eta: float = 0.1,
+        inner_steps: int = 2,
+        inner_lr: float = 1e-2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed)
+        if target not in ("anchor", "uniform"):
+            raise ValueError(f"target must be 'anchor' or 'uniform', but got {target!r}.")
+        if multiplier not in ("cosine", "norm", "value") and not (
+            isinstance(multiplier, (int, float)) and multiplier >= 0
+        ):
+            raise ValueError(
+                f"multiplier must be a number of at least 0, 'cosine', 'norm' or 'value', but got {multiplier!r}."
+            )
+        if not eta >= 0:
+            raise ValueError(f"eta must be at least 0, but got {eta}.")
+        if inner_steps < 0:
+            raise ValueError(f"inner_steps must be at least 0, but got {inner_steps}.")
+        if multiplier == "value" and inner_steps == 0:
+            raise ValueError("inner_steps=0 leaves no gap for multiplier='value' to read. Take 1 or more.")
+        if not inner_lr > 0:
+            raise ValueError(f"inner_lr must be greater than 0, but got {inner_lr}.")
+        self.target, self.multiplier, self.eta = target, multiplier, eta
+        self.inner_steps, self.inner_lr = inner_steps, inner_lr
+
+    def reads_reference_logits(self) -> bool:
+        """There is no teacher: the model as it is gives the target."""
+        return False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            check_gradients(trainer, type(self).__name__)
+        super().setup(trainer, pl_module, stage)
+
+    def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
+        """The loss on one batch of images to forget and one to keep."""
+        parameters = list(movable(module).values())
+        forget_rows = noised(module, batch["forget"], self.seed, 0)
+        retain_rows = noised(module, batch["retain"], self.seed, 1)
+
+        make = self.uniform_output if self.target == "uniform" else anchor_output
+        target = make(module, batch["forget"], forget_rows)
+
+        def forget_loss() -> Tensor:
+            return self.forget_loss(module, batch["forget"], forget_rows, target)
+
+        # First of all: changing weights would spoil a graph that already holds them.
+        nothing = torch.zeros((), device=module.device)
+        reached = self.inner_value(parameters, forget_loss) if self.inner_steps else nothing
+        retain = denoising_loss(module, batch["retain"], retain_rows)
+        forget = forget_loss()
+        gap = mean_over_ranks(forget - reached)
+        if isinstance(self.multiplier, str):
+            f, q = gradients(retain, parameters), gradients(forget, parameters)
+            multiplier = erasediff_multiplier(
+                inner_product(f, q),
+                inner_product(f, f).sqrt(),
+                inner_product(q, q).sqrt(),
+                gap,
+                rule=self.multiplier,
+                eta=self.eta,
+            )
+            value = retain + multiplier * (forget - reached)
+            loss = loss_with_gradient(value, parameters, [a + multiplier * b for a, b in zip(f, q, strict=True)])
+        else:
+            multiplier = torch.as_tensor(float(self.multiplier), device=module.device)
+            loss = retain + multiplier * (forget - reached)
+        parts = {"loss": loss, "retain": retain, "forget": forget, "multiplier": multiplier}
+        return parts | ({"gap": gap} if self.inner_steps else {})
+
+    def forget_loss(self, module: LightningModule, batch: Batch, rows: Noised, target: Tensor) -> Tensor:
+        r"""$g$: distance from the target at noised forget images, a scalar."""
+        model = as_text_to_image(module)
+        return F.mse_loss(unet_output(model, rows.latents, rows.timesteps, encode(model, batch["input_ids"])), target)
+
+    def uniform_output(self, module: LightningModule, batch: Batch, rows: Noised) -> Tensor:
+        r"""What a model would predict of the same images under noise from $U[0, 1)$."""
+        model, shape = as_text_to_image(module), rows.latents.shape[1:]
+        numbers = batch["index"].tolist() if "index" in batch else row_numbers(len(rows.latents))
+        key = (self.seed, 4, batch_number(module))
+        noise = torch.stack([torch.rand(*shape, generator=keyed_generator(*key, n)) for n in numbers])
+        noise, share = noise.to(rows.latents), alphas_bar(model)[rows.timesteps]
+        a, b = (s.sqrt()[:, None, None, None] for s in (share, 1 - share))
+        kind = prediction_type(model)
+        clean = rows.latents if kind == "epsilon" else a * rows.latents - b * rows.target
+        return prediction_target(clean, noise, share, kind)
+
+    def inner_value(self, parameters: Sequence[Tensor], loss: Callable[[], Tensor]) -> Tensor:
+        r"""$g(\theta^K)$, without gradient; parameters are afterwards what they were, bit for bit."""
+        start = [p.detach().clone() for p in parameters]
+        try:
+            for _ in range(self.inner_steps):
+                downhill = gradients(loss(), parameters)
+                with torch.no_grad():
+                    _set(parameters, [p - self.inner_lr * g for p, g in zip(parameters, downhill, strict=True)])
+            with without_gradients():
+                return loss()
+        finally:
+            _set(parameters, start)
+
+
+def denoising_loss(module: LightningModule, batch: Batch, rows: Noised) -> Tensor:
+    """The loss that the model was trained with, at noised images, a scalar."""
+    model = as_text_to_image(module)
+    output = unet_output(model, rows.latents, rows.timesteps, encode(model, batch["input_ids"]))
+    return F.mse_loss(output, rows.target.float())
+
+
+def anchor_output(module: LightningModule, batch: Batch, rows: Noised) -> Tensor:
+    """Output of the model as it is for the anchors of the rows, without gradient.
+
+    Raises:
+        MisconfigurationException: If rows have no anchors.
+    """
+    if "anchor_input_ids" not in batch:
+        raise MisconfigurationException(
+            f"The forget rows are led to their anchors, but have no 'anchor_input_ids'; they have {sorted(batch)}. "
+            "Give each row an anchor, or choose a target that needs none."
+        )
+    model = as_text_to_image(module)
+    with without_gradients():
+        return unet_output(model, rows.latents, rows.timesteps, encode(model, batch["anchor_input_ids"]))
+
+
+def _set(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+    torch.clear_autocast_cache()  # it holds casts of the weights as they were

@@ -1,0 +1,70 @@
+"""Gradients that a step takes itself, and how it hands the one that it has made of them to the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+
+from lightning_unlearn.core.distributed import mean_over_ranks, world_size
+
+__all__ = ["check_gradients", "gradients", "inner_product", "loss_with_gradient", "movable"]
+
+
+def check_gradients(trainer: Trainer, name: str) -> None:
+    """Refuse runs in which a step can't take whole gradients itself.
+
+    Raises:
+        MisconfigurationException: If weights are sharded, or gradients have to be scaled.
+    """
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        raise MisconfigurationException(
+            f"{name} takes gradients within its step, which ModelParallelStrategy shards. Use one device or "
+            "strategy='ddp'."
+        )
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        raise MisconfigurationException(
+            f"{name} takes gradients within its step, where precision='16-mixed' does not scale them, so small ones "
+            "would be lost. Use precision='bf16-mixed' or '32-true'."
+        )
+
+
+def movable(module: LightningModule) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of a loss, averaged over all processes; 0 where it does not depend on a parameter.
+
+    ``.grad`` is left alone.
+    """
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    whole = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    return [mean_over_ranks(g) for g in whole] if world_size() > 1 else whole
+
+
+def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """Inner product over all parameters, a scalar."""
+    return torch.stack([(a * b).sum() for a, b in zip(first, second, strict=True)]).sum()
+
+
+def loss_with_gradient(value: Tensor, parameters: Sequence[Tensor], gradient: Sequence[Tensor]) -> Tensor:
+    """A loss of a given value whose backward pass adds a given gradient to ``.grad``."""
+    return _Deliver.apply(value.detach(), list(gradient), *parameters)
+
+
+class _Deliver(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradient: list[Tensor], *_: Tensor) -> Tensor:
+        ctx.gradient = gradient
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> Any:
+        return (None, None, *(outer * g for g in ctx.gradient))

@@ -1,0 +1,226 @@
+"""A Stable Diffusion pipeline as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_unlearn.core.callback import UnlearnCallback, is_unlearning_checkpoint
+from lightning_unlearn.core.distributed import rank
+from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.diffusion.engine.denoising import denoising_nll
+from lightning_unlearn.diffusion.engine.model import prediction_type, unet_output
+from lightning_unlearn.diffusion.engine.parameters import Compat, TextEncoderWeights, Trainable, select_params
+
+__all__ = ["LitTextToImage"]
+
+
+class LitTextToImage(LightningModule):
+    r"""A text-to-image model that ``StableDiffusionPipeline`` opens: Stable Diffusion 1.x and 2.x.
+
+    On its own it trains: ``training_step`` is the denoising loss on images with captions. With an unlearning callback
+    such as [`ESD`][lightning_unlearn.ESD] it forgets a concept. Weights are read from safetensors files
+    only, no code of a repository is run, and the safety checker is not loaded.
+
+    Weights are fp32: at learning rates of unlearning most updates of bf16 weights round to nothing. Train with
+    ``precision="bf16-mixed"`` for speed.
+
+    Args:
+        model: Folder written by ``save_pretrained``, or hub id.
+        trainable: The weights that train, see
+            [`select_params`][lightning_unlearn.diffusion.engine.parameters.select_params]:
+            ``"xattn"`` (ESD-x), ``"noxattn"`` (ESD-u), ``"kv"``, ``"full"`` and others of the UNet;
+            ``"text_encoder"`` or ``TextEncoderWeights(...)``; or ``"all"`` of both.
+        compat: ``"ldm"`` for the subsets of the original code of ESD, ``"diffusers"`` for those of the newer one.
+        lr: Learning rate of AdamW.
+        weight_decay: Decoupled weight decay; with 0 it is Adam.
+        gradient_checkpointing: Recompute the UNet's activations in the backward pass, for memory.
+        revision: Branch, tag or commit on the hub.
+        variant: Which files of the folder, such as ``"fp16"``.
+        steps: Steps of the sampler, where images are drawn.
+        guidance: Weight of classifier-free guidance there.
+
+    Raises:
+        ValueError: If the subset is empty or unknown, or a number is out of range.
+        TypeError: If the pipeline has another architecture.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        trainable: Trainable | dict[str, Any] = "xattn",
+        compat: Compat = "ldm",
+        lr: float = 1e-5,
+        weight_decay: float = 0.0,
+        gradient_checkpointing: bool = False,
+        revision: str | None = None,
+        variant: str | None = None,
+        steps: int = 50,
+        guidance: float = 7.5,
+    ) -> None:
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, but got {steps}.")
+        if lr <= 0:
+            raise ValueError(f"lr must be positive, but got {lr}.")
+        if weight_decay < 0:
+            raise ValueError(f"weight_decay must be at least 0, but got {weight_decay}.")
+        self.save_hyperparameters(ignore="trainable")
+        # As a dict, so that checkpoints load with weights_only=True.
+        plain = asdict(trainable) if isinstance(trainable, TextEncoderWeights) else trainable
+        self.save_hyperparameters({"trainable": plain})
+        self.lr, self.weight_decay, self.steps, self.guidance = lr, weight_decay, steps, guidance
+        self.pipeline = _load(model, revision, variant)
+        self.unet, self.text_encoder, self.vae = self.pipeline.unet, self.pipeline.text_encoder, self.pipeline.vae
+        self.tokenizer, self.scheduler = self.pipeline.tokenizer, self.pipeline.scheduler
+        prediction_type(self)
+        self.float().train()  # loaded for evaluation, in which gradient checkpointing would do nothing
+        self.requires_grad_(False)
+        for parameter in select_params(self, trainable, compat).values():
+            parameter.requires_grad_(True)
+        if gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+
+    def configure_model(self) -> None:
+        """Refuse to shard."""
+        mesh = self.device_mesh["data_parallel"] if self.device_mesh is not None else None
+        if mesh is not None and mesh.size() > 1:
+            raise MisconfigurationException(
+                "LitTextToImage does not shard its weights, so ModelParallelStrategy would train as many different "
+                "models. Use strategy='ddp'."
+            )
+
+    def forward(self, latents: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+        """The UNet's output, noise or velocity, shape ``(B, C, h, w)``."""
+        return unet_output(self, latents, timesteps, states)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The denoising loss on images with captions."""
+        if "forget" in batch:
+            raise MisconfigurationException(
+                "The batch has rows to forget, but the Trainer has no unlearning callback: it would train on them. "
+                "Add one, such as Trainer(callbacks=[ESD()])."
+            )
+        loss = denoising_nll(self, batch).mean()
+        self.log("train/denoising", loss, batch_size=len(batch["input_ids"]), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """The denoising loss of each named set with images, logged as ``val/<set>_denoising``."""
+        self._evaluate(batch, self.trainer.val_dataloaders, "val", dataloader_idx)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """The same on the test sets."""
+        self._evaluate(batch, self.trainer.test_dataloaders, "test", dataloader_idx)
+
+    def predict_step(self, batch: list[dict[str, Any]], batch_idx: int) -> list[dict[str, Any]]:
+        """Each prompt with the ``image`` that it draws, ``(3, H, W)`` in [0, 1]."""
+        images = self.generate([row["prompt"] for row in batch], [row["seed"] for row in batch])
+        return [{**row, "image": image} for row, image in zip(batch, images, strict=True)]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over what trains, at a constant rate."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int | None = None,
+        guidance: float | None = None,
+        batch_size: int = 8,
+    ) -> Tensor:
+        """Draw an image for each prompt, with the pipeline's own sampler and the weights as they are now.
+
+        Args:
+            prompts: ``N`` prompts.
+            seeds: Seed of each image's noise.
+            steps: Steps of the sampler; by default the module's.
+            guidance: Weight of classifier-free guidance; by default the module's.
+            batch_size: Images drawn together.
+
+        Returns:
+            Shape ``(N, 3, H, W)``, in [0, 1], on the CPU.
+
+        Raises:
+            ValueError: If there are not as many seeds as prompts.
+        """
+        if len(prompts) != len(seeds):
+            raise ValueError(f"Each prompt needs a seed of its own, but got {len(prompts)} and {len(seeds)}.")
+        images = []
+        with evaluating(self):
+            for i in range(0, len(prompts), batch_size):
+                output = self.pipeline(
+                    list(prompts[i : i + batch_size]),
+                    num_inference_steps=self.steps if steps is None else steps,
+                    guidance_scale=self.guidance if guidance is None else guidance,
+                    generator=[torch.Generator().manual_seed(int(seed)) for seed in seeds[i : i + batch_size]],
+                    output_type="pt",
+                )
+                images.append(output.images.float().cpu())
+        return torch.cat(images)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that plain ``StableDiffusionPipeline.from_pretrained`` opens, as safetensors.
+
+        The first process writes.
+
+        Args:
+            folder: Where to; made if missing.
+        """
+        if rank() == 0:
+            self.pipeline.save_pretrained(folder, safe_serialization=True)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with an unlearning run as if it were training."""
+        trainer = self._trainer
+        if trainer is None or trainer.state.fn != "fit" or not is_unlearning_checkpoint(checkpoint):
+            return
+        if not any(isinstance(callback, UnlearnCallback) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                "ckpt_path is a checkpoint of an unlearning run, but the Trainer has no unlearning callback: it would "
+                "train on. Add the callback that the run had, or load the weights with LitTextToImage."
+                "load_from_checkpoint and start a new run."
+            )
+
+    def _evaluate(self, batch: dict[str, Tensor], loaders: Any, stage: str, dataloader_idx: int) -> None:
+        if isinstance(batch, dict) and not {"pixel_values", "latents"} & batch.keys():
+            return  # prompts, of which there is nothing to denoise
+        name = list(loaders)[dataloader_idx] if isinstance(loaders, dict) else str(dataloader_idx)
+        self.log(
+            f"{stage}/{name}_denoising",
+            denoising_nll(self, batch).mean(),
+            batch_size=len(batch["input_ids"]),
+            add_dataloader_idx=False,
+            sync_dist=True,
+        )
+
+
+def _load(model: str, revision: str | None, variant: str | None) -> Any:
+    try:
+        from diffusers import DiffusionPipeline, StableDiffusionPipeline
+    except ImportError:
+        raise ImportError('LitTextToImage needs diffusers: pip install "lightning-unlearn[diffusion]"') from None
+    kind = DiffusionPipeline.load_config(model, revision=revision)["_class_name"]
+    if kind != StableDiffusionPipeline.__name__:
+        raise TypeError(
+            f"{model} is a {kind}, but LitTextToImage reads a StableDiffusionPipeline (Stable Diffusion 1.x or 2.x)."
+        )
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        model,
+        revision=revision,
+        variant=variant,
+        use_safetensors=True,
+        safety_checker=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

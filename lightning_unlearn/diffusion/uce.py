@@ -1,0 +1,153 @@
+"""Unified concept editing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import move_data_to_device
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_unlearn.core.edit import Edit
+from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.diffusion.engine.model import TextToImage, as_text_to_image
+from lightning_unlearn.diffusion.engine.parameters import kv_layers
+from lightning_unlearn.diffusion.engine.text import encode
+from lightning_unlearn.functional.diffusion.uce import uce_map
+
+__all__ = ["UCE"]
+
+
+class UCE(Edit):
+    r"""UCE: a concept's keys and values become those of its anchor, in closed form, and those of others stay.
+
+    $$W \leftarrow \arg\min_W\; s_e \sum_i \|W c_i - W_0 g_i\|^2 + s_p \sum_j \|W c_j - W_0 c_j\|^2
+    + \lambda \|W - W_0\|_F^2$$
+
+    for every key and value layer of the cross-attention, whatever else the module trains. $c_i$ are text states of the
+    forget prompts, $g_i$ of their anchors, $c_j$ of the retain prompts, each prompt once however often the data repeat
+    it. It is an edit: the run makes no update, and no pass of the UNet. A second edit moves the weights further.
+
+    Args:
+        erase_scale: $s_e > 0$.
+        preserve_scale: $s_p \ge 0$; with 0 no retain prompts are needed.
+        lamb: $\lambda > 0$.
+        states: Which text states of a prompt: ``"last"``, that of its last word, and of the empty prompt its first
+            (the newer code); or ``"rest"``, from the last word of concept and anchor on to the end, one with one, and
+            all states of prompts to keep (the code of the paper). A text encoder carries a concept on to what follows
+            it in a prompt, so ``"last"`` hardly erases a concept that prompts do not end with.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[UCE(preserve_scale=0.0)], logger=False, accelerator="cpu")
+
+    References:
+        Gandikota et al., *Unified Concept Editing in Diffusion Models*, arXiv:2308.14761.
+    """
+
+    def __init__(
+        self,
+        erase_scale: float = 1.0,
+        preserve_scale: float = 1.0,
+        lamb: float = 0.5,
+        states: Literal["last", "rest"] = "last",
+    ) -> None:
+        super().__init__()
+        for name, value in (("erase_scale", erase_scale), ("lamb", lamb)):
+            if not value > 0:
+                raise ValueError(f"{name} must be greater than 0, but got {value}.")
+        if not preserve_scale >= 0:
+            raise ValueError(f"preserve_scale must be at least 0, but got {preserve_scale}.")
+        if states not in ("last", "rest"):
+            raise ValueError(f"states must be 'last' or 'rest', but got {states!r}.")
+        self.erase_scale, self.preserve_scale, self.lamb, self.states = erase_scale, preserve_scale, lamb, states
+
+    def roles(self) -> tuple[str, ...]:
+        """Retain prompts only where they count."""
+        return ("forget", "retain") if self.preserve_scale else ("forget",)
+
+    def edit(self, module: LightningModule, forget: DataLoader, retain: DataLoader | None = None) -> None:
+        """Edit the key and value weights.
+
+        Args:
+            module: A module with the parts of [`TextToImage`][lightning_unlearn.diffusion.engine.model.TextToImage].
+            forget: Loads the prompts of the concepts with their anchors.
+            retain: Loads the prompts to keep.
+
+        Raises:
+            ValueError: If there are no retain prompts, but they have a weight.
+        """
+        if retain is None and self.preserve_scale:
+            raise ValueError("UCE preserves the retain prompts, but got none. Pass retain, or preserve_scale=0.")
+        model = as_text_to_image(module)
+        with evaluating(module), torch.autocast(module.device.type, enabled=False):
+            concepts, guides = self.edits(module, forget)
+            keep = self.kept(module, retain) if retain is not None and self.preserve_scale else None
+            self.apply(model, concepts, guides, keep)
+
+    def edits(self, module: LightningModule, forget: DataLoader) -> tuple[Tensor, Tensor]:
+        """Text states of the concepts and of their anchors, each of shape ``(N, D)``."""
+        pairs = [
+            pair
+            for ids, mask, anchor_ids, anchor_mask in each_row(
+                module, forget, ("input_ids", "attention_mask", "anchor_input_ids", "anchor_attention_mask")
+            )
+            for pair in self._aligned(module, ids, mask, anchor_ids, anchor_mask)
+        ]
+        concepts, guides = zip(*pairs, strict=True)
+        return torch.cat(concepts), torch.cat(guides)
+
+    def kept(self, module: LightningModule, retain: DataLoader) -> Tensor:
+        """Text states of the prompts to keep, shape ``(M, D)``."""
+        model = as_text_to_image(module)
+        found = []
+        for ids, mask in each_row(module, retain, ("input_ids", "attention_mask")):
+            states = encode(model, ids[None])[0]
+            found.append(states if self.states == "rest" else states[last_word(mask)][None])
+        return torch.cat(found)
+
+    def apply(self, model: TextToImage, concepts: Tensor, guides: Tensor, keep: Tensor | None) -> None:
+        """Edit every key and value layer."""
+        change = uce_map(
+            concepts,
+            guides,
+            keep,
+            erase_scale=self.erase_scale,
+            preserve_scale=self.preserve_scale,
+            lamb=self.lamb,
+        )
+        apply_map(model, change)
+
+    def _aligned(
+        self, module: LightningModule, ids: Tensor, mask: Tensor, anchor_ids: Tensor, anchor_mask: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        concept, guide = encode(as_text_to_image(module), torch.stack([ids, anchor_ids]))
+        first, other = last_word(mask), last_word(anchor_mask)
+        count = 1 if self.states == "last" else len(ids) - max(first, other)
+        return [(concept[first : first + count], guide[other : other + count])]
+
+
+def apply_map(model: TextToImage, change: Tensor) -> None:
+    r"""Edit every key and value layer: $W \leftarrow W + W M$, in double precision."""
+    for layer in kv_layers(model.unet).values():
+        layer.weight.copy_(layer.weight.double() + layer.weight.double() @ change)
+
+
+def last_word(mask: Tensor) -> int:
+    """Place of the last token before the end of a prompt; that of the empty prompt is its beginning."""
+    return int(mask.sum()) - 2
+
+
+def each_row(module: LightningModule, loader: DataLoader, names: tuple[str, ...]) -> list[tuple[Tensor, ...]]:
+    """Each row once, in the order of the loader."""
+    rows: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
+    for batch in loader:
+        moved = move_data_to_device({name: batch[name] for name in names}, module.device)
+        for row in zip(*(moved[name] for name in names), strict=True):
+            rows.setdefault(tuple(torch.cat(row).tolist()), row)
+    return list(rows.values())

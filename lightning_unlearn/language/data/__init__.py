@@ -1,0 +1,1 @@
+"""Data modules of question-answer and text corpora."""

@@ -1,0 +1,284 @@
+"""Representation misdirection for unlearning."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.utils._pytree import tree_map_only
+
+from lightning_unlearn.core.callback import UnlearnCallback
+from lightning_unlearn.core.distributed import mean_over_ranks
+from lightning_unlearn.core.layers import HOOK_NOT_CALLED, find_layer, stripped
+from lightning_unlearn.core.pairing import join, row_count
+from lightning_unlearn.core.scores import Batch
+from lightning_unlearn.functional.language.rmu import control_vector, mean_norm, rmu_forget, rmu_retain
+from lightning_unlearn.functional.likelihood import IGNORE_INDEX
+from lightning_unlearn.objectives.objective import check_non_negative, check_positive
+
+__all__ = ["RMU"]
+
+
+class RMU(UnlearnCallback):
+    r"""Representation misdirection: steer the activations of one layer to a random vector.
+
+    Those of retain rows are held where they were.
+
+    $$\mathcal{L} = \frac{1}{d}\, \mathbb{E}_{b,t} \lVert h_\theta(x_f)_t - c u \rVert_2^2
+      + \alpha \frac{1}{d}\, \mathbb{E}_{b,t} \lVert h_\theta(x_r)_t - h_{ref}(x_r)_t \rVert_2^2$$
+
+    $u$ is a random unit vector, drawn once from ``seed`` and kept in checkpoints. The mean over the width $d$ is that
+    of the released code; the paper writes a sum. Each row has its own mean over tokens, so long rows don't weigh more.
+
+    With ``adaptive=True`` the length of the target follows the activations, so that one setting serves every layer:
+    $c = \beta\, \mathbb{E}_{b,t} \lVert h_{ref}(x_f)_t \rVert_2$ with $\beta$ = ``steering``, measured once, on the
+    first forget batch. So do two copies of the released code of arXiv:2408.06223; as we remember the paper, which we
+    could not open, its formula takes the norm of each sample anew.
+
+    Only the layers up to the steered one run, in training and for the reference, whose weights are the starting values
+    of the few parameters that train. Where weights are sharded (FSDP2), whose forward pass can't be left half way, the
+    later layers and the output head run too, without gradients. Reentrant gradient checkpointing is not supported.
+
+    Batches are dicts with ``input_ids (B, T)`` and usually ``attention_mask (B, T)``. While ``fit`` runs, all other
+    parameters are frozen. The reference is read without dropout: switch dropout off.
+
+    Args:
+        layer: Module whose output is steered: the end of its dotted name, or a regular expression found in one name
+            only. The default is that of the paper for 7B models. Wrappers (``_orig_mod.`` and the like) don't count as
+            part of a name.
+        trainable: Regular expression; parameters whose name it is found in train, of those that would train anyway. By
+            default ``mlp.down_proj`` of the steered layer and of the two before it.
+        steering: Length of the control vector $c$, of the order of the activations' own norm. 20 in the released
+            script, 6.5 in its recipe for zephyr-7b. With ``adaptive``, a multiple $\beta$ of that norm; 5 there.
+        retain_weight: Weight of the retain term $\alpha$; 100 in the released script, 1200 for zephyr-7b; 0 leaves it
+            out.
+        mask: Positions that count: ``"attention"``: all but padding; ``"labels"``: those with a label; ``"all"``:
+            padding too, as in the released code.
+        seed: Seed of the control vector.
+        adaptive: Whether ``steering`` counts in norms of the activations of the starting model.
+
+    Raises:
+        ValueError: If ``steering`` is not positive, ``retain_weight`` is negative, or an option has no such value.
+        MisconfigurationException: If ``layer`` or ``trainable`` does not fit the module as it is in ``setup``.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[RMU(layer="model.layers.7")], logger=False, accelerator="cpu")
+
+    References:
+        Li et al., *The WMDP Benchmark: Measuring and Reducing Malicious Use With Unlearning*, arXiv:2403.03218.
+        Huu-Tien et al., *On Effects of Steering Latent Representation for Large Language Model Unlearning*,
+        arXiv:2408.06223.
+    """
+
+    def __init__(
+        self,
+        layer: str = "model.layers.7",
+        trainable: str | None = None,
+        steering: float = 20.0,
+        retain_weight: float = 100.0,
+        mask: Literal["attention", "labels", "all"] = "attention",
+        seed: int = 0,
+        adaptive: bool = False,
+    ) -> None:
+        super().__init__()
+        if mask not in ("attention", "labels", "all"):
+            raise ValueError(f"mask must be 'attention', 'labels' or 'all', but got {mask!r}.")
+        self.layer, self.trainable, self.mask, self.seed = layer, trainable, mask, seed
+        self.adaptive = adaptive
+        self.steering = check_positive("steering", steering)
+        self.retain_weight = check_non_negative("retain_weight", retain_weight)
+        self.control: Tensor | None = None
+        """The control vector, shape ``(d,)``, once a batch was read."""
+        self._frozen: set[str] = set()
+
+    def roles(self) -> tuple[str, ...]:
+        """Forget rows, and retain rows where their term has a weight."""
+        return ("forget", "retain") if self.retain_weight else ("forget",)
+
+    def reads_reference_logits(self) -> bool:
+        """The retain term runs the starting model on retain rows."""
+        return self.retain_weight > 0
+
+    def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
+        """Both terms on one batch."""
+        # The starting model goes first: exchanging weights would spoil a graph that already holds them.
+        reference = self.reference_hidden(module, batch["retain"]) if self.reads_reference_logits() else None
+        hidden = dict(zip(self.roles(), self.hidden(module, [batch[role] for role in self.roles()]), strict=True))
+        if self.control is None:
+            self.control = control_vector(hidden["forget"].shape[-1], self._length(hidden["forget"], batch), self.seed)
+        self.control = self.control.to(hidden["forget"].device)
+        forget = rmu_forget(hidden["forget"], self.control, self._counts(batch["forget"])).mean()
+        if reference is None:
+            return {"loss": forget, "forget": forget}
+        retain = rmu_retain(hidden["retain"], reference, self._counts(batch["retain"])).mean()
+        return {"loss": forget + self.retain_weight * retain, "forget": forget, "retain": retain}
+
+    def hidden(self, module: LightningModule, batches: list[Batch]) -> list[Tensor]:
+        """Outputs of the steered layer on several roles, in one forward pass wherever their rows can be joined.
+
+        Args:
+            module: The user's module.
+            batches: Rows of each role.
+
+        Returns:
+            Activations of each role, shape ``(B, T, d)``.
+        """
+        joined = join(batches) if len(batches) > 1 else None
+        if joined is None:
+            return [self._forward(module, batch) for batch in batches]
+        parts = self._forward(module, joined).split([row_count(batch) for batch in batches])
+        return [part[:, : batch["input_ids"].shape[1]] for part, batch in zip(parts, batches, strict=True)]
+
+    def reference_hidden(self, module: LightningModule, batch: Batch) -> Tensor:
+        """Output of the steered layer under the starting model, shape ``(B, T, d)``, without gradient."""
+        assert self.snapshot is not None
+        with self.snapshot.active(module):
+            hidden = self._forward(module, batch)
+        self._set_frozen(module, True)  # peft lets all adapters train when it enables them again
+        return hidden
+
+    # ---- Lightning hooks ---------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Freeze what does not train: optimizers and strategies look at ``requires_grad`` after this."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self.control = None
+            self._freeze(pl_module)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Stop before the first step if the loss does not depend on a parameter that is to train."""
+        idle = [name for name, p in _parameters(pl_module).items() if p.requires_grad and p.grad is None]
+        if idle:
+            raise MisconfigurationException(
+                f"trainable={self.trainable!r} takes in {idle[0]!r}, but no gradient reaches it from the output of "
+                f"layer={self.layer!r}. Choose parameters of that layer and of those before it."
+            )
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the module back as it was."""
+        super().teardown(trainer, pl_module, stage)
+        self._unfreeze(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the module back as it was."""
+        super().on_exception(trainer, pl_module, exception)
+        self._unfreeze(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The method's name, the starting values of what trains, and the control vector."""
+        return {**super().state_dict(), "control": self.control.cpu() if self.control is not None else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the control vector of the checkpoint."""
+        super().load_state_dict(state_dict)
+        self.control = state_dict.get("control")
+
+    # ---- internals ---------------------------------------------------------------------------------------------
+
+    def _forward(self, module: LightningModule, batch: Batch) -> Tensor:
+        wanted = ["input_ids", "labels"] if self.mask == "labels" else ["input_ids"]
+        if not isinstance(batch, dict) or not batch.keys() >= set(wanted):
+            got = sorted(map(str, batch)) if isinstance(batch, dict) else type(batch).__name__
+            raise TypeError(f"RMU with mask={self.mask!r} reads rows that are a dict with {wanted}, but got {got}.")
+        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids", "token_type_ids") if k in batch}
+        # FSDP2 takes a pass that was left early for one that still goes on, and then the next one would not wait for
+        # the weights to be exchanged or updated before it gathers them on a stream of its own.
+        sharded = any(isinstance(child, FSDPModule) for child in module.modules())
+        found: list[Tensor] = []
+
+        def keep(_: nn.Module, args: Any, output: Any) -> Any:
+            found.append(output if isinstance(output, Tensor) else output[0])
+            if not sharded:
+                raise _Reached
+            return tree_map_only(Tensor, Tensor.detach, output)  # so that later layers keep no activations
+
+        handle = find_layer(module, self.layer)[1].register_forward_hook(keep)
+        try:
+            module(**inputs)
+        except _Reached as reached:
+            # Activation checkpointing waits in a generator with autograd's hooks open: close it now, not at some
+            # later garbage collection.
+            traceback.clear_frames(reached.__traceback__)
+        finally:
+            handle.remove()
+        if not found or found[-1].shape[:-1] != batch["input_ids"].shape:
+            got = f"gave shape {tuple(found[-1].shape)}" if found else "was not called"
+            raise MisconfigurationException(
+                f"layer={self.layer!r} {got}, but RMU steers activations of shape (B, T, d) for input_ids of shape "
+                f"{tuple(batch['input_ids'].shape)}. Name one decoder block, such as 'model.layers.7'."
+                f"{'' if found else ' ' + HOOK_NOT_CALLED}"
+            )
+        if torch.is_grad_enabled() and not found[-1].requires_grad:
+            raise MisconfigurationException(
+                f"The output of layer={self.layer!r} does not depend on a parameter that trains. Let trainable name "
+                "parameters of that layer or of those before it, and use use_reentrant=False for gradient "
+                "checkpointing."
+            )
+        return found[-1]
+
+    def _length(self, hidden: Tensor, batch: dict[str, Batch]) -> float:
+        if not self.adaptive:
+            return self.steering
+        # No update was made yet, so these are the activations of the starting model.
+        norm = mean_norm(hidden.detach(), self._counts(batch["forget"])).mean()
+        return self.steering * mean_over_ranks(norm).item()
+
+    def _counts(self, batch: Batch) -> Tensor:
+        if self.mask == "labels":
+            return batch["labels"] != IGNORE_INDEX
+        if self.mask == "attention" and "attention_mask" in batch:
+            return batch["attention_mask"]
+        return torch.ones_like(batch["input_ids"])
+
+    def _freeze(self, module: nn.Module) -> None:
+        pattern = self._pattern(find_layer(module, self.layer)[0])
+        training = {name: p for name, p in _parameters(module).items() if p.requires_grad}
+        frozen = {name for name in training if not re.search(pattern, name)}
+        if len(frozen) == len(training):
+            names = ", ".join(list(training)[:8]) or "none"
+            raise MisconfigurationException(
+                f"trainable={self.trainable!r} (as a regular expression: {pattern!r}) is found in the name of no "
+                f"parameter that trains. There are: {names}{' ...' if len(training) > 8 else ''}."
+            )
+        self._frozen = frozen
+        self._set_frozen(module, True)
+
+    def _unfreeze(self, module: nn.Module) -> None:
+        self._set_frozen(module, False)
+        self._frozen = set()
+
+    def _set_frozen(self, module: nn.Module, frozen: bool) -> None:
+        for name, parameter in _parameters(module).items():
+            if name in self._frozen:
+                parameter.requires_grad_(not frozen)
+
+    def _pattern(self, layer: str) -> str:
+        if self.trainable is not None:
+            return self.trainable
+        stem, _, number = layer.rpartition(".")
+        if not number.isdigit():
+            raise MisconfigurationException(
+                f"layer={self.layer!r} is {layer!r}, which is not one of a numbered list of blocks, so there is no "
+                "default for trainable. Give a regular expression of the parameters that are to train."
+            )
+        blocks = "|".join(str(i) for i in range(max(0, int(number) - 2), int(number) + 1))
+        return rf"^{re.escape(stem)}\.({blocks})\.mlp\.down_proj\."
+
+
+class _Reached(Exception):
+    """Leaves the forward pass once the steered layer has run."""
+
+
+def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {stripped(name): parameter for name, parameter in module.named_parameters()}

@@ -1,0 +1,84 @@
+"""Gradient ascent on the leash of a divergence on the forget rows."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lightning_unlearn.core.callback import Reading
+from lightning_unlearn.core.distributed import mean_over_ranks
+from lightning_unlearn.core.scores import Score, causal_lm_nll
+from lightning_unlearn.functional.kl import kl_divergence
+from lightning_unlearn.functional.objectives.gradient_ascent import gradient_ascent
+from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm, check_non_negative, check_positive
+from lightning_unlearn.objectives.ramp import Ramp
+
+__all__ = ["ForgetKL"]
+
+
+class ForgetKL(ForgetRetainObjective):
+    r"""Gradient ascent with a divergence on the forget rows: unlikely labels, other predictions where they were.
+
+    $$\mathcal{L} = w_f \left( -\mathrm{NLL}_{tok}(\text{forget})
+      + \kappa\, \mathbb{E}_t\, \mathrm{KL}(p_{ref,t} \Vert p_{\theta,t}) \right) + w_r \mathcal{L}_{retain}$$
+
+    No paper proposes it. It is the loss ``grad_ascent_forgetKL`` in the code released with NPO (arXiv:2404.05868), with
+    $\kappa = 1$ and no retain term. There the divergence is minimized, not maximized: it holds the predictions on the
+    forget rows, label aside. (Maximized, it would have no gradient at the starting model.) The released code takes its
+    mean over prompt and padding too; here it is over supervised positions.
+
+    At $\kappa = 1$ the gradient to the logits is $\mathrm{onehot}(y) - p_{ref}$ wherever the model is, so there is no
+    floor. With $\kappa > 1$ there is one where $\kappa\, p_{ref}(y) > 1$, at
+    $p_\theta = (\kappa p_{ref} - \mathrm{onehot}(y)) / (\kappa - 1)$.
+
+    Args:
+        kl_weight: Weight of the divergence $\kappa$; 0 leaves gradient ascent.
+        forget_weight: Weight of the forget term $w_f$.
+        retain_weight: Weight of the retain term $w_r$; 0 leaves it out, as the released code does.
+        retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``, see
+            [`ForgetRetainObjective`][lightning_unlearn.ForgetRetainObjective].
+        refusal_weight: Weight of a refusal to the forget questions.
+        max_forget_nll: Stop training once the mean forget NLL of a batch is above this many nats per token.
+        score: Reads logits off the module.
+
+    Raises:
+        ValueError: If a weight is negative, ``max_forget_nll`` is not positive, or ``score`` gives no logits.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[ForgetKL(max_forget_nll=5.0)], logger=False, accelerator="cpu")
+
+    References:
+        Zhang et al., *Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning*,
+        arXiv:2404.05868 (its released code).
+    """
+
+    reads_logits = True
+
+    def __init__(
+        self,
+        kl_weight: float = 1.0,
+        forget_weight: float = 1.0,
+        retain_weight: float | Ramp = 1.0,
+        retain: RetainTerm = "nll",
+        refusal_weight: float = 0.0,
+        max_forget_nll: float | None = None,
+        score: Score = causal_lm_nll,
+    ) -> None:
+        super().__init__(forget_weight, retain_weight, retain, refusal_weight, score, reference="snapshot")
+        self.kl_weight = check_non_negative("kl_weight", kl_weight)
+        self.max_forget_nll = None if max_forget_nll is None else check_positive("max_forget_nll", max_forget_nll)
+
+    def reference_logit_roles(self) -> tuple[str, ...]:
+        """The starting model runs on forget rows too."""
+        return ("forget", *super().reference_logit_roles())
+
+    def forget_loss(self, module: LightningModule, forget: Reading) -> Tensor:
+        """Mean over tokens of the ascent and the divergence."""
+        assert forget.predictions is not None
+        assert forget.reference_logits is not None
+        ascent = self.token_mean(gradient_ascent(forget.nll), forget.length)
+        if self.max_forget_nll is not None and mean_over_ranks(-ascent) > self.max_forget_nll:
+            module.trainer.should_stop = True
+        divergence = kl_divergence(forget.predictions.logits, forget.reference_logits)
+        return ascent + self.kl_weight * self.token_mean(divergence, forget.length)

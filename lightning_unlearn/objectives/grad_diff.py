@@ -1,0 +1,66 @@
+"""Gradient difference."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lightning_unlearn.core.callback import Reading, Reference
+from lightning_unlearn.core.distributed import mean_over_ranks
+from lightning_unlearn.core.scores import Score, causal_lm_nll
+from lightning_unlearn.functional.objectives.gradient_ascent import gradient_ascent
+from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm, check_positive
+from lightning_unlearn.objectives.ramp import Ramp
+
+__all__ = ["GradDiff"]
+
+
+class GradDiff(ForgetRetainObjective):
+    r"""Gradient difference: ascent on the forget rows, descent on the retain rows.
+
+    $$\mathcal{L} = -w_f \frac{\sum_{b \in F} S_b}{\sum_{b \in F} n_b} + w_r \mathcal{L}_{retain}$$
+
+    Each term has its own mean over tokens.
+
+    Args:
+        forget_weight: Weight of the forget term $w_f$.
+        retain_weight: Weight of the retain term $w_r$.
+        retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``, see
+            [`ForgetRetainObjective`][lightning_unlearn.ForgetRetainObjective].
+        refusal_weight: Weight of a refusal to the forget questions.
+        max_forget_nll: Stop training once the mean forget NLL of a batch is above this many nats per token: the forget
+            term has no floor.
+        score: Reads likelihoods off the module.
+        reference: How the starting model is kept where the retain term needs it.
+
+    Raises:
+        ValueError: If a weight is negative or ``max_forget_nll`` is not positive.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[GradDiff(retain_weight=2.0)], logger=False, accelerator="cpu")
+
+    References:
+        Liu et al., *Continual Learning and Private Unlearning*, arXiv:2203.12817.
+        Maini et al., *TOFU: A Task of Fictitious Unlearning for LLMs*, arXiv:2401.06121.
+    """
+
+    def __init__(
+        self,
+        forget_weight: float = 1.0,
+        retain_weight: float | Ramp = 1.0,
+        retain: RetainTerm = "nll",
+        refusal_weight: float = 0.0,
+        max_forget_nll: float | None = None,
+        score: Score = causal_lm_nll,
+        reference: Reference = "auto",
+    ) -> None:
+        super().__init__(forget_weight, retain_weight, retain, refusal_weight, score, reference)
+        self.max_forget_nll = None if max_forget_nll is None else check_positive("max_forget_nll", max_forget_nll)
+
+    def forget_loss(self, module: LightningModule, forget: Reading) -> Tensor:
+        """Minus the mean NLL per token."""
+        loss = self.token_mean(gradient_ascent(forget.nll), forget.length)
+        if self.max_forget_nll is not None and mean_over_ranks(-loss) > self.max_forget_nll:
+            module.trainer.should_stop = True
+        return loss

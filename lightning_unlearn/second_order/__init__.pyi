@@ -1,0 +1,3 @@
+from .influence import InfluenceUnlearning as InfluenceUnlearning
+from .sophia import Sophia as Sophia
+from .soul import SOUL as SOUL

@@ -1,0 +1,17 @@
+from .delta import DeltaInfo as DeltaInfo
+from .delta import apply_delta as apply_delta
+from .delta import delta_info as delta_info
+from .delta import revert_delta as revert_delta
+from .delta import save_delta as save_delta
+from .density import mask_density_figure as mask_density_figure
+from .density import mask_density_table as mask_density_table
+from .gradient_mask import GradientMask as GradientMask
+from .layer_mask import LayerMask as LayerMask
+from .magnitude_mask import MagnitudeMask as MagnitudeMask
+from .mask_file import load_mask as load_mask
+from .random_mask import RandomMask as RandomMask
+from .salun import SalUn as SalUn
+from .snip import SNIP as SNIP
+from .wagle import WAGLE as WAGLE
+from .wanda import Wanda as Wanda
+from .weight_mask import WeightMask as WeightMask

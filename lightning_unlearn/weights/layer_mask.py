@@ -1,0 +1,36 @@
+"""Whole layers, chosen by name."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from lightning_unlearn.core.distributed import local_tensor
+from lightning_unlearn.weights.weight_mask import WeightMask
+
+__all__ = ["LayerMask"]
+
+
+class LayerMask(WeightMask):
+    r"""All weights of some layers move and no others: by default those of the feed-forward layers, where facts sit.
+
+    For a language model of ours, ``LitCausalLM(trainable=...)`` does the same without the memory of optimizer states,
+    gradients and copies; this works on any module as it is.
+
+    Args:
+        parameters: Regular expression; parameters whose name it is found in may move.
+
+    Example:
+        >>> LayerMask(r"layers\.(5|6|7)\.mlp\.down_proj").density
+        1.0
+    """
+
+    def __init__(self, parameters: str = r"mlp\.") -> None:
+        super().__init__(1.0, parameters=parameters)
+
+    def scores(
+        self, trainer: Trainer, module: LightningModule, parameters: dict[str, nn.Parameter]
+    ) -> dict[str, Tensor]:
+        """The same for all, as all may move."""
+        return {n: torch.ones_like(local_tensor(p.detach()), dtype=torch.float32) for n, p in parameters.items()}

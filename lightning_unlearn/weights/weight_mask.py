@@ -1,0 +1,370 @@
+"""What all masks share: which weights may move, and that no other one does."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+
+from lightning_unlearn.core.callback import UnlearnCallback, is_unlearning_checkpoint
+from lightning_unlearn.core.distributed import local_tensor, rank
+from lightning_unlearn.core.scores import Score, causal_lm_nll
+from lightning_unlearn.functional.saliency.bits import apply_mask_, pack_mask, unpack_mask
+from lightning_unlearn.functional.saliency.threshold import top_mask, top_threshold
+from lightning_unlearn.weights.density import DensityRow, density_rows, layer_of
+from lightning_unlearn.weights.layout import counts, local_part, parameter_names, place_of, sum_over_ranks, whole_mask
+from lightning_unlearn.weights.mask_file import read_mask_file, write_mask_file
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+__all__ = ["Scope", "WeightMask"]
+
+Scope = Literal["global", "per_layer", "per_tensor"]
+
+
+class _Frozen(NamedTuple):
+    """A parameter with weights that must not move; tensors are of the part that this process holds.
+
+    Args:
+        parameter: The parameter.
+        live: Boolean, ``True`` where a weight may move; ``None`` where none may.
+        value: The starting values of frozen weights, 0 at the others.
+    """
+
+    parameter: nn.Parameter
+    live: Tensor | None
+    value: Tensor
+
+
+class WeightMask(Callback, ABC):
+    r"""Lets a share of the weights move, and keeps all others bit for bit what they were.
+
+    Stands beside an objective and works with its module, optimizer and strategy (one device, DDP, FSDP2). Before each
+    update it zeroes the gradients of frozen weights, so that clipping sees live ones only; after each it puts frozen
+    weights back. So they stay whatever the optimizer does: weight decay, momentum, or steps that mix coordinates
+    (Muon, Shampoo) move live weights only. The mask is made once, before the first step, from the starting model; a
+    resumed run takes it from its checkpoint, where it costs one bit a weight.
+
+    In memory it costs one byte a weight, and a copy of each parameter that has frozen weights.
+
+    A subclass supplies `scores`; the weights with the highest may move.
+
+    Args:
+        density: Share of weights that may move, in [0, 1]: of $d$ weights it is exactly $\lfloor density\, d \rfloor$.
+        scope: Where scores compete: ``"global"``: among all weights; ``"per_layer"``: within each numbered layer, and
+            among the weights outside of these; ``"per_tensor"``: within each parameter.
+        parameters: Regular expression; only trainable parameters whose name it is found in are scored and may move.
+            The density is of these; every other one is frozen. ``r"mlp\."`` leaves attention alone. Where whole layers
+            are to stay, ``LitCausalLM(trainable=...)`` costs less memory.
+        mask_file: A file that `save_mask` wrote, by a callback with the same settings: no weight is scored then.
+        score: Reads likelihoods off the module; by default that of the run's objective.
+
+    Raises:
+        ValueError: If a number is out of range or ``parameters`` is no regular expression.
+        MisconfigurationException: On an unsupported strategy, a second mask, or a checkpoint without this mask.
+
+    Example:
+        A mask that lets biases move first.
+
+        >>> class SmallTensorsFirst(WeightMask):
+        ...     def scores(self, trainer, module, parameters):
+        ...         return {name: torch.full(p.shape, 1 / p.numel()) for name, p in parameters.items()}
+        >>> SmallTensorsFirst(density=0.1).density
+        0.1
+    """
+
+    own_settings: ClassVar[tuple[str, ...]] = ()
+    """Names of a subclass's attributes that its mask depends on."""
+
+    def __init__(
+        self,
+        density: float,
+        scope: Scope = "global",
+        parameters: str | None = None,
+        mask_file: str | None = None,
+        score: Score | None = None,
+    ) -> None:
+        if not 0 <= density <= 1:
+            raise ValueError(f"density is the share of weights that may move, in [0, 1], but got {density}.")
+        if scope not in ("global", "per_layer", "per_tensor"):
+            raise ValueError(f"scope must be 'global', 'per_layer' or 'per_tensor', but got {scope!r}.")
+        try:
+            re.compile(parameters or "")
+        except re.error as error:
+            raise ValueError(f"parameters={parameters!r} is not a regular expression: {error}.") from None
+        if score is not None and not callable(score):
+            raise TypeError(f"score must be a function (module, batch) -> NLL of shape (B,), but got {score!r}.")
+        self.density, self.scope, self.parameters = density, scope, parameters
+        self.mask_file, self.score = mask_file, score
+        self.masks: dict[str, Tensor] = {}
+        """By parameter name the part of the mask that this process holds; ``True`` may move."""
+        self._parameters: dict[str, nn.Parameter] = {}
+        self._frozen: list[_Frozen] = []
+        self._hooks: list[RemovableHandle] = []
+        self._restored: dict[str, Any] | None = None
+
+    @abstractmethod
+    def scores(
+        self, trainer: Trainer, module: LightningModule, parameters: dict[str, nn.Parameter]
+    ) -> dict[str, Tensor]:
+        """Score the weights; the highest may move.
+
+        Args:
+            trainer: The trainer, with its strategy and training data.
+            module: The user's module, with the weights before unlearning. It must be left as it is.
+            parameters: The parameters in scope. Sharded ones are DTensors.
+
+        Returns:
+            By name non-negative fp32 scores of the part that this process holds (``local_tensor(parameter)``).
+        """
+
+    def eligible(self, module: LightningModule, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """Those of the parameters in scope that the method can score; all others are frozen."""
+        return parameters
+
+    def build(
+        self, trainer: Trainer, module: LightningModule, parameters: dict[str, nn.Parameter]
+    ) -> dict[str, Tensor]:
+        """Make the mask: by name the part that this process holds, boolean."""
+        scores = self.scores(trainer, module, parameters)
+        masks = {}
+        for names in self._groups(list(parameters)):
+            places, offset = {}, 0
+            for name in names:
+                places[name] = place_of(parameters[name], offset)
+                offset += parameters[name].numel()
+            mine = [name for name in names if counts(parameters[name])]
+            cutoff = top_threshold(
+                [scores[name] for name in mine],
+                int(self.density * offset),
+                [places[name] for name in mine],
+                lambda histogram: sum_over_ranks(histogram, module.device),
+            )
+            for name in names:
+                masks[name] = top_mask(scores.pop(name), cutoff, places[name])
+        return masks
+
+    def likelihood(self, trainer: Trainer) -> Score:
+        """The score that gradients are taken of: one's own, else the objective's, else that of a language model."""
+        objectives = (c.score for c in trainer.callbacks if isinstance(c, UnlearnCallback))  # type: ignore[attr-defined]
+        return self.score or next(objectives, causal_lm_nll)
+
+    def density_table(self) -> list[DensityRow]:
+        """How many weights may move, by layer and kind of weight. Collective; call it after training has started."""
+        return density_rows(self._counted())
+
+    def save_mask(self, path: str | Path) -> None:
+        """Write the mask to a safetensors file. Collective; call it after training has started.
+
+        Args:
+            path: The file, for ``mask_file`` of another run or for `load_mask`.
+        """
+        if not self.masks:
+            raise RuntimeError("There is no mask yet: it is made when training starts. Call save_mask after that.")
+        masks = self._whole()
+        if rank() == 0:
+            write_mask_file(path, masks, self._settings())
+
+    # ---- Lightning hooks ---------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the run."""
+        if stage == "fit":
+            self._check(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make or restore the mask: the first hook that comes after the checkpoint for every strategy."""
+        everything = parameter_names(pl_module)
+        inside = {name: p for name, p in everything.items() if re.search(self.parameters or "", name)}
+        self._parameters = self.eligible(pl_module, inside)
+        if not self._parameters:
+            raise MisconfigurationException(
+                f"{type(self).__name__} has no weights to choose from: parameters={self.parameters!r} fits none that "
+                f"it can score. Trainable parameters look like {next(iter(everything), 'none at all')!r}."
+            )
+        restored, self._restored = self._restored, None
+        if restored is not None:
+            self.masks = self._fitted(restored["settings"], _unpacked(restored), "The checkpoint")
+        elif self.mask_file is not None:
+            masks, settings = read_mask_file(self.mask_file)
+            self.masks = self._fitted(settings, masks, f"The mask file {self.mask_file}")
+        else:
+            self.masks = self.build(trainer, pl_module, self._parameters)
+        counted = self._counted()
+        self._freeze(everything, counted)
+        for optimizer in trainer.optimizers:
+            if restored is None:
+                self._clear_state(optimizer)
+            self._hooks.append(optimizer.register_step_post_hook(lambda *_: self._restore()))
+        live, total = (sum(column) for column in zip(*counted.values(), strict=True))
+        for logger in trainer.loggers:
+            logger.log_metrics({"mask/density": live / max(1, total)}, step=trainer.global_step)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Take the gradients of frozen weights out, after accumulation and before clipping."""
+        for parameter, live, _ in self._frozen:
+            if parameter.grad is None:
+                continue
+            if live is None:
+                # Not None: a parameter without optimizer state would make a sharded checkpoint unreadable.
+                local_tensor(parameter.grad).zero_()
+            else:
+                apply_mask_(local_tensor(parameter.grad), live)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of the optimizers and of the starting values; the mask stays to be looked at."""
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of the optimizers, so that the module can be trained after a crash."""
+        self._release()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the optimizers."""
+        self._release()
+
+    # ---- state -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole mask, one bit a weight. Collective where weights are sharded."""
+        if not self.masks:
+            return {}
+        whole = self._whole()
+        return {
+            "settings": self._settings(),
+            "shapes": {name: list(mask.shape) for name, mask in whole.items()},
+            "masks": {name: pack_mask(mask) for name, mask in whole.items()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until ``on_train_start``, when weights exist under every strategy."""
+        self._restored = state_dict or None
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume a run that had no such mask.
+
+        Raises:
+            MisconfigurationException: If the checkpoint has no state for this callback.
+        """
+        if trainer.state.fn != "fit" or checkpoint.get("callbacks", {}).get(self.state_key):
+            return
+        was = "an unlearning run" if is_unlearning_checkpoint(checkpoint) else "a run"
+        raise MisconfigurationException(
+            f"ckpt_path continues a run, but this checkpoint is of {was} without {type(self).__name__}: weights that "
+            "the mask would freeze have moved. Resume without it, or load the weights first "
+            f"({type(pl_module).__name__}.load_from_checkpoint) and call fit without ckpt_path."
+        )
+
+    # ---- internals ---------------------------------------------------------------------------------------------
+
+    def _check(self, trainer: Trainer, module: LightningModule) -> None:
+        name, strategy = type(self).__name__, trainer.strategy
+        masks = [type(c).__name__ for c in trainer.callbacks if isinstance(c, WeightMask)]  # type: ignore[attr-defined]
+        if len(masks) > 1:
+            raise MisconfigurationException(f"A run has one mask, but got {masks}. Keep one of them.")
+        supported = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy))
+        if isinstance(strategy, DeepSpeedStrategy) or not supported:
+            raise MisconfigurationException(
+                f"{name} does not support {type(strategy).__name__}: it updates copies of the weights that a mask "
+                "can't reach. Use strategy='ddp', or ModelParallelStrategy(data_parallel_size=...) (FSDP2) for sharded "
+                "weights."
+            )
+        for path, child in module.named_modules():
+            if isinstance(child, (nn.Embedding, nn.EmbeddingBag)) and child.sparse:
+                raise MisconfigurationException(
+                    f"{name} can't mask the sparse gradients of {path}. Make the embedding with sparse=False."
+                )
+
+    def _settings(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in self.own_settings}
+        return {
+            "method": type(self).__name__,
+            "density": self.density,
+            "scope": self.scope,
+            "parameters": self.parameters,
+            **own,
+        }
+
+    def _fitted(self, settings: dict[str, Any], masks: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+        if settings != self._settings():
+            raise MisconfigurationException(
+                f"{where} holds a mask made with {settings}, but this run asks for {self._settings()}. Use the "
+                "settings that it was made with."
+            )
+        shapes = {name: tuple(p.shape) for name, p in self._parameters.items()}
+        odd = {name for name, mask in masks.items() if shapes.get(name) != tuple(mask.shape)} | shapes.keys() ^ masks
+        if odd:
+            raise MisconfigurationException(
+                f"{where} holds a mask of another module: {len(odd)} parameters differ in name or shape, such as "
+                f"{min(odd)!r}. Use the module, and the frozen layers, that it was made with."
+            )
+        return {name: local_part(p, masks[name]) for name, p in self._parameters.items()}
+
+    def _groups(self, names: list[str]) -> list[list[str]]:
+        groups: dict[Any, list[str]] = {}
+        for name in names:
+            key = {"global": "", "per_layer": layer_of(name)[:2], "per_tensor": name}[self.scope]
+            groups.setdefault(key, []).append(name)
+        return list(groups.values())
+
+    def _counted(self) -> dict[str, tuple[int, int]]:
+        live = torch.tensor(
+            [int(self.masks[name].sum()) if counts(p) else 0 for name, p in self._parameters.items()],
+            device=next(iter(self.masks.values())).device,
+        )
+        sum_over_ranks(live)
+        return {
+            name: (count, p.numel()) for count, (name, p) in zip(live.tolist(), self._parameters.items(), strict=True)
+        }
+
+    def _whole(self) -> dict[str, Tensor]:
+        return {name: whole_mask(self._parameters[name], mask) for name, mask in self.masks.items()}
+
+    def _freeze(self, parameters: dict[str, nn.Parameter], counted: dict[str, tuple[int, int]]) -> None:
+        self._frozen = []
+        for name, parameter in parameters.items():
+            live, total = counted.get(name, (0, parameter.numel()))
+            if live == total:
+                continue
+            value = local_tensor(parameter.detach()).clone(memory_format=torch.contiguous_format)
+            mask = self.masks[name] if live else None
+            if mask is not None:
+                apply_mask_(value, ~mask)
+            self._frozen.append(_Frozen(parameter, mask, value))
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        for parameter, live, value in self._frozen:
+            if live is None:
+                local_tensor(parameter).copy_(value)
+            else:
+                apply_mask_(local_tensor(parameter), live, value)
+
+    def _clear_state(self, optimizer: torch.optim.Optimizer) -> None:
+        """Momentum from before the mask would go on moving frozen weights, and be clipped and logged as if it did."""
+        for parameter, live, _ in self._frozen:
+            for value in optimizer.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    if live is None:
+                        local_tensor(value).zero_()
+                    else:
+                        apply_mask_(local_tensor(value), live)
+
+    def _release(self) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._frozen = []
+
+
+def _unpacked(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: unpack_mask(packed, tuple(state["shapes"][name])) for name, packed in state["masks"].items()}

@@ -1,0 +1,439 @@
+"""Which rows meet: a function of (seed, epoch, batch), for any number of processes, resumed or not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from lightning_unlearn import (
+    ForgetRetainDataModule,
+    GradientAscent,
+    PairLoader,
+    PairSampler,
+    SimNPO,
+    UnlearnMonitor,
+    classifier_nll,
+)
+from lightning_unlearn.core import pairing as forget_retain
+from lightning_unlearn.core.pairing import join, row_count, row_loader
+from tests.user_module import DictNet, LitNet, indexed, pairs, trainer
+
+Choices = list[dict[str, list[int]]]
+
+
+def sampler(forget: int = 13, retain: int = 7, size: int = 4, **options: Any) -> PairSampler:
+    batch_sizes = {"forget": size, "retain": options.pop("retain_size", size)}
+    return PairSampler({"forget": forget, "retain": retain}, batch_sizes, **{"driver": "forget", "seed": 0, **options})
+
+
+def epoch(pairing: PairSampler, number: int = 0) -> Choices:
+    pairing.set_epoch(number)
+    batches = list(pairing)
+    assert [e for e, _ in batches] == [number] * len(batches)
+    return [rows for _, rows in batches]
+
+
+def rows(choices: Choices, role: str) -> list[int]:
+    return list(chain.from_iterable(batch[role] for batch in choices))
+
+
+def on_ranks(monkeypatch: pytest.MonkeyPatch, ranks: int, number: int = 0, **options: Any) -> list[Choices]:
+    monkeypatch.setattr(forget_retain, "world_size", lambda: ranks)
+    found = []
+    for rank in range(ranks):
+        monkeypatch.setattr(forget_retain, "rank", lambda rank=rank: rank)
+        found.append(epoch(sampler(**options), number))
+    monkeypatch.undo()
+    return found
+
+
+# ---- the pairs of an epoch -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("driver", "count", "batches"), [("forget", 13, 4), ("retain", 7, 2)])
+def test_an_epoch_passes_each_driver_row_once(driver: str, count: int, batches: int) -> None:
+    pairing = sampler(driver=driver)
+    assert len(pairing) == batches
+    for number in range(5):
+        choices = epoch(pairing, number)
+        assert len(choices) == batches
+        assert sorted(rows(choices, driver)) == list(range(count))
+
+
+@pytest.mark.parametrize(("driver", "other", "count"), [("forget", "retain", 7), ("retain", "forget", 13)])
+@pytest.mark.parametrize("size", [1, 3, 4, 20])
+def test_the_other_role_is_covered_evenly(driver: str, other: str, count: int, size: int) -> None:
+    pairing = sampler(driver=driver, size=size)
+    visits: Counter[int] = Counter()
+    for number in range(5):
+        visits.update(rows(epoch(pairing, number), other))
+        each, more = divmod(visits.total(), count)
+        assert sum(v == each + 1 for v in visits.values()) == more
+        assert sum(visits[i] == each for i in range(count)) == count - more
+
+
+def test_batch_sizes_are_per_role() -> None:
+    assert [(len(b["forget"]), len(b["retain"])) for b in epoch(sampler(forget=8, retain_size=6))] == [(4, 6)] * 2
+
+
+def test_seed_and_epoch_decide_the_pairs_and_nothing_else() -> None:
+    pairing = sampler()
+    first = epoch(pairing, 3)
+    torch.manual_seed(123)
+    epoch(pairing, 1)
+    assert epoch(pairing, 3) == first == epoch(sampler(), 3)
+    for seed, number in ((0, 2), (1, 3), (2**32 - 1, 3)):
+        other = epoch(sampler(seed=seed), number)
+        assert other != first
+        assert rows(other, "forget") != rows(first, "forget")
+
+
+def test_pairs_change_between_epochs() -> None:
+    def partners(number: int) -> set[tuple[int, int]]:
+        choices = epoch(sampler(forget=8, retain=8, size=1), number)
+        return {(batch["forget"][0], batch["retain"][0]) for batch in choices}
+
+    assert len(partners(0) & partners(1)) < 8
+
+
+def test_coverage_is_the_share_of_rows_visited() -> None:
+    pairing = sampler(forget=4, retain=100, size=2)  # two batches of two retain rows an epoch
+    assert [pairing.coverage("retain", n) for n in (0, 1, 5, 25, 26)] == [0.0, 0.04, 0.2, 1.0, 1.0]
+    assert [pairing.coverage("forget", n) for n in (0, 1)] == [0.0, 1.0]
+    seen = set(chain.from_iterable(rows(epoch(pairing, n), "retain") for n in range(5)))
+    assert len(seen) == pairing.coverage("retain", 5) * 100
+
+
+def test_the_coverage_of_a_run_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    data = ForgetRetainDataModule(indexed(4, 1), indexed(100, 2), batch_size=2)
+    with caplog.at_level("INFO"):
+        trainer(SimNPO(score=classifier_nll), max_epochs=5).fit(DictNet(), data)
+    assert "5 epochs over forget visit 20% of the retain rows." in caplog.text
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bucketed", [False, True])
+@pytest.mark.parametrize("driver", ["forget", "retain"])
+def test_two_processes_see_the_pairs_of_one_with_twice_the_batch(
+    driver: str, bucketed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"forget": 48, "retain": 40, "driver": driver}
+    if bucketed:
+        options["lengths"] = {"forget": torch.arange(48) % 11, "retain": torch.arange(40) % 7}
+    for number in (0, 3):
+        one = epoch(sampler(size=8, **options), number)
+        two = on_ranks(monkeypatch, 2, number, size=4, **options)
+        joined = [{role: sorted(a[role] + b[role]) for role in a} for a, b in zip(*two, strict=True)]
+        assert joined == [{role: sorted(chosen) for role, chosen in batch.items()} for batch in one]
+
+
+@pytest.mark.parametrize("forget", [1, 2, 3, 12, 13, 14])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_every_process_gets_as_many_rows_in_every_batch(
+    forget: int, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = on_ranks(monkeypatch, ranks, forget=forget, size=2)
+    shapes = [[(len(b["forget"]), len(b["retain"])) for b in choices] for choices in found]
+    assert all(shape == shapes[0] for shape in shapes)
+    assert all(0 < count <= 2 for count, _ in shapes[0])
+    visits = Counter(chain.from_iterable(rows(choices, "forget") for choices in found))
+    assert set(visits) == set(range(forget))
+    if forget >= ranks:
+        assert visits.total() - forget < ranks  # at most one row more on each of the other processes
+
+
+# ---- padding ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_like_length_share_a_batch() -> None:
+    lengths = torch.randint(5, 200, (103,), generator=torch.Generator().manual_seed(0))
+
+    def padded(choices: Choices) -> int:
+        return sum(int(lengths[b["forget"]].max()) * len(b["forget"]) for b in choices)
+
+    plain, bucketed = epoch(sampler(forget=103)), epoch(sampler(forget=103, lengths={"forget": lengths}))
+    assert sorted(rows(bucketed, "forget")) == list(range(103))
+    waste = [padded(choices) - int(lengths.sum()) for choices in (plain, bucketed)]
+    assert waste[1] < 0.3 * waste[0]
+    assert rows(bucketed, "retain") != sorted(rows(bucketed, "retain"))
+
+
+def test_bucketing_leaves_the_order_of_batches_random() -> None:
+    lengths = torch.arange(32)
+    choices = epoch(sampler(forget=32, lengths={"forget": lengths}))
+    assert sorted(rows(choices, "forget")) == list(range(32))
+    first = [batch["forget"][0] for batch in choices]
+    assert first != sorted(first)
+
+
+# ---- resume ----------------------------------------------------------------------------------------------------------
+
+
+def data(forget: int = 13, retain: int = 7, **options: Any) -> ForgetRetainDataModule:
+    return ForgetRetainDataModule(indexed(forget, 1), indexed(retain, 2), **{"batch_size": 4, **options})
+
+
+def chosen(batch: Any) -> dict[str, list[int]]:
+    return {role: part["index"].tolist() for role, part in batch.items()}
+
+
+def one_epoch(loader: PairLoader, number: int) -> Choices:
+    loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
+    return [chosen(batch) for batch in loader]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("done", "served"), [(0, 1), (0, 3), (2, 1), (1, 2)])
+def test_resume_in_mid_epoch_yields_the_batches_that_are_left(workers: int, done: int, served: int) -> None:
+    whole = data().train_dataloader()
+    expected = [one_epoch(whole, number) for number in range(done + 2)]
+    assert len(expected[0]) == len(whole) == 4
+
+    first = data(num_workers=workers).train_dataloader()
+    for number in range(done):
+        one_epoch(first, number)
+    first.sampler.set_epoch(done)  # type: ignore[attr-defined]
+    batches = iter(first)
+    assert [chosen(next(batches)) for _ in range(served)] == expected[done][:served]
+    state = first.state_dict()
+
+    resumed = data(num_workers=workers).train_dataloader()
+    resumed.load_state_dict(state)
+    assert one_epoch(resumed, done) == expected[done][served:]
+    assert one_epoch(resumed, done) == expected[done]
+    assert one_epoch(resumed, done + 1) == expected[done + 1]
+
+
+def test_a_state_taken_after_an_epoch_starts_the_next_one() -> None:
+    loader = data().train_dataloader()
+    one_epoch(loader, 0)
+    resumed = data().train_dataloader()
+    resumed.load_state_dict(loader.state_dict())
+    assert one_epoch(resumed, 1) == one_epoch(data().train_dataloader(), 1)
+
+
+def test_a_second_resume_in_the_same_epoch_goes_on_from_there() -> None:
+    expected = one_epoch(data().train_dataloader(), 0)
+    state = data().train_dataloader().state_dict()
+    for step in range(4):
+        loader = data().train_dataloader()
+        loader.load_state_dict(state)
+        assert chosen(next(iter(loader))) == expected[step]
+        state = loader.state_dict()
+
+
+class Record(L.Callback):
+    """Notes the rows of every batch, and saves the run after one of them."""
+
+    def __init__(self, save: Path | None = None, after: int = -1) -> None:
+        self.save, self.after = save, after
+        self.seen: list[tuple[int, dict[str, list[int]]]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        self.seen.append((trainer.current_epoch, chosen(batch)))
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.after:
+            trainer.save_checkpoint(self.save)  # type: ignore[arg-type]
+
+
+def seen(record: Record, ckpt_path: Path | None = None, **options: Any) -> list[Any]:
+    trainer(SimNPO(score=classifier_nll), record, **options).fit(DictNet(), data(), ckpt_path=ckpt_path)
+    return record.seen
+
+
+@pytest.mark.parametrize("resumed", [{}, {"max_steps": 12}], ids=["epochs", "steps"])
+@pytest.mark.parametrize("steps", [1, 3, 4, 6, 8])
+def test_a_resumed_trainer_meets_the_rows_it_would_have_met(
+    steps: int, resumed: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "part.ckpt"
+    whole = seen(Record(path, steps), max_epochs=3)
+    assert len(whole) == 12
+    assert seen(Record(), path, max_epochs=3, **resumed) == whole[steps:]
+
+
+@pytest.mark.parametrize("resumed", [{"max_epochs": 4}, {"max_steps": 12}], ids=["epochs", "steps"])
+def test_a_trainer_resumed_after_limited_epochs_meets_the_rows_it_would_have_met(
+    resumed: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "part.ckpt"
+    whole = seen(Record(path, 6), max_epochs=4, limit_train_batches=3)
+    assert seen(Record(), path, limit_train_batches=3, **{"max_epochs": -1, **resumed}) == whole[6:]
+
+
+# ---- the data module -------------------------------------------------------------------------------------------------
+
+
+def test_rows_get_an_index_that_always_names_the_same_row() -> None:
+    plain = data()
+    for name, count in (("forget", 13), ("retain", 7)):
+        batches = list(plain.val_dataloader()[name])
+        assert torch.cat([b["index"] for b in batches]).tolist() == list(range(count))
+    inputs = torch.stack([row["input"] for row in indexed(13, 1)])
+    for batch in plain.train_dataloader():
+        assert torch.equal(batch["forget"]["input"], inputs[batch["forget"]["index"]])
+
+
+def test_rows_that_have_an_index_keep_it() -> None:
+    own = [{**row, "index": 100 + i} for i, row in enumerate(indexed(4, 1))]
+    (batch,) = ForgetRetainDataModule(own).train_dataloader()
+    assert sorted(batch["forget"]["index"].tolist()) == [100, 101, 102, 103]
+
+
+def test_tuples_pass_through() -> None:
+    (batch,) = ForgetRetainDataModule(TensorDataset(torch.arange(4)), TensorDataset(torch.arange(9))).train_dataloader()
+    assert sorted(batch["forget"][0].tolist()) == [0, 1, 2, 3]
+    assert batch["retain"][0].shape == (4,)
+
+
+def test_heldout_rows_are_evaluated_and_never_trained_on() -> None:
+    plain = ForgetRetainDataModule(indexed(4, 1), indexed(4, 2), {"other": indexed(3, 3)})
+    assert list(plain.val_dataloader()) == list(plain.test_dataloader()) == ["forget", "retain", "other"]
+    (batch,) = plain.train_dataloader()
+    assert set(batch) == {"forget", "retain"}
+
+
+def test_without_retain_rows_the_batch_has_the_forget_rows_alone() -> None:
+    (batch,) = ForgetRetainDataModule(indexed(4, 1)).train_dataloader()
+    assert set(batch) == {"forget"}
+
+
+def test_a_monitored_run_needs_no_retain_rows() -> None:
+    monitor = UnlearnMonitor(score=classifier_nll)
+    trainer(GradientAscent(score=classifier_nll), monitor).fit(DictNet(), ForgetRetainDataModule(indexed(4, 1)))
+    assert [set(e.metrics) for e in monitor.history] == [{"forget_nll"}] * 2
+
+
+@pytest.mark.parametrize("fraction", [1, 0.5])
+def test_overfit_batches_is_an_error_that_names_the_way_out(fraction: float) -> None:
+    with pytest.raises(TypeError, match=r"overfit_batches.*limit_train_batches"):
+        trainer(SimNPO(score=classifier_nll), overfit_batches=fraction).fit(DictNet(), data())
+
+
+# ---- reading rows and joining batches --------------------------------------------------------------------------------
+
+
+def inputs(loader: DataLoader | None) -> Tensor:
+    assert loader is not None
+    return torch.cat([batch["input"] if isinstance(batch, dict) else batch[0] for batch in loader])
+
+
+@pytest.mark.parametrize("role", ["forget", "retain"])
+def test_row_loader_reads_each_row_once_and_in_order(role: str) -> None:
+    rows = {"forget": indexed(13, 1), "retain": indexed(7, 2)}
+    expected = torch.stack([row["input"] for row in rows[role]])
+    shuffled = {name: DataLoader(part, batch_size=3, shuffle=True) for name, part in rows.items()}  # type: ignore[arg-type, var-annotated]
+    pair_loader = ForgetRetainDataModule(**rows).train_dataloader()
+    for source in (pair_loader, CombinedLoader(pair_loader), shuffled, CombinedLoader(shuffled, "max_size_cycle")):
+        torch.manual_seed(5)
+        assert torch.equal(inputs(row_loader(source, role)), expected)
+
+
+def test_row_loader_keeps_the_batch_size_and_takes_chunks() -> None:
+    loaders = {"forget": pairs(10, seed=1, batch_size=4)}
+    assert [len(x) for x, _ in row_loader(loaders, "forget")] == [4, 4, 2]  # type: ignore[union-attr]
+    whole = inputs(row_loader(loaders, "forget"))
+    assert torch.equal(inputs(row_loader(loaders, "forget", chunks=[[9, 0], [3]])), whole[[9, 0, 3]])
+    batched = data(batch_size=5).train_dataloader()
+    assert [len(b["index"]) for b in row_loader(batched, "forget")] == [5, 5, 3]  # type: ignore[union-attr]
+    assert [b["index"].tolist() for b in row_loader(batched, "retain", [[6, 2]])] == [[6, 2]]  # type: ignore[union-attr]
+
+
+class Endless(IterableDataset):
+    def __iter__(self) -> Any:
+        return iter(pairs(8, seed=1).dataset)  # type: ignore[call-overload]
+
+
+def test_rows_that_cannot_be_addressed_have_no_row_loader() -> None:
+    stream = DataLoader(Endless(), batch_size=2)
+    assert row_loader({"forget": stream}, "forget") is None
+    assert row_loader(CombinedLoader({"forget": stream}), "forget") is None
+    assert row_loader({"forget": pairs(4, 1)}, "retain") is None
+    assert row_loader(pairs(4, 1), "forget") is None
+    assert row_loader({"forget": [1, 2, 3]}, "forget") is None
+    assert row_loader(ForgetRetainDataModule(indexed(4, 1)).train_dataloader(), "retain") is None
+
+
+def test_an_iterable_dataset_can_be_unlearned() -> None:
+    module, monitor = LitNet(), UnlearnMonitor(score=classifier_nll)
+    loaders = {"forget": DataLoader(Endless(), batch_size=4), "retain": pairs(8, seed=2)}
+    fit = trainer(SimNPO(score=classifier_nll), monitor)
+    fit.fit(module, loaders)
+    assert fit.global_step == 2
+    assert set(monitor.history[-1].metrics) == {"retain_nll"}
+
+
+def test_join_pads_and_stacks_dicts() -> None:
+    short = {
+        "input_ids": torch.ones(2, 3, dtype=torch.int64),
+        "attention_mask": torch.ones(2, 3, dtype=torch.bool),
+        "labels": torch.ones(2, 3, dtype=torch.int64),
+        "index": torch.tensor([4, 5]),
+    }
+    long = {k: torch.ones(1, 5, dtype=v.dtype) if v.dim() == 2 else torch.tensor([6]) for k, v in short.items()}
+    whole = join([short, long])
+    assert whole is not None
+    assert whole["input_ids"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert whole["attention_mask"].tolist()[0] == [True, True, True, False, False]
+    assert whole["labels"].tolist()[0] == [1, 1, 1, -100, -100]
+    assert whole["index"].tolist() == [4, 5, 6]
+    assert join([long, short])["labels"].tolist()[1] == [1, 1, 1, -100, -100]  # type: ignore[index]
+
+
+class Row(NamedTuple):
+    x: Tensor
+    y: Tensor
+
+
+def test_join_stacks_tuples_and_keeps_their_type() -> None:
+    x, y = torch.randn(2, 3), torch.tensor([0, 1])
+    joined = join([(x, y), (x + 1, y)])
+    assert isinstance(joined, tuple)
+    assert torch.equal(joined[0], torch.cat([x, x + 1]))
+    assert isinstance(join([[x, y], [x, y]]), list)
+    named = join([Row(x, y), Row(x, y)])
+    assert isinstance(named, Row)
+    assert named.y.tolist() == [0, 1, 0, 1]
+    nested = join([{"pair": (x, y)}] * 3)
+    assert nested is not None
+    assert nested["pair"][0].shape == (6, 3)
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [torch.zeros(2, 3), torch.zeros(2, 4)],
+        [{"a": torch.zeros(2, 3)}, {"a": torch.zeros(2, 4)}],  # images and other numbers are not padded
+        [{"a": torch.zeros(2)}, {"b": torch.zeros(2)}],
+        [{"a": torch.zeros(2)}, {"a": torch.zeros(2), "b": torch.zeros(2)}],
+        [{"a": torch.zeros(2)}, (torch.zeros(2),)],
+        [(torch.zeros(2),), (torch.zeros(2), torch.zeros(2))],
+        [{"a": torch.zeros(2), "name": ["x", "y"]}] * 2,
+        [{"a": torch.zeros(2), "weight": torch.tensor(0.5)}] * 2,
+        [{"a": torch.zeros(2), "weight": 0.5}] * 2,
+        ["abc", "abc"],
+    ],
+    ids=["widths", "floats", "keys", "more keys", "types", "lengths", "strings", "scalars", "numbers", "text"],
+)
+def test_join_gives_none_for_what_cannot_be_stacked(batches: list[Any]) -> None:
+    assert join(batches) is None
+
+
+def test_row_count_is_the_size_of_the_first_tensor() -> None:
+    x = torch.zeros(3, 2)
+    for batch in (x, (x, 1), {"a": x}, {"name": "abc", "a": x}, [{"a": x}], {"names": ["a", "b"], "a": x}, ([], x)):
+        assert row_count(batch) == 3, batch
+    with pytest.raises(TypeError, match="holds a tensor, but got dict"):
+        row_count({"a": "text"})

@@ -1,0 +1,180 @@
+"""Judges of images that are not in the package."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_unlearn.diffusion.judges import NUDITY, Judge, NudeNetJudge, TransformersJudge, judge_named
+
+
+class Detector:
+    """Stands for nudenet's: what it finds is written in the first pixels."""
+
+    made = 0
+    seen: ClassVar[list[Any]] = []
+    finds: ClassVar[list[list[dict[str, Any]]]] = []
+
+    def __init__(self, model_path: str | None = None, providers: Any = None, inference_resolution: int = 320) -> None:
+        type(self).made += 1
+
+    def detect(self, image: Any) -> list[dict[str, Any]]:
+        self.seen.append(image)
+        return self.finds[len(self.seen) - 1]
+
+
+@pytest.fixture
+def nudenet(monkeypatch: pytest.MonkeyPatch) -> type[Detector]:
+    module: Any = ModuleType("nudenet")
+    module.NudeDetector = Detector
+    monkeypatch.setitem(sys.modules, "nudenet", module)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.4.2")
+    monkeypatch.setattr(Detector, "made", 0)
+    monkeypatch.setattr(Detector, "seen", [])
+    return Detector
+
+
+def part(name: str, score: float) -> dict[str, Any]:
+    return {"class": f"{name}_EXPOSED", "score": score, "box": [0, 0, 1, 1]}
+
+
+FINDS = [
+    [part("FEET", 0.6)],
+    [part("BUTTOCKS", 0.47)],
+    [part("BUTTOCKS", 0.5), part("FACE", 0.9)],
+    [],
+    [{"class": "BUTTOCKS_COVERED", "score": 0.99, "box": [0, 0, 1, 1]}],
+]
+
+
+@pytest.mark.parametrize(("preset", "nude"), [("mu_attack", [1, 0, 1, 0, 0]), ("eval_unlearn", [0, 1, 1, 0, 0])])
+def test_what_counts_as_nudity_is_the_papers_choice(preset: str, nude: list[int], nudenet: Any) -> None:
+    nudenet.finds = FINDS
+    judge = NudeNetJudge(preset)
+    assert isinstance(judge, Judge)
+    labels, scores = judge(torch.rand(5, 3, 8, 8))
+    assert labels.tolist() == nude
+    best = [0.6 if preset == "mu_attack" else 0.0, 0.47, 0.5, 0.0, 0.0]
+    torch.testing.assert_close(scores, torch.tensor([[1 - p, p] for p in best]))
+    assert judge.version == f"3.4.2/320n@320/{preset}>={NUDITY[preset][1]:g}"
+
+
+def test_the_presets_are_nine_and_six_labels() -> None:
+    assert [len(labels) for labels, _ in NUDITY.values()] == [9, 6]
+    nine, six = (set(labels) for labels, _ in NUDITY.values())
+    assert nine - six == {"FEET_EXPOSED", "BELLY_EXPOSED", "ARMPITS_EXPOSED"}
+
+
+def test_labels_and_threshold_of_ones_own(nudenet: Any) -> None:
+    nudenet.finds = FINDS
+    judge = NudeNetJudge(["FEET_EXPOSED"], threshold=0.61)
+    assert judge(torch.rand(1, 3, 8, 8))[0].tolist() == [0]
+    assert judge.version.endswith("FEET_EXPOSED>=0.61")
+
+
+def test_the_detector_is_made_once_and_sees_eight_bits_blue_first(nudenet: Any) -> None:
+    nudenet.finds = [[]] * 4
+    judge = NudeNetJudge()
+    images = torch.zeros(2, 3, 4, 6)
+    images[:, 0] = 1.0
+    judge(images)
+    judge(images)
+    assert nudenet.made == 1
+    assert len(nudenet.seen) == 4
+    image = nudenet.seen[0]
+    assert image.shape == (4, 6, 3)
+    assert image.dtype == np.uint8
+    assert image[0, 0].tolist() == [0, 0, 255]
+
+
+def test_errors_of_the_detector(nudenet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for labels in ("nsfw", [], ["FEET"]):
+        with pytest.raises(ValueError, match="labels must be one of"):
+            NudeNetJudge(labels)
+    with pytest.raises(ValueError, match="threshold must be in"):
+        NudeNetJudge(threshold=1.5)
+    with pytest.raises(ValueError, match=r"shape \(B, 3, H, W\)"):
+        NudeNetJudge()(torch.rand(3, 8, 8))
+    monkeypatch.setitem(sys.modules, "nudenet", None)
+    with pytest.raises(ImportError, match="pip install nudenet"):
+        NudeNetJudge()
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small vision transformer of random weights and three classes."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    folder = tmp_path_factory.mktemp("tiny_vit") / "artists"
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=16,
+        patch_size=8,
+        num_labels=3,
+        id2label={0: "monet", 1: "vincent-van-gogh", 2: "picasso"},
+    )
+    ViTForImageClassification(config).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "ViTImageProcessor", "do_resize": true, "size": {"height": 16, "width": 16}, '
+        '"do_rescale": true, "rescale_factor": 0.00392156862745098, "do_normalize": true, '
+        '"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.25, 0.5]}'
+    )
+    return folder
+
+
+def test_a_classifier_of_transformers_judges(classifier: Path) -> None:
+    judge = TransformersJudge(str(classifier))
+    assert isinstance(judge, Judge)
+    assert judge.name == "artists"
+    assert judge.classes == ("monet", "vincent-van-gogh", "picasso")
+    images = (torch.rand(4, 3, 16, 16) * 255).round() / 255
+    labels, scores = judge(images)
+    mean, std = torch.tensor([0.5, 0.5, 0.5]), torch.tensor([0.5, 0.25, 0.5])
+    inputs = (images - mean[:, None, None]) / std[:, None, None]
+    with torch.no_grad():
+        wanted = judge.classifier(pixel_values=inputs).logits.softmax(1)
+    torch.testing.assert_close(scores, wanted, rtol=1e-4, atol=1e-5)
+    assert torch.equal(labels, wanted.argmax(1))
+    assert judge(torch.rand(1, 3, 40, 24))[1].shape == (1, 3)  # resized
+
+
+def test_the_version_is_of_the_weights(classifier: Path) -> None:
+    judge = TransformersJudge(str(classifier))
+    assert judge.version == TransformersJudge(str(classifier)).version
+    with torch.no_grad():
+        judge.classifier.classifier.bias[0] += 1
+    judge.classifier.save_pretrained(classifier.parent / "other")
+    (classifier.parent / "other" / "preprocessor_config.json").write_bytes(
+        (classifier / "preprocessor_config.json").read_bytes()
+    )
+    assert judge.version != TransformersJudge(str(classifier.parent / "other")).version
+
+
+def test_pickled_weights_are_not_read(classifier: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((classifier / name).read_bytes())
+    torch.save(load_file(classifier / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        TransformersJudge(str(tmp_path))
+
+
+def test_judges_have_names(classifier: Path, nudenet: Any) -> None:
+    assert judge_named("miniature-object").name == "miniature-object"
+    assert "/eval_unlearn>" in judge_named("nudenet:eval_unlearn").version
+    assert "/mu_attack>" in judge_named("nudenet").version
+    assert judge_named(str(classifier)).name == "artists"
+    with pytest.raises(ValueError, match="judge='nobody/nothing' is none of"):
+        judge_named("nobody/nothing")
