@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_unlearn import Sophia,  (
+from lightning_unlearn import (
     NPO,
     SNIP,
     WAGLE,
@@ -29,6 +29,7 @@ from lightning_unlearn import Sophia,  (
     MagnitudeMask,
     RandomMask,
     SalUn,
+    Sophia,
     Wanda,
     WeightMask,
     classifier_nll,
