@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_unlearn.classification.metrics.rows import SeedMetric
-from lightning_unlearn.core.checks import check_finite
+from lightning_unlearn.core.checks import finite
 from lightning_unlearn.core.reference import evaluating
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 
@@ -175,5 +175,5 @@ def _mean_loss(model: LightningModule, loader: Iterable[Batch], score: Score) ->
     if not parts:
         raise ValueError("The loader gave no batch, so there is nothing to relearn. Give it the forget rows.")
     losses = torch.cat(parts)
-    check_finite("losses", losses)
+    finite("losses", losses)
     return float(losses.mean())

@@ -1,47 +1,113 @@
-"""What every metric asks of its numbers before it counts them."""
+"""Checks of arguments, tensors and runs, one line each, with messages that name the remedy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable
+from typing import Any, TypeVar, get_args
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-__all__ = ["check_finite", "check_outputs", "check_same_keys"]
+__all__ = ["above", "at_least", "between", "finite", "function", "one_of", "regex", "strategy", "trainer_optimizes"]
+
+T = TypeVar("T")
+Number = TypeVar("Number", int, float)
 
 
-def check_outputs(logits: Tensor, labels: Tensor) -> None:
-    """Refuse what is no classifier's output.
-
-    Args:
-        logits: Shape ``(N, K)``, floating point, ``K >= 2``.
-        labels: Shape ``(N,)``, integers in ``[0, K)``.
+def at_least(name: str, value: Number, bound: float, hint: str = "") -> Number:
+    """``value``, if it is at least ``bound``.
 
     Raises:
-        ValueError: If a shape, a type or a label is wrong, there are no rows, or a logit is NaN or infinite.
+        ValueError: If it is less, or NaN.
+
+    Example:
+        >>> at_least("steps", 0, 1)
+        Traceback (most recent call last):
+        ValueError: steps must be at least 1, but got 0.
     """
-    if logits.dim() != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
-        raise ValueError(
-            f"logits must be floating point of shape (N, K) with K >= 2 classes, but got {tuple(logits.shape)} "
-            f"{logits.dtype}. Write a binary output z of one column as the two logits (0, z)."
-        )
-    if labels.shape != logits.shape[:1] or labels.is_floating_point() or labels.is_complex():
-        raise ValueError(
-            f"labels must be integers of shape ({len(logits)},), one a row of the logits, but got "
-            f"{tuple(labels.shape)} {labels.dtype}. Pass class numbers, not one-hot rows."
-        )
-    if len(logits) == 0:
-        raise ValueError("There are no rows: a metric of an empty set is undefined. Leave this set out.")
-    check_finite("logits", logits)
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(
-            f"labels must be in [0, {logits.shape[1]}), but lie in [{int(labels.min())}, {int(labels.max())}]. "
-            "Undo markings such as -y-1 of forgotten rows, and keep all outputs of the model."
-        )
+    if not value >= bound:
+        raise ValueError(f"{name} must be at least {bound}, but got {value}{_hint(hint)}")
+    return value
 
 
-def check_finite(name: str, values: Tensor) -> None:
-    """Refuse NaN and infinity.
+def above(name: str, value: Number, bound: float, hint: str = "") -> Number:
+    """``value``, if it is greater than ``bound``.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not value > bound:
+        raise ValueError(f"{name} must be greater than {bound}, but got {value}{_hint(hint)}")
+    return value
+
+
+def between(name: str, value: Number, low: float, high: float, hint: str = "") -> Number:
+    """``value``, if it is in ``[low, high]``.
+
+    Raises:
+        ValueError: If it is outside.
+    """
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], but got {value}{_hint(hint)}")
+    return value
+
+
+def one_of(name: str, value: T, choices: Any, hint: str = "") -> T:
+    """``value``, if it is one of some choices.
+
+    Args:
+        name: Name of the argument.
+        value: What was given.
+        choices: A ``Literal`` type, or the choices themselves.
+        hint: How to choose.
+
+    Raises:
+        ValueError: If it is none of them.
+
+    Example:
+        >>> one_of("norm", "l3", ("linf", "l2"))
+        Traceback (most recent call last):
+        ValueError: norm must be 'linf' or 'l2', but got 'l3'.
+    """
+    known: Iterable[Any] = get_args(choices) or choices
+    known = list(known)
+    if not any(value is choice or value == choice for choice in known):
+        *first, last = map(repr, known)
+        listed = f"{', '.join(first)} or {last}" if first else last
+        raise ValueError(f"{name} must be {listed}, but got {value!r}{_hint(hint)}")
+    return value
+
+
+def regex(name: str, pattern: str) -> str:
+    """``pattern``, if it is a regular expression.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{name}={pattern!r} is not a regular expression: {error}.") from None
+    return pattern
+
+
+def function(name: str, value: T, signature: str) -> T:
+    """``value``, if it can be called.
+
+    Raises:
+        TypeError: If it can't.
+    """
+    if not callable(value):
+        raise TypeError(f"{name} must be a function {signature}, but got {value!r}.")
+    return value
+
+
+def finite(name: str, values: Tensor) -> None:
+    """Refuse NaN, infinity and empty tensors.
 
     Args:
         name: What the values are, for the message.
@@ -60,19 +126,47 @@ def check_finite(name: str, values: Tensor) -> None:
         )
 
 
-def check_same_keys(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> None:
-    """Refuse to compare what was not measured on both models.
+def strategy(method: str, trainer: Trainer, sharded: bool = True, reason: str = "") -> None:
+    """Refuse a strategy that a method can't work under.
 
     Args:
-        unlearned: Named numbers of the unlearned model.
-        retrained: The same of the retrained one.
+        method: Name of the method.
+        trainer: Trainer of the run.
+        sharded: Whether the method supports weights that are sharded by ``ModelParallelStrategy`` (FSDP2).
+        reason: Why it does not, such as ``"reads whole gradients"``.
 
     Raises:
-        ValueError: If the names differ, there are none, or a number is NaN or infinite.
+        MisconfigurationException: If the strategy is not supported.
     """
-    if unlearned.keys() != retrained.keys() or not unlearned:
-        raise ValueError(
-            f"Both models need the same metrics, but unlearned has {sorted(unlearned)} and retrained "
-            f"{sorted(retrained)}. Measure both on the same sets."
+    kind = trainer.strategy
+    plain = isinstance(kind, (SingleDeviceStrategy, DDPStrategy)) and not isinstance(kind, DeepSpeedStrategy)
+    if plain or (sharded and isinstance(kind, ModelParallelStrategy)):
+        return
+    if isinstance(kind, ModelParallelStrategy):
+        raise MisconfigurationException(
+            f"{method} {reason or 'needs whole weights'}, which ModelParallelStrategy shards. Use one device or "
+            "strategy='ddp'."
         )
-    check_finite("metrics", torch.tensor([*unlearned.values(), *retrained.values()], dtype=torch.float64))
+    ways = "strategy='ddp'"
+    if sharded:
+        ways += ", or ModelParallelStrategy(data_parallel_size=...) (FSDP2) for sharded weights"
+    raise MisconfigurationException(
+        f"{method} does not support {type(kind).__name__}, which takes parameters apart in its own way. Use {ways}."
+    )
+
+
+def trainer_optimizes(method: str, module: LightningModule) -> None:
+    """Refuse manual optimization.
+
+    Raises:
+        MisconfigurationException: If the module optimizes manually.
+    """
+    if not module.automatic_optimization:
+        raise MisconfigurationException(
+            f"{method} gives the Trainer a loss to step on, but {type(module).__name__} optimizes manually. Set "
+            "automatic_optimization = True, or pass a module that leaves the step to Lightning."
+        )
+
+
+def _hint(hint: str) -> str:
+    return f": {hint.rstrip('.')}." if hint else "."

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_unlearn.core.checks import check_outputs
+from lightning_unlearn.classification.metrics.checks import check_outputs
 
 __all__ = ["RA", "TA", "UA", "accuracy", "unlearning_accuracy"]
 

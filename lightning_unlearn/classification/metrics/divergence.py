@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_unlearn.core.checks import check_finite
+from lightning_unlearn.core.checks import finite
 
 __all__ = ["ZRF", "JSDivergence", "js_divergence", "zrf"]
 
@@ -47,8 +47,8 @@ def js_divergence(logits: Tensor, reference: Tensor, base: Base = "e", reference
         )
     if base not in ("e", "2"):
         raise ValueError(f"base must be 'e' (nats) or '2' (bits), but got {base!r}.")
-    check_finite("logits", logits)
-    check_finite("reference logits", reference)
+    finite("logits", logits)
+    finite("reference logits", reference)
     log_p, log_q = logits.float().log_softmax(-1), reference.float().log_softmax(-1)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     if reference_impl:

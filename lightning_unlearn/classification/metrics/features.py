@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_unlearn.core.checks import check_outputs
+from lightning_unlearn.classification.metrics.checks import check_outputs
 
 __all__ = ["FEATURES", "confidence", "correctness", "entropy", "log_odds", "modified_entropy", "probabilities"]
 

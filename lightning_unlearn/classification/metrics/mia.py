@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_unlearn.classification.metrics.features import FEATURES
 from lightning_unlearn.classification.metrics.rows import RowMetric
-from lightning_unlearn.core.checks import check_finite
+from lightning_unlearn.core.checks import finite
 
 __all__ = ["Attack", "MIAEfficacy", "Shadow", "mia_efficacy", "training_privacy"]
 
@@ -212,7 +212,7 @@ def _check_features(**sets: Tensor) -> None:
             raise ValueError(
                 f"{name} must be of shape (N,), or (N, D) for D numbers a row, but got {tuple(values.shape)}."
             )
-        check_finite(name, values)
+        finite(name, values)
     widths = {name: values.shape[1:] for name, values in sets.items()}
     if len(set(widths.values())) > 1:
         shapes = {name: tuple(values.shape) for name, values in sets.items()}

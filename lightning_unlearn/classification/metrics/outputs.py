@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lightning_unlearn.core.checks import check_outputs
+from lightning_unlearn.classification.metrics.checks import check_outputs
 from lightning_unlearn.core.reference import evaluating
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_unlearn.classification.metrics.seeds import SeedSummary, over_seeds
-from lightning_unlearn.core.checks import check_finite
+from lightning_unlearn.core.checks import finite
 
 __all__ = ["RowMetric", "SeedMetric"]
 
@@ -77,5 +77,5 @@ class SeedMetric(RowMetric):
     def compute(self) -> SeedSummary:
         """Mean, standard deviation and half-width of the confidence interval over the seeds."""
         values = self.rows("values")[:, 0]
-        check_finite("seeds", values)
+        finite("seeds", values)
         return over_seeds(values, self.level)

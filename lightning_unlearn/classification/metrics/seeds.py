@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lightning_unlearn.core.checks import check_finite
+from lightning_unlearn.core.checks import finite
 
 __all__ = ["SeedSummary", "over_seeds"]
 
@@ -47,7 +47,7 @@ def over_seeds(values: Tensor, level: float = 0.95) -> SeedSummary:
         >>> over_seeds(torch.tensor([1.0]))
         SeedSummary(mean=1.0, std=nan, ci=nan, n=1)
     """
-    check_finite("seeds", values)
+    finite("seeds", values)
     if values.dim() != 1:
         raise ValueError(f"values must have shape (seeds,), but got {tuple(values.shape)}.")
     if not 0 < level < 1:

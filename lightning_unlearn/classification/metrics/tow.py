@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_unlearn.classification.metrics.rows import SeedMetric
-from lightning_unlearn.core.checks import check_same_keys
+from lightning_unlearn.classification.metrics.checks import check_same_keys
 
 __all__ = ["ToW", "tow"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_unlearn.classification.metrics.features import log_odds
 from lightning_unlearn.classification.metrics.rows import RowMetric
-from lightning_unlearn.core.checks import check_finite
+from lightning_unlearn.core.checks import finite
 
 __all__ = ["ULiRA", "ULiRAResult", "u_lira"]
 
@@ -69,7 +69,7 @@ def u_lira(phi: Tensor, unlearned: Tensor, min_std: float = 1e-3) -> Tensor:
             f"phi (N, T) and a boolean unlearned (N, T) are needed, but got {tuple(phi.shape)} and "
             f"{tuple(unlearned.shape)} {unlearned.dtype}."
         )
-    check_finite("phi", phi)
+    finite("phi", phi)
     if min_std <= 0:
         raise ValueError(f"min_std must be above 0, but got {min_std}.")
     fewest = int(torch.minimum(unlearned.sum(1), (~unlearned).sum(1)).min())

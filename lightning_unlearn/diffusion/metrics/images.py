@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from lightning_unlearn.core.checks import check_finite
+from lightning_unlearn.core.checks import finite
 from lightning_unlearn.core.reference import evaluating
 
 __all__ = [
@@ -195,7 +195,7 @@ class FID(FrechetInceptionDistance):
 
     def update(self, imgs: Tensor, real: bool) -> None:
         """Count a batch of real or of generated images."""
-        check_finite("images", imgs)
+        finite("images", imgs)
         super().update(imgs, real)
 
     def compute(self) -> Tensor:
@@ -280,7 +280,7 @@ class KID(KernelInceptionDistance):
 
     def update(self, imgs: Tensor, real: bool) -> None:
         """Count a batch of real or of generated images."""
-        check_finite("images", imgs)
+        finite("images", imgs)
         super().update(imgs, real)
 
     def compute(self) -> tuple[Tensor, Tensor]:
@@ -343,7 +343,7 @@ def clip_similarity(model: Any, processor: Any, images: Tensor, prompts: Sequenc
     if isinstance(prompts, str) or len(prompts) != len(images):
         got = "one string" if isinstance(prompts, str) else f"{len(prompts)} prompts"
         raise ValueError(f"Each image needs a prompt of its own, but got {len(images)} images and {got}.")
-    check_finite("images", images)
+    finite("images", images)
     if images.min() < 0 or images.max() > 1:
         raise ValueError(
             f"Colours must be in [0, 1], but are in [{images.min():.3g}, {images.max():.3g}]. Divide bytes by 255, and "
