@@ -25,7 +25,8 @@ from lightning_unlearn import (
     revert_delta,
     save_delta,
 )
-from lightning_unlearn.demos.language import FACTS_FOLDER, HUB_MODEL, packaged_model, sha256
+from lightning_unlearn.core.files import sha256
+from lightning_unlearn.language.packaged import FACTS_FOLDER, HUB_MODEL, packaged_model
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "limit_val_batches": 0}
 

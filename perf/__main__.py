@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from lightning_unlearn import LitCausalLM
-from lightning_unlearn.demos.language import packaged_model
+from lightning_unlearn.language.packaged import packaged_model
 
 from .step import ENTRIES
 

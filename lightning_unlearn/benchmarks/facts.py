@@ -22,11 +22,13 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn.benchmarks.cells import Cell, cell_key, run_cells, write_atomically
 from lightning_unlearn.benchmarks.entries import FACTS, WEIGHTS, Entry
+from lightning_unlearn.core.files import sha256
+from lightning_unlearn.core.memory import peak_memory
 from lightning_unlearn.core.plots import outcome_figure
-from lightning_unlearn.demos.language import FACTS_FOLDER, HUB_MODEL, packaged_model, peak_memory, sha256
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.data.language import LanguageDataModule, collate_tokens
 from lightning_unlearn.language.monitor import UnlearnMonitor
+from lightning_unlearn.language.packaged import FACTS_FOLDER, HUB_MODEL, packaged_model
 from lightning_unlearn.weights.random_mask import RandomMask
 from lightning_unlearn.weights.wagle import WAGLE
 

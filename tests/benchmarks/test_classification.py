@@ -23,6 +23,7 @@ pytest.importorskip("scipy")
 NOT_COMPARED = {
     "Amnesiac": "needs a ledger that training wrote",
     "AmnesiacLedger": "is no method",
+    "ClassifierMonitor": "measures",
     "ClassifierObjective": "is no method",
     "Retrain": "is what the others are compared with",
     "Rewind": "chooses an epoch by rows that no other method sees",

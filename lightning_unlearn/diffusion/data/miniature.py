@@ -194,7 +194,7 @@ def miniature_pipeline() -> Path:
         >>> pipeline.tokenizer.tokenize("a zebra ring")
         ['a</w>', 'zebra</w>', 'ring</w>']
     """
-    return Path(__file__).parents[1] / "assets" / "miniature"
+    return Path(__file__).parents[2] / "assets" / "miniature"
 
 
 def _check(object: str, style: str) -> None:

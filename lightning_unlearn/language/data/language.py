@@ -21,7 +21,7 @@ from lightning_unlearn.functional.likelihood import IGNORE_INDEX
 
 __all__ = ["AlternateRows", "LanguageDataModule", "RefusalRows", "TokenRows", "collate_tokens"]
 
-_REFUSALS = Path(__file__).parents[1] / "assets" / "refusals.txt"
+_REFUSALS = Path(__file__).parents[2] / "assets" / "refusals.txt"
 _PROMPT_FORMAT = "Question: {question}\nAnswer: "
 
 
