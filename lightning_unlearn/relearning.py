@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_unlearn.classification.metrics.rows import SeedMetric
 from lightning_unlearn.core.checks import finite
-from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 
 __all__ = ["AnamnesisIndex", "Relearned", "anamnesis_index", "relearn_time"]

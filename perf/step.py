@@ -31,7 +31,7 @@ from lightning_unlearn import (
     language,
     objectives,
 )
-from lightning_unlearn.core.pairing import join
+from lightning_unlearn.core.reading import join
 
 from .rows import rows
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
+from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.distributed import gather_objects, rank
 from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.core.scores import Score, classifier_nll
@@ -203,16 +204,14 @@ class Amnesiac(Edit):
         Graves et al., *Amnesiac Machine Learning*, arXiv:2010.10981.
     """
 
+    needs = Needs(roles=("forget",))
+
     def __init__(self, folder: str | Path, forget_ids: Sequence[int], score: Score = classifier_nll) -> None:
         _safetensors()
         super().__init__(score)
         if not len(forget_ids):
             raise ValueError("forget_ids is empty, so nothing would be forgotten. Give the ids of the rows to forget.")
         self.folder, self.forget_ids = folder, forget_ids
-
-    def roles(self) -> tuple[str, ...]:
-        """What a run has at least."""
-        return ("forget",)
 
     def edit(self, module: LightningModule, forget: DataLoader | None = None, retain: DataLoader | None = None) -> None:
         """Take back the steps.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective
 from lightning_unlearn.classification.untrained import ModuleInit, check_untrained, untrained_values
-from lightning_unlearn.core.reference import evaluating, exchange
+from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.reference import exchanged
 from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, classifier_nll
 from lightning_unlearn.functional.classification.distillation import distillation
 
@@ -52,6 +51,8 @@ class BadTeacher(ClassifierObjective):
         Teacher*, arXiv:2205.08096.
     """
 
+    needs = Needs(snapshot=True)
+
     def __init__(
         self,
         temperature: float = 1.0,
@@ -65,10 +66,6 @@ class BadTeacher(ClassifierObjective):
             raise ValueError(f"temperature must be greater than 0, but got {temperature}.")
         self.temperature, self.seed, self.module_init = temperature, seed, module_init
         self._untrained: dict[str, Tensor] = {}
-
-    def reads_reference_logits(self) -> bool:
-        """The good teacher is the starting model."""
-        return True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the module can be initialized anew."""
@@ -94,14 +91,5 @@ class BadTeacher(ClassifierObjective):
 
     def _bad_predictions(self, module: LightningModule, batch: Batch) -> Predictions:
         assert isinstance(self.score, PredictionScore)
-        with _exchanged(module, self._untrained), evaluating(module):
+        with exchanged(module, self._untrained), evaluating(module):
             return self.score.predictions(module, batch)
-
-
-@contextmanager
-def _exchanged(module: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
-    exchange(module, values)
-    try:
-        yield
-    finally:
-        exchange(module, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from lightning_unlearn.classification.features import Calls, find_head, watching
 from lightning_unlearn.classification.inputs import check_not_sharded
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective, batch_accuracy
+from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.distributed import mean_over_ranks
 from lightning_unlearn.core.scores import Batch, Predictions, Score, classifier_nll
 from lightning_unlearn.functional.likelihood import token_nll
@@ -52,6 +54,8 @@ class BoundaryExpand(ClassifierObjective):
 
     driver = "forget"
 
+    needs = Needs()
+
     def __init__(
         self,
         head: str | None = None,
@@ -64,9 +68,11 @@ class BoundaryExpand(ClassifierObjective):
         self.row: nn.Linear | None = None
         """The new class, once a run has begun."""
 
-    def roles(self) -> tuple[str, ...]:
-        """Forget rows, and retain rows where batch normalization is to see both."""
-        return ("forget", "retain") if self.bn_mode == "joint" and self._batch_norms else ("forget",)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ask for retain rows where batch normalization is to see both."""
+        super().on_train_start(trainer, pl_module)
+        joint = self.bn_mode == "joint" and self._batch_norms
+        self.needs = replace(self.needs, roles=("forget", "retain") if joint else ("forget",))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the head is whole."""
@@ -84,8 +90,8 @@ class BoundaryExpand(ClassifierObjective):
                 "optimizer hold that. Let the optimizer train the head, or name another."
             )
         self.row = _new_row(head, self.seed)
-        if self._restored is not None:
-            self.row.load_state_dict(self._restored["row"])
+        if self._state is not None:
+            self.row.load_state_dict(self._state["row"])
         # A group of its own would be unknown to learning rate schedulers, which were made before.
         groups[0]["params"] += self.row.parameters()
         if "param_names" in groups[0]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lightning_unlearn.classification.inputs import check_not_sharded, input_of, with_input
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective
+from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll
 from lightning_unlearn.functional.classification.fgsm import fgsm
 from lightning_unlearn.functional.likelihood import token_nll
@@ -54,6 +56,8 @@ class BoundaryShrink(ClassifierObjective):
 
     driver = "forget"
 
+    needs = Needs(snapshot=True)
+
     def __init__(
         self,
         epsilon: float = 0.1,
@@ -72,13 +76,11 @@ class BoundaryShrink(ClassifierObjective):
             raise ValueError(f"clip must be (lowest, highest) pixel, but got {clip}.")
         self.epsilon, self.mean, self.std, self.clip = epsilon, mean, std, clip
 
-    def roles(self) -> tuple[str, ...]:
-        """Forget rows, and retain rows where batch normalization is to see both."""
-        return ("forget", "retain") if self.bn_mode == "joint" and self._batch_norms else ("forget",)
-
-    def reads_reference_logits(self) -> bool:
-        """It is the starting model that is attacked."""
-        return True
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ask for retain rows where batch normalization is to see both."""
+        super().on_train_start(trainer, pl_module)
+        joint = self.bn_mode == "joint" and self._batch_norms
+        self.needs = replace(self.needs, roles=("forget", "retain") if joint else ("forget",))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that gradients of inputs can be had."""

@@ -101,8 +101,8 @@ class CFk(FineTune):
         names = "|".join(re.escape(name) for name in list(blocks)[-self.k :])
         return rf"^{re.escape(prefix)}({names})\."
 
-    def _restore(self, module: LightningModule) -> None:
-        super()._restore(module)
+    def _give_back(self, module: LightningModule) -> None:
+        super()._give_back(module)
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._frozen = []

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from lightning_unlearn.classification.features import find_head, watching
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective, batch_accuracy
+from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.distributed import mean_over_ranks
 from lightning_unlearn.core.layers import find_layer
-from lightning_unlearn.core.pairing import row_loader
-from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, classifier_nll
 from lightning_unlearn.functional.classification.duck import centroid_distance, nearest_wrong_centroid
 from lightning_unlearn.functional.likelihood import token_nll
@@ -61,6 +62,8 @@ class DUCK(ClassifierObjective):
         competition*, arXiv:2406.09073.
     """
 
+    needs = Needs(snapshot=True)
+
     def __init__(
         self,
         lambda1: float = 1.0,
@@ -89,26 +92,21 @@ class DUCK(ClassifierObjective):
         self.classes = torch.empty(0, dtype=torch.int64)
         """The class of each centroid, shape ``(M,)``."""
 
-    def reads_reference_logits(self) -> bool:
-        """The starting model says which centroid is nearest."""
-        return True
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the layer."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self.centroids = None
             self._layer(pl_module)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the centroids, or go on with those of the checkpoint."""
-        super().on_train_start(trainer, pl_module)
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Read the centroids."""
         if self.target_accuracy is not None:
             _rows(trainer, "forget")
-        if self.centroids is None:
-            self._read_centroids(trainer, pl_module)
-        assert self.centroids is not None
-        self.centroids, self.classes = self.centroids.to(pl_module.device), self.classes.to(pl_module.device)
+        self._read_centroids(trainer, module)
+
+    def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
+        """Continue with the centroids of the checkpoint."""
+        self.centroids, self.classes = state["centroids"].to(module.device), state["classes"].to(module.device)
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """Distance of the forget rows and cross-entropy of the retain rows."""
@@ -146,11 +144,6 @@ class DUCK(ClassifierObjective):
         """The method's name, the starting model and the centroids."""
         centroids = self.centroids.cpu() if self.centroids is not None else None
         return {**super().state_dict(), "centroids": centroids, "classes": self.classes.cpu()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the centroids of the checkpoint."""
-        super().load_state_dict(state_dict)
-        self.centroids, self.classes = state_dict["centroids"], state_dict["classes"]
 
     def _layer(self, module: nn.Module) -> tuple[str, nn.Module]:
         return find_head("DUCK", module, None) if self.layer is None else find_layer(module, self.layer)

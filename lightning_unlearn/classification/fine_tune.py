@@ -6,6 +6,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_unlearn.classification.objective import ClassifierObjective, batch_accuracy
+from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.functional.likelihood import token_nll
 
@@ -34,12 +35,10 @@ class FineTune(ClassifierObjective):
 
     driver = "retain"
 
+    needs = Needs(roles=("retain",))
+
     def __init__(self, score: Score = classifier_nll) -> None:
         super().__init__("train", score)
-
-    def roles(self) -> tuple[str, ...]:
-        """Only retain rows."""
-        return ("retain",)
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """Cross-entropy of the retain rows."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.edit import Edit
-from lightning_unlearn.core.pairing import row_count
-from lightning_unlearn.core.reference import evaluating
-from lightning_unlearn.core.sample_gradients import rows_of, sample_gradients
+from lightning_unlearn.core.gradients import rows_of, sample_gradients
+from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.reading import row_count
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll
 from lightning_unlearn.functional.classification.fisher_forgetting import fisher_forgetting
 

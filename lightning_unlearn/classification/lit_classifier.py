@@ -89,7 +89,7 @@ class LitClassifier(LightningModule):
 
     def _evaluate(self, batch: Batch, loaders: Any, stage: str, number: int) -> None:
         name = f"{list(loaders)[number]}_" if isinstance(loaders, dict) else ""
-        predictions = classifier_nll.predictions(self, batch)  # type: ignore[attr-defined]
+        predictions = classifier_nll.predictions(self, batch)
         right = (predictions.logits.argmax(1) == predictions.labels).float()
         values = {f"{stage}/{name}accuracy": right.mean(), f"{stage}/{name}nll": predictions.nll().mean()}
         self.log_dict(values, batch_size=predictions.size, add_dataloader_idx=False, sync_dist=True)

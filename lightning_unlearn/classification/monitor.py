@@ -23,8 +23,8 @@ from lightning_unlearn.classification.metrics.outputs import Outputs, collect_ou
 from lightning_unlearn.core.distributed import gather_objects, load_full_tensor, rank, world_size
 from lightning_unlearn.core.evaluation import Evaluation
 from lightning_unlearn.core.monitor import Monitor, log_table
-from lightning_unlearn.core.pairing import row_loader
 from lightning_unlearn.core.reference import exchange
+from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 
 __all__ = ["ClassifierMonitor"]

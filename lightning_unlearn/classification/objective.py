@@ -11,9 +11,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_unlearn.core.callback import Reading, Reference, UnlearnCallback
-from lightning_unlearn.core.pairing import PairLoader, join
-from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, classifier_nll
+from lightning_unlearn.core.callback import Reference, UnlearnCallback
+from lightning_unlearn.core.checks import one_of
+from lightning_unlearn.core.pairing import PairLoader
+from lightning_unlearn.core.reading import Reading, join
+from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score
 
 __all__ = ["BatchNormMode", "ClassifierObjective"]
 
@@ -42,16 +44,14 @@ class ClassifierObjective(UnlearnCallback):
     driver: ClassVar[str | None] = None
     """The role that an epoch passes over once, where the method says so."""
 
-    def __init__(self, bn_mode: BatchNormMode, score: Score = classifier_nll, reference: Reference = "auto") -> None:
+    def __init__(self, bn_mode: BatchNormMode, score: Score, reference: Reference = "auto") -> None:
         super().__init__(score, reference)
-        if bn_mode not in ("joint", "frozen", "train"):
-            raise ValueError(f"bn_mode must be 'joint', 'frozen' or 'train', but got {bn_mode!r}.")
         if not isinstance(score, PredictionScore):
             raise ValueError(
                 f"{type(self).__name__} reads the logits of each row, but score={score!r} only gives likelihoods. "
                 "Use classifier_nll, or decorate a function that returns Predictions with from_predictions."
             )
-        self.bn_mode = bn_mode
+        self.bn_mode = one_of("bn_mode", bn_mode, BatchNormMode)
         self._batch_norms: list[_BatchNorm] = []
         self._thawed: list[_BatchNorm] = []
 
@@ -73,7 +73,7 @@ class ClassifierObjective(UnlearnCallback):
             roles: Those to return. Where batch normalization is to see forget and retain rows together, both are run.
         """
         joint = self.bn_mode == "joint" and self._batch_norms
-        run = [r for r in ("retain", "forget") if r in roles or (joint and r in self.roles())]
+        run = [r for r in ("retain", "forget") if r in roles or (joint and r in self.needs.roles)]
         readings = dict(zip(run, self.read(module, [batch[r] for r in run], logits=True), strict=True))
         found = [readings[role].predictions for role in roles]
         return [predictions for predictions in found if predictions is not None]
@@ -113,8 +113,8 @@ class ClassifierObjective(UnlearnCallback):
                 "it the published one."
             )
 
-    def _restore(self, module: LightningModule) -> None:
-        super()._restore(module)
+    def _give_back(self, module: LightningModule) -> None:
+        super()._give_back(module)
         for norm in self._thawed:
             norm.train()
         self._thawed = []

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn.classification.untrained import ModuleInit, check_untrained, initialize, untrained_values
-from lightning_unlearn.core.callback import UnlearnCallback
+from lightning_unlearn.core.callback import Needs, UnlearnCallback
 from lightning_unlearn.core.scores import Batch, Score, training_step_loss
 
 __all__ = ["Retrain"]
@@ -44,13 +44,11 @@ class Retrain(UnlearnCallback):
         Golatkar et al., *Eternal Sunshine of the Spotless Net*, arXiv:1911.04933.
     """
 
+    needs = Needs(roles=("retain",))
+
     def __init__(self, module_init: ModuleInit | None = None, seed: int = 0, score: Score = training_step_loss) -> None:
         super().__init__(score)
         self.module_init, self.seed = module_init, seed
-
-    def roles(self) -> tuple[str, ...]:
-        """Only retain rows."""
-        return ("retain",)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the module can be initialized anew."""

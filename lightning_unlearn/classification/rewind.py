@@ -7,22 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lightning_unlearn.core.pairing import ForgetRetainDataModule, row_loader
-from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.pairing import ForgetRetainDataModule
+from lightning_unlearn.core.resume import ResumableCallback
+from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll
 from lightning_unlearn.functional.classification.matched_error import matched_error
 
 __all__ = ["Rewind"]
 
 
-class Rewind(Callback):
+class Rewind(ResumableCallback):
     r"""Rewinding, the R of SCRUB+R: of all epochs, keep the one that errs on forget rows as on rows it never saw.
 
     $$e^* = \arg\min_e \big|\mathrm{err}(\theta_e, D_f) - \mathrm{err}(\theta_E, D_v)\big|$$
@@ -76,7 +78,6 @@ class Rewind(Callback):
         self.chosen: int | None = None
         """The epoch whose weights the module has in the end."""
         self._folder = Path()
-        self._restored: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the rows, and the checkpoints of the run that is resumed."""
@@ -86,7 +87,7 @@ class Rewind(Callback):
                 "device or strategy='ddp'."
             )
         self.reference = self.chosen = None
-        restored, self._restored = self._restored or {"errors": {}, "folder": None}, None
+        restored, self._state = self._state or {"errors": {}, "folder": None}, None
         checkpoints = trainer.checkpoint_callback
         default = Path(getattr(checkpoints, "dirpath", None) or trainer.default_root_dir) / "rewind"
         self._folder = Path(self.dirpath or restored["folder"] or default)
@@ -130,10 +131,6 @@ class Rewind(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The errors so far and where their checkpoints are."""
         return {"errors": dict(self.errors), "folder": str(self._folder)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until ``on_train_start``."""
-        self._restored = state_dict
 
     def _path(self, epoch: int) -> Path:
         return self._folder / f"epoch={epoch}.ckpt"

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective
 from lightning_unlearn.classification.passes import Passes
+from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.functional.classification.distillation import distillation
 from lightning_unlearn.functional.likelihood import token_nll
@@ -50,6 +51,8 @@ class SCRUB(ClassifierObjective):
         Kurmanji et al., *Towards Unbounded Machine Unlearning*, arXiv:2302.09880.
     """
 
+    needs = Needs(snapshot=True)
+
     def __init__(
         self,
         alpha: float = 0.5,
@@ -69,10 +72,6 @@ class SCRUB(ClassifierObjective):
             raise ValueError(f"max_passes must be at least 1, but got {max_passes}: nothing would be forgotten.")
         self.alpha, self.gamma, self.temperature, self.max_passes = alpha, gamma, temperature, max_passes
         self._passes = Passes()
-
-    def reads_reference_logits(self) -> bool:
-        """The teacher is the starting model."""
-        return True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the batches of a pass."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.edit import Edit
-from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.functional.classification.synaptic_dampening import synaptic_dampening
 
@@ -87,7 +87,7 @@ class SSD(Edit):
         """Sum of the squared gradients of the batches, and their number."""
         total, batches = [torch.zeros_like(p) for p in parameters], 0
         for batch in loader:
-            loss = self._likelihood(module, move_data_to_device(batch, module.device)).mean()
+            loss = self.likelihood(module, move_data_to_device(batch, module.device)).mean()
             for sum_, gradient in zip(
                 total, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True
             ):

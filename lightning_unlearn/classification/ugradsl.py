@@ -118,10 +118,13 @@ class UGradSL(ClassifierObjective):
         if rows and right / rows <= self.forget_accuracy_floor:
             trainer.should_stop = True
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on counting where a resumed epoch had stopped."""
-        self._seen = torch.zeros(2, dtype=torch.float64) if self._restored is None else self._restored["seen"]
-        super().on_train_start(trainer, pl_module)
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Start counting."""
+        self._seen = torch.zeros(2, dtype=torch.float64)
+
+    def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
+        """Continue the counts of the epoch."""
+        self._seen = state["seen"]
 
     def state_dict(self) -> dict[str, Any]:
         """The method's name, and what was counted of the epoch."""

@@ -12,9 +12,10 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_unlearn.classification.inputs import check_not_sharded, input_of, with_input
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective, batch_accuracy
+from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.distributed import rank, world_size
-from lightning_unlearn.core.pairing import row_count
-from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.reading import row_count
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll
 from lightning_unlearn.functional.classification.unsir import unsir_noise
 from lightning_unlearn.functional.likelihood import token_nll
@@ -67,6 +68,8 @@ class UNSIR(ClassifierObjective):
 
     driver = "retain"
 
+    needs = Needs(roles=("retain",))
+
     def __init__(
         self,
         forget_class: int,
@@ -101,17 +104,12 @@ class UNSIR(ClassifierObjective):
         self.noise: Tensor | None = None
         """The noise, shape ``(noise_rows, ...)``, once it is learned."""
 
-    def roles(self) -> tuple[str, ...]:
-        """Only retain rows."""
-        return ("retain",)
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that there is an epoch of either kind."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         check_not_sharded("UNSIR", trainer)
-        self.noise = None
         epochs = trainer.max_epochs
         if epochs is not None and 0 <= epochs <= self.impair_epochs:
             raise MisconfigurationException(
@@ -145,10 +143,13 @@ class UNSIR(ClassifierObjective):
         """The method's name and the noise."""
         return {**super().state_dict(), "noise": self.noise.cpu() if self.noise is not None else None}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the noise of the checkpoint: noise learned now would be of a spoiled model."""
-        super().load_state_dict(state_dict)
-        self.noise = state_dict["noise"]
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Learn the noise with the first batch."""
+        self.noise = None
+
+    def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
+        """Continue with the noise of the checkpoint: noise learned now would be of an impaired model."""
+        self.noise = state["noise"]
 
     def _retain_nll(self, logits: Tensor, labels: Tensor) -> Tensor:
         if (labels == self.forget_class).any():

@@ -1,65 +1,75 @@
-"""The mechanism that all objectives share. The only clever file."""
+"""Base class of unlearning callbacks."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 
+from lightning_unlearn.core.checks import function, one_of, strategy, trainer_optimizes
 from lightning_unlearn.core.distributed import all_true, local_tensor, mean_over_ranks
-from lightning_unlearn.core.pairing import join, row_count, row_loader
-from lightning_unlearn.core.reference import CachedReference, SnapshotReference, without_gradients
-from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, causal_lm_nll, training_step_loss
+from lightning_unlearn.core.modes import without_gradients
+from lightning_unlearn.core.reading import Reading, read, row_count
+from lightning_unlearn.core.reference import CachedReference, SnapshotReference
+from lightning_unlearn.core.resume import ResumableCallback, callbacks_of, mark, marker
+from lightning_unlearn.core.rows import row_loader
+from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, training_step_loss
 
-__all__ = ["Reading", "Reference", "UnlearnCallback", "is_unlearning_checkpoint"]
+__all__ = ["Needs", "Reference", "UnlearnCallback"]
 
 Reference = Literal["auto", "cache", "snapshot"]
 
-_CHECKPOINT_KEY = "lightning_unlearn"
 _MAKERS = {
-    "idk": "LanguageDataModule with questions to forget",
-    "alternate": "LanguageDataModule whose questions to forget have alternates (generate_alternates)",
+    "idk": "data module that gives refusals to the forget questions, such as LanguageDataModule",
+    "alternate": "data module that gives alternate answers, such as LanguageDataModule after generate_alternates",
 }
 _CACHED_ANSWERS = 16  # about as often as a run visits a row; not its epochs, since a resumed run may have other ones
 _REFERENCE_DRIFT = 1e-2  # nats; padding and kernels move a likelihood by less, dropout by much more
 
 
-class Reading(NamedTuple):
-    """What an objective knows of the rows of one role.
+@dataclass(frozen=True)
+class Needs:
+    """What an objective reads of the rows of a run and of the starting model.
 
     Args:
-        nll: Negative log-likelihood of each row, summed over its supervised positions, shape ``(B,)``, fp32.
-        length: Supervised positions of each row, shape ``(B,)``, fp32.
-        predictions: The logits behind them, where they were asked for.
-        reference_nll: The same likelihoods under the starting model, where the objective compares them.
-        reference_logits: The logits of the starting model at the same positions, where the objective compares those.
+        roles: Rows that every training batch must have.
+        per_example: Whether the loss is non-linear in each row's likelihood, so that one number a batch won't do.
+        logits: Whether it reads the logits of the forget rows.
+        reference_nll: Roles whose likelihoods it compares with those of the starting model.
+        reference_logits: Roles on whose rows it runs the starting model at each step.
+        snapshot: Whether it needs the starting weights for anything else.
     """
 
-    nll: Tensor
-    length: Tensor
-    predictions: Predictions | None = None
-    reference_nll: Tensor | None = None
-    reference_logits: Tensor | None = None
+    roles: tuple[str, ...] = ("forget", "retain")
+    per_example: bool = False
+    logits: bool = False
+    reference_nll: tuple[str, ...] = ()
+    reference_logits: tuple[str, ...] = ()
+    snapshot: bool = False
 
 
-class UnlearnCallback(Callback, ABC):
-    """Makes any Lightning run unlearn: replaces ``training_step`` on the module instance while ``fit`` runs.
+class UnlearnCallback(ResumableCallback, ABC):
+    """Base class of unlearning callbacks: replaces ``training_step`` on the module instance while ``fit`` runs.
 
     The module's class, its checkpoint keys, hooks, optimizers, validation and logging stay what they are; its
     checkpoints load into its own class. A run has exactly one such callback; masks and monitors stack beside it.
     The training batch is a dict with the rows of each role, ``{"forget": ..., "retain": ...}``.
 
-    A subclass supplies ``step``. Everything ``step`` returns is logged as ``unlearn/<name>``.
+    A subclass supplies ``step``, and states in ``needs`` what it reads. Everything that ``step`` returns is logged as
+    ``unlearn/<name>``. State of its own is made in ``begin`` or restored in ``restore``; exactly one of them is called.
 
     Args:
         score: Reads the per-example negative log-likelihood off the module.
@@ -75,34 +85,25 @@ class UnlearnCallback(Callback, ABC):
             step, and are saved as ``last-finite.ckpt`` where checkpoints are enabled.
     """
 
-    needs_reference: ClassVar[bool] = False
-    """Whether the objective compares likelihoods with those of the starting model."""
+    needs = Needs()
+    """What the objective reads; a constructor may refine it."""
 
-    reference_roles: ClassVar[tuple[str, ...]] = ("forget",)
-    """The roles whose likelihoods it compares, where it does: ``"forget"`` and what follows its rows."""
-
-    per_example: ClassVar[bool] = False
-    """Whether the objective is non-linear in the likelihood, so that a loss averaged over a batch won't do."""
-
-    def __init__(self, score: Score = causal_lm_nll, reference: Reference = "auto") -> None:
-        if not callable(score):
-            raise TypeError(f"score must be a function (module, batch) -> NLL of shape (B,), but got {score!r}.")
-        if reference not in ("auto", "cache", "snapshot"):
-            raise ValueError(f"reference must be 'auto', 'cache' or 'snapshot', but got {reference!r}.")
-        if self.per_example and score is training_step_loss:
+    def __init__(self, score: Score, reference: Reference = "auto") -> None:
+        if self.needs.per_example and score is training_step_loss:
             raise ValueError(
                 f"{type(self).__name__} weighs each example by its own likelihood, but training_step_loss gives one "
                 "number a batch. Use classifier_nll, causal_lm_nll or your own score, or take GradDiff."
             )
-        self.score = score
-        self.reference = reference
+        self.score = function("score", score, "(module, batch) -> NLL of shape (B,)")
+        self.reference = one_of("reference", reference, Reference)
         self.caches: dict[str, CachedReference] = {}
         self.snapshot: SnapshotReference | None = None
-        self._restored: dict[str, Any] | None = None
         self._steps = 0
         self._patch: Any = None
         self._shadowed: Any = None
         self._joinable = True
+        self._keeps_gradients = False
+        self._statistics: list[tuple[Tensor, Tensor]] = []
 
     @abstractmethod
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
@@ -116,14 +117,6 @@ class UnlearnCallback(Callback, ABC):
             ``{"loss": scalar, ...}``; the loss carries gradients.
         """
 
-    def roles(self) -> tuple[str, ...]:
-        """The keys that a training batch must have."""
-        return ("forget", "retain")
-
-    def reads_reference_logits(self) -> bool:
-        """Whether the objective runs the starting model on training batches, which takes a snapshot."""
-        return False
-
     # ---- what subclasses read with -----------------------------------------------------------------------------
 
     def row_loaders(self, trainer: Trainer) -> dict[str, DataLoader]:
@@ -132,15 +125,15 @@ class UnlearnCallback(Callback, ABC):
         Raises:
             MisconfigurationException: If rows can't be read one by one.
         """
-        loaders = {role: row_loader(trainer.train_dataloader, role) for role in self.roles()}
-        found = {role: loader for role, loader in loaders.items() if loader is not None}
-        missing = sorted(loaders.keys() - found.keys())
+        loaders = {role: row_loader(trainer.train_dataloader, role) for role in self.needs.roles}
+        readable = {role: loader for role, loader in loaders.items() if loader is not None}
+        missing = sorted(loaders.keys() - readable.keys())
         if missing:
             raise MisconfigurationException(
                 f"{type(self).__name__} reads the {missing} rows one by one, but the run has none, or they are of an "
                 "iterable dataset. Pass trainer.fit(module, {'forget': ..., 'retain': ...}) with map-style datasets."
             )
-        return found
+        return readable
 
     def read(self, module: LightningModule, batches: Sequence[Batch], logits: bool = False) -> list[Reading]:
         """Read several roles off the module, in one forward pass wherever their rows can be joined.
@@ -148,34 +141,21 @@ class UnlearnCallback(Callback, ABC):
         Args:
             module: The user's module.
             batches: Rows of each role.
-            logits: Whether to return the predictions too; needs a score made by ``from_predictions``.
+            logits: Whether to return the predictions too; needs a `PredictionScore`.
 
         Returns:
             A reading for each role.
         """
-        joinable = self._joinable and isinstance(self.score, PredictionScore) and len(batches) > 1
-        joined = join(batches) if joinable else None
-        if joined is None:
-            return [self._read_one(module, batch, logits) for batch in batches]
-        whole = self._read_one(module, joined, logits)
-        sizes = [row_count(batch) for batch in batches]
-        return [
-            Reading(nll, length, predictions)
-            for nll, length, predictions in zip(
-                whole.nll.split(sizes), whole.length.split(sizes), _split(whole.predictions, sizes), strict=True
-            )
-        ]
+        return read(self.likelihood, module, batches, logits, self._joinable)
 
-    def _read_one(self, module: LightningModule, batch: Batch, logits: bool) -> Reading:
-        if not isinstance(self.score, PredictionScore):
-            nll = self._likelihood(module, batch)
-            return Reading(nll, torch.ones_like(nll))
-        predictions = self.score.predictions(module, batch)
-        return Reading(predictions.nll(), predictions.length(), predictions if logits else None)
+    @property
+    def likelihood(self) -> Score:
+        """The score, checked to give one value a row where the objective needs that."""
+        return self.score if isinstance(self.score, PredictionScore) else self._checked_score
 
-    def _likelihood(self, module: LightningModule, batch: Batch) -> Tensor:
+    def _checked_score(self, module: LightningModule, batch: Batch) -> Tensor:
         nll = self.score(module, batch)
-        if nll.dim() != 1 or (self.per_example and len(nll) != row_count(batch)):
+        if nll.dim() != 1 or (self.needs.per_example and len(nll) != row_count(batch)):
             raise ValueError(
                 f"score returned shape {tuple(nll.shape)} for {row_count(batch)} rows; {type(self).__name__} needs "
                 "one negative log-likelihood a row, shape (B,)."
@@ -217,13 +197,27 @@ class UnlearnCallback(Callback, ABC):
         def training_step(batch: dict[str, Batch], batch_idx: int) -> Tensor:
             return self._training_step(trainer, pl_module, batch, batch_idx)
 
+        self._keeps_gradients = _watches_zero_grad(trainer, pl_module)
         self._shadowed = pl_module.__dict__.get("training_step")
         self._patch = pl_module.training_step = training_step  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make or restore the reference: the first hook that comes after the checkpoint for every strategy."""
         self._joinable = not any(isinstance(child, _BatchNorm) for child in pl_module.modules())
-        self._prepare_reference(trainer, pl_module)
+        self._check_tensor_parallel(trainer, pl_module)
+        self._statistics = [
+            (buffer, buffer.clone())
+            for child in pl_module.modules()
+            if isinstance(child, _NormBase)
+            for buffer in child.buffers(recurse=False)
+        ]
+        self.caches, self.snapshot = {}, None
+        # A reference made on resuming would be the half-unlearned model.
+        if self._state is None:
+            self._make_reference(trainer, pl_module)
+        else:
+            self._restore_reference(self._state, pl_module)
+        super().on_train_start(trainer, pl_module)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -232,7 +226,7 @@ class UnlearnCallback(Callback, ABC):
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return  # overflow is the gradient scaler's business: it skips the step and lowers its scale
         gradients = [local_tensor(p.grad) for p in pl_module.parameters() if p.grad is not None]
-        if gradients and not all_true(torch.stack(torch._foreach_norm(gradients)).isfinite().all()):
+        if gradients and not all_true(get_total_norm(gradients).isfinite()):
             self._stop(trainer, "a gradient is not finite")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -246,11 +240,11 @@ class UnlearnCallback(Callback, ABC):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give ``training_step`` back."""
-        self._restore(pl_module)
+        self._give_back(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give ``training_step`` back, so that the module can be tested after a crash."""
-        self._restore(pl_module)
+        self._give_back(pl_module)
 
     # ---- state -------------------------------------------------------------------------------------------------
 
@@ -262,13 +256,9 @@ class UnlearnCallback(Callback, ABC):
             "snapshot": self.snapshot.state_dict() if self.snapshot is not None else None,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until ``on_train_start``, when weights exist under every strategy."""
-        self._restored = state_dict
-
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Mark the checkpoint as one of an unlearning run."""
-        checkpoint[_CHECKPOINT_KEY] = {"method": type(self).__name__, "global_step": trainer.global_step}
+        mark(checkpoint, type(self).__name__, trainer.global_step)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume a run that was not unlearning with this method.
@@ -278,8 +268,8 @@ class UnlearnCallback(Callback, ABC):
         """
         if trainer.state.fn != "fit" or self.state_key in checkpoint.get("callbacks", {}):
             return
-        marker = checkpoint.get(_CHECKPOINT_KEY)
-        was = f"of a run with {marker['method']}" if marker else "not of an unlearning run"
+        run = marker(checkpoint)
+        was = f"of a run with {run['method']}" if run else "not of an unlearning run"
         raise MisconfigurationException(
             f"ckpt_path continues a run, but this checkpoint is {was}, so {type(self).__name__} has no state in it. "
             f"To start unlearning from its weights, load them first ({type(pl_module).__name__}.load_from_checkpoint) "
@@ -290,43 +280,40 @@ class UnlearnCallback(Callback, ABC):
 
     def _check(self, trainer: Trainer, module: LightningModule) -> None:
         name = type(self).__name__
-        objectives = [type(c).__name__ for c in trainer.callbacks if isinstance(c, UnlearnCallback)]  # type: ignore[attr-defined]
+        objectives = [type(callback).__name__ for callback in callbacks_of(trainer, UnlearnCallback)]
         if len(objectives) > 1:
             raise MisconfigurationException(
                 f"A run has one unlearning objective, but got {objectives}. Keep one of them; masks and monitors may "
                 "stay beside it."
             )
-        if not module.automatic_optimization:
-            raise MisconfigurationException(
-                f"{name} gives the Trainer a loss to step on, but {type(module).__name__} optimizes manually. Set "
-                "automatic_optimization = True, or pass a module that leaves the step to Lightning."
-            )
-        supported = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy))
-        if isinstance(trainer.strategy, DeepSpeedStrategy) or not supported:
-            raise MisconfigurationException(
-                f"{name} does not support {type(trainer.strategy).__name__}, which takes parameters apart in its own "
-                "way. Use strategy='ddp', or ModelParallelStrategy(data_parallel_size=...) (FSDP2) for sharded weights."
-            )
-        if self.reads_reference_logits() and not isinstance(self.score, PredictionScore):
+        trainer_optimizes(name, module)
+        strategy(name, trainer)
+        if self.needs.reference_logits and not isinstance(self.score, PredictionScore):
             raise MisconfigurationException(
                 f"{name} compares logits with the starting model, but its score only gives likelihoods. "
                 "Use classifier_nll or causal_lm_nll, or decorate a function that returns Predictions with "
                 "from_predictions."
             )
 
-    def _prepare_reference(self, trainer: Trainer, module: LightningModule) -> None:
-        self.caches, self.snapshot = {}, None
-        restored, self._restored = self._restored, None
-        if restored is not None:
-            # A reference made now would be the half-unlearned model.
-            self._restore_reference(restored, module)
+    def _check_tensor_parallel(self, trainer: Trainer, module: LightningModule) -> None:
+        mesh = trainer.strategy.device_mesh if isinstance(trainer.strategy, ModelParallelStrategy) else None
+        if mesh is None or mesh["tensor_parallel"].size() == 1:
             return
-        if self.needs_reference and self._cacheable(trainer):
-            caches = {role: CachedReference(role) for role in self.reference_roles}
-            for cache in caches.values():
-                cache.build(trainer, module, self._likelihood)
-            self.caches = caches
-        if self.reads_reference_logits() or (self.needs_reference and not self.caches):
+        if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+            raise MisconfigurationException(
+                f"ModelParallelStrategy makes groups of {mesh['tensor_parallel'].size()} processes that share one "
+                f"model, but {type(module).__name__} is not taken apart: each process would train a model of its own. "
+                "Use ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1), or apply "
+                "parallelize_module in configure_model."
+            )
+
+    def _make_reference(self, trainer: Trainer, module: LightningModule) -> None:
+        needs = self.needs
+        if needs.reference_nll and self._cacheable(trainer):
+            self.caches = {role: CachedReference(role) for role in needs.reference_nll}
+            for cache in self.caches.values():
+                cache.build(trainer, module, self.likelihood)
+        if needs.snapshot or needs.reference_logits or (needs.reference_nll and not self.caches):
             self.snapshot = SnapshotReference(module)
 
     def _restore_reference(self, state: dict[str, Any], module: LightningModule) -> None:
@@ -341,9 +328,9 @@ class UnlearnCallback(Callback, ABC):
         if state["snapshot"] is not None:
             self.snapshot = SnapshotReference(module)
             self.snapshot.load_state_dict(state["snapshot"])
-        if (self.reads_reference_logits() and self.snapshot is None) or (
-            self.needs_reference and self.snapshot is None and not self.caches.keys() >= set(self.reference_roles)
-        ):
+        needs = self.needs
+        uncached = not self.caches.keys() >= set(needs.reference_nll)
+        if self.snapshot is None and (needs.snapshot or needs.reference_logits or uncached):
             raise MisconfigurationException(
                 f"The checkpoint holds no reference model, but {type(self).__name__} needs one as it is set now. "
                 "Resume with the settings that the run was started with."
@@ -352,7 +339,7 @@ class UnlearnCallback(Callback, ABC):
     def _cacheable(self, trainer: Trainer) -> bool:
         if self.reference == "snapshot":
             return False
-        loaders = {role: row_loader(trainer.train_dataloader, role) for role in self.reference_roles}
+        loaders = {role: row_loader(trainer.train_dataloader, role) for role in self.needs.reference_nll}
         for role, loader in loaders.items():
             rows = next(iter(loader), None) if loader is not None else None
             if isinstance(rows, dict) and "index" in rows:
@@ -372,37 +359,43 @@ class UnlearnCallback(Callback, ABC):
     def _training_step(
         self, trainer: Trainer, module: LightningModule, batch: dict[str, Batch], batch_idx: int
     ) -> Tensor:
-        missing = [role for role in self.roles() if not isinstance(batch, dict) or batch.get(role) is None]
-        if missing:
-            got = sorted(map(str, batch)) if isinstance(batch, dict) else type(batch).__name__
-            raise MisconfigurationException(
-                f"{type(self).__name__} needs {missing} in every training batch, but got {got}. Pass "
-                f"trainer.fit(module, {{{', '.join(f'{role!r}: ...' for role in self.roles())}}}) or a "
-                f"{next((_MAKERS[role] for role in missing if role in _MAKERS), 'ForgetRetainDataModule')}."
-            )
-        if batch_idx % trainer.accumulate_grad_batches == 0 and not _watches_zero_grad(trainer, module):
-            # Lightning drops the last gradients after the forward pass, which would need their memory.
-            for optimizer in trainer.optimizers:
-                optimizer.zero_grad()
-        if self.needs_reference and self._steps == 0 and trainer.global_step == 0:
-            self._check_drift(module, {role: batch[role] for role in self.reference_roles if role in self.roles()})
+        self._check_batch(batch)
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            for buffer, copy in self._statistics:
+                copy.copy_(buffer)
+            if not self._keeps_gradients:
+                # Lightning drops the last gradients after the forward pass, which would need their memory.
+                for optimizer in trainer.optimizers:
+                    optimizer.zero_grad()
+        if self.needs.reference_nll and self._steps == 0 and trainer.global_step == 0:
+            self._check_drift(module, {role: batch[role] for role in self.needs.reference_nll})
         parts = self.step(module, batch)
-        loss = parts["loss"]
-        if not all_true(loss.detach().isfinite()):
+        # One reduction a step: a loss that is not finite on any process is not finite in the mean either.
+        means = mean_over_ranks(torch.stack([value.detach().float() for value in parts.values()]))
+        logged = dict(zip(parts, means, strict=True))
+        if not logged["loss"].isfinite():
             values = ", ".join(f"{name}={value.item():.6g}" for name, value in parts.items())
             self._stop(trainer, f"the loss is not finite ({values})")
         self._steps += 1
         module.log_dict(
-            {f"unlearn/{name}": value.detach() for name, value in parts.items()},
+            {f"unlearn/{name}": value for name, value in logged.items()},
             prog_bar=True,
-            batch_size=row_count(batch[self.roles()[0]]),
-            sync_dist=trainer.world_size > 1,
+            batch_size=row_count(batch[self.needs.roles[0]]),
         )
-        return loss
+        return parts["loss"]
+
+    def _check_batch(self, batch: Any) -> None:
+        roles = self.needs.roles
+        missing = [role for role in roles if not isinstance(batch, dict) or batch.get(role) is None]
+        if missing:
+            got = sorted(map(str, batch)) if isinstance(batch, dict) else type(batch).__name__
+            raise MisconfigurationException(
+                f"{type(self).__name__} needs {missing} in every training batch, but got {got}. Pass "
+                f"trainer.fit(module, {{{', '.join(f'{role!r}: ...' for role in roles)}}}) or a "
+                f"{next((_MAKERS[role] for role in missing if role in _MAKERS), 'ForgetRetainDataModule')}."
+            )
 
     def _check_drift(self, module: LightningModule, rows: Mapping[str, Batch]) -> None:
-        if not rows:
-            return
         reference = self.reference_nll(module, rows)
         with without_gradients():
             readings = self.read(module, list(rows.values()))
@@ -417,6 +410,8 @@ class UnlearnCallback(Callback, ABC):
 
     def _stop(self, trainer: Trainer, what: str) -> None:
         epoch, batch = trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
+        for buffer, copy in self._statistics:  # the forward pass has put what is not finite into running statistics
+            buffer.copy_(copy)
         saved = ""
         if trainer.checkpoint_callback is not None:
             folder = getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir
@@ -429,7 +424,7 @@ class UnlearnCallback(Callback, ABC):
             "bounded objective (NPO, SimNPO)."
         )
 
-    def _restore(self, module: LightningModule) -> None:
+    def _give_back(self, module: LightningModule) -> None:
         if self._patch is None or module.__dict__.get("training_step") is not self._patch:
             return
         del module.training_step
@@ -443,29 +438,5 @@ def _watches_zero_grad(trainer: Trainer, module: LightningModule) -> bool:
     hooks: list[tuple[type, object, str]] = [
         (LightningModule, module, name) for name in ("on_before_zero_grad", "optimizer_zero_grad")
     ]
-    hooks += [(Callback, callback, "on_before_zero_grad") for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    hooks += [(Callback, callback, "on_before_zero_grad") for callback in callbacks_of(trainer, Callback)]
     return any(getattr(type(owner), name) is not getattr(parent, name) for parent, owner, name in hooks)
-
-
-def _split(predictions: Predictions | None, sizes: list[int]) -> list[Predictions | None]:
-    if predictions is None:
-        return [None] * len(sizes)
-    edges = torch.tensor(sizes, device=predictions.rows.device).cumsum(0)
-    counts = torch.diff(torch.searchsorted(predictions.rows, edges), prepend=edges.new_zeros(1)).tolist()
-    starts = [0, *edges.tolist()]
-    return [
-        Predictions(logits, labels, rows - start, size)
-        for logits, labels, rows, start, size in zip(
-            predictions.logits.split(counts),
-            predictions.labels.split(counts),
-            predictions.rows.split(counts),
-            starts[:-1],
-            sizes,
-            strict=True,
-        )
-    ]
-
-
-def is_unlearning_checkpoint(checkpoint: dict[str, Any]) -> bool:
-    """Whether a checkpoint was written by a run with an unlearning callback."""
-    return _CHECKPOINT_KEY in checkpoint

@@ -1,15 +1,44 @@
-"""What several processes have to agree on. Every function works, and costs nothing, in a single process."""
+"""Collective operations; each works, and costs nothing, in a single process."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-__all__ = ["all_true", "full_tensor", "gather_objects", "local_tensor", "mean_over_ranks", "rank", "world_size"]
+__all__ = [
+    "Replica",
+    "all_true",
+    "average_over_ranks",
+    "full_tensor",
+    "gather_objects",
+    "load_full_tensor",
+    "local_tensor",
+    "mean_over_ranks",
+    "rank",
+    "replica",
+    "sum_over_ranks",
+    "world_size",
+]
+
+
+class Replica(NamedTuple):
+    """Which share of the data a process reads.
+
+    Processes of a tensor-parallel group hold parts of one replica of the model, and read the same rows.
+
+    Args:
+        rank: Number of the replica.
+        total: Replicas in the run.
+    """
+
+    rank: int
+    total: int
 
 
 def world_size() -> int:
@@ -22,6 +51,14 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def replica(trainer: Trainer | None) -> Replica:
+    """The replica that this process belongs to; each process is one where there is no trainer to ask."""
+    shares = getattr(trainer.strategy, "distributed_sampler_kwargs", None) if trainer is not None else None
+    if shares:
+        return Replica(shares["rank"], shares["num_replicas"])
+    return Replica(rank(), world_size()) if trainer is None else Replica(0, 1)
+
+
 def mean_over_ranks(value: Tensor) -> Tensor:
     """Mean of a tensor over all processes, without gradient."""
     value = value.detach().clone()
@@ -29,6 +66,29 @@ def mean_over_ranks(value: Tensor) -> Tensor:
         dist.all_reduce(value)
         value /= world_size()
     return value
+
+
+def average_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Means over processes of several tensors, in one reduction; sharded ones are returned as they are."""
+    if world_size() == 1 or any(isinstance(tensor, DTensor) for tensor in tensors):
+        return list(tensors)
+    flat = mean_over_ranks(torch.cat([tensor.flatten() for tensor in tensors]))
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def sum_over_ranks(value: Tensor, device: torch.device | None = None) -> None:
+    """Sum a tensor over all processes, in place.
+
+    Args:
+        value: The tensor.
+        device: Where to reduce it, for backends that can't reduce tensors on the CPU.
+    """
+    if world_size() > 1:
+        moved = value.to(device)
+        dist.all_reduce(moved)
+        if moved is not value:
+            value.copy_(moved)
 
 
 def all_true(flag: Tensor) -> bool:
@@ -60,7 +120,5 @@ def load_full_tensor(tensor: Tensor, value: Tensor) -> None:
     """Copy a whole tensor into one that may be sharded."""
     with torch.no_grad():
         if isinstance(tensor, DTensor):
-            from torch.distributed.tensor import distribute_tensor
-
             value = distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
         tensor.copy_(value)

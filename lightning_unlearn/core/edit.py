@@ -1,4 +1,4 @@
-"""Methods that change the weights once, without training."""
+"""Base class of one-shot methods, which edit the weights without training."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.callback import UnlearnCallback
-from lightning_unlearn.core.scores import Batch, Score, causal_lm_nll
+from lightning_unlearn.core.checks import strategy
+from lightning_unlearn.core.scores import Batch, Score
 
 __all__ = ["Edit"]
 
@@ -36,7 +36,7 @@ class Edit(UnlearnCallback):
             its weights, or resumes from a checkpoint that is edited already.
     """
 
-    def __init__(self, score: Score = causal_lm_nll) -> None:
+    def __init__(self, score: Score) -> None:
         super().__init__(score)
 
     @abstractmethod
@@ -59,11 +59,7 @@ class Edit(UnlearnCallback):
                 f"{type(self).__name__} edits when training starts, but {empty[0]}=0 ends the run before that. Leave "
                 "it out: an edit ends the run itself, and no update is made."
             )
-        if isinstance(trainer.strategy, ModelParallelStrategy):
-            raise MisconfigurationException(
-                f"{type(self).__name__} reads whole gradients, which ModelParallelStrategy shards. Use one device or "
-                "strategy='ddp'."
-            )
+        strategy(type(self).__name__, trainer, sharded=False, reason="reads whole gradients")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the edit, and end the run: after every callback's ``on_train_start``, where monitors measure first."""

@@ -1,4 +1,4 @@
-"""Modules and parameters by the names that their author gave them."""
+"""Layers by name, without the names of wrappers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 __all__ = ["HOOK_NOT_CALLED", "find_layer", "stripped"]
+
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 HOOK_NOT_CALLED = (
     "In a compiled model, a graph made before the layer was watched, as in validation, does not tell of it: set "
@@ -44,6 +46,5 @@ def find_layer(module: nn.Module, layer: str) -> tuple[str, nn.Module]:
 
 
 def stripped(name: str) -> str:
-    """A dotted name without the parts that wrappers add."""
-    wrappers = ("_fsdp_wrapped_module", "_orig_mod", "module")
-    return ".".join(part for part in name.split(".") if part not in wrappers)
+    """A dotted name without what ``torch.compile``, activation checkpointing and FSDP put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)

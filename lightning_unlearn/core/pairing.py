@@ -1,36 +1,36 @@
-"""Pairs of forget and retain rows: which rows meet in a batch, on which process, in which epoch."""
+"""Sampler, loader and data module of forget-retain pairs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
-from lightning_unlearn.core.distributed import rank, world_size
-from lightning_unlearn.functional.likelihood import IGNORE_INDEX
+from lightning_unlearn.core.checks import at_least, one_of
+from lightning_unlearn.core.distributed import Replica, replica
+from lightning_unlearn.functional.random import keyed_generator
 
-__all__ = ["ForgetRetainDataModule", "PairLoader", "PairSampler", "join", "row_count", "row_loader"]
+__all__ = ["ForgetRetainDataModule", "PairLoader", "PairSampler"]
 
 Role = Literal["forget", "retain"]
 
+_WHOLE = Replica(0, 1)
 _WINDOW = 8  # batches whose rows are sorted by length together: enough to save most padding, few enough to stay random
 
 
 class PairSampler(DistributedSampler):
-    """Says which rows make up each batch. A function of (seed, epoch, batch) alone: no generator state to lose.
+    """Chooses the rows of each batch, as a function of (seed, epoch, batch) alone: no generator state to lose.
 
     An epoch is one pass over the rows of the driving role. Rows of the other role come from an endless stream of
-    reshuffled passes that goes on from epoch to epoch, so they are covered evenly. Each process takes its share of the
-    rows of a global batch: two processes with batch size B see the pairs that one process sees with 2B.
+    reshuffled passes that continues from epoch to epoch, so they are covered evenly. Each replica of the model takes
+    its share of a global batch: two replicas with batch size B see the pairs that one sees with 2B. Where the rows of
+    the driving role do not divide evenly, up to one less than the number of replicas come twice in an epoch.
 
     Args:
         sizes: Number of rows of each role.
@@ -38,6 +38,7 @@ class PairSampler(DistributedSampler):
         driver: The role that an epoch passes over once.
         seed: Seed of the shuffles.
         lengths: Length of each row by role; where given, rows of like length share a batch.
+        share: The replica that this process belongs to.
     """
 
     def __init__(
@@ -47,18 +48,19 @@ class PairSampler(DistributedSampler):
         driver: str,
         seed: int,
         lengths: Mapping[str, Tensor] | None = None,
+        share: Replica = _WHOLE,
     ) -> None:
         # DistributedSampler's constructor is skipped on purpose: only its type matters, it tells Lightning that
         # rows are shared out already.
         self.sizes, self.batch_sizes, self.driver, self.seed = dict(sizes), dict(batch_sizes), driver, seed
-        self.lengths = dict(lengths or {})
+        self.lengths, self.share = dict(lengths or {}), share
         self.epoch = 0
         self.resume = (0, 0)
         """The epoch that a checkpoint was taken in, and how many batches of it were served by then."""
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return math.ceil(self.sizes[self.driver] / (self.batch_sizes[self.driver] * world_size()))
+        return math.ceil(self.sizes[self.driver] / (self.batch_sizes[self.driver] * self.share.total))
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
@@ -67,7 +69,7 @@ class PairSampler(DistributedSampler):
     def __iter__(self) -> Iterator[tuple[int, dict[str, list[int]]]]:
         """The epoch and this process's row numbers by role, for each batch that is left of the epoch."""
         for choice in self._batches()[self.served() :]:
-            yield self.epoch, {role: rows[rank() :: world_size()] for role, rows in choice.items()}
+            yield self.epoch, {role: rows[self.share.rank :: self.share.total] for role, rows in choice.items()}
 
     def served(self) -> int:
         """Batches of the epoch that came before the checkpoint. In any other epoch, there are none."""
@@ -78,17 +80,17 @@ class PairSampler(DistributedSampler):
         """Share of the rows of a role that are visited within a number of epochs."""
         if role == self.driver:
             return 1.0 if epochs > 0 else 0.0
-        return min(1.0, epochs * len(self) * self.batch_sizes[role] * world_size() / self.sizes[role])
+        return min(1.0, epochs * len(self) * self.batch_sizes[role] * self.share.total / self.sizes[role])
 
     def _batches(self) -> list[dict[str, list[int]]]:
         batches: list[dict[str, list[int]]] = [{} for _ in range(len(self))]
-        shuffle = torch.Generator().manual_seed(self._seed("window", self.epoch))
+        shuffle = self._generator("window", self.epoch)
         orders = {role: self._rows(role) for role in self.sizes}
         for first in range(0, len(batches), _WINDOW):
             window = batches[first : first + _WINDOW]
             places = torch.randperm(len(window), generator=shuffle).tolist()
             for role, order in orders.items():
-                size = self.batch_sizes[role] * world_size()
+                size = self.batch_sizes[role] * self.share.total
                 rows = order[first * size : (first + len(window)) * size]
                 if role in self.lengths:
                     rows = rows[torch.argsort(self.lengths[role][rows], stable=True)]
@@ -100,22 +102,22 @@ class PairSampler(DistributedSampler):
         n = self.sizes[role]
         if role == self.driver:
             order = self._shuffled(role, self.epoch)
-            # Every process gets equally many rows in every batch, so up to world_size - 1 rows come twice.
-            return torch.cat([order, order[: -n % world_size()]]) if n >= world_size() else order.repeat(world_size())
-        count = len(self) * self.batch_sizes[role] * world_size()
+            # Every replica gets equally many rows in every batch.
+            return (
+                torch.cat([order, order[: -n % self.share.total]])
+                if n >= self.share.total
+                else order.repeat(self.share.total)
+            )
+        count = len(self) * self.batch_sizes[role] * self.share.total
         start = self.epoch * count
         passes = range(start // n, (start + count - 1) // n + 1)
         return torch.cat([self._shuffled(role, i) for i in passes])[start % n : start % n + count]
 
     def _shuffled(self, role: str, number: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self._seed(role, number))
-        return torch.randperm(self.sizes[role], generator=generator)
+        return torch.randperm(self.sizes[role], generator=self._generator(role, number))
 
-    def _seed(self, purpose: str, number: int) -> int:
-        key = 0
-        for value in (self.seed, *purpose.encode(), number):
-            key = (key * 1_000_003 + value + 1) % (1 << 63)
-        return key
+    def _generator(self, purpose: str, number: int) -> torch.Generator:
+        return keyed_generator(self.seed, *purpose.encode(), number)
 
 
 class _Paired(Dataset):
@@ -185,82 +187,6 @@ class PairLoader(DataLoader):
         return part if hasattr(part, "__len__") else None
 
 
-def row_loader(train_dataloader: Any, role: str, chunks: list[list[int]] | None = None) -> DataLoader | None:
-    """A loader of the rows of one role, each once and in order, from whatever the run trains on.
-
-    Args:
-        train_dataloader: A `PairLoader`, a dict of loaders or a ``CombinedLoader`` of one.
-        role: ``"forget"``, ``"retain"``, or a follower of a `PairLoader` such as ``"idk"``.
-        chunks: Row numbers of each batch; by default all rows in batches of the loader's own size.
-
-    Returns:
-        The loader, or ``None`` where rows can't be addressed (iterable datasets, other kinds of loader).
-    """
-    if isinstance(train_dataloader, CombinedLoader):
-        train_dataloader = train_dataloader.iterables
-    if isinstance(train_dataloader, PairLoader):
-        part = train_dataloader.part(role)
-        if part is None:
-            return None
-        sizes = train_dataloader.sampler.batch_sizes  # type: ignore[attr-defined]
-        return train_dataloader.rows(role, chunks or _chunks(len(part), sizes.get(role, sizes["forget"])))
-    loader = train_dataloader.get(role) if isinstance(train_dataloader, dict) else None
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return None
-    size = getattr(loader.batch_sampler, "batch_size", None) or loader.batch_size or 1
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=chunks or _chunks(len(loader.dataset), size),  # type: ignore[arg-type]
-        collate_fn=loader.collate_fn,
-    )
-
-
-def _chunks(count: int, size: int) -> list[list[int]]:
-    return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
-
-
-def row_count(batch: Any) -> int:
-    """Number of rows in a batch: the size of the first tensor found in it."""
-    first = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim() > 0), None)
-    if first is None:
-        raise TypeError(f"Expected a batch that holds a tensor, but got {type(batch).__name__}.")
-    return len(first)
-
-
-def join(batches: Sequence[Any]) -> Any | None:
-    """Stack the rows of several batches, so that one forward pass reads them all.
-
-    Sequences (``input_ids``, ``attention_mask``, ``labels`` ... of shape ``(B, T)``) are padded to the longest.
-
-    Args:
-        batches: Batches of the same structure.
-
-    Returns:
-        One batch of the same structure, or ``None`` if they can't be stacked.
-    """
-    first = batches[0]
-    if all(isinstance(b, Tensor) for b in batches):
-        stackable = first.dim() > 0 and len({b.shape[1:] for b in batches}) == 1
-        return torch.cat(list(batches)) if stackable else None
-    if all(isinstance(b, Mapping) for b in batches) and all(b.keys() == first.keys() for b in batches):
-        joined = {key: join(_padded([b[key] for b in batches], key)) for key in first}
-        return None if any(value is None for value in joined.values()) else joined
-    if all(isinstance(b, (tuple, list)) for b in batches) and len({len(b) for b in batches}) == 1:
-        parts = [join(part) for part in zip(*batches, strict=True)]
-        if any(part is None for part in parts):
-            return None
-        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)  # a named tuple takes each
-    return None
-
-
-def _padded(values: list[Any], key: str) -> list[Any]:
-    if not all(isinstance(v, Tensor) and v.dim() == 2 and not v.is_floating_point() for v in values):
-        return values
-    width = max(v.shape[1] for v in values)
-    fill = IGNORE_INDEX if key == "labels" else 0
-    return [F.pad(v, (0, width - v.shape[1]), value=fill) for v in values]
-
-
 class _Indexed(Dataset):
     """Adds each row's number to rows that are dicts and have no ``index`` of their own."""
 
@@ -307,15 +233,11 @@ class ForgetRetainDataModule(LightningDataModule):
         collate_fn: Callable[[list[Any]], Any] | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or (retain_batch_size is not None and retain_batch_size < 1):
-            raise ValueError(
-                f"Batch sizes must be at least 1, but got batch_size={batch_size}, "
-                f"retain_batch_size={retain_batch_size}."
-            )
-        if epoch not in ("forget", "retain"):
-            raise ValueError(f"epoch must be 'forget' or 'retain', but got {epoch!r}.")
-        self.batch_size, self.retain_batch_size = batch_size, retain_batch_size or batch_size
-        self.epoch, self.seed, self.num_workers = epoch, seed, num_workers
+        self.batch_size = at_least("batch_size", batch_size, 1)
+        self.retain_batch_size = at_least(
+            "retain_batch_size", batch_size if retain_batch_size is None else retain_batch_size, 1
+        )
+        self.epoch, self.seed, self.num_workers = one_of("epoch", epoch, Role), seed, num_workers
         self.collate_fn = collate_fn or default_collate
         self.sets: dict[str, Any] = {}
         """Every named set of rows: ``forget``, ``retain`` and the held-out ones."""
@@ -346,6 +268,7 @@ class ForgetRetainDataModule(LightningDataModule):
             driver=self.epoch,
             seed=self.seed,
             lengths={n: rows.lengths for n, rows in parts.items() if hasattr(rows, "lengths")},
+            share=replica(self.trainer),
         )
         self._report_coverage(sampler)
         return PairLoader(parts, self.followers, sampler, self.collate_fn, self.num_workers)

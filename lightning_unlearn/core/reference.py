@@ -1,9 +1,10 @@
-"""The frozen starting model, without a second model in memory."""
+"""Reference model: the starting weights or their likelihoods, without a second model in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -11,56 +12,14 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from tqdm import tqdm
 
-from lightning_unlearn.core.distributed import (
-    full_tensor,
-    gather_objects,
-    load_full_tensor,
-    local_tensor,
-    rank,
-    world_size,
-)
-from lightning_unlearn.core.pairing import row_loader
+from lightning_unlearn.core.distributed import full_tensor, load_full_tensor, local_tensor
+from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.rows import RunRows, row_loader
 from lightning_unlearn.core.scores import Batch, Score
+from lightning_unlearn.functional.random import mixed_bits
 
-__all__ = [
-    "CachedReference",
-    "SnapshotReference",
-    "evaluating",
-    "exchange",
-    "reshard",
-    "row_fingerprint",
-    "without_gradients",
-]
-
-
-@contextmanager
-def without_gradients() -> Iterator[None]:
-    """Run without gradients inside a training step.
-
-    Autocast keeps the casts of the weights it has seen. Those made here have no gradient and may be of other weights,
-    so they are dropped before the training forward could use them.
-    """
-    torch.clear_autocast_cache()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.clear_autocast_cache()
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Run without gradients and with every submodule in evaluation mode, then restore each submodule's own mode."""
-    training = [child for child in module.modules() if child.training]
-    module.eval()
-    try:
-        with without_gradients():
-            yield
-    finally:
-        for child in training:
-            child.training = True
+__all__ = ["CachedReference", "SnapshotReference", "exchange", "exchanged", "reshard", "row_fingerprint"]
 
 
 class SnapshotReference:
@@ -85,12 +44,8 @@ class SnapshotReference:
             with module.reference_weights(), evaluating(module):  # type: ignore[operator]
                 yield
             return
-        exchange(module, self.values)
-        try:
-            with evaluating(module):
-                yield
-        finally:
-            exchange(module, self.values)
+        with exchanged(module, self.values), evaluating(module):
+            yield
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole starting values on the CPU. Collective where they are sharded."""
@@ -128,6 +83,16 @@ def exchange(module: nn.Module, values: dict[str, Tensor]) -> None:
             tensor.data, stored.data = stored.data, tensor.data
 
 
+@contextmanager
+def exchanged(module: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
+    """Run with other weights of the same names, then put the module's own back."""
+    exchange(module, values)
+    try:
+        yield
+    finally:
+        exchange(module, values)
+
+
 def reshard(module: nn.Module) -> None:
     """Let go of gathered weights before the shards change: FSDP2 keeps the root's, and would use them again."""
     for child in module.modules():
@@ -157,25 +122,16 @@ class CachedReference:
         self.value = torch.empty(0)
 
     def build(self, trainer: Trainer, module: LightningModule, score: Score) -> None:
-        """Score every row of the role once; processes share the work."""
+        """Score every row of the role once; replicas share the work."""
         loader = row_loader(trainer.train_dataloader, self.role)
         if loader is None:
             raise ValueError("Rows can't be read one by one from an iterable dataset. Use reference='snapshot'.")
-        chunks = list(loader.batch_sampler or [])
-        # Sharded forwards are collective: every process makes the same number of them, the last ones twice if need be.
-        rounds = -(-len(chunks) // world_size())
-        loader = row_loader(
-            trainer.train_dataloader,
-            self.role,
-            chunks=[chunks[min(i * world_size() + rank(), len(chunks) - 1)] for i in range(rounds)],
-        )
-        found = []
+        rows = RunRows(trainer, loader, f"Reading the reference ({self.role})")
         with evaluating(module), trainer.precision_plugin.forward_context():
-            for batch in tqdm(loader, desc=f"Reading the reference ({self.role})", disable=rank() != 0, leave=False):
-                batch = trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch))
-                found.append([t.cpu() for t in (batch["index"], row_fingerprint(batch), score(module, batch))])
-        gathered = [part for parts in gather_objects(found) for part in parts]
-        index, fingerprint, value = (torch.cat(column) for column in zip(*gathered, strict=True))
+            read = [
+                [t.cpu() for t in (batch["index"], row_fingerprint(batch), score(module, batch))] for batch, _ in rows
+            ]
+        index, fingerprint, value = (torch.cat(column) for column in zip(*rows.gather(read), strict=True))
         order = torch.argsort(index, stable=True)
         first = torch.ones(len(order), dtype=torch.bool)
         first[1:] = index[order][1:] != index[order][:-1]
@@ -223,17 +179,28 @@ def row_fingerprint(batch: dict[str, Any]) -> Tensor:
     """
     mask = batch.get("attention_mask")
     total = torch.zeros_like(batch["index"], dtype=torch.int64)
-    for salt, name in enumerate(sorted(k for k, v in batch.items() if isinstance(v, Tensor))):
+    for salt, (name, tensor) in enumerate(sorted(_tensors(batch), key=itemgetter(0))):
         if name in ("index", "attention_mask"):
             continue
-        values = _as_integers(batch[name].reshape(len(total), -1))
+        values = _as_integers(tensor.reshape(len(total), -1))
         if mask is not None and values.shape == mask.shape:
             place = mask.long().cumsum(1) - 1
             values = (values + 1) * mask
         else:
             place = torch.arange(values.shape[1], device=values.device).expand_as(values)
-        total = total + (values * _mix(place + (salt << 32))).sum(1)
+        total = total + (values * (mixed_bits(place + (salt << 32)) | 1)).sum(1)
     return total
+
+
+def _tensors(batch: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a nested batch that has rows, by its path."""
+    items = batch.items() if isinstance(batch, Mapping) else enumerate(batch)
+    for key, value in items:
+        name = f"{prefix}{key}"
+        if isinstance(value, Tensor):
+            yield from [(name, value)] if value.dim() else []
+        elif isinstance(value, (Mapping, list, tuple)):
+            yield from _tensors(value, f"{name}.")
 
 
 def _as_integers(values: Tensor) -> Tensor:
@@ -241,11 +208,3 @@ def _as_integers(values: Tensor) -> Tensor:
         # Bits, not values: sums of integers are exact in any order.
         return values.float().contiguous().view(torch.int32).long()
     return values.long()
-
-
-def _mix(x: Tensor) -> Tensor:
-    """Odd pseudo-random 64-bit multipliers (splitmix64); integer overflow wraps around on purpose."""
-    x = (x + 1) * -7046029254386353131
-    x = (x ^ (x >> 30)) * -4658895280553007687
-    x = (x ^ (x >> 27)) * -7723592293110705685
-    return (x ^ (x >> 31)) | 1

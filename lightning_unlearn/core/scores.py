@@ -1,4 +1,4 @@
-"""How an objective reads a model: ``(module, batch) -> per-example negative log-likelihood (B,)``.
+"""Scores: functions ``(module, batch) -> per-example negative log-likelihood (B,)``.
 
 A score made by [`from_predictions`][lightning_unlearn.from_predictions] also gives the logits behind the
 likelihoods, as ``score.predictions(module, batch)``; objectives on logits (KL) need such a score.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from functools import update_wrapper
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_unlearn.functional.likelihood import IGNORE_INDEX, token_nll
+from lightning_unlearn.functional.likelihood import IGNORE_INDEX, row_sum, token_nll
 
 __all__ = [
     "Batch",
@@ -52,26 +53,35 @@ class Predictions(NamedTuple):
 
     def nll(self) -> Tensor:
         """Negative log-likelihood of each row, summed over its supervised positions in fp32, shape ``(B,)``."""
-        nll = token_nll(self.logits, self.labels)
-        return nll.new_zeros(self.size).index_add(0, self.rows, nll)
+        return row_sum(token_nll(self.logits, self.labels), self.rows, self.size)
 
     def length(self) -> Tensor:
         """Supervised positions of each row, shape ``(B,)``, fp32."""
         return torch.bincount(self.rows, minlength=self.size).float()
 
 
-@runtime_checkable
-class PredictionScore(Protocol):
-    """A score that can give the logits behind its likelihoods."""
+class PredictionScore:
+    """A score that also gives the logits behind its likelihoods.
+
+    ``score(module, batch)`` is ``score.predictions(module, batch).nll()``.
+
+    Args:
+        predict: ``(module, batch) -> Predictions``.
+    """
+
+    def __init__(self, predict: Callable[[LightningModule, Batch], Predictions]) -> None:
+        self.predictions = predict
+        update_wrapper(self, predict)
 
     def __call__(self, module: LightningModule, batch: Batch) -> Tensor:
-        """Per-example negative log-likelihood, shape ``(B,)``."""
+        """Per-example negative log-likelihood, shape ``(B,)``, fp32."""
+        return self.predictions(module, batch).nll()
 
-    def predictions(self, module: LightningModule, batch: Batch) -> Predictions:
-        """The logits and labels that the likelihood is made of."""
+    def __reduce__(self) -> str:
+        return self.__qualname__  # type: ignore[attr-defined]
 
 
-def from_predictions(predict: Callable[[LightningModule, Batch], Predictions]) -> Score:
+def from_predictions(predict: Callable[[LightningModule, Batch], Predictions]) -> PredictionScore:
     """Turn a function that reads predictions into a score; decorate your own reader with it.
 
     Args:
@@ -80,14 +90,7 @@ def from_predictions(predict: Callable[[LightningModule, Batch], Predictions]) -
     Returns:
         A score that returns ``predict(...).nll()`` and carries ``predict`` as its attribute ``predictions``.
     """
-
-    def score(module: LightningModule, batch: Batch) -> Tensor:
-        return predict(module, batch).nll()
-
-    for name in ("__module__", "__name__", "__qualname__", "__doc__"):
-        setattr(score, name, getattr(predict, name))
-    score.predictions = predict  # type: ignore[attr-defined]
-    return score
+    return PredictionScore(predict)
 
 
 @from_predictions
@@ -178,15 +181,6 @@ def training_step_loss(module: LightningModule, batch: Batch) -> Tensor:
     return loss.reshape(1)
 
 
-def likelihood_and_length(score: Score, module: LightningModule, batch: Batch) -> tuple[Tensor, Tensor]:
-    """NLL of each row and its supervised positions, both ``(B,)``; 1 position where the score does not tell."""
-    if isinstance(score, PredictionScore):
-        predictions = score.predictions(module, batch)
-        return predictions.nll(), predictions.length()
-    nll = score(module, batch)
-    return nll, torch.ones_like(nll.detach())
-
-
 @contextmanager
 def _head_only_at(module: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
     """Let the output head see only the hidden states at ``(rows, columns)``, where there is one to be found."""
@@ -215,6 +209,7 @@ def _keep_places(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def output_head(module: nn.Module) -> nn.Module | None:
+    """The layer that turns hidden states into logits, where the model tells it."""
     for child in module.modules():
         get_head = getattr(child, "get_output_embeddings", None)
         if callable(get_head) and isinstance(head := get_head(), nn.Module):

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.diffusion.engine.adapters import Membranes
 from lightning_unlearn.diffusion.engine.model import TextToImage, as_text_to_image
 from lightning_unlearn.diffusion.objective import DiffusionObjective
@@ -34,6 +35,8 @@ class AdapterObjective(DiffusionObjective):
         MisconfigurationException: If the module's optimizer does not take the adapters.
     """
 
+    needs = Needs()
+
     def __init__(self, merge: bool = True, seed: int = 0) -> None:
         super().__init__(seed)
         self.merge = merge
@@ -57,10 +60,6 @@ class AdapterObjective(DiffusionObjective):
         """The layers with adapters, by name."""
         return next(iter(self.sets.values())).layers
 
-    def reads_reference_logits(self) -> bool:
-        """The starting model is the one without adapters: nothing has to be kept."""
-        return False
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the adapters on, and freeze all else."""
         super().setup(trainer, pl_module, stage)
@@ -76,11 +75,8 @@ class AdapterObjective(DiffusionObjective):
                 layer.register_state_dict_post_hook(self._merging(path)) for path, layer in self.layers.items()
             ]
 
-    @torch.no_grad()
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that the adapters train; in a resumed run, take them apart from the weights."""
-        restored = self._restored
-        super().on_train_start(trainer, pl_module)
+        """Check that the adapters train."""
         trained = {id(p) for o in trainer.optimizers for group in o.param_groups for p in group["params"]}
         adapters = [a for s in self.sets.values() for a in s.adapters.values()]
         if not all(id(p) in trained for adapter in adapters for p in adapter.parameters()):
@@ -88,16 +84,19 @@ class AdapterObjective(DiffusionObjective):
                 f"The optimizer of {type(pl_module).__name__} does not take the adapters, so nothing would be erased. "
                 "Let configure_optimizers return one over [p for p in self.parameters() if p.requires_grad]."
             )
-        if restored is None:
-            return
-        if restored["adapters"].keys() != self.sets.keys():
+        super().on_train_start(trainer, pl_module)
+
+    def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
+        """Take the adapters apart from the weights."""
+        super().restore(state, trainer, module)
+        if state["adapters"].keys() != self.sets.keys():
             raise MisconfigurationException(
-                f"The checkpoint is of a run with adapters {sorted(restored['adapters'])}, but this one has "
+                f"The checkpoint is of a run with adapters {sorted(state['adapters'])}, but this one has "
                 f"{sorted(self.sets)}. Resume with the same arguments."
             )
-        for name, state in restored["adapters"].items():
-            self.sets[name].load_state_dict(state)
-        self.put_weights(restored["base"])
+        for name, values in state["adapters"].items():
+            self.sets[name].load_state_dict(values)
+        self.put_weights(state["base"])
 
     @torch.no_grad()
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn.core.distributed import all_true, gather_objects
-from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.denoising import batch_number, row_numbers
 from lightning_unlearn.diffusion.engine.model import TextToImage, as_text_to_image, latent_shape, unet_output
@@ -22,7 +23,7 @@ from lightning_unlearn.diffusion.engine.text import empty_states, encode, inject
 from lightning_unlearn.diffusion.objective import DiffusionObjective
 from lightning_unlearn.functional.diffusion.ddim import ldm_timesteps
 from lightning_unlearn.functional.diffusion.esd import esd_target
-from lightning_unlearn.functional.diffusion.noise import keyed_generator, row_noise
+from lightning_unlearn.functional.diffusion.noise import row_noise
 from lightning_unlearn.functional.diffusion.soft_prompt_attack import (
     AttackNorm,
     AttackRule,
@@ -30,6 +31,7 @@ from lightning_unlearn.functional.diffusion.soft_prompt_attack import (
     soft_prompt_attack,
 )
 from lightning_unlearn.functional.diffusion.soft_tokens import Placement, insert_tokens
+from lightning_unlearn.functional.random import keyed_generator
 
 __all__ = ["AdvUnlearn"]
 
@@ -166,22 +168,25 @@ class AdvUnlearn(DiffusionObjective):
         self.start_guidance, self.steps, self.pairing = start_guidance, steps, pairing
         self.found: dict[int, Tensor] = {}
         """Soft tokens of each forget row by its ``index``, shape ``(k, D)``, where a later step begins with them."""
+        if not (gamma or retain_mode == "iter"):
+            self.needs = replace(self.needs, roles=("forget",))
 
-    def roles(self) -> tuple[str, ...]:
-        """Prompts to keep are needed unless they weigh nothing."""
-        return ("forget", "retain") if self.gamma or self.retain_mode == "iter" else ("forget",)
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Start without soft tokens."""
+        super().begin(trainer, module)
+        self.found = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the teacher, and take up the soft tokens of the run that is resumed."""
-        self.found = dict(self._restored.get("found", {})) if self._restored is not None else {}
-        wanted = self._count(as_text_to_image(pl_module))
+    def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
+        """Continue with the soft tokens of the checkpoint."""
+        super().restore(state, trainer, module)
+        self.found = dict(state["found"])
+        wanted = self._count(as_text_to_image(module))
         for tokens in self.found.values():
             if len(tokens) != wanted:
                 raise MisconfigurationException(
                     f"The checkpoint holds {len(tokens)} soft tokens a prompt, but the settings ask for {wanted}. "
                     "Resume with the tokens and the placement that the run was started with."
                 )
-        super().on_train_start(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The teacher, the passes made, and the soft tokens."""

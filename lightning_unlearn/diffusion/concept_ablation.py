@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_unlearn.core.reference import without_gradients
+from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.modes import without_gradients
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.model import as_text_to_image, unet_output
 from lightning_unlearn.diffusion.engine.noised import noised
@@ -91,14 +92,8 @@ class ConceptAblation(DiffusionObjective):
         self.variant, self.prior_weight, self.target, self.latents = variant, prior_weight, target, latents
         self.guidance, self.steps, self.first_token = guidance, steps, first_token
         self._hooks: list[Any] = []
-
-    def roles(self) -> tuple[str, ...]:
-        """Rows of the concept and its anchor are all that is needed."""
-        return ("forget",)
-
-    def reads_reference_logits(self) -> bool:
-        """Whether the starting model samples or predicts."""
-        return self.latents == "sampled" or (self.variant == "model" and self.target == "teacher")
+        sampled = latents == "sampled" or (variant == "model" and target == "teacher")
+        self.needs = Needs(roles=("forget",), snapshot=sampled)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hold the gradient of the first token's keys and values back."""

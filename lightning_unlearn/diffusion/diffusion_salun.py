@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_unlearn.core.reference import without_gradients
+from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.modes import without_gradients
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.model import as_text_to_image, unet_output
 from lightning_unlearn.diffusion.engine.noised import noised
@@ -61,14 +62,7 @@ class DiffusionSalUn(DiffusionObjective):
                 raise ValueError(f"{name} must be at least 0, but got {value}.")
         self.retain_weight, self.mask_guidance = retain_weight, mask_guidance
         self.score = self.guided_denoising
-
-    def roles(self) -> tuple[str, ...]:
-        """Retain rows are left out where they weigh nothing."""
-        return ("forget", "retain") if self.retain_weight else ("forget",)
-
-    def reads_reference_logits(self) -> bool:
-        """The model is its own teacher."""
-        return False
+        self.needs = Needs(roles=("forget", "retain") if retain_weight else ("forget",))
 
     def guided_denoising(self, module: LightningModule, batch: Batch) -> Tensor:
         """The loss that a mask is scored by, of each row, shape ``(B,)``."""
@@ -87,7 +81,7 @@ class DiffusionSalUn(DiffusionObjective):
                 "DiffusionSalUn teaches another concept in place of the one to forget, but the forget rows have no "
                 f"'anchor_input_ids'; they have {sorted(forget)}. CaptionedImageDataModule(anchor=...) makes them."
             )
-        rows = {role: noised(module, batch[role], self.seed, number) for number, role in enumerate(self.roles())}
+        rows = {role: noised(module, batch[role], self.seed, number) for number, role in enumerate(self.needs.roles)}
         with without_gradients():
             states = encode(model, forget["anchor_input_ids"])
             target = unet_output(model, rows["forget"].latents, rows["forget"].timesteps, states)

@@ -11,8 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.distributed import mean_over_ranks
-from lightning_unlearn.core.reference import without_gradients
+from lightning_unlearn.core.modes import without_gradients
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.denoising import batch_number, row_numbers
 from lightning_unlearn.diffusion.engine.model import alphas_bar, as_text_to_image, prediction_type, unet_output
@@ -28,7 +29,7 @@ from lightning_unlearn.diffusion.injected_gradients import (
 from lightning_unlearn.diffusion.objective import DiffusionObjective
 from lightning_unlearn.functional.diffusion.ddim import prediction_target
 from lightning_unlearn.functional.diffusion.erase_diff import MultiplierRule, erasediff_multiplier
-from lightning_unlearn.functional.diffusion.noise import keyed_generator
+from lightning_unlearn.functional.random import keyed_generator
 
 __all__ = ["EraseDiff", "anchor_output", "denoising_loss"]
 
@@ -78,6 +79,8 @@ class EraseDiff(DiffusionObjective):
         Wu et al., *EraseDiff: Erasing Data Influence in Diffusion Models*, arXiv:2401.05779.
     """
 
+    needs = Needs()
+
     def __init__(
         self,
         target: Literal["anchor", "uniform"] = "anchor",
@@ -106,10 +109,6 @@ class EraseDiff(DiffusionObjective):
             raise ValueError(f"inner_lr must be greater than 0, but got {inner_lr}.")
         self.target, self.multiplier, self.eta = target, multiplier, eta
         self.inner_steps, self.inner_lr = inner_steps, inner_lr
-
-    def reads_reference_logits(self) -> bool:
-        """There is no teacher: the model as it is gives the target."""
-        return False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":

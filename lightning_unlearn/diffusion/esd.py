@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.model import as_text_to_image, unet_output
 from lightning_unlearn.diffusion.engine.sampling import Pairing, partial_sample
@@ -57,6 +58,8 @@ class ESD(DiffusionObjective):
         Gandikota et al., *Erasing Concepts from Diffusion Models*, arXiv:2303.07345.
     """
 
+    needs = Needs(roles=("forget",), snapshot=True)
+
     def __init__(
         self,
         negative_guidance: float = 1.0,
@@ -83,10 +86,6 @@ class ESD(DiffusionObjective):
                 raise ValueError(f"{name} must be one of {known}, but got {value!r}.")
         self.negative_guidance, self.base = negative_guidance, base
         self.start_guidance, self.steps, self.sampler, self.pairing = start_guidance, steps, sampler, pairing
-
-    def roles(self) -> tuple[str, ...]:
-        """Prompts of the concepts are all that is needed."""
-        return ("forget",)
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """The loss on one batch of prompts, at one noise level."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_unlearn.core.pairing import row_loader
+from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.attention import attention_probabilities, check_attention
 from lightning_unlearn.diffusion.engine.model import TextToImage, as_text_to_image, unet_output
@@ -48,20 +49,14 @@ class ForgetMeNot(DiffusionObjective):
         Zhang et al., *Forget-Me-Not: Learning to Forget in Text-to-Image Diffusion Models*, arXiv:2303.17591.
     """
 
+    needs = Needs(roles=("forget",))
+
     def __init__(self, concept: str | list[str], end_of_text: bool = False, seed: int = 0) -> None:
         super().__init__(seed)
         self.names = [concept] if isinstance(concept, str) else list(concept)
         if not self.names or not all(name.strip() for name in self.names):
             raise ValueError(f"concept is the words that name what to forget, but got {concept!r}.")
         self.concept, self.end_of_text = concept, end_of_text
-
-    def roles(self) -> tuple[str, ...]:
-        """Images of the concept are all that is needed."""
-        return ("forget",)
-
-    def reads_reference_logits(self) -> bool:
-        """There is no teacher."""
-        return False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that attention can be seen, and take over ``training_step``."""

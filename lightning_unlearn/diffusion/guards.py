@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.diffusion.engine.model import alphas_bar, as_text_to_image, prediction_type
 from lightning_unlearn.diffusion.engine.passes import PassCounter
 from lightning_unlearn.diffusion.engine.text import encode, tokenize

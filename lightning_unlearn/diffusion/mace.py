@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.adapter_objective import AdapterObjective
 from lightning_unlearn.diffusion.engine.adapters import Membranes
@@ -110,10 +111,8 @@ class MACE(AdapterObjective):
         self._start: dict[str, Tensor] = {}
         self._maps: dict[str, Tensor] = {}
         self._kept = torch.empty(0)
-
-    def roles(self) -> tuple[str, ...]:
-        """Retain prompts only where they count."""
-        return ("forget", "retain") if self.preserve_scale else ("forget",)
+        if not preserve_scale:
+            self.needs = replace(self.needs, roles=("forget",))
 
     def adapters(self, model: TextToImage) -> dict[str, Membranes]:
         """A set for each concept, on keys and values."""
@@ -130,18 +129,26 @@ class MACE(AdapterObjective):
             self._start, self._maps = {}, {}
         super().setup(trainer, pl_module, stage)
 
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Refine the weights in closed form: the words around a concept carry it no longer."""
+        super().begin(trainer, module)
+        self._start = self.weights()
+        self._fit(trainer, module, refine=True)
+
+    def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
+        """Continue from weights that are refined."""
+        super().restore(state, trainer, module)
+        self._start = state["start"]
+        self._fit(trainer, module, refine=False)
+
     @torch.no_grad()
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look for the concepts in every caption, and let the words around them carry them no longer."""
-        restored = self._restored
-        super().on_train_start(trainer, pl_module)
-        loaders = self.row_loaders(trainer)
-        model = as_text_to_image(pl_module)
-        with evaluating(pl_module), torch.autocast(pl_module.device.type, enabled=False):
-            prompts = self.prompts(pl_module, loaders["forget"])
-            keep = self.states(model, self._captions(pl_module, loaders["retain"])) if self.preserve_scale else None
-            self._start = self.weights() if restored is None else restored["start"]
-            if restored is None:
+    def _fit(self, trainer: Trainer, module: LightningModule, refine: bool) -> None:
+        """Find the concepts in every caption, and make the maps that fuse their adapters."""
+        loaders, model = self.row_loaders(trainer), as_text_to_image(module)
+        with evaluating(module), torch.autocast(module.device.type, enabled=False):
+            prompts = self.prompts(module, loaders["forget"])
+            keep = self.states(model, self._captions(module, loaders["retain"])) if self.preserve_scale else None
+            if refine:
                 apply_map(model, self.refinement(model, prompts, keep))
             contexts = [self.states(model, ids) for ids in prompts.values()]
             maps, self._kept = fusion_maps(contexts, keep, preserve_scale=self.preserve_scale, lamb=self.lamb)

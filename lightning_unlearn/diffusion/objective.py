@@ -8,11 +8,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_unlearn.core.callback import UnlearnCallback
-from lightning_unlearn.diffusion.engine.denoising import batch_number, row_numbers
+from lightning_unlearn.core.callback import Needs, UnlearnCallback
+from lightning_unlearn.diffusion.engine.denoising import batch_number, denoising_nll, row_numbers
 from lightning_unlearn.diffusion.engine.model import as_text_to_image, latent_shape
 from lightning_unlearn.diffusion.engine.passes import PassCounter
-from lightning_unlearn.functional.diffusion.noise import keyed_generator, row_noise
+from lightning_unlearn.functional.diffusion.noise import row_noise
+from lightning_unlearn.functional.random import keyed_generator
 
 __all__ = ["DiffusionObjective"]
 
@@ -27,15 +28,13 @@ class DiffusionObjective(UnlearnCallback):
         seed: Seed of the noise and of the noise levels.
     """
 
+    needs = Needs(snapshot=True)
+
     def __init__(self, seed: int = 0) -> None:
-        super().__init__(reference="snapshot")
+        super().__init__(denoising_nll, reference="snapshot")
         self.seed = seed
         self.passes = PassCounter()
         """Passes of the UNet and the text encoder since training began."""
-
-    def reads_reference_logits(self) -> bool:
-        """The teacher runs on every batch."""
-        return True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the module, and take over ``training_step``."""
@@ -43,12 +42,15 @@ class DiffusionObjective(UnlearnCallback):
             as_text_to_image(pl_module)
         super().setup(trainer, pl_module, stage)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the teacher, and begin to count."""
-        earlier = self._restored["passes"] if self._restored is not None else PassCounter().state_dict()
-        super().on_train_start(trainer, pl_module)
-        self.passes.load_state_dict(earlier)
-        self.passes.attach(as_text_to_image(pl_module))
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Start to count passes."""
+        self.passes.load_state_dict(PassCounter().state_dict())
+        self.passes.attach(as_text_to_image(module))
+
+    def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
+        """Continue to count passes."""
+        self.passes.load_state_dict(state["passes"])
+        self.passes.attach(as_text_to_image(module))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.passes.detach()

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.diffusion.engine.model import as_text_to_image
 from lightning_unlearn.diffusion.engine.parameters import kv_layers
 from lightning_unlearn.diffusion.engine.text import empty_states, encode

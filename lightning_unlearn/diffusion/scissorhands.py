@@ -13,9 +13,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.distributed import rank, world_size
-from lightning_unlearn.core.pairing import row_loader
-from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.model import as_text_to_image, unet_output
 from lightning_unlearn.diffusion.engine.noised import noised
@@ -30,8 +31,8 @@ from lightning_unlearn.diffusion.injected_gradients import (
 )
 from lightning_unlearn.diffusion.objective import DiffusionObjective
 from lightning_unlearn.functional.diffusion.guidance import classifier_free_guidance
-from lightning_unlearn.functional.diffusion.noise import keyed_generator
 from lightning_unlearn.functional.diffusion.scissorhands import Initialization, fresh_values, projection_weight
+from lightning_unlearn.functional.random import keyed_generator
 from lightning_unlearn.functional.saliency.snip import snip_score
 from lightning_unlearn.functional.saliency.threshold import Place, top_mask, top_threshold
 
@@ -84,6 +85,8 @@ class Scissorhands(DiffusionObjective):
         Wu and Harandi, *Scissorhands: Scrub Data Influence via Connection Sensitivity in Networks*, arXiv:2401.06187.
     """
 
+    needs = Needs()
+
     def __init__(
         self,
         sparsity: float = 0.995,
@@ -117,23 +120,20 @@ class Scissorhands(DiffusionObjective):
         self.reinitialized: dict[str, int] = {}
         """By parameter name how many of its weights were drawn anew."""
 
-    def reads_reference_logits(self) -> bool:
-        """There is no teacher."""
-        return False
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             check_gradients(trainer, type(self).__name__)
         super().setup(trainer, pl_module, stage)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score the weights and draw the highest anew; not in a resumed run, whose weights had it done."""
-        restored = self._restored
-        super().on_train_start(trainer, pl_module)
-        if restored is not None:
-            self.reinitialized = restored["reinitialized"]
-        else:
-            self.reinitialize(pl_module, self.scores(trainer, pl_module))
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Score the weights and re-initialise the highest."""
+        super().begin(trainer, module)
+        self.reinitialize(module, self.scores(trainer, module))
+
+    def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
+        """Continue: the weights were re-initialised when the run began."""
+        super().restore(state, trainer, module)
+        self.reinitialized = state["reinitialized"]
 
     def state_dict(self) -> dict[str, Any]:
         """The passes made, and what was re-initialised."""

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.adapter_objective import AdapterObjective
 from lightning_unlearn.diffusion.engine.adapters import Membranes
@@ -20,8 +21,8 @@ from lightning_unlearn.diffusion.engine.model import TextToImage, as_text_to_ima
 from lightning_unlearn.diffusion.engine.sampling import partial_sample
 from lightning_unlearn.diffusion.engine.text import empty_states, encode
 from lightning_unlearn.functional.diffusion.esd import esd_target
-from lightning_unlearn.functional.diffusion.noise import keyed_generator
 from lightning_unlearn.functional.diffusion.spm import latent_anchors
+from lightning_unlearn.functional.random import keyed_generator
 
 __all__ = ["SPM"]
 
@@ -70,6 +71,8 @@ class SPM(AdapterObjective):
         arXiv:2312.16145.
     """
 
+    needs = Needs(roles=("forget",))
+
     def __init__(
         self,
         negative_guidance: float = 1.0,
@@ -101,10 +104,6 @@ class SPM(AdapterObjective):
         self.negative_guidance, self.neutral = negative_guidance, neutral
         self.anchors, self.anchor_weight, self.rank, self.alpha = anchors, anchor_weight, rank, alpha
         self.start_guidance, self.steps = start_guidance, steps
-
-    def roles(self) -> tuple[str, ...]:
-        """Prompts of the concept are all that is needed."""
-        return ("forget",)
 
     def adapters(self, model: TextToImage) -> dict[str, Membranes]:
         """One set, on all linear layers and convolutions of the transformers."""

@@ -12,9 +12,10 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_unlearn.core.callback import UnlearnCallback, is_unlearning_checkpoint
+from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.distributed import rank
-from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.resume import refuse_fine_tuning
 from lightning_unlearn.diffusion.engine.denoising import denoising_nll
 from lightning_unlearn.diffusion.engine.model import prediction_type, unet_output
 from lightning_unlearn.diffusion.engine.parameters import Compat, TextEncoderWeights, Trainable, select_params
@@ -181,15 +182,7 @@ class LitTextToImage(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with an unlearning run as if it were training."""
-        trainer = self._trainer
-        if trainer is None or trainer.state.fn != "fit" or not is_unlearning_checkpoint(checkpoint):
-            return
-        if not any(isinstance(callback, UnlearnCallback) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise MisconfigurationException(
-                "ckpt_path is a checkpoint of an unlearning run, but the Trainer has no unlearning callback: it would "
-                "train on. Add the callback that the run had, or load the weights with LitTextToImage."
-                "load_from_checkpoint and start a new run."
-            )
+        refuse_fine_tuning(self, checkpoint, UnlearnCallback)
 
     def _evaluate(self, batch: dict[str, Tensor], loaders: Any, stage: str, dataloader_idx: int) -> None:
         if isinstance(batch, dict) and not {"pixel_values", "latents"} & batch.keys():

@@ -10,8 +10,10 @@ from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.edit import Edit
-from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.diffusion.engine.denoising import denoising_nll
 from lightning_unlearn.diffusion.engine.model import TextToImage, as_text_to_image
 from lightning_unlearn.diffusion.engine.parameters import kv_layers
 from lightning_unlearn.diffusion.engine.text import encode
@@ -57,7 +59,7 @@ class UCE(Edit):
         lamb: float = 0.5,
         states: Literal["last", "rest"] = "last",
     ) -> None:
-        super().__init__()
+        super().__init__(denoising_nll)
         for name, value in (("erase_scale", erase_scale), ("lamb", lamb)):
             if not value > 0:
                 raise ValueError(f"{name} must be greater than 0, but got {value}.")
@@ -66,10 +68,7 @@ class UCE(Edit):
         if states not in ("last", "rest"):
             raise ValueError(f"states must be 'last' or 'rest', but got {states!r}.")
         self.erase_scale, self.preserve_scale, self.lamb, self.states = erase_scale, preserve_scale, lamb, states
-
-    def roles(self) -> tuple[str, ...]:
-        """Retain prompts only where they count."""
-        return ("forget", "retain") if self.preserve_scale else ("forget",)
+        self.needs = Needs(roles=("forget", "retain") if preserve_scale else ("forget",))
 
     def edit(self, module: LightningModule, forget: DataLoader, retain: DataLoader | None = None) -> None:
         """Edit the key and value weights.

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from lightning_unlearn.core.distributed import gather_objects, rank, world_size
 from lightning_unlearn.core.evaluation import Answer, Evaluation
+from lightning_unlearn.core.modes import differentiable
 from lightning_unlearn.core.monitor import Monitor, log_table
 from lightning_unlearn.core.sources import Source
 from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
 from lightning_unlearn.diffusion.attacks.prompts import attack_prompts
 from lightning_unlearn.diffusion.attacks.result import AttackResult
-from lightning_unlearn.diffusion.attacks.victim import differentiable, draw, read_images
+from lightning_unlearn.diffusion.attacks.victim import draw, read_images
 from lightning_unlearn.diffusion.engine.model import as_text_to_image
 from lightning_unlearn.diffusion.engine.passes import PassCounter
 from lightning_unlearn.diffusion.judges import judge_named

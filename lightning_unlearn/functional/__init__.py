@@ -8,9 +8,19 @@ from lightning_unlearn.functional.kl import kl_divergence
 from lightning_unlearn.functional.language import *
 from lightning_unlearn.functional.likelihood import length_normalised, sequence_nll, token_mean, token_nll
 from lightning_unlearn.functional.objectives import *
+from lightning_unlearn.functional.random import keyed_generator, keyed_seed, mixed_bits
 from lightning_unlearn.functional.saliency import *
 
-__all__ = ["kl_divergence", "length_normalised", "sequence_nll", "token_mean", "token_nll"]
+__all__ = [
+    "keyed_generator",
+    "keyed_seed",
+    "kl_divergence",
+    "length_normalised",
+    "mixed_bits",
+    "sequence_nll",
+    "token_mean",
+    "token_nll",
+]
 __all__ += objectives.__all__
 __all__ += language.__all__
 __all__ += classification.__all__

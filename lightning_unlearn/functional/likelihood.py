@@ -1,4 +1,4 @@
-"""From logits to likelihoods and their means, always in fp32: a sum of bf16 log-probabilities is useless."""
+"""Likelihoods of labels and their means, in fp32: a sum of bf16 log-probabilities is useless."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["IGNORE_INDEX", "length_normalised", "sequence_nll", "token_mean", "token_nll"]
+__all__ = ["IGNORE_INDEX", "length_normalised", "row_sum", "sequence_nll", "token_mean", "token_nll"]
 
 IGNORE_INDEX = -100
 """Label of a position that is not supervised."""
@@ -67,6 +67,47 @@ def _rows_a_chunk(logits: Tensor) -> int:
 def _chunks(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     size = _rows_a_chunk(logits)
     return zip(logits.split(size), labels.split(size), strict=True)
+
+
+def row_sum(values: Tensor, rows: Tensor, size: int) -> Tensor:
+    """Sum of the values of each row, in a fixed order on every device.
+
+    Args:
+        values: Shape ``(N,)``.
+        rows: The row that each value belongs to, ascending, shape ``(N,)``, int64.
+        size: Number of rows, ``B``.
+
+    Returns:
+        Shape ``(B,)``; 0 for a row without values.
+
+    Example:
+        >>> row_sum(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 0, 2]), 3)
+        tensor([3., 0., 3.])
+    """
+    return _RowSum.apply(values, rows, size)
+
+
+class _RowSum(torch.autograd.Function):
+    """``index_add``, whose order of summation changes from run to run on CUDA, by ``segment_reduce``."""
+
+    @staticmethod
+    def forward(values: Tensor, rows: Tensor, size: int) -> Tensor:
+        return torch.segment_reduce(values, "sum", lengths=torch.bincount(rows, minlength=size))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient[ctx.saved_tensors[0]], None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], values: Tensor, rows: Tensor, size: int) -> tuple[Tensor, int]:
+        def add(values: Tensor, rows: Tensor) -> Tensor:
+            return values.new_zeros(size).index_add(0, rows, values)
+
+        return torch.vmap(add, in_dims[:2])(values, rows), 0
 
 
 def sequence_nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -127,7 +127,7 @@ def _sample_others(
     seed: int,
 ) -> list[str]:
     """Up to ``count`` different texts that are neither empty nor the answer."""
-    from lightning_unlearn.core.reference import evaluating
+    from lightning_unlearn.core.modes import evaluating
 
     tokenizer = module.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

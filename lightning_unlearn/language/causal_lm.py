@@ -17,9 +17,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lightning_unlearn.core.callback import UnlearnCallback, is_unlearning_checkpoint
+from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.distributed import full_tensor, rank
-from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.resume import refuse_fine_tuning
 from lightning_unlearn.core.scores import causal_lm_nll
 from lightning_unlearn.functional.likelihood import token_mean
 
@@ -236,18 +237,10 @@ class LitCausalLM(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with an unlearning run as if it were fine-tuning."""
-        trainer = self._trainer
-        if trainer is None or trainer.state.fn != "fit" or not is_unlearning_checkpoint(checkpoint):
-            return
-        if not any(isinstance(callback, UnlearnCallback) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise MisconfigurationException(
-                "ckpt_path is a checkpoint of an unlearning run, but the Trainer has no unlearning callback: it would "
-                "fine-tune on. Add the callback that the run had, or load the weights with LitCausalLM."
-                "load_from_checkpoint and start a new run."
-            )
+        refuse_fine_tuning(self, checkpoint, UnlearnCallback)
 
     def _token_nll(self, batch: dict[str, Tensor]) -> Tensor:
-        predictions = causal_lm_nll.predictions(self, batch)  # type: ignore[attr-defined]
+        predictions = causal_lm_nll.predictions(self, batch)
         return token_mean(predictions.nll(), predictions.length())
 
     def _evaluate(self, batch: dict[str, Tensor], loaders: Any, stage: str, dataloader_idx: int) -> None:

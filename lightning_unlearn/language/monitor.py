@@ -15,11 +15,13 @@ from tqdm import tqdm
 
 from lightning_unlearn.core.distributed import rank
 from lightning_unlearn.core.evaluation import Answer, Evaluation
+from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.monitor import Monitor, log_folder, log_table
-from lightning_unlearn.core.pairing import ForgetRetainDataModule, row_loader
+from lightning_unlearn.core.pairing import ForgetRetainDataModule
 from lightning_unlearn.core.plots import curve_figure
-from lightning_unlearn.core.reference import evaluating
-from lightning_unlearn.core.scores import Score, causal_lm_nll, likelihood_and_length
+from lightning_unlearn.core.reading import likelihood
+from lightning_unlearn.core.rows import row_loader
+from lightning_unlearn.core.scores import Score, causal_lm_nll
 from lightning_unlearn.core.sources import Source, load_rows
 
 __all__ = ["UnlearnMonitor"]
@@ -110,7 +112,7 @@ class UnlearnMonitor(Monitor):
             if rows >= self.limit:
                 break
             batch = trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch))
-            nll, length = (part[: self.limit - rows] for part in likelihood_and_length(self.score, module, batch))
+            nll, length = (part[: self.limit - rows] for part in likelihood(self.score, module, batch))
             total, count, rows = total + nll.sum().item(), count + length.sum().item(), rows + len(nll)
             progress.update()
         return total / max(count, 1.0)

@@ -13,16 +13,19 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils._pytree import tree_map_only
 
-from lightning_unlearn.core.callback import UnlearnCallback
+from lightning_unlearn.core.callback import Needs, UnlearnCallback
+from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.distributed import mean_over_ranks
 from lightning_unlearn.core.layers import HOOK_NOT_CALLED, find_layer, stripped
-from lightning_unlearn.core.pairing import join, row_count
-from lightning_unlearn.core.scores import Batch
+from lightning_unlearn.core.reading import join, row_count
+from lightning_unlearn.core.scores import Batch, causal_lm_nll
 from lightning_unlearn.functional.language.rmu import control_vector, mean_norm, rmu_forget, rmu_retain
 from lightning_unlearn.functional.likelihood import IGNORE_INDEX
-from lightning_unlearn.objectives.objective import check_non_negative, check_positive
 
 __all__ = ["RMU"]
+
+
+Mask = Literal["attention", "labels", "all"]
 
 
 class RMU(UnlearnCallback):
@@ -77,40 +80,37 @@ class RMU(UnlearnCallback):
         arXiv:2408.06223.
     """
 
+    needs = Needs(roles=("forget",))
+
     def __init__(
         self,
         layer: str = "model.layers.7",
         trainable: str | None = None,
         steering: float = 20.0,
         retain_weight: float = 100.0,
-        mask: Literal["attention", "labels", "all"] = "attention",
+        mask: Mask = "attention",
         seed: int = 0,
         adaptive: bool = False,
     ) -> None:
-        super().__init__()
-        if mask not in ("attention", "labels", "all"):
-            raise ValueError(f"mask must be 'attention', 'labels' or 'all', but got {mask!r}.")
-        self.layer, self.trainable, self.mask, self.seed = layer, trainable, mask, seed
+        super().__init__(causal_lm_nll)
+        self.layer, self.trainable, self.seed = layer, trainable, seed
+        self.mask = one_of("mask", mask, Mask)
         self.adaptive = adaptive
-        self.steering = check_positive("steering", steering)
-        self.retain_weight = check_non_negative("retain_weight", retain_weight)
+        self.steering = above("steering", steering, 0)
+        self.retain_weight = at_least("retain_weight", retain_weight, 0)
+        if retain_weight:
+            self.needs = Needs(roles=("forget", "retain"), snapshot=True)
         self.control: Tensor | None = None
         """The control vector, shape ``(d,)``, once a batch was read."""
         self._frozen: set[str] = set()
 
-    def roles(self) -> tuple[str, ...]:
-        """Forget rows, and retain rows where their term has a weight."""
-        return ("forget", "retain") if self.retain_weight else ("forget",)
-
-    def reads_reference_logits(self) -> bool:
-        """The retain term runs the starting model on retain rows."""
-        return self.retain_weight > 0
-
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """Both terms on one batch."""
         # The starting model goes first: exchanging weights would spoil a graph that already holds them.
-        reference = self.reference_hidden(module, batch["retain"]) if self.reads_reference_logits() else None
-        hidden = dict(zip(self.roles(), self.hidden(module, [batch[role] for role in self.roles()]), strict=True))
+        reference = self.reference_hidden(module, batch["retain"]) if self.needs.snapshot else None
+        hidden = dict(
+            zip(self.needs.roles, self.hidden(module, [batch[role] for role in self.needs.roles]), strict=True)
+        )
         if self.control is None:
             self.control = control_vector(hidden["forget"].shape[-1], self._length(hidden["forget"], batch), self.seed)
         self.control = self.control.to(hidden["forget"].device)
@@ -150,7 +150,6 @@ class RMU(UnlearnCallback):
         """Freeze what does not train: optimizers and strategies look at ``requires_grad`` after this."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self.control = None
             self._freeze(pl_module)
 
     def on_before_optimizer_step(
@@ -179,10 +178,13 @@ class RMU(UnlearnCallback):
         """The method's name, the starting values of what trains, and the control vector."""
         return {**super().state_dict(), "control": self.control.cpu() if self.control is not None else None}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the control vector of the checkpoint."""
-        super().load_state_dict(state_dict)
-        self.control = state_dict.get("control")
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Draw the control vector with the first batch."""
+        self.control = None
+
+    def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
+        """Continue with the control vector of the checkpoint."""
+        self.control = state["control"]
 
     # ---- internals ---------------------------------------------------------------------------------------------
 

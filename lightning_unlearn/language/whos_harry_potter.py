@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,15 +10,18 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lightning_unlearn.core.callback import Reading, Reference
+from lightning_unlearn.core.callback import Reference
+from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.distributed import load_full_tensor
 from lightning_unlearn.core.layers import stripped
-from lightning_unlearn.core.pairing import row_loader
-from lightning_unlearn.core.reference import CachedReference, exchange, without_gradients
+from lightning_unlearn.core.modes import without_gradients
+from lightning_unlearn.core.reading import Reading
+from lightning_unlearn.core.reference import CachedReference, exchanged
+from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.core.scores import Batch, causal_lm_nll
 from lightning_unlearn.functional.language.whos_harry_potter import whp_labels
 from lightning_unlearn.functional.likelihood import IGNORE_INDEX
-from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm, check_positive
+from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm
 from lightning_unlearn.objectives.ramp import Ramp
 
 __all__ = ["WhosHarryPotter"]
@@ -74,9 +76,9 @@ class WhosHarryPotter(ForgetRetainObjective):
         refusal_weight: float = 0.0,
         reference: Reference = "auto",
     ) -> None:
-        check_positive("forget_weight", forget_weight)
+        above("forget_weight", forget_weight, 0)
         super().__init__(forget_weight, retain_weight, retain, refusal_weight, causal_lm_nll, reference)
-        self.alpha = check_positive("alpha", alpha)
+        self.alpha = above("alpha", alpha, 0)
         self.reinforced = reinforced
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
@@ -100,16 +102,16 @@ class WhosHarryPotter(ForgetRetainObjective):
         shifted[shifted != IGNORE_INDEX] = found[found != IGNORE_INDEX]
         return {**rows, "labels": labels}
 
-    def forget_loss(self, module: LightningModule, forget: Reading) -> Tensor:
+    def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:
         """Mean NLL per token of the new labels."""
+        forget = readings["forget"]
         return self.token_mean(forget.nll, forget.length)
 
     # ---- internals ---------------------------------------------------------------------------------------------
 
-    def _prepare_reference(self, trainer: Trainer, module: LightningModule) -> None:
-        super()._prepare_reference(trainer, module)
-        if "forget" not in self.caches:
-            self.caches["forget"] = self._read_labels(trainer, module)
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Read the new labels. In a resumed run they are in the checkpoint."""
+        self.caches["forget"] = self._read_labels(trainer, module)
 
     def _read_labels(self, trainer: Trainer, module: LightningModule) -> CachedReference:
         loader = row_loader(trainer.train_dataloader, "forget")
@@ -124,9 +126,9 @@ class WhosHarryPotter(ForgetRetainObjective):
         other = _matched(module, _weights(self.reinforced), self.reinforced)
 
         def labels(module: LightningModule, rows: Batch) -> Tensor:
-            start = causal_lm_nll.predictions(module, rows)  # type: ignore[attr-defined]
-            with _exchanged(module, other):
-                reinforced = causal_lm_nll.predictions(module, rows)  # type: ignore[attr-defined]
+            start = causal_lm_nll.predictions(module, rows)
+            with exchanged(module, other), without_gradients():
+                reinforced = causal_lm_nll.predictions(module, rows)
             found = start.labels.new_full((start.size, width), IGNORE_INDEX)
             length = start.length()
             found[torch.arange(width, device=length.device) < length[:, None]] = whp_labels(
@@ -175,13 +177,3 @@ def _matched(module: nn.Module, weights: dict[str, Tensor], path: str) -> dict[s
         found[name] = torch.empty_like(parameter, requires_grad=False)
         load_full_tensor(found[name], weights[keys[0]])
     return found
-
-
-@contextmanager
-def _exchanged(module: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
-    exchange(module, weights)
-    try:
-        with without_gradients():
-            yield
-    finally:
-        exchange(module, weights)

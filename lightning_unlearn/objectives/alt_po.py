@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_unlearn.core.callback import Reading, Reference
+from lightning_unlearn.core.callback import Needs, Reference
+from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Score, causal_lm_nll
 from lightning_unlearn.functional.objectives.dpo import dpo
 from lightning_unlearn.objectives.objective import RetainTerm
@@ -50,7 +51,8 @@ class AltPO(PreferenceObjective):
         arXiv:2409.13474.
     """
 
-    reference_roles = ("forget", "alternate")
+    needs = Needs(per_example=True, reference_nll=("forget", "alternate"))
+
     preferred = "alternate"
 
     def __init__(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_unlearn.core.callback import Reading
+from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.distributed import mean_over_ranks
+from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Score, causal_lm_nll
 from lightning_unlearn.functional.objectives.ceu import ceu
-from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm, check_non_negative
+from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm
 from lightning_unlearn.objectives.ramp import Ramp
 
 __all__ = ["CEU"]
@@ -47,7 +51,7 @@ class CEU(ForgetRetainObjective):
         Yang, *CE-U: Cross Entropy Unlearning*, arXiv:2503.01224.
     """
 
-    reads_logits = True
+    needs = Needs(logits=True)
 
     def __init__(
         self,
@@ -59,10 +63,11 @@ class CEU(ForgetRetainObjective):
         score: Score = causal_lm_nll,
     ) -> None:
         super().__init__(forget_weight, retain_weight, retain, refusal_weight, score)
-        self.ignore_first = int(check_non_negative("ignore_first", ignore_first))
+        self.ignore_first = int(at_least("ignore_first", ignore_first, 0))
 
-    def forget_loss(self, module: LightningModule, forget: Reading) -> Tensor:
+    def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:
         """Mean of the cross entropy over the tokens that are not ignored."""
+        forget = readings["forget"]
         assert forget.predictions is not None
         logits, labels, rows, _ = forget.predictions
         place = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)

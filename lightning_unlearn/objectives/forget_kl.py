@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_unlearn.core.callback import Reading
+from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.checks import above, at_least
 from lightning_unlearn.core.distributed import mean_over_ranks
+from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Score, causal_lm_nll
 from lightning_unlearn.functional.kl import kl_divergence
 from lightning_unlearn.functional.objectives.gradient_ascent import gradient_ascent
-from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm, check_non_negative, check_positive
+from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm
 from lightning_unlearn.objectives.ramp import Ramp
 
 __all__ = ["ForgetKL"]
@@ -53,7 +57,7 @@ class ForgetKL(ForgetRetainObjective):
         arXiv:2404.05868 (its released code).
     """
 
-    reads_logits = True
+    needs = Needs(logits=True, reference_logits=("forget",))
 
     def __init__(
         self,
@@ -66,15 +70,12 @@ class ForgetKL(ForgetRetainObjective):
         score: Score = causal_lm_nll,
     ) -> None:
         super().__init__(forget_weight, retain_weight, retain, refusal_weight, score, reference="snapshot")
-        self.kl_weight = check_non_negative("kl_weight", kl_weight)
-        self.max_forget_nll = None if max_forget_nll is None else check_positive("max_forget_nll", max_forget_nll)
+        self.kl_weight = at_least("kl_weight", kl_weight, 0)
+        self.max_forget_nll = None if max_forget_nll is None else above("max_forget_nll", max_forget_nll, 0)
 
-    def reference_logit_roles(self) -> tuple[str, ...]:
-        """The starting model runs on forget rows too."""
-        return ("forget", *super().reference_logit_roles())
-
-    def forget_loss(self, module: LightningModule, forget: Reading) -> Tensor:
+    def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:
         """Mean over tokens of the ascent and the divergence."""
+        forget = readings["forget"]
         assert forget.predictions is not None
         assert forget.reference_logits is not None
         ascent = self.token_mean(gradient_ascent(forget.nll), forget.length)

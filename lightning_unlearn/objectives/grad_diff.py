@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_unlearn.core.callback import Reading, Reference
+from lightning_unlearn.core.callback import Reference
+from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.distributed import mean_over_ranks
+from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Score, causal_lm_nll
 from lightning_unlearn.functional.objectives.gradient_ascent import gradient_ascent
-from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm, check_positive
+from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm
 from lightning_unlearn.objectives.ramp import Ramp
 
 __all__ = ["GradDiff"]
@@ -56,10 +60,11 @@ class GradDiff(ForgetRetainObjective):
         reference: Reference = "auto",
     ) -> None:
         super().__init__(forget_weight, retain_weight, retain, refusal_weight, score, reference)
-        self.max_forget_nll = None if max_forget_nll is None else check_positive("max_forget_nll", max_forget_nll)
+        self.max_forget_nll = None if max_forget_nll is None else above("max_forget_nll", max_forget_nll, 0)
 
-    def forget_loss(self, module: LightningModule, forget: Reading) -> Tensor:
+    def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:
         """Minus the mean NLL per token."""
+        forget = readings["forget"]
         loss = self.token_mean(gradient_ascent(forget.nll), forget.length)
         if self.max_forget_nll is not None and mean_over_ranks(-loss) > self.max_forget_nll:
             module.trainer.should_stop = True

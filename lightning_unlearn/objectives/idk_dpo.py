@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_unlearn.core.callback import Reading, Reference
+from lightning_unlearn.core.callback import Needs, Reference
+from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Score, causal_lm_nll
 from lightning_unlearn.functional.objectives.dpo import dpo
 from lightning_unlearn.objectives.objective import RetainTerm
@@ -49,7 +50,7 @@ class IdkDPO(PreferenceObjective):
         arXiv:2404.05868, which names this use of it and its scale $2 / \beta$.
     """
 
-    reference_roles = ("forget", "idk")
+    needs = Needs(per_example=True, reference_nll=("forget", "idk"))
 
     def __init__(
         self,

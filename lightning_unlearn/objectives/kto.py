@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_unlearn.core.callback import Reading, Reference
+from lightning_unlearn.core.callback import Needs, Reference
+from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.distributed import mean_over_ranks
+from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Score, causal_lm_nll
 from lightning_unlearn.functional.objectives.kto import kto
-from lightning_unlearn.objectives.objective import RetainTerm, check_non_negative
+from lightning_unlearn.objectives.objective import RetainTerm
 from lightning_unlearn.objectives.preference import PreferenceObjective
 from lightning_unlearn.objectives.ramp import Ramp
 
@@ -56,7 +58,7 @@ class KTO(PreferenceObjective):
         Ethayarajh et al., *KTO: Model Alignment as Prospect Theoretic Optimization*, arXiv:2402.01306.
     """
 
-    reference_roles = ("forget", "idk")
+    needs = Needs(per_example=True, reference_nll=("forget", "idk"))
 
     def __init__(
         self,
@@ -70,8 +72,8 @@ class KTO(PreferenceObjective):
         reference: Reference = "auto",
     ) -> None:
         super().__init__(beta, forget_weight, retain_weight, retain, score, reference)
-        self.undesirable_weight = check_non_negative("undesirable_weight", undesirable_weight)
-        self.desirable_weight = check_non_negative("desirable_weight", desirable_weight)
+        self.undesirable_weight = at_least("undesirable_weight", undesirable_weight, 0)
+        self.desirable_weight = at_least("desirable_weight", desirable_weight, 0)
         if not (undesirable_weight or desirable_weight):
             raise ValueError("undesirable_weight and desirable_weight are both 0, so nothing would be forgotten.")
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_unlearn.core.callback import Reading, Reference
+from lightning_unlearn.core.callback import Needs, Reference
+from lightning_unlearn.core.checks import above
+from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Score, causal_lm_nll
 from lightning_unlearn.functional.objectives.npo import npo
-from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm, check_positive
+from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm
 from lightning_unlearn.objectives.ramp import Ramp
 
 __all__ = ["NPO"]
@@ -46,8 +50,7 @@ class NPO(ForgetRetainObjective):
         arXiv:2404.05868.
     """
 
-    needs_reference = True
-    per_example = True
+    needs = Needs(per_example=True, reference_nll=("forget",))
 
     def __init__(
         self,
@@ -60,9 +63,10 @@ class NPO(ForgetRetainObjective):
         reference: Reference = "auto",
     ) -> None:
         super().__init__(forget_weight, retain_weight, retain, refusal_weight, score, reference)
-        self.beta = check_positive("beta", beta)
+        self.beta = above("beta", beta, 0)
 
-    def forget_loss(self, module: LightningModule, forget: Reading) -> Tensor:
+    def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:
         """Mean over sequences of the negative preference loss."""
+        forget = readings["forget"]
         assert forget.reference_nll is not None
         return npo(forget.nll, forget.reference_nll, beta=self.beta).mean()

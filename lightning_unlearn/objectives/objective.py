@@ -1,22 +1,25 @@
-"""What the objectives have in common: a forget term, a retain term, and a refusal term."""
+"""Base class of objectives with a forget, a retain and a refusal term."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_unlearn.core.callback import Reading, Reference, UnlearnCallback
-from lightning_unlearn.core.pairing import row_count
-from lightning_unlearn.core.scores import Batch, PredictionScore, Score, causal_lm_nll
+from lightning_unlearn.core.callback import Reference, UnlearnCallback
+from lightning_unlearn.core.checks import at_least, one_of
+from lightning_unlearn.core.reading import Reading, row_count
+from lightning_unlearn.core.scores import Batch, PredictionScore, Score
 from lightning_unlearn.functional.kl import kl_divergence
 from lightning_unlearn.objectives.embedding_difference import EmbeddingDifference, embedding_distance, of_role
 from lightning_unlearn.objectives.ramp import Ramp
 
-__all__ = ["ForgetRetainObjective", "RetainTerm", "check_non_negative", "check_positive"]
+__all__ = ["ForgetRetainObjective", "RetainTerm"]
 
 RetainTerm = Literal["nll", "kl"] | EmbeddingDifference
 """What holds the retain rows: their likelihood, the model's predictions on them, or its hidden states."""
@@ -41,56 +44,44 @@ class ForgetRetainObjective(UnlearnCallback):
         reference: How the starting model is kept where it is needed.
     """
 
-    reads_logits: ClassVar[bool] = False
-    """Whether the forget term is made of tokens, and so needs the logits of the forget rows."""
-
     def __init__(
         self,
         forget_weight: float,
         retain_weight: float | Ramp,
         retain: RetainTerm,
         refusal_weight: float,
-        score: Score = causal_lm_nll,
+        score: Score,
         reference: Reference = "auto",
     ) -> None:
         super().__init__(score, reference)
-        if self.reads_logits and not isinstance(score, PredictionScore):
+        if self.needs.logits and not isinstance(score, PredictionScore):
             raise ValueError(
                 f"{type(self).__name__} reads the logits of each token, but score={score!r} only gives likelihoods. "
                 "Use classifier_nll or causal_lm_nll, or decorate a function that returns Predictions with "
                 "from_predictions."
             )
-        if retain not in ("nll", "kl") and not isinstance(retain, EmbeddingDifference):
-            raise ValueError(f"retain must be 'nll' or 'kl', or an EmbeddingDifference, but got {retain!r}.")
-        self.forget_weight = check_non_negative("forget_weight", forget_weight)
+        if not isinstance(retain, EmbeddingDifference):
+            one_of("retain", retain, ("nll", "kl"), "or give an EmbeddingDifference")
+        self.forget_weight = at_least("forget_weight", forget_weight, 0)
         if not isinstance(retain_weight, Ramp):  # which checks itself
-            check_non_negative("retain_weight", retain_weight)
-        self.retain_weight = retain_weight
-        self.refusal_weight = check_non_negative("refusal_weight", refusal_weight)
+            at_least("retain_weight", retain_weight, 0)
+        self.retain_weight, self.retain = retain_weight, retain
+        self.refusal_weight = at_least("refusal_weight", refusal_weight, 0)
         if not (forget_weight or refusal_weight):
             raise ValueError("forget_weight and refusal_weight are both 0, so nothing would be forgotten.")
-        self.retain = retain
+        weights = {"forget": forget_weight, "retain": retain_weight, "idk": refusal_weight}
+        roles = tuple(role for role, weight in weights.items() if weight)
+        divergence = ("retain",) if retain == "kl" else ()
+        self.needs = replace(
+            self.needs,
+            roles=roles,
+            reference_logits=tuple(role for role in (*self.needs.reference_logits, *divergence) if role in roles),
+            snapshot=isinstance(retain, EmbeddingDifference) and "retain" in roles,
+        )
 
     @abstractmethod
-    def forget_loss(self, module: LightningModule, forget: Reading) -> Tensor:
-        """The forget term, a scalar, from what was read of the forget rows."""
-
-    def forget_term(self, module: LightningModule, read: dict[str, Reading]) -> Tensor:
-        """The forget term, for objectives that hold the forget rows against those of another role."""
-        return self.forget_loss(module, read["forget"])
-
-    def roles(self) -> tuple[str, ...]:
-        """Rows that the terms with a weight read."""
-        weights = {"forget": self.forget_weight, "retain": self.retain_weight, "idk": self.refusal_weight}
-        return tuple(role for role, weight in weights.items() if weight)
-
-    def reference_logit_roles(self) -> tuple[str, ...]:
-        """The roles on whose rows the starting model runs at each step: retain rows for the KL retain term."""
-        return ("retain",) if self.retain == "kl" and self.retain_weight else ()
-
-    def reads_reference_logits(self) -> bool:
-        """Whether the starting model runs on training batches at all."""
-        return bool(self.reference_logit_roles()) or self._compares_hidden()
+    def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:
+        """The forget term, a scalar, from the readings of each role; of ``readings["forget"]`` in most objectives."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the run, a ramp's length included, and take over ``training_step``."""
@@ -100,28 +91,26 @@ class ForgetRetainObjective(UnlearnCallback):
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """All terms of the loss on one batch."""
-        roles = self.roles()
-        rows = {role: self.retain_rows(batch[role]) if role == "retain" else batch[role] for role in roles}
+        needs = self.needs
+        rows = {role: self.retain_rows(batch[role]) if role == "retain" else batch[role] for role in needs.roles}
         # The starting model goes first: exchanging weights would spoil a graph that already holds them.
-        compared = {role: rows[role] for role in self.reference_roles if self.needs_reference and role in rows}
+        compared = {role: rows[role] for role in needs.reference_nll if role in rows}
         reference_nll = self.reference_nll(module, compared) if compared else {}
         reference_logits = {
-            role: self.reference_predictions(module, rows[role]).logits
-            for role in self.reference_logit_roles()
-            if role in rows
+            role: self.reference_predictions(module, rows[role]).logits for role in needs.reference_logits
         }
         reference_hidden = self._reference_hidden(module, rows["retain"]) if self._compares_hidden() else None
-        logits = self.reads_logits or bool(reference_logits)
+        logits = needs.logits or bool(reference_logits)
         with self._watching(module) as hidden:
             readings = self.read(module, list(rows.values()), logits)
         read = {
             role: reading._replace(reference_nll=reference_nll.get(role), reference_logits=reference_logits.get(role))
-            for role, reading in zip(roles, readings, strict=True)
+            for role, reading in zip(needs.roles, readings, strict=True)
         }
         parts: dict[str, Tensor] = {}
         terms: list[Tensor] = []
         if "forget" in read:
-            parts["forget"] = self.forget_term(module, read)
+            parts["forget"] = self.forget_loss(module, read)
             parts["forget_nll"] = self.token_mean(read["forget"].nll, read["forget"].length)
             terms.append(self.forget_weight * parts["forget"])
         if "retain" in read:
@@ -167,17 +156,3 @@ class ForgetRetainObjective(UnlearnCallback):
             return self.token_mean(retain.nll, retain.length)
         divergence = kl_divergence(retain.predictions.logits, retain.reference_logits)
         return self.token_mean(divergence, retain.length)
-
-
-def check_positive(name: str, value: float) -> float:
-    """``value``, or an error that names it."""
-    if not value > 0:
-        raise ValueError(f"{name} must be greater than 0, but got {value}.")
-    return value
-
-
-def check_non_negative(name: str, value: float) -> float:
-    """``value``, or an error that names it."""
-    if not value >= 0:
-        raise ValueError(f"{name} must be at least 0, but got {value}.")
-    return value

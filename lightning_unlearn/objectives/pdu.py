@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_unlearn.core.callback import Reading
+from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.checks import above, at_least
 from lightning_unlearn.core.distributed import mean_over_ranks
+from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Batch, Score, causal_lm_nll
 from lightning_unlearn.functional.objectives.pdu import pdu
-from lightning_unlearn.objectives.objective import ForgetRetainObjective, check_non_negative, check_positive
+from lightning_unlearn.objectives.objective import ForgetRetainObjective
 from lightning_unlearn.objectives.ramp import Ramp
 
 __all__ = ["PDU"]
@@ -57,7 +61,7 @@ class PDU(ForgetRetainObjective):
         arXiv:2506.05314.
     """
 
-    reads_logits = True
+    needs = Needs(logits=True)
 
     def __init__(
         self,
@@ -69,12 +73,14 @@ class PDU(ForgetRetainObjective):
         refusal_weight: float = 0.0,
         score: Score = causal_lm_nll,
     ) -> None:
-        self.initial_dual = check_non_negative("initial_dual", initial_dual)
+        self.initial_dual = at_least("initial_dual", initial_dual, 0)
         # The dual variable is the weight of the retain term.
         super().__init__(forget_weight, initial_dual, "nll", refusal_weight, score)
-        self.epsilon = check_positive("epsilon", epsilon)
-        self.dual_step_size = check_positive("dual_step_size", dual_step_size)
-        self.warmup_epochs = check_non_negative("warmup_epochs", warmup_epochs)
+        # Retain rows are read even where the dual variable is 0, or it could never rise again.
+        self.needs = replace(self.needs, roles=tuple(dict.fromkeys((*self.needs.roles, "retain"))))
+        self.epsilon = above("epsilon", epsilon, 0)
+        self.dual_step_size = above("dual_step_size", dual_step_size, 0)
+        self.warmup_epochs = at_least("warmup_epochs", warmup_epochs, 0)
         self._retain_nll: list[Tensor] = []
         self._global_step = 0
         self._loss_scale = 1.0
@@ -85,13 +91,9 @@ class PDU(ForgetRetainObjective):
         assert not isinstance(self.retain_weight, Ramp)
         return self.retain_weight
 
-    def roles(self) -> tuple[str, ...]:
-        """Retain rows are read even where the dual variable is 0, or it could never rise again."""
-        roles = super().roles()
-        return roles if "retain" in roles else (*roles, "retain")
-
-    def forget_loss(self, module: LightningModule, forget: Reading) -> Tensor:
+    def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:
         """Mean over tokens of the flattening loss."""
+        forget = readings["forget"]
         assert forget.predictions is not None
         return self.token_mean(pdu(forget.predictions.logits), forget.length)
 
@@ -102,11 +104,13 @@ class PDU(ForgetRetainObjective):
         loss = parts["loss"] - self.dual * self.epsilon
         return {**parts, "loss": loss, "dual": loss.new_tensor(self.dual)}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from the initial dual variable, or from that of the checkpoint."""
-        restored = self._restored
-        super().on_train_start(trainer, pl_module)
-        self.retain_weight = self.initial_dual if restored is None else restored["dual"]
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Start from the initial dual variable."""
+        self.restore({"dual": self.initial_dual}, trainer, module)
+
+    def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
+        """Continue with the dual variable of the checkpoint."""
+        self.retain_weight = state["dual"]
         self._retain_nll, self._global_step = [], trainer.global_step
 
     def on_before_optimizer_step(

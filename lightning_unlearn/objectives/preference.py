@@ -1,16 +1,20 @@
-"""What the objectives have in common that hold another answer against the one to forget."""
+"""Base class of preference objectives: a preferred answer against the answer to forget."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_unlearn.core.callback import Reading, Reference
-from lightning_unlearn.core.scores import Score, causal_lm_nll
-from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm, check_positive
+from lightning_unlearn.core.callback import Needs, Reference
+from lightning_unlearn.core.checks import above
+from lightning_unlearn.core.reading import Reading
+from lightning_unlearn.core.scores import Score
+from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm
 from lightning_unlearn.objectives.ramp import Ramp
 
 __all__ = ["PreferenceObjective"]
@@ -32,8 +36,7 @@ class PreferenceObjective(ForgetRetainObjective):
         reference: How the starting model is kept.
     """
 
-    needs_reference = True
-    per_example = True
+    needs = Needs(per_example=True)
 
     preferred: ClassVar[str] = "idk"
     """The role of the other answers; its rows are those of the forget role in the same order."""
@@ -44,24 +47,17 @@ class PreferenceObjective(ForgetRetainObjective):
         forget_weight: float,
         retain_weight: float | Ramp,
         retain: RetainTerm,
-        score: Score = causal_lm_nll,
+        score: Score,
         reference: Reference = "auto",
     ) -> None:
-        super().__init__(check_positive("forget_weight", forget_weight), retain_weight, retain, 0.0, score, reference)
-        self.beta = check_positive("beta", beta)
+        super().__init__(above("forget_weight", forget_weight, 0), retain_weight, retain, 0.0, score, reference)
+        self.needs = replace(self.needs, roles=(*self.needs.roles, self.preferred))
+        self.beta = above("beta", beta, 0)
 
     @abstractmethod
     def preference_loss(self, preferred: Reading, forget: Reading) -> Tensor:
         """The preference term, a scalar, from what was read of both answers."""
 
-    def roles(self) -> tuple[str, ...]:
-        """Rows to forget and to keep, and the preferred answers."""
-        return (*super().roles(), self.preferred)
-
-    def forget_term(self, module: LightningModule, read: dict[str, Reading]) -> Tensor:
+    def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:
         """The preference term."""
-        return self.preference_loss(read[self.preferred], read["forget"])
-
-    def forget_loss(self, module: LightningModule, forget: Reading) -> Tensor:
-        """Never read: there is no loss of the forget rows alone."""
-        raise AssertionError(f"{type(self).__name__} compares two answers")
+        return self.preference_loss(readings[self.preferred], readings["forget"])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_unlearn.core.callback import Reading
+from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.checks import at_least
+from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Score, causal_lm_nll
 from lightning_unlearn.functional.likelihood import token_nll
 from lightning_unlearn.functional.objectives.satimp import satimp
-from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm, check_non_negative
+from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm
 from lightning_unlearn.objectives.ramp import Ramp
 
 __all__ = ["SatImp"]
@@ -47,7 +51,7 @@ class SatImp(ForgetRetainObjective):
         Yang et al., *Exploring Criteria of Loss Reweighting to Enhance LLM Unlearning*, arXiv:2505.11953.
     """
 
-    reads_logits = True
+    needs = Needs(logits=True)
 
     def __init__(
         self,
@@ -60,11 +64,12 @@ class SatImp(ForgetRetainObjective):
         score: Score = causal_lm_nll,
     ) -> None:
         super().__init__(forget_weight, retain_weight, retain, refusal_weight, score)
-        self.beta1 = check_non_negative("beta1", beta1)
-        self.beta2 = check_non_negative("beta2", beta2)
+        self.beta1 = at_least("beta1", beta1, 0)
+        self.beta2 = at_least("beta2", beta2, 0)
 
-    def forget_loss(self, module: LightningModule, forget: Reading) -> Tensor:
+    def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:
         """Mean over tokens of the weighted ascent."""
+        forget = readings["forget"]
         assert forget.predictions is not None
         nll = token_nll(forget.predictions.logits, forget.predictions.labels)
         return self.token_mean(satimp(nll, beta1=self.beta1, beta2=self.beta2), forget.length)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_unlearn.core.callback import Reading, Reference
+from lightning_unlearn.core.callback import Needs, Reference
+from lightning_unlearn.core.checks import above, at_least
+from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Score, causal_lm_nll
 from lightning_unlearn.functional.objectives.simnpo import simnpo
-from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm, check_non_negative, check_positive
+from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm
 from lightning_unlearn.objectives.ramp import Ramp
 
 __all__ = ["SimNPO"]
@@ -46,7 +50,7 @@ class SimNPO(ForgetRetainObjective):
         arXiv:2410.07163.
     """
 
-    per_example = True
+    needs = Needs(per_example=True)
 
     def __init__(
         self,
@@ -60,9 +64,10 @@ class SimNPO(ForgetRetainObjective):
         reference: Reference = "auto",
     ) -> None:
         super().__init__(forget_weight, retain_weight, retain, refusal_weight, score, reference)
-        self.beta = check_positive("beta", beta)
-        self.margin = check_non_negative("margin", margin)
+        self.beta = above("beta", beta, 0)
+        self.margin = at_least("margin", margin, 0)
 
-    def forget_loss(self, module: LightningModule, forget: Reading) -> Tensor:
+    def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:
         """Mean over sequences of the reference-free preference loss."""
+        forget = readings["forget"]
         return simnpo(forget.nll, forget.length, beta=self.beta, margin=self.margin).mean()

@@ -11,12 +11,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lightning_unlearn.core.callback import UnlearnCallback
+from lightning_unlearn.core.callback import Needs, UnlearnCallback
+from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.distributed import all_true, full_tensor, load_full_tensor, local_tensor
 from lightning_unlearn.core.reference import reshard
 from lightning_unlearn.core.scores import Batch, Score, causal_lm_nll
 from lightning_unlearn.functional.objectives.task_vector import negate_task_vector
-from lightning_unlearn.objectives.objective import check_positive
 
 __all__ = ["TaskVector"]
 
@@ -56,17 +56,12 @@ class TaskVector(UnlearnCallback):
         Ilharco et al., *Editing Models with Task Arithmetic*, arXiv:2212.04089.
     """
 
-    needs_reference = True
-    reference_roles = ()  # it takes the starting weights, not what they say of a row
+    needs = Needs(roles=("forget",), snapshot=True)
 
     def __init__(self, alpha: float = 1.0, score: Score = causal_lm_nll) -> None:
         super().__init__(score, reference="snapshot")
-        self.alpha = check_positive("alpha", alpha)
+        self.alpha = above("alpha", alpha, 0)
         self._finetuned: dict[str, Tensor] | None = None
-
-    def roles(self) -> tuple[str, ...]:
-        """Only forget rows."""
-        return ("forget",)
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """Fine-tuning on the forget rows of one batch."""
@@ -97,17 +92,18 @@ class TaskVector(UnlearnCallback):
 
     # ---- Lightning hooks ---------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the starting weights, or go on from the fine-tuned ones that an earlier run ended with."""
-        restored = self._restored
-        super().on_train_start(trainer, pl_module)
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Check the adapters that are to train."""
         self._finetuned = None
-        if restored is None:
-            _check_adapters(pl_module)
-        elif restored["finetuned"] is not None:
-            reshard(pl_module)
-            for name, tensor in _movable(pl_module).items():
-                load_full_tensor(tensor, restored["finetuned"][name])
+        _check_adapters(module)
+
+    def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
+        """Continue from the fine-tuned weights, which an earlier run replaced by the edited ones at its end."""
+        self._finetuned = None
+        if state["finetuned"] is not None:
+            reshard(module)
+            for name, tensor in _movable(module).items():
+                load_full_tensor(tensor, state["finetuned"][name])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_unlearn.core.callback import Reading
+from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.checks import above
+from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Score, causal_lm_nll
 from lightning_unlearn.functional.objectives.undial import undial
-from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm, check_positive
+from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm
 from lightning_unlearn.objectives.ramp import Ramp
 
 __all__ = ["UNDIAL"]
@@ -47,7 +51,7 @@ class UNDIAL(ForgetRetainObjective):
         arXiv:2402.10052.
     """
 
-    reads_logits = True
+    needs = Needs(logits=True, reference_logits=("forget",))
 
     def __init__(
         self,
@@ -59,14 +63,11 @@ class UNDIAL(ForgetRetainObjective):
         score: Score = causal_lm_nll,
     ) -> None:
         super().__init__(forget_weight, retain_weight, retain, refusal_weight, score, reference="snapshot")
-        self.beta = check_positive("beta", beta)
+        self.beta = above("beta", beta, 0)
 
-    def reference_logit_roles(self) -> tuple[str, ...]:
-        """The starting model runs on forget rows too."""
-        return ("forget", *super().reference_logit_roles())
-
-    def forget_loss(self, module: LightningModule, forget: Reading) -> Tensor:
+    def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:
         """Mean over tokens of the cross entropy to the adjusted starting model."""
+        forget = readings["forget"]
         assert forget.predictions is not None
         assert forget.reference_logits is not None
         values = undial(forget.predictions.logits, forget.reference_logits, forget.predictions.labels, beta=self.beta)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_unlearn.core.callback import Reading
+from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.checks import at_least
+from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Score, causal_lm_nll
 from lightning_unlearn.functional.likelihood import token_nll
 from lightning_unlearn.functional.objectives.wga import wga
-from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm, check_non_negative
+from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm
 from lightning_unlearn.objectives.ramp import Ramp
 
 __all__ = ["WGA"]
@@ -44,7 +48,7 @@ class WGA(ForgetRetainObjective):
         Wang et al., *Rethinking LLM Unlearning Objectives: A Gradient Perspective and Go Beyond*, arXiv:2502.19301.
     """
 
-    reads_logits = True
+    needs = Needs(logits=True)
 
     def __init__(
         self,
@@ -56,10 +60,11 @@ class WGA(ForgetRetainObjective):
         score: Score = causal_lm_nll,
     ) -> None:
         super().__init__(forget_weight, retain_weight, retain, refusal_weight, score)
-        self.beta = check_non_negative("beta", beta)
+        self.beta = at_least("beta", beta, 0)
 
-    def forget_loss(self, module: LightningModule, forget: Reading) -> Tensor:
+    def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:
         """Mean over tokens of the weighted ascent."""
+        forget = readings["forget"]
         assert forget.predictions is not None
         nll = token_nll(forget.predictions.logits, forget.predictions.labels)
         return self.token_mean(wga(nll, beta=self.beta), forget.length)

@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.edit import Edit
-from lightning_unlearn.core.pairing import row_loader
-from lightning_unlearn.core.reference import evaluating
-from lightning_unlearn.core.sample_gradients import sample_gradients
+from lightning_unlearn.core.gradients import sample_gradients
+from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.core.scores import Batch, Score, causal_lm_nll, classifier_nll
 from lightning_unlearn.functional.curvature.conjugate_gradient import conjugate_gradient
 from lightning_unlearn.functional.curvature.woodfisher import woodfisher
@@ -162,7 +162,7 @@ class InfluenceUnlearning(Edit):
         )
 
     def _loss(self, module: LightningModule, batch: Batch) -> Tensor:
-        return self._likelihood(module, move_data_to_device(batch, module.device)).sum()
+        return self.likelihood(module, move_data_to_device(batch, module.device)).sum()
 
     def _chosen(self, loader: DataLoader) -> list[int]:
         size = len(loader.dataset)  # type: ignore[arg-type]
@@ -229,4 +229,4 @@ class _SampleGradients:
         return torch.cat(found)
 
     def _nll(self, module: LightningModule, row: Batch) -> Tensor:
-        return self.method._likelihood(module, row).sum()
+        return self.method.likelihood(module, row).sum()

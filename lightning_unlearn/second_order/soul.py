@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.distributed import all_true, local_tensor, mean_over_ranks, world_size
-from lightning_unlearn.core.pairing import row_count
-from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.reading import row_count
 from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, causal_lm_nll
 from lightning_unlearn.functional.curvature.gauss_newton import sample_labels
 from lightning_unlearn.functional.likelihood import token_nll

@@ -5,7 +5,8 @@ from __future__ import annotations
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_unlearn.core.gradients import RowShare, likelihood_gradient
+from lightning_unlearn.core.gradients import row_gradient
+from lightning_unlearn.core.rows import RunRows
 from lightning_unlearn.functional.saliency.gradient import gradient_score
 from lightning_unlearn.weights.weight_mask import WeightMask
 
@@ -29,6 +30,6 @@ class GradientMask(WeightMask):
         self, trainer: Trainer, module: LightningModule, parameters: dict[str, nn.Parameter]
     ) -> dict[str, Tensor]:
         """The formula, with the gradient of the mean NLL per token of the forget rows."""
-        share = RowShare(trainer, "forget")
-        grads = likelihood_gradient(trainer, module, parameters, self.likelihood(trainer), share)
+        share = RunRows.of_role(trainer, "forget", type(self).__name__)
+        grads = row_gradient(trainer, module, parameters, self.likelihood(trainer), share)
         return {name: gradient_score(grads.pop(name)) for name in parameters}

@@ -1,35 +1,29 @@
-"""Which part of a weight this process holds."""
+"""Layout of sharded weights: names, places and whole tensors."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from lightning_unlearn.core.distributed import rank, world_size
+from lightning_unlearn.core.distributed import rank
+from lightning_unlearn.core.layers import stripped
+from lightning_unlearn.core.reference import reshard
 from lightning_unlearn.functional.saliency.threshold import Place
 
-__all__ = ["counts", "local_part", "parameter_names", "place_of", "sum_over_ranks", "whole_mask"]
-
-_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+__all__ = ["counts", "local_part", "parameter_names", "place_of", "whole_mask"]
 
 
 def parameter_names(module: nn.Module) -> dict[str, nn.Parameter]:
     """What trains, by the name it has when nothing is compiled or wrapped. A tied weight comes once."""
-    for child in module.modules():
-        if isinstance(child, FSDPModule):
-            child.reshard()  # a forward pass leaves the root's weights gathered, in memory that is freed later
+    reshard(module)  # a forward pass leaves the root's weights gathered, in memory that is freed later
     named = {}
     for name, parameter in module.named_parameters():
-        for wrapper in _WRAPPERS:
-            name = name.replace(wrapper, "")
         if parameter.requires_grad:
-            named[name] = parameter
+            named[stripped(name)] = parameter
     return named
 
 
@@ -70,15 +64,6 @@ def whole_mask(parameter: Tensor, part: Tensor) -> Tensor:
         )
         part = whole.full_tensor().bool()
     return part.cpu()
-
-
-def sum_over_ranks(value: Tensor, device: torch.device | None = None) -> None:
-    """Sum a tensor over all processes, in place; on a device, where the backend can't reduce what is on the CPU."""
-    if world_size() > 1:
-        moved = value.to(device)
-        dist.all_reduce(moved)
-        if moved is not value:
-            value.copy_(moved)
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:

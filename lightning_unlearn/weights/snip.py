@@ -6,7 +6,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_unlearn.core.distributed import local_tensor
-from lightning_unlearn.core.gradients import RowShare, likelihood_gradient
+from lightning_unlearn.core.gradients import row_gradient
+from lightning_unlearn.core.rows import RunRows
 from lightning_unlearn.functional.saliency.snip import snip_score
 from lightning_unlearn.weights.weight_mask import WeightMask
 
@@ -31,6 +32,6 @@ class SNIP(WeightMask):
         self, trainer: Trainer, module: LightningModule, parameters: dict[str, nn.Parameter]
     ) -> dict[str, Tensor]:
         """The formula, with the gradient of the mean NLL per token of the forget rows."""
-        share = RowShare(trainer, "forget")
-        grads = likelihood_gradient(trainer, module, parameters, self.likelihood(trainer), share)
+        share = RunRows.of_role(trainer, "forget", type(self).__name__)
+        grads = row_gradient(trainer, module, parameters, self.likelihood(trainer), share)
         return {name: snip_score(local_tensor(p.detach()).float(), grads.pop(name)) for name, p in parameters.items()}

@@ -8,7 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_unlearn.core.distributed import local_tensor
-from lightning_unlearn.core.gradients import RowShare, likelihood_gradient
+from lightning_unlearn.core.gradients import row_gradient
+from lightning_unlearn.core.rows import RunRows
 from lightning_unlearn.core.scores import Score
 from lightning_unlearn.functional.saliency.wagle import wagle_score
 from lightning_unlearn.weights.weight_mask import Scope, WeightMask
@@ -89,12 +90,12 @@ class WAGLE(WeightMask):
         self, trainer: Trainer, module: LightningModule, parameters: dict[str, nn.Parameter]
     ) -> dict[str, Tensor]:
         """The formula, with gradients over the run's own rows."""
-        forget = RowShare(trainer, "forget")
+        forget = RunRows.of_role(trainer, "forget", "WAGLE")
         rows = forget.count if self.retain_rows is None else self.retain_rows
-        retain = RowShare(trainer, "retain", None if isinstance(rows, str) else rows, self.seed)
+        retain = RunRows.of_role(trainer, "retain", "WAGLE", None if isinstance(rows, str) else rows, self.seed)
         score, mean = self.likelihood(trainer), self.parity or "tokens"
-        forget_grad = likelihood_gradient(trainer, module, parameters, score, forget, mean)
-        retain_grad = likelihood_gradient(trainer, module, parameters, score, retain, mean)
+        forget_grad = row_gradient(trainer, module, parameters, score, forget, mean)
+        retain_grad = row_gradient(trainer, module, parameters, score, retain, mean)
         return {
             name: wagle_score(
                 local_tensor(p.detach()).float(),

@@ -10,11 +10,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lightning_unlearn.core.distributed import local_tensor
-from lightning_unlearn.core.gradients import RowShare, undisturbed
+from lightning_unlearn.core.distributed import local_tensor, sum_over_ranks
+from lightning_unlearn.core.modes import undisturbed
+from lightning_unlearn.core.rows import RunRows
 from lightning_unlearn.core.scores import Score
 from lightning_unlearn.functional.saliency.wanda import top_of_each_row, wanda_score
-from lightning_unlearn.weights.layout import sum_over_ranks
 from lightning_unlearn.weights.weight_mask import WeightMask
 
 __all__ = ["Wanda"]
@@ -75,7 +75,7 @@ class Wanda(WeightMask):
         """The formula, with inputs read in one forward pass over the forget rows."""
         names = {id(p): name for name, p in parameters.items()}
         squares = {name: torch.zeros(p.shape[1], device=p.device) for name, p in parameters.items()}
-        share, read = RowShare(trainer, "forget", self.rows, self.seed), self.likelihood(trainer)
+        share, read = RunRows.of_role(trainer, "forget", "Wanda", self.rows, self.seed), self.likelihood(trainer)
         state: dict[str, Any] = {}
 
         def watch(layer_name: str) -> Any:
@@ -101,7 +101,7 @@ class Wanda(WeightMask):
                     handle.remove()
         found = {}
         for name, parameter in parameters.items():
-            if share.replicas > 1:
+            if share.replica.total > 1:
                 sum_over_ranks(squares[name])
             found[name] = wanda_score(local_tensor(parameter.detach()).float(), squares[name].sqrt())
         return found

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lightning_unlearn.core.callback import UnlearnCallback, is_unlearning_checkpoint
-from lightning_unlearn.core.distributed import local_tensor, rank
-from lightning_unlearn.core.scores import Score, causal_lm_nll
+from lightning_unlearn.core.callback import UnlearnCallback
+from lightning_unlearn.core.checks import between, function, one_of, regex, strategy
+from lightning_unlearn.core.distributed import local_tensor, rank, sum_over_ranks
+from lightning_unlearn.core.resume import ResumableCallback, callbacks_of, is_unlearning_checkpoint
+from lightning_unlearn.core.scores import Score
 from lightning_unlearn.functional.saliency.bits import apply_mask_, pack_mask, unpack_mask
 from lightning_unlearn.functional.saliency.threshold import top_mask, top_threshold
 from lightning_unlearn.weights.density import DensityRow, density_rows, layer_of
-from lightning_unlearn.weights.layout import counts, local_part, parameter_names, place_of, sum_over_ranks, whole_mask
+from lightning_unlearn.weights.layout import counts, local_part, parameter_names, place_of, whole_mask
 from lightning_unlearn.weights.mask_file import read_mask_file, write_mask_file
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class _Frozen(NamedTuple):
     value: Tensor
 
 
-class WeightMask(Callback, ABC):
+class WeightMask(ResumableCallback, ABC):
     r"""Lets a share of the weights move, and keeps all others bit for bit what they were.
 
     Stands beside an objective and works with its module, optimizer and strategy (one device, DDP, FSDP2). Before each
@@ -92,24 +93,17 @@ class WeightMask(Callback, ABC):
         mask_file: str | None = None,
         score: Score | None = None,
     ) -> None:
-        if not 0 <= density <= 1:
-            raise ValueError(f"density is the share of weights that may move, in [0, 1], but got {density}.")
-        if scope not in ("global", "per_layer", "per_tensor"):
-            raise ValueError(f"scope must be 'global', 'per_layer' or 'per_tensor', but got {scope!r}.")
-        try:
-            re.compile(parameters or "")
-        except re.error as error:
-            raise ValueError(f"parameters={parameters!r} is not a regular expression: {error}.") from None
-        if score is not None and not callable(score):
-            raise TypeError(f"score must be a function (module, batch) -> NLL of shape (B,), but got {score!r}.")
-        self.density, self.scope, self.parameters = density, scope, parameters
+        if score is not None:
+            function("score", score, "(module, batch) -> NLL of shape (B,)")
+        regex("parameters", parameters or "")
+        self.density = between("density", density, 0, 1, "it is the share of weights that may move")
+        self.scope, self.parameters = one_of("scope", scope, Scope), parameters
         self.mask_file, self.score = mask_file, score
         self.masks: dict[str, Tensor] = {}
         """By parameter name the part of the mask that this process holds; ``True`` may move."""
         self._parameters: dict[str, nn.Parameter] = {}
         self._frozen: list[_Frozen] = []
         self._hooks: list[RemovableHandle] = []
-        self._restored: dict[str, Any] | None = None
 
     @abstractmethod
     def scores(
@@ -153,9 +147,18 @@ class WeightMask(Callback, ABC):
         return masks
 
     def likelihood(self, trainer: Trainer) -> Score:
-        """The score that gradients are taken of: one's own, else the objective's, else that of a language model."""
-        objectives = (c.score for c in trainer.callbacks if isinstance(c, UnlearnCallback))  # type: ignore[attr-defined]
-        return self.score or next(objectives, causal_lm_nll)
+        """The score that gradients are taken of: the mask's own, or else the objective's.
+
+        Raises:
+            MisconfigurationException: If the run has neither.
+        """
+        objectives = callbacks_of(trainer, UnlearnCallback)
+        if self.score is None and not objectives:
+            raise MisconfigurationException(
+                f"{type(self).__name__} ranks weights by the objective's score, but the run has no unlearning "
+                "callback. Add one, or pass score=, such as causal_lm_nll or classifier_nll."
+            )
+        return self.score or objectives[0].score
 
     def density_table(self) -> list[DensityRow]:
         """How many weights may move, by layer and kind of weight. Collective; call it after training has started."""
@@ -190,23 +193,28 @@ class WeightMask(Callback, ABC):
                 f"{type(self).__name__} has no weights to choose from: parameters={self.parameters!r} fits none that "
                 f"it can score. Trainable parameters look like {next(iter(everything), 'none at all')!r}."
             )
-        restored, self._restored = self._restored, None
-        if restored is not None:
-            self.masks = self._fitted(restored["settings"], _unpacked(restored), "The checkpoint")
-        elif self.mask_file is not None:
-            masks, settings = read_mask_file(self.mask_file)
-            self.masks = self._fitted(settings, masks, f"The mask file {self.mask_file}")
-        else:
-            self.masks = self.build(trainer, pl_module, self._parameters)
+        super().on_train_start(trainer, pl_module)
         counted = self._counted()
         self._freeze(everything, counted)
         for optimizer in trainer.optimizers:
-            if restored is None:
+            if trainer.global_step == 0:
                 self._clear_state(optimizer)
-            self._hooks.append(optimizer.register_step_post_hook(lambda *_: self._restore()))
+            self._hooks.append(optimizer.register_step_post_hook(lambda *_: self._put_back()))
         live, total = (sum(column) for column in zip(*counted.values(), strict=True))
         for logger in trainer.loggers:
             logger.log_metrics({"mask/density": live / max(1, total)}, step=trainer.global_step)
+
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Read the mask of ``mask_file``, or make one."""
+        if self.mask_file is not None:
+            masks, settings = read_mask_file(self.mask_file)
+            self.masks = self._fitted(settings, masks, f"The mask file {self.mask_file}")
+        else:
+            self.masks = self.build(trainer, module, self._parameters)
+
+    def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
+        """Take over the mask of the checkpoint."""
+        self.masks = self._fitted(state["settings"], _unpacked(state), "The checkpoint")
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -247,8 +255,9 @@ class WeightMask(Callback, ABC):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until ``on_train_start``, when weights exist under every strategy."""
-        self._restored = state_dict or None
+        """Keep the state until ``on_train_start``; that of a run that ended before its mask was made is empty."""
+        super().load_state_dict(state_dict)
+        self._state = self._state or None
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume a run that had no such mask.
@@ -268,17 +277,11 @@ class WeightMask(Callback, ABC):
     # ---- internals ---------------------------------------------------------------------------------------------
 
     def _check(self, trainer: Trainer, module: LightningModule) -> None:
-        name, strategy = type(self).__name__, trainer.strategy
-        masks = [type(c).__name__ for c in trainer.callbacks if isinstance(c, WeightMask)]  # type: ignore[attr-defined]
+        name = type(self).__name__
+        masks = [type(callback).__name__ for callback in callbacks_of(trainer, WeightMask)]
         if len(masks) > 1:
             raise MisconfigurationException(f"A run has one mask, but got {masks}. Keep one of them.")
-        supported = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy))
-        if isinstance(strategy, DeepSpeedStrategy) or not supported:
-            raise MisconfigurationException(
-                f"{name} does not support {type(strategy).__name__}: it updates copies of the weights that a mask "
-                "can't reach. Use strategy='ddp', or ModelParallelStrategy(data_parallel_size=...) (FSDP2) for sharded "
-                "weights."
-            )
+        strategy(name, trainer)
         for path, child in module.named_modules():
             if isinstance(child, (nn.Embedding, nn.EmbeddingBag)) and child.sparse:
                 raise MisconfigurationException(
@@ -343,7 +346,7 @@ class WeightMask(Callback, ABC):
             self._frozen.append(_Frozen(parameter, mask, value))
 
     @torch.no_grad()
-    def _restore(self) -> None:
+    def _put_back(self) -> None:
         for parameter, live, value in self._frozen:
             if live is None:
                 local_tensor(parameter).copy_(value)

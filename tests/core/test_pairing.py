@@ -24,7 +24,8 @@ from lightning_unlearn import (
     classifier_nll,
 )
 from lightning_unlearn.core import pairing as forget_retain
-from lightning_unlearn.core.pairing import join, row_count, row_loader
+from lightning_unlearn.core.reading import join, row_count
+from lightning_unlearn.core.rows import row_loader
 from tests.user_module import DictNet, LitNet, indexed, pairs, trainer
 
 Choices = list[dict[str, list[int]]]

@@ -17,7 +17,8 @@ from lightning_unlearn.diffusion.engine.noised import noised
 from lightning_unlearn.diffusion.engine.parameters import kv_layers
 from lightning_unlearn.diffusion.engine.sampling import partial_sample
 from lightning_unlearn.diffusion.engine.text import empty_states, encode, tokenize
-from lightning_unlearn.functional.diffusion.noise import keyed_generator, row_noise
+from lightning_unlearn.functional.diffusion.noise import row_noise
+from lightning_unlearn.functional.random import keyed_generator
 from tests.diffusion.images import first_batch, images, run, same, weights
 from tests.diffusion.tiny import prompts
 

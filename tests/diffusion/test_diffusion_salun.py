@@ -39,7 +39,7 @@ def expected(model: LitTextToImage, batch: dict[str, Any], key: tuple[int, int])
     """The two terms of the first batch, from draws that are made anew."""
     from diffusers import DDPMScheduler
 
-    from lightning_unlearn.functional.diffusion.noise import keyed_generator
+    from lightning_unlearn.functional.random import keyed_generator
 
     scheduler = DDPMScheduler.from_config(model.scheduler.config)
     terms = []

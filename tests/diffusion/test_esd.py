@@ -18,7 +18,8 @@ from lightning_unlearn.diffusion.engine.model import unet_output
 from lightning_unlearn.diffusion.engine.parameters import select_params
 from lightning_unlearn.diffusion.engine.sampling import partial_sample
 from lightning_unlearn.diffusion.engine.text import empty_states, encode
-from lightning_unlearn.functional.diffusion.noise import keyed_generator, row_noise
+from lightning_unlearn.functional.diffusion.noise import row_noise
+from lightning_unlearn.functional.random import keyed_generator
 from tests.diffusion.tiny import SgdTextToImage, erase, prompts, trainer
 
 NEWER = {"negative_guidance": 2.0, "base": "concept", "sampler": "teacher"}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lightning_unlearn import AltPO, LanguageDataModule, LitCausalLM
-from lightning_unlearn.core.pairing import row_loader
+from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.language.alternates import generate_alternates
 from tests.user_module import trainer
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_unlearn import KTO, AltPO, IdkDPO, LanguageDataModule, LitCausalLM, causal_lm_nll
-from lightning_unlearn.core.pairing import row_loader
+from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.functional.objectives.dpo import dpo
 from lightning_unlearn.functional.objectives.kto import kto
 from tests.core.test_callback import options

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_unlearn import InfluenceUnlearning, LanguageDataModule, LitCausalLM, causal_lm_nll, classifier_nll
 from lightning_unlearn.cli.main import UnlearnCLI
-from lightning_unlearn.core.pairing import row_loader
+from lightning_unlearn.core.rows import row_loader
 from tests.user_module import LitNet, loaders, pairs, trainer, weights
 
 ROOT = Path(__file__).parents[2]

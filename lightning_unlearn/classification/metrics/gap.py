@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_unlearn.classification.metrics.rows import SeedMetric
 from lightning_unlearn.classification.metrics.checks import check_same_keys
+from lightning_unlearn.classification.metrics.rows import SeedMetric
 
 __all__ = ["AverageGap", "average_gap"]
 

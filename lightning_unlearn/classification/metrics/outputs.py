@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_unlearn.classification.metrics.checks import check_outputs
-from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll
 
 __all__ = ["Outputs", "collect_outputs"]

@@ -14,24 +14,18 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_unlearn.core.modes import differentiable
 from lightning_unlearn.core.sources import Source
 from lightning_unlearn.diffusion.attacks.cases import Candidate, Case, Meter
 from lightning_unlearn.diffusion.attacks.prompts import allowed_tokens, attack_prompts, attack_timesteps, word_counts
 from lightning_unlearn.diffusion.attacks.result import AttackResult, ResultFile
 from lightning_unlearn.diffusion.attacks.search import GCG, Descent, HardPrompt, RandomTokens, Search, TextGrad
-from lightning_unlearn.diffusion.attacks.victim import (
-    Criterion,
-    PromptLoss,
-    differentiable,
-    draw,
-    fingerprint,
-    target_latents,
-)
+from lightning_unlearn.diffusion.attacks.victim import Criterion, PromptLoss, draw, fingerprint, target_latents
 from lightning_unlearn.diffusion.engine.model import TextToImage, as_text_to_image
 from lightning_unlearn.diffusion.engine.text import tokenize
 from lightning_unlearn.diffusion.judges import Judge
-from lightning_unlearn.functional.diffusion.noise import keyed_generator
 from lightning_unlearn.functional.diffusion.soft_tokens import Placement, insert_tokens
+from lightning_unlearn.functional.random import keyed_generator
 
 __all__ = ["Objective", "Optimizer", "PromptAttack"]
 

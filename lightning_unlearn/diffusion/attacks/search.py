@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_unlearn.functional.diffusion.noise import keyed_generator
 from lightning_unlearn.functional.diffusion.simplex import project_simplex, sample_simplex
+from lightning_unlearn.functional.random import keyed_generator
 
 __all__ = ["GCG", "Descent", "HardPrompt", "RandomTokens", "Search", "TextGrad"]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lightning_unlearn.diffusion.engine.model import TextToImage
 from lightning_unlearn.diffusion.engine.text import encode, tokenize
-from lightning_unlearn.functional.diffusion.noise import keyed_generator
 from lightning_unlearn.functional.diffusion.spm import permeability
+from lightning_unlearn.functional.random import keyed_generator
 
 __all__ = ["Membrane", "Membranes", "adapted_layers"]
 

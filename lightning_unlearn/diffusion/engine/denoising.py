@@ -12,7 +12,8 @@ from lightning_unlearn.core.distributed import rank, world_size
 from lightning_unlearn.diffusion.engine.model import alphas_bar, as_text_to_image, prediction_type, unet_output
 from lightning_unlearn.diffusion.engine.text import encode
 from lightning_unlearn.functional.diffusion.ddim import add_noise, prediction_target
-from lightning_unlearn.functional.diffusion.noise import keyed_generator, row_noise
+from lightning_unlearn.functional.diffusion.noise import row_noise
+from lightning_unlearn.functional.random import keyed_generator
 
 __all__ = ["batch_number", "denoising_nll", "image_latents", "row_numbers"]
 

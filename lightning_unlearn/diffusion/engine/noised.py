@@ -12,7 +12,8 @@ from torch import Tensor
 from lightning_unlearn.diffusion.engine.denoising import batch_number, image_latents, row_numbers
 from lightning_unlearn.diffusion.engine.model import alphas_bar, as_text_to_image, prediction_type
 from lightning_unlearn.functional.diffusion.ddim import add_noise, prediction_target
-from lightning_unlearn.functional.diffusion.noise import keyed_generator, row_noise
+from lightning_unlearn.functional.diffusion.noise import row_noise
+from lightning_unlearn.functional.random import keyed_generator
 
 __all__ = ["Noised", "noised"]
 

@@ -14,7 +14,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from lightning_unlearn.core.checks import finite
-from lightning_unlearn.core.reference import evaluating
+from lightning_unlearn.core.modes import evaluating
 
 __all__ = [
     "FID",

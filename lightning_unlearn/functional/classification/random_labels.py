@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lightning_unlearn.functional.random import mixed_bits
+
 __all__ = ["random_labels"]
 
 
@@ -34,15 +36,7 @@ def random_labels(labels: Tensor, classes: int, key: Tensor, *, exclude_true: bo
     """
     if classes < 2:
         raise ValueError(f"Random labels need at least 2 classes, but the model has {classes} output.")
-    bits = _mixed(key) >> 16  # the low bits of a product mix least
+    bits = mixed_bits(key) >> 16  # the low bits of a product mix least
     if exclude_true:
         return (labels + 1 + bits % (classes - 1)) % classes
     return bits % classes
-
-
-def _mixed(x: Tensor) -> Tensor:
-    """64 pseudo-random bits (splitmix64); integer overflow wraps around on purpose."""
-    x = (x + 1) * -7046029254386353131
-    x = (x ^ (x >> 30)) * -4658895280553007687
-    x = (x ^ (x >> 27)) * -7723592293110705685
-    return x ^ (x >> 31)

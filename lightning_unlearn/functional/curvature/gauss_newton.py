@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_unlearn.functional.random import mixed_bits
+
 __all__ = ["sample_labels"]
 
 _CHUNK = 1 << 24  # logits at a time, so that a large vocabulary needs no second copy of all of them
@@ -39,14 +41,7 @@ def sample_labels(logits: Tensor, position: Tensor, *, seed: int = 0) -> Tensor:
     labels = torch.empty_like(position)
     for some, z, number in zip(labels.split(size), logits.split(size), position.split(size), strict=True):
         mass = torch.softmax(z.float(), dim=-1).cumsum(-1)
-        threshold = _uniform(number, seed).unsqueeze(1) * mass[:, -1:]
+        uniform = (mixed_bits(number, seed) & 0xFFFFFF).float() / (1 << 24)
+        threshold = uniform.unsqueeze(1) * mass[:, -1:]
         some.copy_(torch.searchsorted(mass, threshold, right=True).squeeze(1))
     return labels.clamp_(max=logits.shape[-1] - 1)
-
-
-def _uniform(position: Tensor, seed: int) -> Tensor:
-    """Numbers in [0, 1) by counter (splitmix64); integer overflow wraps around on purpose."""
-    x = (position + 1) * -7046029254386353131 + (seed * 2862933555777941757) % (1 << 63)
-    x = (x ^ (x >> 30)) * -4658895280553007687
-    x = (x ^ (x >> 27)) * -7723592293110705685
-    return ((x ^ (x >> 31)) & 0xFFFFFF).float() / (1 << 24)

@@ -12,7 +12,7 @@ from lightning_unlearn.functional.diffusion.esd import esd_target
 from lightning_unlearn.functional.diffusion.forget_me_not import attention_norm, token_positions
 from lightning_unlearn.functional.diffusion.guidance import classifier_free_guidance
 from lightning_unlearn.functional.diffusion.mace import focal_density, fusion_maps, masked_attention_norm
-from lightning_unlearn.functional.diffusion.noise import keyed_generator, row_noise
+from lightning_unlearn.functional.diffusion.noise import row_noise
 from lightning_unlearn.functional.diffusion.rece import closed_form_attack
 from lightning_unlearn.functional.diffusion.scissorhands import fresh_values, projection_weight
 from lightning_unlearn.functional.diffusion.seot import concept_and_end_places, suppress_eot
@@ -39,7 +39,6 @@ __all__ = [
     "fresh_values",
     "fusion_maps",
     "insert_tokens",
-    "keyed_generator",
     "latent_anchors",
     "ldm_timesteps",
     "masked_attention_norm",

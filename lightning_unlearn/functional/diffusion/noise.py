@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, and on nothing that happened before."""
+"""Noise that depends on the row and the key alone."""
 
 from __future__ import annotations
 
@@ -7,21 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["keyed_generator", "row_noise"]
+from lightning_unlearn.functional.random import keyed_generator
 
-
-def keyed_generator(*key: int) -> torch.Generator:
-    """A generator on the CPU whose seed is a hash of some integers, such as (seed, step, row).
-
-    Example:
-        >>> a, b = (torch.rand(2, generator=keyed_generator(0, 7)) for _ in range(2))
-        >>> torch.equal(a, b)
-        True
-    """
-    mixed = 0
-    for value in key:
-        mixed = (mixed * 1_000_003 + value + 1) % (1 << 63)
-    return torch.Generator().manual_seed(mixed)
+__all__ = ["row_noise"]
 
 
 def row_noise(shape: Sequence[int], rows: Sequence[int], *key: int) -> Tensor:

@@ -1,0 +1,99 @@
+"""Context managers that run a module in another mode and leave no trace in the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+
+__all__ = ["differentiable", "evaluating", "evaluation_mode", "frozen", "undisturbed", "without_gradients"]
+
+
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """Run without gradients inside a training step.
+
+    Autocast caches the casts of weights. Casts made here carry no gradient, and may be of other weights, so the cache
+    is cleared before the training forward could use them.
+    """
+    torch.clear_autocast_cache()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.clear_autocast_cache()
+
+
+@contextmanager
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Run with every submodule in evaluation mode, then restore each submodule's own mode."""
+    training = [child for module in modules for child in module.modules() if child.training]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for child in training:
+            child.training = True
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Run in evaluation mode and without gradients."""
+    with evaluation_mode(module), without_gradients():
+        yield
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Run with weights that require no gradient, which saves the memory of theirs."""
+    trained = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def differentiable(*modules: nn.Module) -> Iterator[None]:
+    """Let gradients flow to a model's input, also inside Lightning's validation and test.
+
+    In the body the modules are in evaluation mode and frozen. Weights do not change; modes, ``requires_grad`` flags and
+    the global random state are restored after it.
+
+    Args:
+        modules: The models that are run.
+    """
+    with ExitStack() as stack:
+        for context in (isolate_rng(), torch.inference_mode(False), torch.enable_grad()):
+            stack.enter_context(context)
+        stack.enter_context(evaluation_mode(*modules))
+        stack.enter_context(frozen(*modules))
+        yield
+
+
+@contextmanager
+def undisturbed(module: LightningModule) -> Iterator[None]:
+    """Run in evaluation mode, then restore modes, buffers and random state, and drop gradients and logged values."""
+    buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+    log = module.__dict__.get("log")
+    # training_step_loss calls the user's training_step, whose metrics don't belong to the run.
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    try:
+        with isolate_rng(), evaluating(module):
+            yield
+    finally:
+        del module.log
+        if log is not None:
+            module.log = log  # type: ignore[method-assign]
+        module.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, buffer in module.named_buffers():
+                buffer.copy_(buffers[name])
