@@ -19,9 +19,9 @@ from lightning_unlearn.diffusion.engine.parameters import select_params
 from lightning_unlearn.diffusion.engine.sampling import partial_sample
 from lightning_unlearn.diffusion.engine.text import empty_states, encode, inject, tokenize
 from lightning_unlearn.functional.diffusion.noise import row_noise
-from lightning_unlearn.functional.random import keyed_generator
 from lightning_unlearn.functional.diffusion.soft_prompt_attack import soft_prompt_attack
 from lightning_unlearn.functional.diffusion.soft_tokens import insert_tokens
+from lightning_unlearn.functional.random import keyed_generator
 from tests.diffusion.tiny import LENGTH, SgdTextToImage, erase, prompts, trainer
 
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_unlearn import ESD, LitTextToImage
+from lightning_unlearn.core.modes import differentiable
 from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
 from lightning_unlearn.diffusion.attacks.prompts import attack_prompts, attack_timesteps
 from lightning_unlearn.diffusion.attacks.result import AttackResult, PromptResult, ResultFile, wilson_interval
 from lightning_unlearn.diffusion.attacks.search import GCG, Descent, HardPrompt, TextGrad
-from lightning_unlearn.core.modes import differentiable
 from lightning_unlearn.diffusion.attacks.victim import PromptLoss, fingerprint, target_latents
 from lightning_unlearn.diffusion.engine.model import alphas_bar
 from lightning_unlearn.diffusion.engine.text import tokenize
