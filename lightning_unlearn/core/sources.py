@@ -1,4 +1,4 @@
-"""Rows from wherever people keep them."""
+"""Rows from files, folders, hubs and memory, and the tokenizer that reads them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Source", "load_rows", "read_source"]
+from lightning.pytorch import Trainer
+
+__all__ = ["Source", "find_tokenizer", "load_rows", "read_source"]
 
 Source = Any
 """A path (.json, .jsonl, .csv, .parquet, or a folder), ``hub-id[:config[:split]]``, a ``datasets.Dataset`` or rows."""
@@ -49,6 +51,34 @@ def read_source(source: str | Path) -> Iterable[Any]:
         return reader(path)
     except (json.JSONDecodeError, csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} can't be read as {path.suffix}: {error}") from None
+
+
+def find_tokenizer(tokenizer: Any, trainer: Trainer | None, kind: str = "AutoTokenizer") -> Any:
+    """The tokenizer of a data module.
+
+    Args:
+        tokenizer: A tokenizer, the folder or hub id of one, or ``None`` for the module's own.
+        trainer: The trainer that the data module is attached to, if any; its module may have a ``tokenizer``.
+        kind: Class of ``transformers`` that loads a folder or hub id.
+
+    Raises:
+        ValueError: If none was given and the module has none.
+        ImportError: If ``transformers`` is missing.
+    """
+    if tokenizer is None:
+        tokenizer = getattr(trainer.lightning_module, "tokenizer", None) if trainer is not None else None
+        if tokenizer is None:
+            raise ValueError(
+                "The data module has no tokenizer, and the module no attribute 'tokenizer'. Pass tokenizer=, a hub id, "
+                "a folder or a tokenizer object."
+            )
+    if not isinstance(tokenizer, (str, Path)):
+        return tokenizer
+    try:
+        import transformers
+    except ImportError:
+        raise ImportError('Tokenizers need transformers: pip install "lightning-unlearn[llm]"') from None
+    return getattr(transformers, kind).from_pretrained(tokenizer)
 
 
 def _json(path: Path) -> list[Any]:

@@ -141,7 +141,7 @@ def test_fit_validate_predict_and_export_from_the_command_line(
 
 
 def test_a_diffusion_model_from_the_command_line(
-    tiny_sd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_sd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Fit, predict with a guard and export; what is drawn can be learned from."""
     from diffusers import StableDiffusionPipeline
@@ -159,8 +159,7 @@ def test_a_diffusion_model_from_the_command_line(
     rows = drawn()
     assert [row["prompt"] for row in rows] == [cli.datamodule.sources["forget"][0], *cli.datamodule.sources["retain"]]
     assert rows[1] == {"set": "retain", "prompt": "a photo of a dog", "seed": 1, "file_name": "images/00001.png"}
-    monkeypatch.setattr(CaptionedImageDataModule, "_tokenizer", lambda _: cli.model.tokenizer)
-    data = CaptionedImageDataModule(str(tmp_path / "predictions.jsonl"), size=16)
+    data = CaptionedImageDataModule(str(tmp_path / "predictions.jsonl"), size=16, tokenizer=cli.model.tokenizer)
     data.setup("fit")
     images = torch.stack([row["pixel_values"] for row in data.sets["forget"]]) / 2 + 0.5
     prompts, seeds = ([row[key] for row in rows] for key in ("prompt", "seed"))

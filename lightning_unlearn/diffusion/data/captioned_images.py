@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_unlearn.core.pairing import Role
-from lightning_unlearn.core.sources import load_rows
+from lightning_unlearn.core.sources import find_tokenizer, load_rows
 from lightning_unlearn.diffusion.data.prompts import PromptDataModule, PromptRows
 
 __all__ = ["CaptionedImageDataModule", "CaptionedImages"]
@@ -136,7 +136,7 @@ class CaptionedImageDataModule(PromptDataModule):
         """Find the images and tokenize the captions, once."""
         if self.sets:
             return
-        tokenizer = self._tokenizer()
+        tokenizer = find_tokenizer(self.tokenizer, self.trainer, "CLIPTokenizer")
         for name, source in self.sources.items():
             if source is None:
                 continue

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_unlearn.core.pairing import ForgetRetainDataModule, Role
-from lightning_unlearn.core.sources import Source, load_rows
+from lightning_unlearn.core.sources import Source, find_tokenizer, load_rows
 from lightning_unlearn.diffusion.engine.text import tokenize
 
 __all__ = ["PromptDataModule", "PromptRows"]
@@ -92,7 +92,7 @@ class PromptDataModule(ForgetRetainDataModule):
         """Read and tokenize every set, once."""
         if self.sets:
             return
-        tokenizer = self._tokenizer()
+        tokenizer = find_tokenizer(self.tokenizer, self.trainer, "CLIPTokenizer")
         for name, source in self.sources.items():
             if source is None:
                 continue
@@ -106,24 +106,6 @@ class PromptDataModule(ForgetRetainDataModule):
         asked = [{"set": name, "prompt": prompt} for name, rows in self.sets.items() for prompt in rows.prompts]
         rows = [{**row, "seed": self.seed + number} for number, row in enumerate(asked)]
         return DataLoader(rows, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
-
-    def _tokenizer(self) -> Any:
-        tokenizer = self.tokenizer
-        if tokenizer is None:
-            module = self.trainer.lightning_module if self.trainer is not None else None
-            tokenizer = getattr(module, "tokenizer", None)
-            if tokenizer is None:
-                raise ValueError(
-                    "PromptDataModule found no tokenizer: the module has no attribute 'tokenizer'. Pass tokenizer=, "
-                    "a hub id, a folder or a tokenizer object."
-                )
-        if isinstance(tokenizer, (str, Path)):
-            try:
-                from transformers import CLIPTokenizer
-            except ImportError:
-                raise ImportError('Tokenizers need transformers: pip install "lightning-unlearn[diffusion]"') from None
-            tokenizer = CLIPTokenizer.from_pretrained(tokenizer)
-        return tokenizer
 
 
 def _read(name: str, source: Source) -> list[dict[str, str]]:

@@ -59,7 +59,7 @@ def test_what_is_no_list_of_prompts_is_refused(words: str) -> None:
         PromptDataModule([{"text": "red"}], tokenizer=words).setup("fit")
     with pytest.raises(ValueError, match="is empty"):
         PromptDataModule([], tokenizer=words).setup("fit")
-    with pytest.raises(ValueError, match="found no tokenizer"):
+    with pytest.raises(ValueError, match="has no tokenizer, and the module no attribute"):
         PromptDataModule(["red"]).setup("fit")
     with pytest.raises(ValueError, match="repeat must be at least 1"):
         PromptDataModule(["red"], repeat=0)
