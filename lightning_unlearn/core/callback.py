@@ -28,7 +28,7 @@ from lightning_unlearn.core.resume import ResumableCallback, callbacks_of, mark,
 from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, training_step_loss
 
-__all__ = ["Needs", "Reference", "UnlearnCallback"]
+__all__ = ["Needs", "Reference", "UnlearnCallback", "objective_score"]
 
 Reference = Literal["auto", "cache", "snapshot"]
 
@@ -440,3 +440,18 @@ def _watches_zero_grad(trainer: Trainer, module: LightningModule) -> bool:
     ]
     hooks += [(Callback, callback, "on_before_zero_grad") for callback in callbacks_of(trainer, Callback)]
     return any(getattr(type(owner), name) is not getattr(parent, name) for parent, owner, name in hooks)
+
+
+def objective_score(method: str, trainer: Trainer) -> Score:
+    """The score of the run's objective, for what stands beside it.
+
+    Raises:
+        MisconfigurationException: If the run has no objective.
+    """
+    objectives = callbacks_of(trainer, UnlearnCallback)
+    if not objectives:
+        raise MisconfigurationException(
+            f"{method} reads the model by the objective's score, but the run has no unlearning callback. Add one, or "
+            "pass score=, such as causal_lm_nll or classifier_nll."
+        )
+    return objectives[0].score

@@ -1,4 +1,4 @@
-"""What a model knows at one moment: numbers by question set, and the answers behind them."""
+"""Records of evaluations."""
 
 from __future__ import annotations
 

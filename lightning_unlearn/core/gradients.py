@@ -29,7 +29,7 @@ def row_gradient(
     parameters: Mapping[str, Tensor],
     score: Score,
     rows: RunRows,
-    mean: Literal["tokens", "released"] = "tokens",
+    mean: Literal["tokens", "rows"] = "tokens",
 ) -> dict[str, Tensor]:
     r"""Gradient of the NLL of all rows, in evaluation mode, the same on every process.
 
@@ -40,7 +40,7 @@ def row_gradient(
         score: Reads likelihoods off the module.
         rows: The rows.
         mean: ``"tokens"``: of the mean over all supervised tokens of all rows (over rows, where the score does not
-            tell tokens), which does not depend on the batch size; ``"released"``: of the sum over rows of each row's
+            tell tokens), which does not depend on the batch size; ``"rows"``: of the sum over rows of each row's
             mean per token, divided by the number of batches that the run accumulates.
 
     Returns:
@@ -63,7 +63,7 @@ def row_gradient(
         for batch, counted in rows:
             with nullcontext() if scaled else trainer.precision_plugin.forward_context():
                 nll, lengths = likelihood(score, module, batch)
-            loss = (nll / lengths.clamp(min=1) if mean == "released" else nll).sum()
+            loss = (nll / lengths.clamp(min=1) if mean == "rows" else nll).sum()
             (loss if counted else 0 * loss).backward()
             length += lengths.sum() if counted else 0
             for name, parameter in parameters.items():
@@ -72,7 +72,7 @@ def row_gradient(
                     total[name] += local_tensor(parameter.grad)
             module.zero_grad(set_to_none=True)
     sum_over_ranks(length)
-    scale = 1 / trainer.accumulate_grad_batches if mean == "released" else 1 / max(length.item(), 1.0)
+    scale = 1 / trainer.accumulate_grad_batches if mean == "rows" else 1 / max(length.item(), 1.0)
     for name, parameter in parameters.items():
         if isinstance(parameter, DTensor):
             total[name] *= rows.replica.total  # FSDP2 has averaged it over processes

@@ -1,4 +1,4 @@
-"""A retain term on hidden states."""
+"""Retain term on hidden states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradient ascent on the leash of a divergence on the forget rows."""
+"""Gradient ascent with a divergence penalty on the forget rows."""
 
 from __future__ import annotations
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from lightning_unlearn.core.callback import Reference
+from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.scores import Batch, Score, causal_lm_nll
 from lightning_unlearn.objectives.grad_diff import GradDiff
 from lightning_unlearn.objectives.ramp import Ramp
 
 __all__ = ["KLMinimization"]
+
+Positions = Literal["labels", "all"]
 
 
 class KLMinimization(GradDiff):
@@ -45,7 +48,7 @@ class KLMinimization(GradDiff):
         self,
         forget_weight: float = 1.0,
         retain_weight: float | Ramp = 1.0,
-        positions: Literal["labels", "all"] = "labels",
+        positions: Positions = "labels",
         max_forget_nll: float | None = None,
         score: Score = causal_lm_nll,
         reference: Reference = "auto",
@@ -60,9 +63,7 @@ class KLMinimization(GradDiff):
         )
         if reference == "cache":
             raise ValueError("KLMinimization compares logits, which are not cached: use reference='snapshot'.")
-        if positions not in ("labels", "all"):
-            raise ValueError(f"positions must be 'labels' or 'all', but got {positions!r}.")
-        self.positions = positions
+        self.positions = one_of("positions", positions, Positions)
 
     def retain_rows(self, rows: Batch) -> Batch:
         """Retain rows, supervised everywhere for ``positions="all"``."""

@@ -1,4 +1,4 @@
-"""A retain weight that moves from epoch to epoch."""
+"""Linear schedule of the retain weight."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_unlearn.core.checks import at_least
 
 __all__ = ["Ramp"]
 
@@ -37,10 +39,10 @@ class Ramp:
     epochs: int | None = None
 
     def __post_init__(self) -> None:
-        if not (self.start >= 0 and self.end >= 0):
-            raise ValueError(f"A Ramp goes between weights of at least 0, but got start={self.start}, end={self.end}.")
-        if self.epochs is not None and self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, but got {self.epochs}.")
+        at_least("start", self.start, 0)
+        at_least("end", self.end, 0)
+        if self.epochs is not None:
+            at_least("epochs", self.epochs, 1)
 
     def at(self, epoch: int, epochs: int) -> float:
         """The weight in an epoch of a ramp over so many of them."""

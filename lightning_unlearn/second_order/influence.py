@@ -1,4 +1,4 @@
-"""Influence unlearning."""
+"""Influence unlearning: one closed-form Newton step."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
+from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.core.gradients import sample_gradients
 from lightning_unlearn.core.modes import evaluating
@@ -76,14 +77,11 @@ class InfluenceUnlearning(Edit):
         score: Score = causal_lm_nll,
         seed: int = 0,
     ) -> None:
-        if solver not in ("woodfisher", "cg"):
-            raise ValueError(f"solver must be 'woodfisher' or 'cg', but got {solver!r}.")
+        one_of("solver", solver, Solver)
         for name, value in (("damping", damping), ("step_size", step_size), ("tolerance", tolerance)):
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, but got {value}.")
+            above(name, value, 0)
         for name, number in (("block_size", block_size), ("iterations", iterations), ("samples", samples)):
-            if number is not None and number < 1:
-                raise ValueError(f"{name} must be at least 1, but got {number}.")
+            at_least(name, 1 if number is None else number, 1)
         if vectorize and score is causal_lm_nll:
             raise ValueError(
                 "vectorize=True runs the score of many rows at once, but causal_lm_nll chooses the supervised tokens "

@@ -1,4 +1,4 @@
-"""Sophia as a plain torch optimizer."""
+"""Sophia optimizer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.distributed import local_tensor
 from lightning_unlearn.functional.curvature.sophia import sophia, sophia_hessian
 
@@ -72,18 +73,14 @@ class Sophia(torch.optim.Optimizer):
         parity: Parity = "paper",
         foreach: bool | None = None,
     ) -> None:
-        if not lr >= 0:
-            raise ValueError(f"lr must be at least 0, but got {lr}.")
+        at_least("lr", lr, 0)
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas must be two numbers in [0, 1), but got {betas}.")
-        if not rho > 0:
-            raise ValueError(f"rho must be positive, but got {rho}. A tiny rho gives the sign of the momentum.")
-        if not weight_decay >= 0:
-            raise ValueError(f"weight_decay must be at least 0, but got {weight_decay}.")
+        above("rho", rho, 0, "a tiny rho gives the sign of the momentum")
+        at_least("weight_decay", weight_decay, 0)
         if bs != "auto" and not (isinstance(bs, (int, float)) and bs > 0):
             raise ValueError(f"bs must be 'auto' or a positive number of tokens, but got {bs!r}.")
-        if parity not in ("paper", "released"):
-            raise ValueError(f"parity must be 'paper' or 'released', but got {parity!r}.")
+        one_of("parity", parity, Parity)
         super().__init__(
             params,
             {

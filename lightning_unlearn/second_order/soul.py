@@ -1,26 +1,27 @@
-"""SOUL: the curvature that the Sophia optimizer steps by."""
+"""SOUL: curvature estimates for the Sophia optimizer."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_unlearn.core.callback import UnlearnCallback
-from lightning_unlearn.core.distributed import all_true, local_tensor, mean_over_ranks, world_size
+from lightning_unlearn.core.callback import objective_score
+from lightning_unlearn.core.checks import at_least, one_of, strategy, trainer_optimizes
+from lightning_unlearn.core.distributed import all_true, average_over_ranks, local_tensor, mean_over_ranks, replica
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.reading import row_count
-from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, causal_lm_nll
+from lightning_unlearn.core.resume import ResumableCallback
+from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score
 from lightning_unlearn.functional.curvature.gauss_newton import sample_labels
 from lightning_unlearn.functional.likelihood import token_nll
+from lightning_unlearn.functional.random import keyed_generator, keyed_seed
 from lightning_unlearn.second_order.sophia import Parity, Sophia
 
 __all__ = ["SOUL"]
@@ -33,7 +34,7 @@ _SIGN_MOMENTUM = 0.99
 _PATIENCE = 50
 
 
-class SOUL(Callback):
+class SOUL(ResumableCallback):
     r"""Second-order unlearning: gives the [`Sophia`][lightning_unlearn.Sophia] optimizer its curvature.
 
     Stands beside any objective. Before every $k$-th update it runs one more forward and backward pass over the retain
@@ -86,21 +87,15 @@ class SOUL(Callback):
         score: Score | None = None,
         seed: int = 0,
     ) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, but got {every_n_steps}.")
-        if hessian_data not in _ROLES:
-            raise ValueError(f"hessian_data must be 'retain', 'both' or 'objective', but got {hessian_data!r}.")
-        if estimator not in ("gnb", "empirical", "hutchinson"):
-            raise ValueError(f"estimator must be 'gnb', 'empirical' or 'hutchinson', but got {estimator!r}.")
-        if parity not in ("paper", "released"):
-            raise ValueError(f"parity must be 'paper' or 'released', but got {parity!r}.")
+        self.every_n_steps = at_least("every_n_steps", every_n_steps, 1)
+        self.hessian_data = one_of("hessian_data", hessian_data, HessianData)
+        self.estimator = one_of("estimator", estimator, Estimator)
+        self.parity, self.score, self.seed = one_of("parity", parity, Parity), score, seed
         if hessian_data == "objective" and estimator != "empirical" and parity == "paper":
             raise ValueError(
                 f"hessian_data='objective' squares the gradient of the update itself, but got estimator={estimator!r}. "
                 "Set estimator='empirical', or take hessian_data='retain'."
             )
-        self.every_n_steps, self.hessian_data, self.estimator = every_n_steps, hessian_data, estimator
-        self.parity, self.score, self.seed = parity, score, seed
         self._gradients: dict[nn.Parameter, Tensor] = {}
         self._tokens = self._unit = 0.0
         self._rows: dict[str, int] = {}
@@ -117,9 +112,17 @@ class SOUL(Callback):
         self._forget_estimate()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count updates from where the run stands, and check the optimizer again, as a checkpoint may have set it."""
+        """Check the optimizer again, as a checkpoint may have set it."""
         self._check(trainer, pl_module)
-        self._updates = trainer.global_step
+        super().on_train_start(trainer, pl_module)
+
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Start counting updates."""
+        self._updates, self._sign_steps = trainer.global_step, 0
+
+    def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
+        """Continue counting."""
+        self._updates, self._sign_steps = trainer.global_step, state["sign_steps"]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Read the rows of this batch, where an estimate is due with the coming update."""
@@ -167,10 +170,6 @@ class SOUL(Callback):
         """How long the optimizer has been the sign of the momentum. Nothing else outlives an update."""
         return {"sign_steps": self._sign_steps}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
-        self._sign_steps = state_dict["sign_steps"]
-
     # ---- the estimate ------------------------------------------------------------------------------------------
 
     def _due(self, trainer: Trainer) -> bool:
@@ -199,7 +198,7 @@ class SOUL(Callback):
         predictions = self._score(trainer).predictions(module, batch)
         labels = predictions.labels
         if self.estimator == "gnb":
-            seed = self._key(role, trainer.global_step)
+            seed = keyed_seed(self.seed, *role.encode(), trainer.global_step)
             labels = sample_labels(predictions.logits, self._position(trainer, role, predictions), seed=seed)
         count = mean_over_ranks(torch.tensor(float(len(labels)), device=module.device)).item()
         self._unit = self._unit or count or 1.0
@@ -207,7 +206,7 @@ class SOUL(Callback):
 
     def _add_curvature(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
         parameters = [p for p in module.parameters() if p.requires_grad]
-        generator = torch.Generator(module.device).manual_seed(self._key("signs", trainer.global_step))
+        generator = keyed_generator(self.seed, *b"signs", trainer.global_step, device=module.device)
         signs = [
             torch.randint(0, 2, p.shape, generator=generator, device=p.device).to(p.dtype) * 2 - 1 for p in parameters
         ]
@@ -222,11 +221,11 @@ class SOUL(Callback):
     def _hand_over(self, trainer: Trainer, module: LightningModule, optimizer: Sophia) -> None:
         hutchinson = self.estimator == "hutchinson"
         weight = self._unit / (self._tokens * (1.0 if hutchinson else _loss_scale(trainer)))
-        bs = 1.0 if hutchinson else self._tokens * _replica(trainer)[1]
+        bs = 1.0 if hutchinson else self._tokens * replica(trainer).total
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         trained = [p for p in parameters if p.requires_grad]
         means = [self._gradients[p].float() if p in self._gradients else torch.zeros_like(p).float() for p in trained]
-        means = _average_replicas(means)
+        means = average_over_ranks(means)
         for mean in means:
             mean.mul_(weight)
             if not hutchinson:
@@ -260,33 +259,23 @@ class SOUL(Callback):
         self._tokens = self._unit = 0.0
 
     def _position(self, trainer: Trainer, role: str, predictions: Predictions) -> Tensor:
-        """A number for each supervised position that says where it is in the whole batch of an update."""
-        rank, replicas = _replica(trainer)
+        """A number of its own for each supervised position, the same however rows are shared over processes.
+
+        The position with place $j$ in row $i$ of the whole batch of an update has the number $2^{32} i + j$, where
+        row $b$ of replica $r$ of $R$ is row $i = b R + r$.
+        """
+        share = replica(trainer)
         rows = predictions.rows
         first = torch.searchsorted(rows, rows)  # of the same row; rows ascend
         place = torch.arange(len(rows), device=rows.device) - first
-        row = (self._rows.get(role, 0) + rows) * replicas + rank
+        row = (self._rows.get(role, 0) + rows) * share.total + share.rank
         return (row << 32) + place
-
-    def _key(self, purpose: str, step: int) -> int:
-        key = self.seed
-        for value in (*purpose.encode(), step):
-            key = (key * 1_000_003 + value + 1) % (1 << 63)
-        return key
 
     # ---- checks ------------------------------------------------------------------------------------------------
 
     def _check(self, trainer: Trainer, module: LightningModule) -> Sophia:
-        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)):
-            raise MisconfigurationException(
-                f"SOUL does not support {type(trainer.strategy).__name__}, which takes gradients apart in its own way. "
-                "Use strategy='ddp', or ModelParallelStrategy(data_parallel_size=...) (FSDP2) for sharded weights."
-            )
-        if not module.automatic_optimization:
-            raise MisconfigurationException(
-                f"SOUL follows the updates that the Trainer makes, but {type(module).__name__} optimizes manually. Set "
-                "automatic_optimization = True, or call Sophia.update_hessian yourself."
-            )
+        strategy("SOUL", trainer)
+        trainer_optimizes("SOUL", module)
         optimizer = next(iter(trainer.optimizers), None)
         if not isinstance(optimizer, Sophia):
             raise MisconfigurationException(
@@ -331,8 +320,7 @@ class SOUL(Callback):
     def _score(self, trainer: Trainer) -> Any:
         if self.score is not None:
             return self.score
-        objective = next((c for c in trainer.callbacks if isinstance(c, UnlearnCallback)), None)  # type: ignore[attr-defined]
-        return objective.score if objective is not None else causal_lm_nll
+        return objective_score("SOUL", trainer)
 
 
 def _sophia(trainer: Trainer) -> Sophia:
@@ -344,19 +332,3 @@ def _sophia(trainer: Trainer) -> Sophia:
 def _loss_scale(trainer: Trainer) -> float:
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return float(scaler.get_scale()) if scaler is not None else 1.0
-
-
-def _replica(trainer: Trainer) -> tuple[int, int]:
-    """Which share of the data this process reads, and of how many."""
-    shares = getattr(trainer.strategy, "distributed_sampler_kwargs", {"rank": 0, "num_replicas": 1})
-    return shares["rank"], shares["num_replicas"]
-
-
-def _average_replicas(gradients: list[Tensor]) -> list[Tensor]:
-    """Mean over processes of what the strategy did not average: a backward pass beside DDP stays on its process."""
-    if world_size() == 1 or any(isinstance(g, DTensor) for g in gradients):
-        return gradients
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= world_size()
-    return [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)]

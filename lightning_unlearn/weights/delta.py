@@ -1,4 +1,4 @@
-r"""What a run changed, as one small file that turns the base model into the unlearned one and back, bit for bit.
+r"""Weight deltas: small files that turn a base model into the unlearned one and back, bit for bit.
 
 Of every tensor that differs, the file has the positions of the weights that moved and the XOR of their bits before and
 after. XOR is its own inverse, so applying and reverting are the same exact operation, with one stored value for both:

@@ -1,4 +1,4 @@
-"""Where the weights are that a mask lets move."""
+"""Tables and figures of where a mask lets weights move."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The size of the forget gradient."""
+"""Gradient mask: the weights with the largest forget gradients."""
 
 from __future__ import annotations
 

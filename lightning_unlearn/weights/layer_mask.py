@@ -1,4 +1,4 @@
-"""Whole layers, chosen by name."""
+"""Layer mask: whole layers, chosen by name."""
 
 from __future__ import annotations
 

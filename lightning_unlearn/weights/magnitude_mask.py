@@ -1,4 +1,4 @@
-"""The largest weights."""
+"""Magnitude mask: the largest weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mask as a file that another run, or another tool, can read."""
+"""Mask files in the safetensors format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights drawn at random."""
+"""Random mask: the baseline of every attribution."""
 
 from __future__ import annotations
 

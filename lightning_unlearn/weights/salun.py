@@ -1,4 +1,4 @@
-"""The mask of SalUn."""
+"""SalUn's saliency mask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SNIP on the forget loss."""
+"""SNIP mask: connection sensitivity on the forget loss."""
 
 from __future__ import annotations
 

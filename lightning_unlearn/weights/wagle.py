@@ -1,4 +1,4 @@
-"""WAGLE: the weights that matter to forgetting."""
+"""WAGLE mask: weights that matter to forgetting and spare the retain rows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_unlearn.core.checks import above, one_of
 from lightning_unlearn.core.distributed import local_tensor
 from lightning_unlearn.core.gradients import row_gradient
 from lightning_unlearn.core.rows import RunRows
@@ -15,6 +16,8 @@ from lightning_unlearn.functional.saliency.wagle import wagle_score
 from lightning_unlearn.weights.weight_mask import Scope, WeightMask
 
 __all__ = ["WAGLE"]
+
+Parity = Literal["paper", "released"]
 
 
 class WAGLE(WeightMask):
@@ -39,9 +42,10 @@ class WAGLE(WeightMask):
         retain_rows: Retain rows that $g_r$ is taken on: a number, ``"all"``, or ``None`` for as many as forget rows.
             They are drawn without replacement.
         seed: Seed of that draw.
-        parity: ``"released"``: $g_f$ and $g_r$ are sums over rows of the gradient of each row's mean NLL per token,
-            divided by ``Trainer(accumulate_grad_batches)``, so that ``gamma`` is the released code's ``mu``. That code
-            draws retain rows with replacement and sums in the weights' type, often bf16; here the sum is in fp32.
+        parity: ``"paper"`` for the formula; ``"released"``: $g_f$ and $g_r$ are sums over rows of the gradient of each
+            row's mean NLL per token, divided by ``Trainer(accumulate_grad_batches)``, so that ``gamma`` is the released
+            code's ``mu``. That code draws retain rows with replacement and sums in the weights' type, often bf16; here
+            the sum is in fp32.
         scope: ``"global"``, ``"per_layer"`` or ``"per_tensor"``: where scores compete, see
             [`WeightMask`][lightning_unlearn.WeightMask].
         parameters: Regular expression; only parameters whose name it is found in are scored and may move.
@@ -70,21 +74,17 @@ class WAGLE(WeightMask):
         include_magnitude_term: bool = True,
         retain_rows: int | Literal["all"] | None = None,
         seed: int = 0,
-        parity: Literal["released"] | None = None,
+        parity: Parity = "paper",
         scope: Scope = "global",
         parameters: str | None = None,
         mask_file: str | None = None,
         score: Score | None = None,
     ) -> None:
         super().__init__(density, scope, parameters, mask_file, score)
-        if not gamma > 0:
-            raise ValueError(f"gamma must be greater than 0, but got {gamma}.")
         if retain_rows not in (None, "all") and (isinstance(retain_rows, str) or retain_rows < 1):
             raise ValueError(f"retain_rows must be a number of at least 1, 'all' or None, but got {retain_rows!r}.")
-        if parity not in (None, "released"):
-            raise ValueError(f"parity must be 'released' or None, but got {parity!r}.")
-        self.gamma, self.include_magnitude_term = gamma, include_magnitude_term
-        self.retain_rows, self.seed, self.parity = retain_rows, seed, parity
+        self.gamma, self.include_magnitude_term = above("gamma", gamma, 0), include_magnitude_term
+        self.retain_rows, self.seed, self.parity = retain_rows, seed, one_of("parity", parity, Parity)
 
     def scores(
         self, trainer: Trainer, module: LightningModule, parameters: dict[str, nn.Parameter]
@@ -93,7 +93,8 @@ class WAGLE(WeightMask):
         forget = RunRows.of_role(trainer, "forget", "WAGLE")
         rows = forget.count if self.retain_rows is None else self.retain_rows
         retain = RunRows.of_role(trainer, "retain", "WAGLE", None if isinstance(rows, str) else rows, self.seed)
-        score, mean = self.likelihood(trainer), self.parity or "tokens"
+        score = self.likelihood(trainer)
+        mean: Literal["tokens", "rows"] = "rows" if self.parity == "released" else "tokens"
         forget_grad = row_gradient(trainer, module, parameters, score, forget, mean)
         retain_grad = row_gradient(trainer, module, parameters, score, retain, mean)
         return {

@@ -1,4 +1,4 @@
-"""Wanda: weights times the size of what they multiply."""
+"""Wanda mask: magnitude times input norm."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.distributed import local_tensor, sum_over_ranks
 from lightning_unlearn.core.modes import undisturbed
 from lightning_unlearn.core.rows import RunRows
@@ -60,9 +61,7 @@ class Wanda(WeightMask):
         score: Score | None = None,
     ) -> None:
         super().__init__(density, "per_tensor", parameters, mask_file, score)
-        if rows < 1:
-            raise ValueError(f"rows must be at least 1, but got {rows}.")
-        self.rows, self.seed = rows, seed
+        self.rows, self.seed = at_least("rows", rows, 1), seed
 
     def eligible(self, module: LightningModule, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         """The weights of linear layers."""
@@ -99,12 +98,12 @@ class Wanda(WeightMask):
             finally:
                 for handle in handles:
                     handle.remove()
-        found = {}
+        scores = {}
         for name, parameter in parameters.items():
             if share.replica.total > 1:
                 sum_over_ranks(squares[name])
-            found[name] = wanda_score(local_tensor(parameter.detach()).float(), squares[name].sqrt())
-        return found
+            scores[name] = wanda_score(local_tensor(parameter.detach()).float(), squares[name].sqrt())
+        return scores
 
     def build(
         self, trainer: Trainer, module: LightningModule, parameters: dict[str, nn.Parameter]

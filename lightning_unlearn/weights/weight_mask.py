@@ -1,4 +1,4 @@
-"""What all masks share: which weights may move, and that no other one does."""
+"""Base class of weight masks: chosen weights may move, and no other one does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lightning_unlearn.core.callback import UnlearnCallback
+from lightning_unlearn.core.callback import objective_score
 from lightning_unlearn.core.checks import between, function, one_of, regex, strategy
 from lightning_unlearn.core.distributed import local_tensor, rank, sum_over_ranks
 from lightning_unlearn.core.resume import ResumableCallback, callbacks_of, is_unlearning_checkpoint
@@ -152,13 +152,7 @@ class WeightMask(ResumableCallback, ABC):
         Raises:
             MisconfigurationException: If the run has neither.
         """
-        objectives = callbacks_of(trainer, UnlearnCallback)
-        if self.score is None and not objectives:
-            raise MisconfigurationException(
-                f"{type(self).__name__} ranks weights by the objective's score, but the run has no unlearning "
-                "callback. Add one, or pass score=, such as causal_lm_nll or classifier_nll."
-            )
-        return self.score or objectives[0].score
+        return self.score or objective_score(type(self).__name__, trainer)
 
     def density_table(self) -> list[DensityRow]:
         """How many weights may move, by layer and kind of weight. Collective; call it after training has started."""

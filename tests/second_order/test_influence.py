@@ -159,9 +159,9 @@ def test_the_command_line_edits_and_saves(tiny_lm: Path, tmp_path: Path, monkeyp
     ("options", "message"),
     [
         ({"solver": "lu"}, "solver must be"),
-        ({"damping": 0.0}, "damping must be positive, but got 0.0"),
+        ({"damping": 0.0}, "damping must be greater than 0, but got 0.0"),
         ({"samples": 0}, "samples must be at least 1"),
-        ({"step_size": -1.0}, "step_size must be positive"),
+        ({"step_size": -1.0}, "step_size must be greater than 0"),
         ({"block_size": 0}, "block_size must be at least 1"),
         ({"iterations": 0}, "iterations must be at least 1"),
     ],

@@ -125,7 +125,7 @@ def test_a_closure_is_run_with_gradients() -> None:
     [
         ({"lr": -1.0}, "lr"),
         ({"betas": (0.9, 1.0)}, "betas"),
-        ({"rho": 0.0}, "rho must be positive, but got 0.0"),
+        ({"rho": 0.0}, "rho must be greater than 0, but got 0.0"),
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"bs": 0}, "bs must be 'auto' or a positive number"),
         ({"parity": "code"}, "parity must be"),

@@ -530,7 +530,7 @@ def test_the_density_is_logged(tmp_path: Path) -> None:
         (lambda: WAGLE(density=0.5, gamma=0), "gamma must be greater than 0"),
         (lambda: WAGLE(density=0.5, retain_rows=0), "retain_rows must be a number of at least 1"),
         (lambda: WAGLE(density=0.5, retain_rows="some"), "retain_rows must be"),  # type: ignore[arg-type]
-        (lambda: WAGLE(density=0.5, parity="paper"), "parity must be 'released'"),  # type: ignore[arg-type]
+        (lambda: WAGLE(density=0.5, parity="own"), "parity must be 'paper' or 'released'"),  # type: ignore[arg-type]
         (lambda: SNIP(density=0.5, scope="row"), "scope must be"),  # type: ignore[arg-type]
         (lambda: SNIP(density=0.5, parameters="("), "is not a regular expression"),
         (lambda: Wanda(density=0.5, rows=0), "rows must be at least 1"),

@@ -1,4 +1,4 @@
-"""Curvature: estimates of it, and what steps and solves with it."""
+"""Curvature estimates, optimizer steps and linear solvers."""
 
 from lightning_unlearn.functional.curvature.conjugate_gradient import conjugate_gradient
 from lightning_unlearn.functional.curvature.gauss_newton import sample_labels

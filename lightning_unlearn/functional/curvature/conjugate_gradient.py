@@ -1,4 +1,4 @@
-"""Solve with a matrix that is known only by its products."""
+"""Conjugate gradient solver for matrices given by their products."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels drawn from the model itself, for the Gauss-Newton-Bartlett estimate of the curvature."""
+"""Sampled labels of the Gauss-Newton-Bartlett estimator."""
 
 from __future__ import annotations
 

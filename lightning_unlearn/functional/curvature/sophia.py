@@ -1,4 +1,4 @@
-"""Sophia: momentum divided by a diagonal curvature, with every coordinate's step clipped."""
+"""Sophia's update: momentum over a diagonal curvature, clipped per coordinate."""
 
 from __future__ import annotations
 

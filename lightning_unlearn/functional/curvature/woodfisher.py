@@ -1,4 +1,4 @@
-"""The inverse of the damped empirical Fisher matrix times a vector, exactly and without the matrix."""
+"""Inverse-vector product of the damped empirical Fisher matrix."""
 
 from __future__ import annotations
 

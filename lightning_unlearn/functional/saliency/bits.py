@@ -1,4 +1,4 @@
-"""Masks as bits: packed for a file, and applied to the bits of a tensor."""
+"""Bit-packed masks, and masks applied to the bits of a tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradient saliency, the score behind SalUn's mask."""
+"""Gradient saliency."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Magnitude of a weight."""
+"""Weight magnitude."""
 
 from __future__ import annotations
 

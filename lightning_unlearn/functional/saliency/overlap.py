@@ -1,4 +1,4 @@
-"""How much two masks have in common."""
+"""Overlap of two masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random scores, the baseline of every attribution."""
+"""Random scores."""
 
 from __future__ import annotations
 

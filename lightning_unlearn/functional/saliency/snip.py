@@ -1,4 +1,4 @@
-"""Connection sensitivity of SNIP."""
+"""SNIP's connection sensitivity."""
 
 from __future__ import annotations
 

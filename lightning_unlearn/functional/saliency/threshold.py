@@ -1,4 +1,4 @@
-"""The exact k-th largest of all scores, without sorting them and without a second copy."""
+"""Exact k-th largest score over sharded tensors, without sorting or a second copy."""
 
 from __future__ import annotations
 

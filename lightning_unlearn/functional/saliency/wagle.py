@@ -1,4 +1,4 @@
-"""Weight attribution of WAGLE."""
+"""WAGLE's weight attribution."""
 
 from __future__ import annotations
 

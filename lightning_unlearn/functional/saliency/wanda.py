@@ -1,4 +1,4 @@
-"""Wanda: magnitude times the norm of what a weight multiplies."""
+"""Wanda score: magnitude times input norm."""
 
 from __future__ import annotations
 
