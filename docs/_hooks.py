@@ -1,4 +1,4 @@
-"""Builds the pages of the methods and of the reference from the docstrings, so that no page is written twice."""
+"""MkDocs hooks: pages of methods and of the reference, built from docstrings."""
 
 from __future__ import annotations
 
@@ -18,23 +18,40 @@ from mkdocs.structure.pages import Page
 
 PACKAGE = "lightning_unlearn"
 ROOT = Path(__file__).parent.parent
-MODULES = (
-    *("data", "modules", "delta", "optimizers", "scores", "functional", "metrics", "evaluation", "report"),
-    *("diffusion", "diffusion.guards", "attacks", "judges"),
-)
+PARTS = {
+    "core": "Callbacks, scores and data",
+    "objectives": "Objectives",
+    "weights": "Masks and deltas",
+    "second_order": "Second-order",
+    "language": "Language models",
+    "classification": "Classifiers",
+    "diffusion": "Diffusion models",
+}
+MODULES = {
+    "functional": "Functional",
+    "classification.metrics": "Classification metrics",
+    "diffusion.metrics": "Image metrics",
+    "relearning": "Relearning",
+    "report": "Reports",
+}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages, and put them into the navigation."""
-    callbacks = importlib.import_module(f"{PACKAGE}.callbacks")
-    public = [getattr(callbacks, name) for name in callbacks.__all__ if inspect.isclass(getattr(callbacks, name))]
-    methods = [c for c in public if issubclass(c, callbacks.UnlearnCallback) and not inspect.isabstract(c)]
-    beside = [c for c in public if c not in methods]
-
-    pages = {f"methods/{c.__name__}.md": method_page(c) for c in methods}
-    things = {c.__name__: f"{PACKAGE}.callbacks.{c.__name__}" for c in beside}
-    things |= {f"{PACKAGE}.{name}": f"{PACKAGE}.{name}" for name in MODULES}
-    reference = {f"reference/{title}.md": reference_page(title, path) for title, path in things.items()}
+    package = importlib.import_module(PACKAGE)
+    public = {name: getattr(package, name) for name in package.__all__}
+    methods = {
+        name: thing
+        for name, thing in public.items()
+        if inspect.isclass(thing) and issubclass(thing, package.UnlearnCallback) and not inspect.isabstract(thing)
+    }
+    pages = {f"methods/{name}.md": method_page(thing) for name, thing in methods.items()}
+    reference = {}
+    for part, title in PARTS.items():
+        names = [name for name in importlib.import_module(f"{PACKAGE}.{part}").__all__ if name not in methods]
+        objects = (_object(_path(public[name]), level=2) for name in sorted(names))
+        reference[f"reference/{part}.md"] = _title(title) + f"# {title}\n" + "".join(objects)
+    reference |= {f"reference/{name}.md": module_page(name, title) for name, title in MODULES.items()}
     for uri, content in {**pages, **reference}.items():
         files.append(File.generated(config, uri, content=content))
 
@@ -48,7 +65,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def method_page(method: type) -> str:
     """The class, the YAML file that attaches it, and the pure functions that its file and its bases' files import."""
-    page = _title(method.__name__) + _object(f"{PACKAGE}.callbacks.{method.__name__}", level=1, members=False)
+    page = _title(method.__name__) + _object(_path(method), level=1, members=False)
     if fragment := fragment_of(method):
         path = fragment.relative_to(ROOT).as_posix()
         page += f"\n## On the command line\n\nAdd `--config {path}` to a run:\n\n```yaml\n{fragment.read_text()}```\n"
@@ -62,25 +79,23 @@ def method_page(method: type) -> str:
     return page + "".join(_object(_path(f), level=3, inventory=False) for f in used.values())
 
 
-def reference_page(title: str, path: str) -> str:
-    """One class or module."""
-    if path != f"{PACKAGE}.functional":
-        return _title(title) + _object(path, level=1)
-    # A function there often has the name of its file, and by that name the page would get the file.
-    functional = importlib.import_module(path)
-    members = (getattr(functional, name) for name in functional.__all__)
-    functions = (_path(member) for member in members if callable(member))
-    return _title(title) + _object(path, level=1, members=False) + "".join(_object(f, level=2) for f in functions)
+def module_page(name: str, title: str) -> str:
+    """The public names of a module."""
+    module = importlib.import_module(f"{PACKAGE}.{name}")
+    objects = (_path(member) for member in (getattr(module, n) for n in module.__all__) if callable(member))
+    return _title(title) + _object(f"{PACKAGE}.{name}", level=1, members=False) + "".join(
+        _object(path, level=2) for path in objects
+    )
 
 
 def fragment_of(method: type) -> Path | None:
     """The file in callbacks/ that attaches a method."""
-    attaches = re.compile(rf"class_path:\s*{PACKAGE}\S*\.{method.__name__}\s*$", re.MULTILINE)
+    attaches = re.compile(rf"class_path:\s*{PACKAGE}\.{method.__name__}\s*$", re.MULTILINE)
     return next((f for f in sorted(ROOT.glob("callbacks/**/*.yaml")) if attaches.search(f.read_text())), None)
 
 
-def _path(function: Callable[..., object]) -> str:
-    return f"{function.__module__}.{function.__qualname__}"
+def _path(thing: Callable[..., object]) -> str:
+    return f"{thing.__module__}.{thing.__qualname__}"
 
 
 def _title(title: str) -> str:
@@ -95,6 +110,21 @@ def _object(path: str, *, level: int, members: bool | None = None, inventory: bo
     }
     lines = (f"      {name}: {str(value).lower()}" for name, value in options.items() if value is not None)
     return f"\n::: {path}\n    options:\n" + "\n".join(lines) + "\n"
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let links to public names, such as ``lightning_unlearn.NPO``, lead to where the name is defined."""
+    return _defined(markdown)
+
+
+def _defined(text: str) -> str:
+    package = importlib.import_module(PACKAGE)
+    names = set(package.__all__)
+
+    def path(link: re.Match[str]) -> str:
+        return f"][{_path(getattr(package, link[1]))}]" if link[1] in names else link[0]
+
+    return re.sub(rf"\]\[{PACKAGE}\.(\w+)\]", path, text)
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -119,6 +149,6 @@ class Docstrings(griffe.Extension):
         """Rewrite a docstring before it is parsed."""
         if obj.docstring is None:
             return
-        text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+        text = re.sub(r"^Example:$", "Examples:", _defined(obj.docstring.value), flags=re.MULTILINE)
         text = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
         obj.docstring.value = re.sub(r"(arxiv\.org/abs/\S+\)\.)\n(?=\s*\S)", r"\1\n\n", text)
