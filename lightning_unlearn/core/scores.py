@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import update_wrapper
 from typing import Any, NamedTuple
 
 import torch
@@ -71,7 +70,10 @@ class PredictionScore:
 
     def __init__(self, predict: Callable[[LightningModule, Batch], Predictions]) -> None:
         self.predictions = predict
-        update_wrapper(self, predict)
+        # Not functools.update_wrapper: what a score returns is not what `predict` returns.
+        for name in ("__module__", "__name__", "__qualname__", "__doc__"):
+            setattr(self, name, getattr(predict, name))
+        self.__annotations__ = {"return": Tensor}  # where the command line looks up what a function returns
 
     def __call__(self, module: LightningModule, batch: Batch) -> Tensor:
         """Per-example negative log-likelihood, shape ``(B,)``, fp32."""
