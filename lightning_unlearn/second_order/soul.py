@@ -198,7 +198,7 @@ class SOUL(ResumableCallback):
         predictions = self._score(trainer).predictions(module, batch)
         labels = predictions.labels
         if self.estimator == "gnb":
-            seed = keyed_seed(self.seed, *role.encode(), trainer.global_step)
+            seed = keyed_seed(*self._key(role, trainer))
             labels = sample_labels(predictions.logits, self._position(trainer, role, predictions), seed=seed)
         count = mean_over_ranks(torch.tensor(float(len(labels)), device=module.device)).item()
         self._unit = self._unit or count or 1.0
@@ -206,7 +206,7 @@ class SOUL(ResumableCallback):
 
     def _add_curvature(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
         parameters = [p for p in module.parameters() if p.requires_grad]
-        generator = keyed_generator(self.seed, *b"signs", trainer.global_step, device=module.device)
+        generator = keyed_generator(*self._key("signs", trainer), device=module.device)
         signs = [
             torch.randint(0, 2, p.shape, generator=generator, device=p.device).to(p.dtype) * 2 - 1 for p in parameters
         ]
@@ -270,6 +270,9 @@ class SOUL(ResumableCallback):
         place = torch.arange(len(rows), device=rows.device) - first
         row = (self._rows.get(role, 0) + rows) * share.total + share.rank
         return (row << 32) + place
+
+    def _key(self, purpose: str, trainer: Trainer) -> tuple[int, ...]:
+        return self.seed - 1, *purpose.encode(), trainer.global_step
 
     # ---- checks ------------------------------------------------------------------------------------------------
 
