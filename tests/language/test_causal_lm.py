@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_unlearn import NPO, LanguageDataModule, LitCausalLM, LoRA, SimNPO, causal_lm_nll
+from lightning_unlearn import NPO, LanguageDataModule, LitCausalLM, PromptFormat, SimNPO, causal_lm_nll
 from lightning_unlearn.functional.likelihood import sequence_nll
 from lightning_unlearn.functional.objectives.simnpo import simnpo
 from lightning_unlearn.language.data.language import collate_tokens
@@ -20,7 +20,7 @@ Rows = list[dict[str, Any]]
 
 
 def batch_of(module: LitCausalLM, rows: Rows) -> dict[str, Tensor]:
-    data = LanguageDataModule(rows, tokenizer=module.tokenizer)
+    data = LanguageDataModule(rows, prompt=PromptFormat(module.tokenizer))
     data.setup("fit")
     return collate_tokens([data.sets["forget"][i] for i in range(len(rows))])
 
@@ -88,9 +88,9 @@ def test_length_does_not_count_the_prompt(tiny_lm: Path, forget_rows: Rows) -> N
     assert short_length.tolist() == answers
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(r=4)])
+@pytest.mark.parametrize("lora", [None, {"r": 4, "target_modules": "all-linear"}])
 def test_the_export_opens_in_plain_transformers_with_the_same_logits(
-    tiny_lm: Path, tmp_path: Path, forget_rows: Rows, retain_rows: Rows, lora: LoRA | None
+    tiny_lm: Path, tmp_path: Path, forget_rows: Rows, retain_rows: Rows, lora: dict[str, Any] | None
 ) -> None:
     module = LitCausalLM(str(tiny_lm), lr=1e-2, lora=lora)
     fit(module, forget_rows, retain_rows, SimNPO())
@@ -109,7 +109,7 @@ def test_the_export_opens_in_plain_transformers_with_the_same_logits(
 
 def test_loras_reference_is_the_disabled_adapter(tiny_lm: Path, forget_rows: Rows, retain_rows: Rows) -> None:
     method = NPO(reference="snapshot")
-    module = LitCausalLM(str(tiny_lm), lr=1e-2, lora=LoRA(r=4))
+    module = LitCausalLM(str(tiny_lm), lr=1e-2, lora={"r": 4, "target_modules": "all-linear"})
     fit(module, forget_rows, retain_rows, method)
     assert method.snapshot is not None
     assert method.snapshot.values == {}
@@ -119,9 +119,9 @@ def test_loras_reference_is_the_disabled_adapter(tiny_lm: Path, forget_rows: Row
     assert not torch.allclose(causal_lm_nll(module, batch), start, atol=1e-2)
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(r=4)])
+@pytest.mark.parametrize("lora", [None, {"r": 4, "target_modules": "all-linear"}])
 def test_checkpoints_load_with_weights_only(
-    tiny_lm: Path, tmp_path: Path, forget_rows: Rows, retain_rows: Rows, lora: LoRA | None
+    tiny_lm: Path, tmp_path: Path, forget_rows: Rows, retain_rows: Rows, lora: dict[str, Any] | None
 ) -> None:
     module = LitCausalLM(str(tiny_lm), lr=1e-2, lora=lora)
     fit(module, forget_rows, retain_rows, SimNPO()).save_checkpoint(tmp_path / "run.ckpt")
