@@ -248,7 +248,7 @@ DATA: list[Case] = [
     ("folder", lambda s: s.rows(str(s.folder / "none")), ValueError, ["none'", ".jsonl", "load_dataset"]),
     ("refusals", lambda s: s.rows(QA, refusals=[" "]), ValueError, ["refusals", "[' ']", "at least one refusal"]),
     ("refusal file", lambda s: s.rows(QA, refusals="no.txt"), FileNotFoundError, ["refusals", "no.txt", "looked in"]),
-    ("no tokenizer", lambda s: s.rows(QA, tokenizer=None), ValueError, ["no tokenizer", "tokenizer="]),
+    ("no tokenizer", lambda s: s.rows(QA, prompt=None), ValueError, ["no tokenizer", "tokenizer="]),
     ("no EOS", without_eos, ValueError, ["tokenizer", "eos_token"]),
 ]
 
