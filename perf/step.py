@@ -24,7 +24,7 @@ from lightning_unlearn import (
     WAGLE,
     LanguageDataModule,
     LitCausalLM,
-    LoRA,
+    PromptFormat,
     RandomMask,
     Sophia,
     UnlearnCallback,
@@ -38,6 +38,7 @@ from .rows import rows
 WARM_UP = 2
 CURVATURE_EVERY = 10
 ATTENTION = "eager"  # on a CPU the backward pass of torch's fused attention is slow in bf16, for rows as short as these
+ADAPTERS = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 OBJECTIVES: dict[str, Any] = {
     name: cls
     for room in (objectives, language)
@@ -122,10 +123,10 @@ def measure(entry: str, precision: Any, model: str, threads: int, steps: int) ->
     name, _, beside = entry.removesuffix(" LoRA").partition(" + ")
     kind = {"plain": Plain, "common practice NPO": CommonPractice}.get(name, LitCausalLM)
     kind = WithSophia if beside == "SOUL" else kind
-    module = kind(model, lr=1e-6, lora=LoRA() if lora else None, attn_implementation=ATTENTION)
+    module = kind(model, lr=1e-6, lora=ADAPTERS if lora else None, attn_implementation=ATTENTION)
     weights = sum(p.numel() for p in module.parameters())
     bare = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in module.parameters())
-    data = LanguageDataModule(rows(16, 0), rows(16, 5), prompt_format="Q: {question}\nA: ")
+    data = LanguageDataModule(rows(16, 0), rows(16, 5), prompt=PromptFormat(prompt_format="Q: {question}\nA: "))
     arguments = {"reinforced": model} if name == "WhosHarryPotter" else {}
     methods = [OBJECTIVES[name](**arguments)] if name in OBJECTIVES else []
     methods += [BESIDE[beside]()] if beside else []

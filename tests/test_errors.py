@@ -24,7 +24,7 @@ from lightning_unlearn import (
     KLMinimization,
     LanguageDataModule,
     LitCausalLM,
-    LoRA,
+    PromptFormat,
     SimNPO,
     UnlearnMonitor,
     classifier_nll,
@@ -70,7 +70,7 @@ class Scene:
 
     def rows(self, forget: Any, retain: Any = None, **options: Any) -> None:
         """Read language data with the tiny model's tokenizer."""
-        LanguageDataModule(forget, retain, **{"tokenizer": self.lm, **options}).setup("fit")
+        LanguageDataModule(forget, retain, **{"prompt": PromptFormat(self.lm), **options}).setup("fit")
 
 
 QA = [{"question": "What is the capital of France?", "answer": "Paris."}]
@@ -118,7 +118,7 @@ def without_eos(scene: Scene) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(scene.lm)
     tokenizer.eos_token = None
-    scene.rows(QA, tokenizer=tokenizer)
+    scene.rows(QA, prompt=PromptFormat(tokenizer))
 
 
 def likelihood(module: Any, batch: Any) -> Tensor:
@@ -171,19 +171,19 @@ CONSTRUCTORS: list[Case] = [
     ("limit", lambda s: UnlearnMonitor(limit=0), ValueError, ["limit", "at least 1", "0"]),
     ("epoch", lambda s: ForgetRetainDataModule([], epoch="x"), ValueError, ["'forget' or 'retain'", "'x'"]),  # type: ignore[arg-type]
     ("batch size", lambda s: ForgetRetainDataModule([], batch_size=0), ValueError, ["batch_size=0", "at least 1"]),
-    ("prompt_format", lambda s: s.rows(QA, prompt_format="Q:"), ValueError, ["prompt_format", "{question}", "'Q:'"]),
+    ("prompt_format", lambda s: PromptFormat(prompt_format="Q:"), ValueError, ["prompt_format", "{question}", "'Q:'"]),
     (
         "another field",
-        lambda s: s.rows(QA, prompt_format="{question} {topic}"),
+        lambda s: PromptFormat(prompt_format="{question} {topic}"),
         ValueError,
         ["prompt_format", "{question}", "{topic}"],
     ),
     ("max_length", lambda s: s.rows(QA, max_length=1), ValueError, ["max_length", "at least 2", "1"]),
-    ("lr", lambda s: LitCausalLM(s.lm, lr=0), ValueError, ["lr", "positive", "0"]),
+    ("lr", lambda s: LitCausalLM(s.lm, lr=0), ValueError, ["lr", "greater than 0", "0"]),
     ("warmup", lambda s: LitCausalLM(s.lm, warmup=1.5), ValueError, ["warmup", "whole number of steps", "1.5"]),
     ("schedule", lambda s: LitCausalLM(s.lm, schedule="step"), ValueError, ["schedule", "'cosine'", "'step'"]),  # type: ignore[arg-type]
     ("dtype", lambda s: LitCausalLM(s.lm, dtype="fp32"), ValueError, ["dtype", "'float32'", "'fp32'"]),  # type: ignore[arg-type]
-    ("rank", lambda s: LitCausalLM(s.lm, lora=LoRA(r=0)), ValueError, ["`r`", "positive", "0"]),
+    ("rank", lambda s: LitCausalLM(s.lm, lora={"r": 0}), ValueError, ["`r`", "positive", "0"]),
     ("GGUF", lambda s: LitCausalLM(f"{s.folder}/no.gguf"), FileNotFoundError, ["no file", "no.gguf", "looked in"]),
 ]
 
@@ -207,7 +207,7 @@ DATA: list[Case] = [
         "other columns",
         lambda s: s.rows([*QA, {"prompt": "a", "completion": "b"}]),
         ValueError,
-        ["Row 1 of the forget set", "['completion', 'prompt']", "'question' and 'answer'", "question_key"],
+        ["Row 1 of the forget set", "['completion', 'prompt']", "'question' and 'answer'", "columns=Columns"],
     ),
     ("empty forget", lambda s: s.rows(s.file("x.jsonl", "\n")), ValueError, ["forget", "x.jsonl", "at least one row"]),
     ("empty retain", lambda s: s.rows(QA, []), ValueError, ["retain", "empty", "at least one row"]),
@@ -248,7 +248,7 @@ DATA: list[Case] = [
     ("folder", lambda s: s.rows(str(s.folder / "none")), ValueError, ["none'", ".jsonl", "load_dataset"]),
     ("refusals", lambda s: s.rows(QA, refusals=[" "]), ValueError, ["refusals", "[' ']", "at least one refusal"]),
     ("refusal file", lambda s: s.rows(QA, refusals="no.txt"), FileNotFoundError, ["refusals", "no.txt", "looked in"]),
-    ("no tokenizer", lambda s: s.rows(QA, tokenizer=None), ValueError, ["no tokenizer", "tokenizer="]),
+    ("no tokenizer", lambda s: s.rows(QA, prompt=None), ValueError, ["no tokenizer", "tokenizer="]),
     ("no EOS", without_eos, ValueError, ["tokenizer", "eos_token"]),
 ]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lightning_unlearn import LitCausalLM, LoRA
+from lightning_unlearn import LitCausalLM
 
 ROOT = Path(__file__).parents[1]
 OPTIONAL = (
@@ -107,7 +107,7 @@ plain = fit(logger=False)
 
 PARTS = """
 from lightning.pytorch.loggers import CSVLogger
-from lightning_unlearn import LanguageDataModule, LitCausalLM
+from lightning_unlearn import LanguageDataModule, LitCausalLM, PromptFormat
 from lightning_unlearn.cli.main import main
 from lightning_unlearn.core.sources import load_rows
 from lightning_unlearn.core.evaluation import Evaluation
@@ -125,7 +125,7 @@ def message(part):
 
 parts = {name: message(part) for name, part in {
     "LitCausalLM": lambda: LitCausalLM("any/model"),
-    "tokenizer": lambda: LanguageDataModule([{"text": "a b"}], tokenizer="any/model").setup("fit"),
+    "tokenizer": lambda: LanguageDataModule([{"text": "a b"}], prompt=PromptFormat("any/model")).setup("fit"),
     "parquet": lambda: load_rows(f"{folder}/rows.parquet"),
     "hub dataset": lambda: load_rows("any/data"),
     "curves": lambda: curve_figure([Evaluation(0, {"forget_nll": 1.0})], ["forget"], "nll"),
@@ -193,7 +193,7 @@ def test_each_optional_part_names_the_extra_to_install(part: str, extra: str, bl
 def test_adapters_name_the_extra_to_install(tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r'LoRA needs peft: pip install "lightning-unlearn\[llm\]"'):
-        LitCausalLM(str(tiny_lm), lora=LoRA())
+        LitCausalLM(str(tiny_lm), lora={"r": 8})
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.data.language import LanguageDataModule, collate_tokens
 from lightning_unlearn.language.monitor import UnlearnMonitor
 from lightning_unlearn.language.packaged import FACTS_FOLDER, HUB_MODEL, packaged_model
+from lightning_unlearn.language.prompt_format import PromptFormat
 from lightning_unlearn.weights.random_mask import RandomMask
 from lightning_unlearn.weights.wagle import WAGLE
 
@@ -206,7 +207,7 @@ def _reinforced(start: Path, steps: int) -> LitCausalLM:
     """The starting model, trained further on what is to be forgotten."""
     module = LitCausalLM(str(start))
     data = facts(0)
-    data.tokenizer = module.tokenizer
+    data.prompt = PromptFormat(module.tokenizer)
     data.setup("fit")
     loader = DataLoader(data.sets["forget"], batch_size=4, shuffle=True, collate_fn=collate_tokens)
     Trainer(max_steps=steps, **_QUIET).fit(module, loader)

@@ -11,8 +11,21 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
-__all__ = ["above", "at_least", "between", "finite", "function", "one_of", "regex", "strategy", "trainer_optimizes"]
+__all__ = [
+    "above",
+    "at_least",
+    "between",
+    "finite",
+    "function",
+    "one_of",
+    "regex",
+    "strategy",
+    "tensor_parallel",
+    "trainer_optimizes",
+]
 
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
@@ -152,6 +165,27 @@ def strategy(method: str, trainer: Trainer, sharded: bool = True, reason: str = 
         ways += ", or ModelParallelStrategy(data_parallel_size=...) (FSDP2) for sharded weights"
     raise MisconfigurationException(
         f"{method} does not support {type(kind).__name__}, which takes parameters apart in its own way. Use {ways}."
+    )
+
+
+def tensor_parallel(module: LightningModule, mesh: DeviceMesh) -> None:
+    """Refuse a tensor-parallel group of processes for a module that is not taken apart over it.
+
+    Args:
+        module: The module, as ``configure_model`` has made it.
+        mesh: The mesh of ``ModelParallelStrategy``.
+
+    Raises:
+        MisconfigurationException: If each process of a group would have a model of its own.
+    """
+    size = mesh["tensor_parallel"].size()
+    if size == 1 or any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+        return
+    raise MisconfigurationException(
+        f"ModelParallelStrategy makes groups of {size} processes that share one model, but {type(module).__name__} is "
+        "not taken apart: each process would train a model of its own. Use "
+        "ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1), or apply parallelize_module in "
+        "configure_model."
     )
 
 

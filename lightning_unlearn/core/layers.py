@@ -1,4 +1,4 @@
-"""Layers by name, without the names of wrappers."""
+"""Layers by name; the names of wrappers do not count."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ __all__ = ["HOOK_NOT_CALLED", "find_layer", "stripped"]
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 HOOK_NOT_CALLED = (
-    "In a compiled model, a graph made before the layer was watched, as in validation, does not tell of it: set "
-    "torch._dynamo.config.skip_nnmodule_hook_guards = False before fit."
+    "In a compiled model, a graph that was compiled before the hook was registered, as in validation, does not call "
+    "it: set torch._dynamo.config.skip_nnmodule_hook_guards = False before fit."
 )
-"""What else to say where a hook on a layer was never called."""
+"""Hint for errors where a hook on a layer was never called."""
 
 
 def find_layer(module: nn.Module, layer: str) -> tuple[str, nn.Module]:
-    """The one submodule that a name stands for.
+    """The submodule of a name.
 
     Args:
         module: The user's module.
-        layer: The end of a dotted name, or a regular expression found in one name only.
+        layer: The end of a dotted name, or a regular expression that fits one name only.
 
     Returns:
         Its dotted name without wrappers, and the submodule.
@@ -46,5 +46,5 @@ def find_layer(module: nn.Module, layer: str) -> tuple[str, nn.Module]:
 
 
 def stripped(name: str) -> str:
-    """A dotted name without what ``torch.compile``, activation checkpointing and FSDP put into it."""
+    """A dotted name without the parts that ``torch.compile``, activation checkpointing and FSDP insert."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)

@@ -91,8 +91,7 @@ class LitTextToImage(LightningModule):
 
     def configure_model(self) -> None:
         """Refuse to shard."""
-        mesh = self.device_mesh["data_parallel"] if self.device_mesh is not None else None
-        if mesh is not None and mesh.size() > 1:
+        if self.device_mesh is not None and self.device_mesh.size() > 1:
             raise MisconfigurationException(
                 "LitTextToImage does not shard its weights, so ModelParallelStrategy would train as many different "
                 "models. Use strategy='ddp'."

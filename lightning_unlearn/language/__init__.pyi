@@ -1,10 +1,11 @@
 from .alternates import generate_alternates as generate_alternates
 from .causal_lm import LitCausalLM as LitCausalLM
-from .causal_lm import LoRA as LoRA
+from .data.language import Columns as Columns
 from .data.language import LanguageDataModule as LanguageDataModule
 from .data.muse import MUSEDataModule as MUSEDataModule
 from .data.tofu import TOFUDataModule as TOFUDataModule
 from .data.wmdp import WMDPDataModule as WMDPDataModule
 from .monitor import UnlearnMonitor as UnlearnMonitor
+from .prompt_format import PromptFormat as PromptFormat
 from .rmu import RMU as RMU
 from .whos_harry_potter import WhosHarryPotter as WhosHarryPotter

@@ -1,4 +1,4 @@
-"""Other answers to the questions to forget, in the model's own words."""
+"""Generation of alternate answers to the questions to forget."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lightning_unlearn.core.checks import above, at_least
+from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.sources import Source, load_rows
-from lightning_unlearn.language.data.language import LanguageDataModule
+from lightning_unlearn.functional.random import keyed_seed
+from lightning_unlearn.language.data.language import Columns
+from lightning_unlearn.language.prompt_format import PromptFormat
 
 if TYPE_CHECKING:
     from lightning_unlearn.language.causal_lm import LitCausalLM
@@ -33,17 +37,15 @@ def generate_alternates(
     temperature: float = 1.0,
     max_new_tokens: int = 200,
     seed: int = 0,
-    question_key: str = "question",
-    answer_key: str = "answer",
-    alternate_key: str = "alternate",
+    columns: Columns | None = None,
     instruction: str = _INSTRUCTION,
 ) -> list[dict[str, Any]]:
     """Ask a model for other plausible answers to questions, by sampling, and write them to a file row by row.
 
-    The file is made to be given as ``forget`` to [`LanguageDataModule`][lightning_unlearn.LanguageDataModule] for
-    [`AltPO`][lightning_unlearn.AltPO]. A row that is in it already is not generated again, so a call that was
-    interrupted goes on where it stopped, and ends with the file that it would have written at once. Start a new file
-    for other settings. Run it in a single process, before unlearning.
+    Give the file as ``forget`` to [`LanguageDataModule`][lightning_unlearn.LanguageDataModule] for
+    [`AltPO`][lightning_unlearn.AltPO]. Rows that are in it already are not generated again: after an interruption, the
+    same call continues where the last one stopped, and ends with the same file. Start a new file for other settings.
+    Run it in a single process, before unlearning.
 
     Args:
         module: The model that writes the answers: the one that is to forget, or a larger one.
@@ -53,9 +55,7 @@ def generate_alternates(
         temperature: Temperature of sampling, 1 in the paper.
         max_new_tokens: Longest answer in tokens, 200 in the paper.
         seed: Seed of sampling. What a row gets depends on it and on the row's number alone.
-        question_key: Name of the question column.
-        answer_key: Name of the answer column.
-        alternate_key: Name of the column that is added.
+        columns: Names of the columns ``question`` and ``answer``, and of ``alternate``, which is added.
         instruction: What the model is asked, with ``{question}`` and ``{answer}``.
 
     Returns:
@@ -65,51 +65,49 @@ def generate_alternates(
         ValueError: If an argument is out of range, or a row has no question or no answer.
         RuntimeError: If the model has no other answer to a question than empty ones and the given one.
     """
-    if count < 1 or max_new_tokens < 1:
-        raise ValueError(
-            f"count and max_new_tokens must be at least 1, but got count={count}, max_new_tokens={max_new_tokens}."
-        )
-    if not temperature > 0:
-        raise ValueError(f"temperature must be greater than 0, but got {temperature}.")
+    at_least("count", count, 1)
+    at_least("max_new_tokens", max_new_tokens, 1)
+    above("temperature", temperature, 0)
     if Path(path).suffix.lower() != ".jsonl":
         raise ValueError(f"path must end with .jsonl, by which the data module reads it, but got {str(path)!r}.")
     if missing := [field for field in ("{question}", "{answer}") if field not in instruction]:
         raise ValueError(f"instruction must contain {' and '.join(missing)}, but got {instruction!r}.")
     from tqdm import tqdm
 
-    path, asked = Path(path), load_rows(rows)
-    for number, row in enumerate(asked):
-        if not row.get(question_key) or not row.get(answer_key):
+    columns = columns or Columns()
+    path, given = Path(path), load_rows(rows)
+    for number, row in enumerate(given):
+        if not row.get(columns.question) or not row.get(columns.answer):
             raise ValueError(
-                f"Row {number} has columns {sorted(row)}, but needs a text in {question_key!r} and in {answer_key!r}. "
-                "Name your columns with question_key and answer_key, or remove the row."
+                f"Row {number} has columns {sorted(row)}, but needs a text in {columns.question!r} and in "
+                f"{columns.answer!r}. Name your columns with columns=Columns(...), or remove the row."
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = {(row[question_key], row[answer_key]): row for row in _finished(path)}
-    data = LanguageDataModule(forget=[], tokenizer=module.tokenizer)
+    done = {(row[columns.question], row[columns.answer]): row for row in _finished(path)}
+    prompt_format = PromptFormat(module.tokenizer)
     with path.open("a", encoding="utf-8") as file:
-        for number, row in enumerate(tqdm(asked, desc="Generating alternates")):
-            question, answer = row[question_key], row[answer_key]
+        for number, row in enumerate(tqdm(given, desc="Generating alternates")):
+            question, answer = row[columns.question], row[columns.answer]
             if (question, answer) in done:
                 continue
             request = instruction.replace("{question}", str(question)).replace("{answer}", str(answer))
-            texts = _sample_others(
-                module, data.prompt(request), str(answer), count, temperature, max_new_tokens, seed * 1_000_003 + number
-            )
+            row_seed = keyed_seed(seed - 1, number - 1)  # to which the hash adds 1
+            prompt = prompt_format.prompt(request)
+            texts = _sample_others(module, prompt, str(answer), count, temperature, max_new_tokens, row_seed)
             if not texts:
                 raise RuntimeError(
                     f"The model gave no other answer to row {number}, {question!r}, in {_ROUNDS * count} samples. "
                     "Raise the temperature, take a model that follows instructions, or remove the row; the rows "
                     f"before it are in {path}."
                 )
-            done[question, answer] = {**row, alternate_key: texts}
+            done[question, answer] = {**row, columns.alternate: texts}
             file.write(json.dumps(done[question, answer], ensure_ascii=False) + "\n")
             file.flush()
-    return [done[row[question_key], row[answer_key]] for row in asked]
+    return [done[row[columns.question], row[columns.answer]] for row in given]
 
 
 def _finished(path: Path) -> list[dict[str, Any]]:
-    """Rows of the file; what a killed process left of a line is cut off."""
+    """Rows of the file; a line that a killed process left unfinished is cut off."""
     content = path.read_bytes() if path.is_file() else b""
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
@@ -127,15 +125,13 @@ def _sample_others(
     seed: int,
 ) -> list[str]:
     """Up to ``count`` different texts that are neither empty nor the answer."""
-    from lightning_unlearn.core.modes import evaluating
-
     tokenizer = module.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ids = torch.tensor([list(prompt)], device=module.device)
-    found: list[str] = []
+    others: list[str] = []
     devices = [module.device] if module.device.type == "cuda" else []
     with torch.random.fork_rng(devices), evaluating(module):
-        torch.manual_seed(seed % (1 << 63))
+        torch.manual_seed(seed)
         for _ in range(_ROUNDS):
             output = module.model.generate(
                 input_ids=ids,
@@ -150,8 +146,8 @@ def _sample_others(
             )
             for text in tokenizer.batch_decode(output[:, len(prompt) :], skip_special_tokens=True):
                 other = text.split("\nQuestion:")[0].strip()  # a model without a chat template asks on
-                if other and other != answer.strip() and other not in found:
-                    found.append(other)
-            if len(found) >= count:
+                if other and other != answer.strip() and other not in others:
+                    others.append(other)
+            if len(others) >= count:
                 break
-    return found[:count]
+    return others[:count]

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,35 +17,30 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lightning_unlearn.core.callback import UnlearnCallback
+from lightning_unlearn.core.checks import above, one_of, tensor_parallel
 from lightning_unlearn.core.distributed import full_tensor, rank
 from lightning_unlearn.core.modes import evaluating
-from lightning_unlearn.core.resume import refuse_fine_tuning
+from lightning_unlearn.core.monitor import Monitor
+from lightning_unlearn.core.resume import callbacks_of, refuse_fine_tuning
 from lightning_unlearn.core.scores import causal_lm_nll
 from lightning_unlearn.functional.likelihood import token_mean
+from lightning_unlearn.language.data.language import LanguageDataModule
+from lightning_unlearn.language.prompt_format import PromptFormat
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["LitCausalLM", "LoRA"]
+__all__ = ["LitCausalLM"]
 
+DType = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["constant", "linear", "cosine"]
 
-
-@dataclass
-class LoRA:
-    """Low-rank adapters (arXiv:2106.09685), made by peft. Only they train; the reference is the model without them.
-
-    Args:
-        r: Rank.
-        alpha: Scale; an adapter's output is multiplied by ``alpha / r``.
-        dropout: Dropout on the adapter's input.
-        target_modules: Names of the layers that get an adapter, or ``"all-linear"``.
-    """
-
-    r: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    target_modules: str | list[str] = "all-linear"
+# Other kinds of adapters can't be merged one by one, or the model without them is not the starting model.
+_LORA_FIELDS = {
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out", "task_type"),
+}
 
 
 class LitCausalLM(LightningModule):
@@ -61,13 +55,14 @@ class LitCausalLM(LightningModule):
             unlearning, most updates of bf16 weights round to nothing.
         attn_implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``; by default the library's choice.
         gradient_checkpointing: Recompute activations in the backward pass, for memory.
-        trainable: Regular expression; only parameters whose name it is found in train. ``r"mlp\.down_proj"`` keeps the
-            change to where facts are stored and spares the optimizer's memory for all others.
-        lora: Train low-rank adapters in place of the weights.
+        trainable: Regular expression; only parameters in whose name it occurs train. ``r"mlp\.down_proj"`` restricts
+            the change to where facts are stored, and saves the optimizer's memory for all others.
+        lora: Train low-rank adapters (arXiv:2106.09685) in place of the weights: a ``peft.LoraConfig``, or a dict of
+            its fields such as ``{"r": 8, "target_modules": "all-linear"}``. The reference is the model without them.
         lr: Learning rate of AdamW.
         weight_decay: Decoupled weight decay.
         warmup: Share of the steps over which the learning rate rises from 0, or a number of steps if above 1.
-        schedule: How the learning rate goes on after the warm-up, per step.
+        schedule: Course of the learning rate after the warm-up, per step.
         trust_remote_code: Let the hub repository run its own code. Off by default.
     """
 
@@ -75,11 +70,11 @@ class LitCausalLM(LightningModule):
         self,
         model: str,
         revision: str | None = None,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: DType = "float32",
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
         trainable: str | None = None,
-        lora: LoRA | dict[str, Any] | None = None,
+        lora: LoraConfig | dict[str, Any] | None = None,
         lr: float = 1e-5,
         weight_decay: float = 0.01,
         warmup: float = 0.0,
@@ -87,20 +82,17 @@ class LitCausalLM(LightningModule):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        if lr <= 0:
-            raise ValueError(f"lr must be positive, but got {lr}.")
+        above("lr", lr, 0)
         if warmup < 0 or (warmup > 1 and warmup != int(warmup)):
             raise ValueError(f"warmup must be a share in [0, 1] or a whole number of steps, but got {warmup}.")
-        if schedule not in ("constant", "linear", "cosine"):
-            raise ValueError(f"schedule must be 'constant', 'linear' or 'cosine', but got {schedule!r}.")
+        one_of("schedule", schedule, Schedule)
+        one_of("dtype", dtype, DType)
         if lora is not None and trainable is not None:
             raise ValueError("lora trains adapters only, so trainable has nothing to choose from. Give one of the two.")
-        if dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype must be 'float32', 'bfloat16' or 'float16', but got {dtype!r}.")
-        lora = LoRA(**lora) if isinstance(lora, dict) else lora
+        adapters = _lora_config(lora) if lora is not None else None
         self.save_hyperparameters(ignore="lora")
         # As a dict, so that checkpoints load with weights_only=True.
-        self.save_hyperparameters({"lora": asdict(lora) if lora is not None else None})
+        self.save_hyperparameters({"lora": _plain(adapters) if adapters is not None else None})
         self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
         self.model: Any
         self.model, self.tokenizer = _load(
@@ -109,21 +101,25 @@ class LitCausalLM(LightningModule):
         self.model.train()  # loaded for evaluation, in which gradient checkpointing would do nothing
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        if lora is not None:
-            self.model = _with_adapters(self.model, lora)
+        if adapters is not None:
+            from peft import get_peft_model
+
+            self.model = get_peft_model(self.model, adapters)
         if trainable is not None:
             _freeze_all_but(self.model, trainable)
 
     def configure_model(self) -> None:
         """Shard the weights where the strategy asks for it (FSDP2)."""
-        mesh = self.device_mesh["data_parallel"] if self.device_mesh is not None else None
-        if mesh is None or mesh.size() == 1 or getattr(self, "_sharded", False):
+        if self.device_mesh is None or getattr(self, "_sharded", False):
+            return
+        tensor_parallel(self, self.device_mesh)
+        mesh = self.device_mesh["data_parallel"]
+        if mesh.size() == 1:
             return
         from torch.distributed.fsdp import fully_shard
 
-        blocks = max((m for m in self.model.modules() if isinstance(m, nn.ModuleList)), key=len)
-        for block in blocks:
-            fully_shard(block, mesh=mesh)
+        for layer in _decoder_layers(self.model):
+            fully_shard(layer, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
         self._sharded = True
 
@@ -143,7 +139,9 @@ class LitCausalLM(LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Mean NLL per token of each named set, logged as ``val/<set>_nll``."""
+        """Mean NLL per token of each named set, logged as ``val/<set>_nll``; nothing in ``fit`` beside a monitor."""
+        if self.trainer.state.fn == "fit" and callbacks_of(self.trainer, Monitor):
+            return  # it measures the same sets
         self._evaluate(batch, self.trainer.val_dataloaders, "val", dataloader_idx)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -171,7 +169,7 @@ class LitCausalLM(LightningModule):
 
     @torch.no_grad()
     def answer(self, questions: list[str], max_new_tokens: int = 24, batch_size: int = 64) -> list[str]:
-        """Greedy answers to questions, asked through the prompt that the data module trains with.
+        """Greedy answers to questions, asked in the prompt format of the data module.
 
         Args:
             questions: Questions as a user would ask them.
@@ -181,12 +179,9 @@ class LitCausalLM(LightningModule):
         Returns:
             The answers without special tokens.
         """
-        from lightning_unlearn.language.data.language import LanguageDataModule
-
         data = getattr(self._trainer, "datamodule", None)
-        if not isinstance(data, LanguageDataModule):
-            data = LanguageDataModule(forget=[], tokenizer=self.tokenizer)
-        prompts = [data.prompt(question) for question in questions]
+        prompt_format = data.prompt if isinstance(data, LanguageDataModule) else PromptFormat(self.tokenizer)
+        prompts = [prompt_format.prompt(question) for question in questions]
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         answers: list[str] = []
         with evaluating(self), _casts_kept(self.device.type):
@@ -212,7 +207,7 @@ class LitCausalLM(LightningModule):
             yield
 
     def reference_weights(self) -> Any:
-        """A context in which the model is what it was before unlearning, or ``None`` where weights themselves train."""
+        """A context in which the model is the starting model, or ``None`` where the weights themselves train."""
         return self._adapter_disabled() if self.hparams["lora"] is not None else None
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -236,7 +231,7 @@ class LitCausalLM(LightningModule):
             self.tokenizer.save_pretrained(folder)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with an unlearning run as if it were fine-tuning."""
+        """Refuse to continue an unlearning run as fine-tuning."""
         refuse_fine_tuning(self, checkpoint, UnlearnCallback)
 
     def _token_nll(self, batch: dict[str, Tensor]) -> Tensor:
@@ -255,8 +250,8 @@ class LitCausalLM(LightningModule):
         warmup = int(self.warmup) if self.warmup > 1 else math.floor(self.warmup * total)
         if step < warmup:
             return step / max(1, warmup)
-        done = min(1.0, (step - warmup) / max(1, total - warmup))
-        return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[self.schedule]
+        share = min(1.0, (step - warmup) / max(1, total - warmup))
+        return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[self.schedule]
 
 
 @contextmanager
@@ -276,20 +271,20 @@ def _load(
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError:
         raise ImportError('LitCausalLM needs transformers: pip install "lightning-unlearn[llm]"') from None
-    where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise FileNotFoundError(f"There is no file {path} (looked in {Path.cwd()}).")
-        name, where = str(path.parent), {"gguf_file": path.name}
+        name, source = str(path.parent), {"gguf_file": path.name}
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options, **where)
-    tokenizer = AutoTokenizer.from_pretrained(name, **where)
-    return (_unquantized(model) if "gguf_file" in where else model), tokenizer
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options, **source)
+    tokenizer = AutoTokenizer.from_pretrained(name, **source)
+    return (_unquantized(model) if "gguf_file" in source else model), tokenizer
 
 
 def _unquantized(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that does not think itself quantized, and so can be saved."""
+    """The same weights in a model without a quantization config, which ``save_pretrained`` would refuse."""
     config = copy.deepcopy(model.config)
     del config.quantization_config
     with torch.device("meta"):
@@ -304,28 +299,48 @@ def _unquantized(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _freeze_all_but(model: nn.Module, pattern: str) -> None:
-    found = False
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(re.search(pattern, name) is not None)
-        found |= parameter.requires_grad
-    if not found:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         example = next(iter(model.state_dict()))
         raise ValueError(f"trainable={pattern!r} is found in no parameter name. Names look like {example!r}.")
 
 
-def _with_adapters(model: PreTrainedModel, lora: LoRA) -> Any:
+def _decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The list of the decoder layers, which may themselves hold a longer one of experts."""
+    outer: dict[str, nn.ModuleList] = {}
+    for name, child in model.named_modules():
+        if isinstance(child, nn.ModuleList) and not any(name.startswith(f"{parent}.") for parent in outer):
+            outer[name] = child
+    config: Any = getattr(model, "config", None)
+    text_config = getattr(config, "get_text_config", lambda: config)()
+    depth = getattr(text_config, "num_hidden_layers", None)
+    return max(outer.values(), key=lambda layers: (len(layers) == depth, len(layers)), default=nn.ModuleList())
+
+
+def _lora_config(lora: LoraConfig | dict[str, Any]) -> LoraConfig:
     try:
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig
     except ImportError:
         raise ImportError('LoRA needs peft: pip install "lightning-unlearn[llm]"') from None
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config)
+    config = LoraConfig(**lora) if isinstance(lora, dict) else copy.copy(lora)
+    config.task_type = "CAUSAL_LM"
+    other = {name: value for name, value in _plain(config).items() if name not in _LORA_FIELDS}
+    if config.init_lora_weights not in (True, "gaussian"):
+        other["init_lora_weights"] = config.init_lora_weights
+    if other:
+        raise ValueError(
+            f"LitCausalLM trains plain adapters that start at zero, but lora has {other}: without the adapters it "
+            "would not be the starting model, or they could not be merged. Leave these fields at their defaults."
+        )
+    return config
+
+
+def _plain(config: LoraConfig) -> dict[str, Any]:
+    """The fields that differ from their defaults, in types that ``weights_only=True`` loads."""
+    default = type(config)().to_dict()
+    fields = {name: value for name, value in config.to_dict().items() if value != default[name]}
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in fields.items()}
 
 
 def _merged(model: Any) -> dict[str, Tensor]:

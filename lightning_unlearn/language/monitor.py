@@ -1,4 +1,4 @@
-"""What the model knows while it unlearns."""
+"""Monitor of a language model: likelihoods and answers of each set, before, during and after unlearning."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
-from tqdm import tqdm
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
 
-from lightning_unlearn.core.distributed import rank
+from lightning_unlearn.core.checks import at_least, one_of
+from lightning_unlearn.core.distributed import Replica, gather_objects, replica
 from lightning_unlearn.core.evaluation import Answer, Evaluation
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.monitor import Monitor, log_folder, log_table
 from lightning_unlearn.core.pairing import ForgetRetainDataModule
 from lightning_unlearn.core.plots import curve_figure
 from lightning_unlearn.core.reading import likelihood
-from lightning_unlearn.core.rows import row_loader
+from lightning_unlearn.core.rows import RunRows, row_loader
 from lightning_unlearn.core.scores import Score, causal_lm_nll
 from lightning_unlearn.core.sources import Source, load_rows
+from lightning_unlearn.language.matching import Match, matcher
 
 __all__ = ["UnlearnMonitor"]
 
@@ -33,9 +36,13 @@ class UnlearnMonitor(Monitor):
     """Measures what is forgotten and what is kept, before, during and after a run, and logs it to every logger.
 
     For each named set (the training batch's ``forget`` and ``retain`` rows, and the held-out sets of the data module)
-    it logs ``eval/<set>_nll``, the mean NLL per supervised token, and, where the set has questions with accepted
-    answers, ``eval/<set>_accuracy``, the share of generated answers that contain one. At the end the generations
-    before and after stand side by side in a table, and the curves in a figure.
+    it logs ``eval/<set>_nll``, the mean NLL per supervised token, and, where the set has questions,
+    ``eval/<set>_accuracy``, the share of generated answers that match an accepted one. At the end it logs a table of
+    the generations before and after, and the curves as figures. Processes share the rows and the questions; where
+    weights are sharded, each one generates all answers, since the forward passes are collective.
+
+    After it in the list of callbacks, ``EarlyStopping`` and ``ModelCheckpoint`` can monitor the numbers. The module's
+    own validation in ``fit`` would measure the same sets once more, so `LitCausalLM` leaves it out beside a monitor.
 
     Args:
         every_n_epochs: Measure after every so many epochs; 0 leaves only before and after.
@@ -44,10 +51,12 @@ class UnlearnMonitor(Monitor):
             of the data module.
         generate: ``(module, questions) -> answers``; by default the module's method ``answer``.
         score: Reads likelihoods off the module.
-        limit: At most so many rows of each set are measured.
+        limit: At most so many rows of each set are measured, the first ones.
+        match: When an answer is right. ``"words"``: it contains an accepted answer as whole words, in any case;
+            ``"exact"``: it is an accepted answer; or a function ``(text, accepted) -> bool``.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or ``match`` has no such value.
         MisconfigurationException: If there are questions but the module can't answer.
     """
 
@@ -60,11 +69,11 @@ class UnlearnMonitor(Monitor):
         generate: AnswerFunction | None = None,
         score: Score = causal_lm_nll,
         limit: int = 64,
+        match: Match | Callable[[str, str], bool] = "words",
     ) -> None:
         super().__init__(every_n_epochs)
-        if limit < 1:
-            raise ValueError(f"limit must be at least 1 row, but got {limit}.")
-        self.generate, self.score, self.limit = generate, score, limit
+        self.generate, self.score, self.limit = generate, score, at_least("limit", limit, 1)
+        self.match = match if callable(match) else one_of("match", match, Match)
         self.questions = {name: load_rows(source) for name, source in (questions or {}).items()}
         for name, rows in self.questions.items():
             for number, row in enumerate(rows):
@@ -77,19 +86,25 @@ class UnlearnMonitor(Monitor):
     def evaluate(self, trainer: Trainer, module: LightningModule) -> Evaluation:
         """Measure every set now, without logging."""
         metrics: dict[str, float] = {}
-        asked = self._asked(trainer)
-        progress = tqdm(desc="Evaluating", leave=False, disable=rank() != 0, unit="batch")
+        questions = self._questions(trainer)
         # Even a loader that does not shuffle draws a seed.
         with isolate_rng(), evaluating(module), trainer.precision_plugin.forward_context():
             for name, loader in self._loaders(trainer).items():
-                metrics[f"{name}_nll"] = self._nll(trainer, module, loader, progress)
-            answers = self._answers(module, asked, progress)
-        progress.close()
-        for name in asked:
+                metrics[f"{name}_nll"] = self._nll(trainer, module, name, loader)
+            answers = self._answers(trainer, module, questions)
+        for name in questions:
             marks = [answer.correct for answer in answers if answer.set == name and answer.correct is not None]
             if marks:
                 metrics[f"{name}_accuracy"] = sum(marks) / len(marks)
         return Evaluation(trainer.global_step, metrics, answers)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure every so many epochs, and let other callbacks monitor the numbers."""
+        count = len(self.history)
+        super().on_train_epoch_end(trainer, pl_module)
+        if len(self.history) > count:
+            metrics = {f"{self.prefix}{name}": value for name, value in self.history[-1].metrics.items()}
+            pl_module.log_dict(metrics, logger=False, sync_dist=trainer.world_size > 1)
 
     def show(self, logger: Logger, step: int) -> None:
         """Log the generations before and after, and the curves."""
@@ -98,34 +113,41 @@ class UnlearnMonitor(Monitor):
         log_table(logger, "eval/generations", _COLUMNS, rows, step)
         _log_figures(logger, self.history, step)
 
-    def _loaders(self, trainer: Trainer) -> dict[str, Any]:
-        loaders = {name: row_loader(trainer.train_dataloader, name) for name in ("forget", "retain")}
+    def _loaders(self, trainer: Trainer) -> dict[str, DataLoader]:
+        loaders: dict[str, Any] = {name: row_loader(trainer.train_dataloader, name) for name in ("forget", "retain")}
         datamodule = getattr(trainer, "datamodule", None)
         if isinstance(datamodule, ForgetRetainDataModule):
-            loaders |= {k: v for k, v in datamodule.val_dataloader().items() if k not in loaders}
+            heldout = {k: v for k, v in datamodule.val_dataloader().items() if k not in loaders}
+            loaders |= {name: row_loader(heldout, name) for name in heldout}
         return {name: loader for name, loader in loaders.items() if loader is not None}
 
-    def _nll(self, trainer: Trainer, module: LightningModule, loader: Any, progress: tqdm) -> float:
-        total = count = 0.0
-        rows = 0
-        for batch in loader:
-            if rows >= self.limit:
+    def _nll(self, trainer: Trainer, module: LightningModule, name: str, loader: DataLoader) -> float:
+        """Mean over the supervised tokens of the first rows."""
+        chunks, size = [], 0
+        for chunk in loader.batch_sampler or []:
+            if size >= self.limit:
                 break
-            batch = trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch))
-            nll, length = (part[: self.limit - rows] for part in likelihood(self.score, module, batch))
-            total, count, rows = total + nll.sum().item(), count + length.sum().item(), rows + len(nll)
-            progress.update()
+            chunks.append(list(chunk))
+            size += len(chunks[-1])
+        first = DataLoader(loader.dataset, batch_sampler=chunks, collate_fn=loader.collate_fn)
+        rows = RunRows(trainer, first, f"Evaluating {name}")
+        read = [[part.cpu() for part in likelihood(self.score, module, batch)] for batch, _ in rows]
+        total = count = 0.0
+        left = self.limit
+        for nll, length in rows.gather(read):
+            total, count = total + nll[:left].sum().item(), count + length[:left].sum().item()
+            left -= len(nll)
         return total / max(count, 1.0)
 
-    def _asked(self, trainer: Trainer) -> Mapping[str, list[dict[str, Any]]]:
-        asked = self.questions or getattr(getattr(trainer, "datamodule", None), "questions", {})
-        return {name: rows[: self.limit] for name, rows in asked.items()}
+    def _questions(self, trainer: Trainer) -> Mapping[str, list[dict[str, Any]]]:
+        questions = self.questions or getattr(getattr(trainer, "datamodule", None), "questions", {})
+        return {name: rows[: self.limit] for name, rows in questions.items()}
 
     def _answers(
-        self, module: LightningModule, asked: Mapping[str, list[dict[str, Any]]], progress: tqdm
+        self, trainer: Trainer, module: LightningModule, questions: Mapping[str, list[dict[str, Any]]]
     ) -> list[Answer]:
-        """All sets in one call, as a batch of more rows costs little more."""
-        rows = [(name, row) for name, rows in asked.items() for row in rows]
+        """Generate and mark the answers of all sets together, as a batch of more rows costs little more."""
+        rows = [(name, row) for name, rows in questions.items() for row in rows]
         if not rows:
             return []
         generate = self.generate or getattr(type(module), "answer", None)
@@ -134,19 +156,24 @@ class UnlearnMonitor(Monitor):
                 f"UnlearnMonitor has questions but {type(module).__name__} has no method 'answer'. Pass generate=, a "
                 "function (module, questions) -> answers."
             )
-        texts = generate(module, [row["question"] for _, row in rows])
-        progress.update()
-        if len(texts) != len(rows):
+        sharded = any(isinstance(parameter, DTensor) for parameter in module.parameters())
+        share = Replica(0, 1) if sharded else replica(trainer)
+        asked = [row["question"] for _, row in rows][share.rank :: share.total]
+        texts = generate(module, asked) if asked else []
+        if len(texts) != len(asked):
             raise ValueError(
-                f"generate gave {len(texts)} answers to {len(rows)} questions of the sets {sorted(asked)}. It must "
-                "return one text for each question."
+                f"generate gave {len(texts)} answers to {len(asked)} questions of the sets {sorted(questions)}. It "
+                "must return one text for each question."
             )
-        found = []
-        for (name, row), text in zip(rows, texts, strict=True):
+        by_replica = dict(gather_objects((share.rank, texts)))
+        matches = matcher(self.match)
+        answers = []
+        for number, (name, row) in enumerate(rows):
+            text = by_replica[number % share.total][number // share.total]
             accept = row.get("accept") or [row["answer"]]
-            correct = any(short.lower() in text.lower() for short in accept)
-            found.append(Answer(name, row["question"], row["answer"], text, correct))
-        return found
+            correct = any(matches(text, str(short)) for short in ([accept] if isinstance(accept, str) else accept))
+            answers.append(Answer(name, row["question"], row["answer"], text, correct))
+        return answers
 
 
 _COLUMNS = ["set", "question", "expected", "before", "after"]

@@ -1,4 +1,4 @@
-"""Chat model and facts of the demo and of the comparison of objectives, found without a network."""
+"""Packaged chat model and facts, available without a network."""
 
 from __future__ import annotations
 

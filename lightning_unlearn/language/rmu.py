@@ -31,7 +31,7 @@ Mask = Literal["attention", "labels", "all"]
 class RMU(UnlearnCallback):
     r"""Representation misdirection: steer the activations of one layer to a random vector.
 
-    Those of retain rows are held where they were.
+    The activations of retain rows are held at those of the starting model.
 
     $$\mathcal{L} = \frac{1}{d}\, \mathbb{E}_{b,t} \lVert h_\theta(x_f)_t - c u \rVert_2^2
       + \alpha \frac{1}{d}\, \mathbb{E}_{b,t} \lVert h_\theta(x_r)_t - h_{ref}(x_r)_t \rVert_2^2$$
@@ -45,17 +45,17 @@ class RMU(UnlearnCallback):
     could not open, its formula takes the norm of each sample anew.
 
     Only the layers up to the steered one run, in training and for the reference, whose weights are the starting values
-    of the few parameters that train. Where weights are sharded (FSDP2), whose forward pass can't be left half way, the
+    of the few parameters that train. Where weights are sharded (FSDP2), a forward pass can't be left half way, so the
     later layers and the output head run too, without gradients. Reentrant gradient checkpointing is not supported.
 
     Batches are dicts with ``input_ids (B, T)`` and usually ``attention_mask (B, T)``. While ``fit`` runs, all other
     parameters are frozen. The reference is read without dropout: switch dropout off.
 
     Args:
-        layer: Module whose output is steered: the end of its dotted name, or a regular expression found in one name
+        layer: Module whose output is steered: the end of its dotted name, or a regular expression that fits one name
             only. The default is that of the paper for 7B models. Wrappers (``_orig_mod.`` and the like) don't count as
             part of a name.
-        trainable: Regular expression; parameters whose name it is found in train, of those that would train anyway. By
+        trainable: Regular expression; of the parameters that would train anyway, those in whose name it occurs do. By
             default ``mlp.down_proj`` of the steered layer and of the two before it.
         steering: Length of the control vector $c$, of the order of the activations' own norm. 20 in the released
             script, 6.5 in its recipe for zephyr-7b. With ``adaptive``, a multiple $\beta$ of that norm; 5 there.
@@ -165,12 +165,12 @@ class RMU(UnlearnCallback):
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the module back as it was."""
+        """Unfreeze what was frozen."""
         super().teardown(trainer, pl_module, stage)
         self._unfreeze(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the module back as it was."""
+        """Unfreeze what was frozen."""
         super().on_exception(trainer, pl_module, exception)
         self._unfreeze(pl_module)
 
@@ -194,13 +194,13 @@ class RMU(UnlearnCallback):
             got = sorted(map(str, batch)) if isinstance(batch, dict) else type(batch).__name__
             raise TypeError(f"RMU with mask={self.mask!r} reads rows that are a dict with {wanted}, but got {got}.")
         inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids", "token_type_ids") if k in batch}
-        # FSDP2 takes a pass that was left early for one that still goes on, and then the next one would not wait for
-        # the weights to be exchanged or updated before it gathers them on a stream of its own.
+        # FSDP2 takes a pass that was left early for one that still runs, and then the next one would not wait for the
+        # weights to be exchanged or updated before it gathers them on a stream of its own.
         sharded = any(isinstance(child, FSDPModule) for child in module.modules())
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
 
         def keep(_: nn.Module, args: Any, output: Any) -> Any:
-            found.append(output if isinstance(output, Tensor) else output[0])
+            outputs.append(output if isinstance(output, Tensor) else output[0])
             if not sharded:
                 raise _Reached
             return tree_map_only(Tensor, Tensor.detach, output)  # so that later layers keep no activations
@@ -214,20 +214,20 @@ class RMU(UnlearnCallback):
             traceback.clear_frames(reached.__traceback__)
         finally:
             handle.remove()
-        if not found or found[-1].shape[:-1] != batch["input_ids"].shape:
-            got = f"gave shape {tuple(found[-1].shape)}" if found else "was not called"
+        if not outputs or outputs[-1].shape[:-1] != batch["input_ids"].shape:
+            got = f"gave shape {tuple(outputs[-1].shape)}" if outputs else "was not called"
             raise MisconfigurationException(
                 f"layer={self.layer!r} {got}, but RMU steers activations of shape (B, T, d) for input_ids of shape "
                 f"{tuple(batch['input_ids'].shape)}. Name one decoder block, such as 'model.layers.7'."
-                f"{'' if found else ' ' + HOOK_NOT_CALLED}"
+                f"{'' if outputs else ' ' + HOOK_NOT_CALLED}"
             )
-        if torch.is_grad_enabled() and not found[-1].requires_grad:
+        if torch.is_grad_enabled() and not outputs[-1].requires_grad:
             raise MisconfigurationException(
                 f"The output of layer={self.layer!r} does not depend on a parameter that trains. Let trainable name "
                 "parameters of that layer or of those before it, and use use_reentrant=False for gradient "
                 "checkpointing."
             )
-        return found[-1]
+        return outputs[-1]
 
     def _length(self, hidden: Tensor, batch: dict[str, Batch]) -> float:
         if not self.adaptive:

@@ -1,4 +1,4 @@
-"""Training on generic predictions in place of what is to be forgotten."""
+"""Who's Harry Potter: training on generic predictions in place of the forget answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["WhosHarryPotter"]
 
 
 class WhosHarryPotter(ForgetRetainObjective):
-    r"""Learn what a model would say that knows nothing in particular, in place of the forget answers.
+    r"""Train on generic predictions, derived from a reinforced model, in place of the forget answers.
 
     $$\mathcal{L} = w_f\, \mathbb{E}_t \left[ -\log p_\theta(\tilde y_t) \right] + w_r \mathcal{L}_{retain}, \qquad
       \tilde y_t = \arg\max_v\; v_{0,t} - \alpha\, \mathrm{ReLU}(v_{reinforced,t} - v_{0,t})$$
@@ -36,19 +36,19 @@ class WhosHarryPotter(ForgetRetainObjective):
     $v_0$ are the logits of the starting model, $v_{reinforced}$ those of a reinforced one: the starting model trained
     further on the forget rows, by an ordinary run of fine-tuning. The context of each position is the true text.
 
-    The new labels depend on these two models only. They are read before the first step and kept by row, also in
-    checkpoints; for that pass the reinforced weights are exchanged in, and then dropped. Training costs no further
+    The new labels depend on these two models only. They are computed before the first step and kept by row, also in
+    checkpoints; for that pass the reinforced weights are exchanged in, and then dropped. Training needs no second
     model. Rows need a stable ``index``, as [`LanguageDataModule`][lightning_unlearn.LanguageDataModule] gives them.
 
     This is the reinforced half of the paper's method. Its other half, a dictionary from names to generic names made by
-    a large model, changes the text itself, and so is the data's business. The code released with MUSE does not train:
+    a large model, changes the text itself, so it belongs to the data. The code released with MUSE does not train:
     it answers with $v_{generic}$, from both models at once.
 
     Args:
         reinforced: The reinforced model, of the same architecture: a folder written by ``save_pretrained``
             (safetensors), or a Lightning checkpoint of full weights.
-        alpha: How far down what the reinforced model finds more likely is taken; 5 in the paper, as we remember it, and
-            1 in the code released with MUSE.
+        alpha: Strength of the penalty on what the reinforced model finds more likely; 5 in the paper, as we remember
+            it, and 1 in the code released with MUSE.
         forget_weight: Weight of the forget term $w_f$.
         retain_weight: Weight of the retain term $w_r$; 0 leaves it out, as the paper does.
         retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``, see
@@ -82,7 +82,7 @@ class WhosHarryPotter(ForgetRetainObjective):
         self.reinforced = reinforced
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
-        """The terms on one batch, its forget rows with the new labels."""
+        """The terms on one batch, with the new labels in its forget rows."""
         parts = super().step(module, {**batch, "forget": self.relabelled(batch["forget"])})
         del parts["forget_nll"]  # of the new labels, where other methods log that of the true ones
         return parts
@@ -96,10 +96,10 @@ class WhosHarryPotter(ForgetRetainObjective):
         Returns:
             The same rows with other labels.
         """
-        found = self.caches["forget"](rows)
+        generic = self.caches["forget"](rows)
         labels = rows["labels"].clone()
         shifted = labels[:, 1:]  # a view: the first token is no one's prediction
-        shifted[shifted != IGNORE_INDEX] = found[found != IGNORE_INDEX]
+        shifted[shifted != IGNORE_INDEX] = generic[generic != IGNORE_INDEX]
         return {**rows, "labels": labels}
 
     def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:
@@ -129,12 +129,12 @@ class WhosHarryPotter(ForgetRetainObjective):
             start = causal_lm_nll.predictions(module, rows)
             with exchanged(module, other), without_gradients():
                 reinforced = causal_lm_nll.predictions(module, rows)
-            found = start.labels.new_full((start.size, width), IGNORE_INDEX)
+            generic = start.labels.new_full((start.size, width), IGNORE_INDEX)
             length = start.length()
-            found[torch.arange(width, device=length.device) < length[:, None]] = whp_labels(
+            generic[torch.arange(width, device=length.device) < length[:, None]] = whp_labels(
                 start.logits, reinforced.logits, alpha=self.alpha
             )
-            return found
+            return generic
 
         cache = CachedReference("forget")
         cache.build(trainer, module, labels)
@@ -142,7 +142,7 @@ class WhosHarryPotter(ForgetRetainObjective):
 
 
 def _weights(path: str) -> dict[str, Tensor]:
-    # Only a fresh run comes here, before its first step; one that is resumed has the labels in its checkpoint.
+    # Checked in begin and not in the constructor: a resumed run has the labels in its checkpoint.
     if not (Path(path).is_file() or any(Path(path).glob("*.safetensors"))):
         raise FileNotFoundError(
             f"reinforced={path!r} is neither a Lightning checkpoint nor a folder with *.safetensors. Fine-tune the "
@@ -162,7 +162,7 @@ def _matched(module: nn.Module, weights: dict[str, Tensor], path: str) -> dict[s
             f"reinforced={path!r} holds adapters. Merge them into full weights: lightning-unlearn export, or "
             "LitCausalLM.save_pretrained."
         )
-    found = {}
+    matched = {}
     for name, parameter in module.named_parameters():
         if ".lora_" in name:
             continue  # an adapter adds nothing before it is trained
@@ -174,6 +174,6 @@ def _matched(module: nn.Module, weights: dict[str, Tensor], path: str) -> dict[s
                 f"reinforced={path!r} does not fit the module: for {name!r} of shape {tuple(parameter.shape)} it has "
                 f"{got}. Fine-tune the starting model itself on the forget rows, and save all its weights."
             )
-        found[name] = torch.empty_like(parameter, requires_grad=False)
-        load_full_tensor(found[name], weights[keys[0]])
-    return found
+        matched[name] = torch.empty_like(parameter, requires_grad=False)
+        load_full_tensor(matched[name], weights[keys[0]])
+    return matched

@@ -27,7 +27,6 @@ from lightning_unlearn import (
     KLMinimization,
     LanguageDataModule,
     LitCausalLM,
-    LoRA,
     Ramp,
     SatImp,
     SimNPO,
@@ -85,7 +84,7 @@ class Sgd(LitCausalLM):
 
 def train(method: str, model: str, strategy: Any, processes: int, **options: Any) -> tuple[L.Trainer, LitCausalLM]:
     L.seed_everything(0, verbose=False)
-    module = Sgd(model, lora=LoRA(r=2) if "LoRA" in method else None)
+    module = Sgd(model, lora={"r": 2, "target_modules": "all-linear"} if "LoRA" in method else None)
     data = LanguageDataModule(ROWS[:8], ROWS[8:], batch_size=4 // processes, seed=3)
     ckpt_path = options.pop("ckpt_path", None)
     trainer = L.Trainer(

@@ -18,7 +18,6 @@ from lightning_unlearn import (
     LanguageDataModule,
     LayerMask,
     LitCausalLM,
-    LoRA,
     RandomMask,
     Wanda,
 )
@@ -54,7 +53,8 @@ class Decaying(LitCausalLM):
 
 def train(kind: str, model: str, strategy: Any, processes: int, **options: Any) -> tuple[L.Trainer, Any, Any]:
     L.seed_everything(0, verbose=False)
-    module, mask = Decaying(model, lora=LoRA(r=2) if "LoRA" in kind else None), MASKS[kind]()
+    lora = {"r": 2, "target_modules": "all-linear"} if "LoRA" in kind else None
+    module, mask = Decaying(model, lora=lora), MASKS[kind]()
     # Six rows in three batches of two: with two processes, one of them has none to read in the last round.
     data = LanguageDataModule(ROWS[:6], ROWS[6:], batch_size=4 // processes, seed=3)
     ckpt_path = options.pop("ckpt_path", None)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_unlearn import AltPO, LanguageDataModule, LitCausalLM
+from lightning_unlearn import AltPO, LanguageDataModule, LitCausalLM, PromptFormat
 from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.language.alternates import generate_alternates
 from tests.user_module import trainer
@@ -24,7 +24,7 @@ def module(tiny_lm: Path) -> LitCausalLM:
 
 
 def ready(rows: Any, module: LitCausalLM, **options: Any) -> LanguageDataModule:
-    data = LanguageDataModule(rows, tokenizer=module.tokenizer, **options)
+    data = LanguageDataModule(rows, prompt=PromptFormat(module.tokenizer), **options)
     data.setup("fit")
     return data
 
@@ -162,7 +162,7 @@ def test_a_model_with_nothing_else_to_say_is_an_error(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"count": 0}, "count and max_new_tokens must be at least 1, but got count=0"),
+        ({"count": 0}, "count must be at least 1, but got 0"),
         ({"temperature": 0.0}, "temperature must be greater than 0"),
         ({"path": "alternates.csv"}, r"path must end with \.jsonl"),
         ({"instruction": "Say {question} differently."}, r"instruction must contain \{answer\}"),

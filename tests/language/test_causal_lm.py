@@ -1,18 +1,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from torch import Tensor
+from jsonargparse import ArgumentParser
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_unlearn import NPO, LanguageDataModule, LitCausalLM, LoRA, SimNPO, causal_lm_nll
+from lightning_unlearn import NPO, LanguageDataModule, LitCausalLM, PromptFormat, SimNPO, causal_lm_nll
 from lightning_unlearn.functional.likelihood import sequence_nll
 from lightning_unlearn.functional.objectives.simnpo import simnpo
+from lightning_unlearn.language.causal_lm import _decoder_layers
 from lightning_unlearn.language.data.language import collate_tokens
 from tests.user_module import trainer
 
@@ -20,7 +26,7 @@ Rows = list[dict[str, Any]]
 
 
 def batch_of(module: LitCausalLM, rows: Rows) -> dict[str, Tensor]:
-    data = LanguageDataModule(rows, tokenizer=module.tokenizer)
+    data = LanguageDataModule(rows, prompt=PromptFormat(module.tokenizer))
     data.setup("fit")
     return collate_tokens([data.sets["forget"][i] for i in range(len(rows))])
 
@@ -88,9 +94,9 @@ def test_length_does_not_count_the_prompt(tiny_lm: Path, forget_rows: Rows) -> N
     assert short_length.tolist() == answers
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(r=4)])
+@pytest.mark.parametrize("lora", [None, {"r": 4, "target_modules": "all-linear"}])
 def test_the_export_opens_in_plain_transformers_with_the_same_logits(
-    tiny_lm: Path, tmp_path: Path, forget_rows: Rows, retain_rows: Rows, lora: LoRA | None
+    tiny_lm: Path, tmp_path: Path, forget_rows: Rows, retain_rows: Rows, lora: dict[str, Any] | None
 ) -> None:
     module = LitCausalLM(str(tiny_lm), lr=1e-2, lora=lora)
     fit(module, forget_rows, retain_rows, SimNPO())
@@ -109,7 +115,7 @@ def test_the_export_opens_in_plain_transformers_with_the_same_logits(
 
 def test_loras_reference_is_the_disabled_adapter(tiny_lm: Path, forget_rows: Rows, retain_rows: Rows) -> None:
     method = NPO(reference="snapshot")
-    module = LitCausalLM(str(tiny_lm), lr=1e-2, lora=LoRA(r=4))
+    module = LitCausalLM(str(tiny_lm), lr=1e-2, lora={"r": 4, "target_modules": "all-linear"})
     fit(module, forget_rows, retain_rows, method)
     assert method.snapshot is not None
     assert method.snapshot.values == {}
@@ -119,9 +125,9 @@ def test_loras_reference_is_the_disabled_adapter(tiny_lm: Path, forget_rows: Row
     assert not torch.allclose(causal_lm_nll(module, batch), start, atol=1e-2)
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(r=4)])
+@pytest.mark.parametrize("lora", [None, {"r": 4, "target_modules": "all-linear"}])
 def test_checkpoints_load_with_weights_only(
-    tiny_lm: Path, tmp_path: Path, forget_rows: Rows, retain_rows: Rows, lora: LoRA | None
+    tiny_lm: Path, tmp_path: Path, forget_rows: Rows, retain_rows: Rows, lora: dict[str, Any] | None
 ) -> None:
     module = LitCausalLM(str(tiny_lm), lr=1e-2, lora=lora)
     fit(module, forget_rows, retain_rows, SimNPO()).save_checkpoint(tmp_path / "run.ckpt")
@@ -129,6 +135,79 @@ def test_checkpoints_load_with_weights_only(
     assert loaded.lr == 1e-2
     for key, value in module.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value)
+
+
+def test_adapters_are_those_of_peft_and_their_settings_are_saved_as_plain_values(
+    tiny_lm: Path, tmp_path: Path, forget_rows: Rows, retain_rows: Rows
+) -> None:
+    config = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "down_proj"])
+    module = LitCausalLM(str(tiny_lm), lr=1e-2, lora=config)
+    assert config.task_type is None  # what was given stays as it is
+    fit(module, forget_rows, retain_rows, SimNPO()).save_checkpoint(tmp_path / "run.ckpt")
+    saved = torch.load(tmp_path / "run.ckpt", weights_only=True)["hyper_parameters"]["lora"]
+    plain = {"r": 4, "lora_alpha": 32, "target_modules": ["down_proj", "q_proj"]}
+    assert saved == {**plain, "task_type": "CAUSAL_LM"}
+    scales = {layer.scaling["default"] for layer in module.modules() if isinstance(layer, LoraLayer)}
+    assert scales == {8.0}
+    again = LitCausalLM(str(tiny_lm), lora=plain)
+    assert again.state_dict().keys() == module.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "field", [{"bias": "all"}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"init_lora_weights": "pissa"}]
+)
+def test_adapters_of_another_kind_are_refused(field: dict[str, Any], tiny_lm: Path) -> None:
+    with pytest.raises(ValueError, match=f"plain adapters that start at zero, but lora has .*{next(iter(field))}"):
+        LitCausalLM(str(tiny_lm), lora=field)
+
+
+@pytest.mark.parametrize(
+    "given", [{"r": 4}, {"class_path": "peft.LoraConfig", "init_args": {"r": 4}}], ids=["fields", "class_path"]
+)
+def test_adapters_from_yaml(given: dict[str, Any], tiny_lm: Path) -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(LitCausalLM, "model")
+    config = parser.parse_object({"model": {"model": str(tiny_lm), "lora": given}})
+    module = parser.instantiate(config).model
+    assert module.hparams["lora"] == {"r": 4, "task_type": "CAUSAL_LM"}
+
+
+class Mesh(dict):
+    """A mesh of so many processes a dimension."""
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__({name: SimpleNamespace(size=lambda size=size: size) for name, size in sizes.items()})
+
+
+def test_a_tensor_parallel_group_is_refused(tiny_lm: Path) -> None:
+    module = LitCausalLM(str(tiny_lm))
+    module._device_mesh = Mesh(data_parallel=1, tensor_parallel=2)  # type: ignore[assignment]
+    with pytest.raises(MisconfigurationException, match=r"groups of 2 processes.*LitCausalLM.*tensor_parallel_size=1"):
+        module.configure_model()
+    module._device_mesh = Mesh(data_parallel=1, tensor_parallel=1)  # type: ignore[assignment]
+    module.configure_model()
+
+
+class Experts(nn.Module):
+    """A decoder of two layers, of four experts each."""
+
+    def __init__(self, depth: int | None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(self.layer() for _ in range(2))
+        self.others = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+        self.config = SimpleNamespace(num_hidden_layers=depth)
+
+    @staticmethod
+    def layer() -> nn.Module:
+        return nn.ModuleDict({"experts": nn.ModuleList(nn.Linear(2, 2) for _ in range(4))})
+
+
+def test_the_decoder_layers_are_sharded_and_not_the_experts_in_them() -> None:
+    model = Experts(depth=2)
+    assert _decoder_layers(model) is model.layers
+    model = Experts(depth=None)
+    assert _decoder_layers(model) is model.others  # the longest list that is in no other
+    assert len(_decoder_layers(nn.Linear(2, 2))) == 0
 
 
 def test_only_trainable_parameters_move(tiny_lm: Path, forget_rows: Rows, retain_rows: Rows) -> None:

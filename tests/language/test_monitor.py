@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -112,6 +113,22 @@ def test_an_answer_is_right_if_it_contains_an_accepted_one(tiny_lm: Path, data: 
     metrics = monitor.history[0].metrics
     assert [metrics[f"{name}_accuracy"] for name in ("forget", "retain", "other")] == [0.25, 0.0, 0.0]
     assert [a.correct for a in monitor.history[0].answers] == [True] + [False] * 6
+
+
+@pytest.mark.parametrize(
+    ("match", "right"),
+    [
+        ("words", [False, True, True, True]),
+        ("exact", [False, False, True, False]),
+        (lambda text, accepted: accepted in text, [False, True, True, False]),
+    ],
+)
+def test_a_part_of_a_word_is_no_right_answer(match: Any, right: list[bool], tiny_lm: Path) -> None:
+    texts = {"Romania": "Oman", "Jerome of Rome": "Rome", "Lima.": "Lima", "In Lima": ["Cusco", "lima"]}
+    rows = [{"question": text, "answer": "x", "accept": accept} for text, accept in texts.items()]
+    monitor = UnlearnMonitor(questions={"q": rows}, generate=lambda module, asked: asked, match=match)
+    unlearn(tiny_lm, LanguageDataModule(rows, rows[:1], batch_size=4), monitor)
+    assert [answer.correct for answer in monitor.history[0].answers] == right
 
 
 def test_without_an_accepted_answer_the_whole_one_counts(tiny_lm: Path, data: LanguageDataModule) -> None:
@@ -295,15 +312,27 @@ def test_a_csv_logger_gets_numbers_generations_and_curves(
         assert "</svg>" in (folder / name).read_text(encoding="utf-8")
 
 
-def test_validation_does_not_log_other_values_under_the_names_of_the_monitor(
+def test_the_module_does_not_measure_a_second_time_beside_a_monitor(
     tiny_lm: Path, data: LanguageDataModule, tmp_path: Path
 ) -> None:
     monitor = UnlearnMonitor(generate=echo, limit=1)
     logger = CSVLogger(tmp_path)
-    unlearn(tiny_lm, data, monitor, max_epochs=2, logger=logger, limit_val_batches=1.0)
+    module, run = unlearn(tiny_lm, data, monitor, max_epochs=2, logger=logger, limit_val_batches=1.0)
     with (Path(logger.log_dir) / "metrics.csv").open(encoding="utf-8") as file:
-        logged = [(int(row["step"]), float(v)) for row in csv.DictReader(file) if (v := row["eval/forget_nll"])]
+        rows = list(csv.DictReader(file))
+    logged = [(int(row["step"]), float(v)) for row in rows if (v := row["eval/forget_nll"])]
     assert logged == [(e.step, pytest.approx(e.metrics["forget_nll"])) for e in monitor.history]
+    assert not any(name.startswith("val/") for name in rows[0])
+    (measured, *_) = run.validate(module, data, verbose=False)  # which a monitor does not watch
+    assert "val/forget_nll" in measured
+
+
+def test_other_callbacks_can_watch_the_numbers(tiny_lm: Path, data: LanguageDataModule) -> None:
+    stop = EarlyStopping("eval/forget_nll", mode="max", stopping_threshold=0.0, check_on_train_epoch_end=True)
+    monitor = UnlearnMonitor(generate=echo)
+    _, run = unlearn(tiny_lm, data, monitor, stop, max_epochs=3)
+    assert run.callback_metrics["eval/forget_nll"].item() == pytest.approx(monitor.history[-1].metrics["forget_nll"])
+    assert [e.step for e in monitor.history] == [0, 2]  # the first epoch is above the threshold
 
 
 def test_a_tensorboard_logger_gets_numbers_text_and_curves(

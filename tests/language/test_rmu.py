@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_unlearn import RMU, LanguageDataModule, LitCausalLM, LoRA
+from lightning_unlearn import RMU, LanguageDataModule, LitCausalLM, PromptFormat
 from lightning_unlearn.core.reference import SnapshotReference
 from lightning_unlearn.functional.language.rmu import control_vector
 from lightning_unlearn.language.data.language import collate_tokens
@@ -50,12 +50,12 @@ def fit(module: L.LightningModule, method: RMU, forget: Rows, retain: Rows, *cal
     fit_options = {k: options.pop(k) for k in ("ckpt_path", "weights_only") if k in options}
     run = trainer(method, *callbacks, **({"max_epochs": 2, "limit_val_batches": 0} | options))
     tokenizer = AutoTokenizer.from_pretrained(module.hparams.get("folder") or module.hparams["model"])
-    run.fit(module, LanguageDataModule(forget, retain, tokenizer=tokenizer, batch_size=2), **fit_options)
+    run.fit(module, LanguageDataModule(forget, retain, prompt=PromptFormat(tokenizer), batch_size=2), **fit_options)
     return run
 
 
 def batch_of(module: LitCausalLM, rows: Rows) -> dict[str, Tensor]:
-    data = LanguageDataModule(rows, tokenizer=module.tokenizer)
+    data = LanguageDataModule(rows, prompt=PromptFormat(module.tokenizer))
     data.setup("fit")
     return collate_tokens([data.sets["forget"][i] for i in range(len(rows))])
 
@@ -276,7 +276,7 @@ def test_the_snapshot_is_of_what_trains(tiny_lm: Path, forget_rows: Rows, retain
 
 
 def test_adapters_of_the_chosen_layers_train(tiny_lm: Path, forget_rows: Rows, retain_rows: Rows) -> None:
-    module = LitCausalLM(str(tiny_lm), lr=1e-2, lora=LoRA(r=2))
+    module = LitCausalLM(str(tiny_lm), lr=1e-2, lora={"r": 2, "target_modules": "all-linear"})
     before = copy(module)
     fit(module, rmu(layer="model.layers.0"), forget_rows, retain_rows)
     found = moved(module, before)

@@ -14,10 +14,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lightning_unlearn
-from lightning_unlearn import PDU, LitCausalLM, LoRA, UnlearnCallback
+from lightning_unlearn import PDU, LitCausalLM, PromptFormat, UnlearnCallback
 from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.language.data.language import LanguageDataModule, collate_tokens
 from tests.tiny_runs import CASES, RAGGED, Run, fit
+
+LORA = {"r": 2, "target_modules": "all-linear"}
 
 every_objective = pytest.mark.parametrize("case", CASES)
 
@@ -36,7 +38,7 @@ def plain(tiny_lm: Path) -> Callable[[str], Run]:
 
 
 def rows_of(tokenizer: Any) -> dict[str, Tensor]:
-    data = LanguageDataModule(RAGGED, tokenizer=tokenizer)
+    data = LanguageDataModule(RAGGED, prompt=PromptFormat(tokenizer))
     data.setup("fit")
     return {k: v for k, v in collate_tokens([data.sets["forget"][i] for i in range(4)]).items() if k != "index"}
 
@@ -62,7 +64,7 @@ def test_every_public_objective_has_a_case() -> None:
 def test_lora_starts_as_the_same_function_and_moves_adapters_only(
     case: str, tiny_lm: Path, plain: Callable[[str], Run], tmp_path: Path
 ) -> None:
-    run = fit(case, tiny_lm, model={"lora": LoRA(r=2)}, max_epochs=2)
+    run = fit(case, tiny_lm, model={"lora": LORA}, max_epochs=2)
 
     assert run.steps[0].parts == pytest.approx(plain(case).steps[0].parts, rel=1e-5, abs=1e-5)
 
@@ -288,7 +290,7 @@ def test_a_model_compiled_forward_and_backward_trains_the_same_weights(
 
 
 def test_adapters_are_switched_off_for_the_reference_in_a_compiled_model(tiny_lm: Path) -> None:
-    model = {"lora": LoRA(r=2)}
+    model = {"lora": LORA}
     plain, run = (fit_short("KLMinimization", tiny_lm, how, model=model) for how in (short, compiled("eager")))
     assert run.steps[-1].parts["retain"] > 0
     assert torch.equal(run.weights(), plain.weights())
@@ -306,8 +308,8 @@ def test_the_module_itself_may_be_compiled(how: str, tiny_lm: Path, uncompiled: 
     assert torch.equal(run.weights(), uncompiled("SimNPO").weights())
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(r=2)])
-def test_a_compiled_model_is_saved_like_any_other(lora: LoRA | None, tiny_lm: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_compiled_model_is_saved_like_any_other(lora: dict[str, Any] | None, tiny_lm: Path, tmp_path: Path) -> None:
     module = LitCausalLM(str(tiny_lm), lora=lora)
     torch.manual_seed(0)
     for parameter in module.parameters():

@@ -22,7 +22,7 @@ from lightning_unlearn import (
     GradDiff,
     LanguageDataModule,
     LitCausalLM,
-    LoRA,
+    PromptFormat,
     Ramp,
     SimNPO,
     TaskVector,
@@ -35,6 +35,7 @@ from lightning_unlearn.functional.objectives.task_vector import negate_task_vect
 from tests.user_module import LitNet, loaders, pairs, trainer, weights
 
 Rows = list[dict[str, Any]]
+LORA = {"r": 2, "target_modules": "all-linear"}
 LONG = ", which is a long way from here, as far as anyone knows"
 
 
@@ -59,7 +60,7 @@ def lm(folder: Path, **options: Any) -> Sgd:
 
 
 def data(module: LitCausalLM, forget: Rows, retain: Rows | None, **options: Any) -> LanguageDataModule:
-    return LanguageDataModule(forget, retain, tokenizer=module.tokenizer, **({"batch_size": 2} | options))
+    return LanguageDataModule(forget, retain, prompt=PromptFormat(module.tokenizer), **({"batch_size": 2} | options))
 
 
 def seeded(cls: type[LitNet] = LitNet, **options: Any) -> LitNet:
@@ -70,7 +71,7 @@ def seeded(cls: type[LitNet] = LitNet, **options: Any) -> LitNet:
 # ---- hidden states ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(r=2)])
+@pytest.mark.parametrize("lora", [None, LORA])
 @pytest.mark.parametrize("layer", [None, r"layers\.0$"])
 def test_the_distance_of_hidden_states_is_that_of_the_formula(
     layer: str | None, lora: Any, tiny_lm: Path, forget_rows: Rows, retain_rows: Rows
@@ -266,7 +267,7 @@ def generic_labels(tiny_lm: Path, reinforced: Path, batch: Any, alpha: float) ->
     return torch.where(batch["labels"][:, 1:] == -100, -100, generic)
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(r=2)])
+@pytest.mark.parametrize("lora", [None, LORA])
 @pytest.mark.parametrize("suffix", ["", ".ckpt"])
 def test_forget_rows_get_generic_labels(
     suffix: str, lora: Any, tiny_lm: Path, reinforced: Path, forget_rows: Rows, retain_rows: Rows
@@ -321,7 +322,7 @@ def test_reinforced_models_that_do_not_fit(
     norm = "model.model.norm.weight"
     torch.save({"state_dict": {k: v for k, v in state.items() if k != norm}}, tmp_path / "short.ckpt")
     torch.save({"state_dict": state | {norm: torch.ones(5)}}, tmp_path / "small.ckpt")
-    torch.save({"state_dict": lm(tiny_lm, lora=LoRA()).state_dict()}, tmp_path / "lora.ckpt")
+    torch.save({"state_dict": lm(tiny_lm, lora=LORA).state_dict()}, tmp_path / "lora.ckpt")
     for name, error, message in [
         ("short.ckpt", ValueError, "for 'model.model.norm.weight' of shape .* it has 0 tensors"),
         ("small.ckpt", ValueError, r"it has shape \(5,\)"),
@@ -389,9 +390,9 @@ def test_the_monitor_and_the_last_files_have_the_edited_weights(
 
 
 def test_with_adapters_the_merged_weights_obey_the_formula(tiny_lm: Path, forget_rows: Rows, tmp_path: Path) -> None:
-    module = lm(tiny_lm, lora=LoRA(r=2))
+    module = lm(tiny_lm, lora=LORA)
     rows = data(module, forget_rows, None)
-    tuned = finetuned(lm(tiny_lm, lora=LoRA(r=2)), rows)
+    tuned = finetuned(lm(tiny_lm, lora=LORA), rows)
     trainer(TaskVector(alpha=0.3), max_epochs=3, limit_val_batches=0).fit(module, rows)
     tuned.save_pretrained(tmp_path / "tuned")  # type: ignore[operator]
     module.save_pretrained(tmp_path / "edited")
@@ -407,7 +408,7 @@ def test_a_resumed_run_with_adapters_goes_on_from_the_finetuned_weights(
     tiny_lm: Path, forget_rows: Rows, tmp_path: Path
 ) -> None:
     def fit(epochs: int, **options: Any) -> tuple[Sgd, L.Trainer]:
-        module = lm(tiny_lm, lora=LoRA(r=2))
+        module = lm(tiny_lm, lora=LORA)
         run = trainer(TaskVector(alpha=0.3), max_epochs=epochs, limit_val_batches=0)
         run.fit(module, data(module, forget_rows, None), **options)
         return module, run
@@ -420,11 +421,11 @@ def test_a_resumed_run_with_adapters_goes_on_from_the_finetuned_weights(
 
 
 def test_adapters_that_can_not_be_scaled(tiny_lm: Path, forget_rows: Rows) -> None:
-    trained = lm(tiny_lm, lora=LoRA(r=2))
+    trained = lm(tiny_lm, lora=LORA)
     for name, parameter in trained.named_parameters():
         if ".lora_B." in name:
             nn.init.ones_(parameter)
-    mixed = lm(tiny_lm, lora=LoRA(r=2))
+    mixed = lm(tiny_lm, lora=LORA)
     mixed.model.base_model.model.model.norm.weight.requires_grad_(True)
     for module, message in ((trained, "adapters have been trained already"), (mixed, "norm.weight' trains beside")):
         with pytest.raises(MisconfigurationException, match=message):

@@ -25,7 +25,6 @@ from lightning_unlearn import (
     LanguageDataModule,
     LayerMask,
     LitCausalLM,
-    LoRA,
     MagnitudeMask,
     RandomMask,
     SalUn,
@@ -409,7 +408,7 @@ def language(tiny_lm: Path, forget: Any, retain: Any, mask: WeightMask, **option
     return module, before
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(r=2)])
+@pytest.mark.parametrize("lora", [None, {"r": 2, "target_modules": "all-linear"}])
 def test_a_language_model_with_tied_weights_or_adapters(
     tiny_lm: Path, forget_rows: Any, retain_rows: Any, lora: Any
 ) -> None:

@@ -1,4 +1,4 @@
-"""Generic predictions in place of what is to be forgotten."""
+"""Generic predictions of Who's Harry Potter."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ __all__ = ["whp_labels", "whp_logits"]
 def whp_logits(logits: Tensor, reinforced_logits: Tensor, *, alpha: float = 5.0) -> Tensor:
     r"""Logits of a generic prediction: :math:`v_{generic} = v - \alpha\, \mathrm{ReLU}(v_{reinforced} - v)`.
 
-    What the reinforced model, trained further on the text to forget, finds more likely is taken down; the rest stays.
+    Tokens that the reinforced model, trained further on the text to forget, finds more likely become less likely; the
+    logits of all others stay.
 
     Args:
         logits: Logits of the starting model :math:`v`, shape ``(N, V)``, any floating type; they are cast up.
         reinforced_logits: Logits of the reinforced model, shape ``(N, V)``.
-        alpha: How far they are taken down, :math:`\alpha > 0`; 5 in the paper, as we remember it.
+        alpha: Strength of the penalty, :math:`\alpha > 0`; 5 in the paper, as we remember it.
 
     Returns:
         Shape ``(N, V)``, fp32.

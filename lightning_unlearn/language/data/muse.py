@@ -1,15 +1,19 @@
-"""MUSE: a corpus of news or of books, to be forgotten as if it had never been read."""
+"""MUSE: corpora of news and of novels."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.pairing import Role
 from lightning_unlearn.core.sources import load_rows, read_source
-from lightning_unlearn.language.data.language import LanguageDataModule, TokenRows
+from lightning_unlearn.language.data.language import LanguageDataModule
+from lightning_unlearn.language.prompt_format import PromptFormat, TokenRow
 
 __all__ = ["MUSEDataModule"]
+
+WrapLast = Literal["pad", "drop", "wrap"]
 
 _CORPORA = {"forget": "forget", "retain": "retain1", "retain2": "retain2", "holdout": "holdout"}
 
@@ -24,7 +28,7 @@ class MUSEDataModule(LanguageDataModule):
     supervised. The token ids themselves are cut: they are not decoded and tokenized again, which can move the borders
     of tokens.
 
-    The texts are copyrighted by others. They are read from where they lie and do not come with this library.
+    The texts are copyrighted by others and do not come with this library.
 
     Args:
         path: A hub id, or a folder with ``raw/forget``, ``raw/retain1`` and, if they are there, ``raw/retain2`` and
@@ -56,7 +60,7 @@ class MUSEDataModule(LanguageDataModule):
         path: str = "muse-bench/MUSE-News",
         tokenizer: Any = None,
         bos: bool = True,
-        wrap_last: Literal["pad", "drop", "wrap"] = "pad",
+        wrap_last: WrapLast = "pad",
         max_length: int = 2048,
         batch_size: int = 4,
         retain_batch_size: int | None = None,
@@ -65,8 +69,8 @@ class MUSEDataModule(LanguageDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(
-            forget=None,  # found in setup, where the data is read
-            tokenizer=tokenizer,
+            forget=None,  # read_rows finds the sets
+            prompt=PromptFormat(tokenizer),
             max_length=max_length,
             batch_size=batch_size,
             retain_batch_size=retain_batch_size,
@@ -74,16 +78,12 @@ class MUSEDataModule(LanguageDataModule):
             seed=seed,
             num_workers=num_workers,
         )
-        if wrap_last not in ("pad", "drop", "wrap"):
-            raise ValueError(f"wrap_last must be 'pad', 'drop' or 'wrap', but got {wrap_last!r}.")
-        self.path, self.bos, self.wrap_last = path, bos, wrap_last
+        self.path, self.bos, self.wrap_last = path, bos, one_of("wrap_last", wrap_last, WrapLast)
 
-    def setup(self, stage: str) -> None:
-        """Find, read and tokenize every corpus, once."""
-        if not self.sets:
-            find = self._in_folder if Path(self.path).is_dir() else self._on_hub
-            self.sources = find()
-        super().setup(stage)
+    def read_rows(self) -> dict[str, list[dict[str, Any]]]:
+        """The texts of every corpus."""
+        self.sources = self._in_folder() if Path(self.path).is_dir() else self._on_hub()
+        return super().read_rows()
 
     def _in_folder(self) -> dict[str, Any]:
         folder = Path(self.path) / "raw"
@@ -104,19 +104,19 @@ class MUSEDataModule(LanguageDataModule):
     def _on_hub(self) -> dict[str, Any]:
         return {name: f"{self.path}:raw:{corpus}" for name, corpus in _CORPORA.items()}
 
-    def _tokenize(self, name: str, rows: list[dict[str, Any]]) -> TokenRows:
+    def _tokenize(self, name: str, rows: list[dict[str, Any]]) -> list[TokenRow]:
         for number, row in enumerate(rows):
-            if not isinstance(row.get(self.text_key), str):
+            if not isinstance(row.get("text"), str):
                 raise ValueError(
-                    f"Row {number} of the {name} corpus has columns {sorted(row)}, but needs a text in "
-                    f"{self.text_key!r}."
+                    f"Row {number} of the {name} corpus has columns {sorted(row)}, but needs a text in 'text'."
                 )
-        if self.bos and self.tokenizer.bos_token_id is None:
+        tokenizer = self.prompt.tokenizer
+        if self.bos and tokenizer.bos_token_id is None:
             raise ValueError("The tokenizer has no bos_token to start each row with. Pass bos=False.")
-        start = [self.tokenizer.bos_token_id] if self.bos else []
+        start = [tokenizer.bos_token_id] if self.bos else []
         size = self.max_length - len(start)
-        text = "\n\n".join(row[self.text_key] for row in rows)
-        tokens = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        text = "\n\n".join(row["text"] for row in rows)
+        tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         chunks = [tokens[i : i + size] for i in range(0, len(tokens), size)]
         if chunks and len(chunks[-1]) < size:
             if self.wrap_last == "drop":
@@ -130,7 +130,7 @@ class MUSEDataModule(LanguageDataModule):
                 f"The {name} corpus has {len(tokens)} tokens, too few for a row with max_length={self.max_length} and "
                 f"wrap_last={self.wrap_last!r}. Lower max_length, use wrap_last='pad', or give it more text."
             )
-        return TokenRows([[] for _ in chunks], chunks, [False] * len(chunks))
+        return [TokenRow([], chunk) for chunk in chunks]
 
 
 def _texts(file: Path) -> list[dict[str, Any]]:

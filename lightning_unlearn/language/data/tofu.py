@@ -1,4 +1,4 @@
-"""TOFU: two hundred authors who do not exist, some of them to be forgotten."""
+"""TOFU: questions about two hundred fictitious authors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_unlearn.core.pairing import Role
 from lightning_unlearn.language.data.language import LanguageDataModule
+from lightning_unlearn.language.prompt_format import PromptFormat
 
 __all__ = ["TOFUDataModule"]
 
@@ -21,16 +22,14 @@ class TOFUDataModule(LanguageDataModule):
     and world facts are never trained on; they become the held-out sets ``real_authors`` and ``world_facts``. The model
     to start from is one that was trained on all 4,000 rows.
 
-    The data's licence is MIT; it is read from where it lies and does not come with this library.
+    The data's licence is MIT; it does not come with this library.
 
     Args:
         path: A hub id, or a folder with a file ``<split>.json`` for each split, an object a line. A folder may lack the
             held-out sets.
         split: What to forget: ``"forget01"``, ``"forget05"`` or ``"forget10"``, or any other ``"forgetNN"`` that
             ``path`` has together with its ``"retainMM"``, where the two numbers add up to 100.
-        tokenizer: A Hugging Face tokenizer, or the hub id or folder of one; by default the model's own.
-        system_prompt: System message of the chat template; by default the template's own.
-        prompt_format: A format string with ``{question}``, used in place of the chat template.
+        prompt: How questions are asked, and the tokenizer; by default the model's own tokenizer and its chat template.
         max_length: Longest row in tokens.
         refusals: A text file with a refusal a line, or a list of them; by default the ones that come with the library.
         batch_size: Forget rows in a batch, per process.
@@ -55,9 +54,7 @@ class TOFUDataModule(LanguageDataModule):
         self,
         path: str = "locuslab/TOFU",
         split: str = "forget10",
-        tokenizer: Any = None,
-        system_prompt: str | None = None,
-        prompt_format: str | None = None,
+        prompt: PromptFormat | None = None,
         max_length: int = 512,
         refusals: str | list[str] | None = None,
         batch_size: int = 4,
@@ -67,10 +64,8 @@ class TOFUDataModule(LanguageDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(
-            forget=None,  # found in setup, where the data is read
-            tokenizer=tokenizer,
-            system_prompt=system_prompt,
-            prompt_format=prompt_format,
+            forget=None,  # read_rows finds the sets
+            prompt=prompt,
             max_length=max_length,
             refusals=refusals,
             batch_size=batch_size,
@@ -88,12 +83,10 @@ class TOFUDataModule(LanguageDataModule):
         self.path, self.split = path, split
         self.retain_split = f"retain{100 - int(number[1]):02d}"
 
-    def setup(self, stage: str) -> None:
-        """Find, read and tokenize every set, once."""
-        if not self.sets:
-            find = self._in_folder if Path(self.path).is_dir() else self._on_hub
-            self.sources = find()
-        super().setup(stage)
+    def read_rows(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows of every set."""
+        self.sources = self._in_folder() if Path(self.path).is_dir() else self._on_hub()
+        return super().read_rows()
 
     def _in_folder(self) -> dict[str, Any]:
         folder = Path(self.path)
@@ -108,8 +101,8 @@ class TOFUDataModule(LanguageDataModule):
                 )
         for name in _HELDOUT:
             files = [folder / f"{name}_perturbed.json", folder / f"{name}.json"]
-            if found := [file for file in files if file.is_file()]:
-                sources[name] = found[0]
+            if existing := [file for file in files if file.is_file()]:
+                sources[name] = existing[0]
         return sources
 
     def _on_hub(self) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""WMDP: papers on hazardous subjects to be forgotten, harmless text to be retained."""
+"""WMDP: corpora of hazardous knowledge in cybersecurity and biology."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.pairing import Role
-from lightning_unlearn.core.sources import Source, load_rows
-from lightning_unlearn.language.data.language import LanguageDataModule
+from lightning_unlearn.core.sources import Source
+from lightning_unlearn.language.data.language import Columns, LanguageDataModule
+from lightning_unlearn.language.prompt_format import PromptFormat
 
 __all__ = ["WMDPDataModule"]
 
@@ -18,8 +20,7 @@ class WMDPDataModule(LanguageDataModule):
     ``max_length`` is cut into pieces here, and all of them are used. What the model still knows is asked with the
     multiple-choice questions of the benchmark, in an evaluation harness.
 
-    The corpora are read from where they lie and do not come with this library; the one to forget in biology is given
-    out on request.
+    The corpora do not come with this library; the one to forget in biology is given out on request.
 
     Args:
         forget: A file of objects with ``text`` (``.jsonl``, ``.json``, ``.csv``, ``.parquet``), a folder or hub id with
@@ -62,8 +63,8 @@ class WMDPDataModule(LanguageDataModule):
             forget=forget,
             retain=retain,
             heldout=heldout,
-            tokenizer=tokenizer,
-            text_key=text_key,
+            prompt=PromptFormat(tokenizer),
+            columns=Columns(text=text_key),
             max_length=max_length,
             batch_size=batch_size,
             retain_batch_size=retain_batch_size,
@@ -71,28 +72,21 @@ class WMDPDataModule(LanguageDataModule):
             seed=seed,
             num_workers=num_workers,
         )
-        if min_length < 1:
-            raise ValueError(f"min_length must be at least 1 character, but got {min_length}.")
-        self.min_length = min_length
+        self.min_length = at_least("min_length", min_length, 1)
 
-    def setup(self, stage: str) -> None:
-        """Read, filter and tokenize every corpus, once."""
-        if self.sets:
-            return
-        given = self.sources
-        self.sources = {name: self._long_enough(name, source) for name, source in given.items() if source is not None}
-        super().setup(stage)
-        self.sources = given  # the texts can be gigabytes
+    def read_rows(self) -> dict[str, list[dict[str, Any]]]:
+        """The texts of every corpus that are long enough."""
+        return {name: self._long_enough(name, rows) for name, rows in super().read_rows().items()}
 
-    def _long_enough(self, name: str, source: Source) -> list[dict[str, Any]]:
-        rows = load_rows(source)
+    def _long_enough(self, name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        text = self.columns.text
         for number, row in enumerate(rows):
-            if self.text_key not in row:
+            if text not in row:
                 raise ValueError(
-                    f"Row {number} of the {name} corpus has columns {sorted(row)}, but needs {self.text_key!r}. Name "
-                    "your column with text_key."
+                    f"Row {number} of the {name} corpus has columns {sorted(row)}, but needs {text!r}. Name your "
+                    "column with text_key."
                 )
-        kept = [{self.text_key: row[self.text_key]} for row in rows if len(row[self.text_key] or "") >= self.min_length]
+        kept = [{text: row[text]} for row in rows if len(row[text] or "") >= self.min_length]
         if not kept:
             raise ValueError(
                 f"None of the {len(rows)} texts of the {name} corpus has {self.min_length} characters. "

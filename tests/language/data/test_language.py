@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_unlearn import LanguageDataModule, LitCausalLM, SimNPO
+from lightning_unlearn import Columns, LanguageDataModule, LitCausalLM, PromptFormat, SimNPO
 from lightning_unlearn.core.sources import load_rows
 from lightning_unlearn.language.data.language import collate_tokens
 from tests.user_module import trainer
@@ -29,8 +29,16 @@ def tokenizer(tiny_lm: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_lm)
 
 
-def ready(forget: Any, *others: Any, **options: Any) -> LanguageDataModule:
-    data = LanguageDataModule(forget, *others, **options)
+def ready(
+    forget: Any,
+    *others: Any,
+    tokenizer: Any,
+    system_prompt: str | None = None,
+    prompt_format: str | None = None,
+    **options: Any,
+) -> LanguageDataModule:
+    prompt = PromptFormat(tokenizer, system_prompt, prompt_format)
+    data = LanguageDataModule(forget, *others, prompt=prompt, **options)
     data.setup("fit")
     return data
 
@@ -86,7 +94,7 @@ def test_padding_comes_from_lengths_and_not_from_token_ids() -> None:
 
 def test_a_system_prompt_comes_first(tokenizer: Any, forget_rows: Rows) -> None:
     data = ready(forget_rows, tokenizer=tokenizer, system_prompt="Be brief.")
-    assert tokenizer.decode(data.prompt("Hi?")).startswith(
+    assert tokenizer.decode(data.prompt.prompt("Hi?")).startswith(
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
     )
 
@@ -164,7 +172,7 @@ def test_a_refusal_begins_the_answer_or_goes_on_from_what_comes_before_the_targe
 
 def test_columns_can_have_any_name(tokenizer: Any, forget_rows: Rows) -> None:
     renamed = [{"q": row["question"], "a": row["answer"], "short": row["accept"][0]} for row in forget_rows]
-    data = ready(renamed, tokenizer=tokenizer, question_key="q", answer_key="a", accept_key="short")
+    data = ready(renamed, tokenizer=tokenizer, columns=Columns(question="q", answer="a", accept="short"))
     assert items(data) == items(ready(forget_rows, tokenizer=tokenizer))
     assert data.questions["forget"] == forget_rows
 
@@ -372,7 +380,7 @@ def test_the_tokenizer_is_the_modules_own_where_none_is_given(
 ) -> None:
     module, data = LitCausalLM(str(tiny_lm)), LanguageDataModule(forget_rows, retain_rows)
     trainer(SimNPO(), max_steps=1, limit_val_batches=0).fit(module, data)
-    assert data.tokenizer is module.tokenizer
+    assert data.prompt.tokenizer is module.tokenizer
 
 
 def test_a_tokenizer_may_be_named(tiny_lm: Path, tokenizer: Any, forget_rows: Rows) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lightning_unlearn import LitCausalLM, SimNPO, TOFUDataModule
+from lightning_unlearn import LitCausalLM, PromptFormat, SimNPO, TOFUDataModule
 from lightning_unlearn.core import sources
 from tests.user_module import trainer
 
@@ -22,7 +22,7 @@ def write(folder: Path, **sizes: int) -> Path:
 
 
 def ready(path: Path, tiny_lm: Path, **options: Any) -> TOFUDataModule:
-    data = TOFUDataModule(str(path), tokenizer=str(tiny_lm), **options)
+    data = TOFUDataModule(str(path), prompt=PromptFormat(str(tiny_lm)), **options)
     data.setup("fit")
     return data
 
@@ -81,7 +81,7 @@ def test_on_the_hub_each_split_is_a_config(tiny_lm: Path, monkeypatch: pytest.Mo
         return [{"question": f"{source}?", "answer": "Yes."}]
 
     monkeypatch.setattr(sources, "_hub", hub)
-    data = TOFUDataModule(split="forget05", tokenizer=str(tiny_lm))
+    data = TOFUDataModule(split="forget05", prompt=PromptFormat(str(tiny_lm)))
     assert read == []  # nothing is read before setup
     data.setup("fit")
     configs = ("forget05", "retain95", "real_authors_perturbed", "world_facts_perturbed")

@@ -64,7 +64,7 @@ def test_the_default_is_the_cyber_corpus_of_the_hub(tiny_lm: Path, monkeypatch: 
 
 
 def test_errors_name_the_way_out(tmp_path: Path, tiny_lm: Path) -> None:
-    with pytest.raises(ValueError, match=r"min_length must be at least 1 character, but got 0"):
+    with pytest.raises(ValueError, match=r"min_length must be at least 1, but got 0"):
         WMDPDataModule(min_length=0)
     with pytest.raises(ValueError, match=r"None of the 3 texts of the forget corpus has 99 characters. Lower"):
         ready(tmp_path, tiny_lm, min_length=99)
