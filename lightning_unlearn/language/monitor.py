@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm import tqdm
 
 from lightning_unlearn.core.distributed import rank
-from lightning_unlearn.core.evaluation import Answer, Evaluation
+from lightning_unlearn.core.evaluation import Evaluation, Example
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.monitor import Monitor, log_folder, log_table
 from lightning_unlearn.core.pairing import ForgetRetainDataModule
@@ -83,18 +83,18 @@ class UnlearnMonitor(Monitor):
         with isolate_rng(), evaluating(module), trainer.precision_plugin.forward_context():
             for name, loader in self._loaders(trainer).items():
                 metrics[f"{name}_nll"] = self._nll(trainer, module, loader, progress)
-            answers = self._answers(module, asked, progress)
+            examples = self._examples(module, asked, progress)
         progress.close()
         for name in asked:
-            marks = [answer.correct for answer in answers if answer.set == name and answer.correct is not None]
-            if marks:
-                metrics[f"{name}_accuracy"] = sum(marks) / len(marks)
-        return Evaluation(trainer.global_step, metrics, answers)
+            hits = [example.hit for example in examples if example.set == name and example.hit is not None]
+            if hits:
+                metrics[f"{name}_accuracy"] = sum(hits) / len(hits)
+        return Evaluation(trainer.global_step, metrics, examples, hit_means="answered correctly")
 
     def show(self, logger: Logger, step: int) -> None:
         """Log the generations before and after, and the curves."""
-        answers = zip(self.history[0].answers, self.history[-1].answers, strict=True)
-        rows = [[b.set, b.question, b.expected, b.text, a.text] for b, a in answers]
+        pairs = zip(self.history[0].examples, self.history[-1].examples, strict=True)
+        rows = [[before.set, before.input, before.expected, before.output, after.output] for before, after in pairs]
         log_table(logger, "eval/generations", _COLUMNS, rows, step)
         _log_figures(logger, self.history, step)
 
@@ -121,9 +121,9 @@ class UnlearnMonitor(Monitor):
         asked = self.questions or getattr(getattr(trainer, "datamodule", None), "questions", {})
         return {name: rows[: self.limit] for name, rows in asked.items()}
 
-    def _answers(
+    def _examples(
         self, module: LightningModule, asked: Mapping[str, list[dict[str, Any]]], progress: tqdm
-    ) -> list[Answer]:
+    ) -> list[Example]:
         """All sets in one call, as a batch of more rows costs little more."""
         rows = [(name, row) for name, rows in asked.items() for row in rows]
         if not rows:
@@ -141,12 +141,12 @@ class UnlearnMonitor(Monitor):
                 f"generate gave {len(texts)} answers to {len(rows)} questions of the sets {sorted(asked)}. It must "
                 "return one text for each question."
             )
-        found = []
+        examples = []
         for (name, row), text in zip(rows, texts, strict=True):
             accept = row.get("accept") or [row["answer"]]
             correct = any(short.lower() in text.lower() for short in accept)
-            found.append(Answer(name, row["question"], row["answer"], text, correct))
-        return found
+            examples.append(Example(name, row["question"], row["answer"], text, correct))
+        return examples
 
 
 _COLUMNS = ["set", "question", "expected", "before", "after"]
