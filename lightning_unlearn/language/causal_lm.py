@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.distributed import full_tensor, rank
 from lightning_unlearn.core.modes import evaluating
-from lightning_unlearn.core.resume import refuse_fine_tuning
+from lightning_unlearn.core.resume import record_class, refuse_fine_tuning
 from lightning_unlearn.core.scores import causal_lm_nll
 from lightning_unlearn.functional.likelihood import token_mean
 
@@ -234,6 +234,10 @@ class LitCausalLM(LightningModule):
         if rank() == 0:
             model.save_pretrained(folder, state_dict=state)
             self.tokenizer.save_pretrained(folder)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record the class, for ``lightning-unlearn export``."""
+        record_class(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with an unlearning run as if it were fine-tuning."""

@@ -13,7 +13,7 @@ from lightning_unlearn.report.model import UnlearnReport
 
 def test_what_is_not_there_is_an_error() -> None:
     for style in ("photo", "magic"):
-        with pytest.raises(ValueError, match="style must be 'stripes', .* but got '(photo|magic)'"):
+        with pytest.raises(ValueError, match=r"style must be 'stripes', .* but got '(photo|magic)'"):
             demo_diffusion(style=style)
 
 
