@@ -48,12 +48,12 @@ def find_config(name: str) -> str:
 
 def with_shipped(words: Sequence[str]) -> list[str]:
     """A command line with the paths of shipped files in place of their names."""
-    found = []
+    resolved = []
     for previous, word in zip(["", *words], words, strict=False):
         option, equals, name = word.partition("=")
         if previous in ("--config", "-c"):
             word = find_config(word)
         elif equals and option in ("--config", "-c"):
             word = f"{option}={find_config(name)}"
-        found.append(word)
-    return found
+        resolved.append(word)
+    return resolved

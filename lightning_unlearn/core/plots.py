@@ -32,11 +32,11 @@ def curve_figure(
     text: str = "#333333",
     grid: str = "#dddddd",
 ) -> Figure | None:
-    """Draw ``<name>_<measure>`` by training step for each question set.
+    """Draw ``<name>_<measure>`` by training step for each set.
 
     Args:
         curves: The evaluations along the run.
-        names: The question sets, in the order of their colours.
+        names: The sets, in the order of their colours.
         measure: ``"accuracy"`` (drawn from 0 to 100 %) or ``"nll"``.
         palette: Colours of the sets, used in turn.
         text: Colour of the labels.
@@ -133,11 +133,11 @@ def _apart(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def outcome_figure(rows: Mapping[str, Sequence[Mapping[str, float]]], sets: Sequence[str]) -> Figure:
-    """Draw the accuracy of several methods on each question set, the mean over runs with its range.
+    """Draw the accuracy of several methods on each set, the mean over runs with its range.
 
     Args:
         rows: For each method the metrics of its runs, with ``<set>_accuracy`` in [0, 1].
-        sets: The question sets, in the order of their colours.
+        sets: The sets, in the order of their colours.
 
     Returns:
         The figure, one line a method.

@@ -34,8 +34,7 @@ class ImageGrid:
 
     Args:
         columns: Names of the columns.
-        before: The images of each row before the run, as data URIs (see
-            [`png`][lightning_unlearn.report.images.png]).
+        before: The images of each row before the run, as data URIs, see [`png`][lightning_unlearn.png].
         after: The images after it, with the same rows.
     """
 
