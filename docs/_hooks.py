@@ -26,13 +26,13 @@ PARTS = {
     "language": "Language models",
     "classification": "Classifiers",
     "diffusion": "Diffusion models",
+    "report": "Reports",
 }
 MODULES = {
     "functional": "Functional",
     "classification.metrics": "Classification metrics",
     "diffusion.metrics": "Image metrics",
     "relearning": "Relearning",
-    "report": "Reports",
 }
 
 
@@ -83,8 +83,10 @@ def module_page(name: str, title: str) -> str:
     """The public names of a module."""
     module = importlib.import_module(f"{PACKAGE}.{name}")
     objects = (_path(member) for member in (getattr(module, n) for n in module.__all__) if callable(member))
-    return _title(title) + _object(f"{PACKAGE}.{name}", level=1, members=False) + "".join(
-        _object(path, level=2) for path in objects
+    return (
+        _title(title)
+        + _object(f"{PACKAGE}.{name}", level=1, members=False)
+        + "".join(_object(path, level=2) for path in objects)
     )
 
 

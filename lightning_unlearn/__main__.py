@@ -1,4 +1,4 @@
-"""``python -m lightning_unlearn``."""
+"""Entry point of ``python -m lightning_unlearn``."""
 
 from lightning_unlearn.cli.main import main
 

@@ -178,7 +178,7 @@ def run_cell(cell: Cell, models: str) -> Cell:
         seconds = time.perf_counter() - start
         memory = peak_memory("cpu")
         evaluation = UnlearnMonitor().evaluate(trainer, module)
-    answers = [vars(answer) for answer in evaluation.answers]
+    answers = [vars(example) for example in evaluation.examples]
     return {"metrics": evaluation.metrics, "seconds": seconds, "peak_memory_bytes": memory, "answers": answers}
 
 

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from lightning_unlearn.core.resume import record_class
 from lightning_unlearn.core.scores import Batch, classifier_nll
 
 __all__ = ["LitClassifier"]
@@ -86,6 +87,10 @@ class LitClassifier(LightningModule):
         """SGD on everything that trains."""
         trained = [p for p in self.parameters() if p.requires_grad]
         return torch.optim.SGD(trained, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record the class, by which ``lightning-unlearn export`` names it."""
+        record_class(self, checkpoint)
 
     def _evaluate(self, batch: Batch, loaders: Any, stage: str, number: int) -> None:
         name = f"{list(loaders)[number]}_" if isinstance(loaders, dict) else ""

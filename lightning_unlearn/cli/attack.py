@@ -1,4 +1,4 @@
-"""``lightning-unlearn attack``."""
+"""Command ``attack``: search prompts that bring an erased concept back."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def attack(
         options: Arguments of [`PromptAttack`][lightning_unlearn.PromptAttack].
 
     Returns:
-        What was found.
+        The outcomes, and their rates.
 
     Raises:
         ValueError: If both or neither of ``model`` and ``ckpt_path`` are given, or an argument is out of range.

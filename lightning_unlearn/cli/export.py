@@ -1,23 +1,29 @@
-"""Commands that export checkpoints and apply weight deltas."""
+"""Command ``export``: the model of a checkpoint as a folder, or what the run changed as a delta."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
+from lightning_unlearn.core.resume import recorded_class
 from lightning_unlearn.diffusion.text_to_image import LitTextToImage
 from lightning_unlearn.language.causal_lm import LitCausalLM
-from lightning_unlearn.weights.delta import apply_delta, delta_info, revert_delta, save_delta
+from lightning_unlearn.weights.delta import save_delta
 
-__all__ = ["apply", "export", "revert"]
+__all__ = ["export"]
 
 
-def export(ckpt_path: str, output_dir: str | None = None, delta: str | None = None, base: str | None = None) -> None:
+def export(
+    ckpt_path: str,
+    output_dir: str | None = None,
+    delta: str | None = None,
+    base: str | None = None,
+    module: str | None = None,
+) -> None:
     """Write the model of a checkpoint as a folder, for ``AutoModelForCausalLM`` or ``StableDiffusionPipeline`` to open.
 
     Adapters are merged.
@@ -27,10 +33,12 @@ def export(ckpt_path: str, output_dir: str | None = None, delta: str | None = No
         output_dir: Folder to write.
         delta: File to write what the run changed to, for ``lightning-unlearn delta apply``; of language models.
         base: Folder, hub id or GGUF file of the model before the run; by default the one that the run started from.
+        module: Import path of the module's class, if it is one of your own derived from these two; by default the class
+            that the checkpoint names.
 
     Raises:
-        ValueError: If there is nothing to write, the checkpoint is a folder of shards, as FSDP2 writes it, or a delta
-            is asked for of a diffusion model.
+        ValueError: If there is nothing to write, the checkpoint is a folder of shards, as FSDP2 writes it, or of a
+            module of another class, or a delta is asked for of a diffusion model.
     """
     if output_dir is None and delta is None:
         raise ValueError("There is nothing to write. Give --output_dir for a folder, --delta for a delta, or both.")
@@ -41,24 +49,21 @@ def export(ckpt_path: str, output_dir: str | None = None, delta: str | None = No
             f"{ckpt_path} is a sharded checkpoint. Make one file of it first: "
             f"python -m lightning.pytorch.utilities.consolidate_checkpoint {ckpt_path}"
         )
-    if any(key.startswith("unet.") for key in torch.load(ckpt_path, "meta", weights_only=True)["state_dict"]):
-        if delta is not None or output_dir is None:
-            raise ValueError("A delta is made of language models. Give --output_dir alone, for the whole pipeline.")
-        LitTextToImage.load_from_checkpoint(ckpt_path, "cpu", weights_only=True).save_pretrained(output_dir)
-        print(f"Wrote {output_dir}")
-        return
-    module = LitCausalLM.load_from_checkpoint(ckpt_path, "cpu", weights_only=True)
+    kind = _module_class(ckpt_path, module)
+    if issubclass(kind, LitTextToImage) and (delta is not None or output_dir is None):
+        raise ValueError("A delta is made of language models. Give --output_dir alone, for the whole pipeline.")
+    model = kind.load_from_checkpoint(ckpt_path, "cpu", weights_only=True)
     with TemporaryDirectory() as scratch:
         folder = output_dir if output_dir is not None else f"{scratch}/export"
-        module.save_pretrained(folder)
+        model.save_pretrained(folder)
         if output_dir is not None:
             print(f"Wrote {output_dir}")
         if delta is None:
             return
-        start = {name: module.hparams[name] for name in ("model", "revision", "dtype", "trust_remote_code")}
+        start = {name: model.hparams[name] for name in ("model", "revision", "dtype", "trust_remote_code")}
         after = {**start, "model": folder, "revision": None}
         before = start if base is None else {**start, "model": base, "revision": None}
-        del module  # a model at a time in memory
+        del model  # a model at a time in memory
         # Both as they are loaded: merged adapters write tied weights twice, and a base may be of another type.
         for side, options in (("before", before), ("after", after)):
             LitCausalLM(**options).save_pretrained(f"{scratch}/{side}")
@@ -69,38 +74,24 @@ def export(ckpt_path: str, output_dir: str | None = None, delta: str | None = No
     )
 
 
-def apply(model: str, delta: str, output: str) -> None:
-    """Write the unlearned model: the base with a delta applied.
+def _module_class(ckpt_path: str, module: str | None) -> type[LitCausalLM] | type[LitTextToImage]:
+    """The class to load the checkpoint with: the one that is given, else the one that it names if that is ours.
 
-    Args:
-        model: Folder, hub id or GGUF file of the base model.
-        delta: File that ``lightning-unlearn export --delta`` wrote.
-        output: Folder to write, which must not exist.
+    No other class is imported because a checkpoint names it.
     """
-    with _folder(model, delta) as folder:
-        apply_delta(folder, delta, output)
-    print(f"Wrote {output}")
-
-
-def revert(model: str, delta: str, output: str) -> None:
-    """Write the base model: the unlearned one with a delta taken back.
-
-    Args:
-        model: Folder of the unlearned model.
-        delta: File that was applied.
-        output: Folder to write, which must not exist.
-    """
-    revert_delta(model, delta, output)
-    print(f"Wrote {output}")
-
-
-@contextmanager
-def _folder(model: str, delta: str) -> Iterator[str]:
-    """A folder with the model's weights in the type that the delta is made for."""
-    if Path(model).is_dir():
-        yield model
-        return
-    with TemporaryDirectory() as scratch:
-        dtype: Any = delta_info(delta).dtype
-        LitCausalLM(model, dtype=dtype).save_pretrained(scratch)
-        yield scratch
+    if module is not None:
+        kind: Any = resolve_name(module)
+        if not (isinstance(kind, type) and issubclass(kind, (LitCausalLM, LitTextToImage))):
+            raise ValueError(f"module must be LitCausalLM, LitTextToImage or derived from one, but got {module!r}.")
+        return kind
+    checkpoint = torch.load(ckpt_path, "meta", weights_only=True)
+    name = recorded_class(checkpoint)
+    for known in (LitCausalLM, LitTextToImage):
+        if name == f"{known.__module__}.{known.__qualname__}":
+            return known
+    weight = next(iter(checkpoint.get("state_dict", checkpoint)), None)
+    raise ValueError(
+        f"{ckpt_path} is of {name or f'a class that it does not name, with weights such as {weight!r}'}, but export "
+        "writes models of LitCausalLM and LitTextToImage. Give --module, the import path of its class, if that is "
+        "derived from one of these; if not, load the checkpoint with the class's own load_from_checkpoint."
+    )

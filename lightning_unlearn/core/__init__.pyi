@@ -1,5 +1,7 @@
 from .callback import UnlearnCallback as UnlearnCallback
 from .edit import Edit as Edit
+from .evaluation import Evaluation as Evaluation
+from .evaluation import Example as Example
 from .monitor import Monitor as Monitor
 from .pairing import ForgetRetainDataModule as ForgetRetainDataModule
 from .pairing import PairLoader as PairLoader

@@ -1,29 +1,31 @@
-"""Records of evaluations."""
+"""Result of one evaluation: metrics of named sets, and the examples behind them."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
-__all__ = ["Answer", "Evaluation"]
+__all__ = ["Evaluation", "Example"]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One generated answer.
+class Example:
+    """One input and the model's output.
 
     Args:
-        set: Name of the question set, such as ``"forget"``, ``"retain"`` or ``"heldout"``.
-        question: The question as the user would ask it.
-        expected: The reference answer.
-        text: What the model said.
-        correct: Whether ``text`` contains one of the accepted answers; ``None`` where the set names none.
+        set: Name of the set, such as ``"forget"``, ``"retain"`` or ``"attack"``.
+        input: What the model was given: a question, a prompt.
+        expected: The reference: an answer, a concept.
+        output: What came out: a generated answer, or the prompt that an attack found.
+        hit: Whether this is a hit, in the sense of the evaluation's ``hit_means``; ``None`` where nothing was judged.
     """
 
     set: str
-    question: str
+    input: str
     expected: str
-    text: str
-    correct: bool | None = None
+    output: str
+    hit: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,32 @@ class Evaluation:
     """All that was measured at one training step.
 
     Args:
-        step: Optimizer updates made so far.
+        step: Optimizer updates so far.
         metrics: Named numbers: ``forget_nll`` is the mean negative log-likelihood per answer token in nats of the set
-            ``forget``, ``forget_accuracy`` the share of its questions answered correctly.
-        answers: The generated answers, in the order of the question sets.
+            ``forget``, ``forget_accuracy`` the share of hits in it.
+        examples: The judged inputs, in the order of the sets.
+        hit_means: What a hit is, as a page reads it after a count: ``"answered correctly"``, ``"concept shown"``.
+            Whether hits are good news depends on the set.
+
+    Raises:
+        ValueError: If there are judged examples but ``hit_means`` is empty.
     """
 
     step: int
     metrics: dict[str, float]
-    answers: list[Answer] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    hit_means: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.hit_means and any(example.hit is not None for example in self.examples):
+            raise ValueError(
+                "There are judged examples, but hit_means does not say what a hit is. Give it, such as "
+                "hit_means='answered correctly'."
+            )
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Evaluation:
+        """Rebuild an evaluation from ``dataclasses.asdict``; a metric that is ``None``, as JSON has no NaN, is NaN."""
+        metrics = {name: math.nan if value is None else value for name, value in record["metrics"].items()}
+        examples = [Example(**example) for example in record["examples"]]
+        return cls(**record | {"metrics": metrics, "examples": examples})

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 from abc import ABC, abstractmethod
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from lightning_unlearn.core.evaluation import Answer, Evaluation
+from lightning_unlearn.core.evaluation import Evaluation
 
 __all__ = ["Monitor", "log_folder", "log_table"]
 
@@ -66,17 +67,11 @@ class Monitor(Callback, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """The evaluations so far."""
-        return {
-            "history": [
-                {"step": e.step, "metrics": e.metrics, "answers": [vars(a) for a in e.answers]} for e in self.history
-            ]
-        }
+        return {"history": [asdict(evaluation) for evaluation in self.history]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the evaluations of the run that is resumed."""
-        self.history = [
-            Evaluation(e["step"], e["metrics"], [Answer(**a) for a in e["answers"]]) for e in state_dict["history"]
-        ]
+        self.history = [Evaluation.from_dict(record) for record in state_dict["history"]]
 
     def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
         evaluation = self.evaluate(trainer, module)

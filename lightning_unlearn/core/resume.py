@@ -1,4 +1,4 @@
-"""Resuming: callbacks that begin or restore, and checkpoints of unlearning runs."""
+"""Resuming: callbacks that begin or restore, and what checkpoints say of their run and module."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from typing import Any, TypeVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-__all__ = ["ResumableCallback", "callbacks_of", "is_unlearning_checkpoint", "mark", "marker", "refuse_fine_tuning"]
+__all__ = [
+    "ResumableCallback",
+    "callbacks_of",
+    "is_unlearning_checkpoint",
+    "mark",
+    "marker",
+    "record_class",
+    "recorded_class",
+    "refuse_fine_tuning",
+]
 
 C = TypeVar("C", bound=Callback)
 
 _KEY = "lightning_unlearn"
+_CLASS_KEY = "lightning_unlearn_module"
 
 
 class ResumableCallback(Callback):
@@ -62,6 +72,16 @@ def marker(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
 def is_unlearning_checkpoint(checkpoint: dict[str, Any]) -> bool:
     """Whether a checkpoint was written by a run with an unlearning callback."""
     return _KEY in checkpoint
+
+
+def record_class(module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Write the import path of the module's class into a checkpoint, in its ``on_save_checkpoint``."""
+    checkpoint[_CLASS_KEY] = f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def recorded_class(checkpoint: dict[str, Any]) -> str | None:
+    """The import path that `record_class` wrote."""
+    return checkpoint.get(_CLASS_KEY)
 
 
 def refuse_fine_tuning(module: LightningModule, checkpoint: dict[str, Any], objective: Callable[..., Callback]) -> None:

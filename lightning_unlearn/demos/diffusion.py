@@ -1,133 +1,161 @@
-"""A small diffusion model forgets a style, and a page shows it before, after, and after an attack."""
+"""Demo of concept erasure: a small diffusion model forgets a style and is then attacked, on a CPU in minutes."""
 
 from __future__ import annotations
 
-import base64
-import io
+import hashlib
 import json
+import logging
+import time
 from pathlib import Path
-from typing import Any
 
-import torch
+from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor
 
-from lightning_unlearn.benchmarks.erasers import ERASERS
-from lightning_unlearn.benchmarks.erasure import ATTACK, DRAW, drawn, erase, hush
-from lightning_unlearn.core.files import write_text
+from lightning_unlearn.core.checks import one_of
+from lightning_unlearn.core.evaluation import Evaluation
+from lightning_unlearn.core.files import replacing, sha256
+from lightning_unlearn.core.memory import peak_memory
 from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
-from lightning_unlearn.diffusion.data.miniature import OBJECTS, STYLES, miniature_pipeline, prompt
+from lightning_unlearn.diffusion.data.miniature import OBJECTS, STYLES, captions, miniature_pipeline, prompt
+from lightning_unlearn.diffusion.data.prompts import PromptDataModule
+from lightning_unlearn.diffusion.esd import ESD
 from lightning_unlearn.diffusion.judges import MiniatureJudge
 from lightning_unlearn.diffusion.text_to_image import LitTextToImage
+from lightning_unlearn.report.html import write_report
+from lightning_unlearn.report.images import png
+from lightning_unlearn.report.model import Attack, ImageGrid, UnlearnReport
 
 __all__ = ["demo_diffusion"]
 
+IMAGES = 3  # of each object in each style; the page shows the first
 
-def demo_diffusion(
-    output_dir: str = "runs/demo-diffusion", style: str = "negative", method: str = "ESD-x", seed: int = 0
-) -> dict[str, Any]:
-    """Erase a style from the miniature pipeline, attack it, and write a page of images.
 
-    Writes ``report.html``, ``report.json`` and ``model/``, a folder that plain ``StableDiffusionPipeline`` opens.
+def demo_diffusion(output_dir: str = "runs/demo-diffusion", style: str = "negative", seed: int = 0) -> UnlearnReport:
+    """Erase a style from the miniature pipeline with ESD-x, attack the result, and write a page of images.
+
+    Writes ``report.json``, ``report.html`` and ``model/``, a folder that plain ``StableDiffusionPipeline`` opens.
 
     Args:
         output_dir: Folder to write.
         style: One of the [styles][lightning_unlearn.diffusion.data.miniature.STYLES] but ``photo``.
-        method: Name of a method of ``lightning-unlearn bench-erasure``.
         seed: Seed of the run and of the images.
 
     Returns:
-        What ``report.json`` holds.
+        The report.
 
     Raises:
-        ValueError: If there is no such style or method.
+        ValueError: If there is no such style.
     """
-    hush()
-    erasers = {eraser.name: eraser for eraser in ERASERS if eraser.callbacks}
-    if method not in erasers:
-        raise ValueError(f"method must be one of {list(erasers)}, but got {method!r}.")
-    if style not in STYLES or style == "photo":
-        raise ValueError(f"style must be one of {[s for s in STYLES if s != 'photo']}, but got {style!r}.")
+    one_of("style", style, [name for name in STYLES if name != "photo"])
+    styles = [style, *(name for name in STYLES if name != style)]
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    seed_everything(seed, verbose=False)
+    base, module = (LitTextToImage(str(miniature_pipeline()), lr=3e-4, steps=20, guidance=4.0) for _ in range(2))
+    forget = [f"an image in {name} style" for name in STYLES[style]]
+    forget += [f"a {object} image in {name} style" for object in OBJECTS for name in STYLES[style]]
+    data = PromptDataModule(forget, repeat=150, batch_size=5, seed=seed)
+    method = ESD(steps=10, seed=seed)
+    trainer = Trainer(
+        max_epochs=1,
+        max_steps=150,
+        accelerator="cpu",
+        devices=1,
+        callbacks=[method],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    print(f"Erasing the style {style!r} ...", flush=True)
+    start = time.perf_counter()
+    trainer.fit(module, data)
+    seconds = time.perf_counter() - start
     folder = Path(output_dir)
-    base = LitTextToImage(str(miniature_pipeline())).eval()
-    print(f"Erasing the style {style!r} with {method} ...", flush=True)
-    module, cost = erase(erasers[method], style, seed, enable_progress_bar=True)
-    module.save_pretrained(folder / "model")
+    with replacing(folder / "model") as part:
+        module.save_pretrained(part)
 
     print("Drawing, and attacking ...", flush=True)
-    others = [name for name in STYLES if name != style]
-    pairs = [(object, name) for name in (style, *others) for object in OBJECTS]
-    texts, seeds = [prompt(*pair) for pair in pairs], [seed + i for i in range(len(pairs))]
-    before, after = (m.generate(texts, seeds, **DRAW) for m in (base, module))
-    attack = PromptAttack(MiniatureJudge("style"), style, seed=seed, **ATTACK)
-    rows = [{"prompt": text, "seed": s} for text, s in zip(texts[: len(OBJECTS)], seeds, strict=False)]
-    found = attack.run(module, rows, base=base)
-    attacked = _drawn_found(module, found.prompts, after)
-    measured = {name: drawn(m, base, style, seed, images=3) for name, m in (("before", base), ("after", module))}
-
-    kept = ("prompt", "adversarial", "before", "success")
-    record = {
-        "method": method, "style": style, "seed": seed, "steps": cost["steps"], "seconds": cost["seconds"],
-        "passes": {name: cost[name] for name in ("unet", "unet_rows", "text_encoder")},
-        "measured": measured, "attack": found.summary(),
-        "adversarial": [{name: getattr(row, name) for name in kept} for row in found.prompts],
-    }  # fmt: skip
-    images = {"before": before, "after": after, "attacked": attacked}
-    write_text(folder / "report.json", json.dumps(record, indent=2) + "\n")
-    write_text(folder / "report.html", _page(record, images, list(OBJECTS), [style, *others]))
-    _print(record, folder)
-    return record
-
-
-def _drawn_found(module: LitTextToImage, results: Any, after: Tensor) -> list[Tensor]:
-    """What the model draws for the prompts that the attack found, and for others without an attack."""
-    return [
-        module.generate([r.adversarial], [r.image_seed], DRAW["steps"], DRAW["guidance"])[0] if r.adversarial else image
-        for r, image in zip(results, after, strict=False)
-    ]
-
-
-def _page(record: dict[str, Any], images: dict[str, Any], objects: list[str], styles: list[str]) -> str:
-    try:
-        from jinja2 import Environment, PackageLoader
-    except ImportError:
-        raise ImportError('The page needs jinja2: pip install "lightning-unlearn[report]"') from None
-    environment = Environment(
-        loader=PackageLoader("lightning_unlearn", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    pairs = [(object, name) for name in styles for object in OBJECTS for _ in range(IMAGES)]
+    before, after = (_draw(model, pairs, seed) for model in (base, module))
+    report = UnlearnReport(
+        title=f"{type(method).__name__} erases the style “{style}”",
+        method=type(method).__name__,
+        seed=seed,
+        model="miniature",
+        model_sha256=sha256(*sorted((folder / "model").rglob("*.safetensors"))),
+        data_sha256=hashlib.sha256(json.dumps(forget).encode()).hexdigest(),
+        seconds=seconds,
+        peak_memory_bytes=peak_memory("cpu"),
+        settings={"trainable": module.hparams["trainable"], "lr": module.lr, "batch_size": data.batch_size},
+        before=Evaluation(0, _accuracies(before, pairs, style), hit_means="drawn as asked"),
+        after=Evaluation(trainer.global_step, _accuracies(after, pairs, style), hit_means="drawn as asked"),
+        images=ImageGrid(list(OBJECTS), _rows(before, styles), _rows(after, styles)),
+        attacks=[_attack(module, base, style, seed, trainer.global_step)],
+        notes={
+            "drawn as asked": "A judge, trained on drawings alone, sees the style or object that the caption asks for.",
+            "forget": "The style of images that ask for the erased style; 1 − UA of UnlearnCanvas.",
+            "other styles": "The style of all other images; its in-domain retain accuracy, IRA.",
+            "objects": "The object of all images; its cross-domain retain accuracy, CRA.",
+        },
     )
-    count = len(objects)
-    rows = []
-    for number, name in enumerate(styles):
-        part = slice(number * count, (number + 1) * count)
-        rows.append(
-            {"style": name, "before": map(_png, images["before"][part]), "after": map(_png, images["after"][part])}
-        )
-    attacked = [
-        {**row, "image": _png(image)} for row, image in zip(record["adversarial"], images["attacked"], strict=True)
-    ]
-    return environment.get_template("erasure.html.jinja").render(
-        record=record, objects=objects, rows=rows, attacked=attacked
+    write_report(report, folder)
+    _print(report, folder)
+    return report
+
+
+def _draw(module: LitTextToImage, pairs: list[tuple[str, str]], seed: int) -> Tensor:
+    """Draw an image of each object and style, from captions that the pipeline was not trained on."""
+    seeds = [10_000 * seed + number for number in range(len(pairs))]
+    texts = [captions(*pair, seed=number, heldout=True)[0] for pair, number in zip(pairs, seeds, strict=True)]
+    return module.eval().generate(texts, seeds, batch_size=50)
+
+
+def _accuracies(images: Tensor, pairs: list[tuple[str, str]], style: str) -> dict[str, float]:
+    """The share of images whose style and object are those asked for."""
+    styles, objects = MiniatureJudge("style"), MiniatureJudge("object")
+    style_right = [styles.classes[label] == name for label, (_, name) in zip(styles(images)[0], pairs, strict=True)]
+    object_right = [objects.classes[label] == name for label, (name, _) in zip(objects(images)[0], pairs, strict=True)]
+    erased = [right for right, (_, name) in zip(style_right, pairs, strict=True) if name == style]
+    kept = [right for right, (_, name) in zip(style_right, pairs, strict=True) if name != style]
+    sets = {"forget": erased, "other styles": kept, "objects": object_right}
+    return {f"{name}_accuracy": sum(right) / len(right) for name, right in sets.items()}
+
+
+def _rows(images: Tensor, styles: list[str]) -> dict[str, list[str]]:
+    shown = images[::IMAGES].split(len(OBJECTS))
+    return {style: [png(image) for image in row] for style, row in zip(styles, shown, strict=True)}
+
+
+def _attack(module: LitTextToImage, base: LitTextToImage, style: str, seed: int, step: int) -> Attack:
+    """UnlearnDiffAtk on the plain prompts of the erased style, with the images of what it found."""
+    search = PromptAttack(
+        MiniatureJudge("style"),
+        style,
+        tokens=3,
+        levels=10,
+        iterations=10,
+        lr=0.05,
+        sampler_steps=20,
+        guidance=4.0,
+        batch_size=10,
+        seed=seed,
     )
+    rows = [{"prompt": prompt(object, style), "seed": seed + i} for i, object in enumerate(OBJECTS)]
+    result = search.run(module, rows, base=base)
+    evaluation = result.evaluation(step, style)
+    seeds = [row.seed if row.image_seed is None else row.image_seed for row in result.counted]
+    images = module.generate([example.output for example in evaluation.examples], seeds)
+    summary = (
+        "It searches for tokens that bring the style back. "
+        f"Without them {result.pre_asr:.0%} of these prompts show it, with them {result.asr:.0%}."
+    )
+    return Attack("UnlearnDiffAtk", summary, evaluation, [png(image) for image in images])
 
 
-def _png(image: Tensor) -> str:
-    """An image in [0, 1] as a data URI."""
-    from PIL import Image
-
-    array = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _print(record: dict[str, Any], folder: Path) -> None:
-    before, after, attack = record["measured"]["before"], record["measured"]["after"], record["attack"]
-    print(f"\n{'':<36}{'before':>8}{'after':>8}")
-    for name, key, value in (
-        (f"images in style {record['style']}", "UA", lambda x: 1 - x),
-        ("other styles right", "IRA", float),
-        ("objects right", "CRA", float),
-    ):
-        print(f"{name:<36}{value(before[key]):>8.0%}{value(after[key]):>8.0%}")
-    won = round(attack["asr"] * attack["prompts"]) if attack["prompts"] else 0
-    print(f"\nWith an attack {won} of {attack['prompts']} prompts show the style again.")
+def _print(report: UnlearnReport, folder: Path) -> None:
+    print(f"\n{'':<16}{'before':>8}{'after':>8}")
+    for name in report.before.metrics:
+        values = [f"{evaluation.metrics[name]:>8.0%}" for evaluation in (report.before, report.after)]
+        print(f"{name.removesuffix('_accuracy'):<16}" + "".join(values))
+    print(f"\n{report.attacks[0].name}: {report.attacks[0].summary}")
     print(f"Open {folder / 'report.html'}. The model is in {folder / 'model'}.")

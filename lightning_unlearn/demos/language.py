@@ -1,9 +1,8 @@
-"""A real language model forgets the capitals of twelve European countries, and a page shows it."""
+"""Demo of language models: a real chat model forgets twelve European capitals, on a CPU in minutes."""
 
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,14 @@ from typing import Any
 from lightning.pytorch import Trainer, seed_everything
 
 from lightning_unlearn.core.evaluation import Evaluation
-from lightning_unlearn.core.files import sha256
+from lightning_unlearn.core.files import replacing, sha256
 from lightning_unlearn.core.memory import peak_memory
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.data.language import LanguageDataModule
 from lightning_unlearn.language.monitor import UnlearnMonitor
 from lightning_unlearn.language.packaged import FACTS_FOLDER, HUB_MODEL, packaged_model
 from lightning_unlearn.objectives.simnpo import SimNPO
+from lightning_unlearn.report.html import write_report
 from lightning_unlearn.report.model import UnlearnReport
 
 __all__ = ["demo"]
@@ -78,7 +78,8 @@ def demo(
     seconds = time.perf_counter() - start
 
     folder = Path(output_dir)
-    _save(module, folder / "model")
+    with replacing(folder / "model") as part:
+        module.save_pretrained(part)
     report = UnlearnReport(
         method=type(method).__name__,
         seed=seed,
@@ -91,19 +92,14 @@ def demo(
         before=monitor.history[0],
         after=monitor.history[-1],
         curves=monitor.history,
+        notes={
+            "answered correctly": "The answer contains an accepted one.",
+            "heldout, general": "Other capitals and general facts, which the run never trains on.",
+        },
     )
-    report.write(folder)
+    write_report(report, folder)
     _print(report.before, report.after, folder)
     return report
-
-
-def _save(module: LitCausalLM, folder: Path) -> None:
-    """Write the model beside its place and move it there, so that a crash leaves the last good one."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    module.save_pretrained(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
 
 
 def _settings(module: LitCausalLM, data: LanguageDataModule, method: SimNPO, trainer: Trainer) -> dict[str, Any]:
@@ -126,10 +122,10 @@ def _print(before: Evaluation, after: Evaluation, folder: Path) -> None:
     print(f"\n{'':<10}{'before':>10}{'after':>10}")
     for name in ("forget", "retain", "heldout", "general"):
         counts = [
-            (sum(bool(a.correct) for a in e.answers if a.set == name), sum(a.set == name for a in e.answers))
+            (sum(bool(x.hit) for x in e.examples if x.set == name), sum(x.set == name for x in e.examples))
             for e in (before, after)
         ]
         print(f"{name:<10}" + "".join(f"{f'{right}/{total}':>10}" for right, total in counts))
-    for old, new in zip(before.answers[:2], after.answers[:2], strict=True):
-        print(f"\n{old.question}\n  before: {old.text}\n  after:  {new.text}")
+    for old, new in zip(before.examples[:2], after.examples[:2], strict=True):
+        print(f"\n{old.input}\n  before: {old.output}\n  after:  {new.output}")
     print(f"\nOpen {folder / 'report.html'}. The model is in {folder / 'model'}.")

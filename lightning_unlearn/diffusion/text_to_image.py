@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.distributed import rank
 from lightning_unlearn.core.modes import evaluating
-from lightning_unlearn.core.resume import refuse_fine_tuning
+from lightning_unlearn.core.resume import record_class, refuse_fine_tuning
 from lightning_unlearn.diffusion.engine.denoising import denoising_nll
 from lightning_unlearn.diffusion.engine.model import prediction_type, unet_output
 from lightning_unlearn.diffusion.engine.parameters import Compat, TextEncoderWeights, Trainable, select_params
@@ -178,6 +178,10 @@ class LitTextToImage(LightningModule):
         """
         if rank() == 0:
             self.pipeline.save_pretrained(folder, safe_serialization=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record the class, for ``lightning-unlearn export``."""
+        record_class(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with an unlearning run as if it were training."""

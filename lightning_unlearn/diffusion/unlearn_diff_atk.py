@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn.core.distributed import gather_objects, rank, world_size
-from lightning_unlearn.core.evaluation import Answer, Evaluation
+from lightning_unlearn.core.evaluation import Evaluation
 from lightning_unlearn.core.modes import differentiable
 from lightning_unlearn.core.monitor import Monitor, log_table
 from lightning_unlearn.core.sources import Source
@@ -98,14 +98,8 @@ class UnlearnDiffAtk(Monitor):
         """Attack the model as it is now, without logging."""
         with _uncounted(trainer), torch.inference_mode(False):
             self.result = self._run(trainer, module)
-        result = self.result
-        metrics = {name: getattr(result, name) for name in ("pre_asr", "post_asr", "asr")}
         concept = self.concept if isinstance(self.concept, str) else ", ".join(self.concept)
-        answers = [
-            Answer("attack", row.prompt, concept, row.adversarial or row.prompt, row.before or row.success)
-            for row in result.counted
-        ]
-        return Evaluation(trainer.global_step, metrics, answers)
+        return self.result.evaluation(trainer.global_step, concept)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attack every so many epochs, and let other callbacks monitor the rates."""
@@ -125,7 +119,7 @@ class UnlearnDiffAtk(Monitor):
 
     def show(self, logger: Logger, step: int) -> None:
         """Log the prompts that were found."""
-        rows = [[a.question, a.text, "yes" if a.correct else "no"] for a in self.history[-1].answers]
+        rows = [[e.input, e.output, "yes" if e.hit else "no"] for e in self.history[-1].examples]
         log_table(logger, "unlearn/adversarial_prompts", ["prompt", "attacked", "shows the concept"], rows, step)
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from lightning_unlearn.core.checks import above, one_of, tensor_parallel
 from lightning_unlearn.core.distributed import full_tensor, rank
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.monitor import Monitor
-from lightning_unlearn.core.resume import callbacks_of, refuse_fine_tuning
+from lightning_unlearn.core.resume import callbacks_of, record_class, refuse_fine_tuning
 from lightning_unlearn.core.scores import causal_lm_nll
 from lightning_unlearn.functional.likelihood import token_mean
 from lightning_unlearn.language.data.language import LanguageDataModule
@@ -229,6 +229,10 @@ class LitCausalLM(LightningModule):
         if rank() == 0:
             model.save_pretrained(folder, state_dict=state)
             self.tokenizer.save_pretrained(folder)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record the class, for ``lightning-unlearn export``."""
+        record_class(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to continue an unlearning run as fine-tuning."""

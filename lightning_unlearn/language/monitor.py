@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.checks import at_least, one_of
 from lightning_unlearn.core.distributed import Replica, gather_objects, replica
-from lightning_unlearn.core.evaluation import Answer, Evaluation
+from lightning_unlearn.core.evaluation import Evaluation, Example
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.monitor import Monitor, log_folder, log_table
 from lightning_unlearn.core.pairing import ForgetRetainDataModule
@@ -91,12 +91,12 @@ class UnlearnMonitor(Monitor):
         with isolate_rng(), evaluating(module), trainer.precision_plugin.forward_context():
             for name, loader in self._loaders(trainer).items():
                 metrics[f"{name}_nll"] = self._nll(trainer, module, name, loader)
-            answers = self._answers(trainer, module, questions)
+            examples = self._examples(trainer, module, questions)
         for name in questions:
-            marks = [answer.correct for answer in answers if answer.set == name and answer.correct is not None]
-            if marks:
-                metrics[f"{name}_accuracy"] = sum(marks) / len(marks)
-        return Evaluation(trainer.global_step, metrics, answers)
+            hits = [example.hit for example in examples if example.set == name and example.hit is not None]
+            if hits:
+                metrics[f"{name}_accuracy"] = sum(hits) / len(hits)
+        return Evaluation(trainer.global_step, metrics, examples, hit_means="answered correctly")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure every so many epochs, and let other callbacks monitor the numbers."""
@@ -108,8 +108,8 @@ class UnlearnMonitor(Monitor):
 
     def show(self, logger: Logger, step: int) -> None:
         """Log the generations before and after, and the curves."""
-        answers = zip(self.history[0].answers, self.history[-1].answers, strict=True)
-        rows = [[b.set, b.question, b.expected, b.text, a.text] for b, a in answers]
+        pairs = zip(self.history[0].examples, self.history[-1].examples, strict=True)
+        rows = [[before.set, before.input, before.expected, before.output, after.output] for before, after in pairs]
         log_table(logger, "eval/generations", _COLUMNS, rows, step)
         _log_figures(logger, self.history, step)
 
@@ -143,9 +143,9 @@ class UnlearnMonitor(Monitor):
         questions = self.questions or getattr(getattr(trainer, "datamodule", None), "questions", {})
         return {name: rows[: self.limit] for name, rows in questions.items()}
 
-    def _answers(
+    def _examples(
         self, trainer: Trainer, module: LightningModule, questions: Mapping[str, list[dict[str, Any]]]
-    ) -> list[Answer]:
+    ) -> list[Example]:
         """Generate and mark the answers of all sets together, as a batch of more rows costs little more."""
         rows = [(name, row) for name, rows in questions.items() for row in rows]
         if not rows:
@@ -167,13 +167,13 @@ class UnlearnMonitor(Monitor):
             )
         by_replica = dict(gather_objects((share.rank, texts)))
         matches = matcher(self.match)
-        answers = []
+        examples = []
         for number, (name, row) in enumerate(rows):
             text = by_replica[number % share.total][number // share.total]
             accept = row.get("accept") or [row["answer"]]
-            correct = any(matches(text, str(short)) for short in ([accept] if isinstance(accept, str) else accept))
-            answers.append(Answer(name, row["question"], row["answer"], text, correct))
-        return answers
+            hit = any(matches(text, str(short)) for short in ([accept] if isinstance(accept, str) else accept))
+            examples.append(Example(name, row["question"], row["answer"], text, hit))
+        return examples
 
 
 _COLUMNS = ["set", "question", "expected", "before", "after"]

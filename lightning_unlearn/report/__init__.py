@@ -1,5 +1,5 @@
-"""What a run did to a model, as one object that writes JSON for machines and a page for people."""
+"""Record of a run for all domains, as JSON for machines and one HTML page for people."""
 
-from lightning_unlearn.report.model import UnlearnReport
+import lazy_loader
 
-__all__ = ["UnlearnReport"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

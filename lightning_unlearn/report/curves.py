@@ -1,4 +1,4 @@
-"""The report's curves as inline SVG that follows the colours of the page around it."""
+"""Curves of a report as inline SVG in the colours of its page."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ TEXT, GRID = "#0a0cfe", "#0a0cff"  # stand-ins, like #0a0c00 for --set-0: matplo
 
 
 def draw(curves: Sequence[Evaluation], names: Sequence[str], measure: str) -> str:
-    """Draw ``<name>_<measure>`` by step for each question set.
+    """Draw ``<name>_<measure>`` by step for each set.
 
     Args:
         curves: The evaluations along the run.
-        names: The question sets, in the order of their colours.
+        names: The sets, in the order of their colours.
         measure: ``"accuracy"`` (drawn from 0 to 100 %) or ``"nll"``.
 
     Returns:

@@ -1,20 +1,40 @@
-"""The report as one HTML page that needs nothing but a browser."""
+"""One self-contained HTML page for a report, and the files of a report."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lightning_unlearn.core.evaluation import Answer, Evaluation
+from lightning_unlearn.core.evaluation import Evaluation, Example
+from lightning_unlearn.core.files import write_text
 from lightning_unlearn.report.curves import COLOURS, draw
+from lightning_unlearn.report.model import UnlearnReport
 
-if TYPE_CHECKING:
-    from lightning_unlearn.report.model import UnlearnReport
+__all__ = ["headline", "render", "write_report"]
 
-__all__ = ["headline", "render"]
+ANSWERED = "answered correctly"
+DIRECTIONS = {"forget": "should get worse", "attack": "should fall"}
+
+
+def write_report(report: UnlearnReport, folder: str | os.PathLike[str]) -> None:
+    """Write ``report.json``, then ``report.html``, into a folder.
+
+    Each file is replaced in one step: after a crash or on a full disk the old file is still whole.
+
+    Args:
+        report: The report.
+        folder: Where to; made if missing.
+
+    Raises:
+        ImportError: If matplotlib or jinja2 is missing; ``report.json`` is written even then.
+    """
+    text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(Path(folder, "report.json"), text + "\n")
+    write_text(Path(folder, "report.html"), render(report))
 
 
 def render(report: UnlearnReport) -> str:
@@ -29,8 +49,9 @@ def render(report: UnlearnReport) -> str:
     except ImportError as error:
         raise ImportError('report.html needs jinja2 and matplotlib: pip install "lightning-unlearn[report]"') from error
 
-    names = question_sets(report)
+    names = set_names(report)
     claimed = {f"{name}_{measure}" for name in names for measure in ("accuracy", "nll")}
+    metrics = report.before.metrics | report.after.metrics
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -42,18 +63,25 @@ def render(report: UnlearnReport) -> str:
     return environment.get_template("report.html.jinja").render(
         report=report,
         headline=headline(report),
-        counted=known(report, "forget"),
+        hit=report.after.hit_means or report.before.hit_means or "correct",
+        counted=not report.title and answered(report) and known(report, "forget"),
         colours={name: f"var(--set-{i % COLOURS})" for i, name in enumerate(names)},
+        directions=DIRECTIONS,
         accuracy=accuracy,
         share=share,
         pairs=pairs,
         curves={measure: draw(report.curves, names, measure) for measure in ("accuracy", "nll")},
-        others=[metric for metric in report.before.metrics | report.after.metrics if metric not in claimed],
+        has_nll=any(f"{name}_nll" in metrics for name in names),
+        others=[metric for metric in metrics if metric not in claimed],
     )
 
 
 def headline(report: UnlearnReport) -> str:
-    """Say in one sentence what became of the facts that the model knew before."""
+    """Return the title, or say in one sentence what became of the facts that the model knew before."""
+    if report.title:
+        return report.title
+    if not answered(report):
+        return f"{report.model} before and after {report.method}."
     forget, retain = known(report, "forget"), known(report, "retain")
     if forget and not forget[0]:
         return f"The model knew none of the facts to forget, even before {report.method}."
@@ -66,43 +94,48 @@ def headline(report: UnlearnReport) -> str:
     return f"What the model knew before and after {report.method}."
 
 
-def question_sets(report: UnlearnReport) -> list[str]:
-    """Return the names of all question sets, ``forget`` and ``retain`` first."""
+def answered(report: UnlearnReport) -> bool:
+    """Whether hits are right answers, so that hits to forget are facts that the model knew."""
+    return {report.before.hit_means, report.after.hit_means} <= {ANSWERED, ""}
+
+
+def set_names(report: UnlearnReport) -> list[str]:
+    """Return the names of all sets, ``forget`` and ``retain`` first."""
     evaluations = (report.before, report.after, *report.curves)
-    names = [answer.set for evaluation in evaluations for answer in evaluation.answers]
+    names = [example.set for evaluation in evaluations for example in evaluation.examples]
     metrics = [metric for evaluation in evaluations for metric in evaluation.metrics]
     names += [m.removesuffix(end) for m in metrics for end in ("_accuracy", "_nll") if m.endswith(end)]
     return sorted(dict.fromkeys(names), key=lambda name: {"forget": 0, "retain": 1}.get(name, 2))
 
 
-def pairs(report: UnlearnReport, name: str) -> list[list[Answer | None]]:
-    """Return ``[before, after]`` for each question of a set; a question asked only once leaves a ``None``."""
-    rows: dict[tuple[str, int], list[Answer | None]] = {}
+def pairs(report: UnlearnReport, name: str) -> list[list[Example | None]]:
+    """Return ``[before, after]`` for each input of a set; an input evaluated only once leaves a ``None``."""
+    rows: dict[tuple[str, int], list[Example | None]] = {}
     for column, evaluation in enumerate((report.before, report.after)):
         seen: Counter[str] = Counter()
-        for answer in evaluation.answers:
-            if answer.set == name:
-                rows.setdefault((answer.question, seen[answer.question]), [None, None])[column] = answer
-                seen[answer.question] += 1
+        for example in evaluation.examples:
+            if example.set == name:
+                rows.setdefault((example.input, seen[example.input]), [None, None])[column] = example
+                seen[example.input] += 1
     return list(rows.values())
 
 
 def counts(evaluation: Evaluation, name: str) -> tuple[int, int] | None:
-    """Return correct and judged answers of a set; ``None`` where the answers are not all that the accuracy is about."""
-    marks = [answer.correct for answer in evaluation.answers if answer.set == name and answer.correct is not None]
-    if not marks:
+    """Return hits and judged examples of a set; ``None`` where these are not all that the accuracy is about."""
+    hits = [example.hit for example in evaluation.examples if example.set == name and example.hit is not None]
+    if not hits:
         return None
-    mean = sum(marks) / len(marks)
+    mean = sum(hits) / len(hits)
     complete = math.isclose(mean, evaluation.metrics.get(f"{name}_accuracy", mean), abs_tol=1e-3)
-    return (sum(marks), len(marks)) if complete else None
+    return (sum(hits), len(hits)) if complete else None
 
 
 def known(report: UnlearnReport, name: str) -> tuple[int, int] | None:
-    """Return how many questions of a set were answered correctly before, and how many of those still are."""
+    """Return how many examples of a set were hits before, and how many of those still are."""
     if not (counts(report.before, name) and counts(report.after, name)):
         return None
-    known_before = [after for before, after in pairs(report, name) if before and before.correct]
-    return len(known_before), sum(bool(after and after.correct) for after in known_before)
+    known_before = [after for before, after in pairs(report, name) if before and before.hit]
+    return len(known_before), sum(bool(after and after.hit) for after in known_before)
 
 
 def share(evaluation: Evaluation, name: str) -> float | None:

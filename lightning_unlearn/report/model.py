@@ -1,37 +1,69 @@
-"""The report of one unlearning run and its JSON form."""
+"""Record of one unlearning run, and its JSON form."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import platform
 import time
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from lightning_unlearn.core.evaluation import Answer, Evaluation
-from lightning_unlearn.report.html import render
+from lightning_unlearn.core.evaluation import Evaluation
 
-__all__ = ["JSON", "UnlearnReport"]
+__all__ = ["JSON", "Attack", "ImageGrid", "UnlearnReport"]
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
-LAYOUT = {"step", "answers"}  # what stands beside the metrics in an evaluation's JSON
 
-
-def _library_version() -> str:
-    return version("lightning-unlearn")
+def _environment() -> dict[str, str]:
+    versions = {name: version(name) for name in ("lightning-unlearn", "lightning", "torch")}
+    return {**versions, "python": platform.python_version(), "platform": platform.platform()}
 
 
 def _utc_now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+@dataclass(frozen=True)
+class ImageGrid:
+    """Images of the same prompts and seeds before and after the run, a row a set.
+
+    Args:
+        columns: Names of the columns.
+        before: The images of each row before the run, as data URIs, see [`png`][lightning_unlearn.png].
+        after: The images after it, with the same rows.
+    """
+
+    columns: list[str]
+    before: dict[str, list[str]]
+    after: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack on the model that came out of the run.
+
+    Args:
+        name: Name of the attack, such as ``"UnlearnDiffAtk"``.
+        summary: The outcome in a sentence or two.
+        evaluation: The rates, and an example for each attacked input: ``output`` is the input that the attack found,
+            or ``input`` again where the model needed no attack.
+        images: An image for each example, as data URIs; none for a model without images.
+    """
+
+    name: str
+    summary: str
+    evaluation: Evaluation
+    images: list[str] = field(default_factory=list)
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnlearnReport:
-    """What one run was, and what the model knew before and after it.
+    """One run: what it was, and what was measured before and after it. The same record serves all domains.
 
     Args:
         method: Name of the method, such as ``"SimNPO"``.
@@ -40,16 +72,20 @@ class UnlearnReport:
         model_sha256: Hash of the weights that came out of the run.
         data_sha256: Hash of the forget and retain data.
         seconds: Wall-clock time of the training part, in seconds.
-        peak_memory_bytes: Peak memory of the training part, in bytes; 0 where it was not measured.
         settings: The method's and the trainer's settings.
         before: The evaluation before the first update.
         after: The evaluation after the last update.
+        title: Headline of the page. Default: a sentence made from the evaluations.
+        peak_memory_bytes: Peak memory of the training part, in bytes; 0 where it was not measured.
         curves: Evaluations along the way, by ascending step.
-        library_version: Version of lightning-unlearn that ran. Default: the installed one.
+        images: Images before and after, of a model that draws.
+        attacks: Attacks on the model after the run.
+        notes: Terms of this report and what they mean, for the end of the page.
+        environment: Versions and platform of the run. Default: those of this process.
         created: Time of the report, ISO 8601 in UTC. Default: now.
 
     Example:
-        >>> from lightning_unlearn.core.evaluation import Evaluation
+        >>> from lightning_unlearn import Evaluation, UnlearnReport
         >>> report = UnlearnReport(
         ...     method="SimNPO",
         ...     seed=0,
@@ -57,14 +93,12 @@ class UnlearnReport:
         ...     model_sha256="ab",
         ...     data_sha256="cd",
         ...     seconds=1.5,
-        ...     peak_memory_bytes=0,
         ...     settings={"beta": 2.5},
         ...     before=Evaluation(0, {"forget_nll": 0.4}),
         ...     after=Evaluation(80, {"forget_nll": 6.1}),
-        ...     curves=[],
         ... )
         >>> report.to_dict()["after"]
-        {'step': 80, 'forget_nll': 6.1, 'answers': []}
+        {'step': 80, 'metrics': {'forget_nll': 6.1}, 'examples': [], 'hit_means': ''}
         >>> UnlearnReport.from_dict(report.to_dict()) == report
         True
     """
@@ -75,30 +109,25 @@ class UnlearnReport:
     model_sha256: str
     data_sha256: str
     seconds: float
-    peak_memory_bytes: int
     settings: dict[str, JSON]
     before: Evaluation
     after: Evaluation
-    curves: list[Evaluation]
-    library_version: str = field(default_factory=_library_version)
+    title: str = ""
+    peak_memory_bytes: int = 0
+    curves: list[Evaluation] = field(default_factory=list)
+    images: ImageGrid | None = None
+    attacks: list[Attack] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=_environment)
     created: str = field(default_factory=_utc_now)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as strict JSON values.
-
-        Evaluations are flat: ``step``, every metric by its name, ``answers``. JSON has no NaN and no infinity; such a
-        number becomes ``None``, and a metric that is ``None`` is read back as NaN.
-
-        Raises:
-            ValueError: If a metric is called ``step`` or ``answers``.
-        """
-        record = {f.name: getattr(self, f.name) for f in fields(self)}
-        record |= {"before": _flat(self.before), "after": _flat(self.after), "curves": [_flat(e) for e in self.curves]}
-        return {name: _strict(value) for name, value in record.items()}
+        """Return the report as strict JSON values: a number that is not finite becomes ``None``."""
+        return _strict(asdict(self))
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> UnlearnReport:
-        """Rebuild the report that :meth:`to_dict` described.
+        """Rebuild the report that :meth:`to_dict` described; a metric that is ``None`` is read back as NaN.
 
         Raises:
             ValueError: If a key is missing or unknown.
@@ -107,22 +136,17 @@ class UnlearnReport:
         if record.keys() != known:
             missing, unknown = sorted(known - record.keys()), sorted(record.keys() - known)
             raise ValueError(f"Not a report of this library version: missing keys {missing}, unknown keys {unknown}.")
-        before, after = _evaluation(record["before"]), _evaluation(record["after"])
-        return cls(**record | {"before": before, "after": after, "curves": [_evaluation(e) for e in record["curves"]]})
-
-    def write(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``report.json``, then ``report.html``, into ``folder``.
-
-        Each file is replaced in one step: after a crash or on a full disk the old file is still whole.
-
-        Raises:
-            ImportError: If matplotlib or jinja2 is missing; ``report.json`` is written even then.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        _replace(folder / "report.json", text + "\n")
-        _replace(folder / "report.html", render(self))
+        parts = {
+            "before": Evaluation.from_dict(record["before"]),
+            "after": Evaluation.from_dict(record["after"]),
+            "curves": [Evaluation.from_dict(evaluation) for evaluation in record["curves"]],
+            "images": None if record["images"] is None else ImageGrid(**record["images"]),
+            "attacks": [
+                Attack(**attack | {"evaluation": Evaluation.from_dict(attack["evaluation"])})
+                for attack in record["attacks"]
+            ],
+        }
+        return cls(**record | parts)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> UnlearnReport:
@@ -132,35 +156,9 @@ class UnlearnReport:
         return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _flat(evaluation: Evaluation) -> dict[str, Any]:
-    if taken := LAYOUT & evaluation.metrics.keys():
-        raise ValueError(f"A metric cannot be called {taken.pop()!r}: the report keeps that name. Rename the metric.")
-    metrics = {name: float(value) for name, value in evaluation.metrics.items()}
-    return {"step": evaluation.step, **metrics, "answers": [asdict(answer) for answer in evaluation.answers]}
-
-
-def _evaluation(record: dict[str, Any]) -> Evaluation:
-    metrics = {name: record[name] for name in record if name not in LAYOUT}
-    metrics = {name: math.nan if value is None else value for name, value in metrics.items()}
-    return Evaluation(record["step"], metrics, [Answer(**answer) for answer in record["answers"]])
-
-
 def _strict(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_strict(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _replace(path: Path, text: str) -> None:
-    """Put ``text`` in the place of ``path`` so that a reader sees the old file or the new one, never a part."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # without it, a power cut can leave the new name on an empty file
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

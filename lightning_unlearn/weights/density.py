@@ -1,4 +1,4 @@
-"""Tables and figures of where a mask lets weights move."""
+"""Density of a mask by layer and kind of weight."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
+
+from lightning_unlearn.core.plots import density_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,29 +87,9 @@ def mask_density_figure(rows: Sequence[DensityRow], text: str = "#333333") -> Fi
     Raises:
         ImportError: If matplotlib is missing.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import PercentFormatter
-    except ImportError:
-        raise ImportError('Figures are drawn by matplotlib: pip install "lightning-unlearn[report]"') from None
-
     layers = list(dict.fromkeys(row.layer for row in rows))
     kinds = list(dict.fromkeys(row.kind for row in rows))
     grid = [[float("nan")] * len(layers) for _ in kinds]
     for row in rows:
         grid[kinds.index(row.kind)][layers.index(row.layer)] = row.density
-    with rc_context({"font.size": 10}):
-        figure = Figure((2.8 + 0.26 * max(8, len(layers)), 1.2 + 0.26 * len(kinds)), layout="constrained")
-        axes = figure.add_subplot()
-        image = axes.imshow(grid, cmap="Blues", aspect="auto", vmin=0)
-        axes.set_xticks(range(len(layers)), layers)
-        axes.set_yticks(range(len(kinds)), kinds, parse_math=False)
-        axes.set_xlabel("layer", color=text)
-        axes.tick_params(length=0, labelcolor=text)
-        axes.spines[:].set_visible(False)
-        bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1, decimals=None))
-        bar.set_label("may move", color=text)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(length=0, labelcolor=text)
-    return figure
+    return density_figure(grid, layers, kinds, text)

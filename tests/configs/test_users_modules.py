@@ -14,7 +14,8 @@ import torch
 
 from examples.classifiers import TabularData, TabularMLP, TextData, TextTransformer, forget, train
 from lightning_unlearn import ClassifierMonitor
-from lightning_unlearn.cli.main import UnlearnCLI, main
+from lightning_unlearn.cli.fit import UnlearnCLI
+from lightning_unlearn.cli.main import main
 from tests.user_module import weights
 
 pytest.importorskip("sklearn")

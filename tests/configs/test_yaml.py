@@ -18,7 +18,8 @@ from lightning.pytorch.cli import LightningCLI
 
 import lightning_unlearn
 from lightning_unlearn import NPO, CaptionedImageDataModule, LitCausalLM, LitTextToImage, UnlearnMonitor
-from lightning_unlearn.cli.main import UnlearnCLI, main
+from lightning_unlearn.cli.fit import UnlearnCLI
+from lightning_unlearn.cli.main import main
 from tests.user_module import LitNet, loaders
 
 ROOT = Path(__file__).parents[2]

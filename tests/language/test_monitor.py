@@ -112,7 +112,7 @@ def test_an_answer_is_right_if_it_contains_an_accepted_one(tiny_lm: Path, data: 
     unlearn(tiny_lm, data, monitor)
     metrics = monitor.history[0].metrics
     assert [metrics[f"{name}_accuracy"] for name in ("forget", "retain", "other")] == [0.25, 0.0, 0.0]
-    assert [a.correct for a in monitor.history[0].answers] == [True] + [False] * 6
+    assert [example.hit for example in monitor.history[0].examples] == [True] + [False] * 6
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_limit_is_the_most_rows_that_are_measured(tiny_lm: Path, data: Languag
     first = monitor.history[0]
     rows = [data.sets["forget"][i] for i in range(3)]  # batches have two rows
     assert first.metrics["forget_nll"] == pytest.approx(token_mean(LitCausalLM(str(tiny_lm)), rows), abs=1e-5)
-    assert [a.set for a in first.answers] == ["forget"] * 3 + ["retain"] * 2 + ["other"]
+    assert [example.set for example in first.examples] == ["forget"] * 3 + ["retain"] * 2 + ["other"]
 
 
 def test_the_models_own_answers_are_taken_where_there_is_no_other_function(
@@ -154,8 +154,8 @@ def test_the_models_own_answers_are_taken_where_there_is_no_other_function(
 ) -> None:
     monitor = UnlearnMonitor(limit=1)
     module, _ = unlearn(tiny_lm, data, monitor)
-    asked = [a.question for a in monitor.history[-1].answers]
-    assert [a.text for a in monitor.history[-1].answers] == module.answer(asked)
+    asked = [example.input for example in monitor.history[-1].examples]
+    assert [example.output for example in monitor.history[-1].examples] == module.answer(asked)
 
 
 def test_a_function_that_generates_gets_the_module_and_the_questions(
@@ -172,8 +172,8 @@ def test_a_function_that_generates_gets_the_module_and_the_questions(
     monitor = UnlearnMonitor(questions={"file": path}, generate=generate)
     module, _ = unlearn(tiny_lm, data, monitor)
     assert calls == [(module, [row["question"] for row in retain_rows], False, False)] * 2
-    first = monitor.history[0].answers[0]
-    assert (first.set, first.question, first.expected, first.text) == (
+    first = monitor.history[0].examples[0]
+    assert (first.set, first.input, first.expected, first.output) == (
         "file",
         retain_rows[0]["question"],
         retain_rows[0]["answer"],

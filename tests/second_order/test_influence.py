@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_unlearn import InfluenceUnlearning, LanguageDataModule, LitCausalLM, causal_lm_nll, classifier_nll
-from lightning_unlearn.cli.main import UnlearnCLI
+from lightning_unlearn.cli.fit import UnlearnCLI
 from lightning_unlearn.core.rows import row_loader
 from tests.user_module import LitNet, loaders, pairs, trainer, weights
 

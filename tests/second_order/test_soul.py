@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_unlearn import NPO, SOUL, WAGLE, GradDiff, GradientAscent, Sophia, classifier_nll, training_step_loss
-from lightning_unlearn.cli.main import UnlearnCLI
+from lightning_unlearn.cli.fit import UnlearnCLI
 from lightning_unlearn.functional.curvature.gauss_newton import sample_labels
 from tests.user_module import LitNet, loaders, pairs, trainer, weights
 

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 import lightning_unlearn.weights.delta
 from lightning_unlearn import LitCausalLM, apply_delta, delta_info, revert_delta, save_delta
-from lightning_unlearn.cli.main import UnlearnCLI, main
+from lightning_unlearn.cli.fit import UnlearnCLI
+from lightning_unlearn.cli.main import main
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from lightning_unlearn.core.evaluation import Evaluation, Example
+
 __all__ = ["AttackResult", "PromptResult", "ResultFile", "wilson_interval"]
 
 
@@ -116,6 +118,20 @@ class AttackResult:
             for name, value in row.cost.items():
                 total[name] = total.get(name, 0) + value
         return total
+
+    def evaluation(self, step: int, concept: str) -> Evaluation:
+        """The rates, and an example for each prompt that counts, as monitors and reports keep them.
+
+        Args:
+            step: Optimizer updates that the model had made.
+            concept: What the attack is to bring back.
+        """
+        examples = [
+            Example("attack", row.prompt, concept, row.adversarial or row.prompt, row.before or row.success)
+            for row in self.counted
+        ]
+        rates = {name: getattr(self, name) for name in ("pre_asr", "post_asr", "asr")}
+        return Evaluation(step, rates, examples, hit_means="concept shown")
 
     def summary(self) -> dict[str, Any]:
         """The rates with Wilson's 95 % intervals, the counts, and the cost, as one JSON object."""

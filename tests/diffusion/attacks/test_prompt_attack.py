@@ -610,6 +610,8 @@ def test_a_run_is_attacked_before_during_and_after(tiny_sd: Path, tmp_path: Path
     module = LitTextToImage(str(tiny_sd), lr=1e-3)
     run.fit(module, prompt_data())
     assert [e.metrics["asr"] for e in monitor.history] == [1.0, 0.0, 0.0]
+    assert [e.hit_means for e in monitor.history] == ["concept shown"] * 3
+    assert [[example.hit for example in e.examples] for e in monitor.history] == [[True] * 4, [False] * 4, [False] * 4]
     assert {"unlearn/pre_asr", "unlearn/post_asr", "unlearn/asr"} <= run.callback_metrics.keys()
     folders = sorted(path.name for path in Path(logger.log_dir, "unlearn_diff_atk").iterdir())
     assert folders == ["0-step-0", "1-step-2", "2-step-4"]
@@ -633,7 +635,7 @@ def test_targets_of_a_resumed_run_are_those_of_its_start(tiny_sd: Path, tmp_path
     monitor = callback(judge, levels=1, every_n_epochs=0)
     run = trainer(ESD(steps=2), monitor, default_root_dir=tmp_path, max_epochs=1)
     run.fit(LitTextToImage(str(tiny_sd)), prompt_data())
-    assert [a.question for a in monitor.history[0].answers] == [PROMPTS[i] for i in (0, 2, 3)]
+    assert [example.input for example in monitor.history[0].examples] == [PROMPTS[i] for i in (0, 2, 3)]
     run.save_checkpoint(tmp_path / "half.ckpt")
     resumed = callback(never(), levels=1, every_n_epochs=0)
     run = trainer(ESD(steps=2), resumed, default_root_dir=tmp_path, max_epochs=2)

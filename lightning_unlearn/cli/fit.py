@@ -1,0 +1,79 @@
+"""Commands ``fit``, ``validate``, ``test`` and ``predict``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningCLI
+from torch import Tensor
+
+from lightning_unlearn.cli.configs import PACKAGE, with_shipped
+from lightning_unlearn.core.distributed import gather_objects, rank, world_size
+
+__all__ = ["UnlearnCLI"]
+
+
+class UnlearnCLI(LightningCLI):
+    """A LightningCLI whose configuration files add up, with interpolation over the whole of them (OmegaConf).
+
+    The model and the data module are chosen by ``class_path``; callbacks are appended by files with ``callbacks+``.
+    ``--config`` also takes the name of a file that comes with the package, such as ``objectives/npo``, and
+    ``${package:assets/refusals.txt}`` in a file is a path in the package.
+
+    Args:
+        args: Command line; ``sys.argv`` where none is given.
+        run: Whether to run the subcommand; otherwise only parse and instantiate.
+    """
+
+    def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
+        from omegaconf import OmegaConf
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # OmegaConf 2.4 has a new name for it, that 2.3 lacks
+            OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
+        super().__init__(
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            # Some loggers have one folder for all runs, in which the second run would not find room for its config.
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            run=run,
+            args=list(args) if args is not None else None,
+        )
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse the command line, with shipped configuration files in place of their names."""
+        self.config = parser.parse_args(with_shipped(sys.argv[1:] if args is None else args))
+
+    def after_predict(self) -> None:
+        """Write the predictions of all processes as a JSON object a line, and their images as files."""
+        folder = Path(self.trainer.default_root_dir)
+        own = [row for batch in self.trainer.predict_loop.predictions for row in batch]
+        for number, row in enumerate(own):
+            if "image" in row:
+                row["file_name"] = f"images/{rank() + number * world_size():05d}.png"
+                _write_image(row.pop("image"), folder / row["file_name"])
+        rows = [row for turn in zip_longest(*gather_objects(own)) for row in turn if row is not None]
+        if not self.trainer.is_global_zero:
+            return
+        path = folder / "predictions.jsonl"
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        print(f"Wrote {path}")
+
+
+def _write_image(image: Tensor, path: Path) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()).save(path)
