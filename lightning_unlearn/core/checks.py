@@ -12,7 +12,18 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelPa
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-__all__ = ["above", "at_least", "between", "finite", "function", "one_of", "regex", "strategy", "trainer_optimizes"]
+__all__ = [
+    "above",
+    "at_least",
+    "between",
+    "finite",
+    "function",
+    "inside",
+    "one_of",
+    "regex",
+    "strategy",
+    "trainer_optimizes",
+]
 
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
@@ -53,6 +64,17 @@ def between(name: str, value: Number, low: float, high: float, hint: str = "") -
     """
     if not low <= value <= high:
         raise ValueError(f"{name} must be in [{low}, {high}], but got {value}{_hint(hint)}")
+    return value
+
+
+def inside(name: str, value: Number, low: float, high: float, hint: str = "") -> Number:
+    """``value``, if it is in ``(low, high)``.
+
+    Raises:
+        ValueError: If it is outside, or a bound.
+    """
+    if not low < value < high:
+        raise ValueError(f"{name} must be in ({low}, {high}), but got {value}{_hint(hint)}")
     return value
 
 
@@ -163,7 +185,7 @@ def trainer_optimizes(method: str, module: LightningModule) -> None:
     """
     if not module.automatic_optimization:
         raise MisconfigurationException(
-            f"{method} gives the Trainer a loss to step on, but {type(module).__name__} optimizes manually. Set "
+            f"{method} needs the Trainer to make the steps, but {type(module).__name__} optimizes manually. Set "
             "automatic_optimization = True, or pass a module that leaves the step to Lightning."
         )
 
