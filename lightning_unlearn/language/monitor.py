@@ -51,8 +51,6 @@ class UnlearnMonitor(Monitor):
         MisconfigurationException: If there are questions but the module can't answer.
     """
 
-    prefix = "eval/"
-
     def __init__(
         self,
         every_n_epochs: int = 1,
