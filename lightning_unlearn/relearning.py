@@ -1,31 +1,178 @@
-"""How soon a model knows again what it forgot."""
+"""Relearning attack: fine-tuning on forget rows, and the time until they are known again."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.optim import Optimizer
 
-from lightning_unlearn.classification.metrics.rows import SeedMetric
-from lightning_unlearn.core.checks import finite
+from lightning_unlearn.core.checks import above, at_least, finite
 from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.rows import drawn_rows, row_loader
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
+from lightning_unlearn.core.seeds import SeedMetric
 
-__all__ = ["AnamnesisIndex", "Relearned", "anamnesis_index", "relearn_time"]
+__all__ = [
+    "AnamnesisIndex",
+    "Relearned",
+    "RelearningAttack",
+    "RelearningCurve",
+    "anamnesis_index",
+    "relearn_time",
+]
+
+
+@dataclass(frozen=True)
+class RelearningCurve:
+    """A metric of the attacked model against the steps of the attack.
+
+    Args:
+        steps: Optimizer updates before each measurement, the first 0.
+        values: The metric at each measurement.
+        control: The curve of the control model, where there is one.
+    """
+
+    steps: list[int]
+    values: list[float]
+    control: RelearningCurve | None = None
+
+
+class RelearningAttack:
+    """Fine-tunes a copy of a model on forget rows, and measures how fast it learns them again.
+
+    The attacked model, its modes and the global random state do not change. Learning new rows takes time for any model:
+    only the difference to a control model that never saw the rows, such as the retrained one, is a sign of what the
+    unlearned model still knew.
+
+    Args:
+        optimizer: Makes the optimizer of the copy's trainable weights, such as ``partial(torch.optim.AdamW, lr=1e-5)``.
+        max_steps: Optimizer updates.
+        every_n_steps: Measure after every so many updates, and after the last.
+        rows: Number of forget rows to train on, drawn without replacement; ``None`` takes all.
+        metric: ``(module) -> number``, called with the copy in evaluation mode, such as the accuracy on forget rows
+            that are not trained on. By default the mean negative log-likelihood of all forget rows, in nats.
+        stop_at: End where the metric is at most this.
+        score: Reads per-example negative log-likelihoods off the module; their mean is the loss.
+        seed: Seed of the drawn rows, of shuffling loaders and of dropout.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> from functools import partial
+        >>> from lightning_unlearn import LitClassifier
+        >>> rows = [(torch.eye(4), torch.tensor([0, 1, 0, 1]))]
+        >>> linear = "torch.nn.Linear", {"in_features": 4, "out_features": 2}
+        >>> unlearned, retrained = LitClassifier(*linear), LitClassifier(*linear)
+        >>> attack = RelearningAttack(partial(torch.optim.SGD, lr=0.5), max_steps=20, every_n_steps=10)
+        >>> curve = attack(unlearned, rows, control=retrained)
+        >>> curve.steps, curve.values[-1] < curve.values[0], curve.control.values[-1] < curve.control.values[0]
+        ([0, 10, 20], True, True)
+
+    References:
+        Golatkar et al., *Eternal Sunshine of the Spotless Net*, arXiv:1911.04933.
+        Fan et al., *Towards LLM Unlearning Resilient to Relearning Attacks*, arXiv:2502.05374.
+    """
+
+    def __init__(
+        self,
+        optimizer: Callable[[Any], Optimizer],
+        max_steps: int = 500,
+        every_n_steps: int = 1,
+        rows: int | None = None,
+        metric: Callable[[LightningModule], float] | None = None,
+        stop_at: float | None = None,
+        score: Score = classifier_nll,
+        seed: int = 0,
+    ) -> None:
+        self.optimizer, self.max_steps = optimizer, at_least("max_steps", max_steps, 1)
+        self.every_n_steps = at_least("every_n_steps", every_n_steps, 1)
+        self.rows = None if rows is None else at_least("rows", rows, 1)
+        self.metric, self.stop_at, self.score, self.seed = metric, stop_at, score, seed
+
+    def __call__(
+        self, module: LightningModule, loader: Iterable[Batch], control: LightningModule | None = None
+    ) -> RelearningCurve:
+        """Attack a model, and the control model likewise.
+
+        Args:
+            module: The unlearned model.
+            loader: Batches of forget rows, read again for each epoch and each measurement.
+            control: A model that never saw these rows, such as the retrained one.
+
+        Returns:
+            The curve of the unlearned model, with that of the control model.
+
+        Raises:
+            ValueError: If the loader is empty, a loss is not finite, or ``rows`` is given for a loader whose rows can't
+                be chosen.
+        """
+        of_control = None if control is None else RelearningCurve(*self._attack(control, loader))
+        return RelearningCurve(*self._attack(module, loader), of_control)
+
+    def _trained_rows(self, loader: Iterable[Batch]) -> Iterable[Batch]:
+        if self.rows is None:
+            return loader
+        loaders = {"forget": loader}
+        whole = row_loader(loaders, "forget")
+        if whole is None:
+            raise ValueError("rows chooses from a map-style dataset. Pass a DataLoader of one, or leave rows out.")
+        chosen = row_loader(loaders, "forget", drawn_rows(whole, self.rows, self.seed))
+        assert chosen is not None
+        return chosen
+
+    def _attack(self, module: LightningModule, loader: Iterable[Batch]) -> tuple[list[int], list[float]]:
+        trained = self._trained_rows(loader)
+        with isolate_rng(), torch.inference_mode(False), torch.enable_grad():
+            torch.manual_seed(self.seed)
+            model = copy.deepcopy(module)
+            optimizer = self.optimizer([p for p in model.parameters() if p.requires_grad])
+            step, steps, values = 0, [0], [self._measure(model, loader)]
+            while not self._ends(step, values[-1]):
+                for batch in trained:
+                    model.train()
+                    optimizer.zero_grad()
+                    self.score(model, model.transfer_batch_to_device(batch, model.device, 0)).mean().backward()
+                    optimizer.step()
+                    step += 1
+                    if step % self.every_n_steps == 0 or step == self.max_steps:
+                        steps.append(step)
+                        values.append(self._measure(model, loader))
+                        if self._ends(step, values[-1]):
+                            break
+        return steps, values
+
+    def _ends(self, step: int, value: float) -> bool:
+        return step == self.max_steps or (self.stop_at is not None and value <= self.stop_at)
+
+    def _measure(self, model: LightningModule, loader: Iterable[Batch]) -> float:
+        # A loader that is read takes random numbers: measuring more often must not change what is trained.
+        with isolate_rng(), evaluating(model):
+            return self._mean_nll(model, loader) if self.metric is None else float(self.metric(model))
+
+    def _mean_nll(self, model: LightningModule, loader: Iterable[Batch]) -> float:
+        parts: list[Tensor] = [self.score(model, model.transfer_batch_to_device(b, model.device, 0)) for b in loader]
+        if not parts:
+            raise ValueError("The loader gave no batch, so there is nothing to relearn. Give it the forget rows.")
+        losses = torch.cat(parts)
+        finite("losses", losses)
+        return float(losses.mean())
 
 
 class Relearned(NamedTuple):
-    """The outcome of relearning.
+    """Relearn time of a model.
 
     Args:
-        steps: Optimizer updates made; 0 where the model knew the rows all along.
-        loss: Mean negative log-likelihood on the forget rows at the end, in nats.
-        reached: Whether that is at most the target; if not, the relearn time is more than ``steps``.
+        steps: Optimizer updates until the target; 0 where the model knew the rows from the start.
+        loss: The metric at that measurement, or at the last.
+        reached: Whether the target was reached; if not, the relearn time is more than ``steps``.
     """
 
     steps: int
@@ -33,101 +180,70 @@ class Relearned(NamedTuple):
     reached: bool
 
 
-def relearn_time(
-    module: LightningModule,
-    loader: Iterable[Batch],
-    original_loss: float,
-    *,
-    lr: float,
-    eta: float = 0.05,
-    momentum: float = 0.9,
-    max_steps: int = 500,
-    every_n_steps: int = 1,
-    score: Score = classifier_nll,
-    seed: int = 0,
-) -> Relearned:
-    r"""Updates of fine-tuning on the forget set until its loss is that of the original model again.
+def relearn_time(curve: RelearningCurve, target: float) -> Relearned:
+    r"""Updates of fine-tuning on the forget rows until their loss is that of the original model again.
 
     $$\min\{s : \ell(\theta_u^{(s)}, D_f) \le (1 + \eta)\, \ell(\theta_o, D_f)\}$$
 
-    A copy is trained; the module itself, its modes and the global random state are left alone. The loss is measured
-    over the whole loader in evaluation mode.
-
     Args:
-        module: The unlearned model.
-        loader: Batches of forget rows, read again for each epoch and each measurement.
-        original_loss: Mean negative log-likelihood of the original model on the forget set, in nats.
-        lr: Learning rate of SGD; usually a tenth of that of the original training.
-        eta: Tolerance $\eta \ge 0$.
-        momentum: Momentum of SGD, in [0, 1).
-        max_steps: Give up after so many updates.
-        every_n_steps: Measure after every so many updates; the result is a multiple of it.
-        score: Reads per-example negative log-likelihoods off the module.
-        seed: Seed of shuffling loaders and dropout.
+        curve: Curve of a [`RelearningAttack`][lightning_unlearn.RelearningAttack]; usually of SGD with a tenth of the
+            learning rate of the original training.
+        target: $(1 + \eta)\, \ell(\theta_o, D_f)$, with the mean loss of the original model; $\eta$ is usually 0.05.
 
     Returns:
-        The steps and whether the target was reached. Good is the retrained model's number; a smaller one says that
+        The steps, and whether the target was reached. Good is the retrained model's number; a smaller one shows that
         the rows were hidden rather than forgotten.
 
     Raises:
-        ValueError: If an option is out of range, the loader is empty or the loss becomes non-finite.
+        ValueError: If the target is not positive.
+
+    Example:
+        >>> relearn_time(RelearningCurve([0, 5, 10], [0.9, 0.4, 0.1]), target=0.5)
+        Relearned(steps=5, loss=0.4, reached=True)
 
     References:
         Golatkar et al., *Eternal Sunshine of the Spotless Net*, arXiv:1911.04933.
         Tarun et al., *Fast Yet Effective Machine Unlearning*, arXiv:2111.08947.
     """
-    if not 0 < original_loss < float("inf"):
-        raise ValueError(f"original_loss must be above 0 nats and finite, but got {original_loss}.")
-    if lr <= 0 or eta < 0 or not 0 <= momentum < 1:
-        raise ValueError(f"lr > 0, eta >= 0 and momentum in [0, 1) are needed, but got {lr}, {eta} and {momentum}.")
-    if max_steps < 1 or every_n_steps < 1:
-        raise ValueError(f"max_steps and every_n_steps must be at least 1, but got {max_steps} and {every_n_steps}.")
-    target = (1 + eta) * original_loss
-    with isolate_rng(), torch.enable_grad():
-        torch.manual_seed(seed)
-        model = copy.deepcopy(module)
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr, momentum=momentum)
-        steps, loss = 0, _mean_loss(model, loader, score)
-        while loss > target and steps < max_steps:
-            for batch in loader:
-                model.train()
-                optimizer.zero_grad()
-                score(model, model.transfer_batch_to_device(batch, model.device, 0)).mean().backward()
-                optimizer.step()
-                steps += 1
-                if steps % every_n_steps == 0 or steps == max_steps:
-                    loss = _mean_loss(model, loader, score)
-                    if loss <= target or steps == max_steps:
-                        break
-    return Relearned(steps, loss, loss <= target)
+    above("target", target, 0)
+    for step, value in zip(curve.steps, curve.values, strict=True):
+        if value <= target:
+            return Relearned(step, value, True)
+    return Relearned(curve.steps[-1], curve.values[-1], False)
 
 
-def anamnesis_index(unlearned: int, retrained: int) -> float:
+def anamnesis_index(curve: RelearningCurve, target: float) -> float:
     r"""Anamnesis index, $\mathrm{AIN} = rt(\theta_u) / rt(\theta_r)$, a ratio of relearn times.
 
     Args:
-        unlearned: Relearn time of the unlearned model, in steps.
-        retrained: That of the retrained model, at least 1.
+        curve: Curve of the unlearned model, with the retrained model as control.
+        target: The loss that ends both times, see [`relearn_time`][lightning_unlearn.relearn_time].
 
     Returns:
         At least 0; 1, equal to the retrained model, is good. Well below 1 the rows were hidden rather than forgotten.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If there is no control, a model did not reach the target, or the control needed no step.
 
     Example:
-        >>> anamnesis_index(5, 20)
+        >>> retrained = RelearningCurve([0, 10, 20], [0.9, 0.6, 0.3])
+        >>> anamnesis_index(RelearningCurve([0, 5], [0.9, 0.3], retrained), target=0.5)
         0.25
 
     References:
         Chundawat et al., *Zero-Shot Machine Unlearning*, arXiv:2201.05629.
     """
-    if unlearned < 0 or retrained < 1:
-        raise ValueError(
-            f"Relearn times must be at least 0 steps and, of the retrained model, at least 1, but got {unlearned} and "
-            f"{retrained}. A retrained model that needs none already knows the forget set: choose a smaller eta."
-        )
-    return unlearned / retrained
+    if curve.control is None:
+        raise ValueError("The curve has no control. Run RelearningAttack with control=, the retrained model.")
+    times = {"unlearned": relearn_time(curve, target), "retrained": relearn_time(curve.control, target)}
+    for name, time in times.items():
+        if not time.reached:
+            raise ValueError(
+                f"The {name} model did not relearn within {time.steps} steps, so its relearn time is unknown. Raise "
+                "max_steps or the learning rate."
+            )
+    hint = "a retrained model that needs none knows the forget rows already: choose a smaller target"
+    return times["unlearned"].steps / at_least("steps of the retrained model", times["retrained"].steps, 1, hint)
 
 
 class AnamnesisIndex(SeedMetric):
@@ -144,7 +260,8 @@ class AnamnesisIndex(SeedMetric):
 
     Example:
         >>> index = AnamnesisIndex()
-        >>> index.update(Relearned(5, 0.1, True), Relearned(20, 0.1, True))
+        >>> retrained = RelearningCurve([0, 10, 20], [0.9, 0.6, 0.3])
+        >>> index.update(RelearningCurve([0, 5], [0.9, 0.3], retrained), target=0.5)
         >>> index.compute().mean
         0.25
 
@@ -157,23 +274,6 @@ class AnamnesisIndex(SeedMetric):
     def __init__(self, level: float = 0.95, **kwargs: Any) -> None:
         super().__init__(level, **kwargs)
 
-    def update(self, unlearned: Relearned, retrained: Relearned) -> None:
-        """Count one seed: what `relearn_time` returned for both models."""
-        for name, outcome in (("unlearned", unlearned), ("retrained", retrained)):
-            if not outcome.reached:
-                raise ValueError(
-                    f"The {name} model did not relearn within {outcome.steps} steps, so its relearn time is unknown. "
-                    "Raise max_steps or lr."
-                )
-        self.add(anamnesis_index(unlearned.steps, retrained.steps))
-
-
-def _mean_loss(model: LightningModule, loader: Iterable[Batch], score: Score) -> float:
-    # A loader that is read takes random numbers: measuring more often must not change what is trained.
-    with isolate_rng(), evaluating(model):
-        parts: list[Tensor] = [score(model, model.transfer_batch_to_device(b, model.device, 0)) for b in loader]
-    if not parts:
-        raise ValueError("The loader gave no batch, so there is nothing to relearn. Give it the forget rows.")
-    losses = torch.cat(parts)
-    finite("losses", losses)
-    return float(losses.mean())
+    def update(self, curve: RelearningCurve, target: float) -> None:
+        """Count one seed: the curve of the unlearned model, with the retrained model as control."""
+        self.add(anamnesis_index(curve, target))

@@ -33,9 +33,9 @@ from lightning_unlearn.classification.metrics.features import FEATURES
 from lightning_unlearn.classification.metrics.gap import average_gap
 from lightning_unlearn.classification.metrics.mia import MIAEfficacy
 from lightning_unlearn.classification.metrics.outputs import Outputs, collect_outputs
-from lightning_unlearn.classification.metrics.seeds import over_seeds
 from lightning_unlearn.classification.metrics.tow import tow
 from lightning_unlearn.core.plots import gap_figure, heat_map_figure
+from lightning_unlearn.core.seeds import over_seeds
 
 __all__ = ["bench_classification"]
 

@@ -4,7 +4,6 @@ from .bad_teacher import BadTeacher as BadTeacher
 from .boundary_expand import BoundaryExpand as BoundaryExpand
 from .boundary_shrink import BoundaryShrink as BoundaryShrink
 from .cf_k import CFk as CFk
-from .cf_k import EUk as EUk
 from .data.arrays import CIFAR as CIFAR
 from .data.arrays import SVHN as SVHN
 from .data.arrays import CoarseLabels as CoarseLabels
@@ -21,6 +20,7 @@ from .data.split import split_rows as split_rows
 from .data.synthetic import SyntheticImages as SyntheticImages
 from .data.synthetic import SyntheticText as SyntheticText
 from .duck import DUCK as DUCK
+from .eu_k import EUk as EUk
 from .fine_tune import FineTune as FineTune
 from .fisher_forgetting import FisherForgetting as FisherForgetting
 from .l1_sparse import L1Sparse as L1Sparse

@@ -1,16 +1,14 @@
-"""Taking back the updates that were made with forget rows."""
+"""Amnesiac unlearning: a ledger of training steps, and their subtraction."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
@@ -18,8 +16,11 @@ from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
 from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.checks import strategy, trainer_optimizes
 from lightning_unlearn.core.distributed import gather_objects, rank
 from lightning_unlearn.core.edit import Edit
+from lightning_unlearn.core.files import replacing
+from lightning_unlearn.core.resume import ResumableCallback
 from lightning_unlearn.core.scores import Score, classifier_nll
 
 __all__ = ["Amnesiac", "AmnesiacLedger"]
@@ -37,34 +38,33 @@ def batch_index(batch: Any) -> list[int]:
     if not isinstance(batch, dict) or "index" not in batch:
         got = f"a dict with {sorted(map(str, batch))}" if isinstance(batch, dict) else f"a {type(batch).__name__}"
         raise MisconfigurationException(
-            f"AmnesiacLedger writes down which rows a step was made with, but the batch is {got}, without 'index'. Let "
-            "the dataset return dicts with a stable integer 'index', or pass row_ids, a function from a batch to the "
-            "ids of its rows."
+            f"AmnesiacLedger records the rows of each step, but the batch is {got}, without 'index'. Let the dataset "
+            "return dicts with a stable integer 'index', or pass row_ids, a function from a batch to its rows' ids."
         )
     return [int(i) for i in batch["index"]]
 
 
-class AmnesiacLedger(Callback):
-    r"""Writes down what each step of an ordinary training run adds to the weights, and the rows it was made with.
+class AmnesiacLedger(ResumableCallback):
+    r"""Records what each step of an ordinary training run adds to the weights, and the rows of its batches.
 
     $$\Delta_s = \theta_{s+1} - \theta_s, \quad R_s = \text{ids of the rows of the step}$$
 
-    [`Amnesiac`][lightning_unlearn.Amnesiac] takes back the steps with rows that are to be forgotten later.
-    Each step is a file of its own in ``folder``, as large as the weights that train. A file appears whole or not at
-    all. A resumed run drops what was written after its checkpoint, and goes on. With ``accumulate_grad_batches``, and
-    on several processes, the rows of a step are those of all its batches. It takes one more copy of the weights that
-    train in memory.
+    [`Amnesiac`][lightning_unlearn.Amnesiac] later subtracts the steps with rows to forget. Each step is a file of its
+    own in ``folder``, as large as the weights that train, and is written whole or not at all. A resumed run removes
+    the steps that were written after its checkpoint, and continues. With ``accumulate_grad_batches``, and on several
+    processes, the rows of a step are those of all its batches. The ledger keeps one more copy of the weights that train
+    in memory.
 
     Args:
-        folder: Where the steps are written. A new run needs a new or empty folder.
-        rows: Ids of rows: only steps with one of them are written, where it is known beforehand which rows may have to
-            be forgotten. By default all steps, to serve any later request.
-        row_ids: The ids of the rows of a batch; by default its ``index``.
+        folder: Folder of the steps. A new run needs a new or empty one.
+        rows: Ids of the rows that may have to be forgotten, where they are known in advance: only steps with one of
+            them are written. By default all steps are, for any later request.
+        row_ids: Function from a batch to the ids of its rows; by default its ``index``.
 
     Raises:
         ValueError: If ``rows`` is empty.
         MisconfigurationException: On manual optimization, a strategy that shards weights, a folder with another run's
-            steps, or a resumed run whose first part was not written down.
+            steps, or a resumed run whose first part was not recorded.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -82,27 +82,25 @@ class AmnesiacLedger(Callback):
         self._ids: set[int] = set()
         self._step: tuple[int, set[int], dict[str, Tensor]] | None = None
         self._handle: RemovableHandle | None = None
-        self._written: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the run."""
-        if stage != "fit":
-            return
-        self._written = None
-        if (
-            not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
-            or not pl_module.automatic_optimization
-        ):
-            raise MisconfigurationException(
-                "AmnesiacLedger compares whole weights before and after Lightning's own step. Use one device or "
-                "strategy='ddp', and automatic_optimization = True."
-            )
+        if stage == "fit":
+            strategy("AmnesiacLedger", trainer, sharded=False, reason="compares whole weights before and after a step")
+            trainer_optimizes("AmnesiacLedger", pl_module)
+
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Open a new ledger."""
+        self._open(trainer.global_step, written=None)
+
+    def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
+        """Continue the ledger of the checkpoint."""
+        self._open(trainer.global_step, state["written"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the ledger at the run's own step, and watch the optimizer."""
+        """Open the ledger, and watch the optimizer."""
+        super().on_train_start(trainer, pl_module)
         self._ids = set()
-        if rank() == 0:
-            self._open(trainer.global_step)
         (optimizer,) = trainer.optimizers
 
         def record(*_: Any) -> None:
@@ -111,45 +109,42 @@ class AmnesiacLedger(Callback):
         self._handle = optimizer.register_step_post_hook(record)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note the rows."""
+        """Collect the ids of the rows."""
         self._ids.update(int(i) for i in self.row_ids(batch))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Keep the weights as they are before the step, if it is to be written."""
+        """Copy the weights before the step, if it is to be recorded."""
+        self._step = None  # of a step that the gradient scaler has skipped
         ids, self._ids = set().union(*gather_objects(self._ids)), set()
         if rank() == 0 and (self.rows is None or not ids.isdisjoint(self.rows)):
             before = {n: p.detach().clone() for n, p in _trained(pl_module).items()}
             self._step = (trainer.global_step, ids, before)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of the optimizer."""
+        """Stop watching the optimizer."""
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of the optimizer."""
+        """Stop watching the optimizer."""
         self._close()
 
     def state_dict(self) -> dict[str, Any]:
-        """How many steps are written."""
+        """Number of steps that are written."""
         return {"written": len(list(_files(self.folder)))}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the checkpoint."""
-        self._written = state_dict["written"]
-
     def _record(self, module: LightningModule) -> None:
-        if self._step is None:  # not a step to write, or one that the gradient scaler had skipped
+        if self._step is None:
             return
         (step, ids, before), self._step = self._step, None
         moved = {n: (p.detach() - before[n]).contiguous().cpu() for n, p in _trained(module).items()}
-        path = Path(self.folder) / f"{step:09d}.safetensors"
-        scratch = path.with_suffix(".partial")
-        _safetensors().save_file(moved, scratch, metadata={_IDS: json.dumps(sorted(ids))})
-        os.replace(scratch, path)
+        with replacing(Path(self.folder) / f"{step:09d}.safetensors") as part:
+            _safetensors().save_file(moved, part, metadata={_IDS: json.dumps(sorted(ids))})
 
-    def _open(self, step: int) -> None:
+    def _open(self, step: int, written: int | None) -> None:
+        if rank() != 0:
+            return
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         files = sorted(_files(self.folder))
         earlier = [f for f in files if int(f.stem) < step]
@@ -158,12 +153,11 @@ class AmnesiacLedger(Callback):
                 f"{self.folder} has {len(files)} steps of another run, which this one would be mixed with. Give "
                 "AmnesiacLedger a new folder, or resume that run with ckpt_path."
             )
-        if step > 0 and len(earlier) != self._written:
-            said = "none" if self._written is None else self._written
+        if step > 0 and len(earlier) != written:
             raise MisconfigurationException(
-                f"The run resumes at step {step}, before which {said} steps were written according to the checkpoint, "
-                f"but {self.folder} has {len(earlier)}. Resume with the folder that the run was started with, and with "
-                "AmnesiacLedger from its start."
+                f"The run resumes at step {step}. By its checkpoint, {written or 'none'} of the steps before were "
+                f"written, but {self.folder} has {len(earlier)}. Resume with the folder that the run was started with, "
+                "and with AmnesiacLedger from its start."
             )
         for late in files[len(earlier) :]:
             late.unlink()
@@ -175,20 +169,19 @@ class AmnesiacLedger(Callback):
 
 
 class Amnesiac(Edit):
-    r"""Amnesiac unlearning: take back the steps of the training run that were made with a forget row.
+    r"""Amnesiac unlearning: subtract the steps of the training run whose batches had a forget row.
 
     $$\theta_u = \theta_o - \sum_{s\,:\,R_s \cap F \ne \emptyset} \Delta_s$$
 
-    The steps are those that [`AmnesiacLedger`][lightning_unlearn.AmnesiacLedger] wrote. Where many steps have
-    a forget row much else is taken back too, and a short run of [`FineTune`][lightning_unlearn.FineTune]
-    mends it; the method suits few rows. Buffers, such as statistics of batch normalization, stay. It is an edit: the
-    run makes no update and reads no row.
+    The steps are those that [`AmnesiacLedger`][lightning_unlearn.AmnesiacLedger] recorded. The method suits few rows:
+    where many steps have a forget row, much else is lost with them, and a short run of
+    [`FineTune`][lightning_unlearn.FineTune] repairs it. Buffers, such as statistics of batch normalization, stay. It
+    is an edit: the run makes no update and reads no row.
 
-    Many codes call relearning with random labels amnesiac, which is
-    [`RandomLabels`][lightning_unlearn.RandomLabels].
+    Many codes call relearning with random labels amnesiac; that is [`RandomLabels`][lightning_unlearn.RandomLabels].
 
     Args:
-        folder: The folder of the ledger.
+        folder: Folder of the ledger.
         forget_ids: Ids of the rows to forget $F$, as in the training run.
         score: Not read.
 
@@ -214,10 +207,10 @@ class Amnesiac(Edit):
         self.folder, self.forget_ids = folder, forget_ids
 
     def edit(self, module: LightningModule, forget: DataLoader | None = None, retain: DataLoader | None = None) -> None:
-        """Take back the steps.
+        """Subtract the steps.
 
         Args:
-            module: The module that was trained; its parameters change.
+            module: The trained module; its parameters change.
             forget: Not read.
             retain: Not read.
 
@@ -231,7 +224,7 @@ class Amnesiac(Edit):
             raise ValueError(
                 f"None of the {len(records)} steps in {self.folder} was made with the rows {sorted(unknown)[:8]}. Give "
                 "ids as AmnesiacLedger read them in the training run, and its folder; rows that were never trained on "
-                "have nothing to be taken back."
+                "have no step to subtract."
             )
         chosen = [r for r in records if not r.ids.isdisjoint(wanted)]
         total = self._sum(chosen, dict(module.named_parameters()))
@@ -239,17 +232,17 @@ class Amnesiac(Edit):
             for name, parameter in module.named_parameters():
                 if name in total:
                     parameter.copy_(parameter.double() - total[name].to(parameter.device))
-        rank_zero_info(f"Amnesiac took back {len(chosen)} of {len(records)} recorded steps.")
+        rank_zero_info(f"Amnesiac subtracted {len(chosen)} of {len(records)} recorded steps.")
 
     def _sum(self, records: list[_Record], parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
         for record in records:
             for name, moved in _safetensors().load_file(record.path).items():
                 if name not in parameters or parameters[name].shape != moved.shape:
-                    there = tuple(parameters[name].shape) if name in parameters else "missing"
+                    present = tuple(parameters[name].shape) if name in parameters else "missing"
                     raise ValueError(
-                        f"{record.path} moves {name!r} of shape {tuple(moved.shape)}, which is {there} in "
-                        f"{type(self).__name__}'s module. Give the module that the ledger was written for."
+                        f"{record.path} moves {name!r} of shape {tuple(moved.shape)}, which is {present} in the "
+                        "module. Give the module that the ledger was written for."
                     )
                 total[name] = total.get(name, 0.0) + moved.double()
         return total

@@ -1,4 +1,4 @@
-"""Two teachers, one of whom knows nothing."""
+"""Bad teacher: distillation from an untrained and from the starting model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective
 from lightning_unlearn.classification.untrained import ModuleInit, check_untrained, untrained_values
 from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.reference import exchanged
 from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, classifier_nll
@@ -18,20 +19,20 @@ __all__ = ["BadTeacher"]
 
 
 class BadTeacher(ClassifierObjective):
-    r"""Bad teacher: forget rows are learned from an untrained model, retain rows from the starting one.
+    r"""Bad teacher: distils an untrained model on forget rows and the starting model on retain rows.
 
     $$\mathcal{L} = \frac{1}{|B_f| + |B_r|} \Big[\sum_f \mathrm{KL}(q_{bad} \Vert p) + \sum_r \mathrm{KL}(q_o \Vert
     p)\Big]$$
 
-    The bad teacher is what ``module_init`` makes, or the module with every layer initialized anew by its
-    ``reset_parameters``, nested ones too. It is made from ``seed``, so that a resumed run has the same. The released
-    code averages over rows and classes, which makes the loss $K$ times smaller, and trains for one epoch of all forget
-    rows with 30 % of the retain rows, by Adam at 1e-4.
+    The bad teacher is the module that ``module_init`` makes, or this one with each layer initialized by its
+    ``reset_parameters``, nested ones too. Its weights are a function of ``seed``, so a resumed run has the same
+    teacher. The released code averages over rows and classes, which makes the loss $K$ times smaller, and trains for
+    one epoch of all forget rows with 30 % of the retain rows, by Adam at 1e-4.
 
     Args:
         temperature: $T > 0$; teachers and student are softened alike, and $T^2$ keeps the gradient's scale.
         seed: Seed of the untrained weights.
-        module_init: Makes the module anew; needed where a layer has no ``reset_parameters``, as the norm layers of
+        module_init: Makes an untrained module; needed where a layer has no ``reset_parameters``, as the norm layers of
             Hugging Face models.
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
@@ -62,13 +63,11 @@ class BadTeacher(ClassifierObjective):
         score: Score = classifier_nll,
     ) -> None:
         super().__init__(bn_mode, score, reference="snapshot")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be greater than 0, but got {temperature}.")
-        self.temperature, self.seed, self.module_init = temperature, seed, module_init
+        self.temperature, self.seed, self.module_init = above("temperature", temperature, 0), seed, module_init
         self._untrained: dict[str, Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that the module can be initialized anew."""
+        """Check that the module can be reset."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             check_untrained("BadTeacher", trainer, pl_module, self.module_init)
@@ -79,15 +78,18 @@ class BadTeacher(ClassifierObjective):
         self._untrained = untrained_values(pl_module, self.seed, self.module_init)
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
-        """Divergence of all rows of the batch from their teachers."""
+        """Divergence of the student from the teacher of each row."""
         # The teachers go first: exchanging weights would spoil a graph that already holds them.
         bad = self._bad_predictions(module, batch["forget"]).logits
         good = self.reference_predictions(module, batch["retain"]).logits
         retain, forget = self.predictions(module, batch, ("retain", "forget"))
-        forgot = distillation(forget.logits, bad, temperature=self.temperature)
-        kept = distillation(retain.logits, good, temperature=self.temperature)
-        loss = self.row_mean(torch.cat([forgot, kept]))
-        return {"loss": loss, "forget_divergence": self.row_mean(forgot), "retain_divergence": self.row_mean(kept)}
+        of_forget = distillation(forget.logits, bad, temperature=self.temperature)
+        of_retain = distillation(retain.logits, good, temperature=self.temperature)
+        return {
+            "loss": self.row_mean(torch.cat([of_forget, of_retain])),
+            "forget_divergence": self.row_mean(of_forget),
+            "retain_divergence": self.row_mean(of_retain),
+        }
 
     def _bad_predictions(self, module: LightningModule, batch: Batch) -> Predictions:
         assert isinstance(self.score, PredictionScore)

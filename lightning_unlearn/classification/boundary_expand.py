@@ -1,4 +1,4 @@
-"""Forget rows go to a class that is not there afterwards."""
+"""Boundary expand: forget rows learned as one more class."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lightning_unlearn.classification.features import Calls, find_head, watching
-from lightning_unlearn.classification.inputs import check_not_sharded
+from lightning_unlearn.classification.features import find_head, last_rows
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective, batch_accuracy
 from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.checks import strategy
 from lightning_unlearn.core.distributed import mean_over_ranks
-from lightning_unlearn.core.scores import Batch, Predictions, Score, classifier_nll
+from lightning_unlearn.core.layers import watching
+from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.functional.likelihood import token_nll
 
 __all__ = ["BoundaryExpand"]
@@ -26,10 +27,10 @@ class BoundaryExpand(ClassifierObjective):
 
     $$\mathcal{L} = \frac{1}{|B_f|} \sum_f -\log \mathrm{softmax}\big([h_\theta(x),\ w^\top u + b]\big)_{K+1}$$
 
-    $u$ is the input of the head. The row $w, b$ of the new class starts as a linear layer does, and is the callback's
-    own: it is trained by the optimizer, in the group of the head, and saved with the callback's state. So the module
-    has its $K$ logits all the time, and there is nothing to be pruned. Retain rows are read only for the statistics of
-    batch normalization. Released code takes SGD with a learning rate of 1e-5, momentum of 0.9, and 10 epochs of forget
+    $u$ is the input of the head. The callback owns the row $w, b$ of the new class, which is initialized as a linear
+    layer is: the optimizer trains it in the group of the head, and it is saved with the callback's state. So the module
+    has its $K$ logits all the time, and nothing has to be pruned. Retain rows are read only for the statistics of batch
+    normalization. The released code uses SGD with a learning rate of 1e-5, momentum of 0.9, and 10 epochs of forget
     rows.
 
     Args:
@@ -69,16 +70,15 @@ class BoundaryExpand(ClassifierObjective):
         """The new class, once a run has begun."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask for retain rows where batch normalization is to see both."""
+        """Read retain rows for joint statistics of batch normalization only."""
         super().on_train_start(trainer, pl_module)
-        joint = self.bn_mode == "joint" and self._batch_norms
-        self.needs = replace(self.needs, roles=("forget", "retain") if joint else ("forget",))
+        self.needs = replace(self.needs, roles=("forget", "retain") if self._joint_statistics else ("forget",))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that the head is whole."""
+        """Check the strategy."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            check_not_sharded("BoundaryExpand", trainer)
+            strategy("BoundaryExpand", trainer, sharded=False)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the new row to the optimizer, before the optimizer's state is restored."""
@@ -86,13 +86,13 @@ class BoundaryExpand(ClassifierObjective):
         groups = [g for o in trainer.optimizers for g in o.param_groups if any(p is head.weight for p in g["params"])]
         if len(groups) != 1:
             raise MisconfigurationException(
-                f"BoundaryExpand trains its new class as the head {name!r} is trained, but {len(groups)} groups of the "
-                "optimizer hold that. Let the optimizer train the head, or name another."
+                f"BoundaryExpand trains its new class with the head {name!r}, but {len(groups)} groups of the "
+                "optimizer hold the head. Let the optimizer train the head, or name another."
             )
         self.row = _new_row(head, self.seed)
         if self._state is not None:
             self.row.load_state_dict(self._state["row"])
-        # A group of its own would be unknown to learning rate schedulers, which were made before.
+        # Learning rate schedulers were made before, and would not know of a group of its own.
         groups[0]["params"] += self.row.parameters()
         if "param_names" in groups[0]:
             groups[0]["param_names"] += [f"BoundaryExpand.{n}" for n, _ in self.row.named_parameters()]
@@ -100,7 +100,7 @@ class BoundaryExpand(ClassifierObjective):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Average the row's gradient over the processes: DDP does not know of it."""
+        """Average the new row's gradient over processes: DDP does not know of it."""
         assert self.row is not None
         for parameter in self.row.parameters():
             if parameter.grad is not None:
@@ -110,12 +110,13 @@ class BoundaryExpand(ClassifierObjective):
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """Cross-entropy of the forget rows with the new class."""
         assert self.row is not None
-        with watching(*find_head("BoundaryExpand", module, self.head)) as calls:
+        name, head = find_head("BoundaryExpand", module, self.head)
+        with watching(head) as calls:
             (forget,) = self.predictions(module, batch, ("forget",))
-        if self._steps == 0:
-            _check_gives_logits(calls, forget)
         count, classes = forget.logits.shape
-        logits = torch.cat([forget.logits, self.row(calls.last(calls.inputs, count))], dim=1)
+        if self._steps == 0:
+            _check_gives_logits(name, last_rows(name, calls.outputs, count), forget.logits)
+        logits = torch.cat([forget.logits, self.row(last_rows(name, calls.inputs, count))], dim=1)
         loss = self.row_mean(token_nll(logits, torch.full_like(forget.labels, classes)))
         return {"loss": loss, "forget_accuracy": batch_accuracy(forget)}
 
@@ -134,11 +135,10 @@ def _new_row(head: nn.Linear, seed: int) -> nn.Linear:
     return row.to(head.weight.device)
 
 
-def _check_gives_logits(calls: Calls, forget: Predictions) -> None:
-    found = calls.last(calls.outputs, len(forget.logits))
-    if found.shape != forget.logits.shape or not torch.equal(found.to(forget.logits.dtype), forget.logits):
+def _check_gives_logits(name: str, outputs: Tensor, logits: Tensor) -> None:
+    if outputs.shape != logits.shape or not torch.equal(outputs.to(logits.dtype), logits):
         raise MisconfigurationException(
-            f"BoundaryExpand adds a logit to those of the head, but the output of {calls.name!r}, of shape "
-            f"{tuple(found.shape)}, is not the logits of shape {tuple(forget.logits.shape)}. Name the linear layer "
-            "that gives them with head=..., and let the module return them as they are."
+            f"BoundaryExpand adds a logit to those of the head, but the output of {name!r}, of shape "
+            f"{tuple(outputs.shape)}, is not the logits of shape {tuple(logits.shape)}. Name the linear layer that "
+            "gives them with head=..., and let the module return them unchanged."
         )

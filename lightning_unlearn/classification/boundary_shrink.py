@@ -1,4 +1,4 @@
-"""Forget rows go over the nearest boundary."""
+"""Boundary shrink: forget rows learned as the class across their nearest decision boundary."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_unlearn.classification.inputs import check_not_sharded, input_of, with_input
+from lightning_unlearn.classification.inputs import input_of, with_input
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective
 from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.checks import above, strategy
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll
 from lightning_unlearn.functional.classification.fgsm import fgsm
 from lightning_unlearn.functional.likelihood import token_nll
@@ -21,16 +22,16 @@ __all__ = ["BoundaryShrink"]
 
 
 class BoundaryShrink(ClassifierObjective):
-    r"""Boundary shrink: a forget row is learned as the class that an attack on the starting model turns it into.
+    r"""Boundary shrink: each forget row is learned as the class that an attack on the starting model finds for it.
 
     $$\mathcal{L} = \frac{1}{|B_f|} \sum_f \ell(h_\theta(x), \tilde y), \quad
     \tilde y = \arg\max_k h_{\theta_o}(x')_k, \quad
     x' = \mathrm{clip}\big(x + \epsilon\, \mathrm{sign} \nabla_x \ell(h_{\theta_o}(x), y)\big)$$
 
-    The starting model is frozen, and attacked in evaluation mode. Where the attack fails, $\tilde y = y$ and the row is
-    learned again, as in the released code: ``unlearn/attack_failures`` is the share of such rows; raise ``epsilon``
-    where it is high. Retain rows are read only for the statistics of batch normalization. Released code takes SGD with
-    a learning rate of 1e-5, momentum of 0.9, and 10 epochs of forget rows.
+    The starting model is attacked in evaluation mode. Where the attack fails, $\tilde y = y$ and the row is learned
+    again, as in the released code: ``unlearn/attack_failures`` is the share of such rows; raise ``epsilon`` where it is
+    high. Retain rows are read only for the statistics of batch normalization. The released code uses SGD with a
+    learning rate of 1e-5, momentum of 0.9, and 10 epochs of forget rows.
 
     Args:
         epsilon: Step of the attack $\epsilon > 0$, in pixels.
@@ -68,25 +69,23 @@ class BoundaryShrink(ClassifierObjective):
         score: Score = classifier_nll,
     ) -> None:
         super().__init__(bn_mode, score, reference="snapshot")
-        if not epsilon > 0:
-            raise ValueError(f"epsilon must be greater than 0, but got {epsilon}: no row would change its class.")
-        if std is not None and not all(s > 0 for s in std):
-            raise ValueError(f"std must be greater than 0 for each channel, but got {std}.")
+        self.epsilon = above("epsilon", epsilon, 0, "no row would change its class")
+        for deviation in std or []:
+            above("std", deviation, 0)
         if clip is not None and not clip[0] < clip[1]:
             raise ValueError(f"clip must be (lowest, highest) pixel, but got {clip}.")
-        self.epsilon, self.mean, self.std, self.clip = epsilon, mean, std, clip
+        self.mean, self.std, self.clip = mean, std, clip
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask for retain rows where batch normalization is to see both."""
+        """Read retain rows for joint statistics of batch normalization only."""
         super().on_train_start(trainer, pl_module)
-        joint = self.bn_mode == "joint" and self._batch_norms
-        self.needs = replace(self.needs, roles=("forget", "retain") if joint else ("forget",))
+        self.needs = replace(self.needs, roles=("forget", "retain") if self._joint_statistics else ("forget",))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that gradients of inputs can be had."""
+        """Check the strategy."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            check_not_sharded("BoundaryShrink", trainer)
+            strategy("BoundaryShrink", trainer, sharded=False)
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """Cross-entropy of the forget rows with the classes across the boundary."""
@@ -117,14 +116,14 @@ class BoundaryShrink(ClassifierObjective):
         return fgsm(inputs, gradient, epsilon=epsilon, mean=self.mean, std=self.std, clip=self.clip)
 
     def _check_range(self, inputs: Tensor) -> None:
-        """Clipping must not be what changes a row."""
+        """Refuse inputs that clipping alone would change."""
         if self.clip is None:
             return
-        kept = self._attacked(inputs, torch.zeros_like(inputs), 0.0)
+        clipped = self._attacked(inputs, torch.zeros_like(inputs), 0.0)
         tolerance = 1e-2 * (self.clip[1] - self.clip[0]) / min(self.std or [1.0])
-        if not torch.allclose(kept, inputs, atol=tolerance, rtol=0):
+        if not torch.allclose(clipped, inputs, atol=tolerance, rtol=0):
             raise MisconfigurationException(
-                f"BoundaryShrink clips pixels to {self.clip}, but the inputs, from {inputs.min():.4g} to "
-                f"{inputs.max():.4g} with mean={self.mean} and std={self.std}, have others. Pass the mean and std that "
-                "they were normalized with, the range of their pixels as clip, or clip=None where they have no bounds."
+                f"BoundaryShrink clips pixels to {self.clip}, but with mean={self.mean} and std={self.std} the inputs, "
+                f"from {inputs.min():.4g} to {inputs.max():.4g}, lie outside. Pass the mean and std that they were "
+                "normalized with, the range of their pixels as clip, or clip=None where they have no bounds."
             )

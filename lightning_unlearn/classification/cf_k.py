@@ -1,4 +1,4 @@
-"""Training the last layers alone, from where they are or anew."""
+"""CF-k: catastrophic forgetting of the last k layers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_unlearn.classification.fine_tune import FineTune
-from lightning_unlearn.classification.untrained import ModuleInit, check_untrained, initialize, untrained_values
+from lightning_unlearn.core.checks import at_least, regex
 from lightning_unlearn.core.scores import Score, classifier_nll
 
-__all__ = ["CFk", "EUk"]
+__all__ = ["CFk"]
 
 
 class CFk(FineTune):
@@ -21,18 +21,18 @@ class CFk(FineTune):
 
     $$\min_{\theta_{L-k+1}, \dots, \theta_L} \frac{1}{|B_r|} \sum_r \ell_r$$
 
-    Frozen weights are the same bits afterwards, and batch normalization in frozen layers stays in evaluation mode.
-    The optimizer may have been made over all weights. After the run, what was trainable is trainable again. Released
-    code takes SGD with a learning rate of 0.01 and 10 epochs.
+    Frozen weights do not change by a bit, and batch normalization in frozen layers stays in evaluation mode. The
+    optimizer may hold all weights. After the run, weights that were trainable are trainable again. The released code
+    uses SGD with a learning rate of 0.01 and 10 epochs.
 
     Args:
         k: Number of blocks to train, counted from the last one defined. Blocks are the children with weights of the
             first submodule that has several: for a ResNet of torchvision, ``k=2`` is ``layer4`` and ``fc``.
-        layers: Regular expression in place of ``k``; parameters whose name it is found in train.
+        layers: Regular expression in place of ``k``; parameters train if it is found in their names.
         score: Reads predictions off the module.
 
     Raises:
-        ValueError: If not exactly one of ``k`` and ``layers`` is given, or one is not usable.
+        ValueError: If not exactly one of ``k`` and ``layers`` is given, or one is invalid.
         MisconfigurationException: If all weights or none would train.
 
     Example:
@@ -47,18 +47,13 @@ class CFk(FineTune):
         super().__init__(score)
         if (k is None) == (layers is None):
             raise ValueError(f"Give either k or layers, but got k={k} and layers={layers!r}.")
-        if k is not None and k < 1:
-            raise ValueError(f"k must be at least 1, but got {k}.")
-        try:
-            re.compile(layers or "")
-        except re.error as error:
-            raise ValueError(f"layers={layers!r} is no regular expression: {error}.") from error
-        self.k, self.layers = k, layers
+        self.k = None if k is None else at_least("k", k, 1)
+        self.layers = None if layers is None else regex("layers", layers)
         self._pattern = re.compile("")
         self._frozen: list[nn.Parameter] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Freeze what does not train: optimizers and strategies look at ``requires_grad`` after this."""
+        """Freeze the other layers before optimizers and strategies read ``requires_grad``."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
@@ -77,7 +72,7 @@ class CFk(FineTune):
         self._frozen = list(frozen.values())
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the statistics of frozen layers, should someone have called ``train()``."""
+        """Freeze the statistics of frozen layers again: the user may have called ``train()``."""
         super().on_train_epoch_start(trainer, pl_module)
         for name, child in pl_module.named_modules():
             if isinstance(child, _BatchNorm) and child.training and not self._trains(f"{name}.weight"):
@@ -106,60 +101,6 @@ class CFk(FineTune):
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._frozen = []
-
-
-class EUk(CFk):
-    r"""Exact unlearning of the last k layers: they are initialized anew and trained on retain rows, the others frozen.
-
-    $$\theta_{L-k+1}, \dots, \theta_L \leftarrow \theta_{init}, \quad \text{then} \quad
-    \min_{\theta_{L-k+1}, \dots, \theta_L} \frac{1}{|B_r|} \sum_r \ell_r$$
-
-    As [`CFk`][lightning_unlearn.CFk], with new weights, and new statistics of batch normalization, before the
-    first step. Take as many epochs as the model was trained for. The released code returns to the stored initial
-    weights of the model: ``module_init`` may do so.
-
-    Args:
-        k: Number of blocks to train, counted from the last one defined.
-        layers: Regular expression in place of ``k``; parameters whose name it is found in train.
-        module_init: Makes the module anew; needed where a layer that trains has no ``reset_parameters``.
-        seed: Seed of the new weights.
-        score: Reads predictions off the module.
-
-    Raises:
-        ValueError: If not exactly one of ``k`` and ``layers`` is given, or one is not usable.
-        MisconfigurationException: If all weights or none would train, or a layer can't be initialized anew.
-
-    Example:
-        >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(callbacks=[EUk(k=2)], max_epochs=10, logger=False, accelerator="cpu")
-
-    References:
-        Goel et al., *Towards Adversarial Evaluations for Inexact Machine Unlearning*, arXiv:2201.06640.
-    """
-
-    def __init__(
-        self,
-        k: int | None = None,
-        layers: str | None = None,
-        module_init: ModuleInit | None = None,
-        seed: int = 0,
-        score: Score = classifier_nll,
-    ) -> None:
-        super().__init__(k, layers, score)
-        self.module_init, self.seed = module_init, seed
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that the layers to train can be initialized anew."""
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            check_untrained("EUk", trainer, pl_module, self.module_init, self._trains)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the last layers anew: after every callback's ``on_train_start``, where monitors measure."""
-        super().on_train_epoch_start(trainer, pl_module)
-        if trainer.global_step == 0:
-            values = untrained_values(pl_module, self.seed, self.module_init)
-            initialize(pl_module, {name: value for name, value in values.items() if self._trains(name)})
 
 
 def _with_weights(module: nn.Module) -> dict[str, nn.Module]:

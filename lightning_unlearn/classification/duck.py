@@ -1,4 +1,4 @@
-"""Forget rows go to the nearest centroid of another class."""
+"""DUCK: distance-based unlearning by centroids of other classes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from lightning_unlearn.classification.features import find_head, watching
+from lightning_unlearn.classification.features import find_head, last_rows
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective, batch_accuracy
 from lightning_unlearn.core.callback import Needs
-from lightning_unlearn.core.distributed import mean_over_ranks
-from lightning_unlearn.core.layers import find_layer
+from lightning_unlearn.core.checks import above, at_least, between
+from lightning_unlearn.core.distributed import sum_over_ranks
+from lightning_unlearn.core.layers import find_layer, watching
 from lightning_unlearn.core.modes import evaluating
-from lightning_unlearn.core.rows import row_loader
+from lightning_unlearn.core.rows import RunRows
 from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, classifier_nll
 from lightning_unlearn.functional.classification.duck import centroid_distance, nearest_wrong_centroid
 from lightning_unlearn.functional.likelihood import token_nll
@@ -26,24 +27,24 @@ __all__ = ["DUCK"]
 
 
 class DUCK(ClassifierObjective):
-    r"""DUCK: the features of a forget row go to the nearest centroid of another class, retain rows keep their labels.
+    r"""DUCK: moves the features of each forget row to the nearest centroid of another class; retain rows keep labels.
 
     $$\mathcal{L} = \frac{\lambda_1}{|B_f|} \sum_f \big[1 - \cos(h_\theta(x), \mu_{c(x)})\big] + \frac{\lambda_2}{|B_r|}
     \sum_r \ell(z_r / T, y_r), \quad c(x) = \arg\max_{c \ne y} \cos(h_{\theta_o}(x), \mu_c)$$
 
-    The centroids $\mu_c$ are mean features of the retain rows of each class, read off the starting model before the
-    first step by every process; and it is the starting model that says which is the nearest, so a row keeps its
-    centroid. Training ends after the first epoch that leaves the accuracy on all forget rows, in evaluation mode, below
-    ``target_accuracy``. Released code trains with Adam. The default weights are ours.
+    The centroids $\mu_c$ are mean features of the retain rows of each class under the starting model, which also
+    chooses the nearest one: a row keeps its centroid. Training ends after the first epoch that leaves the accuracy on
+    all forget rows, in evaluation mode, below ``target_accuracy``. The released code trains with Adam. The default
+    weights are ours.
 
     Args:
         lambda1: Weight of the distance $\lambda_1 \ge 0$.
         lambda2: Weight of the retain rows $\lambda_2 \ge 0$.
         temperature: $T > 0$ of the retain rows.
-        target_accuracy: In (0, 1]; a small one for a class, the accuracy on unseen rows for random ones. ``None`` lets
-            the run go on.
-        layer: Module whose output is the features, flattened: the end of its dotted name, or a regular expression found
-            in one name only. By default the input of the last ``nn.Linear``.
+        target_accuracy: In (0, 1]; near 0 for a class, the accuracy on unseen rows for random rows. ``None`` never
+            ends the run.
+        layer: Module whose flattened output is the features: the end of its dotted name, or a regular expression found
+            in one name only. By default the features are the input of the last ``nn.Linear``.
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
         score: Reads predictions off the module.
@@ -75,17 +76,11 @@ class DUCK(ClassifierObjective):
         score: Score = classifier_nll,
     ) -> None:
         super().__init__(bn_mode, score, reference="snapshot")
-        for name, value in (("lambda1", lambda1), ("lambda2", lambda2)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be at least 0, but got {value}.")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be greater than 0, but got {temperature}.")
-        if target_accuracy is not None and not 0 < target_accuracy <= 1:
-            raise ValueError(
-                f"target_accuracy must be in (0, 1], but got {target_accuracy}: the run ends once the forget rows are "
-                "below it. Use None to go on."
-            )
-        self.lambda1, self.lambda2, self.temperature = lambda1, lambda2, temperature
+        if target_accuracy is not None:
+            above("target_accuracy", target_accuracy, 0, "no accuracy is below it. None never ends the run")
+            between("target_accuracy", target_accuracy, 0, 1)
+        self.lambda1, self.lambda2 = at_least("lambda1", lambda1, 0), at_least("lambda2", lambda2, 0)
+        self.temperature = above("temperature", temperature, 0)
         self.target_accuracy, self.layer = target_accuracy, layer
         self.centroids: Tensor | None = None
         """Mean features of each class of retain rows, shape ``(M, d)``, once a run has begun."""
@@ -93,16 +88,16 @@ class DUCK(ClassifierObjective):
         """The class of each centroid, shape ``(M,)``."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the layer."""
+        """Check that the layer exists."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._layer(pl_module)
 
     def begin(self, trainer: Trainer, module: LightningModule) -> None:
-        """Read the centroids."""
-        if self.target_accuracy is not None:
-            _rows(trainer, "forget")
-        self._read_centroids(trainer, module)
+        """Compute the centroids."""
+        if self.target_accuracy is not None:  # an error now, and not after an epoch
+            RunRows.of_role(trainer, "forget", "DUCK")
+        self._compute_centroids(trainer, module)
 
     def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
         """Continue with the centroids of the checkpoint."""
@@ -117,9 +112,9 @@ class DUCK(ClassifierObjective):
             start, features = self._featured(module, batch["forget"])
         nearest = nearest_wrong_centroid(features, start.labels, self.centroids, self.classes)
         name, layer = self._layer(module)
-        with watching(name, layer) as calls:
+        with watching(layer) as calls:
             retain, forget = self.predictions(module, batch, ("retain", "forget"))
-        features = calls.last(calls.inputs if self.layer is None else calls.outputs, len(forget.labels))
+        features = last_rows(name, calls.inputs if self.layer is None else calls.outputs, len(forget.labels))
         distance = self.row_mean(centroid_distance(features, self.centroids[nearest]))
         kept = self.row_mean(token_nll(retain.logits.float() / self.temperature, retain.labels))
         return {
@@ -133,9 +128,12 @@ class DUCK(ClassifierObjective):
         """Stop once the forget rows are forgotten."""
         if self.target_accuracy is None:
             return
-        right = [p.logits.argmax(1) == p.labels for p, _ in self._read_rows(trainer, pl_module, "forget")]
-        # Statistics of batch normalization, and so predictions, may differ between processes.
-        accuracy = mean_over_ranks(torch.cat(right).float().mean())
+        counts = torch.zeros(2, dtype=torch.float64)
+        for logits, labels, _ in self._read_rows(trainer, pl_module, "forget"):
+            right = logits.argmax(1) == labels
+            counts += torch.tensor([right.sum().item(), len(right)], dtype=torch.float64)
+        sum_over_ranks(counts, pl_module.device)
+        accuracy = (counts[0] / counts[1]).item()
         pl_module.log("unlearn/forget_accuracy", accuracy)
         if accuracy < self.target_accuracy:
             trainer.should_stop = True
@@ -151,35 +149,28 @@ class DUCK(ClassifierObjective):
     def _featured(self, module: LightningModule, rows: Batch) -> tuple[Predictions, Tensor]:
         """Predictions of some rows, and their features, shape ``(B, d)``."""
         assert isinstance(self.score, PredictionScore)
-        with watching(*self._layer(module)) as calls:
+        name, layer = self._layer(module)
+        with watching(layer) as calls:
             predictions = self.score.predictions(module, rows)
-        return predictions, calls.last(calls.inputs if self.layer is None else calls.outputs, len(predictions.labels))
+        return predictions, last_rows(name, calls.inputs if self.layer is None else calls.outputs, predictions.size)
 
-    def _read_rows(self, trainer: Trainer, module: LightningModule, role: str) -> Iterator[tuple[Predictions, Tensor]]:
-        """The same for all rows of a role, in evaluation mode."""
+    def _read_rows(
+        self, trainer: Trainer, module: LightningModule, role: str
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Logits, labels and features of this process's share of the rows of a role, in evaluation mode."""
         with isolate_rng(), evaluating(module), trainer.precision_plugin.forward_context():
-            for batch in _rows(trainer, role):
-                rows = trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch))
-                yield self._featured(module, rows)
+            for batch, counts in RunRows.of_role(trainer, role, "DUCK"):
+                predictions, features = self._featured(module, batch)
+                part = slice(None if counts else 0)
+                yield predictions.logits[part], predictions.labels[part], features[part]
 
-    def _read_centroids(self, trainer: Trainer, module: LightningModule) -> None:
-        sums, counts = torch.zeros(0), torch.zeros(0)
-        for predictions, features in self._read_rows(trainer, module, "retain"):
-            if not len(counts):
-                sums = torch.zeros(predictions.logits.shape[1], features.shape[1], dtype=torch.float64)
-                counts = torch.zeros(len(sums), dtype=torch.float64)
-            labels = predictions.labels.cpu()
-            sums.index_add_(0, labels, features.cpu().double())
-            counts += torch.bincount(labels, minlength=len(counts))
-        self.classes = counts.nonzero().squeeze(1)
-        self.centroids = (sums[self.classes] / counts[self.classes, None]).float()
-
-
-def _rows(trainer: Trainer, role: str) -> Any:
-    loader = row_loader(trainer.train_dataloader, role)
-    if loader is None:
-        raise MisconfigurationException(
-            f"DUCK reads all {role} rows one by one, but the run has none, or they are of an iterable dataset. Pass "
-            "trainer.fit(module, {'forget': ..., 'retain': ...}) with map-style datasets."
-        )
-    return loader
+    def _compute_centroids(self, trainer: Trainer, module: LightningModule) -> None:
+        totals = torch.zeros(0)  # number of rows and sum of features of each class
+        for logits, labels, features in self._read_rows(trainer, module, "retain"):
+            if not len(totals):
+                totals = torch.zeros(logits.shape[1], 1 + features.shape[1], dtype=torch.float64)
+            totals.index_add_(0, labels.cpu(), F.pad(features, (1, 0), value=1.0).cpu().double())
+        sum_over_ranks(totals, module.device)
+        classes = totals[:, 0].nonzero().squeeze(1)
+        self.classes = classes.to(module.device)
+        self.centroids = (totals[classes, 1:] / totals[classes, :1]).float().to(module.device)

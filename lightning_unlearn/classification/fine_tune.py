@@ -1,4 +1,4 @@
-"""Fine-tuning on what is kept."""
+"""Fine-tuning on the retain rows."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["FineTune"]
 
 
 class FineTune(ClassifierObjective):
-    r"""Fine-tuning on the retain rows, in the hope that the others fade. The baseline that every other has to beat.
+    r"""Fine-tuning on the retain rows alone: the baseline that every other method has to beat.
 
     $$\mathcal{L} = \frac{1}{|B_r|} \sum_r \ell_r$$
 
-    Forget rows are not read. Released codes take SGD with a learning rate of 0.01 and 10 epochs of retain rows; larger
+    Forget rows are not read. Released codes use SGD with a learning rate of 0.01 and 10 epochs of retain rows; larger
     steps and smaller batches forget more.
 
     Args:

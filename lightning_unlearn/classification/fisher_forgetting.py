@@ -1,4 +1,4 @@
-"""Fisher forgetting."""
+"""Fisher forgetting: noise scaled by the Fisher information of the retain rows."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.core.gradients import rows_of, sample_gradients
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.reading import row_count
-from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll
+from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll, prediction_score
 from lightning_unlearn.functional.classification.fisher_forgetting import fisher_forgetting
 
 __all__ = ["FisherForgetting"]
 
 
 class FisherForgetting(Edit):
-    r"""Fisher forgetting: noise on every weight, the more the less the retain rows depend on it.
+    r"""Fisher forgetting: adds noise to every weight; the less the retain rows depend on a weight, the more.
 
     $$\theta \leftarrow \theta + \sqrt{\alpha F^{-1}}\, \epsilon, \qquad
     F = \frac{1}{|D_r|} \sum_{x \in D_r} \sum_{y} p_y(x)\, \big(\nabla_\theta \log p_y(x)\big)^2$$
 
-    $F$ is the diagonal of the Fisher matrix, a sum over all classes $y$, in evaluation mode. How the variance is cut,
-    averaged and scaled, as in the released code, is said at
+    $F$ is the diagonal of the Fisher matrix, a sum over all classes $y$, in evaluation mode. As in the released code,
+    the variance is clipped, averaged and scaled, see
     [`fisher_forgetting`][lightning_unlearn.functional.classification.fisher_forgetting.fisher_forgetting]. Buffers,
     such as statistics of batch normalization, stay. It is an edit: the run makes no update.
 
@@ -37,7 +38,7 @@ class FisherForgetting(Edit):
         forget_class: The class whose rows are all forgotten; its output weights are replaced by noise. ``None`` where
             single rows are forgotten.
         parity: ``"released"`` squares the mean gradient of a batch, weighted by the batch's mean $p_y$, as the released
-            code does: so it depends on the batch size. ``None`` squares the gradient of each row, as the formula says.
+            code does, and depends on the batch size. ``None`` squares the gradient of each row, as in the formula.
         rows_at_once: Rows whose gradients are in memory together.
         seed: Seed of the noise, which is the same on any number of processes.
         score: Reads predictions off the module.
@@ -63,22 +64,12 @@ class FisherForgetting(Edit):
         seed: int = 0,
         score: Score = classifier_nll,
     ) -> None:
-        if not alpha > 0:
-            raise ValueError(f"alpha must be greater than 0, but got {alpha}.")
-        if forget_class is not None and forget_class < 0:
-            raise ValueError(f"forget_class must be at least 0, but got {forget_class}.")
-        if parity not in (None, "released"):
-            raise ValueError(f"parity must be None or 'released', but got {parity!r}.")
-        if rows_at_once < 1:
-            raise ValueError(f"rows_at_once must be at least 1, but got {rows_at_once}.")
-        if not isinstance(score, PredictionScore):
-            raise ValueError(
-                f"FisherForgetting sums over the classes, but score={score!r} only gives likelihoods. Use "
-                "classifier_nll, or decorate a function that returns Predictions with from_predictions."
-            )
-        super().__init__(score)
-        self.alpha, self.forget_class, self.parity = alpha, forget_class, parity
-        self.rows_at_once, self.seed = rows_at_once, seed
+        super().__init__(prediction_score("FisherForgetting", score, "sums over the classes"))
+        if forget_class is not None:
+            at_least("forget_class", forget_class, 0)
+        self.alpha, self.forget_class, self.seed = above("alpha", alpha, 0), forget_class, seed
+        self.parity = one_of("parity", parity, (None, "released"))
+        self.rows_at_once = at_least("rows_at_once", rows_at_once, 1)
 
     def edit(self, module: LightningModule, forget: DataLoader, retain: DataLoader | None = None) -> None:
         """Add the noise.
@@ -113,13 +104,13 @@ class FisherForgetting(Edit):
                 if self.forget_class is not None and self.forget_class >= classes:
                     raise ValueError(f"forget_class is {self.forget_class}, but the model has {classes} classes.")
                 count += 1 if self.parity == "released" else len(likelihood)
-                for found in squares(module, batch, likelihood.exp(), parameters):
-                    for name, value in found.items():
+                for part in squares(module, batch, likelihood.exp(), parameters):
+                    for name, value in part.items():
                         fisher[name] += value
         if not all(f.isfinite().all() for f in fisher.values()):
             raise FloatingPointError(
-                "FisherForgetting: a gradient is not finite, so no weight was changed. See that the logits of every "
-                "retain row are finite."
+                "FisherForgetting: a gradient is not finite, so no weight was changed. Check that the logits of "
+                "every retain row are finite."
             )
         generator = torch.Generator().manual_seed(self.seed)
         options = {"alpha": self.alpha, "classes": classes, "forget_class": self.forget_class}
@@ -151,6 +142,6 @@ class FisherForgetting(Edit):
             yield {name: weight * g.square() for name, g in zip(parameters, gradients, strict=True)}
 
     def _log_likelihood(self, module: LightningModule, batch: Batch) -> Tensor:
-        """Of each class for each row, shape ``(B, K)``."""
+        """Log-probability of each class for each row, shape ``(B, K)``."""
         assert isinstance(self.score, PredictionScore)
         return self.score.predictions(module, batch).logits.float().log_softmax(1)

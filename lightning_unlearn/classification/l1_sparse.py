@@ -1,14 +1,14 @@
-"""Fine-tuning towards a sparse model."""
+"""l1-sparse: fine-tuning under a decaying L1 penalty."""
 
 from __future__ import annotations
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn.classification.fine_tune import FineTune
+from lightning_unlearn.core.checks import above, at_least, strategy
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.functional.classification.l1_sparse import l1_weight
 
@@ -16,23 +16,23 @@ __all__ = ["L1Sparse"]
 
 
 class L1Sparse(FineTune):
-    r"""l1-sparse: fine-tuning on the retain rows under an L1 penalty that fades over the run.
+    r"""l1-sparse: fine-tuning on the retain rows under an L1 penalty that decays over the run.
 
     $$\mathcal{L} = \frac{1}{|B_r|} \sum_r \ell_r + \gamma_e \lVert\theta\rVert_1, \quad
     \gamma_e = \gamma \big(1 - \tfrac{e}{E - E_0}\big)$$
 
-    The penalty is on everything that trains, biases and batch normalization too.
+    The penalty is on all trainable weights, biases and batch normalization included.
 
     Args:
         gamma: Weight of the penalty in the first epoch $\gamma > 0$. Tune it in 1e-5 to 5e-4; the released code's
             default of 0.2 belongs to another method.
         no_l1_epochs: Last epochs without penalty $E_0$.
-        epochs: Epochs $E$ over which the penalty fades; by default ``max_epochs`` of the Trainer.
+        epochs: Epochs $E$ over which the penalty decays; by default ``max_epochs`` of the Trainer.
         score: Reads predictions off the module.
 
     Raises:
         ValueError: If a number is out of range.
-        MisconfigurationException: If neither the method nor the run has a number of epochs, or weights are sharded.
+        MisconfigurationException: If neither the method nor the Trainer has a number of epochs, or weights are sharded.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -50,28 +50,20 @@ class L1Sparse(FineTune):
         score: Score = classifier_nll,
     ) -> None:
         super().__init__(score)
-        if not gamma > 0:
-            raise ValueError(f"gamma must be greater than 0, but got {gamma}. Without a penalty, use FineTune.")
-        if no_l1_epochs < 0:
-            raise ValueError(f"no_l1_epochs must be at least 0, but got {no_l1_epochs}.")
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"epochs must be at least 1, but got {epochs}.")
-        self.gamma, self.no_l1_epochs, self.epochs = gamma, no_l1_epochs, epochs
+        self.gamma = above("gamma", gamma, 0, "without a penalty, use FineTune")
+        self.no_l1_epochs = at_least("no_l1_epochs", no_l1_epochs, 0)
+        self.epochs = None if epochs is None else at_least("epochs", epochs, 1)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that the run has as many epochs as the penalty needs to fade."""
+        """Check the strategy, and that the run has the epochs of the decay."""
         if stage == "fit":
             epochs = self.epochs or trainer.max_epochs
             if epochs is None or epochs < max(1, self.no_l1_epochs):
                 raise MisconfigurationException(
-                    f"L1Sparse lets its penalty fade over epochs, the last {self.no_l1_epochs} of them without it, but "
+                    f"L1Sparse lets its penalty decay over epochs, the last {self.no_l1_epochs} without it, but "
                     f"max_epochs is {epochs}. Set max_epochs of the Trainer, or epochs of L1Sparse, to more than that."
                 )
-            if isinstance(trainer.strategy, ModelParallelStrategy):
-                raise MisconfigurationException(
-                    "L1Sparse sums over whole weights, which ModelParallelStrategy shards. Use one device or "
-                    "strategy='ddp'."
-                )
+            strategy("L1Sparse", trainer, sharded=False, reason="sums over whole weights")
         super().setup(trainer, pl_module, stage)
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:

@@ -1,9 +1,8 @@
-"""How a classifier forgets along a run, compared with one retrained without the rows."""
+"""Monitor of classifiers: accuracies, membership inference and the gap to a retrained model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,23 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.classification.metrics.accuracy import accuracy, unlearning_accuracy
 from lightning_unlearn.classification.metrics.features import FEATURES
 from lightning_unlearn.classification.metrics.gap import average_gap
 from lightning_unlearn.classification.metrics.mia import Attack, MIAEfficacy, Role, Shadow
-from lightning_unlearn.classification.metrics.outputs import Outputs, collect_outputs
-from lightning_unlearn.core.distributed import gather_objects, load_full_tensor, rank, world_size
+from lightning_unlearn.classification.metrics.outputs import Outputs, join_outputs, read_outputs
+from lightning_unlearn.core.checks import at_least
+from lightning_unlearn.core.distributed import gather_objects, load_full_tensor, rank
 from lightning_unlearn.core.evaluation import Evaluation
+from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.monitor import Monitor, log_table
-from lightning_unlearn.core.reference import exchange
-from lightning_unlearn.core.rows import row_loader
-from lightning_unlearn.core.scores import Batch, Score, classifier_nll
+from lightning_unlearn.core.reference import exchanged
+from lightning_unlearn.core.rows import RunRows, row_loader
+from lightning_unlearn.core.scores import Score, classifier_nll, prediction_score
 
 __all__ = ["ClassifierMonitor"]
 
@@ -39,32 +42,33 @@ class ClassifierMonitor(Monitor):
     $$\mathrm{average\ gap} = \tfrac14 \big(|\Delta \mathrm{UA}| + |\Delta \mathrm{RA}| + |\Delta \mathrm{TA}| +
     |\Delta \mathrm{MIA}|\big)$$
 
-    Logs ``forget/ua``, ``forget/mia``, ``retain/ra``, ``test/ta`` and, with a retrained model, ``average_gap``, all in
-    percent; any further set has its ``<set>/accuracy``. ``forget/mia`` is that of the confidence, others are
-    ``forget/mia_<feature>``. At the end a table has them before, after and of the retrained model. ``EarlyStopping``
-    and ``ModelCheckpoint``, after it in the list of callbacks, can monitor them; ``trainer.validate`` and
-    ``trainer.test`` measure and return them too.
+    Logs ``eval/forget/ua``, ``eval/forget/mia``, ``eval/retain/ra``, ``eval/test/ta`` and, with a retrained model,
+    ``eval/average_gap``, all in percent, and ``eval/<set>/accuracy`` of any other set. ``mia`` is the attack by
+    confidence, ``mia_<feature>`` that by another feature. At the end a table compares the numbers before, after and of
+    the retrained model. ``EarlyStopping`` and ``ModelCheckpoint``, after it in the list of callbacks, can monitor the
+    numbers; ``trainer.validate`` and ``trainer.test`` return them.
 
-    The rows are those of the run's validation (or test) loaders, a dict with ``forget``, ``retain`` and ``test``;
-    ``forget`` and ``retain`` may be left to the training loaders. Give rows with test-time transforms, and leave a
-    class that is forgotten as a whole out of ``test``. Each row is read once and in order, by one of the processes.
+    The rows are those of the run's validation (or test) loaders, a dict with ``forget``, ``retain`` and ``test``; where
+    ``forget`` or ``retain`` is missing, those of the training loaders. Give rows with test-time transforms, and leave a
+    class that is forgotten as a whole out of ``test``. Processes share the rows.
 
     Args:
         every_n_epochs: Measure after every so many epochs; 0 leaves only before and after.
         retrained: A model trained without the forget rows, on the same seed and split: a checkpoint of the same
             module or its state dict, or the numbers ``ua``, ``ra``, ``ta`` and ``mia`` in percent.
-        features: What the membership attack looks at, see
-            [`MIAEfficacy`][lightning_unlearn.classification.metrics.mia.MIAEfficacy]; none
-            for no attack.
+        features: Features of the membership attack, see
+            [`MIAEfficacy`][lightning_unlearn.classification.metrics.mia.MIAEfficacy]; none for no attack.
         attack: ``"svc"`` as published or ``"logistic"``.
         shadow: ``"random"``, ``"stratified"`` by class, or ``"first"`` as published.
-        max_shadow: At most so many rows of each side for the attack; ``None`` for all. The SVC costs their square.
+        max_shadow: Largest number of members, and of non-members, for the attack; ``None`` for all. The SVC costs their
+            square.
         max_retain_drop: Warn once RA has fallen by more than this, in percentage points.
         seed: Seed of the attack's draw.
         score: Reads logits and labels off the module.
 
     Raises:
-        ValueError: If an argument is out of range, or the retrained weights are of another module.
+        ValueError: If an argument is out of range, the score gives no logits, or the retrained weights are of another
+            module.
         MisconfigurationException: If a set is missing, or its rows can't be read one by one.
         ImportError: If there is an attack, and scikit-learn is missing.
 
@@ -95,12 +99,11 @@ class ClassifierMonitor(Monitor):
             raise ValueError(f"retrained must have the numbers {measured} in percent, but got {sorted(retrained)}.")
         if isinstance(retrained, (str, Path)) and not Path(retrained).is_file():
             raise ValueError(f"retrained={str(retrained)!r} is no file. Give a checkpoint, a state dict, or numbers.")
-        if not max_retain_drop >= 0:
-            raise ValueError(f"max_retain_drop must be at least 0 percentage points, but got {max_retain_drop}.")
         if features:
             MIAEfficacy(features, attack, shadow, max_shadow)
         self.retrained, self.features, self.attack, self.shadow = retrained, features, attack, shadow
-        self.max_shadow, self.max_retain_drop, self.seed, self.score = max_shadow, max_retain_drop, seed, score
+        self.max_shadow, self.max_retain_drop = max_shadow, at_least("max_retain_drop", max_retain_drop, 0)
+        self.seed, self.score = seed, prediction_score("ClassifierMonitor", score, "reads logits")
         self.reference: dict[str, float] | None = None
         """The numbers of the retrained model on the same sets."""
         self._gap = {name: _GAP[name] for name in measured}
@@ -116,14 +119,6 @@ class ClassifierMonitor(Monitor):
             pair = ({name: numbers[key] for name, key in self._gap.items()} for numbers in (metrics, self.reference))
             metrics["average_gap"] = average_gap(*pair)
         return Evaluation(trainer.global_step, metrics)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure every so many epochs, and let other callbacks monitor the numbers."""
-        count = len(self.history)
-        super().on_train_epoch_end(trainer, pl_module)
-        if len(self.history) == count:
-            return
-        pl_module.log_dict(self.history[-1].metrics, logger=False, sync_dist=trainer.world_size > 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the outcome and show it."""
@@ -150,7 +145,7 @@ class ClassifierMonitor(Monitor):
         return {**super().state_dict(), "reference": self.reference}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the evaluations of the run that is resumed."""
+        """Continue the evaluations of the resumed run."""
         super().load_state_dict(state_dict)
         self.reference = state_dict["reference"]
 
@@ -161,15 +156,16 @@ class ClassifierMonitor(Monitor):
             self._warned = True
             rank_zero_warn(
                 f"Accuracy on the retain rows has fallen by {before - now:.1f} points, from {before:.1f} to {now:.1f}. "
-                "The model forgets more than it was asked to: lower the learning rate, weigh retain rows more, clip "
+                "The model forgets more than it should: lower the learning rate, give retain rows more weight, clip "
                 "gradients or stop earlier."
             )
 
     def _log_evaluation(self, trainer: Trainer, module: LightningModule) -> None:
-        self.reference, kept = None, self.reference  # of these sets, which need not be those of the training run
+        # The retrained model is measured again: these sets need not be those of the training run.
+        self.reference, of_training = None, self.reference
         metrics = self.evaluate(trainer, module).metrics
-        self.reference = kept
-        module.log_dict(metrics, sync_dist=trainer.world_size > 1)
+        self.reference = of_training
+        self.log_metrics(trainer, module, metrics)
 
     def _loaders(self, trainer: Trainer) -> dict[str, DataLoader]:
         datamodule = getattr(trainer, "datamodule", None)
@@ -179,27 +175,27 @@ class ClassifierMonitor(Monitor):
         loaders = dict(given) if isinstance(given, Mapping) else {}
         for name in ("forget", "retain"):
             loaders.setdefault(name, row_loader(trainer.train_dataloader, name))
-        found = {name: row_loader({name: loader}, name) for name, loader in loaders.items()}
-        missing = [name for name in _ROLES if found.get(name) is None]
+        readable = {name: row_loader({name: loader}, name) for name, loader in loaders.items()}
+        missing = [name for name in _ROLES if readable.get(name) is None]
         if missing:
             raise MisconfigurationException(
                 f"ClassifierMonitor needs rows of map-style datasets for {list(_ROLES)}, but {missing} are missing. "
                 "Pass ForgetRetainDataModule(forget, retain, {'test': ...}), or let val_dataloader (in trainer.test, "
                 "test_dataloader) return a dict of loaders with these names."
             )
-        return {name: loader for name, loader in found.items() if loader is not None}
+        return {name: loader for name, loader in readable.items() if loader is not None}
 
     def _measure(
         self, trainer: Trainer, module: LightningModule, loaders: Mapping[str, DataLoader]
     ) -> dict[str, float]:
-        shares = {name: _share(loader) for name, loader in loaders.items()}
-        batches = {name: _batches(trainer, loader) for name, (loader, _) in shares.items()}
-        with trainer.precision_plugin.forward_context():
-            found = collect_outputs(module, batches, self.score)
-        own = {name: [part[: shares[name][1]] for part in outputs] for name, outputs in found.items()}
-        parts = gather_objects(own)
-        outputs = {n: Outputs(*map(torch.cat, zip(*(part[n] for part in parts), strict=True))) for n in own}
-        # The attack is slow, and need not be made by every process.
+        outputs = {}
+        with isolate_rng(), evaluating(module), trainer.precision_plugin.forward_context():
+            for name, loader in loaders.items():
+                rows = RunRows(trainer, loader, f"ClassifierMonitor: {name} rows")
+                outputs[name] = join_outputs(
+                    name, rows.gather([read_outputs(module, batch, self.score) for batch, _ in rows])
+                )
+        # The attack is slow: one process makes it.
         metrics: dict[str, float] = gather_objects(self._metrics(outputs) if rank() == 0 else None)[0]
         return metrics
 
@@ -226,7 +222,8 @@ class ClassifierMonitor(Monitor):
         if isinstance(self.retrained, dict):
             return {_GAP[name]: value for name, value in self.retrained.items()}
         assert self.retrained is not None
-        with _weights_of(self.retrained, module):
+        # In trainer.validate and trainer.test the module would be left with inference tensors.
+        with torch.inference_mode(False), exchanged(module, _stored_values(self.retrained, module)):
             return self._measure(trainer, module, loaders)
 
     def _table(self) -> list[list[str]]:
@@ -237,27 +234,8 @@ class ClassifierMonitor(Monitor):
         return [["percent", *(title for title, _ in columns)], *rows]
 
 
-def _share(loader: DataLoader) -> tuple[DataLoader, int]:
-    """This process's part of the batches, and how many of its rows count.
-
-    Sharded forwards are collective: every process makes equally many, the last ones for nothing if need be.
-    """
-    chunks = list(loader.batch_sampler or [])
-    rounds = -(-len(chunks) // world_size())
-    own = chunks[rank() * rounds : (rank() + 1) * rounds]
-    filled = own + chunks[-1:] * (rounds - len(own))
-    part = DataLoader(loader.dataset, batch_sampler=filled, collate_fn=loader.collate_fn)
-    return part, sum(map(len, own))
-
-
-def _batches(trainer: Trainer, loader: DataLoader) -> Iterator[Batch]:
-    for batch in loader:
-        yield trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch))
-
-
-@contextmanager
-def _weights_of(path: str | Path, module: LightningModule) -> Iterator[None]:
-    """Run the body with the weights of a file."""
+def _stored_values(path: str | Path, module: LightningModule) -> dict[str, Tensor]:
+    """The weights and buffers of a file, for `exchanged`."""
     stored = torch.load(path, map_location="cpu", weights_only=True)
     stored = stored.get("state_dict", stored)
     shapes, wanted = ({k: tuple(t.shape) for k, t in state.items()} for state in (stored, module.state_dict()))
@@ -268,12 +246,7 @@ def _weights_of(path: str | Path, module: LightningModule) -> Iterator[None]:
             f"as {odd[0]!r}. Give a checkpoint of {type(module).__name__}, or torch.save(module.state_dict(), ...)."
         )
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    with torch.inference_mode(False), torch.no_grad():
-        values = {name: torch.empty_like(tensor) for name, tensor in tensors.items() if name in stored}
-        for name, value in values.items():
-            load_full_tensor(value, stored[name])
-        exchange(module, values)
-        try:
-            yield
-        finally:
-            exchange(module, values)
+    values = {name: torch.empty_like(tensor.detach()) for name, tensor in tensors.items() if name in stored}
+    for name, value in values.items():
+        load_full_tensor(value, stored[name])
+    return values

@@ -1,20 +1,20 @@
-"""Ascent and descent at once."""
+"""NegGrad+: gradient descent on retain rows and ascent on forget rows."""
 
 from __future__ import annotations
 
 from lightning_unlearn.classification.objective import BatchNormMode
-from lightning_unlearn.classification.ugradsl import UGradSLPlus
+from lightning_unlearn.classification.ugradsl import UGradSL
 from lightning_unlearn.core.scores import Score, classifier_nll
 
 __all__ = ["NegGradPlus"]
 
 
-class NegGradPlus(UGradSLPlus):
-    r"""NegGrad+: descent on the retain rows, a little ascent on the forget rows; an epoch is a pass over the former.
+class NegGradPlus(UGradSL):
+    r"""NegGrad+: descent on the retain rows and a little ascent on the forget rows, over epochs of retain rows.
 
     $$\mathcal{L} = p\, \frac{1}{|B_r|} \sum_r \ell_r - (1 - p) \frac{1}{|B_f|} \sum_f \ell_f$$
 
-    It is UGradSL+ without smoothing. The released notebook runs the updates in evaluation mode, here
+    It is UGradSL+ without smoothing. The released notebook makes the updates in evaluation mode, here
     ``bn_mode="frozen"`` and no dropout.
 
     Args:
@@ -34,6 +34,8 @@ class NegGradPlus(UGradSLPlus):
     References:
         Kurmanji et al., *Towards Unbounded Machine Unlearning*, arXiv:2302.09880.
     """
+
+    driver = "retain"
 
     def __init__(
         self,

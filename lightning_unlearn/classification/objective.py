@@ -1,4 +1,4 @@
-"""What objectives on classifiers have in common: batch normalization, and what an epoch is."""
+"""Base class of objectives on classifiers: logits of rows, batch normalization, epochs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_unlearn.core.callback import Reference, UnlearnCallback
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.pairing import PairLoader
 from lightning_unlearn.core.reading import Reading, join
-from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score
+from lightning_unlearn.core.scores import Batch, Predictions, Score, prediction_score
 
 __all__ = ["BatchNormMode", "ClassifierObjective"]
 
@@ -26,15 +26,16 @@ class ClassifierObjective(UnlearnCallback):
     """An objective that reads the logits of each row.
 
     Batch normalization can forget by itself: a pass over one class moves the running statistics to that class, and the
-    model fails on it, and on others, without a single weight changed. ``bn_mode`` says what the statistics are of.
+    model fails on it, and on others, without a single weight changed. ``bn_mode`` chooses the rows that the statistics
+    are taken over.
 
     Args:
-        bn_mode: ``"joint"``: forget and retain rows go through the model as one batch, so that statistics are of both;
-            ``"frozen"``: batch normalization stays in evaluation mode, which takes learning rates ten times smaller;
+        bn_mode: ``"joint"``: forget and retain rows go through the model as one batch, with common statistics;
+            ``"frozen"``: batch normalization stays in evaluation mode, which needs learning rates ten times smaller;
             ``"train"``: rows of each role have their own pass and statistics, as in most released codes. Without batch
-            normalization all are the same.
+            normalization all three are the same.
         score: Reads predictions off the module.
-        reference: How the starting model is kept where it is needed.
+        reference: How the starting model is kept, where the method needs it.
 
     Raises:
         ValueError: If the mode is unknown or the score gives no logits.
@@ -42,22 +43,17 @@ class ClassifierObjective(UnlearnCallback):
     """
 
     driver: ClassVar[str | None] = None
-    """The role that an epoch passes over once, where the method says so."""
+    """The role that one epoch passes over once, where the paper defines the epoch."""
 
     def __init__(self, bn_mode: BatchNormMode, score: Score, reference: Reference = "auto") -> None:
-        super().__init__(score, reference)
-        if not isinstance(score, PredictionScore):
-            raise ValueError(
-                f"{type(self).__name__} reads the logits of each row, but score={score!r} only gives likelihoods. "
-                "Use classifier_nll, or decorate a function that returns Predictions with from_predictions."
-            )
+        super().__init__(prediction_score(type(self).__name__, score, "reads the logits of each row"), reference)
         self.bn_mode = one_of("bn_mode", bn_mode, BatchNormMode)
         self._batch_norms: list[_BatchNorm] = []
         self._thawed: list[_BatchNorm] = []
 
     def read(self, module: LightningModule, batches: Sequence[Batch], logits: bool = False) -> list[Reading]:
-        """Read several roles off the module, with the statistics that ``bn_mode`` asks for."""
-        if self.bn_mode == "joint" and self._batch_norms and len(batches) > 1 and join(batches) is None:
+        """Read several roles off the module, with the statistics of ``bn_mode``."""
+        if self._joint_statistics and len(batches) > 1 and join(batches) is None:
             raise MisconfigurationException(
                 "bn_mode='joint' takes the statistics of batch normalization over forget and retain rows together, but "
                 "they can't be stacked. Let both have rows of one shape and structure, or use bn_mode='frozen'."
@@ -70,31 +66,34 @@ class ClassifierObjective(UnlearnCallback):
         Args:
             module: The user's module.
             batch: The rows of each role.
-            roles: Those to return. Where batch normalization is to see forget and retain rows together, both are run.
+            roles: Roles to return. With joint statistics of batch normalization, the rows of both roles run.
         """
-        joint = self.bn_mode == "joint" and self._batch_norms
-        run = [r for r in ("retain", "forget") if r in roles or (joint and r in self.needs.roles)]
+        run = [r for r in ("retain", "forget") if r in roles or (self._joint_statistics and r in self.needs.roles)]
         readings = dict(zip(run, self.read(module, [batch[r] for r in run], logits=True), strict=True))
-        found = [readings[role].predictions for role in roles]
-        return [predictions for predictions in found if predictions is not None]
+        predictions = [readings[role].predictions for role in roles]
+        return [p for p in predictions if p is not None]
 
     def row_mean(self, values: Tensor) -> Tensor:
         """Mean over the rows of all processes: averaging this over ranks gives the mean of the joined batch."""
         return self.token_mean(values, values.new_ones(len(values)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See to batch normalization, make the reference, and compare the epoch with the method's."""
+        """Find batch normalization, make the reference, and compare the epoch with the published one."""
         self._batch_norms = [child for child in pl_module.modules() if isinstance(child, _BatchNorm)]
         super().on_train_start(trainer, pl_module)
         self._joinable = not self._batch_norms or self.bn_mode != "train"
         self._check_epoch(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Freeze statistics again, should someone have called ``train()``."""
+        """Freeze statistics again: the user may have called ``train()``."""
         if self.bn_mode == "frozen":
             self._thawed += [norm for norm in self._batch_norms if norm.training]
             for norm in self._batch_norms:
                 norm.eval()
+
+    @property
+    def _joint_statistics(self) -> bool:
+        return self.bn_mode == "joint" and bool(self._batch_norms)
 
     def _check_epoch(self, trainer: Trainer) -> None:
         loader = trainer.train_dataloader

@@ -1,4 +1,4 @@
-"""Whole passes over the rows of one role and then of the other."""
+"""Alternating whole passes over the rows of one role and of the other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_unlearn.core.distributed import world_size
 from lightning_unlearn.core.pairing import PairLoader
 
 __all__ = ["Passes"]
@@ -26,19 +25,19 @@ class Passes(NamedTuple):
 
     @classmethod
     def over(cls, method: str, loader: Any) -> Passes:
-        """Those of a run.
+        """The passes of a run.
 
         Args:
-            method: Who alternates passes.
-            loader: What the run trains on.
+            method: Name of the method, for errors.
+            loader: The training loader of the run.
 
         Raises:
-            MisconfigurationException: If a pass has no end.
+            MisconfigurationException: If the length of a pass is unknown.
         """
         return cls(*(_batches(method, loader, role) for role in ("forget", "retain")))
 
     def at(self, batch: int) -> tuple[int, bool]:
-        """The number of the pair of passes that a batch belongs to, and whether it is of the pass over forget rows.
+        """Number of a batch's pair of passes, and whether the batch is of the pass over forget rows.
 
         Args:
             batch: Number of the batch from the start of the run.
@@ -50,7 +49,7 @@ class Passes(NamedTuple):
 def _batches(method: str, loader: Any, role: str) -> int:
     if isinstance(loader, PairLoader):
         sampler: Any = loader.sampler
-        return math.ceil(sampler.sizes[role] / (sampler.batch_sizes[role] * world_size()))
+        return math.ceil(sampler.sizes[role] / (sampler.batch_sizes[role] * sampler.share.total))
     part = loader.get(role) if isinstance(loader, dict) else None
     if not hasattr(part, "__len__"):
         raise MisconfigurationException(

@@ -1,4 +1,4 @@
-"""Relearning the forget rows with wrong labels."""
+"""Relabelling with random labels."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective
 from lightning_unlearn.classification.passes import Passes
+from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.distributed import rank, world_size
 from lightning_unlearn.core.scores import Batch, Predictions, Score, classifier_nll
 from lightning_unlearn.functional.classification.random_labels import random_labels
@@ -18,27 +19,30 @@ from lightning_unlearn.functional.likelihood import token_nll
 
 __all__ = ["RandomLabels"]
 
+Resample = Literal["batch", "epoch", "once"]
+Schedule = Literal["mixed", "forget_then_retain"]
+
 
 class RandomLabels(ClassifierObjective):
     r"""Random labels: descent on forget rows with labels drawn at random, and on retain rows with their own.
 
     $$\mathcal{L} = \frac{1}{|B_f| + |B_r|} \Big[\sum_f \ell(z_f, \tilde y_f) + \sum_r \ell(z_r, y_r)\Big]$$
 
-    Every row counts the same. Batch sizes in the proportion of the two sets make an epoch one pass over both, shuffled
-    together, as in the released code of SalUn; beside the mask [`SalUn`][lightning_unlearn.SalUn] it is that
-    method. Labels are a function of ``seed`` and of the row or its place, so a resumed run draws the same.
+    Every row has the same weight. Batch sizes in proportion to the two sets make an epoch one pass over both, shuffled
+    together, as in the released code of SalUn; with the mask [`SalUn`][lightning_unlearn.SalUn] it is that method.
+    Labels are a function of ``seed`` and of the row or its place, so a resumed run draws the same ones.
 
     With ``schedule="forget_then_retain"`` a pass over forget rows comes before each pass over retain rows, as in that
-    code for CIFAR-10, and each step is on the rows of its pass alone. A pass is as many batches as it takes to go
-    through the rows of its role; passes are counted over the run, so $E$ of each take $E + \lceil E\,n_f / n_r \rceil$
-    epochs with ``ForgetRetainDataModule(epoch="retain")``, $n_f$ and $n_r$ being the batches of a pass.
+    code for CIFAR-10, and each step reads the rows of its pass alone. A pass has the batches $n_f$ or $n_r$ that cover
+    the rows of its role, and passes are counted over the run: $E$ of each take $E + \lceil E\,n_f / n_r \rceil$ epochs
+    of ``ForgetRetainDataModule(epoch="retain")``.
 
     Args:
-        resample: When a forget row gets another label: ``"batch"``: each time it is seen; ``"epoch"``: each epoch;
+        resample: When a forget row gets a new label: ``"batch"``: each time it is read; ``"epoch"``: each epoch;
             ``"once"``: never. The last two need rows that are dicts with a stable ``index``, as
             ``ForgetRetainDataModule`` makes them.
         exclude_true: Draw wrong labels only. Released codes differ.
-        schedule: ``"mixed"``: each step is on rows of both roles; ``"forget_then_retain"``: whole passes in turn.
+        schedule: ``"mixed"``: each step reads rows of both roles; ``"forget_then_retain"``: whole passes alternate.
         seed: Seed of the labels.
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
@@ -46,7 +50,7 @@ class RandomLabels(ClassifierObjective):
 
     Raises:
         ValueError: If an argument is not one of those above.
-        MisconfigurationException: If rows have no index where one is needed, or a pass over them has no end.
+        MisconfigurationException: If rows lack an index that is needed, or the length of a pass is unknown.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -60,19 +64,16 @@ class RandomLabels(ClassifierObjective):
 
     def __init__(
         self,
-        resample: Literal["batch", "epoch", "once"] = "batch",
+        resample: Resample = "batch",
         exclude_true: bool = True,
-        schedule: Literal["mixed", "forget_then_retain"] = "mixed",
+        schedule: Schedule = "mixed",
         seed: int = 0,
         bn_mode: BatchNormMode = "joint",
         score: Score = classifier_nll,
     ) -> None:
         super().__init__(bn_mode, score)
-        if resample not in ("batch", "epoch", "once"):
-            raise ValueError(f"resample must be 'batch', 'epoch' or 'once', but got {resample!r}.")
-        if schedule not in ("mixed", "forget_then_retain"):
-            raise ValueError(f"schedule must be 'mixed' or 'forget_then_retain', but got {schedule!r}.")
-        self.resample, self.exclude_true, self.schedule, self.seed = resample, exclude_true, schedule, seed
+        self.resample, self.schedule = one_of("resample", resample, Resample), one_of("schedule", schedule, Schedule)
+        self.exclude_true, self.seed = exclude_true, seed
         self._passes = Passes()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,7 +83,7 @@ class RandomLabels(ClassifierObjective):
             self._passes = Passes.over("RandomLabels", trainer.train_dataloader)
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
-        """Cross-entropy of all rows of the batch, or of those that the pass is over."""
+        """Cross-entropy of all rows of the batch, or of the role of the pass."""
         loop = module.trainer.fit_loop.epoch_loop
         number, place = module.trainer.current_epoch, loop.batch_idx
         roles: tuple[str, ...] = ("retain", "forget")
@@ -106,7 +107,7 @@ class RandomLabels(ClassifierObjective):
         return {"loss": self.row_mean(torch.cat(losses)), **parts}
 
     def _key(self, batch: int, epoch: int, rows: Batch, forget: Predictions) -> Tensor:
-        """One number for each prediction: of its row, or of its place in the batch over all processes."""
+        """A key for each prediction, of its row or of its place in the batch over all processes."""
         place = torch.arange(len(forget.rows), device=forget.rows.device)
         place -= torch.searchsorted(forget.rows, forget.rows)  # the number of the prediction within its row
         if self.resample == "batch":
@@ -114,7 +115,7 @@ class RandomLabels(ClassifierObjective):
             return self._numbers(row, place, batch, epoch)
         if not isinstance(rows, dict) or "index" not in rows:
             raise MisconfigurationException(
-                f"RandomLabels(resample={self.resample!r}) knows a forget row again by its 'index', but the rows have "
+                f"RandomLabels(resample={self.resample!r}) recognizes a forget row by its 'index', but the rows have "
                 "none. Let the dataset return dicts with a stable integer 'index', as ForgetRetainDataModule does, or "
                 "use resample='batch'."
             )

@@ -1,4 +1,4 @@
-"""Training anew without the forget rows."""
+"""Retraining from scratch without the forget rows."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ __all__ = ["Retrain"]
 
 
 class Retrain(UnlearnCallback):
-    r"""Retraining: the module starts anew and sees retain rows only. What every other method is measured against.
+    r"""Retraining: new weights, trained on the retain rows only. The standard that other methods are measured by.
 
     $$\theta_r = \mathrm{train}(\theta_{init},\, D_r)$$
 
     Before the first step, every weight and buffer is replaced by that of an untrained module: the one that
     ``module_init`` makes, or this one with each layer initialized by its ``reset_parameters``, nested ones too. From
-    then on each batch of retain rows goes through the module's own ``training_step``, with its own optimizer; epochs,
-    batch size and schedule are those of your training run, with ``ForgetRetainDataModule(epoch="retain")`` or
-    ``trainer.fit(module, {"retain": loader})``. A resumed run goes on and does not start anew.
+    then on each batch of retain rows goes through the module's own ``training_step``, with its own optimizer. Take the
+    epochs, batch size and schedule of the original training run, with ``ForgetRetainDataModule(epoch="retain")`` or
+    ``trainer.fit(module, {"retain": loader})``. A resumed run keeps the weights of its checkpoint.
 
     Args:
-        module_init: Makes the module anew; needed where a layer has no ``reset_parameters``, as the norm layers of
+        module_init: Makes an untrained module; needed where a layer has no ``reset_parameters``, as the norm layers of
             Hugging Face models, or where the module has frozen weights.
         seed: Seed of the new weights.
         score: The loss of a batch of retain rows; by default that of the module's ``training_step``.
 
     Raises:
-        MisconfigurationException: If a layer can't be initialized anew, a weight is frozen and there is no
-            ``module_init``, or weights are sharded.
+        MisconfigurationException: If a layer can't be reset, a weight is frozen and there is no ``module_init``, or
+            weights are sharded.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -51,7 +51,7 @@ class Retrain(UnlearnCallback):
         self.module_init, self.seed = module_init, seed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that the module can be initialized anew."""
+        """Check that the module can be reset."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
@@ -60,12 +60,12 @@ class Retrain(UnlearnCallback):
         if frozen and self.module_init is None:
             raise MisconfigurationException(
                 f"Retrain starts from the weights that training started from, but {len(frozen)} weights are frozen, "
-                f"such as {frozen[0]!r}, and it can't know whether they were trained. Pass module_init, a function "
-                "that makes the module as it was."
+                f"such as {frozen[0]!r}, and may or may not have been trained. Pass module_init, a function that makes "
+                "the module as it was."
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew: after every callback's ``on_train_start``, where monitors measure the trained module."""
+        """Reset the module: after every callback's ``on_train_start``, in which monitors measure the trained one."""
         if trainer.global_step == 0:
             initialize(pl_module, untrained_values(pl_module, self.seed, self.module_init))
 

@@ -1,4 +1,4 @@
-"""A student that disobeys its teacher on what it is to forget."""
+"""SCRUB: distillation that turns a student away from its teacher on forget rows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective
 from lightning_unlearn.classification.passes import Passes
 from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.checks import above, at_least
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.functional.classification.distillation import distillation
 from lightning_unlearn.functional.likelihood import token_nll
@@ -16,32 +17,31 @@ __all__ = ["SCRUB"]
 
 
 class SCRUB(ClassifierObjective):
-    r"""SCRUB: passes that lead the student away from its teacher on forget rows, and passes that hold it on the others.
+    r"""SCRUB: passes that drive the student from its teacher on forget rows, and passes that keep it on retain rows.
 
     $$\mathcal{L}_{max} = -\frac{1}{|B_f|} \sum_f D_T(f), \quad
     \mathcal{L}_{min} = \frac{1}{|B_r|} \sum_r \big[\gamma\, \ell_r + \alpha\, D_T(r)\big], \quad
     D_T = T^2 \mathrm{KL}(q_T \Vert p_T)$$
 
     The teacher, with predictions $q$, is the starting model. A max pass comes before each of the first ``max_passes``
-    min passes; from then on there are only min passes. A pass is as many batches as it takes to go through the rows of
-    its role; they are counted over the run, so ``max_epochs`` with ``ForgetRetainDataModule(epoch="retain")`` has to
-    make room for both: $E$ min passes take $E + \lceil m\,n_f / n_r \rceil$ epochs with $m$ max passes of $n_f$ batches
-    beside $n_r$. Where student and teacher agree, $D_T$ has no gradient: without dropout or batch normalization the
-    first max pass does nothing, and the first min pass breaks the tie. Beside
-    [`Rewind`][lightning_unlearn.Rewind] it is SCRUB+R.
+    min passes; after these there are min passes only. A pass has the batches $n_f$ or $n_r$ that cover the rows of its
+    role. Passes are counted over the run, so ``max_epochs`` with ``ForgetRetainDataModule(epoch="retain")`` has to
+    include both: $E$ min passes with $m$ max passes take $E + \lceil m\,n_f / n_r \rceil$ epochs. Where student and
+    teacher agree, $D_T$ has no gradient: without dropout or batch normalization the first max pass changes nothing, and
+    the first min pass breaks the tie. With [`Rewind`][lightning_unlearn.Rewind] it is SCRUB+R.
 
     Args:
         alpha: Weight of the teacher on retain rows $\alpha$. For large data sets the paper takes 0.001.
-        gamma: Weight of the labels on retain rows $\gamma$; 0.99 there.
-        temperature: $T > 0$; 4 there.
-        max_passes: Number of max passes $m$; 2 there.
+        gamma: Weight of the labels on retain rows $\gamma$; for large data sets 0.99.
+        temperature: $T > 0$; for large data sets 4.
+        max_passes: Number of max passes $m$; for large data sets 2.
         bn_mode: ``"train"`` (the released code), ``"frozen"``, or ``"joint"``, with which each step runs the rows of
             both roles.
         score: Reads predictions off the module.
 
     Raises:
         ValueError: If an argument is out of range.
-        MisconfigurationException: If a pass over the rows has no end.
+        MisconfigurationException: If the length of a pass is unknown.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -63,14 +63,9 @@ class SCRUB(ClassifierObjective):
         score: Score = classifier_nll,
     ) -> None:
         super().__init__(bn_mode, score, reference="snapshot")
-        for name, value in (("alpha", alpha), ("gamma", gamma)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be at least 0, but got {value}.")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be greater than 0, but got {temperature}.")
-        if max_passes < 1:
-            raise ValueError(f"max_passes must be at least 1, but got {max_passes}: nothing would be forgotten.")
-        self.alpha, self.gamma, self.temperature, self.max_passes = alpha, gamma, temperature, max_passes
+        self.alpha, self.gamma = at_least("alpha", alpha, 0), at_least("gamma", gamma, 0)
+        self.temperature = above("temperature", temperature, 0)
+        self.max_passes = at_least("max_passes", max_passes, 1, "nothing would be forgotten")
         self._passes = Passes()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -84,7 +79,7 @@ class SCRUB(ClassifierObjective):
         return forgets and number < self.max_passes
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
-        """The loss of the pass that the batch belongs to."""
+        """Loss of the batch's pass."""
         forgets = self.forgets(module.trainer.fit_loop.epoch_loop.total_batch_idx)
         role = "forget" if forgets else "retain"
         # The teacher goes first: exchanging weights would spoil a graph that already holds them.

@@ -1,4 +1,4 @@
-"""Selective synaptic dampening."""
+"""SSD: selective synaptic dampening."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
@@ -25,9 +26,9 @@ class SSD(Edit):
     \alpha I_{D,i}, \qquad I_S = \frac{1}{|\mathcal B(S)|} \sum_{B \in \mathcal B(S)} \big(\nabla \ell_B\big)^2$$
 
     The importance is the mean over batches of the squared gradient of a batch's mean loss, in evaluation mode, as in
-    the released code: so it depends on the batch size. $D$ is forget and retain rows, in batches of their own. Buffers,
-    such as statistics of batch normalization, stay. It is an edit: the run makes no update. A fixed $\alpha$ can
-    collapse a model on some classes; look at the retain accuracy.
+    the released code, and depends on the batch size. $D$ is forget and retain rows, in separate batches. Buffers, such
+    as statistics of batch normalization, stay. It is an edit: the run makes no update. A fixed $\alpha$ can destroy a
+    model on some classes: look at the retain accuracy.
 
     Args:
         alpha: How many times more important a weight must be $\alpha > 0$; 10 for a ResNet-18, 5 to 25 for a ViT.
@@ -47,11 +48,8 @@ class SSD(Edit):
     """
 
     def __init__(self, alpha: float = 10.0, dampening: float = 1.0, score: Score = classifier_nll) -> None:
-        for name, value in (("alpha", alpha), ("dampening", dampening)):
-            if not value > 0:
-                raise ValueError(f"{name} must be greater than 0, but got {value}.")
         super().__init__(score)
-        self.alpha, self.dampening = alpha, dampening
+        self.alpha, self.dampening = above("alpha", alpha, 0), above("dampening", dampening, 0)
 
     def edit(self, module: LightningModule, forget: DataLoader, retain: DataLoader | None = None) -> None:
         """Dampen the weights.
@@ -70,16 +68,16 @@ class SSD(Edit):
         parameters = [p for p in module.parameters() if p.requires_grad]
         with evaluating(module), torch.enable_grad():
             forgotten, batches = self._squares(module, forget, parameters)
-            kept, more = self._squares(module, retain, parameters)
-        if not all(s.isfinite().all() for s in (*forgotten, *kept)):
+            retained, more = self._squares(module, retain, parameters)
+        if not all(s.isfinite().all() for s in (*forgotten, *retained)):
             raise FloatingPointError(
-                "SSD: a gradient is not finite, so no weight was changed. Run with precision='32-true', and see that "
+                "SSD: a gradient is not finite, so no weight was changed. Run with precision='32-true', and check that "
                 "the loss of every row is finite."
             )
         with torch.no_grad():
-            for parameter, f, r in zip(parameters, forgotten, kept, strict=True):
-                everything = (f + r) / (batches + more)
-                parameter.mul_(synaptic_dampening(everything, f / batches, alpha=self.alpha, dampening=self.dampening))
+            for parameter, f, r in zip(parameters, forgotten, retained, strict=True):
+                overall = (f + r) / (batches + more)
+                parameter.mul_(synaptic_dampening(overall, f / batches, alpha=self.alpha, dampening=self.dampening))
 
     def _squares(
         self, module: LightningModule, loader: Iterable[Batch], parameters: list[nn.Parameter]
@@ -88,9 +86,8 @@ class SSD(Edit):
         total, batches = [torch.zeros_like(p) for p in parameters], 0
         for batch in loader:
             loss = self.likelihood(module, move_data_to_device(batch, module.device)).mean()
-            for sum_, gradient in zip(
-                total, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True
-            ):
-                sum_ += gradient.square()
+            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+            for square, gradient in zip(total, gradients, strict=True):
+                square += gradient.square()
             batches += 1
         return total, batches

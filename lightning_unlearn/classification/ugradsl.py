@@ -1,15 +1,16 @@
-"""UGradSL and UGradSL+: gradient ascent with negative label smoothing, beside descent on what is kept."""
+"""UGradSL and UGradSL+: gradient ascent with negative label smoothing, and descent on retain rows."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective, batch_accuracy
+from lightning_unlearn.core.checks import at_least, between, one_of
 from lightning_unlearn.core.distributed import gather_objects, mean_over_ranks, rank, world_size
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.functional.classification.adaptive_alpha import Distance, Rule, adaptive_alpha
@@ -19,26 +20,28 @@ from lightning_unlearn.functional.likelihood import token_nll
 
 __all__ = ["UGradSL", "UGradSLPlus"]
 
+Reduction = Literal["mean", "sum"]
+
 
 class UGradSL(ClassifierObjective):
-    r"""UGradSL: ascent on the smoothed loss of forget rows, descent on retain rows; an epoch is a pass over the former.
+    r"""UGradSL: ascent on the smoothed loss of forget rows, descent on retain rows, over epochs of forget rows.
 
     $$\mathcal{L} = p\, \frac{1}{|B_r|} \sum_{r} \ell_r - (1 - p) \frac{1}{|B_f|} \sum_{f} \big[\ell_f + \alpha\,
     (z_{y} - \bar z)_f\big]$$
 
-    Plain ascent starts without a gradient, as the model is sure of the forget rows. Negative smoothing adds a push on
-    the margin of the true class that does not vanish. $\alpha = 0$ is NegGrad+, $p = 0$ ascent and $p = 1$
-    fine-tuning; $\alpha > 0$ makes the model remember better at first. The loss has no floor: set
+    Plain ascent starts without a gradient, as the model is sure of the forget rows. Negative smoothing adds a gradient
+    on the margin of the true class that does not vanish. $\alpha = 0$ is NegGrad+, $p = 0$ ascent and $p = 1$
+    fine-tuning; $\alpha > 0$ makes the model remember better at first. The loss is unbounded below: set
     ``gradient_clip_val``, and end with ``forget_accuracy_floor``. An epoch costs two rows for each forget row with
     ``ForgetRetainDataModule(epoch="forget")``.
 
-    The defaults are ours, tuned on 5,000 images of MNIST; the paper's, for each data set, are not known to us.
+    The defaults are ours, tuned on 5,000 images of MNIST; we do not know the paper's for each data set.
 
     Args:
         alpha: Smoothing rate $\alpha$, at most 0 to forget; ``None`` gives each forget row its own, see
             [`adaptive_alpha`][lightning_unlearn.functional.classification.adaptive_alpha.adaptive_alpha].
-        p: Weight of the retain rows, in [0, 1]. It needs to rise with the number of steps.
-        beta: Distance of outputs below which a retain row is like a forget row, for ``alpha=None``.
+        p: Weight of the retain rows, in [0, 1]; by default 0.5. More steps need a larger one.
+        beta: Distance of outputs below which a retain row is similar to a forget row, for ``alpha=None``.
         distance: ``"cosine"``, ``"tv"`` or ``"euclid"``, for ``alpha=None``.
         rule: ``"isolation"`` (the paper's reason) or ``"density"`` (its formula), for ``alpha=None``.
         alpha_scale: Largest magnitude of a row's own rate.
@@ -61,38 +64,31 @@ class UGradSL(ClassifierObjective):
     """
 
     driver = "forget"
+    default_p: ClassVar[float] = 0.5
 
     def __init__(
         self,
         alpha: float | None = -0.2,
-        p: float = 0.5,
+        p: float | None = None,
         beta: float = 0.5,
         distance: Distance = "cosine",
         rule: Rule = "isolation",
         alpha_scale: float = 1.0,
         bn_mode: BatchNormMode = "joint",
-        reduction: Literal["mean", "sum"] = "mean",
+        reduction: Reduction = "mean",
         forget_accuracy_floor: float | None = None,
         score: Score = classifier_nll,
     ) -> None:
         super().__init__(bn_mode, score)
         if alpha is not None and not math.isfinite(alpha):
-            raise ValueError(f"alpha must be a finite number, or None for a rate of each row's own, but got {alpha}.")
-        for name, value in (("p", p), ("forget_accuracy_floor", forget_accuracy_floor)):
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} must be in [0, 1], but got {value}.")
-        for name, value in (("beta", beta), ("alpha_scale", alpha_scale)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be at least 0, but got {value}.")
-        if distance not in ("cosine", "tv", "euclid"):
-            raise ValueError(f"distance must be 'cosine', 'tv' or 'euclid', but got {distance!r}.")
-        if rule not in ("isolation", "density"):
-            raise ValueError(f"rule must be 'isolation' or 'density', but got {rule!r}.")
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction must be 'mean' or 'sum', but got {reduction!r}.")
-        self.alpha, self.p, self.beta, self.distance, self.rule = alpha, p, beta, distance, rule
-        self.alpha_scale, self.reduction, self.forget_accuracy_floor = alpha_scale, reduction, forget_accuracy_floor
-        self._seen = torch.zeros(2, dtype=torch.float64)
+            raise ValueError(f"alpha must be a finite number, or None for a rate of each row, but got {alpha}.")
+        if forget_accuracy_floor is not None:
+            between("forget_accuracy_floor", forget_accuracy_floor, 0, 1)
+        self.alpha, self.p = alpha, between("p", self.default_p if p is None else p, 0, 1)
+        self.beta, self.alpha_scale = at_least("beta", beta, 0), at_least("alpha_scale", alpha_scale, 0)
+        self.distance, self.rule = one_of("distance", distance, Distance), one_of("rule", rule, Rule)
+        self.reduction, self.forget_accuracy_floor = one_of("reduction", reduction, Reduction), forget_accuracy_floor
+        self._counts = torch.zeros(2, dtype=torch.float64)
         """Forget rows of this epoch that were classified right, and all of them."""
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
@@ -104,7 +100,7 @@ class UGradSL(ClassifierObjective):
         accuracy = batch_accuracy(forget)
         if self.forget_accuracy_floor is not None:
             rows = len(forget.labels)
-            self._seen += torch.tensor([round(accuracy.item() * rows), rows], dtype=torch.float64)
+            self._counts += torch.tensor([round(accuracy.item() * rows), rows], dtype=torch.float64)
         parts = {"loss": ugradsl(retain_loss, forget_loss, p=self.p), "retain": retain_loss, "forget": forget_loss}
         parts |= {"forget_accuracy": accuracy, "retain_accuracy": batch_accuracy(retain)}
         return parts if isinstance(alpha, float) else {**parts, "alpha": alpha.mean()}
@@ -113,64 +109,47 @@ class UGradSL(ClassifierObjective):
         """Stop once the forget rows are forgotten."""
         if self.forget_accuracy_floor is None:
             return
-        right, rows = mean_over_ranks(self._seen.float().to(pl_module.device)).tolist()
-        self._seen.zero_()
+        right, rows = mean_over_ranks(self._counts.float().to(pl_module.device)).tolist()
+        self._counts.zero_()
         if rows and right / rows <= self.forget_accuracy_floor:
             trainer.should_stop = True
 
     def begin(self, trainer: Trainer, module: LightningModule) -> None:
         """Start counting."""
-        self._seen = torch.zeros(2, dtype=torch.float64)
+        self._counts = torch.zeros(2, dtype=torch.float64)
 
     def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
         """Continue the counts of the epoch."""
-        self._seen = state["seen"]
+        self._counts = state["counts"]
 
     def state_dict(self) -> dict[str, Any]:
-        """The method's name, and what was counted of the epoch."""
-        return {**super().state_dict(), "seen": self._seen.clone()}
+        """The state of the base class, and the counts of the epoch."""
+        return {**super().state_dict(), "counts": self._counts.clone()}
 
     def _reduced(self, values: Tensor) -> Tensor:
-        # Processes average their gradients, which makes a mean of what is to be a sum.
+        # Processes average their gradients; the factor makes a sum of that.
         return self.row_mean(values) if self.reduction == "mean" else values.sum() * world_size()
 
     def _rate(self, retain: Tensor, forget: Tensor) -> float | Tensor:
         if self.alpha is not None:
             return float(self.alpha)
         sizes = [len(forget)]
-        if world_size() > 1:  # a row's neighbours are those of the whole batch
+        if world_size() > 1:  # the neighbours of a row are in the whole batch
             pairs = gather_objects((retain.detach().cpu(), forget.detach().cpu()))
             sizes = [len(rows) for _, rows in pairs]
             retain, forget = (torch.cat(part).to(forget.device) for part in zip(*pairs, strict=True))
-        found = adaptive_alpha(
+        rates = adaptive_alpha(
             retain, forget, beta=self.beta, distance=self.distance, rule=self.rule, scale=self.alpha_scale
         )
-        return found.split(sizes)[rank()]
+        return rates.split(sizes)[rank()]
 
 
 class UGradSLPlus(UGradSL):
     r"""UGradSL+: the objective of [`UGradSL`][lightning_unlearn.UGradSL], over epochs of retain rows.
 
-    $$\mathcal{L} = p\, \frac{1}{|B_r|} \sum_{r} \ell_r - (1 - p) \frac{1}{|B_f|} \sum_{f} \big[\ell_f + \alpha\,
-    (z_{y} - \bar z)_f\big]$$
-
-    An epoch is a pass over the retain rows, ``ForgetRetainDataModule(epoch="retain")``, in which forget rows come round
-    again and again: so retain rows weigh far more. It costs two rows for each retain row, and keeps more of the model.
-
-    Args:
-        alpha: Smoothing rate $\alpha$, at most 0 to forget; ``None`` gives each forget row its own.
-        p: Weight of the retain rows, in [0, 1]. It needs to rise with the number of steps.
-        beta: Distance of outputs below which a retain row is like a forget row, for ``alpha=None``.
-        distance: ``"cosine"``, ``"tv"`` or ``"euclid"``, for ``alpha=None``.
-        rule: ``"isolation"`` or ``"density"``, for ``alpha=None``.
-        alpha_scale: Largest magnitude of a row's own rate.
-        bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``.
-        reduction: ``"mean"`` or ``"sum"`` over the rows of each role.
-        forget_accuracy_floor: Stop after an epoch in which the share of forget rows classified right was at most this.
-        score: Reads predictions off the module.
-
-    Raises:
-        ValueError: If an argument is out of range.
+    An epoch is a pass over the retain rows, ``ForgetRetainDataModule(epoch="retain")``, in which the forget rows are
+    read many times. It costs two rows for each retain row, and retains more. The arguments are those of `UGradSL`,
+    with 0.98 as the default of ``p``.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -181,18 +160,4 @@ class UGradSLPlus(UGradSL):
     """
 
     driver = "retain"
-
-    def __init__(
-        self,
-        alpha: float | None = -0.2,
-        p: float = 0.98,
-        beta: float = 0.5,
-        distance: Distance = "cosine",
-        rule: Rule = "isolation",
-        alpha_scale: float = 1.0,
-        bn_mode: BatchNormMode = "joint",
-        reduction: Literal["mean", "sum"] = "mean",
-        forget_accuracy_floor: float | None = None,
-        score: Score = classifier_nll,
-    ) -> None:
-        super().__init__(alpha, p, beta, distance, rule, alpha_scale, bn_mode, reduction, forget_accuracy_floor, score)
+    default_p = 0.98

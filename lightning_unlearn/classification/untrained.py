@@ -1,4 +1,4 @@
-"""A module as it was before anyone trained it."""
+"""Untrained weights of a module."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from lightning_unlearn.core.checks import strategy
 from lightning_unlearn.core.reference import exchange
 
 __all__ = ["ModuleInit", "check_untrained", "initialize", "untrained_values"]
 
 ModuleInit = Callable[[], nn.Module]
-"""Makes the module anew, with untrained weights."""
+"""Makes the module with untrained weights."""
 
 
 def check_untrained(
@@ -25,23 +25,20 @@ def check_untrained(
     module_init: ModuleInit | None,
     chosen: Callable[[str], bool] = lambda name: True,
 ) -> None:
-    """Raise where weights can't be initialized anew.
+    """Refuse a module whose weights can't be reset.
 
     Args:
-        method: Who needs it.
-        trainer: Runs it.
+        method: Name of the method, for errors.
+        trainer: Trainer of the run.
         module: The user's module.
-        module_init: Makes the module anew, where that is given.
-        chosen: Whether a parameter, by its name, is to be initialized.
+        module_init: Makes an untrained module, where the user gives it.
+        chosen: Whether the parameter of a name is to be reset.
 
     Raises:
         MisconfigurationException: If a chosen weight belongs to a layer without ``reset_parameters`` and there is no
             ``module_init``, or weights are sharded.
     """
-    if isinstance(trainer.strategy, ModelParallelStrategy):
-        raise MisconfigurationException(
-            f"{method} initializes whole layers, which ModelParallelStrategy shards. Use one device or strategy='ddp'."
-        )
+    strategy(method, trainer, sharded=False, reason="initializes whole layers")
     if module_init is not None:
         return
     for name, child in module.named_modules():
@@ -49,19 +46,19 @@ def check_untrained(
         if any(chosen(n) for n in own) and not _resets(child):
             raise MisconfigurationException(
                 f"{method} needs untrained weights, but {name or 'the module'!r} ({type(child).__name__}) has weights "
-                "and no reset_parameters() to initialize them. Add it, or pass module_init, a function that makes the "
-                "module anew."
+                "and no reset_parameters() to initialize them. Add it, or pass module_init, a function that makes an "
+                "untrained module."
             )
 
 
 @torch.no_grad()
 def untrained_values(module: nn.Module, seed: int, module_init: ModuleInit | None = None) -> dict[str, Tensor]:
-    """What weights and buffers of a module would be had it just been made; the module stays as it is.
+    """Weights and buffers of a module as if it had just been made; the module itself is not changed.
 
     Args:
-        module: Without ``module_init``, every layer of it that has weights has ``reset_parameters``.
+        module: Without ``module_init``, its layers with weights have ``reset_parameters``.
         seed: Seed of the weights.
-        module_init: Makes the module anew.
+        module_init: Makes an untrained module.
 
     Raises:
         MisconfigurationException: If ``module_init`` makes another module.
@@ -71,8 +68,9 @@ def untrained_values(module: nn.Module, seed: int, module_init: ModuleInit | Non
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         if module_init is not None:
-            return _made(module_init, values)
-        for child in reversed(list(module.modules())):  # as layers are made: a block may set what its parts have drawn
+            return _initial_values(module_init(), values)
+        # In the order in which layers are made: a block may overwrite what its parts have drawn.
+        for child in reversed(list(module.modules())):
             if _resets(child):
                 _reset(child)
     exchange(module, values)
@@ -87,15 +85,15 @@ def initialize(module: nn.Module, values: dict[str, Tensor]) -> None:
         tensors[name].copy_(value)
 
 
-def _made(module_init: ModuleInit, like: dict[str, Tensor]) -> dict[str, Tensor]:
-    made = _tensors(module_init())
-    odd = [k for k, v in like.items() if k not in made or made[k].shape != v.shape]
+def _initial_values(untrained: nn.Module, like: dict[str, Tensor]) -> dict[str, Tensor]:
+    tensors = _tensors(untrained)
+    odd = [k for k, v in like.items() if k not in tensors or tensors[k].shape != v.shape]
     if odd:
         raise MisconfigurationException(
             f"module_init makes another module than the one that is trained: {len(odd)} weights are missing or have "
             f"another shape, such as {odd[0]!r}. Let it return the same class, made with the same arguments."
         )
-    return {k: made[k].detach().to(v) for k, v in like.items()}
+    return {k: tensors[k].detach().to(v) for k, v in like.items()}
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ __all__ = [
     "between",
     "finite",
     "function",
+    "inside",
     "one_of",
     "regex",
     "strategy",
@@ -66,6 +67,17 @@ def between(name: str, value: Number, low: float, high: float, hint: str = "") -
     """
     if not low <= value <= high:
         raise ValueError(f"{name} must be in [{low}, {high}], but got {value}{_hint(hint)}")
+    return value
+
+
+def inside(name: str, value: Number, low: float, high: float, hint: str = "") -> Number:
+    """``value``, if it is in ``(low, high)``.
+
+    Raises:
+        ValueError: If it is outside, or a bound.
+    """
+    if not low < value < high:
+        raise ValueError(f"{name} must be in ({low}, {high}), but got {value}{_hint(hint)}")
     return value
 
 
@@ -197,7 +209,7 @@ def trainer_optimizes(method: str, module: LightningModule) -> None:
     """
     if not module.automatic_optimization:
         raise MisconfigurationException(
-            f"{method} gives the Trainer a loss to step on, but {type(module).__name__} optimizes manually. Set "
+            f"{method} needs the Trainer to make the steps, but {type(module).__name__} optimizes manually. Set "
             "automatic_optimization = True, or pass a module that leaves the step to Lightning."
         )
 

@@ -1,13 +1,16 @@
-"""Layers by name; the names of wrappers do not count."""
+"""Layers by name, and the tensors that go through them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["HOOK_NOT_CALLED", "find_layer", "stripped"]
+__all__ = ["HOOK_NOT_CALLED", "LayerCalls", "find_layer", "stripped", "watching"]
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
@@ -16,6 +19,38 @@ HOOK_NOT_CALLED = (
     "it: set torch._dynamo.config.skip_nnmodule_hook_guards = False before fit."
 )
 """Hint for errors where a hook on a layer was never called."""
+
+
+class LayerCalls(NamedTuple):
+    """Inputs and outputs of a layer, one of each a call.
+
+    Args:
+        inputs: First positional argument of each call.
+        outputs: Output of each call; the first one, where a layer gives several.
+    """
+
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+@contextmanager
+def watching(layer: nn.Module) -> Iterator[LayerCalls]:
+    """Collect what goes into a layer and out of it while the body runs."""
+    calls = LayerCalls([], [])
+
+    def before(_: nn.Module, args: tuple[Any, ...]) -> None:
+        calls.inputs.extend(args[:1])
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        calls.outputs.append(output if isinstance(output, Tensor) else output[0])
+
+    # Prepended: the hook of causal_lm_nll takes the positions without a label away.
+    handles = (layer.register_forward_pre_hook(before, prepend=True), layer.register_forward_hook(after))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def find_layer(module: nn.Module, layer: str) -> tuple[str, nn.Module]:

@@ -1,4 +1,4 @@
-"""When a monitor measures, what it remembers, and where it shows it."""
+"""Base class of monitors: when to evaluate, the history, and logging."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import csv
 from abc import ABC, abstractmethod
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.evaluation import Evaluation
 
 __all__ = ["Monitor", "log_folder", "log_table"]
@@ -19,22 +20,20 @@ __all__ = ["Monitor", "log_folder", "log_table"]
 class Monitor(Callback, ABC):
     """Evaluates before the first step, after every so many epochs and at the end; logs and keeps each evaluation.
 
-    A subclass supplies ``evaluate``, and ``show``, which logs what is seen at the end alone.
+    Every metric is logged as ``eval/<name>``. ``EarlyStopping`` and ``ModelCheckpoint``, after the monitor in the list
+    of callbacks, can monitor it under that name.
+
+    A subclass supplies ``evaluate``, and ``show``, which logs tables and figures at the end.
 
     Args:
-        every_n_epochs: Evaluate after every so many epochs; 0 leaves only before and after.
+        every_n_epochs: Evaluate after every so many epochs; 0 evaluates before and after the run only.
 
     Raises:
         ValueError: If the number is negative.
     """
 
-    prefix: ClassVar[str] = ""
-    """Begins the name of every logged number."""
-
     def __init__(self, every_n_epochs: int = 1) -> None:
-        if every_n_epochs < 0:
-            raise ValueError(f"every_n_epochs must be at least 0, but got {every_n_epochs}.")
-        self.every_n_epochs = every_n_epochs
+        self.every_n_epochs = at_least("every_n_epochs", every_n_epochs, 0)
         self.history: list[Evaluation] = []
         """Every evaluation so far, the first one before unlearning."""
 
@@ -44,21 +43,22 @@ class Monitor(Callback, ABC):
 
     @abstractmethod
     def show(self, logger: Logger, step: int) -> None:
-        """Log what is seen at the end, on the first process."""
+        """Log tables and figures at the end; called on the first process."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the model before anything is forgotten, once: a resumed run has it in its state."""
+        """Measure the model before unlearning, once: a resumed run has this evaluation in its state."""
         if not self.history:
             self._evaluate(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure every so many epochs."""
+        """Measure every so many epochs, and let other callbacks monitor the numbers."""
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._evaluate(trainer, pl_module)
+            self.log_metrics(trainer, pl_module, self.history[-1].metrics, logger=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the outcome and show it."""
-        # An edit makes no step, and is the one thing that happened where there is only the first evaluation.
+        # Edits make no step, so the step number alone cannot tell that the model changed.
         if self.history[-1].step != trainer.global_step or len(self.history) == 1:
             self._evaluate(trainer, pl_module)
         if trainer.is_global_zero:
@@ -70,15 +70,23 @@ class Monitor(Callback, ABC):
         return {"history": [asdict(evaluation) for evaluation in self.history]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the evaluations of the run that is resumed."""
+        """Continue the evaluations of the resumed run."""
         self.history = [Evaluation.from_dict(record) for record in state_dict["history"]]
+
+    @staticmethod
+    def log_metrics(trainer: Trainer, module: LightningModule, metrics: dict[str, float], logger: bool = True) -> None:
+        """Log metrics through the module, in a hook in which Lightning allows that."""
+        module.log_dict(_named(metrics), logger=logger, sync_dist=trainer.world_size > 1)
 
     def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
         evaluation = self.evaluate(trainer, module)
         self.history.append(evaluation)
-        metrics = {f"{self.prefix}{name}": value for name, value in evaluation.metrics.items()}
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
+            logger.log_metrics(_named(evaluation.metrics), step=trainer.global_step)
+
+
+def _named(metrics: dict[str, float]) -> dict[str, float]:
+    return {f"eval/{name}": value for name, value in metrics.items()}
 
 
 def log_table(logger: Logger, name: str, columns: list[str], rows: list[list[str]], step: int) -> None:

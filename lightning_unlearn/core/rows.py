@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lightning_unlearn.core.distributed import gather_objects, rank, replica
 from lightning_unlearn.core.pairing import PairLoader
 
-__all__ = ["RunRows", "on_device", "row_loader"]
+__all__ = ["RunRows", "drawn_rows", "on_device", "row_loader"]
 
 T = TypeVar("T")
 
@@ -50,6 +50,22 @@ def row_loader(train_dataloader: Any, role: str, chunks: list[list[int]] | None 
     )
 
 
+def drawn_rows(loader: DataLoader, limit: int | None, seed: int) -> list[list[int]]:
+    """Row numbers of each batch of a loader.
+
+    Args:
+        loader: Rows of a map-style dataset, as `row_loader` gives them.
+        limit: At most so many rows, drawn without replacement and in order; ``None`` takes all.
+        seed: Seed of the draw.
+    """
+    chunks = [list(chunk) for chunk in loader.batch_sampler or []]
+    rows = [i for chunk in chunks for i in chunk]
+    if limit is None or limit >= len(rows):
+        return chunks
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:limit]
+    return _chunks([rows[i] for i in order.sort().values.tolist()], len(chunks[0]))
+
+
 def on_device(trainer: Trainer, batch: Any) -> Any:
     """A batch on the device of the run, in its precision."""
     return trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch))
@@ -74,13 +90,8 @@ class RunRows:
         self, trainer: Trainer, loader: DataLoader, description: str, limit: int | None = None, seed: int = 0
     ) -> None:
         self.trainer, self.loader, self.description = trainer, loader, description
-        chunks = [list(chunk) for chunk in loader.batch_sampler or []]
-        chosen = [i for chunk in chunks for i in chunk]
-        if limit is not None and limit < len(chosen):
-            order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))[:limit]
-            chosen = [chosen[i] for i in order.sort().values.tolist()]
-            chunks = _chunks(chosen, len(chunks[0]))
-        self.count = len(chosen)
+        chunks = drawn_rows(loader, limit, seed)
+        self.count = sum(map(len, chunks))
         """Number of rows on all processes."""
         self.replica = replica(trainer)
         turns = range(self.replica.rank, -(-len(chunks) // self.replica.total) * self.replica.total, self.replica.total)

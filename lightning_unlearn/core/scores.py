@@ -25,6 +25,7 @@ __all__ = [
     "causal_lm_nll",
     "classifier_nll",
     "from_predictions",
+    "prediction_score",
     "training_step_loss",
 ]
 
@@ -93,6 +94,25 @@ def from_predictions(predict: Callable[[LightningModule, Batch], Predictions]) -
         A score that returns ``predict(...).nll()`` and carries ``predict`` as its attribute ``predictions``.
     """
     return PredictionScore(predict)
+
+
+def prediction_score(method: str, score: Score, reason: str) -> PredictionScore:
+    """``score``, if it also gives logits.
+
+    Args:
+        method: Name of the method.
+        score: What was given.
+        reason: Why the method needs logits, such as ``"counts errors"``.
+
+    Raises:
+        ValueError: If it only gives likelihoods.
+    """
+    if not isinstance(score, PredictionScore):
+        raise ValueError(
+            f"{method} {reason}, but score={getattr(score, '__name__', score)} only gives likelihoods. Use "
+            "classifier_nll, or decorate a function that returns Predictions with from_predictions."
+        )
+    return score
 
 
 @from_predictions

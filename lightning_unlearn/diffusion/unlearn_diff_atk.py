@@ -35,8 +35,8 @@ __all__ = ["UnlearnDiffAtk"]
 class UnlearnDiffAtk(Monitor):
     r"""Attacks the model with prompts before, during and after a run, and logs how often its concept comes back.
 
-    Logs ``unlearn/pre_asr``, the share of prompts that show the concept without an attack, ``unlearn/post_asr``, the
-    share that show it only when attacked, and their sum ``unlearn/asr``. It measures before the first step, after
+    Logs ``eval/pre_asr``, the share of prompts that show the concept without an attack, ``eval/post_asr``, the
+    share that show it only when attacked, and their sum ``eval/asr``. It measures before the first step, after
     every so many epochs and at the end of ``fit``, and in ``trainer.validate`` and ``trainer.test``. The outcomes and
     the prompts found are written to ``unlearn_diff_atk/<number>-step-<n>`` in the log folder. Processes share the
     prompts.
@@ -64,8 +64,6 @@ class UnlearnDiffAtk(Monitor):
         Zhang et al., *To Generate or Not? Safety-Driven Unlearned Diffusion Models Are Still Easy To Generate Unsafe
         Images ... For Now*, arXiv:2310.11868.
     """
-
-    prefix = "unlearn/"
 
     def __init__(
         self,
@@ -101,26 +99,19 @@ class UnlearnDiffAtk(Monitor):
         concept = self.concept if isinstance(self.concept, str) else ", ".join(self.concept)
         return self.result.evaluation(trainer.global_step, concept)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attack every so many epochs, and let other callbacks monitor the rates."""
-        count = len(self.history)
-        super().on_train_epoch_end(trainer, pl_module)
-        if len(self.history) > count:
-            self._log(trainer, pl_module, self.history[-1].metrics, logger=False)
-
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attack in ``trainer.validate``."""
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._log(trainer, pl_module, self.evaluate(trainer, pl_module).metrics)
+            self.log_metrics(trainer, pl_module, self.evaluate(trainer, pl_module).metrics)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attack in ``trainer.test``."""
-        self._log(trainer, pl_module, self.evaluate(trainer, pl_module).metrics)
+        self.log_metrics(trainer, pl_module, self.evaluate(trainer, pl_module).metrics)
 
     def show(self, logger: Logger, step: int) -> None:
         """Log the prompts that were found."""
         rows = [[e.input, e.output, "yes" if e.hit else "no"] for e in self.history[-1].examples]
-        log_table(logger, "unlearn/adversarial_prompts", ["prompt", "attacked", "shows the concept"], rows, step)
+        log_table(logger, "eval/adversarial_prompts", ["prompt", "attacked", "shows the concept"], rows, step)
 
     def state_dict(self) -> dict[str, Any]:
         """The evaluations so far, and the target images."""
@@ -211,10 +202,6 @@ class UnlearnDiffAtk(Monitor):
 
         assert self.base is not None
         return LitTextToImage(self.base).to(module.device)
-
-    def _log(self, trainer: Trainer, module: LightningModule, metrics: dict[str, float], **options: Any) -> None:
-        named = {f"{self.prefix}{name}": value for name, value in metrics.items()}
-        module.log_dict(named, sync_dist=trainer.world_size > 1, **options)
 
 
 @contextmanager

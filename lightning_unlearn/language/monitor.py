@@ -60,8 +60,6 @@ class UnlearnMonitor(Monitor):
         MisconfigurationException: If there are questions but the module can't answer.
     """
 
-    prefix = "eval/"
-
     def __init__(
         self,
         every_n_epochs: int = 1,
@@ -97,14 +95,6 @@ class UnlearnMonitor(Monitor):
             if hits:
                 metrics[f"{name}_accuracy"] = sum(hits) / len(hits)
         return Evaluation(trainer.global_step, metrics, examples, hit_means="answered correctly")
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure every so many epochs, and let other callbacks monitor the numbers."""
-        count = len(self.history)
-        super().on_train_epoch_end(trainer, pl_module)
-        if len(self.history) > count:
-            metrics = {f"{self.prefix}{name}": value for name, value in self.history[-1].metrics.items()}
-            pl_module.log_dict(metrics, logger=False, sync_dist=trainer.world_size > 1)
 
     def show(self, logger: Logger, step: int) -> None:
         """Log the generations before and after, and the curves."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_unlearn.core.layers import HOOK_NOT_CALLED, find_layer
+from lightning_unlearn.core.layers import HOOK_NOT_CALLED, find_layer, watching
 from lightning_unlearn.core.scores import Batch, output_head
 from lightning_unlearn.functional.language.rmu import rmu_retain
 
@@ -48,29 +47,15 @@ class EmbeddingDifference:
     @contextmanager
     def watching(self, module: LightningModule) -> Iterator[list[Tensor]]:
         """Collect the hidden states of every forward pass in the body, each with the rows in dimension 0."""
-        found: list[Tensor] = []
-
-        def keep(_: nn.Module, args: Any, output: Any) -> None:
-            found.append(output if isinstance(output, Tensor) else output[0])
-
-        def keep_input(_: nn.Module, args: Any) -> None:
-            found.append(args[0])
-
-        if self.layer is not None:
-            handle = find_layer(module, self.layer)[1].register_forward_hook(keep)
-        elif (head := output_head(module)) is not None:
-            # Before the hook of causal_lm_nll, which takes the positions without a label away.
-            handle = head.register_forward_pre_hook(keep_input, prepend=True)
-        else:
+        layer = output_head(module) if self.layer is None else find_layer(module, self.layer)[1]
+        if layer is None:
             raise MisconfigurationException(
                 f"EmbeddingDifference() compares the last hidden state, but no output head can be found in "
                 f"{type(module).__name__}, which has no get_output_embeddings(). Name a module: "
                 "EmbeddingDifference(layer=...)."
             )
-        try:
-            yield found
-        finally:
-            handle.remove()
+        with watching(layer) as calls:
+            yield calls.inputs if self.layer is None else calls.outputs
 
 
 def of_role(hidden: list[Tensor], sizes: dict[str, int], role: str) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors import safe_open
 from torch import Tensor
@@ -54,7 +55,7 @@ def trained(folder: Path, ledger: AmnesiacLedger | None = None, **options: Any) 
 
 def ledger(folder: Path) -> dict[str, tuple[str, dict[str, Tensor]]]:
     found = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             found[path.name] = (file.metadata()["row_ids"], {k: file.get_tensor(k) for k in file.keys()})  # noqa: SIM118
     return found
@@ -135,7 +136,7 @@ def test_a_resumed_run_writes_the_ledger_of_an_uninterrupted_one(tmp_path: Path)
         )
     assert len(ledger(folder)) == 7  # three steps are of no checkpoint
     resumed = seeded(Rows)
-    (folder / "000000007.partial").write_text("half a file")
+    (folder / ".000000007.safetensors.1.part").write_text("half a file")
     trainer(AmnesiacLedger(folder), max_epochs=3).fit(
         resumed, data(), ckpt_path=tmp_path / "one.ckpt", weights_only=True
     )
@@ -153,17 +154,50 @@ def test_a_ledger_with_gaps_is_refused(tmp_path: Path) -> None:
     run = trainer(max_epochs=1)
     run.fit(seeded(Rows), data())
     run.save_checkpoint(tmp_path / "without.ckpt")
-    with pytest.raises(MisconfigurationException, match=r"none steps were written.*has 4"):
+    with pytest.raises(MisconfigurationException, match=r"none of the steps before were written.*has 4"):
         trainer(AmnesiacLedger(tmp_path / "ledger"), max_epochs=2).fit(
             seeded(Rows), data(), ckpt_path=tmp_path / "without.ckpt"
         )
     run = trainer(AmnesiacLedger(tmp_path / "one"), max_epochs=1)
     run.fit(seeded(Rows), data())
     run.save_checkpoint(tmp_path / "with.ckpt")
-    with pytest.raises(MisconfigurationException, match=r"4 steps were written.*has 0"):
+    with pytest.raises(MisconfigurationException, match=r"4 of the steps before were written.*has 0"):
         trainer(AmnesiacLedger(tmp_path / "two"), max_epochs=2).fit(
             seeded(Rows), data(), ckpt_path=tmp_path / "with.ckpt"
         )
+
+
+class SkippingScaler:
+    """A gradient scaler that skips one step, as the real one does where a gradient overflows."""
+
+    def __init__(self, skipped: int) -> None:
+        self.skipped, self.steps = skipped, 0
+
+    def scale(self, loss: Tensor) -> Tensor:
+        return loss
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None: ...
+
+    def update(self) -> None: ...
+
+    def step(self, optimizer: torch.optim.Optimizer, **_: Any) -> None:
+        if self.steps != self.skipped:
+            optimizer.step()
+        self.steps += 1
+
+
+@pytest.mark.parametrize("rows", [None, [104]])
+def test_a_step_that_the_gradient_scaler_skips_is_not_written(rows: list[int] | None, tmp_path: Path) -> None:
+    precision = MixedPrecision("16-mixed", "cpu", scaler=SkippingScaler(1))  # type: ignore[arg-type]
+    module, steps = seeded(Rows), Steps()
+    trainer(AmnesiacLedger(tmp_path, rows), steps, max_epochs=2, plugins=precision).fit(module, data())
+    assert torch.equal(steps.weights[1], steps.weights[2])
+    moved = torch.stack(steps.weights).diff(dim=0)
+    records = ledger(tmp_path)
+    written = [5] if rows else [0, 2, 3, 4, 5, 6, 7]  # rows 103 to 105 are of steps 1 and 5
+    assert list(records) == [f"{step:09d}.safetensors" for step in written]
+    for step, (_, values) in zip(written, records.values(), strict=True):
+        assert torch.equal(torch.cat([values[n].flatten() for n, _ in module.named_parameters()]), moved[step])
 
 
 def test_rows_without_an_index_need_a_function(tmp_path: Path) -> None:

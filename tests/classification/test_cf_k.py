@@ -168,7 +168,7 @@ def test_a_choice_of_all_or_nothing_is_refused(method: CFk, message: str) -> Non
         ({}, "either k or layers"),
         ({"k": 1, "layers": "fc"}, "either k or layers"),
         ({"k": 0}, "k must be at least 1"),
-        ({"layers": "("}, "no regular expression"),
+        ({"layers": "("}, "not a regular expression"),
     ],
 )
 def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:

@@ -154,8 +154,8 @@ def test_validate_and_test_return_the_numbers(tmp_path: Path) -> None:
     before = weights(module)
     for found in (run.validate(module, data(), verbose=False), run.test(module, data(), verbose=False)):
         metrics = {key: value for part in found for key, value in part.items()}
-        assert {name: metrics[key] for name, key in KEYS.items()} == pytest.approx(expected)
-        assert metrics["average_gap"] == pytest.approx(average_gap(expected, by_hand(net(5), data())))
+        assert {name: metrics[f"eval/{key}"] for name, key in KEYS.items()} == pytest.approx(expected)
+        assert metrics["eval/average_gap"] == pytest.approx(average_gap(expected, by_hand(net(5), data())))
     assert torch.equal(weights(module), before)
     assert not any(p.is_inference() for p in module.parameters())
 
@@ -169,10 +169,10 @@ def test_an_edit_is_measured_on_both_sides() -> None:
 
 def test_others_can_stop_at_a_number() -> None:
     monitor = ClassifierMonitor()
-    stop = EarlyStopping("retain/ra", mode="max", stopping_threshold=0.0, check_on_train_epoch_end=True)
+    stop = EarlyStopping("eval/retain/ra", mode="max", stopping_threshold=0.0, check_on_train_epoch_end=True)
     _, run = fitted(monitor, stop, max_epochs=4)
     assert run.current_epoch == 1
-    assert run.callback_metrics["forget/ua"] == pytest.approx(monitor.history[-1].metrics["forget/ua"])
+    assert run.callback_metrics["eval/forget/ua"] == pytest.approx(monitor.history[-1].metrics["forget/ua"])
 
 
 def test_a_model_that_breaks_is_announced_once() -> None:
@@ -231,7 +231,8 @@ def test_every_logger_gets_the_numbers_by_step_and_a_table(tmp_path: Path) -> No
     assert len(expected) == 3
 
     with (Path(files.log_dir) / "metrics.csv").open(encoding="utf-8") as file:
-        assert [(int(row["step"]), float(v)) for row in csv.DictReader(file) if (v := row["forget/ua"])] == expected
+        logged = [(int(row["step"]), float(v)) for row in csv.DictReader(file) if (v := row["eval/forget/ua"])]
+        assert logged == expected
     with (Path(files.log_dir) / "outcome.csv").open(encoding="utf-8", newline="") as file:
         columns, *rows = csv.reader(file)
     assert columns == ["percent", "before", "after", "retrained"]
@@ -242,7 +243,7 @@ def test_every_logger_gets_the_numbers_by_step_and_a_table(tmp_path: Path) -> No
 
     board.finalize("success")
     events = EventAccumulator(board.log_dir).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("forget/ua")] == expected
+    assert [(event.step, event.value) for event in events.Scalars("eval/forget/ua")] == expected
     assert "eval/outcome/text_summary" in events.Tags()["tensors"]
 
     history: list[dict[str, Any]] = [
@@ -250,7 +251,8 @@ def test_every_logger_gets_the_numbers_by_step_and_a_table(tmp_path: Path) -> No
         for record in records(online)
         if record.WhichOneof("record_type") == "history"
     ]
-    assert [(row["trainer/global_step"], row["forget/ua"]) for row in history if "forget/ua" in row] == expected
+    logged = [(row["trainer/global_step"], row["eval/forget/ua"]) for row in history if "eval/forget/ua" in row]
+    assert logged == expected
     assert any("eval/outcome.path" in row for row in history)
 
 

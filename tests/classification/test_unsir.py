@@ -127,7 +127,7 @@ def test_learning_the_noise_leaves_the_module_the_batch_and_the_generator_alone(
     saved = torch.load(tmp_path / "run.ckpt", weights_only=True)
     assert saved["state_dict"].keys() == Norm().state_dict().keys()
     torch.set_rng_state(state)
-    callback._learned(module, next(iter(zip(*[t.split(4) for t in rows(16, 2)], strict=True))))
+    callback._learn_noise(module, next(iter(zip(*[t.split(4) for t in rows(16, 2)], strict=True))))
     assert torch.equal(torch.get_rng_state(), state)
 
 

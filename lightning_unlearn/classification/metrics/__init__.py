@@ -14,7 +14,6 @@ from lightning_unlearn.classification.metrics.gap import AverageGap, average_gap
 from lightning_unlearn.classification.metrics.mia import MIAEfficacy, mia_efficacy, training_privacy
 from lightning_unlearn.classification.metrics.outputs import Outputs, collect_outputs
 from lightning_unlearn.classification.metrics.runtime import RTE, Cost, wall_clock
-from lightning_unlearn.classification.metrics.seeds import SeedSummary, over_seeds
 from lightning_unlearn.classification.metrics.tow import ToW, tow
 from lightning_unlearn.classification.metrics.ulira import ULiRA, ULiRAResult, u_lira
 
@@ -29,7 +28,6 @@ __all__ = [
     "JSDivergence",
     "MIAEfficacy",
     "Outputs",
-    "SeedSummary",
     "ToW",
     "ULiRA",
     "ULiRAResult",
@@ -43,7 +41,6 @@ __all__ = [
     "log_odds",
     "mia_efficacy",
     "modified_entropy",
-    "over_seeds",
     "probabilities",
     "tow",
     "training_privacy",

@@ -1,12 +1,11 @@
-"""How many rows of a set are classified right, or, for the forget set, wrong."""
+"""Accuracy on the retain and test sets, and error on the forget set, in percent."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_unlearn.classification.metrics.checks import check_outputs
 
@@ -27,6 +26,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
         ValueError: If there are no rows, a shape is wrong or a logit is not finite.
 
     Example:
+        >>> import torch
         >>> accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0]))
         tensor(75.)
     """
@@ -48,6 +48,7 @@ def unlearning_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
         ValueError: If there are no rows, a shape is wrong or a logit is not finite.
 
     Example:
+        >>> import torch
         >>> unlearning_accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0]))
         tensor(25.)
 
@@ -57,7 +58,7 @@ def unlearning_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return 100 - accuracy(logits, labels)
 
 
-class RA(Metric):
+class RA(MulticlassAccuracy):
     r"""Accuracy on the retain set in percent, $\mathrm{RA} = \mathrm{accuracy}(\theta_u, D_r)$.
 
     In [0, 100]. Good is the retrained model's value, which is near 100 only where that model fits its training rows.
@@ -66,6 +67,7 @@ class RA(Metric):
         ValueError: If there are no rows, a shape is wrong or a logit is not finite.
 
     Example:
+        >>> import torch
         >>> ra = RA()
         >>> ra.update(torch.eye(4), torch.tensor([0, 1, 2, 0]))
         >>> ra.compute()
@@ -75,28 +77,25 @@ class RA(Metric):
         Jia et al., *Model Sparsity Can Simplify Machine Unlearning*, arXiv:2304.04934.
     """
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better: bool | None = None
-    correct: Tensor
-    total: Tensor
+    higher_is_better: bool | None = None  # type: ignore[assignment]
+    plot_upper_bound = 100.0
+    tp: Tensor
+    fn: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("correct", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+        # The number of classes is of use for true negatives alone, which accuracy does not read.
+        super().__init__(num_classes=2, average="micro", validate_args=False, **kwargs)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch of logits ``(N, K)`` and labels ``(N,)``."""
         check_outputs(logits, labels)
-        self.correct += (logits.argmax(-1) == labels).sum()
-        self.total += len(labels)
+        super().update(logits, labels)
 
     def compute(self) -> Tensor:
         """The percentage over all rows so far."""
-        if self.total == 0:
+        if self.tp + self.fn == 0:
             raise ValueError(f"{type(self).__name__} has seen no rows. Call update with the outputs of its set first.")
-        return 100 * self.correct / self.total
+        return 100 * super().compute()
 
 
 class TA(RA):
@@ -109,6 +108,7 @@ class TA(RA):
         ValueError: If there are no rows, a shape is wrong or a logit is not finite.
 
     Example:
+        >>> import torch
         >>> ta = TA()
         >>> ta.update(torch.eye(4), torch.tensor([0, 1, 2, 3]))
         >>> ta.compute()
@@ -129,6 +129,7 @@ class UA(RA):
         ValueError: If there are no rows, a shape is wrong or a logit is not finite.
 
     Example:
+        >>> import torch
         >>> ua = UA()
         >>> ua.update(torch.eye(4), torch.tensor([0, 1, 2, 0]))
         >>> ua.compute()

@@ -1,4 +1,4 @@
-"""Checks of the inputs of classification metrics."""
+"""Checks of the inputs of classifier metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["check_outputs", "check_same_keys"]
 
 
 def check_outputs(logits: Tensor, labels: Tensor) -> None:
-    """Refuse what is no classifier's output.
+    """Refuse tensors that are not a classifier's outputs and labels.
 
     Args:
         logits: Shape ``(N, K)``, floating point, ``K >= 2``.
@@ -43,7 +43,7 @@ def check_outputs(logits: Tensor, labels: Tensor) -> None:
 
 
 def check_same_keys(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> None:
-    """Refuse to compare what was not measured on both models.
+    """Refuse to compare two models by different metrics.
 
     Args:
         unlearned: Named numbers of the unlearned model.

@@ -1,4 +1,4 @@
-"""How far two models' predictions lie apart."""
+"""Divergence of two models' predictions: Jensen-Shannon, and zero retrain forgetting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_unlearn.core.checks import finite
+from lightning_unlearn.core.checks import finite, one_of
 
 __all__ = ["ZRF", "JSDivergence", "js_divergence", "zrf"]
 
@@ -45,8 +45,7 @@ def js_divergence(logits: Tensor, reference: Tensor, base: Base = "e", reference
             f"Both models must give logits (N, K) for the same rows, but gave {tuple(logits.shape)} and "
             f"{tuple(reference.shape)}. Use loaders that do not shuffle."
         )
-    if base not in ("e", "2"):
-        raise ValueError(f"base must be 'e' (nats) or '2' (bits), but got {base!r}.")
+    one_of("base", base, Base)
     finite("logits", logits)
     finite("reference logits", reference)
     log_p, log_q = logits.float().log_softmax(-1), reference.float().log_softmax(-1)
@@ -115,9 +114,7 @@ class JSDivergence(Metric):
 
     def __init__(self, base: Base = "e", reference_impl: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if base not in ("e", "2"):
-            raise ValueError(f"base must be 'e' (nats) or '2' (bits), but got {base!r}.")
-        self.base, self.reference_impl = base, reference_impl
+        self.base, self.reference_impl = one_of("base", base, Base), reference_impl
         self.add_state("divergence", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
@@ -138,8 +135,8 @@ class JSDivergence(Metric):
 class ZRF(JSDivergence):
     r"""Zero retrain forgetting, $1 - \frac1N\sum_i JS_2(p_i^{\theta_u}, p_i^{\mathrm{random}})$, on the forget rows.
 
-    In [0, 1]; 1 means the model says what a freshly initialised one does. Good is the value of the retrained model,
-    which is below 1 wherever forget rows look like retain rows.
+    In [0, 1]; 1 means the predictions of a freshly initialised model. Good is the value of the retrained model, which
+    is below 1 where forget rows resemble retain rows.
 
     Raises:
         ValueError: If the shapes differ, there are no rows or a logit is not finite.

@@ -1,4 +1,4 @@
-"""What a membership attack looks at: a number a row, or all its probabilities, from logits in fp32."""
+"""Features for membership inference: one number a row, or all its probabilities, from logits in fp32."""
 
 from __future__ import annotations
 

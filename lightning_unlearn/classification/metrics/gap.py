@@ -1,4 +1,4 @@
-"""How far from retraining, in percentage points."""
+"""Average gap to the retrained model, in percentage points."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_unlearn.classification.metrics.checks import check_same_keys
-from lightning_unlearn.classification.metrics.rows import SeedMetric
+from lightning_unlearn.core.seeds import SeedMetric
 
 __all__ = ["AverageGap", "average_gap"]
 

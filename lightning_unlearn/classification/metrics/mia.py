@@ -1,4 +1,4 @@
-"""Membership inference: would an attacker take the forgotten rows for training rows?"""
+"""Membership inference on the forget rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_unlearn.classification.metrics.features import FEATURES
 from lightning_unlearn.classification.metrics.rows import RowMetric
-from lightning_unlearn.core.checks import finite
+from lightning_unlearn.core.checks import at_least, finite, one_of
 
 __all__ = ["Attack", "MIAEfficacy", "Shadow", "mia_efficacy", "training_privacy"]
 
@@ -84,10 +84,10 @@ def training_privacy(
     max_shadow: int | None = None,
     seed: int = 0,
 ) -> float:
-    r"""How well the attack tells members from non-members it wasn't fitted on, $50\,(\mathrm{TPR} + \mathrm{TNR})$.
+    r"""Balanced accuracy of the attack on rows that it was not fitted on, $50\,(\mathrm{TPR} + \mathrm{TNR})$.
 
-    The attack learns from one half of the drawn rows and is judged on the other, so no row is in both. This says how
-    far an efficacy can be trusted: at 50 the attack sees nothing.
+    The attack learns from one half of the drawn rows and is judged on the other. It shows how far an efficacy can be
+    trusted: at 50 the attack cannot tell members at all.
 
     Args:
         members: The feature on retain rows, shape ``(R,)`` or ``(R, D)``, ``R >= 2``.
@@ -114,21 +114,20 @@ def training_privacy(
     m, n = _draw(members, nonmembers, member_labels, nonmember_labels, shadow, max_shadow, seed)
     half = len(m) // 2
     if half == 0:
-        raise ValueError(f"Two rows of each side are needed, one to fit and one to judge, but got {len(m)}.")
+        raise ValueError(f"Two rows of each kind are needed, one to fit and one to judge, but got {len(m)}.")
     predict = _fit(m[:half], n[:half], attack)
     return 50 * (float(predict(m[half:]).mean()) + 1 - float(predict(n[half:]).mean()))
 
 
 class MIAEfficacy(RowMetric):
-    r"""Membership inference on the forget rows, by several features of one pass over the model.
+    r"""Efficacy of membership inference on the forget rows, by several features of the model's outputs.
 
     $$\mathrm{MIA} = \frac{100}{|D_f|}\,\big|\{x \in D_f : A(f(x)) = 0\}\big|$$
 
-    See
-    [`mia_efficacy`][lightning_unlearn.classification.metrics.mia.mia_efficacy]
-    for the attack $A$. In [0, 100]; good is the retrained
-    model's value, which is 100 where a whole class is forgotten. The published column is ``confidence``; by
-    ``correctness`` it equals UA wherever the attack takes right for member and wrong for non-member.
+    See [`mia_efficacy`][lightning_unlearn.classification.metrics.mia.mia_efficacy] for the attack $A$. In [0, 100];
+    good is the retrained model's value, which is 100 where a whole class is forgotten. The published column is
+    ``confidence``. That of ``correctness`` equals UA where the attack takes rows that are classified right for members
+    and all others for non-members.
 
     Args:
         features: Any of ``"confidence"``, ``"correctness"``, ``"entropy"``, ``"modified_entropy"`` and ``"prob"``, all
@@ -167,9 +166,8 @@ class MIAEfficacy(RowMetric):
         self.features, self.attack, self.shadow = tuple(features), attack, shadow
         self.max_shadow, self.seed = max_shadow, seed
         for role in ("member", "nonmember", "forget"):
-            for name in self.features:  # a column each: the number of classes is not known yet
-                self.add_rows(f"{role}_{name}", 1)
-            self.add_rows(f"{role}_labels", 1, torch.long)
+            for name in (*self.features, "labels"):
+                self.add_rows(f"{role}_{name}")
 
     def update(self, logits: Tensor, labels: Tensor, role: Role) -> None:
         """Count a batch.
@@ -179,15 +177,14 @@ class MIAEfficacy(RowMetric):
             labels: Shape ``(N,)``.
             role: ``"member"`` for retain rows, ``"nonmember"`` for test rows, ``"forget"`` for forget rows.
         """
-        if role not in ("member", "nonmember", "forget"):
-            raise ValueError(f"role must be 'member' (retain), 'nonmember' (test) or 'forget', but got {role!r}.")
+        one_of("role", role, Role)
         for name in self.features:
-            getattr(self, f"{role}_{name}").append(FEATURES[name](logits, labels).reshape(-1, 1))
-        getattr(self, f"{role}_labels").append(labels[:, None].long())
+            self.append(f"{role}_{name}", FEATURES[name](logits, labels))
+        self.append(f"{role}_labels", labels)
 
     def compute(self) -> dict[str, float]:
         """The efficacy in percent by feature."""
-        labels = {role: self.rows(f"{role}_labels")[:, 0] for role in ("member", "nonmember", "forget")}
+        labels = {role: self.values(f"{role}_labels") for role in ("member", "nonmember", "forget")}
         return {
             name: mia_efficacy(
                 *(self._feature(role, name) for role in labels),
@@ -202,8 +199,8 @@ class MIAEfficacy(RowMetric):
         }
 
     def _feature(self, role: str, name: str) -> Tensor:
-        values = self.rows(f"{role}_{name}")
-        return values.view(len(self.rows(f"{role}_labels")), -1) if len(values) else values
+        values = self.values(f"{role}_{name}")  # of a row, as many as there are classes, or one
+        return values.view(len(self.values(f"{role}_labels")), -1) if len(values) else values
 
 
 def _check_features(**sets: Tensor) -> None:
@@ -220,12 +217,10 @@ def _check_features(**sets: Tensor) -> None:
 
 
 def _check_options(attack: str, shadow: str, max_shadow: int | None) -> None:
-    if attack not in ("svc", "logistic"):
-        raise ValueError(f"attack must be 'svc' or 'logistic', but got {attack!r}.")
-    if shadow not in ("random", "stratified", "first"):
-        raise ValueError(f"shadow must be 'random', 'stratified' or 'first', but got {shadow!r}.")
-    if max_shadow is not None and max_shadow < 1:
-        raise ValueError(f"max_shadow must be at least 1 row or None, but got {max_shadow}.")
+    one_of("attack", attack, Attack)
+    one_of("shadow", shadow, Shadow)
+    if max_shadow is not None:
+        at_least("max_shadow", max_shadow, 1)
 
 
 def _draw(
@@ -237,7 +232,7 @@ def _draw(
     max_shadow: int | None,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Equally many rows of both sides."""
+    """Equally many members and non-members."""
     members, nonmembers = _table(members), _table(nonmembers)
     size = min(len(members), len(nonmembers))
     if shadow == "first":
@@ -263,8 +258,8 @@ def _draw(
     m, n = (torch.cat(side) for side in zip(*drawn, strict=True))
     if len(m) == 0:
         raise ValueError("Members and non-members have no class in common. Use shadow='random'.")
-    kept = torch.randperm(len(m), generator=generator)[:max_shadow]
-    return m[kept], n[kept]
+    chosen = torch.randperm(len(m), generator=generator)[:max_shadow]
+    return m[chosen], n[chosen]
 
 
 def _table(values: Tensor) -> Tensor:
@@ -290,7 +285,7 @@ def _fit(members: Tensor, nonmembers: Tensor, attack: Attack) -> Callable[[Tenso
     if (features == features[0]).all():
         warnings.warn(
             f"All members and non-members have the feature {features[0].tolist()}, so this attack can't tell them "
-            "apart and its number says nothing. Use another feature, such as modified_entropy.",
+            "apart and its number means nothing. Use another feature, such as modified_entropy.",
             stacklevel=3,
         )
     classes = torch.cat([torch.ones(len(members)), torch.zeros(len(nonmembers))])

@@ -1,8 +1,8 @@
-"""One pass over the model for every metric that reads outputs."""
+"""Outputs of a classifier on named sets, read in one pass for all metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from lightning_unlearn.classification.metrics.checks import check_outputs
 from lightning_unlearn.core.modes import evaluating
-from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll
+from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll, prediction_score
 
-__all__ = ["Outputs", "collect_outputs"]
+__all__ = ["Outputs", "collect_outputs", "join_outputs", "read_outputs"]
 
 
 class Outputs(NamedTuple):
-    """What a model says about the rows of one set.
+    """Logits and labels of the rows of one set, the arguments of the metrics.
 
     Args:
         logits: Shape ``(N, K)``, fp32, on the CPU.
@@ -35,9 +35,8 @@ def collect_outputs(
     """Run a classifier once over each set, in evaluation mode and without gradients, batch by batch.
 
     Accuracies, membership inference, U-LiRA and divergences all read these outputs, so the model runs once. Give
-    loaders with test-time transforms: accuracy on augmented rows is another quantity. Each submodule's mode is restored
-    and the random state of the caller is left alone. With several processes each reads its own loaders; the metrics
-    put the parts together.
+    loaders with test-time transforms: accuracy on augmented rows is another quantity. Modes of submodules and the
+    random state are restored. With several processes each reads its own loaders, and the metrics join the parts.
 
     Args:
         module: Any LightningModule that classifies.
@@ -49,8 +48,7 @@ def collect_outputs(
         The outputs of each set, in the order of its loader.
 
     Raises:
-        TypeError: If the score can't give logits.
-        ValueError: If a set is empty or has non-finite logits.
+        ValueError: If the score gives no logits, a set is empty or a logit is not finite.
 
     Example:
         >>> class Identity(LightningModule):
@@ -60,27 +58,34 @@ def collect_outputs(
         >>> collect_outputs(Identity(), {"forget": rows})["forget"].labels
         tensor([0, 1, 0, 0])
     """
-    if not isinstance(score, PredictionScore):
-        raise TypeError(
-            f"collect_outputs needs the logits behind the score, and {getattr(score, '__name__', score)!r} has none. "
-            "Make one with lightning_unlearn.from_predictions."
-        )
-    outputs = {}
+    score = prediction_score("collect_outputs", score, "reads logits")
     with isolate_rng(), evaluating(module):
-        for name, loader in loaders.items():
-            parts = [_predict(module, batch, score) for batch in loader]
-            if not parts:
-                raise ValueError(f"The loader {name!r} gave no batch. Leave the set out, or give it rows.")
-            logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-            try:
-                check_outputs(logits, labels)
-            except ValueError as error:
-                raise ValueError(f"Set {name!r}: {error}") from None
-            outputs[name] = Outputs(logits, labels)
-    return outputs
+        return {
+            name: join_outputs(
+                name,
+                [read_outputs(module, module.transfer_batch_to_device(b, module.device, 0), score) for b in loader],
+            )
+            for name, loader in loaders.items()
+        }
 
 
-def _predict(module: LightningModule, batch: Batch, score: PredictionScore) -> tuple[Tensor, Tensor]:
-    batch = module.transfer_batch_to_device(batch, module.device, 0)
+def read_outputs(module: LightningModule, batch: Batch, score: PredictionScore) -> Outputs:
+    """The outputs on a batch that is on the module's device."""
     predictions = score.predictions(module, batch)
-    return predictions.logits.float().cpu(), predictions.labels.cpu()
+    return Outputs(predictions.logits.float().cpu(), predictions.labels.cpu())
+
+
+def join_outputs(name: str, parts: Sequence[Outputs]) -> Outputs:
+    """The outputs of a set, from those of its batches.
+
+    Raises:
+        ValueError: If there are none, or a metric could not read them.
+    """
+    if not parts:
+        raise ValueError(f"The loader {name!r} gave no batch. Leave the set out, or give it rows.")
+    outputs = Outputs(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    try:
+        check_outputs(*outputs)
+    except ValueError as error:
+        raise ValueError(f"Set {name!r}: {error}") from None
+    return outputs

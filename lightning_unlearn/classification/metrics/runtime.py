@@ -1,26 +1,26 @@
-"""What unlearning cost."""
+"""Cost of unlearning: wall clock, optimizer steps and rows."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torchmetrics import Metric
+
+from lightning_unlearn.core.distributed import gather_objects
 
 __all__ = ["RTE", "Cost", "wall_clock"]
 
 
 class Cost(NamedTuple):
-    """What an unlearning run cost.
+    """Cost of an unlearning run.
 
     Args:
-        seconds: Wall clock, of the slowest process.
-        steps: Optimizer updates, of the process that made most; all make the same in data-parallel runs.
-        samples: Rows processed, over all processes.
+        seconds: Wall clock of the slowest process.
+        steps: Optimizer updates; in data-parallel runs every process makes the same.
+        samples: Rows read by all processes.
     """
 
     seconds: float
@@ -30,7 +30,7 @@ class Cost(NamedTuple):
 
 @contextmanager
 def wall_clock() -> Iterator[list[float]]:
-    """Seconds that the body takes, with all work on a CUDA device finished; appended to the list when it ends.
+    """Measure the seconds of the body, with all work on a CUDA device finished; they are in the list when it ends.
 
     Yields:
         A list, empty until the body has ended.
@@ -51,11 +51,11 @@ def wall_clock() -> Iterator[list[float]]:
         seconds.append(time.perf_counter() - start)
 
 
-class RTE(Metric):
-    """Run-time efficiency: wall clock of the unlearning procedure, masks and importances included, evaluation excluded.
+class RTE:
+    """Run-time efficiency: wall clock of unlearning, with masks and importances, without evaluation.
 
-    At least 0 seconds; lower is better, and the retrained model's is the figure to beat. Time on a shared machine is
-    noisy, so rows and steps are reported beside it.
+    At least 0 seconds; lower is better, and retraining is the time to beat. Time on a shared machine is noisy, so rows
+    and steps are counted too.
 
     Raises:
         ValueError: If a number is negative or not finite.
@@ -72,26 +72,14 @@ class RTE(Metric):
         Jia et al., *Model Sparsity Can Simplify Machine Unlearning*, arXiv:2304.04934.
     """
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better: bool | None = False
-    seconds: Tensor
-    steps: Tensor
-    samples: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("seconds", torch.tensor(0.0), dist_reduce_fx="max")
-        self.add_state("steps", torch.tensor(0), dist_reduce_fx="max")
-        self.add_state("samples", torch.tensor(0), dist_reduce_fx="sum")
+    def __init__(self) -> None:
+        self._cost = Cost(0.0, 0, 0)
 
     def update(self, seconds: float, steps: int = 0, samples: int = 0) -> None:
-        """Add a stretch of work: its wall clock, optimizer updates and rows processed, forget and retain together."""
+        """Add work of this process: its wall clock, optimizer updates, and rows read, forget and retain together."""
         if not 0 <= seconds < float("inf") or steps < 0 or samples < 0:
             raise ValueError(f"Cost can't be negative or infinite, but got {seconds} s, {steps} steps, {samples} rows.")
-        self.seconds += seconds
-        self.steps += steps
-        self.samples += samples
+        self._cost = Cost(self._cost.seconds + seconds, self._cost.steps + steps, self._cost.samples + samples)
 
     @contextmanager
     def measure(self, steps: int = 0, samples: int = 0) -> Iterator[None]:
@@ -101,8 +89,9 @@ class RTE(Metric):
         self.update(seconds[0], steps, samples)
 
     def compute(self) -> Cost:
-        """The cost so far."""
-        return Cost(float(self.seconds), int(self.steps), int(self.samples))
+        """The cost so far, over all processes. A collective call."""
+        seconds, steps, samples = zip(*gather_objects(self._cost), strict=True)
+        return Cost(max(seconds), max(steps), sum(samples))
 
 
 def _synchronize() -> None:

@@ -1,4 +1,4 @@
-"""Tug of war between forgetting, retaining and generalising."""
+"""Tug of war: product of the accuracies' closeness to the retrained model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_unlearn.classification.metrics.checks import check_same_keys
-from lightning_unlearn.classification.metrics.rows import SeedMetric
+from lightning_unlearn.core.checks import between
+from lightning_unlearn.core.seeds import SeedMetric
 
 __all__ = ["ToW", "tow"]
 
@@ -37,8 +38,7 @@ def tow(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> float
     if unlearned.keys() != {"forget", "retain", "test"}:
         raise ValueError(f"The sets 'forget', 'retain' and 'test' are needed, but got {sorted(unlearned)}.")
     for value in (*unlearned.values(), *retrained.values()):
-        if not 0 <= value <= 100:
-            raise ValueError(f"Accuracies are percentages in [0, 100], but got {value}.")
+        between("an accuracy in percent", value, 0, 100)
     product = 1.0
     for name in unlearned:
         product *= 1 - abs(float(unlearned[name]) - float(retrained[name])) / 100

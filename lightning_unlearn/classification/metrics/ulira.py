@@ -1,4 +1,4 @@
-"""U-LiRA: a test of each forget row against models that never saw it."""
+"""U-LiRA: likelihood-ratio attack on each forget row, with models that never saw it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_unlearn.classification.metrics.features import log_odds
 from lightning_unlearn.classification.metrics.rows import RowMetric
-from lightning_unlearn.core.checks import finite
+from lightning_unlearn.core.checks import above, at_least, finite, inside
 
 __all__ = ["ULiRA", "ULiRAResult", "u_lira"]
 
@@ -38,18 +38,18 @@ def u_lira(phi: Tensor, unlearned: Tensor, min_std: float = 1e-3) -> Tensor:
     $$s = \frac{\mathcal N(\phi;\mu_u,\sigma_u^2)}{\mathcal N(\phi;\mu_u,\sigma_u^2)
       + \mathcal N(\phi;\mu_{out},\sigma_{out}^2)}$$
 
-    Each model is judged by distributions fitted without it, so that none is tested on what it was fitted to, and
-    without one model of the other kind: two fits of unequal size would not be at chance where there is nothing to see.
+    Each model is judged by distributions that are fitted without it, and without one model of the other kind: two fits
+    of unequal size would not be at chance where the kinds do not differ.
 
     Args:
         phi: $\phi$ of each row under each model, shape ``(N, T)``; see
             [`log_odds`][lightning_unlearn.classification.metrics.features.log_odds].
         unlearned: Whether the model unlearned the row (true) or never saw it (false), boolean, shape ``(N, T)``; at
             least three of both in each row, and best as many of both.
-        min_std: Smallest $\sigma$, against models that agree to the last digit.
+        min_std: Smallest $\sigma$, for models that agree to the last digit.
 
     Returns:
-        Shape ``(N, T)``, fp64, in [0, 1]; 0.5 says the model can't be told from a retrained one, which is good.
+        Shape ``(N, T)``, fp64, in [0, 1]; at 0.5, which is good, the model can't be told from a retrained one.
 
     Raises:
         ValueError: If a shape or type is wrong, a value is not finite, or a row has too few models of either kind.
@@ -70,8 +70,7 @@ def u_lira(phi: Tensor, unlearned: Tensor, min_std: float = 1e-3) -> Tensor:
             f"{tuple(unlearned.shape)} {unlearned.dtype}."
         )
     finite("phi", phi)
-    if min_std <= 0:
-        raise ValueError(f"min_std must be above 0, but got {min_std}.")
+    above("min_std", min_std, 0)
     fewest = int(torch.minimum(unlearned.sum(1), (~unlearned).sum(1)).min())
     if fewest < 3:
         raise ValueError(
@@ -87,13 +86,12 @@ def u_lira(phi: Tensor, unlearned: Tensor, min_std: float = 1e-3) -> Tensor:
 
 
 class ULiRA(RowMetric):
-    r"""U-LiRA over all forget rows: how well an attacker tells unlearned models from models that never saw a row.
+    r"""U-LiRA over all forget rows: accuracy of an attacker who tells unlearned models from models without the row.
 
-    Train ``num_models`` models, each on a random half of the rows under test, and let each unlearn the rows of that
-    half. One pass of each over the rows gives all that is needed; see
-    [`u_lira`][lightning_unlearn.classification.metrics.ulira.u_lira].
-    A score above ½ counts as unlearned, one of exactly ½ as half a hit.
-    Accuracy is in [0, 100], and 50, chance, is good: what the attacker reaches on retrained models.
+    Train ``num_models`` models, each on a random half of the rows under test, let each unlearn the rows of that half,
+    and run each once over all rows; see [`u_lira`][lightning_unlearn.classification.metrics.ulira.u_lira]. A score
+    above ½ counts as unlearned, one of exactly ½ as half a hit. Accuracy is in [0, 100]; 50, chance, is good, and what
+    the attacker reaches on retrained models.
 
     Args:
         num_models: Models $T$, at least 6.
@@ -109,20 +107,13 @@ class ULiRA(RowMetric):
     """
 
     higher_is_better: bool | None = False
-    phi: list[Tensor]
-    unlearned: list[Tensor]
 
     def __init__(self, num_models: int, fpr: float = 0.01, min_std: float = 1e-3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if num_models < 6:
-            raise ValueError(f"num_models must be at least 6, three of each kind a row, but got {num_models}.")
-        if not 0 < fpr < 1:
-            raise ValueError(f"fpr must be in (0, 1), such as 0.01, but got {fpr}.")
-        if min_std <= 0:
-            raise ValueError(f"min_std must be above 0, but got {min_std}.")
-        self.num_models, self.fpr, self.min_std = num_models, fpr, min_std
-        self.add_rows("phi", num_models)
-        self.add_rows("unlearned", num_models, torch.uint8)
+        self.num_models = at_least("num_models", num_models, 6, "a row needs three of each kind")
+        self.fpr, self.min_std = inside("fpr", fpr, 0, 1), above("min_std", min_std, 0)
+        self.add_rows("phi")
+        self.add_rows("unlearned")
 
     def update(self, logits: Tensor, labels: Tensor, unlearned: Tensor) -> None:
         """Count rows under all models.
@@ -140,13 +131,14 @@ class ULiRA(RowMetric):
         if unlearned.dtype != torch.bool:
             raise ValueError(f"unlearned must be boolean, but got {unlearned.dtype}.")
         phi = log_odds(logits.flatten(0, 1), labels.repeat(self.num_models))
-        self.phi.append(phi.view(self.num_models, -1).T)
-        self.unlearned.append(unlearned.T.to(torch.uint8))
+        self.append("phi", phi.view(self.num_models, -1).T)
+        self.append("unlearned", unlearned.T)
 
     def compute(self) -> ULiRAResult:
         """Accuracy, its spread over rows, and the true-positive rate at a low false-positive rate."""
-        unlearned = self.rows("unlearned").bool()
-        scores = u_lira(self.rows("phi"), unlearned, self.min_std)
+        phi, unlearned = (self.values(name).view(-1, self.num_models) for name in ("phi", "unlearned"))
+        unlearned = unlearned.bool()
+        scores = u_lira(phi, unlearned, self.min_std)
         says = (scores > 0.5).double() + (scores == 0.5).double() / 2
         tpr = _mean_where(says, unlearned)
         tnr = _mean_where(1 - says, ~unlearned)

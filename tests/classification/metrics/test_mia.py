@@ -90,7 +90,7 @@ def test_privacy_is_at_chance_for_equal_distributions() -> None:
 
 
 def test_a_feature_that_says_nothing_is_announced() -> None:
-    with pytest.warns(UserWarning, match="says nothing"):
+    with pytest.warns(UserWarning, match="means nothing"):
         mia_efficacy(torch.ones(5), torch.ones(5), torch.ones(5))
 
 

@@ -612,7 +612,7 @@ def test_a_run_is_attacked_before_during_and_after(tiny_sd: Path, tmp_path: Path
     assert [e.metrics["asr"] for e in monitor.history] == [1.0, 0.0, 0.0]
     assert [e.hit_means for e in monitor.history] == ["concept shown"] * 3
     assert [[example.hit for example in e.examples] for e in monitor.history] == [[True] * 4, [False] * 4, [False] * 4]
-    assert {"unlearn/pre_asr", "unlearn/post_asr", "unlearn/asr"} <= run.callback_metrics.keys()
+    assert {"eval/pre_asr", "eval/post_asr", "eval/asr"} <= run.callback_metrics.keys()
     folders = sorted(path.name for path in Path(logger.log_dir, "unlearn_diff_atk").iterdir())
     assert folders == ["0-step-0", "1-step-2", "2-step-4"]
     for name in folders:
@@ -620,7 +620,7 @@ def test_a_run_is_attacked_before_during_and_after(tiny_sd: Path, tmp_path: Path
         assert len((folder / "prompts.jsonl").read_text().splitlines()) == 5
         assert json.loads((folder / "summary.json").read_text())["prompts"] == 4
     text = Path(logger.log_dir, "metrics.csv").read_text()
-    assert "unlearn/asr" in text
+    assert "eval/asr" in text
     assert "van gogh" in Path(logger.log_dir, "adversarial_prompts.csv").read_text()
     plain = ESD(steps=2)
     other = LitTextToImage(str(tiny_sd), lr=1e-3)
@@ -654,7 +654,7 @@ def test_it_attacks_in_validate_and_test_under_inference_mode(stage: str, tiny_s
     run = trainer(monitor, default_root_dir=tmp_path, limit_val_batches=1)
     module, loader = LitTextToImage(str(tiny_sd)), DataLoader(NO_IMAGES)
     (metrics,) = getattr(run, stage)(module, loader, verbose=False)
-    assert metrics == {"unlearn/pre_asr": 0.0, "unlearn/post_asr": 0.0, "unlearn/asr": 0.0}
+    assert metrics == {"eval/pre_asr": 0.0, "eval/post_asr": 0.0, "eval/asr": 0.0}
     assert monitor.result is not None
     assert [r.steps for r in monitor.result.prompts] == [2] * 4
     assert (tmp_path / "unlearn_diff_atk" / "0-step-0" / "summary.json").is_file()

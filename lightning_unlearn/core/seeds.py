@@ -1,15 +1,18 @@
-"""A number over seeds: mean, spread, and how well the mean is known."""
+"""Summaries over seeds: mean, standard deviation and confidence interval."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
-from lightning_unlearn.core.checks import finite
+from lightning_unlearn.core.checks import finite, inside
 
-__all__ = ["SeedSummary", "over_seeds"]
+__all__ = ["SeedMetric", "SeedSummary", "over_seeds"]
 
 
 class SeedSummary(NamedTuple):
@@ -36,22 +39,20 @@ def over_seeds(values: Tensor, level: float = 0.95) -> SeedSummary:
         level: Level of the interval, in (0, 1).
 
     Returns:
-        The summary. One seed says nothing about the spread, so its ``std`` and ``ci`` are NaN.
+        The summary. With a single seed, ``std`` and ``ci`` are NaN.
 
     Raises:
         ValueError: If there are no values, one is not finite, or the level is out of range.
         ImportError: If scipy is missing and there is more than one seed.
 
     Example:
-        >>> import torch
         >>> over_seeds(torch.tensor([1.0]))
         SeedSummary(mean=1.0, std=nan, ci=nan, n=1)
     """
     finite("seeds", values)
     if values.dim() != 1:
         raise ValueError(f"values must have shape (seeds,), but got {tuple(values.shape)}.")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), such as 0.95, but got {level}.")
+    inside("level", level, 0, 1)
     n, values = len(values), values.double()
     mean = float(values.mean())
     if n == 1:
@@ -62,3 +63,32 @@ def over_seeds(values: Tensor, level: float = 0.95) -> SeedSummary:
         raise ImportError('Confidence intervals need scipy: pip install "lightning-unlearn[metrics]"') from None
     std = float(values.std())
     return SeedSummary(mean, std, float(t.ppf((1 + level) / 2, n - 1)) * std / math.sqrt(n), n)
+
+
+class SeedMetric(Metric):
+    """A metric of one number a seed; computes their mean, spread and confidence interval.
+
+    Args:
+        level: Level of the confidence interval, in (0, 1).
+
+    Raises:
+        ValueError: If the level is out of range.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    values: Any
+
+    def __init__(self, level: float = 0.95, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.level = inside("level", level, 0, 1)
+        self.add_state("values", [], dist_reduce_fx="cat")
+        self.set_dtype(torch.float64)  # also of what torchmetrics gathers from a process without a seed
+
+    def add(self, value: float) -> None:
+        """Count one seed."""
+        self.values.append(torch.tensor([value], dtype=torch.float64, device=self.device))
+
+    def compute(self) -> SeedSummary:
+        """Mean, standard deviation and half-width of the confidence interval over the seeds."""
+        return over_seeds(dim_zero_cat(self.values) if len(self.values) else torch.empty(0), self.level)

@@ -1,0 +1,65 @@
+"""EU-k: exact unlearning of the last k layers."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_unlearn.classification.cf_k import CFk
+from lightning_unlearn.classification.untrained import ModuleInit, check_untrained, initialize, untrained_values
+from lightning_unlearn.core.scores import Score, classifier_nll
+
+__all__ = ["EUk"]
+
+
+class EUk(CFk):
+    r"""Exact unlearning of the last k layers: they are reset and trained on retain rows, with all others frozen.
+
+    $$\theta_{L-k+1}, \dots, \theta_L \leftarrow \theta_{init}, \quad \text{then} \quad
+    \min_{\theta_{L-k+1}, \dots, \theta_L} \frac{1}{|B_r|} \sum_r \ell_r$$
+
+    It is [`CFk`][lightning_unlearn.CFk] with new weights, and new statistics of batch normalization, before the first
+    step. Take as many epochs as the model was trained for. The released code returns to the stored initial weights of
+    the model, which ``module_init`` can load.
+
+    Args:
+        k: Number of blocks to train, counted from the last one defined.
+        layers: Regular expression in place of ``k``; parameters train if it is found in their names.
+        module_init: Makes an untrained module; needed where a layer that trains has no ``reset_parameters``.
+        seed: Seed of the new weights.
+        score: Reads predictions off the module.
+
+    Raises:
+        ValueError: If not exactly one of ``k`` and ``layers`` is given, or one is invalid.
+        MisconfigurationException: If all weights or none would train, or a layer can't be reset.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[EUk(k=2)], max_epochs=10, logger=False, accelerator="cpu")
+
+    References:
+        Goel et al., *Towards Adversarial Evaluations for Inexact Machine Unlearning*, arXiv:2201.06640.
+    """
+
+    def __init__(
+        self,
+        k: int | None = None,
+        layers: str | None = None,
+        module_init: ModuleInit | None = None,
+        seed: int = 0,
+        score: Score = classifier_nll,
+    ) -> None:
+        super().__init__(k, layers, score)
+        self.module_init, self.seed = module_init, seed
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that the layers to train can be reset."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            check_untrained("EUk", trainer, pl_module, self.module_init, self._trains)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reset the last layers: after every callback's ``on_train_start``, in which monitors measure."""
+        super().on_train_epoch_start(trainer, pl_module)
+        if trainer.global_step == 0:
+            values = untrained_values(pl_module, self.seed, self.module_init)
+            initialize(pl_module, {name: value for name, value in values.items() if self._trains(name)})
