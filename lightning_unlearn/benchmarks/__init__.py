@@ -1,7 +1,1 @@
-"""Comparisons of many runs, resumable."""
-
-from lightning_unlearn.benchmarks.classification import bench_classification
-from lightning_unlearn.benchmarks.entries import FACTS, WEIGHTS, Entry
-from lightning_unlearn.benchmarks.facts import bench_facts
-
-__all__ = ["FACTS", "WEIGHTS", "Entry", "bench_classification", "bench_facts"]
+"""Benchmarks: comparisons of many runs, each in a fresh process, that can be killed and resumed."""

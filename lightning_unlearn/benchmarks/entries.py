@@ -1,88 +1,72 @@
-"""What the comparisons on the demo's facts run."""
+"""Methods of the comparison on facts, with the settings each is tuned over."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["FACTS", "WEIGHTS", "Entry"]
+from lightning_unlearn.benchmarks.runs import Description, describe
+
+__all__ = ["FACTS", "WEIGHTS", "Entry", "Setting"]
 
 
-class Entry(NamedTuple):
-    """A method and the settings it is tuned over.
+@dataclass(frozen=True)
+class Setting:
+    """A learning rate, callbacks, and the optimizer if it is not AdamW."""
 
-    Args:
-        name: Its name in the table.
-        settings: Each a dict with ``lr``, ``callbacks``, a list of ``{"class_path": ..., "init_args": ...}`` as in a
-            YAML file, and, if it is not AdamW, ``optimizer``; the first one counts where two do equally well.
-    """
+    lr: float
+    callbacks: tuple[Description, ...] = ()
+    optimizer: Description | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method and the settings it is tuned over."""
 
     name: str
-    settings: tuple[dict[str, Any], ...]
+    settings: tuple[Setting, ...]
 
 
 _RATES = (1e-5, 5e-6, 2e-5)
-
-
-def _callback(name: str, **arguments: Any) -> dict[str, Any]:
-    return {"class_path": f"lightning_unlearn.{name}", "init_args": arguments}
+_SPARSE_RATES = (5e-5, 2e-5, 1e-4)  # a tenth of the weights has to go further
+_SOPHIA_RATES = (5e-6, 2e-6, 1e-5)  # about a third of AdamW's
+_SOPHIA = describe("Sophia", weight_decay=0.01)  # the weight decay of the dense runs
 
 
 def _entry(name: str, *rates: float, **arguments: Any) -> Entry:
-    """An objective over learning rates."""
-    return Entry(name, tuple({"lr": rate, "callbacks": [_callback(name, **arguments)]} for rate in rates))
+    """An objective at each learning rate."""
+    return Entry(name, tuple(Setting(lr, (describe(name, **arguments),)) for lr in rates or _RATES))
 
 
-FACTS: tuple[Entry, ...] = (
+FACTS = (
     _entry("GradientAscent", 5e-6, 2e-6, 1e-5),
-    _entry("GradDiff", *_RATES),
-    _entry("KLMinimization", *_RATES),
-    _entry("IdkNLL", *_RATES),
-    _entry("NPO", *_RATES),
-    _entry("SimNPO", *_RATES, beta=2.5),
-    _entry("IdkDPO", *_RATES),
-    _entry("AltPO", *_RATES),
-    _entry("KTO", *_RATES),
-    _entry("WGA", *_RATES),
-    _entry("SatImp", *_RATES),
-    _entry("CEU", *_RATES, ignore_first=0),  # a fact is a token or two
+    *map(_entry, ("GradDiff", "KLMinimization", "IdkNLL", "NPO")),
+    _entry("SimNPO", beta=2.5),
+    *map(_entry, ("IdkDPO", "AltPO", "KTO", "WGA", "SatImp")),
+    _entry("CEU", ignore_first=0),  # a fact is a token or two
     _entry("UNDIAL", 3e-5, 1e-5, 1e-4),
-    _entry("PDU", *_RATES),
-    _entry("ForgetKL", *_RATES),
-    _entry("TaskVector", *_RATES),
-    _entry("WhosHarryPotter", *_RATES, reinforced="reinforced"),
-    _entry("RMU", 1e-3, 3e-4, 3e-3, layer="model.layers.7", steering=500.0),  # five times the norm there
+    *map(_entry, ("PDU", "ForgetKL", "TaskVector", "WhosHarryPotter")),
+    # Five times the norm of the activations there, and one control vector for all seeds.
+    _entry("RMU", 1e-3, 3e-4, 3e-3, layer="model.layers.7", steering=500.0, seed=0),
 )
 """The published objectives, each with its published constants and three learning rates.
 
-Where the constants come with a learning rate for another size of model or other adapters (``UNDIAL``, ``RMU``, which
+If the constants come with a learning rate for another size of model or other adapters (``UNDIAL``, ``RMU``, which
 trains three matrices), the rates lie around what moves this model in 40 steps.
 """
 
-_MASKS = ("RandomMask", "MagnitudeMask", "WAGLE")
-_DENSITY = 0.1
-_SPARSE_RATES = (5e-5, 2e-5, 1e-4)  # a tenth of the weights has to go further
-
 
 def _beside(base: Entry) -> tuple[Entry, ...]:
-    """An objective dense, under each mask, and with Sophia."""
-    objective = base.settings[0]["callbacks"]
-    masked = tuple(
-        Entry(
-            f"{base.name} + {mask}",
-            tuple({"lr": rate, "callbacks": [*objective, _callback(mask, density=_DENSITY)]} for rate in _SPARSE_RATES),
-        )
-        for mask in _MASKS
-    )
-    # The weight decay of the dense runs. Sophia's own rate is about a third of AdamW's.
-    optimizer = {"class_path": "lightning_unlearn.Sophia", "init_args": {"weight_decay": 0.01}}
-    second_order = tuple(
-        {"lr": rate, "callbacks": [*objective, _callback("SOUL", every_n_steps=5)], "optimizer": optimizer}
-        for rate in (5e-6, 2e-6, 1e-5)
-    )
-    return (base, *masked, Entry(f"{base.name} + SOUL", second_order))
+    """An objective dense, under each mask, and with Sophia and SOUL."""
+    objective = base.settings[0].callbacks
+    masks = {name: (*objective, describe(name, density=0.1)) for name in ("RandomMask", "MagnitudeMask", "WAGLE")}
+    masked = [
+        Entry(f"{base.name} + {name}", tuple(Setting(lr, callbacks) for lr in _SPARSE_RATES))
+        for name, callbacks in masks.items()
+    ]
+    soul = (*objective, describe("SOUL", every_n_steps=5, seed=0))  # all seeds draw the same labels
+    return (base, *masked, Entry(f"{base.name} + SOUL", tuple(Setting(lr, soul, _SOPHIA) for lr in _SOPHIA_RATES)))
 
 
-WEIGHTS: tuple[Entry, ...] = tuple(
-    entry for base in FACTS if base.name in ("GradDiff", "NPO", "SimNPO") for entry in _beside(base)
-)
+WEIGHTS = tuple(entry for base in FACTS if base.name in ("GradDiff", "NPO", "SimNPO") for entry in _beside(base))
 """Three of the objectives: dense, under masks that let a tenth of the weights move, and with Sophia and SOUL."""

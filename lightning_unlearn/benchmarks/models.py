@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
-__all__ = ["MLP", "ConvNet", "ResNet8", "TextTransformer"]
+from lightning_unlearn.classification.lit_classifier import LitClassifier
+
+__all__ = ["MLP", "ConvNet", "CosineClassifier", "ResNet8", "TextTransformer"]
+
+
+class CosineClassifier(LitClassifier):
+    """A classifier that trains by SGD with a learning rate that falls to 0 along a cosine."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        steps = int(self.trainer.estimated_stepping_batches)
+        return [optimizer], [{"scheduler": CosineAnnealingLR(optimizer, steps), "interval": "step"}]
 
 
 class ConvNet(nn.Sequential):

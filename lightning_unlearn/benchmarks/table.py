@@ -1,0 +1,91 @@
+"""Tables and figures of a benchmark."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_unlearn.core.files import write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["log_tables", "markdown", "rate", "save_figure", "spread", "write_record"]
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; rows that are too short end in empty cells.
+
+    Example:
+        >>> print(markdown(["", "UA"], [["retrained", "100.0 ± 0.0"], ["none"]]), end="")
+        |  | UA |
+        |---|---|
+        | retrained | 100.0 ± 0.0 |
+        | none |  |
+    """
+    lines = ["| " + " | ".join([*row, *[""] * (len(header) - len(row))]) + " |\n" for row in (header, *rows)]
+    return lines[0] + "|" + "---|" * len(header) + "\n" + "".join(lines[1:])
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean ± standard deviation, with ``n - 1`` in the denominator; a single value has no deviation.
+
+    Example:
+        >>> spread([1, 2, 3]), spread([5], digits=0), spread([])
+        ('2.0 ± 1.0', '5', '')
+    """
+    if not len(values):
+        return ""
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
+
+
+def rate(successes: int, count: int) -> str:
+    """A rate in percent with its 95 % Wilson interval; empty if nothing was counted.
+
+    Example:
+        >>> rate(4, 20)
+        '20 [8, 42]'
+    """
+    if not count:
+        return ""
+    try:
+        from scipy.stats import binomtest
+    except ImportError:
+        raise ImportError('Intervals of rates need scipy: pip install "lightning-unlearn[bench]"') from None
+    interval = binomtest(successes, count).proportion_ci(method="wilson")
+    return f"{100 * successes / count:.0f} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+
+
+def write_record(path: Path, record: dict[str, Any], table: str) -> None:
+    """Write ``<path>.json`` and ``<path>.md``, and print the table."""
+    write_text(f"{path}.json", json.dumps(record, indent=2) + "\n")
+    write_text(f"{path}.md", table)
+    print(table)
+
+
+def save_figure(path: Path, draw: Callable[[], Figure]) -> None:
+    """Write a figure if matplotlib is there, and warn if it is not."""
+    try:
+        draw().savefig(path)
+    except ImportError as error:
+        warnings.warn(f"{path} is not drawn. {error}", stacklevel=2)
+
+
+def log_tables(
+    project: str, config: dict[str, Any], columns: Sequence[str], tables: Mapping[str, Sequence[Sequence[str]]]
+) -> None:
+    """Log the rows of some tables to Weights & Biases, short ones filled with empty cells."""
+    try:
+        import wandb
+    except ImportError:
+        raise ImportError('wandb_project needs wandb: pip install "lightning-unlearn[wandb]"') from None
+    with wandb.init(project=project, config=config) as run:
+        for name, rows in tables.items():
+            filled = [[*row, *[""] * (len(columns) - len(row))] for row in rows]
+            run.log({name: wandb.Table(columns=[*columns], data=filled)})
