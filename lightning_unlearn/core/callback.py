@@ -204,7 +204,7 @@ class UnlearnCallback(ResumableCallback, ABC):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make or restore the reference: the first hook that comes after the checkpoint for every strategy."""
         self._joinable = not any(isinstance(child, _BatchNorm) for child in pl_module.modules())
-        self._check_tensor_parallel(trainer, pl_module)
+        self._check_sharded(trainer, pl_module)
         self._statistics = [
             (buffer, buffer.clone())
             for child in pl_module.modules()
@@ -295,16 +295,15 @@ class UnlearnCallback(ResumableCallback, ABC):
                 "from_predictions."
             )
 
-    def _check_tensor_parallel(self, trainer: Trainer, module: LightningModule) -> None:
-        mesh = trainer.strategy.device_mesh if isinstance(trainer.strategy, ModelParallelStrategy) else None
-        if mesh is None or mesh["tensor_parallel"].size() == 1:
+    def _check_sharded(self, trainer: Trainer, module: LightningModule) -> None:
+        if not isinstance(trainer.strategy, ModelParallelStrategy) or trainer.world_size == 1:
             return
         if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
             raise MisconfigurationException(
-                f"ModelParallelStrategy makes groups of {mesh['tensor_parallel'].size()} processes that share one "
-                f"model, but {type(module).__name__} is not taken apart: each process would train a model of its own. "
-                "Use ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1), or apply "
-                "parallelize_module in configure_model."
+                f"ModelParallelStrategy leaves it to the module to share its weights among {trainer.world_size} "
+                f"processes, but {type(module).__name__} is not taken apart: each process would train a model of its "
+                "own. Apply fully_shard or parallelize_module in configure_model, or use strategy='ddp'. LitCausalLM "
+                "shards itself under ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1)."
             )
 
     def _make_reference(self, trainer: Trainer, module: LightningModule) -> None:
