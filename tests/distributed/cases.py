@@ -245,7 +245,7 @@ CURVATURE = {
     "SOUL-objective": soul(FixedSophiaLM, hessian_data="objective", estimator="empirical"),
     "SOUL-hutchinson": soul(layouts=("ddp",), estimator="hutchinson"),
 }
-LM_EDIT = language(lambda _: [lu.InfluenceUnlearning(damping=10.0, samples=3)], layouts=("ddp",), resumes=False)
+EDIT = language(lambda _: [lu.InfluenceUnlearning(damping=10.0, samples=3)], layouts=("ddp",), resumes=False)
 
 
 def refused(training: Training, *layouts: str) -> Measurement:
@@ -409,6 +409,15 @@ def npo_on_users_net() -> lu.NPO:
     return lu.NPO(score=lu.classifier_nll)
 
 
+def duals(layout: str, models: Path, path: Path) -> dict[str, Any]:
+    """PDU's dual variable after each batch; each process sees other retain rows."""
+    method = lu.PDU(epsilon=0.5, initial_dual=2.0, dual_step_size=0.5, warmup_epochs=0, score=lu.classifier_nll)
+    values = Recorder(on_train_batch_end=lambda *_: method.dual)
+    training = users(lambda: method, epochs=1, options={"accumulate_grad_batches": 2})
+    replace(training, callbacks=lambda _: [method, values]).fit(layout, models)
+    return {"duals": values.values}
+
+
 def odd(layout: str, models: Path, path: Path) -> dict[str, Any]:
     """The weights after each of the four steps on 15 rows, the last one with three rows."""
     steps = Recorder(on_train_batch_end=lambda _, module, *__: weights(module))
@@ -522,9 +531,9 @@ def drawn(layout: str, models: Path, path: Path) -> dict[str, Any]:
 
 CASES: dict[str, Training | Measurement] = {
     **LANGUAGE,
-    **{f"{name}-mask": case for name, case in MASKED.items()},
+    **MASKED,
     **CURVATURE,
-    "InfluenceUnlearning": LM_EDIT,
+    "InfluenceUnlearning": EDIT,
     "sharded-second-derivative": refused(soul(estimator="hutchinson"), "fsdp2"),
     **CLASSIFIERS,
     "ClassifierMonitor": MONITOR,
@@ -534,6 +543,7 @@ CASES: dict[str, Training | Measurement] = {
     "odd": Measurement(odd),
     "whole-net": refused(users(npo_on_users_net, WholeNet), "fsdp2", "tp"),
     "reductions": Measurement(reductions),
+    "duals": Measurement(duals, ("ddp", "fsdp2", "tp")),
     **ERASERS,
     "drawn": Measurement(drawn),
 }

@@ -66,6 +66,17 @@ def test_an_odd_number_of_rows_makes_a_difference_in_the_last_step_of_an_epoch(r
         assert 0.01 < apart[3] < moved / 2
 
 
+@with_layouts(["duals"])
+def test_processes_hold_the_same_dual_variable(runs: Runs, case: str, layout: str) -> None:
+    expected = runs.one(case)["duals"]
+    assert expected[0] == 2.0  # the first of two batches that accumulate
+    assert expected[1] > 2.0
+    for found in runs.each(case, layout):
+        assert found["duals"] == pytest.approx(expected, abs=1e-6)
+    first, second = (found["duals"] for found in runs.each(case, layout))
+    assert first == second
+
+
 @with_layouts(["reductions"])
 def test_a_step_of_npo_reduces_four_times(runs: Runs, case: str, layout: str) -> None:
     """The tokens of the forget and the retain term, everything that is logged, and whether the gradient is finite."""
