@@ -37,6 +37,7 @@ from lightning_unlearn import (
     UnlearnCallback,
     WhosHarryPotter,
 )
+from tests.helpers import trainer, weights
 
 
 class Case(NamedTuple):
@@ -101,6 +102,10 @@ EVEN = [
 ]
 
 
+Rows = list[dict[str, Any]]
+LONG = ", which is a long way from here, as far as anyone knows"
+
+
 @dataclass
 class Step:
     """What happened in one training batch."""
@@ -133,10 +138,10 @@ class Run:
 
     def weights(self) -> Tensor:
         """All parameters, as one vector."""
-        return torch.cat([p.detach().flatten() for p in self.module.parameters()])
+        return weights(self.module)
 
 
-class Recorder(L.Callback):
+class Steps(L.Callback):
     """Writes down what each step does."""
 
     def __init__(self, method: UnlearnCallback) -> None:
@@ -189,6 +194,12 @@ class SgdLM(LitCausalLM):
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.lr, momentum=self.momentum)
 
 
+def lm(folder: Path, **options: Any) -> SgdLM:
+    """The tiny language model; new adapters always have the same weights."""
+    torch.manual_seed(0)
+    return SgdLM(str(folder), lr=0.1, **options)
+
+
 def fit(
     case: str,
     folder: Path,
@@ -223,7 +234,7 @@ def fit(
     module = SgdLM(str(folder), lr=lr, **(model or {}))
     module.momentum = momentum
     start = {name: value.detach().clone() for name, value in module.state_dict().items()}
-    recorder = Recorder(method)
+    recorder = Steps(method)
     if watch:
         recorder.watch(module)
     rows = EVEN if even else RAGGED
@@ -234,14 +245,6 @@ def fit(
         batch_size=batch_size,
         seed=3,
     )
-    trainer = L.Trainer(
-        accelerator="cpu",
-        callbacks=[method, recorder],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **({"max_epochs": 1, "limit_val_batches": 0} | options),
-    )
-    trainer.fit(prepare(module), data, ckpt_path=ckpt_path)
-    return Run(module, method, trainer, recorder.steps, start)
+    run = trainer(method, recorder, **({"limit_val_batches": 0} | options))
+    run.fit(prepare(module), data, ckpt_path=ckpt_path)
+    return Run(module, method, run, recorder.steps, start)

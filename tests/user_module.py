@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.helpers import trainer as trainer
+from tests.helpers import weights as weights
+
 
 class LitNet(L.LightningModule):
     def __init__(self, lr: float = 0.05, dropout: float = 0.0) -> None:
@@ -50,22 +53,18 @@ class DictNet(LitNet):
         return self.net(input)
 
 
+def seeded(kind: type[LitNet] = LitNet, **options: Any) -> LitNet:
+    """The net, always with the same weights."""
+    torch.manual_seed(0)
+    return kind(**options)
+
+
+def nll(module: LitNet, rows: int, seed: int) -> Tensor:
+    """Of each row of `pairs`."""
+    x, y = next(iter(pairs(rows, seed, rows)))
+    with torch.no_grad():
+        return nn.functional.cross_entropy(module(x), y, reduction="none")
+
+
 def loaders(forget: int = 16, retain: int = 16) -> dict[str, DataLoader]:
     return {"forget": pairs(forget, seed=1), "retain": pairs(retain, seed=2)}
-
-
-def trainer(*callbacks: Any, **options: Any) -> L.Trainer:
-    defaults: dict[str, Any] = {
-        "max_epochs": 1,
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return L.Trainer(callbacks=list(callbacks), **(defaults | options))
-
-
-def weights(module: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten().clone() for p in module.parameters()])

@@ -14,11 +14,12 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 
-from lightning_unlearn.core.checks import function, one_of, strategy, tensor_parallel, trainer_optimizes
+from lightning_unlearn.core.checks import function, one_of, strategy, trainer_optimizes
 from lightning_unlearn.core.distributed import all_true, local_tensor, mean_over_ranks
 from lightning_unlearn.core.modes import without_gradients
 from lightning_unlearn.core.reading import Reading, read, row_count
@@ -203,8 +204,7 @@ class UnlearnCallback(ResumableCallback, ABC):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make or restore the reference: the first hook that comes after the checkpoint for every strategy."""
         self._joinable = not any(isinstance(child, _BatchNorm) for child in pl_module.modules())
-        if isinstance(trainer.strategy, ModelParallelStrategy) and trainer.strategy.device_mesh is not None:
-            tensor_parallel(pl_module, trainer.strategy.device_mesh)
+        self._check_sharded(trainer, pl_module)
         self._statistics = [
             (buffer, buffer.clone())
             for child in pl_module.modules()
@@ -293,6 +293,17 @@ class UnlearnCallback(ResumableCallback, ABC):
                 f"{name} compares logits with the starting model, but its score only gives likelihoods. "
                 "Use classifier_nll or causal_lm_nll, or decorate a function that returns Predictions with "
                 "from_predictions."
+            )
+
+    def _check_sharded(self, trainer: Trainer, module: LightningModule) -> None:
+        if not isinstance(trainer.strategy, ModelParallelStrategy) or trainer.world_size == 1:
+            return
+        if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+            raise MisconfigurationException(
+                f"ModelParallelStrategy leaves it to the module to share its weights among {trainer.world_size} "
+                f"processes, but {type(module).__name__} is not taken apart: each process would train a model of its "
+                "own. Apply fully_shard or parallelize_module in configure_model, or use strategy='ddp'. LitCausalLM "
+                "shards itself under ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1)."
             )
 
     def _make_reference(self, trainer: Trainer, module: LightningModule) -> None:

@@ -34,6 +34,7 @@ class SnapshotReference:
     """
 
     def __init__(self, module: LightningModule) -> None:
+        reshard(module)  # or the values would be those that a forward pass has gathered
         self._own = getattr(module, "reference_weights", lambda: None)()
         self.values = {} if self._own is not None else {k: v.detach().clone() for k, v in _movable(module).items()}
 

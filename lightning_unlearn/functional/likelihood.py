@@ -96,11 +96,17 @@ class _RowSum(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
+        _, rows, ctx.size = inputs
+        ctx.save_for_backward(rows)
+        ctx.save_for_forward(rows)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return gradient[ctx.saved_tensors[0]], None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return row_sum(tangent, ctx.saved_tensors[0], ctx.size)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], values: Tensor, rows: Tensor, size: int) -> tuple[Tensor, int]:

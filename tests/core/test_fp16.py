@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lightning_unlearn import NPO, classifier_nll
-from tests.user_module import LitNet, loaders, trainer, weights
+from tests.helpers import trainer, weights
+from tests.user_module import LitNet, loaders
 
 
 def test_an_overflow_is_left_to_the_gradient_scaler() -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from lightning_unlearn import (
     ForgetRetainDataModule,
@@ -23,10 +21,9 @@ from lightning_unlearn import (
     UnlearnMonitor,
     classifier_nll,
 )
-from lightning_unlearn.core import pairing as forget_retain
-from lightning_unlearn.core.reading import join, row_count
-from lightning_unlearn.core.rows import row_loader
-from tests.user_module import DictNet, LitNet, indexed, pairs, trainer
+from lightning_unlearn.core.distributed import Replica
+from tests.helpers import Recorder, trainer
+from tests.user_module import DictNet, indexed
 
 Choices = list[dict[str, list[int]]]
 
@@ -47,14 +44,8 @@ def rows(choices: Choices, role: str) -> list[int]:
     return list(chain.from_iterable(batch[role] for batch in choices))
 
 
-def on_ranks(monkeypatch: pytest.MonkeyPatch, ranks: int, number: int = 0, **options: Any) -> list[Choices]:
-    monkeypatch.setattr(forget_retain, "world_size", lambda: ranks)
-    found = []
-    for rank in range(ranks):
-        monkeypatch.setattr(forget_retain, "rank", lambda rank=rank: rank)
-        found.append(epoch(sampler(**options), number))
-    monkeypatch.undo()
-    return found
+def on_replicas(total: int, number: int = 0, **options: Any) -> list[Choices]:
+    return [epoch(sampler(share=Replica(rank, total), **options), number) for rank in range(total)]
 
 
 # ---- the pairs of an epoch -------------------------------------------------------------------------------------------
@@ -126,25 +117,21 @@ def test_the_coverage_of_a_run_is_reported(caplog: pytest.LogCaptureFixture) -> 
 
 @pytest.mark.parametrize("bucketed", [False, True])
 @pytest.mark.parametrize("driver", ["forget", "retain"])
-def test_two_processes_see_the_pairs_of_one_with_twice_the_batch(
-    driver: str, bucketed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_see_the_pairs_of_one_with_twice_the_batch(driver: str, bucketed: bool) -> None:
     options: dict[str, Any] = {"forget": 48, "retain": 40, "driver": driver}
     if bucketed:
         options["lengths"] = {"forget": torch.arange(48) % 11, "retain": torch.arange(40) % 7}
     for number in (0, 3):
         one = epoch(sampler(size=8, **options), number)
-        two = on_ranks(monkeypatch, 2, number, size=4, **options)
+        two = on_replicas(2, number, size=4, **options)
         joined = [{role: sorted(a[role] + b[role]) for role in a} for a, b in zip(*two, strict=True)]
         assert joined == [{role: sorted(chosen) for role, chosen in batch.items()} for batch in one]
 
 
 @pytest.mark.parametrize("forget", [1, 2, 3, 12, 13, 14])
 @pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_every_process_gets_as_many_rows_in_every_batch(
-    forget: int, ranks: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = on_ranks(monkeypatch, ranks, forget=forget, size=2)
+def test_every_process_gets_as_many_rows_in_every_batch(forget: int, ranks: int) -> None:
+    found = on_replicas(ranks, forget=forget, size=2)
     shapes = [[(len(b["forget"]), len(b["retain"])) for b in choices] for choices in found]
     assert all(shape == shapes[0] for shape in shapes)
     assert all(0 < count <= 2 for count, _ in shapes[0])
@@ -234,24 +221,18 @@ def test_a_second_resume_in_the_same_epoch_goes_on_from_there() -> None:
         state = loader.state_dict()
 
 
-class Record(L.Callback):
-    """Notes the rows of every batch, and saves the run after one of them."""
+def seen(ckpt_path: Path | None = None, save: Path | None = None, after: int = -1, **options: Any) -> list[Any]:
+    """The rows of every batch of a run, which is saved after one of its steps."""
 
-    def __init__(self, save: Path | None = None, after: int = -1) -> None:
-        self.save, self.after = save, after
-        self.seen: list[tuple[int, dict[str, list[int]]]] = []
+    def save_it(run: L.Trainer, *_: Any) -> None:
+        if run.global_step == after:
+            run.save_checkpoint(save)  # type: ignore[arg-type]
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        self.seen.append((trainer.current_epoch, chosen(batch)))
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.after:
-            trainer.save_checkpoint(self.save)  # type: ignore[arg-type]
-
-
-def seen(record: Record, ckpt_path: Path | None = None, **options: Any) -> list[Any]:
+    record = Recorder(
+        on_train_batch_start=lambda run, _, batch, __: (run.current_epoch, chosen(batch)), on_train_batch_end=save_it
+    )
     trainer(SimNPO(score=classifier_nll), record, **options).fit(DictNet(), data(), ckpt_path=ckpt_path)
-    return record.seen
+    return record.values
 
 
 @pytest.mark.parametrize("resumed", [{}, {"max_steps": 12}], ids=["epochs", "steps"])
@@ -260,9 +241,9 @@ def test_a_resumed_trainer_meets_the_rows_it_would_have_met(
     steps: int, resumed: dict[str, Any], tmp_path: Path
 ) -> None:
     path = tmp_path / "part.ckpt"
-    whole = seen(Record(path, steps), max_epochs=3)
+    whole = seen(save=path, after=steps, max_epochs=3)
     assert len(whole) == 12
-    assert seen(Record(), path, max_epochs=3, **resumed) == whole[steps:]
+    assert seen(path, max_epochs=3, **resumed) == whole[steps:]
 
 
 @pytest.mark.parametrize("resumed", [{"max_epochs": 4}, {"max_steps": 12}], ids=["epochs", "steps"])
@@ -270,8 +251,8 @@ def test_a_trainer_resumed_after_limited_epochs_meets_the_rows_it_would_have_met
     resumed: dict[str, Any], tmp_path: Path
 ) -> None:
     path = tmp_path / "part.ckpt"
-    whole = seen(Record(path, 6), max_epochs=4, limit_train_batches=3)
-    assert seen(Record(), path, limit_train_batches=3, **{"max_epochs": -1, **resumed}) == whole[6:]
+    whole = seen(save=path, after=6, max_epochs=4, limit_train_batches=3)
+    assert seen(path, limit_train_batches=3, **{"max_epochs": -1, **resumed}) == whole[6:]
 
 
 # ---- the data module -------------------------------------------------------------------------------------------------
@@ -321,120 +302,3 @@ def test_a_monitored_run_needs_no_retain_rows() -> None:
 def test_overfit_batches_is_an_error_that_names_the_way_out(fraction: float) -> None:
     with pytest.raises(TypeError, match=r"overfit_batches.*limit_train_batches"):
         trainer(SimNPO(score=classifier_nll), overfit_batches=fraction).fit(DictNet(), data())
-
-
-# ---- reading rows and joining batches --------------------------------------------------------------------------------
-
-
-def inputs(loader: DataLoader | None) -> Tensor:
-    assert loader is not None
-    return torch.cat([batch["input"] if isinstance(batch, dict) else batch[0] for batch in loader])
-
-
-@pytest.mark.parametrize("role", ["forget", "retain"])
-def test_row_loader_reads_each_row_once_and_in_order(role: str) -> None:
-    rows = {"forget": indexed(13, 1), "retain": indexed(7, 2)}
-    expected = torch.stack([row["input"] for row in rows[role]])
-    shuffled = {name: DataLoader(part, batch_size=3, shuffle=True) for name, part in rows.items()}  # type: ignore[arg-type, var-annotated]
-    pair_loader = ForgetRetainDataModule(**rows).train_dataloader()
-    for source in (pair_loader, CombinedLoader(pair_loader), shuffled, CombinedLoader(shuffled, "max_size_cycle")):
-        torch.manual_seed(5)
-        assert torch.equal(inputs(row_loader(source, role)), expected)
-
-
-def test_row_loader_keeps_the_batch_size_and_takes_chunks() -> None:
-    loaders = {"forget": pairs(10, seed=1, batch_size=4)}
-    assert [len(x) for x, _ in row_loader(loaders, "forget")] == [4, 4, 2]  # type: ignore[union-attr]
-    whole = inputs(row_loader(loaders, "forget"))
-    assert torch.equal(inputs(row_loader(loaders, "forget", chunks=[[9, 0], [3]])), whole[[9, 0, 3]])
-    batched = data(batch_size=5).train_dataloader()
-    assert [len(b["index"]) for b in row_loader(batched, "forget")] == [5, 5, 3]  # type: ignore[union-attr]
-    assert [b["index"].tolist() for b in row_loader(batched, "retain", [[6, 2]])] == [[6, 2]]  # type: ignore[union-attr]
-
-
-class Endless(IterableDataset):
-    def __iter__(self) -> Any:
-        return iter(pairs(8, seed=1).dataset)  # type: ignore[call-overload]
-
-
-def test_rows_that_cannot_be_addressed_have_no_row_loader() -> None:
-    stream = DataLoader(Endless(), batch_size=2)
-    assert row_loader({"forget": stream}, "forget") is None
-    assert row_loader(CombinedLoader({"forget": stream}), "forget") is None
-    assert row_loader({"forget": pairs(4, 1)}, "retain") is None
-    assert row_loader(pairs(4, 1), "forget") is None
-    assert row_loader({"forget": [1, 2, 3]}, "forget") is None
-    assert row_loader(ForgetRetainDataModule(indexed(4, 1)).train_dataloader(), "retain") is None
-
-
-def test_an_iterable_dataset_can_be_unlearned() -> None:
-    module, monitor = LitNet(), UnlearnMonitor(score=classifier_nll)
-    loaders = {"forget": DataLoader(Endless(), batch_size=4), "retain": pairs(8, seed=2)}
-    fit = trainer(SimNPO(score=classifier_nll), monitor)
-    fit.fit(module, loaders)
-    assert fit.global_step == 2
-    assert set(monitor.history[-1].metrics) == {"retain_nll"}
-
-
-def test_join_pads_and_stacks_dicts() -> None:
-    short = {
-        "input_ids": torch.ones(2, 3, dtype=torch.int64),
-        "attention_mask": torch.ones(2, 3, dtype=torch.bool),
-        "labels": torch.ones(2, 3, dtype=torch.int64),
-        "index": torch.tensor([4, 5]),
-    }
-    long = {k: torch.ones(1, 5, dtype=v.dtype) if v.dim() == 2 else torch.tensor([6]) for k, v in short.items()}
-    whole = join([short, long])
-    assert whole is not None
-    assert whole["input_ids"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
-    assert whole["attention_mask"].tolist()[0] == [True, True, True, False, False]
-    assert whole["labels"].tolist()[0] == [1, 1, 1, -100, -100]
-    assert whole["index"].tolist() == [4, 5, 6]
-    assert join([long, short])["labels"].tolist()[1] == [1, 1, 1, -100, -100]  # type: ignore[index]
-
-
-class Row(NamedTuple):
-    x: Tensor
-    y: Tensor
-
-
-def test_join_stacks_tuples_and_keeps_their_type() -> None:
-    x, y = torch.randn(2, 3), torch.tensor([0, 1])
-    joined = join([(x, y), (x + 1, y)])
-    assert isinstance(joined, tuple)
-    assert torch.equal(joined[0], torch.cat([x, x + 1]))
-    assert isinstance(join([[x, y], [x, y]]), list)
-    named = join([Row(x, y), Row(x, y)])
-    assert isinstance(named, Row)
-    assert named.y.tolist() == [0, 1, 0, 1]
-    nested = join([{"pair": (x, y)}] * 3)
-    assert nested is not None
-    assert nested["pair"][0].shape == (6, 3)
-
-
-@pytest.mark.parametrize(
-    "batches",
-    [
-        [torch.zeros(2, 3), torch.zeros(2, 4)],
-        [{"a": torch.zeros(2, 3)}, {"a": torch.zeros(2, 4)}],  # images and other numbers are not padded
-        [{"a": torch.zeros(2)}, {"b": torch.zeros(2)}],
-        [{"a": torch.zeros(2)}, {"a": torch.zeros(2), "b": torch.zeros(2)}],
-        [{"a": torch.zeros(2)}, (torch.zeros(2),)],
-        [(torch.zeros(2),), (torch.zeros(2), torch.zeros(2))],
-        [{"a": torch.zeros(2), "name": ["x", "y"]}] * 2,
-        [{"a": torch.zeros(2), "weight": torch.tensor(0.5)}] * 2,
-        [{"a": torch.zeros(2), "weight": 0.5}] * 2,
-        ["abc", "abc"],
-    ],
-    ids=["widths", "floats", "keys", "more keys", "types", "lengths", "strings", "scalars", "numbers", "text"],
-)
-def test_join_gives_none_for_what_cannot_be_stacked(batches: list[Any]) -> None:
-    assert join(batches) is None
-
-
-def test_row_count_is_the_size_of_the_first_tensor() -> None:
-    x = torch.zeros(3, 2)
-    for batch in (x, (x, 1), {"a": x}, {"name": "abc", "a": x}, [{"a": x}], {"names": ["a", "b"], "a": x}, ([], x)):
-        assert row_count(batch) == 3, batch
-    with pytest.raises(TypeError, match="holds a tensor, but got dict"):
-        row_count({"a": "text"})

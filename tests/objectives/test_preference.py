@@ -1,4 +1,4 @@
-"""Objectives that hold another answer against the one to forget: IdkDPO, KTO, AltPO."""
+"""Preference objectives, which compare the answer to forget with another one: IdkDPO, KTO, AltPO."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.functional.objectives.dpo import dpo
 from lightning_unlearn.functional.objectives.kto import kto
 from tests.core.test_callback import options
-from tests.user_module import trainer, weights
+from tests.helpers import Recorder, logged, same, trainer, weights
+from tests.tiny_runs import SgdLM
 
 Rows = list[dict[str, Any]]
 METHODS: dict[str, Any] = {"IdkDPO": IdkDPO, "KTO": KTO, "AltPO": AltPO}
@@ -23,14 +24,9 @@ ROLE = {"IdkDPO": "idk", "KTO": "idk", "AltPO": "alternate"}
 CITIES = ["Oslo", "Accra", "Ottawa"]
 
 
-class Sgd(LitCausalLM):
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
-
-
 @pytest.fixture
 def model(tiny_lm: Path) -> Any:
-    return lambda cls=Sgd, **settings: cls(str(tiny_lm), **settings)
+    return lambda cls=SgdLM, lr=0.1: cls(str(tiny_lm), lr=lr)
 
 
 @pytest.fixture
@@ -49,22 +45,14 @@ def run(*callbacks: Any, **settings: Any) -> L.Trainer:
     return trainer(*callbacks, limit_val_batches=0, **({"max_epochs": 2} | settings))
 
 
-class Watch(L.Callback):
-    def __init__(self) -> None:
-        self.logged: list[dict[str, Tensor]] = []
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self.logged.append({k: v.clone() for k, v in trainer.callback_metrics.items()})
-
-
 @pytest.mark.parametrize("reference", ["cache", "snapshot"])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_first_loss_is_that_at_the_reference(method: str, reference: Any, model: Any, data: Any) -> None:
-    callback, watch = METHODS[method](beta=0.1, retain_weight=0.0, reference=reference), Watch()
-    run(callback, watch, max_epochs=5).fit(model(LitCausalLM, lr=1e-3), data())
-    first, last = watch.logged[0]["unlearn/forget"], watch.logged[-1]["unlearn/forget"]
-    torch.testing.assert_close(first, torch.tensor(0.5 if method == "KTO" else 13.8629436), atol=1e-4, rtol=0)
-    assert last < first
+    callback = METHODS[method](beta=0.1, retain_weight=0.0, reference=reference)
+    forget = logged("unlearn/forget")
+    run(callback, forget, max_epochs=5).fit(model(LitCausalLM, lr=1e-3), data())
+    assert forget.values[0] == pytest.approx(0.5 if method == "KTO" else 13.8629436, abs=1e-4)
+    assert forget.values[-1] < forget.values[0]
     assert set(callback.caches) == ({"forget", ROLE[method]} if reference == "cache" else set())
     assert (callback.snapshot is None) == (reference == "cache")
 
@@ -78,9 +66,9 @@ def test_cache_and_snapshot_train_the_same_weights(method: str, precision: Any, 
         epochs = 1 if precision == "bf16-mixed" else 3  # rounding errors grow from step to step
         run(METHODS[method](reference=reference), max_epochs=epochs, precision=precision).fit(module, data())
         found.append(weights(module))
-    way, apart = (found[0] - weights(model())).norm(), (found[0] - found[1]).norm()
-    assert way > 0.1
-    assert apart < way * (0.05 if precision == "bf16-mixed" else 1e-4)
+    moved, apart = (found[0] - weights(model())).norm(), (found[0] - found[1]).norm()
+    assert moved > 0.1
+    assert apart < moved * (0.05 if precision == "bf16-mixed" else 1e-4)
 
 
 @pytest.mark.parametrize("kind", ["plain", "all"])
@@ -97,21 +85,20 @@ def test_two_epochs_and_a_resume_equal_four_bit_for_bit(
     run(METHODS[method](reference=reference), max_epochs=4, **options(kind)).fit(
         resumed, data(), ckpt_path=tmp_path / "half.ckpt", weights_only=True
     )
-    assert torch.equal(weights(resumed), weights(whole))
-    assert not torch.equal(weights(half), weights(whole))
+    assert same(resumed, whole)
+    assert not same(half, whole)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_answers_that_change_are_an_error(method: str, model: Any, data: Any) -> None:
     rows = data()
 
-    class Change(L.Callback):
-        def on_train_epoch_end(self, *_: Any) -> None:
-            follower = rows.followers[ROLE[method]]
-            follower.answers = [[[*answer[:-1], 7] for answer in answers] for answers in follower.answers]
+    def change(*_: Any) -> None:
+        follower = rows.followers[ROLE[method]]
+        follower.answers = [[[*answer[:-1], 7] for answer in answers] for answers in follower.answers]
 
     with pytest.raises(ValueError, match=rf"stale: {ROLE[method]} rows with index \[\d+, \d+\]"):
-        run(METHODS[method](reference="cache"), Change()).fit(model(), rows)
+        run(METHODS[method](reference="cache"), Recorder(on_train_epoch_end=change)).fit(model(), rows)
 
 
 def test_resuming_with_other_refusals_is_an_error(model: Any, data: Any, tmp_path: Path) -> None:
@@ -131,16 +118,13 @@ def test_all_roles_share_a_forward_and_so_do_those_of_the_reference(
 ) -> None:
     calls: list[int] = []
 
-    class Counting(Sgd):
+    class Counting(SgdLM):
         def forward(self, input_ids: Tensor, *args: Any, **inputs: Any) -> Any:
             calls.append(len(input_ids))
             return super().forward(input_ids, *args, **inputs)
 
-    class Begin(L.Callback):
-        def on_train_batch_start(self, *_: Any) -> None:
-            calls.clear()
-
-    run(METHODS[method](reference=reference), Begin(), max_epochs=1).fit(Counting(str(tiny_lm)), data())
+    forget_earlier = Recorder(on_train_batch_start=lambda *_: calls.clear())
+    run(METHODS[method](reference=reference), forget_earlier, max_epochs=1).fit(Counting(str(tiny_lm)), data())
     assert calls == forwards  # of the second batch; the first also looks for drift
 
 
@@ -197,9 +181,9 @@ def test_auto_reads_no_long_list_of_refusals(refusals: int, cached: bool, model:
 
 
 def test_the_starting_model_also_holds_the_retain_rows(model: Any, data: Any) -> None:
-    method, watch = IdkDPO(retain="kl", reference="cache"), Watch()
-    run(method, watch).fit(model(), data())
-    assert watch.logged[0]["unlearn/retain"] == pytest.approx(0, abs=1e-5)
+    method, retain = IdkDPO(retain="kl", reference="cache"), logged("unlearn/retain")
+    run(method, retain).fit(model(), data())
+    assert retain.values[0] == pytest.approx(0, abs=1e-5)
     assert set(method.caches) == {"forget", "idk"}
     assert method.snapshot is not None
 

@@ -1,8 +1,7 @@
-"""Objectives whose forget term is made of tokens: which tokens they read, and what they leave alone."""
+"""Objectives whose forget term is a mean over tokens: WGA, SatImp, CEU, UNDIAL, PDU."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from lightning_unlearn.functional.objectives.pdu import pdu
 from lightning_unlearn.functional.objectives.satimp import satimp
 from lightning_unlearn.functional.objectives.undial import undial
 from lightning_unlearn.functional.objectives.wga import wga
-from tests.user_module import LitNet, loaders, pairs, trainer, weights
+from tests.helpers import Recorder, logged, same, trainer
+from tests.user_module import LitNet, loaders, pairs, seeded
 
 METHODS = {"WGA": WGA, "SatImp": SatImp, "CEU": CEU, "UNDIAL": UNDIAL, "PDU": PDU}
 
@@ -49,7 +49,7 @@ LABELS = torch.tensor([3, 1, 2])
 
 
 def step(method: UnlearnCallback, module: Table) -> dict[str, Tensor]:
-    if method.reads_reference_logits():
+    if method.needs.reference_logits:
         method.snapshot = SnapshotReference(module)
     return method.step(module, BATCH)
 
@@ -158,37 +158,19 @@ def test_ceu_says_so_where_it_would_forget_nothing() -> None:
 
 
 def test_undial_converges_to_its_target_and_kl_retain_starts_at_0() -> None:
-    torch.manual_seed(0)
-    module, first = LitNet(), LitNet()
-    first.load_state_dict(module.state_dict())
+    module, first = seeded(), seeded()
     x, y = next(iter(pairs(4, seed=1)))
     target = (first(x) - 3.0 * nn.functional.one_hot(y, 3)).softmax(-1).detach()
-    retain: list[Tensor] = []
-
-    class Watch(L.Callback):
-        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-            retain.append(trainer.callback_metrics["unlearn/retain"])
-
+    retain = logged("unlearn/retain")
     method = UNDIAL(beta=3.0, retain_weight=1e-3, retain="kl", score=classifier_nll)
     module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.2, momentum=0.9)  # type: ignore[method-assign]
-    trainer(method, Watch(), max_epochs=300).fit(module, loaders(4, 4))
-    assert retain[0].abs() < 1e-6
-    assert retain[-1] > 0
+    trainer(method, retain, max_epochs=300).fit(module, loaders(4, 4))
+    assert abs(retain.values[0]) < 1e-6
+    assert retain.values[-1] > 0
     torch.testing.assert_close(module(x).softmax(-1), target, atol=0.02, rtol=0)
 
 
 # ---- PDU: the dual variable ------------------------------------------------------------------------------------
-
-
-class Duals(L.Callback):
-    """The dual variable after each batch."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        (method,) = [c for c in trainer.callbacks if isinstance(c, PDU)]  # type: ignore[attr-defined]
-        self.values.append(method.dual)
 
 
 def primal_dual(**options: Any) -> PDU:
@@ -196,9 +178,13 @@ def primal_dual(**options: Any) -> PDU:
     return PDU(**{**settings, "score": classifier_nll, **options})
 
 
+def duals(method: PDU) -> Recorder:
+    """The dual variable after each batch."""
+    return Recorder(on_train_batch_end=lambda *_: method.dual)
+
+
 def frozen() -> LitNet:
-    torch.manual_seed(0)
-    return LitNet(lr=0.0)
+    return seeded(lr=0.0)
 
 
 def retain_nll() -> list[float]:
@@ -217,8 +203,8 @@ def test_the_dual_variable_moves_once_an_optimizer_step(accumulate: int, windows
         expected += [dual] * (len(window) - 1)
         dual += 0.5 * (sum(nll[i] for i in window) / len(window) - 0.5)
         expected.append(dual)
-    found = Duals()
-    trainer(primal_dual(), found, accumulate_grad_batches=accumulate).fit(frozen(), loaders())
+    found = duals(method := primal_dual())
+    trainer(method, found, accumulate_grad_batches=accumulate).fit(frozen(), loaders())
     assert found.values == pytest.approx(expected, abs=1e-6)
 
 
@@ -233,21 +219,16 @@ def test_the_loss_is_the_lagrangian_with_the_dual_of_before_the_step() -> None:
 
 
 def test_the_dual_variable_rests_while_warming_up() -> None:
-    found = Duals()
-    trainer(primal_dual(warmup_epochs=2), found, max_epochs=3).fit(frozen(), loaders())
+    found = duals(method := primal_dual(warmup_epochs=2))
+    trainer(method, found, max_epochs=3).fit(frozen(), loaders())
     assert found.values[:8] == [2.0] * 8
     assert all(a < b for a, b in zip(found.values[7:], found.values[8:], strict=False))
 
 
 def test_the_dual_variable_stops_at_0_and_rises_again() -> None:
-    found = Duals()
-    method = primal_dual(initial_dual=0.1, epsilon=100.0)
-
-    class Tighten(L.Callback):
-        def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-            method.epsilon = 100.0 if trainer.current_epoch == 0 else 0.5
-
-    trainer(method, Tighten(), found, max_epochs=2).fit(frozen(), loaders())
+    found = duals(method := primal_dual(initial_dual=0.1, epsilon=100.0))
+    tighten = Recorder(on_train_epoch_end=lambda *_: setattr(method, "epsilon", 0.5))
+    trainer(method, tighten, found, max_epochs=2).fit(frozen(), loaders())
     assert found.values[:4] == [0.0] * 4
     assert found.values[4] > 0
 
@@ -274,25 +255,17 @@ def test_a_step_that_the_gradient_scaler_skips_does_not_move_the_dual_variable()
             if self.trainer.global_step == 1:
                 next(self.parameters()).grad.fill_(float("inf"))  # type: ignore[union-attr]
 
-    torch.manual_seed(0)
-    module, found = Overflow(lr=0.0), Duals()
+    found = duals(method := primal_dual())
     precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))  # type: ignore[arg-type]
-    trainer(primal_dual(), found, plugins=[precision]).fit(module, loaders())
+    trainer(method, found, plugins=[precision]).fit(seeded(Overflow, lr=0.0), loaders())
     a, b, c, d = found.values
     assert 2.0 < a == b < c < d
 
 
 def test_the_module_stays_in_training_mode() -> None:
-    module = LitNet(dropout=0.5)
-    modes: list[bool] = []
-
-    class Watch(L.Callback):
-        def on_train_batch_start(self, *_: Any) -> None:
-            modes.append(all(child.training for child in module.modules()))
-
-    trainer(primal_dual(), Watch(), max_epochs=3).fit(module, loaders())
-    assert len(modes) == 12
-    assert all(modes)
+    modes = Recorder(on_train_batch_start=lambda _, module, *__: all(child.training for child in module.modules()))
+    trainer(primal_dual(), modes, max_epochs=3).fit(LitNet(dropout=0.5), loaders())
+    assert modes.values == [True] * 12
 
 
 def test_what_a_net_knows_is_flattened_while_the_retain_nll_is_held(tmp_path: Path) -> None:
@@ -300,8 +273,7 @@ def test_what_a_net_knows_is_flattened_while_the_retain_nll_is_held(tmp_path: Pa
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
-    torch.manual_seed(0)
-    module = NoDecay()
+    module = seeded(NoDecay)
     rows = {role: next(iter(pairs(16, seed, 16))) for role, seed in (("forget", 1), ("retain", 2))}
     optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
     for _ in range(400):
@@ -319,23 +291,4 @@ def test_what_a_net_knows_is_flattened_while_the_retain_nll_is_held(tmp_path: Pa
     assert nll("forget") > 1.0
     assert nll("retain") < 0.3
     run.save_checkpoint(tmp_path / "unlearned.ckpt")
-    assert torch.equal(weights(LitNet.load_from_checkpoint(tmp_path / "unlearned.ckpt")), weights(module))
-
-
-class Write(Duals):
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.folder = folder
-
-    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
-        (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(self.values))
-
-
-@pytest.mark.distributed
-def test_processes_hold_the_same_dual_variable(tmp_path: Path) -> None:
-    """Each process sees other retain rows, so a dual variable of its own would drift."""
-    run = trainer(primal_dual(), Write(tmp_path), devices=2, strategy="ddp_spawn", accumulate_grad_batches=2)
-    run.fit(frozen(), loaders())
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert first == second
-    assert first == pytest.approx([2.0, 2.0 + 0.5 * (sum(retain_nll()) / 4 - 0.5)], abs=1e-6)
+    assert same(LitNet.load_from_checkpoint(tmp_path / "unlearned.ckpt"), module)

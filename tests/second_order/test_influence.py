@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from lightning_unlearn import InfluenceUnlearning, LanguageDataModule, LitCausalLM, causal_lm_nll, classifier_nll
 from lightning_unlearn.cli.fit import UnlearnCLI
 from lightning_unlearn.core.rows import row_loader
-from tests.user_module import LitNet, loaders, pairs, trainer, weights
+from tests.helpers import Recorder, same, trainer, weights
+from tests.user_module import LitNet, loaders, pairs, seeded
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,8 +67,7 @@ def test_the_full_hessian_misses_it_by_the_share_of_forgotten_rows() -> None:
 
 
 def doubled() -> LitNet:
-    torch.manual_seed(0)
-    return LitNet().double()
+    return seeded().double()
 
 
 def numbers(count: int, seed: int) -> DataLoader:
@@ -104,7 +104,7 @@ def test_fit_makes_the_edit_and_no_update(solver: Any, tmp_path: Path) -> None:
     assert run.global_step == 0
     before = weights(alone)
     InfluenceUnlearning(**options).edit(alone, data["forget"], data["retain"])
-    assert torch.equal(weights(module), weights(alone))
+    assert same(module, alone)
     assert not torch.equal(weights(alone), before)
     assert module.training
     assert all(p.grad is None for p in alone.parameters())
@@ -115,19 +115,11 @@ def test_fit_makes_the_edit_and_no_update(solver: Any, tmp_path: Path) -> None:
         trainer(InfluenceUnlearning(**options)).fit(doubled(), data, ckpt_path=path)
 
 
-class Measure(L.Callback):
-    """The loss of the forget rows before and after."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loader = row_loader(trainer.train_dataloader, "forget")
-        assert loader is not None
-        with torch.no_grad():
-            self.losses.append(sum(causal_lm_nll(pl_module, batch).sum().item() for batch in loader))
-
-    on_train_end = on_train_start
+def forget_nll(run: L.Trainer, module: L.LightningModule) -> float:
+    loader = row_loader(run.train_dataloader, "forget")
+    assert loader is not None
+    with torch.no_grad():
+        return sum(causal_lm_nll(module, batch).sum().item() for batch in loader)
 
 
 @pytest.mark.parametrize("solver", ["woodfisher", "cg"])
@@ -137,9 +129,9 @@ def test_a_language_model_forgets(
     module = LitCausalLM(str(tiny_lm))
     data = LanguageDataModule(forget_rows, retain_rows, batch_size=2)
     edit = InfluenceUnlearning(solver, damping=200.0, block_size=5000, iterations=30, tolerance=1e-3)
-    measure = Measure()
-    trainer(edit, measure, limit_val_batches=0).fit(module, data)
-    before, after = measure.losses
+    nll = Recorder(on_train_start=forget_nll, on_train_end=forget_nll)
+    trainer(edit, nll, limit_val_batches=0).fit(module, data)
+    before, after = nll.values
     assert after > before + 0.01
 
 
@@ -151,8 +143,7 @@ def test_the_command_line_edits_and_saves(tiny_lm: Path, tmp_path: Path, monkeyp
     cli = UnlearnCLI(["fit", *words, *options, *quiet])
     assert cli.trainer.global_step == 0
     (path,) = tmp_path.rglob("edited.ckpt")
-    start = LitCausalLM(str(tiny_lm))
-    assert not torch.equal(weights(LitCausalLM.load_from_checkpoint(path)), weights(start))
+    assert not same(LitCausalLM.load_from_checkpoint(path), LitCausalLM(str(tiny_lm)))
 
 
 @pytest.mark.parametrize(

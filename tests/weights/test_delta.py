@@ -26,19 +26,10 @@ import lightning_unlearn.weights.delta
 from lightning_unlearn import LitCausalLM, apply_delta, delta_info, revert_delta, save_delta
 from lightning_unlearn.cli.fit import UnlearnCLI
 from lightning_unlearn.cli.main import main
+from tests.helpers import bits, same, trainer
 
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
-
-
-def bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().view(BITS[tensor.element_size()])
-
-
-def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    kinds = [{name: (t.dtype, t.shape) for name, t in state.items()} for state in (a, b)]
-    return kinds[0] == kinds[1] and all(torch.equal(bits(a[name]), bits(b[name])) for name in a)
 
 
 def clone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -132,7 +123,7 @@ def test_a_module_of_any_memory_layout_is_changed_in_place(delta: Path) -> None:
     save_delta(base, unlearned, delta)
     apply_delta(base, delta)
     assert base.weight is weight
-    assert same(base.state_dict(), unlearned.state_dict())
+    assert same(base, unlearned)
     revert_delta(base, delta)
     assert same(base.state_dict(), start)
 
@@ -154,7 +145,7 @@ def test_tied_weights_are_stored_and_flipped_once(delta: Path, tmp_path: Path) -
     with safe_open(delta, "pt") as file:
         assert sorted(file.keys()) == ["mask/embedding.weight", "xor/embedding.weight"]
     apply_delta(base, delta)
-    assert same(base.state_dict(), unlearned.state_dict())
+    assert same(base, unlearned)
 
     # A file that kept the other of the two names.
     for name, model in (("one", base), ("two", Tied())):
@@ -370,7 +361,7 @@ def test_a_patched_folder_is_the_unlearned_model_in_plain_transformers(
     apply_delta(base, delta, tmp_path / "patched")
 
     plain, expected = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tmp_path / "patched", unlearned))
-    assert same(plain.state_dict(), expected.state_dict())
+    assert same(plain, expected)
     template = AutoTokenizer.from_pretrained(tmp_path / "patched").chat_template
     assert template == AutoTokenizer.from_pretrained(base).chat_template
     ids = torch.arange(8)[None]
@@ -591,7 +582,7 @@ def test_export_apply_and_revert_from_the_command_line(
     patched, reverted = tmp_path / "patched", tmp_path / "reverted"
     main(["delta", "apply", f"--model={tiny_lm}", f"--delta={delta}", f"--output={patched}"])
     plain, expected = (AutoModelForCausalLM.from_pretrained(folder) for folder in (patched, tmp_path / "whole"))
-    assert same(plain.state_dict(), expected.state_dict())
+    assert same(plain, expected)
     main(["delta", "revert", f"--model={patched}", f"--delta={delta}", f"--output={reverted}"])
     assert digests(reverted) == digests(tiny_lm) == before
 
@@ -609,11 +600,9 @@ def test_the_command_says_what_it_needs(tiny_lm: Path, capsys: pytest.CaptureFix
 
 
 def checkpoint(module: LitCausalLM, path: Path) -> Path:
-    import lightning as L
-
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=0)
-    trainer.strategy.connect(module)
-    trainer.save_checkpoint(path)
+    run = trainer(max_epochs=0)
+    run.strategy.connect(module)
+    run.save_checkpoint(path)
     return path
 
 
@@ -629,7 +618,7 @@ def test_a_run_in_fp32_from_a_folder_in_bf16(tiny_lm: Path, tmp_path: Path, delt
         apply_delta(half, delta, tmp_path / "out")
     LitCausalLM(str(half)).save_pretrained(full)
     apply_delta(full, delta, tmp_path / "out")
-    assert same(LitCausalLM(str(tmp_path / "out")).model.state_dict(), module.model.state_dict())
+    assert same(LitCausalLM(str(tmp_path / "out")).model, module.model)
 
 
 @pytest.mark.slow
@@ -641,7 +630,7 @@ def test_a_gguf_file_is_a_base(smollm2: str, tmp_path: Path, delta: Path) -> Non
     main(["export", f"--ckpt_path={checkpoint(module, tmp_path / 'run.ckpt')}", f"--delta={delta}"])
     assert delta_info(delta).changed == round(0.1 * weight.numel())
     main(["delta", "apply", f"--model={smollm2}", f"--delta={delta}", f"--output={tmp_path / 'out'}"])
-    assert same(LitCausalLM(str(tmp_path / "out")).model.state_dict(), module.model.state_dict())
+    assert same(LitCausalLM(str(tmp_path / "out")).model, module.model)
 
 
 @pytest.mark.slow

@@ -39,7 +39,8 @@ from lightning_unlearn import (
 )
 from lightning_unlearn.functional.saliency.overlap import mask_iou
 from lightning_unlearn.functional.saliency.wagle import wagle_score
-from tests.user_module import DictNet, LitNet, indexed, loaders, pairs, trainer, weights
+from tests.helpers import Recorder, bits, same, trainer, weights
+from tests.user_module import DictNet, LitNet, indexed, loaders, pairs
 
 MASKS: dict[str, Callable[..., WeightMask]] = {
     "WAGLE": WAGLE,
@@ -103,10 +104,6 @@ def objective(**options: Any) -> GradDiff:
     return GradDiff(forget_weight=0.1, score=classifier_nll, **options)
 
 
-def bits(module: nn.Module) -> Tensor:
-    return weights(module).view(torch.int32)
-
-
 def flat(mask: WeightMask, module: nn.Module) -> Tensor:
     """The mask over all parameters; those that it does not list are frozen."""
     parts = [mask.masks.get(n, torch.zeros(p.shape, dtype=torch.bool)) for n, p in module.named_parameters()]
@@ -141,11 +138,11 @@ def test_frozen_weights_are_bit_identical_after_200_steps(optimizer: str, kind: 
         "all": {"precision": "bf16-mixed", "accumulate_grad_batches": 4, "gradient_clip_val": 0.1},
     }[kind]
     module, mask = seeded(optimizer), WAGLE(density=0.5)
-    before = bits(module)
+    before = bits(weights(module))
     run = trainer(objective(), mask, max_epochs=-1, max_steps=200, **options)
     run.fit(module, loaders())
     assert run.global_step == 200
-    live, after = flat(mask, module), bits(module)
+    live, after = flat(mask, module), bits(weights(module))
     assert int(live.sum()) == int(0.5 * D)
     assert torch.equal(after[~live], before[~live])
     assert (after[live] != before[live]).float().mean() > 0.9
@@ -156,7 +153,7 @@ def test_frozen_weights_are_bit_identical_after_200_steps(optimizer: str, kind: 
 def test_a_run_resumed_in_the_middle_is_the_whole_run_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5}
     whole, first = seeded(optimizer), WAGLE(density=0.3)
-    before = bits(whole)
+    before = bits(weights(whole))
     trainer(objective(), first, max_epochs=4, **options).fit(whole, loaders())
 
     half = trainer(objective(), WAGLE(density=0.3), max_epochs=2, **options)
@@ -172,10 +169,10 @@ def test_a_run_resumed_in_the_middle_is_the_whole_run_bit_for_bit(optimizer: str
     trainer(objective(), second, max_epochs=4, **options).fit(
         resumed, loaders(), ckpt_path=tmp_path / "half.ckpt", weights_only=True
     )
-    assert torch.equal(bits(resumed), bits(whole))
+    assert same(resumed, whole)
     live = flat(second, resumed)
     assert torch.equal(live, flat(first, whole))
-    assert torch.equal(bits(resumed)[~live], before[~live])
+    assert torch.equal(bits(weights(resumed))[~live], before[~live])
     state = torch.load(tmp_path / "half.ckpt", weights_only=True)["callbacks"]["WAGLE"]
     assert sum(t.numel() for t in state["masks"].values()) == 16 + 2 + 6 + 1
     assert {t.dtype for t in state["masks"].values()} == {torch.uint8}
@@ -190,37 +187,33 @@ def test_density_1_is_the_unmasked_run_and_0_moves_nothing(kind: str, precision:
     trainer(objective(), MASKS[kind](density=1.0), max_epochs=3, precision=precision, gradient_clip_val=0.5).fit(
         dense, loaders()
     )
-    assert torch.equal(bits(dense), bits(plain))
+    assert same(dense, plain)
 
     still = seeded("adamw")
-    before = bits(still)
+    before = bits(weights(still))
     trainer(objective(), MASKS[kind](density=0.0), max_epochs=3, precision=precision).fit(still, loaders())
-    assert torch.equal(bits(still), before)
+    assert torch.equal(bits(weights(still)), before)
 
 
 def test_clipping_sees_live_weights_only() -> None:
-    norms: list[Tensor] = []
+    def gradient(run: L.Trainer, module: L.LightningModule, *_: Any) -> Tensor:
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()]
+        return torch.cat([g.flatten() for g in grads])
 
-    class Watch(L.Callback):
-        def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in pl_module.parameters()]
-            norms.append(torch.cat([g.flatten() for g in grads]))
-
-    module, mask = seeded(), RandomMask(density=0.2)
-    trainer(objective(), mask, Watch(), max_steps=1).fit(module, loaders())
+    module, mask, seen = seeded(), RandomMask(density=0.2), Recorder(on_before_optimizer_step=gradient)
+    trainer(objective(), mask, seen, max_steps=1).fit(module, loaders())
     live = flat(mask, module)
-    assert (norms[0][~live] == 0).all()
-    assert (norms[0][live] != 0).float().mean() > 0.5
+    assert (seen.values[0][~live] == 0).all()
+    assert (seen.values[0][live] != 0).float().mean() > 0.5
 
 
 def test_a_nan_in_a_frozen_gradient_stays_there() -> None:
-    class Poison(L.Callback):
-        def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            for (_, p), m in zip(pl_module.named_parameters(), mask.masks.values(), strict=True):
-                p.grad[~m] = torch.nan
+    def poison(run: L.Trainer, module: L.LightningModule) -> None:
+        for p, m in zip(module.parameters(), mask.masks.values(), strict=True):
+            p.grad[~m] = torch.nan  # type: ignore[index]
 
     module, mask = seeded("adamw"), RandomMask(density=0.5)
-    trainer(mask, objective(), Poison(), max_epochs=2).fit(module, loaders())
+    trainer(mask, objective(), Recorder(on_after_backward=poison), max_epochs=2).fit(module, loaders())
     assert weights(module).isfinite().all()
 
 
@@ -232,27 +225,24 @@ def test_momentum_from_before_the_mask_is_cleared() -> None:
         optimizer.step()
         optimizer.zero_grad()
     module.configure_optimizers = lambda: optimizer  # type: ignore[method-assign]
-    before, seen = bits(module), []
-
-    class Watch(L.Callback):
-        def on_train_batch_start(self, *_: Any) -> None:
-            state = [optimizer.state[p]["momentum_buffer"].flatten() for p in module.parameters()]
-            seen.append(torch.cat(state).clone())
-
-    mask = RandomMask(density=0.5)
-    trainer(objective(), mask, Watch(), max_epochs=3).fit(module, loaders())
+    before, mask = bits(weights(module)), RandomMask(density=0.5)
+    momentum = Recorder(
+        on_train_batch_start=lambda *_: torch.cat(
+            [optimizer.state[p]["momentum_buffer"].flatten() for p in module.parameters()]
+        )
+    )
+    trainer(objective(), mask, momentum, max_epochs=3).fit(module, loaders())
     live = flat(mask, module)
-    assert (seen[0][~live] == 0).all()
-    assert (seen[0][live] != 0).all()
-    assert torch.equal(bits(module)[~live], before[~live])
+    assert (momentum.values[0][~live] == 0).all()
+    assert (momentum.values[0][live] != 0).all()
+    assert torch.equal(bits(weights(module))[~live], before[~live])
 
 
 def test_hooks_are_gone_after_a_crash() -> None:
-    class Crash(L.Callback):
-        def on_train_batch_end(self, *_: Any) -> None:
-            raise RuntimeError("crash")
+    def crash(*_: Any) -> None:
+        raise RuntimeError("crash")
 
-    run = trainer(objective(), RandomMask(density=0.5), Crash())
+    run = trainer(objective(), RandomMask(density=0.5), Recorder(on_train_batch_end=crash))
     with pytest.raises(RuntimeError, match="crash"):
         run.fit(seeded(), loaders())
     assert not run.optimizers[0]._optimizer_step_post_hooks
@@ -310,25 +300,17 @@ def test_making_the_mask_leaves_no_trace(kind: str) -> None:
     torch.manual_seed(0)
     module = Norm()
     module.register_buffer("calls", torch.zeros(()))
-    seen: list[Any] = []
 
-    def state() -> Any:
+    def state(*_: Any) -> Any:
+        assert all(p.grad is None for p in module.parameters())
+        assert "log" not in vars(module)
         flags = [child.training for child in module.modules()]
         return ({k: v.clone() for k, v in module.state_dict().items()}, flags, torch.get_rng_state())
 
-    class Before(L.Callback):
-        def on_train_start(self, *_: Any) -> None:
-            seen.append(state())
-
-    class After(L.Callback):
-        def on_train_start(self, *_: Any) -> None:
-            seen.append(state())
-            assert all(p.grad is None for p in module.parameters())
-            assert "log" not in vars(module)
-
-    trainer(Before(), objective(), MASKS[kind](density=0.5), After(), max_steps=1).fit(module, loaders())
-    (first, flags, rng), (second, flags_after, rng_after) = seen
-    assert all(torch.equal(first[key].view(-1), second[key].view(-1)) for key in first)
+    before, after = Recorder(on_train_start=state), Recorder(on_train_start=state)
+    trainer(before, objective(), MASKS[kind](density=0.5), after, max_steps=1).fit(module, loaders())
+    (first, flags, rng), (second, flags_after, rng_after) = (*before.values, *after.values)
+    assert same(first, second)
     assert flags == flags_after
     assert torch.equal(rng, rng_after)
 
@@ -357,16 +339,16 @@ def test_scopes(scope: Any, wanted: list[int]) -> None:
 
 def test_a_regular_expression_says_what_is_scored_and_the_rest_is_frozen() -> None:
     module, mask = seeded("adamw"), SNIP(density=0.5, parameters=r"net\.0\.weight")
-    before = bits(module)
+    before = bits(weights(module))
     trainer(objective(), mask, max_epochs=3).fit(module, loaders())
     assert mask.masks.keys() == {"net.0.weight"}
     live = flat(mask, module)
     assert int(live.sum()) == 64
-    assert torch.equal(bits(module)[~live], before[~live])
+    assert torch.equal(bits(weights(module))[~live], before[~live])
 
     module = seeded("adamw")
     trainer(objective(), LayerMask(r"net\.3"), max_epochs=3).fit(module, loaders())
-    moved = bits(module) != before
+    moved = bits(weights(module)) != before
     assert not moved[: 128 + 16].any()
     assert moved[128 + 16 :].any()
 
@@ -562,10 +544,10 @@ class Stream(IterableDataset):
 )
 def test_bad_runs(callbacks: Any, module: Any, data: Any, message: str) -> None:
     net = module()
-    before = bits(net)
+    before = bits(weights(net))
     with pytest.raises(MisconfigurationException, match=message):
         trainer(objective(), *callbacks, max_steps=1).fit(net, data())
-    assert torch.equal(bits(net), before)
+    assert torch.equal(bits(weights(net)), before)
 
 
 def test_deepspeed_is_refused() -> None:

@@ -1,0 +1,549 @@
+"""A table of runs that several processes make as one does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+import lightning_unlearn as lu
+from lightning_unlearn.classification.metrics.accuracy import RA, UA
+from lightning_unlearn.classification.metrics.divergence import ZRF, JSDivergence
+from lightning_unlearn.classification.metrics.gap import AverageGap
+from lightning_unlearn.classification.metrics.mia import MIAEfficacy
+from lightning_unlearn.classification.metrics.runtime import RTE
+from lightning_unlearn.classification.metrics.ulira import ULiRA
+from lightning_unlearn.core.distributed import full_tensor
+from tests.helpers import Recorder, trainer, weights
+from tests.tiny_runs import CASES as OBJECTIVES
+from tests.tiny_runs import RAGGED, SgdLM
+from tests.user_module import DictNet, indexed
+
+ROOT = Path(__file__).parents[2]
+GLOBAL_BATCH = 4
+
+
+class Layout(NamedTuple):
+    """How processes share a run."""
+
+    processes: int
+    replicas: int
+    strategy: Callable[[], Any]
+
+
+LAYOUTS = {
+    "one": Layout(1, 1, lambda: "auto"),
+    "ddp": Layout(2, 2, lambda: "ddp"),
+    "ddp_spawn": Layout(2, 2, lambda: "ddp_spawn"),
+    "fsdp2": Layout(2, 2, lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)),
+    "tp": Layout(2, 1, lambda: ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2)),
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """A case that trains: as a whole, and again from a checkpoint in the middle.
+
+    Args:
+        callbacks: Makes them from the folder of models.
+        module: Makes it from the folder of models.
+        data: Makes it for a number of replicas, with the same global batch.
+        layouts: What it is tried in beside one process.
+        epochs: How long it trains; the checkpoint comes half way.
+        resumes: Whether to resume it.
+        record: What to keep of a run beside its weights; takes the trainer and the name of the run.
+        options: Options of the Trainer.
+        atol: How far the weights may be from those of one process.
+    """
+
+    callbacks: Callable[[Path], list[Any]]
+    module: Callable[[Path], LightningModule]
+    data: Callable[[int], Any]
+    layouts: tuple[str, ...] = ("ddp", "fsdp2")
+    epochs: int = 2
+    resumes: bool = True
+    record: Callable[[Trainer, Path], dict[str, Any]] = lambda trainer, path: {}
+    options: Mapping[str, Any] = field(default_factory=dict)
+    atol: float = 1e-6
+
+    def fit(self, layout: str, models: Path, ckpt_path: Path | None = None, **options: Any) -> Trainer:
+        """Train in a layout."""
+        processes, replicas, strategy = LAYOUTS[layout]
+        torch.manual_seed(0)
+        settings = {"max_epochs": self.epochs, "limit_val_batches": 0, **self.options, **options}
+        run = trainer(*self.callbacks(models), devices=processes, strategy=strategy(), **settings)
+        run.fit(self.module(models), self.data(replicas), ckpt_path=ckpt_path)
+        return run
+
+    def __call__(self, layout: str, models: Path, path: Path) -> dict[str, Any]:
+        """The whole weights at the end, those of the resumed run, and what is recorded of both."""
+        run = self.fit(layout, models)
+        result: dict[str, Any] = {"weights": whole_state(run), **self.record(run, path.with_suffix(".whole"))}
+        if self.resumes:
+            checkpoint = path.with_suffix(".ckpt")
+            self.fit(layout, models, max_epochs=self.epochs // 2).save_checkpoint(checkpoint)
+            run = self.fit(layout, models, checkpoint)
+            result["resumed"] = {"weights": whole_state(run), **self.record(run, path.with_suffix(".resumed"))}
+        return result
+
+    def start(self, models: Path) -> dict[str, Tensor]:
+        """The weights before training."""
+        torch.manual_seed(0)
+        return self.module(models).state_dict()
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A case that is a function of the layout, the folder of models and a path of its own."""
+
+    function: Callable[[str, Path, Path], dict[str, Any]]
+    layouts: tuple[str, ...] = ("ddp",)
+
+    def __call__(self, layout: str, models: Path, path: Path) -> dict[str, Any]:
+        """What the function returns."""
+        return self.function(layout, models, path)
+
+
+def whole_state(run: Trainer) -> dict[str, Tensor]:
+    """Every tensor of the module, gathered from its shards. A collective call."""
+    return {name: full_tensor(value) for name, value in run.lightning_module.state_dict().items()}
+
+
+def callback(run: Trainer, kind: type) -> Any:
+    """The callback of a class."""
+    (only,) = [c for c in run.callbacks if isinstance(c, kind)]  # type: ignore[attr-defined]
+    return only
+
+
+# ---- language models -------------------------------------------------------------------------------------------------
+
+
+class DecayingLM(SgdLM):
+    """Weight decay and momentum both move weights that have no gradient."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = super().configure_optimizers()
+        optimizer.param_groups[0]["weight_decay"] = 0.1
+        return optimizer
+
+
+class SophiaLM(lu.LitCausalLM):
+    """A large rho: where steps are clipped, only a gradient's sign would count, and rounding errors with it."""
+
+    bs: Any = "auto"
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return lu.Sophia(self.parameters(), lr=1e-3, betas=(0.9, 0.95), rho=1e3, bs=self.bs)
+
+
+class FixedSophiaLM(SophiaLM):
+    """Where no estimate comes that could tell its number of tokens."""
+
+    bs = 100.0
+
+
+def language(callbacks: Callable[[Path], list[Any]], kind: type[lu.LitCausalLM] = SgdLM, **settings: Any) -> Training:
+    """A case on the tiny language model."""
+    lora = {"r": 2, "target_modules": "all-linear"} if settings.pop("lora", False) else None
+    rows = RAGGED[:6], RAGGED[6:]
+    return Training(
+        callbacks,
+        lambda models: kind(str(models / "lm"), lora=lora, lr=0.1),
+        lambda replicas: lu.LanguageDataModule(*rows, batch_size=GLOBAL_BATCH // replicas, seed=3),
+        **{"options": {"gradient_clip_val": 1.0}, **settings},
+    )
+
+
+def history(run: Trainer, path: Path) -> dict[str, Any]:
+    """What the monitor measured."""
+    return {"history": [evaluation.metrics for evaluation in callback(run, lu.UnlearnMonitor).history]}
+
+
+def history_and_export(run: Trainer, path: Path) -> dict[str, Any]:
+    """The same, and the module as a Hugging Face folder."""
+    run.lightning_module.save_pretrained(path)  # type: ignore[operator]
+    return history(run, path)
+
+
+def objective(make: Callable[[Path], Any], **settings: Any) -> Training:
+    """An objective with a monitor."""
+    return language(lambda models: [make(models), lu.UnlearnMonitor(limit=3)], **{"record": history, **settings})
+
+
+def mask_of(run: Trainer, path: Path) -> dict[str, Any]:
+    """The part of the mask that this process holds, and the whole one in a file."""
+    mask = callback(run, lu.WeightMask)
+    mask.save_mask(path)
+    return {"mask": {name: part.clone() for name, part in mask.masks.items()}, "file": path}
+
+
+def curvature(run: Trainer, path: Path) -> dict[str, Any]:
+    """Momentum, curvature and what was logged of them."""
+    state, parameters = run.optimizers[0].state, list(run.lightning_module.parameters())
+    found: dict[str, Any] = {
+        name: torch.cat([full_tensor(state[p][name]).flatten() for p in parameters]) for name in ("momentum", "hessian")
+    }
+    return found | {name: value.item() for name, value in run.callback_metrics.items() if name.startswith("soul/")}
+
+
+LANGUAGE: dict[str, Training] = {
+    **{name: objective(lambda models, make=case.make: make(models / "lm")) for name, case in OBJECTIVES.items()},
+    "SimNPO": objective(lambda _: OBJECTIVES["SimNPO"].make(Path()), record=history_and_export),
+    "WhosHarryPotter": objective(lambda models: lu.WhosHarryPotter(str(models / "reinforced.ckpt"))),
+    "IdkDPO-snapshot": objective(lambda _: lu.IdkDPO(reference="snapshot")),
+    "RMU-adaptive": objective(lambda _: lu.RMU(layer=r"layers\.1$", steering=50.0, adaptive=True)),
+    "UNDIAL-retain": objective(lambda _: lu.UNDIAL(retain_weight=1.0)),
+    "NPO-LoRA": objective(lambda _: lu.NPO(retain="kl"), lora=True, record=history_and_export),
+    "TaskVector-LoRA": objective(lambda _: lu.TaskVector(alpha=0.5), lora=True),
+}
+
+MASKS: dict[str, Callable[[], lu.WeightMask]] = {
+    "WAGLE": lambda: lu.WAGLE(density=0.1),
+    "WAGLE-dense": lambda: lu.WAGLE(density=0.95, gamma=1.0),  # scores of unused embeddings tie at 0 here
+    "WAGLE-released": lambda: lu.WAGLE(density=0.5, parity="released", scope="per_tensor"),
+    "WAGLE-LoRA": lambda: lu.WAGLE(density=0.5),
+    "SNIP-layers": lambda: lu.SNIP(density=0.2, scope="per_layer"),
+    "GradientMask-regex": lambda: lu.GradientMask(density=0.2, parameters=r"mlp\."),
+    "RandomMask": lambda: lu.RandomMask(density=0.3, seed=5),
+    "Wanda": lambda: lu.Wanda(density=0.3),
+    "LayerMask": lambda: lu.LayerMask(r"layers\.1\.mlp"),
+}
+MASKED = {
+    name: language(lambda _, make=make: [lu.NPO(), make()], DecayingLM, lora="LoRA" in name, record=mask_of)
+    for name, make in MASKS.items()
+}
+
+
+def soul(kind: type[SophiaLM] = SophiaLM, layouts: tuple[str, ...] = ("ddp", "fsdp2"), **options: Any) -> Training:
+    """A case of SOUL; its parameters step every third time."""
+    return language(
+        lambda _: [lu.GradDiff(), lu.SOUL(every_n_steps=3, **options)],
+        kind,
+        layouts=layouts,
+        epochs=4,
+        record=curvature,
+        # Hutchinson's h may be negative, and a rounding error around 0 is then a step of full length or none.
+        atol=2e-5 if options.get("estimator") == "hutchinson" else 1e-6,
+    )
+
+
+CURVATURE = {
+    "SOUL-gnb": soul(),
+    "SOUL-gnb-both": soul(hessian_data="both"),
+    "SOUL-empirical": soul(estimator="empirical"),
+    "SOUL-objective": soul(FixedSophiaLM, hessian_data="objective", estimator="empirical"),
+    "SOUL-hutchinson": soul(layouts=("ddp",), estimator="hutchinson"),
+}
+EDIT = language(lambda _: [lu.InfluenceUnlearning(damping=10.0, samples=3)], layouts=("ddp",), resumes=False)
+
+
+def refused(training: Training, *layouts: str) -> Measurement:
+    """How a run is refused, and how many batches it has begun by then."""
+
+    def run(layout: str, models: Path, path: Path) -> dict[str, Any]:
+        begun = Recorder(on_train_batch_start=lambda *_: True)
+        try:
+            replace(training, callbacks=lambda models: [*training.callbacks(models), begun]).fit(layout, models)
+        except MisconfigurationException as error:
+            return {"message": str(error), "batches": len(begun.values)}
+        return {"message": "", "batches": len(begun.values)}
+
+    return Measurement(run, layouts)
+
+
+# ---- classifiers -----------------------------------------------------------------------------------------------------
+
+
+class Faster(DictNet):
+    """A larger learning rate shows a larger difference."""
+
+    def __init__(self, lr: float = 0.1) -> None:
+        super().__init__(lr=lr)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+
+
+def classifier(make: Callable[[], Any], size: int | None = None, **settings: Any) -> Training:
+    """A method for classifiers. An edit reads all rows on every process, so that ``size`` is that of each."""
+    return Training(
+        lambda _: [make()],
+        lambda _: Faster(),
+        lambda replicas: lu.ForgetRetainDataModule(
+            indexed(12, 1),
+            indexed(16, 2),
+            batch_size=size or GLOBAL_BATCH // replicas,
+            epoch="retain" if isinstance(make(), (lu.UGradSLPlus, lu.L1Sparse, lu.SCRUB)) else "forget",
+            seed=3,
+        ),
+        **{"layouts": ("ddp",), "resumes": False, "atol": 2e-5, **settings},
+    )
+
+
+CLASSIFIERS = {
+    "UGradSL": classifier(lu.UGradSL),
+    "UGradSL-sum": classifier(lambda: lu.UGradSL(reduction="sum", p=0.9)),
+    "UGradSL-isolation": classifier(lambda: lu.UGradSL(alpha=None, beta=0.3)),
+    "UGradSL-euclid": classifier(lambda: lu.UGradSL(alpha=None, distance="euclid", rule="density")),
+    "UGradSLPlus": classifier(lambda: lu.UGradSLPlus(p=0.7)),
+    "L1Sparse": classifier(lambda: lu.L1Sparse(gamma=1e-3)),
+    "RandomLabels": classifier(lu.RandomLabels),
+    "RandomLabels-once": classifier(lambda: lu.RandomLabels("once")),
+    "SCRUB": classifier(lambda: lu.SCRUB(alpha=0.1)),
+    "BadTeacher": classifier(lu.BadTeacher),
+    "BoundaryShrink": classifier(lambda: lu.BoundaryShrink(epsilon=1.0, clip=None)),
+    "BoundaryExpand": classifier(lu.BoundaryExpand),
+    "DUCK": classifier(lambda: lu.DUCK(target_accuracy=None)),
+    "CFk": classifier(lambda: lu.CFk(1)),
+    "FisherForgetting": classifier(lu.FisherForgetting),
+    "SSD": classifier(lambda: lu.SSD(alpha=1.2), size=4),  # its importance is of batches of one size
+}
+
+
+def classifier_numbers(run: Trainer, path: Path) -> dict[str, Any]:
+    """What the monitor measured in the run, and in a validation after it."""
+    monitor = callback(run, lu.ClassifierMonitor)
+    (validated, *_) = run.validate(run.lightning_module, run.datamodule, verbose=False)  # type: ignore[attr-defined]
+    metrics = [evaluation.metrics for evaluation in monitor.history]
+    return {"history": metrics, "reference": monitor.reference, "validated": validated}
+
+
+# Sets that two processes can't share evenly, and one that has a row for the first alone. The net stands still.
+MONITOR = Training(
+    lambda models: [
+        lu.NegGradPlus(),
+        lu.ClassifierMonitor(retrained=models / "retrained.pt", shadow="first", features=["confidence", "prob"]),
+    ],
+    lambda _: Faster(lr=0.0),
+    lambda _: lu.ForgetRetainDataModule(
+        indexed(13, 1), indexed(19, 2), {"test": indexed(9, 3), "few": indexed(1, 4)}, batch_size=4
+    ),
+    layouts=("ddp",),
+    epochs=1,
+    resumes=False,
+    record=classifier_numbers,
+    options={"limit_val_batches": None},
+)
+
+METRIC_ROWS, METRIC_MODELS = 41, 8
+
+
+def metrics(layout: str, models: Path, path: Path) -> dict[str, Any]:
+    """Each metric of the same outputs, whose rows the processes share."""
+    processes = LAYOUTS[layout].processes
+    if processes > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo")
+    rank = dist.get_rank() if processes > 1 else 0
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(METRIC_MODELS, METRIC_ROWS, 3, generator=generator)
+    labels = torch.randint(3, (METRIC_ROWS,), generator=generator)
+    unlearned = torch.rand(METRIC_MODELS, METRIC_ROWS, generator=generator).argsort(0) < METRIC_MODELS // 2
+    found: dict[str, Any] = {"ra": RA(), "ua": UA(), "js": JSDivergence(), "zrf": ZRF(), "ulira": ULiRA(METRIC_MODELS)}
+    for rows in torch.arange(rank, METRIC_ROWS, processes).split(7):
+        for name in ("ra", "ua"):
+            found[name].update(logits[0, rows], labels[rows])
+        for name in ("js", "zrf"):
+            found[name].update(logits[0, rows], logits[1, rows])
+        found["ulira"].update(logits[:, rows], labels[rows], unlearned[:, rows])
+    found["gap"] = AverageGap()
+    if rank == 0:  # the other process has seen no row
+        found["gap"].update({"ua": 3.0}, {"ua": 5.0})
+    found["rte"] = RTE()
+    found["rte"].update(
+        3.0 / (1 + rank), steps=4, samples=METRIC_ROWS if processes == 1 else METRIC_ROWS // 2 + 1 - rank
+    )
+    found["mia"] = MIAEfficacy(shadow="stratified", max_shadow=10)
+    for model, role in enumerate(("member", "nonmember")):
+        rows = torch.arange(rank, METRIC_ROWS, processes)
+        found["mia"].update(logits[model, rows], labels[rows], role)
+    if rank == processes - 1:
+        found["mia"].update(logits[2], labels, "forget")
+    return {name: metric.compute() for name, metric in found.items()}
+
+
+# ---- a user's module that takes itself apart -------------------------------------------------------------------------
+
+
+class ShardedNet(DictNet):
+    """Applies what the strategy asks for, as Lightning's documentation says."""
+
+    def configure_model(self) -> None:
+        if self.device_mesh is None:
+            return
+        if self.device_mesh["tensor_parallel"].size() > 1:
+            plan = {"0": ColwiseParallel(), "3": RowwiseParallel()}
+            parallelize_module(self.net, self.device_mesh["tensor_parallel"], plan)
+        else:
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
+class WholeNet(DictNet):
+    """Has the hook that the strategy demands, and leaves the model whole in it."""
+
+    def configure_model(self) -> None: ...
+
+
+def users(make: Callable[[], Any], kind: type[DictNet] = ShardedNet, forget: int = 14, **settings: Any) -> Training:
+    """A method on the user's net, with so many rows to forget."""
+    return Training(
+        lambda _: [make()],
+        lambda _: kind(),
+        lambda replicas: lu.ForgetRetainDataModule(
+            indexed(forget, 1), indexed(10, 2), batch_size=GLOBAL_BATCH // replicas, seed=3
+        ),
+        **{"layouts": ("ddp", "fsdp2", "tp"), **settings},
+    )
+
+
+def npo_on_users_net() -> lu.NPO:
+    return lu.NPO(score=lu.classifier_nll)
+
+
+def duals(layout: str, models: Path, path: Path) -> dict[str, Any]:
+    """PDU's dual variable after each batch; each process sees other retain rows."""
+    method = lu.PDU(epsilon=0.5, initial_dual=2.0, dual_step_size=0.5, warmup_epochs=0, score=lu.classifier_nll)
+    values = Recorder(on_train_batch_end=lambda *_: method.dual)
+    training = users(lambda: method, epochs=1, options={"accumulate_grad_batches": 2})
+    replace(training, callbacks=lambda _: [method, values]).fit(layout, models)
+    return {"duals": values.values}
+
+
+def odd(layout: str, models: Path, path: Path) -> dict[str, Any]:
+    """The weights after each of the four steps on 15 rows, the last one with three rows."""
+    steps = Recorder(on_train_batch_end=lambda _, module, *__: weights(module))
+    training = users(npo_on_users_net, forget=15, epochs=1)
+    replace(training, callbacks=lambda _: [npo_on_users_net(), steps]).fit(layout, models)
+    return {"steps": steps.values}
+
+
+def reductions(layout: str, models: Path, path: Path) -> dict[str, Any]:
+    """How often each step of NPO calls all_reduce; DDP's own averaging of gradients is not in it."""
+    calls: list[int] = []
+    real = dist.all_reduce
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        if calls:
+            calls[-1] += 1
+        return real(*arguments, **options)
+
+    count = Recorder(on_train_batch_start=lambda *_: calls.append(0), on_train_epoch_end=lambda *_: calls.append(0))
+    dist.all_reduce = counted
+    try:
+        training = users(npo_on_users_net, epochs=1)
+        replace(training, callbacks=lambda _: [npo_on_users_net(), count]).fit(layout, models)
+    finally:
+        dist.all_reduce = real
+    return {"calls": calls[:-1]}
+
+
+# ---- text to image ---------------------------------------------------------------------------------------------------
+
+
+def eraser(make: Callable[[], Any], trainable: Any, lr: float = 1.0, data: Any = None) -> Training:
+    """A method on the tiny pipeline; by default with prompts alone."""
+
+    def module(models: Path) -> LightningModule:
+        from tests.diffusion.tiny import SgdTextToImage
+
+        return SgdTextToImage(str(models / "pipeline"), trainable=trainable, lr=lr)
+
+    def prompts(size: int) -> Any:
+        from tests.diffusion.tiny import prompts
+
+        return prompts(batch_size=size, repeat=3)
+
+    return Training(
+        lambda _: [make()],
+        module,
+        lambda replicas: (data or prompts)(2 // replicas),
+        layouts=("ddp",),
+        resumes=False,
+        atol=1e-5,
+    )
+
+
+def eraser_of_images(make: Callable[[], Any], trainable: Any) -> Training:
+    """A method on the tiny pipeline that reads images with captions."""
+
+    def images(size: int) -> Any:
+        from tests.diffusion.images import images
+
+        return images(batch_size=size, retain_batch_size=size)
+
+    return eraser(make, trainable, 0.05, images)
+
+
+ERASERS = {
+    "ESD": eraser(lambda: lu.ESD(steps=4), "xattn"),
+    "ESD-newer": eraser(lambda: lu.ESD(2.0, base="concept", sampler="teacher", steps=4), "noxattn"),
+    "ESD-ldm": eraser(lambda: lu.ESD(steps=4, pairing="ldm"), "kv"),
+    "ESD-text-encoder": eraser(lambda: lu.ESD(steps=4), lu.TextEncoderWeights(layers=[0])),
+    "UCE": eraser(lu.UCE, "kv"),
+    "RECE": eraser(lu.RECE, "kv"),
+    "AdvUnlearn": eraser(
+        lambda: lu.AdvUnlearn(warmup=1, init="latest", tokens=2, attack_steps=2, attack_step_size=0.01, steps=4),
+        lu.TextEncoderWeights(layers=[0]),
+    ),
+    "AdvUnlearn-unet": eraser(
+        lambda: lu.AdvUnlearn(warmup=1, attack_steps=2, attack_rule="normalized", attack_latents="trajectory", steps=4),
+        "xattn",
+    ),
+    "SPM": eraser(lambda: lu.SPM(steps=4, anchors=2, anchor_weight=1.0), "xattn"),
+    "ConceptAblation": eraser_of_images(lambda: lu.ConceptAblation(prior_weight=0.5), "kv"),
+    "ForgetMeNot": eraser_of_images(lambda: lu.ForgetMeNot("van gogh"), "xattn"),
+    "DiffusionSalUn": eraser_of_images(lu.DiffusionSalUn, "xattn"),
+    "EraseDiff": eraser_of_images(lambda: lu.EraseDiff(inner_steps=1, inner_lr=0.05), "xattn"),
+    "Scissorhands": eraser_of_images(lambda: lu.Scissorhands(sparsity=0.9, batches=2), "xattn"),
+    "MACE": eraser_of_images(lambda: lu.MACE({"van gogh": "green"}, lamb=1.0, preserve_scale=0.1), "xattn"),
+}
+
+
+def drawn(layout: str, models: Path, path: Path) -> dict[str, Any]:
+    """The images that the command line draws, and their rows."""
+    import numpy
+    from PIL import Image
+
+    from lightning_unlearn.cli.main import main
+
+    folder = path.parent / f"{layout}-drawn"  # the same for all processes
+    words = ["predict", f"--config={ROOT / 'examples/erase.yaml'}", f"--model.init_args.model={models / 'pipeline'}"]
+    words += ["--model.init_args.steps=2", "--trainer.accelerator=cpu", "--trainer.logger=false"]
+    words += [f"--trainer.default_root_dir={folder}", f"--trainer.devices={LAYOUTS[layout].processes}"]
+    main(words)
+    if dist.is_initialized() and dist.get_rank():
+        return {}  # the first process writes the rows
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    images = [torch.from_numpy(numpy.array(Image.open(folder / row["file_name"]))).int() for row in rows]
+    return {"rows": rows, "images": images}
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+CASES: dict[str, Training | Measurement] = {
+    **LANGUAGE,
+    **MASKED,
+    **CURVATURE,
+    "InfluenceUnlearning": EDIT,
+    "sharded-second-derivative": refused(soul(estimator="hutchinson"), "fsdp2"),
+    **CLASSIFIERS,
+    "ClassifierMonitor": MONITOR,
+    "metrics": Measurement(metrics),
+    "NPO-users": users(npo_on_users_net),
+    "KLMinimization-users": users(lambda: lu.KLMinimization(score=lu.classifier_nll)),
+    "odd": Measurement(odd),
+    "whole-net": refused(users(npo_on_users_net, WholeNet), "fsdp2", "tp"),
+    "reductions": Measurement(reductions),
+    "duals": Measurement(duals, ("ddp", "fsdp2", "tp")),
+    **ERASERS,
+    "drawn": Measurement(drawn),
+}

@@ -1,0 +1,122 @@
+"""Two processes train and measure classifiers, a user's own net and a pipeline as one process does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed.cases import CASES, CLASSIFIERS, ERASERS, Faster, Training
+from tests.distributed.launch import Runs, chosen_cases, with_layouts
+from tests.helpers import same
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(3000)]
+
+USERS = ["NPO-users", "KLMinimization-users"]
+TRAININGS = [*CLASSIFIERS, *USERS, *ERASERS]
+
+
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest, tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    models = tmp_path_factory.mktemp("models")
+    (models / "pipeline").symlink_to(tiny_sd)
+    torch.manual_seed(0)
+    torch.save({name: -value for name, value in Faster().state_dict().items()}, models / "retrained.pt")
+    return Runs(chosen_cases(request), models, tmp_path_factory.mktemp("results"))
+
+
+@with_layouts(TRAININGS)
+def test_both_processes_have_the_weights_of_one(runs: Runs, case: str, layout: str) -> None:
+    training = CASES[case]
+    assert isinstance(training, Training)
+    for found in runs.each(case, layout):
+        torch.testing.assert_close(found["weights"], runs.one(case)["weights"], atol=training.atol, rtol=0)
+
+
+@pytest.mark.parametrize("case", TRAININGS)
+def test_every_run_moves_the_weights(runs: Runs, case: str) -> None:
+    training, end = CASES[case], runs.one(case)["weights"]
+    assert isinstance(training, Training)
+    assert max((end[name] - value).abs().max() for name, value in training.start(runs.models).items()) > 1e-3
+
+
+@with_layouts(USERS, "one")
+def test_a_resumed_run_ends_in_the_same_bits(runs: Runs, case: str, layout: str) -> None:
+    for found in runs.each(case, layout):
+        assert same(found["resumed"]["weights"], found["weights"])
+
+
+@with_layouts(["whole-net"])
+def test_a_module_that_is_not_taken_apart_is_refused_before_any_step(runs: Runs, case: str, layout: str) -> None:
+    for found in runs.each(case, layout):
+        assert "WholeNet is not taken apart: each process would train a model of its own" in found["message"]
+        assert found["batches"] == 0
+
+
+@pytest.mark.parametrize("case", ["odd"])
+def test_an_odd_number_of_rows_makes_a_difference_in_the_last_step_of_an_epoch(runs: Runs, case: str) -> None:
+    """Of 15 rows, two processes read one twice, so that it weighs 2/4 and not 1/3 in the last of four batches."""
+    one = runs.one(case)["steps"]
+    for found in runs.each(case, "ddp"):
+        apart = [(a - b).abs().max().item() for a, b in zip(one, found["steps"], strict=True)]
+        moved = (one[3] - one[2]).abs().max().item()
+        assert max(apart[:3]) < 1e-6
+        assert 0.01 < apart[3] < moved / 2
+
+
+@with_layouts(["duals"])
+def test_processes_hold_the_same_dual_variable(runs: Runs, case: str, layout: str) -> None:
+    expected = runs.one(case)["duals"]
+    assert expected[0] == 2.0  # the first of two batches that accumulate
+    assert expected[1] > 2.0
+    for found in runs.each(case, layout):
+        assert found["duals"] == pytest.approx(expected, abs=1e-6)
+    first, second = (found["duals"] for found in runs.each(case, layout))
+    assert first == second
+
+
+@with_layouts(["reductions"])
+def test_a_step_of_npo_reduces_four_times(runs: Runs, case: str, layout: str) -> None:
+    """The tokens of the forget and the retain term, everything that is logged, and whether the gradient is finite."""
+    for found in runs.each(case, layout):
+        assert found["calls"] == [4] * 4
+
+
+@pytest.mark.parametrize("case", ["ClassifierMonitor"])
+def test_a_monitor_counts_no_row_twice(runs: Runs, case: str) -> None:
+    pytest.importorskip("sklearn")
+    one = runs.one(case)
+    assert len(one["history"]) == 2
+    assert one["history"][0]["average_gap"] > 0
+    for found in runs.each(case, "ddp"):
+        for name in ("reference", "validated"):
+            assert found[name] == pytest.approx(one[name], abs=1e-4)
+        for metrics, wanted in zip(found["history"], one["history"], strict=True):
+            assert metrics == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("case", ["metrics"])
+def test_metrics_of_shared_rows_are_those_of_one_process(runs: Runs, case: str) -> None:
+    pytest.importorskip("sklearn")
+    one = runs.one(case)
+    for found in runs.each(case, "ddp"):
+        assert found.keys() == one.keys()
+        for name in one:
+            torch.testing.assert_close(torch.tensor(flat(found[name])), torch.tensor(flat(one[name])), equal_nan=True)
+
+
+def flat(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, tuple) else [float(value)]
+
+
+@pytest.mark.parametrize("case", ["drawn"])
+def test_two_processes_draw_what_one_draws(runs: Runs, case: str) -> None:
+    one, two = runs.one(case), runs.each(case, "ddp")[0]
+    assert two["rows"] == one["rows"]
+    assert [row["seed"] for row in one["rows"]] == [0, 1, 2, 3, 4]
+    for image, other in zip(one["images"], two["images"], strict=True):
+        assert (image - other).abs().max() <= 1
