@@ -41,7 +41,7 @@ def _callback(name: str, **arguments: Any) -> list[dict[str, Any]]:
 
 _ADVERSARIAL: dict[str, Any] = {
     "gamma": 1.0, "warmup": 20, "steps": 10,
-    "attack_steps": 10, "attack_step_size": 0.03, "attack_latents": "trajectory",
+    "attack": _callback("SoftPromptAttacker", steps=10, step_size=0.03, latents="trajectory")[0],
 }  # fmt: skip
 
 _MACE: dict[str, Any] = {

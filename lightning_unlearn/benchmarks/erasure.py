@@ -21,20 +21,21 @@ from lightning_unlearn.benchmarks.cells import Cell, run_cells, write_atomically
 from lightning_unlearn.benchmarks.erasers import ERASERS, NAMES, NAMES_TO_ANCHOR, Eraser
 from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
 from lightning_unlearn.diffusion.attacks.result import wilson_interval
+from lightning_unlearn.diffusion.attacks.search import PromptSearch
 from lightning_unlearn.diffusion.data.captioned_images import CaptionedImageDataModule
 from lightning_unlearn.diffusion.data.miniature import OBJECTS, STYLES, MiniCanvas, captions, miniature_pipeline, prompt
 from lightning_unlearn.diffusion.data.prompts import PromptDataModule
 from lightning_unlearn.diffusion.engine.passes import PassCounter
 from lightning_unlearn.diffusion.judges import MiniatureJudge
-from lightning_unlearn.diffusion.metrics.images import FID, PenultimateFeatures
+from lightning_unlearn.diffusion.metrics.features import PenultimateFeatures
+from lightning_unlearn.diffusion.metrics.fid import FID
 from lightning_unlearn.diffusion.text_to_image import LitTextToImage
 
-__all__ = ["ATTACK", "DRAW", "attacked", "bench_erasure", "drawn", "erase", "erasure_rows", "hush"]
+__all__ = ["ATTACK", "DRAW", "SEARCH", "attacked", "bench_erasure", "drawn", "erase", "erasure_rows", "hush"]
 
 DRAW: dict[str, Any] = {"steps": 20, "guidance": 4.0, "batch_size": 50}
-ATTACK: dict[str, Any] = {
-    "tokens": 3, "levels": 10, "iterations": 10, "lr": 0.05, "sampler_steps": 20, "guidance": 4.0, "batch_size": 10,
-}  # fmt: skip
+ATTACK: dict[str, Any] = {"sampler_steps": 20, "guidance": 4.0, "batch_size": 10}
+SEARCH: dict[str, Any] = {"tokens": 3, "levels": 10, "iterations": 10, "lr": 0.05}
 
 
 def bench_erasure(
@@ -79,7 +80,7 @@ def bench_erasure(
             raise ValueError(f"There are no {kind} {unknown}. There are {known[kind]}.")
     chosen = [eraser for eraser in ERASERS if not methods or eraser.name in methods]
     run: Cell = {"threads": threads, "library": version("lightning-unlearn"), "images": images, "prompts": prompts}
-    run |= {"draw": DRAW, "attack": ATTACK}
+    run |= {"draw": DRAW, "attack": ATTACK | SEARCH}
     cells = [
         {**run, "eraser": eraser._asdict(), "target": target, "seed": seed}
         for eraser in chosen
@@ -189,6 +190,8 @@ def erase(eraser: Eraser, target: str, seed: int, **options: Any) -> tuple[LitTe
     words = {NAMES: list(names), NAMES_TO_ANCHOR: dict.fromkeys(names, anchor)}
     for description in eraser.callbacks:
         arguments = {k: words.get(v, v) if isinstance(v, str) else v for k, v in description["init_args"].items()}
+        parts = {k: v for k, v in arguments.items() if isinstance(v, dict) and "class_path" in v}
+        arguments |= {k: instantiate_class((), v) for k, v in parts.items()}
         callbacks.append(instantiate_class((), {**description, "init_args": arguments}))
     for callback in callbacks:
         if hasattr(callback, "seed"):
@@ -325,7 +328,8 @@ def attacked(module: LitTextToImage, base: LitTextToImage, target: str, seed: in
     found: Cell = {}
     optimizers: dict[str, Any] = {"asr": "text_grad", "random_asr": "random"}
     for name, optimizer in optimizers.items():
-        result = PromptAttack(judge, target, optimizer=optimizer, seed=seed, **ATTACK).run(module, rows, base=base)
+        search = PromptSearch(optimizer=optimizer, **SEARCH)
+        result = PromptAttack(judge, target, search, seed=seed, **ATTACK).run(module, rows, base=base)
         total = len(result.counted)
         found["pre_asr"] = [sum(row.before for row in result.counted), total]
         found[name] = [sum(row.before or row.success for row in result.counted), total]

@@ -20,6 +20,7 @@ from lightning_unlearn import (
     EraseDiff,
     ForgetMeNot,
     Scissorhands,
+    SoftPromptAttacker,
     TextEncoderWeights,
 )
 from tests.diffusion.images import images
@@ -35,11 +36,15 @@ METHODS: dict[str, tuple[Any, Any]] = {
     "UCE": (lambda: UCE(), "kv"),
     "RECE": (lambda: RECE(), "kv"),
     "AdvUnlearn": (
-        lambda: AdvUnlearn(warmup=1, init="latest", tokens=2, attack_steps=2, attack_step_size=0.01, steps=4),
+        lambda: AdvUnlearn(
+            warmup=1, attack=SoftPromptAttacker(steps=2, step_size=0.01, init="latest", tokens=2), steps=4
+        ),
         TextEncoderWeights(layers=[0]),
     ),
     "AdvUnlearn-unet": (
-        lambda: AdvUnlearn(warmup=1, attack_steps=2, attack_rule="normalized", attack_latents="trajectory", steps=4),
+        lambda: AdvUnlearn(
+            warmup=1, attack=SoftPromptAttacker(steps=2, rule="normalized", latents="trajectory"), steps=4
+        ),
         "xattn",
     ),
     "ConceptAblation": (lambda: ConceptAblation(prior_weight=0.5), "kv"),
