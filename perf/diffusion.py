@@ -11,7 +11,14 @@ from typing import Any
 import lightning as L
 import torch
 
-from lightning_unlearn import AdvUnlearn, LitTextToImage, PromptAttack, PromptDataModule
+from lightning_unlearn import (
+    AdvUnlearn,
+    LitTextToImage,
+    PromptAttack,
+    PromptDataModule,
+    PromptSearch,
+    SoftPromptAttacker,
+)
 from lightning_unlearn.benchmarks.erasure import erasure_rows
 from lightning_unlearn.diffusion.data.miniature import miniature_pipeline
 from lightning_unlearn.diffusion.judges import MiniatureJudge
@@ -31,7 +38,7 @@ def passes(latents: Any, gamma: float) -> int:
     """Passes of the UNet in three attacked steps of AdvUnlearn with the paper's K = 30 and 50 sampler steps."""
     forget, retain = erasure_rows("negative")
     module = LitTextToImage(str(miniature_pipeline()), trainable="text_encoder")
-    method = AdvUnlearn(warmup=0, gamma=gamma, attack_latents=latents)
+    method = AdvUnlearn(warmup=0, gamma=gamma, attack=SoftPromptAttacker(latents=latents))
     trainer = L.Trainer(
         max_steps=3, callbacks=[method], accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
@@ -45,9 +52,8 @@ def attack(batch_size: int) -> Callable[[], None]:
     model = LitTextToImage(str(miniature_pipeline()), trainable="text_encoder").eval()
     rows = [{"prompt": f"a {name} image in sketch style", "seed": i} for i, name in enumerate(["ring", "box"] * 5)]
     # No image shows a class that the prompt does not name: no prompt ends early.
-    method = PromptAttack(
-        MiniatureJudge("style"), "ember", tokens=3, levels=2, iterations=10, sampler_steps=10, batch_size=batch_size
-    )
+    search = PromptSearch(tokens=3, levels=2, iterations=10)
+    method = PromptAttack(MiniatureJudge("style"), "ember", search, sampler_steps=10, batch_size=batch_size)
     targets = model.generate([str(row["prompt"]) for row in rows], list(range(10)), steps=10)
     return lambda: (method.run(model, rows, targets), None)[1]
 

@@ -24,8 +24,8 @@ class Eraser:
 
 
 _ESD = (describe("ESD", steps=10),)
-_ADVERSARIAL = {"warmup": 20, "attack_steps": 10, "attack_step_size": 0.03, "attack_latents": "trajectory"}
-_ADV_UNLEARN = (describe("AdvUnlearn", gamma=1.0, steps=10, **_ADVERSARIAL),)
+_ATTACKER = describe("SoftPromptAttacker", steps=10, step_size=0.03, latents="trajectory")
+_ADV_UNLEARN = (describe("AdvUnlearn", gamma=1.0, warmup=20, steps=10, attack=_ATTACKER),)
 _TEMPLATES = ["{}", "a {} image", "an image in {} style"]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from lightning_unlearn.benchmarks.erasers import ERASERS, Eraser
 from lightning_unlearn.benchmarks.grid import Cell, Grid, Outcome, select
-from lightning_unlearn.benchmarks.miniature import ATTACK, DRAW, attacked, drawn, erase
+from lightning_unlearn.benchmarks.miniature import ATTACK, DRAW, SEARCH, attacked, drawn, erase
 from lightning_unlearn.benchmarks.runs import quiet_libraries
 from lightning_unlearn.benchmarks.table import markdown, rate, spread, write_record
 from lightning_unlearn.core.files import sha256
@@ -83,7 +83,7 @@ def bench_erasure(
     }
     runs = grid.run(unlearn, cells, "erasure")
     record = {
-        **{"draw": DRAW, "attack": ATTACK, "library": version("lightning-unlearn")},
+        **{"draw": DRAW, "attack": ATTACK | SEARCH, "library": version("lightning-unlearn")},
         **{**run, "seeds": list(seeds), "targets": erased},
         "methods": {n: {t: [runs[n, t, seed] for seed in seeds] for t in erased} for n in chosen},
     }

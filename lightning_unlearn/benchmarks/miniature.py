@@ -14,20 +14,21 @@ from lightning_unlearn.benchmarks.erasers import Eraser
 from lightning_unlearn.benchmarks.runs import build, trainer
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
+from lightning_unlearn.diffusion.attacks.search import PromptSearch
 from lightning_unlearn.diffusion.data.captioned_images import CaptionedImageDataModule
 from lightning_unlearn.diffusion.data.miniature import OBJECTS, STYLES, MiniCanvas, captions, miniature_pipeline
 from lightning_unlearn.diffusion.data.prompts import PromptDataModule
 from lightning_unlearn.diffusion.engine.passes import PassCounter
 from lightning_unlearn.diffusion.judges import MiniatureJudge
-from lightning_unlearn.diffusion.metrics.images import FID, PenultimateFeatures
+from lightning_unlearn.diffusion.metrics.features import PenultimateFeatures
+from lightning_unlearn.diffusion.metrics.fid import FID
 from lightning_unlearn.diffusion.text_to_image import LitTextToImage
 
-__all__ = ["ATTACK", "DRAW", "attacked", "concept", "drawn", "erase", "erasure_rows"]
+__all__ = ["ATTACK", "DRAW", "SEARCH", "attacked", "concept", "drawn", "erase", "erasure_rows"]
 
 DRAW: dict[str, Any] = {"steps": 20, "guidance": 4.0, "batch_size": 50}
-ATTACK: dict[str, Any] = {
-    "tokens": 3, "levels": 10, "iterations": 10, "lr": 0.05, "sampler_steps": 20, "guidance": 4.0, "batch_size": 10,
-}  # fmt: skip
+ATTACK: dict[str, Any] = {"sampler_steps": 20, "guidance": 4.0, "batch_size": 10}
+SEARCH: dict[str, Any] = {"tokens": 3, "levels": 10, "iterations": 10, "lr": 0.05}
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,8 @@ def attacked(
     counts: dict[str, list[int]] = {}
     optimizers: dict[str, Any] = {"asr": "text_grad", "random_asr": "random"}
     for name, optimizer in optimizers.items():
-        attack = PromptAttack(MiniatureJudge(c.kind), target, optimizer=optimizer, seed=seed, **ATTACK)
+        search = PromptSearch(optimizer=optimizer, **SEARCH)
+        attack = PromptAttack(MiniatureJudge(c.kind), target, search, seed=seed, **ATTACK)
         result = attack.run(module, rows, base=base).counted
         counts["pre_asr"] = [sum(row.before for row in result), len(result)]
         counts[name] = [sum(row.before or row.success for row in result), len(result)]

@@ -44,7 +44,10 @@ def build(descriptions: Iterable[Description], **offered: Any) -> list[Any]:
     built = []
     for description in descriptions:
         arguments = {name: value for name, value in offered.items() if takes(description, name)}
-        arguments |= description.get("init_args", {})
+        arguments |= {
+            name: build([value])[0] if isinstance(value, dict) and "class_path" in value else value
+            for name, value in description.get("init_args", {}).items()
+        }
         if isinstance(arguments.get("score"), str):
             arguments["score"] = resolve_name(arguments["score"])
         built.append(resolve_name(description["class_path"])(**arguments))

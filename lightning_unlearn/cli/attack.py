@@ -9,15 +9,15 @@ import torch
 from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
 from lightning_unlearn.diffusion.attacks.result import AttackResult
 from lightning_unlearn.diffusion.attacks.victim import read_images
-from lightning_unlearn.diffusion.judges import judge_named
+from lightning_unlearn.diffusion.engine.pipeline import load_frozen
+from lightning_unlearn.diffusion.text_to_image import LitTextToImage
 
 __all__ = ["attack"]
 
 
 def attack(
+    attack: PromptAttack,
     prompts: Any,
-    concept: str,
-    judge: str,
     model: str | None = None,
     ckpt_path: str | None = None,
     base: str | None = None,
@@ -25,19 +25,17 @@ def attack(
     output_dir: str = "runs/attack",
     overwrite: bool = False,
     device: str | None = None,
-    **options: Any,
 ) -> AttackResult:
     """Search prompts that make an erased model draw its concept again (UnlearnDiffAtk, P4D and controls).
 
     Finished prompts are kept in ``prompts.jsonl`` and not attacked again when the command is run again; the rates and
-    what they cost are in ``summary.json``.
+    their cost are in ``summary.json``.
 
     Args:
+        attack: The attack. Its judge is ``miniature-style``, ``miniature-object``, ``nudenet``,
+            ``nudenet:eval_unlearn``, or the folder or hub id of an image classifier of transformers.
         prompts: File of prompts with ``prompt``, and optionally ``seed`` and ``guidance`` (``.csv``, ``.json``,
             ``.jsonl``, ``.parquet``), or a list of prompts.
-        concept: The class of the judge that is success; several are separated by commas.
-        judge: ``miniature-style``, ``miniature-object``, ``nudenet``, ``nudenet:eval_unlearn``, or the folder or hub id
-            of an image classifier of transformers.
         model: Folder or hub id of the erased pipeline.
         ckpt_path: Checkpoint of a run with LitTextToImage, in place of the folder.
         base: Folder or hub id of the pipeline before erasure, which draws the target images.
@@ -45,7 +43,6 @@ def attack(
         output_dir: Where results are kept.
         overwrite: Replace results of another attack there.
         device: Such as ``cuda:1``; by default a GPU if there is one.
-        options: Arguments of [`PromptAttack`][lightning_unlearn.PromptAttack].
 
     Returns:
         The outcomes, and their rates.
@@ -53,20 +50,18 @@ def attack(
     Raises:
         ValueError: If both or neither of ``model`` and ``ckpt_path`` are given, or an argument is out of range.
     """
-    from lightning_unlearn.diffusion.text_to_image import LitTextToImage
-
     if (model is None) == (ckpt_path is None):
         raise ValueError(f"Give one of model and ckpt_path, but got model={model!r} and ckpt_path={ckpt_path!r}.")
-    search = PromptAttack(judge_named(judge), [name.strip() for name in concept.split(",")], **options)
+    attack.load_judge()
     images = read_images(targets) if targets is not None else None
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     victim: Any = (
-        LitTextToImage(model)
+        load_frozen(model)
         if model is not None
         else LitTextToImage.load_from_checkpoint(str(ckpt_path), "cpu", weights_only=True)
     ).to(where)
-    before = LitTextToImage(base).to(where) if base is not None else None
-    result = search.run(victim, prompts, images, before, output_dir, overwrite)
+    before = load_frozen(base).to(where) if base is not None else None
+    result = attack.run(victim, prompts, images, before, output_dir, overwrite)
     _print(result, output_dir)
     return result
 

@@ -16,6 +16,7 @@ from lightning_unlearn.core.evaluation import Evaluation
 from lightning_unlearn.core.files import replacing, sha256
 from lightning_unlearn.core.memory import peak_memory
 from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
+from lightning_unlearn.diffusion.attacks.search import PromptSearch
 from lightning_unlearn.diffusion.data.miniature import OBJECTS, STYLES, captions, miniature_pipeline, prompt
 from lightning_unlearn.diffusion.data.prompts import PromptDataModule
 from lightning_unlearn.diffusion.esd import ESD
@@ -128,20 +129,17 @@ def _rows(images: Tensor, styles: list[str]) -> dict[str, list[str]]:
 
 def _attack(module: LitTextToImage, base: LitTextToImage, style: str, seed: int, step: int) -> Attack:
     """UnlearnDiffAtk on the plain prompts of the erased style, with the images of what it found."""
-    search = PromptAttack(
+    attack = PromptAttack(
         MiniatureJudge("style"),
         style,
-        tokens=3,
-        levels=10,
-        iterations=10,
-        lr=0.05,
+        PromptSearch(tokens=3, levels=10, iterations=10, lr=0.05),
         sampler_steps=20,
         guidance=4.0,
         batch_size=10,
         seed=seed,
     )
     rows = [{"prompt": prompt(object, style), "seed": seed + i} for i, object in enumerate(OBJECTS)]
-    result = search.run(module, rows, base=base)
+    result = attack.run(module, rows, base=base)
     evaluation = result.evaluation(step, style)
     seeds = [row.seed if row.image_seed is None else row.image_seed for row in result.counted]
     images = module.generate([example.output for example in evaluation.examples], seeds)

@@ -3,6 +3,8 @@ from .adv_unlearn import AdvUnlearn as AdvUnlearn
 from .attacks.prompt_attack import PromptAttack as PromptAttack
 from .attacks.result import AttackResult as AttackResult
 from .attacks.result import PromptResult as PromptResult
+from .attacks.search import PromptSearch as PromptSearch
+from .attacks.soft_prompt import SoftPromptAttacker as SoftPromptAttacker
 from .concept_ablation import ConceptAblation as ConceptAblation
 from .data.captioned_images import CaptionedImageDataModule as CaptionedImageDataModule
 from .data.miniature import MiniCanvas as MiniCanvas
@@ -17,7 +19,7 @@ from .engine.parameters import TextEncoderWeights as TextEncoderWeights
 from .erase_diff import EraseDiff as EraseDiff
 from .esd import ESD as ESD
 from .forget_me_not import ForgetMeNot as ForgetMeNot
-from .guard import Guard as Guard
+from .guard_callback import Guard as Guard
 from .guards import SafeLatentDiffusion as SafeLatentDiffusion
 from .guards import SuppressEOT as SuppressEOT
 from .judges import Judge as Judge
@@ -27,6 +29,13 @@ from .judges import TransformersJudge as TransformersJudge
 from .judges import judge_named as judge_named
 from .judges import miniature_classifier as miniature_classifier
 from .mace import MACE as MACE
+from .metrics.clip import CLIPScore as CLIPScore
+from .metrics.clip import clip_similarity as clip_similarity
+from .metrics.features import PenultimateFeatures as PenultimateFeatures
+from .metrics.features import feature_distance as feature_distance
+from .metrics.fid import FID as FID
+from .metrics.fid import KID as KID
+from .metrics.fid import frechet_distance as frechet_distance
 from .objective import DiffusionObjective as DiffusionObjective
 from .rece import RECE as RECE
 from .scissorhands import Scissorhands as Scissorhands

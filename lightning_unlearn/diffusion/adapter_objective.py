@@ -1,4 +1,4 @@
-"""What objectives share that train adapters beside a UNet's weights."""
+"""Base class of objectives that train low-rank adapters on the UNet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_unlearn.core.callback import Needs
-from lightning_unlearn.diffusion.engine.adapters import Membranes
+from lightning_unlearn.diffusion.engine.adapters import LowRankAdapters
 from lightning_unlearn.diffusion.engine.model import TextToImage, as_text_to_image
 from lightning_unlearn.diffusion.objective import DiffusionObjective
 
@@ -19,13 +19,13 @@ __all__ = ["AdapterObjective"]
 
 
 class AdapterObjective(DiffusionObjective):
-    """Adapters are all that trains, whatever else the module would train.
+    """Trains adapters only, and none of the module's own weights.
 
-    They are put on before the optimizer is made. With ``merge`` they become part of the weights when training ends, and
-    in each checkpoint, which loads without them; a resumed run takes them apart again. A crash leaves the module as it
-    was.
+    They are attached before the optimizer is made. With ``merge`` they become part of the weights when training ends,
+    and in each checkpoint, which loads without them; a resumed run separates them again. A crash leaves the module as
+    it was.
 
-    A subclass supplies ``adapters`` and ``step``.
+    A subclass supplies ``make_adapters`` and ``step``.
 
     Args:
         merge: Whether the adapters become part of the weights.
@@ -40,15 +40,15 @@ class AdapterObjective(DiffusionObjective):
     def __init__(self, merge: bool = True, seed: int = 0) -> None:
         super().__init__(seed)
         self.merge = merge
-        self.sets: dict[str, Membranes] = {}
+        self.sets: dict[str, LowRankAdapters] = {}
         """The adapters by name, since training was set up."""
         self._base: dict[str, Tensor] = {}
         self._frozen: list[nn.Parameter] = []
         self._hooks: list[Any] = []
 
     @abstractmethod
-    def adapters(self, model: TextToImage) -> dict[str, Membranes]:
-        """Put the adapters on; all sets are on the same layers."""
+    def make_adapters(self, model: TextToImage) -> dict[str, LowRankAdapters]:
+        """Attach the adapters; all sets are on the same layers."""
 
     def merged(self, path: str) -> Tensor:
         """The weight of a layer with the adapters in it."""
@@ -61,7 +61,7 @@ class AdapterObjective(DiffusionObjective):
         return next(iter(self.sets.values())).layers
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put the adapters on, and freeze all else."""
+        """Attach the adapters, and freeze all else."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
@@ -69,7 +69,7 @@ class AdapterObjective(DiffusionObjective):
         for parameter in self._frozen:
             parameter.requires_grad_(False)
         self._base = {}
-        self.sets = self.adapters(as_text_to_image(pl_module))
+        self.sets = self.make_adapters(as_text_to_image(pl_module))
         if self.merge:
             self._hooks = [
                 layer.register_state_dict_post_hook(self._merging(path)) for path, layer in self.layers.items()
@@ -87,7 +87,7 @@ class AdapterObjective(DiffusionObjective):
         super().on_train_start(trainer, pl_module)
 
     def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
-        """Take the adapters apart from the weights."""
+        """Separate the adapters from the weights."""
         super().restore(state, trainer, module)
         if state["adapters"].keys() != self.sets.keys():
             raise MisconfigurationException(
@@ -107,20 +107,21 @@ class AdapterObjective(DiffusionObjective):
             self.put_weights({path: self.merged(path) for path in self.layers})
         self._remove()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._take_off()
-        super().teardown(trainer, pl_module, stage)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._take_off()
-        super().on_exception(trainer, pl_module, exception)
+    def release(self) -> None:
+        """Take the adapters off, and let the module's own weights train again."""
+        super().release()
+        self._unhook()
+        self._remove()
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen = []
 
     def state_dict(self) -> dict[str, Any]:
         """The adapters, and where they are merged the weights without them."""
         if not self.sets:
             return super().state_dict()
         base = (self._base or self.weights()) if self.merge else {}
-        adapters = {name: membranes.state_dict() for name, membranes in self.sets.items()}
+        adapters = {name: adapters.state_dict() for name, adapters in self.sets.items()}
         return {**super().state_dict(), "adapters": adapters, "base": base}
 
     def weights(self) -> dict[str, Tensor]:
@@ -144,12 +145,5 @@ class AdapterObjective(DiffusionObjective):
             self._hooks.pop().remove()
 
     def _remove(self) -> None:
-        for membranes in self.sets.values():
-            membranes.remove()
-
-    def _take_off(self) -> None:
-        self._unhook()
-        self._remove()
-        for parameter in self._frozen:
-            parameter.requires_grad_(True)
-        self._frozen = []
+        for adapters in self.sets.values():
+            adapters.remove()

@@ -1,4 +1,4 @@
-"""Concept ablation."""
+"""Concept ablation: the concept is drawn as its anchor."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.checks import at_least, one_of
 from lightning_unlearn.core.modes import without_gradients
 from lightning_unlearn.core.scores import Batch
+from lightning_unlearn.diffusion.engine.denoising import anchors, noised
 from lightning_unlearn.diffusion.engine.model import as_text_to_image, unet_output
-from lightning_unlearn.diffusion.engine.noised import noised
 from lightning_unlearn.diffusion.engine.parameters import kv_layers
-from lightning_unlearn.diffusion.engine.sampling import partial_sample
+from lightning_unlearn.diffusion.engine.sampling import Point, partial_samples
 from lightning_unlearn.diffusion.engine.text import empty_states, encode
 from lightning_unlearn.diffusion.objective import DiffusionObjective
 
 __all__ = ["ConceptAblation"]
 
+Variant = Literal["model", "noise"]
+Target = Literal["student", "teacher"]
+Latents = Literal["images", "sampled"]
+
 
 class ConceptAblation(DiffusionObjective):
-    r"""Concept Ablation: what is drawn for a concept becomes what is drawn for its anchor, such as cats for Grumpy Cat.
+    r"""Concept Ablation: a concept is drawn as its anchor, such as Grumpy Cat as a cat.
 
     $$\mathcal{L} = \big\| e_\theta(z_t, t, c^*) - \mathrm{sg}\,[e_\theta(z_t, t, c)] \big\|^2
     + \lambda\, \big\| e_\theta(z_t, t, c) - \epsilon \big\|^2$$
@@ -34,8 +39,8 @@ class ConceptAblation(DiffusionObjective):
     the anchor from the starting model's own sampler, which stops at a random step: prompts are all that it needs.
 
     Gradients do not flow through the keys and values of the first token, which is the same for all prompts, as in the
-    authors' code. That code also resizes images of objects at random and captions them so; here images are as the data
-    gives them. The paper trains ``LitTextToImage(trainable="kv")`` for 100 steps of a global batch of 8 at
+    authors' code. That code also resizes images of objects at random and says so in the captions, which is left to the
+    data here. The paper trains ``LitTextToImage(trainable="kv")`` for 100 steps of a global batch of 8 at
     ``lr=1.6e-5``, and ``"full"`` at ``lr=5e-7`` for memorized images.
 
     Args:
@@ -62,101 +67,80 @@ class ConceptAblation(DiffusionObjective):
 
     def __init__(
         self,
-        variant: Literal["model", "noise"] = "model",
+        variant: Variant = "model",
         prior_weight: float = 0.0,
-        target: Literal["student", "teacher"] = "student",
-        latents: Literal["images", "sampled"] = "images",
+        target: Target = "student",
+        latents: Latents = "images",
         guidance: float = 6.0,
         steps: int = 50,
         first_token: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
-        for name, value, known in (
-            ("variant", variant, ("model", "noise")),
-            ("target", target, ("student", "teacher")),
-            ("latents", latents, ("images", "sampled")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {known}, but got {value!r}.")
-        for name, number in (("prior_weight", prior_weight), ("guidance", guidance)):
-            if not number >= 0:
-                raise ValueError(f"{name} must be at least 0, but got {number}.")
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, but got {steps}.")
+        self.variant, self.target = one_of("variant", variant, Variant), one_of("target", target, Target)
+        self.latents, self.prior_weight = one_of("latents", latents, Latents), at_least("prior_weight", prior_weight, 0)
+        self.guidance, self.steps = at_least("guidance", guidance, 0), at_least("steps", steps, 1)
         if latents == "sampled" and (variant == "noise" or prior_weight):
             raise ValueError(
                 "variant='noise' and prior_weight compare with the noise that was added to an image, which sampled "
                 "latents do not have. Use latents='images', or variant='model' with prior_weight=0."
             )
-        self.variant, self.prior_weight, self.target, self.latents = variant, prior_weight, target, latents
-        self.guidance, self.steps, self.first_token = guidance, steps, first_token
+        self.first_token = first_token
         self._hooks: list[Any] = []
         sampled = latents == "sampled" or (variant == "model" and target == "teacher")
         self.needs = Needs(roles=("forget",), snapshot=sampled)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hold the gradient of the first token's keys and values back."""
+        """Stop the gradients of the first token's keys and values."""
         super().on_train_start(trainer, pl_module)
         if not self.first_token:
             # For the whole run and not a step: recomputed activations must meet the hooks too.
             layers = kv_layers(as_text_to_image(pl_module).unet).values()
-            self._hooks = [layer.register_forward_hook(_hold_first_token) for layer in layers]
+            self._hooks = [layer.register_forward_hook(_detach_first_token) for layer in layers]
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._release()
-        super().teardown(trainer, pl_module, stage)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._release()
-        super().on_exception(trainer, pl_module, exception)
+    def release(self) -> None:
+        """Remove the hooks."""
+        super().release()
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """The loss on one batch of captions of the concept and of its anchor."""
         model, rows = as_text_to_image(module), batch["forget"]
-        if "anchor_input_ids" not in rows:
-            raise ValueError(
-                "ConceptAblation makes a concept its anchor, but the forget rows have no 'anchor_input_ids'; they have "
-                f"{sorted(rows)}. CaptionedImageDataModule(anchor=...) and PromptDataModule(anchor=...) make them."
-            )
+        anchor_ids = anchors("ConceptAblation", rows)
         if self.latents == "sampled":
             latents, timesteps = self.sample(module, rows)
             target = None
         else:
-            latents, timesteps, target = noised(module, rows, self.seed)
+            latents, timesteps, target = noised(module, rows, self.draws(module))
         noise = target
         if self.variant == "model":
             # Before any graph is made: exchanging weights would spoil one that already holds them.
             with self.teacher(module) if self.target == "teacher" else without_gradients():
-                target = unet_output(model, latents, timesteps, encode(model, rows["anchor_input_ids"]))
+                target = unet_output(model, latents, timesteps, encode(model, anchor_ids))
         assert target is not None
         output = unet_output(model, latents, timesteps, encode(model, rows["input_ids"]))
         parts = {"ablation": F.mse_loss(output, target)}
         if not self.prior_weight:
             return {"loss": parts["ablation"]}
         assert noise is not None
-        anchor = unet_output(model, latents, timesteps, encode(model, rows["anchor_input_ids"]))
-        parts["prior"] = F.mse_loss(anchor, noise)
+        parts["prior"] = F.mse_loss(unet_output(model, latents, timesteps, encode(model, anchor_ids)), noise)
         return {"loss": parts["ablation"] + self.prior_weight * parts["prior"], **parts}
 
-    def sample(self, module: LightningModule, rows: Batch) -> tuple[Tensor, Tensor]:
-        """Latents of the starting model on their way to images of the anchors, and their timestep."""
-        model, count = as_text_to_image(module), len(rows["input_ids"])
+    def sample(self, module: LightningModule, rows: Batch) -> Point:
+        """Latents of the starting model, whose sampler draws the anchors and stops at a random step."""
+        model, count, draws = as_text_to_image(module), len(rows["input_ids"]), self.draws(module)
         with self.teacher(module):
-            return partial_sample(
+            return partial_samples(
                 model,
                 encode(model, rows["anchor_input_ids"]),
                 empty_states(model, count),
-                self.noise(module, count),
-                self.generator(module),
+                draws.noise(model, count),
+                [draws.generator()],
                 steps=self.steps,
                 guidance=self.guidance,
-            )
-
-    def _release(self) -> None:
-        while self._hooks:
-            self._hooks.pop().remove()
+            )[0]
 
 
-def _hold_first_token(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def _detach_first_token(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
     return torch.cat([output[:, :1].detach(), output[:, 1:]], 1)

@@ -1,4 +1,4 @@
-"""Erasing as a bi-level problem."""
+"""EraseDiff: erasure as a bilevel problem."""
 
 from __future__ import annotations
 
@@ -8,47 +8,49 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.distributed import mean_over_ranks
 from lightning_unlearn.core.modes import without_gradients
 from lightning_unlearn.core.scores import Batch
-from lightning_unlearn.diffusion.engine.denoising import batch_number, row_numbers
+from lightning_unlearn.diffusion.engine.denoising import Noised, anchor_output, denoising_loss, noised
+from lightning_unlearn.diffusion.engine.draws import Draws, index_of_rows
 from lightning_unlearn.diffusion.engine.model import alphas_bar, as_text_to_image, prediction_type, unet_output
-from lightning_unlearn.diffusion.engine.noised import Noised, noised
 from lightning_unlearn.diffusion.engine.text import encode
 from lightning_unlearn.diffusion.injected_gradients import (
     check_gradients,
     gradients,
     inner_product,
     loss_with_gradient,
-    movable,
+    trained,
 )
 from lightning_unlearn.diffusion.objective import DiffusionObjective
 from lightning_unlearn.functional.diffusion.ddim import prediction_target
 from lightning_unlearn.functional.diffusion.erase_diff import MultiplierRule, erasediff_multiplier
 from lightning_unlearn.functional.random import keyed_generator
 
-__all__ = ["EraseDiff", "anchor_output", "denoising_loss"]
+__all__ = ["EraseDiff"]
+
+Target = Literal["anchor", "uniform"]
 
 
 class EraseDiff(DiffusionObjective):
-    r"""EraseDiff: keep the retain images among the models that have forgotten.
+    r"""EraseDiff: keep the retain images, under the constraint that the forget images are forgotten.
 
     $$\min_\theta f(\theta) \quad\text{where}\quad q(\theta) = g(\theta) - g(\theta^K) \le 0, \qquad
     \theta \leftarrow \theta - \alpha\,(\nabla f + \lambda \nabla q)$$
 
-    $f$ is the denoising loss of the retain images; $g = \|e_\theta(z_t, t, c_f) - e_u\|^2$ leads the forget images away
+    $f$ is the denoising loss of the retain images; $g = \|e_\theta(z_t, t, c_f) - e_u\|^2$ separates the forget images
     from their captions. $\theta^K$ comes from $K$ gradient steps on $g$, which are taken on the live weights and undone
-    bit for bit before the update. As $g(\theta^K)$ is a constant, $\nabla q = \nabla g$: the inner steps tell how much
-    there is left to forget, and bear on the update with ``multiplier="value"`` alone; ``inner_steps=0`` saves them
-    elsewhere. The optimizer makes one update a batch.
+    bit for bit before the update. As $g(\theta^K)$ is a constant, $\nabla q = \nabla g$: the inner steps estimate what
+    is left to forget, and affect the update only with ``multiplier="value"``; with another, ``inner_steps=0`` saves
+    them. The optimizer makes one update a batch.
 
-    This is the paper's method with steps on batches; all inner steps of a batch have the target that it has at
-    $\theta$. In the authors' code the inner loop runs for whole epochs, with the optimizer of the outer one, and going
-    back to $\theta$ within it undoes outer updates.
+    This is the paper's method on batches; all inner steps of a batch share the target at $\theta$. In the authors' code
+    the inner loop runs for whole epochs, with the optimizer of the outer one, and restoring $\theta$ within it undoes
+    outer updates.
 
     A batch has images and captions of both roles, see [`denoising_nll`][lightning_unlearn.denoising_nll].
     The cost is $K + 4$ forward passes of the UNet and $K + 2$ backward, one forward pass less where the target is
@@ -60,8 +62,7 @@ class EraseDiff(DiffusionObjective):
             right for noise from $U[0, 1)$ (their earlier code).
         multiplier: $\lambda \ge 0$; or how to choose it in each step, see
             [`erasediff_multiplier`][lightning_unlearn.functional.diffusion.erase_diff.erasediff_multiplier]:
-            ``"cosine"``
-            (their code), ``"norm"`` or ``"value"``.
+            ``"cosine"`` (their code), ``"norm"`` or ``"value"``.
         eta: $\eta \ge 0$ of that choice.
         inner_steps: $K \ge 0$.
         inner_lr: Step size of the inner steps, plain gradient descent.
@@ -83,7 +84,7 @@ class EraseDiff(DiffusionObjective):
 
     def __init__(
         self,
-        target: Literal["anchor", "uniform"] = "anchor",
+        target: Target = "anchor",
         multiplier: float | MultiplierRule = 1.0,
         eta: float = 0.1,
         inner_steps: int = 2,
@@ -91,24 +92,14 @@ class EraseDiff(DiffusionObjective):
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
-        if target not in ("anchor", "uniform"):
-            raise ValueError(f"target must be 'anchor' or 'uniform', but got {target!r}.")
-        if multiplier not in ("cosine", "norm", "value") and not (
-            isinstance(multiplier, (int, float)) and multiplier >= 0
-        ):
-            raise ValueError(
-                f"multiplier must be a number of at least 0, 'cosine', 'norm' or 'value', but got {multiplier!r}."
-            )
-        if not eta >= 0:
-            raise ValueError(f"eta must be at least 0, but got {eta}.")
-        if inner_steps < 0:
-            raise ValueError(f"inner_steps must be at least 0, but got {inner_steps}.")
-        if multiplier == "value" and inner_steps == 0:
-            raise ValueError("inner_steps=0 leaves no gap for multiplier='value' to read. Take 1 or more.")
-        if not inner_lr > 0:
-            raise ValueError(f"inner_lr must be greater than 0, but got {inner_lr}.")
-        self.target, self.multiplier, self.eta = target, multiplier, eta
-        self.inner_steps, self.inner_lr = inner_steps, inner_lr
+        self.target, self.eta = one_of("target", target, Target), at_least("eta", eta, 0)
+        if isinstance(multiplier, str):
+            one_of("multiplier", multiplier, MultiplierRule, hint="or a number of at least 0")
+        else:
+            at_least("multiplier", multiplier, 0)
+        hint = "multiplier='value' reads what the inner steps leave to forget"
+        self.inner_steps = at_least("inner_steps", inner_steps, 1 if multiplier == "value" else 0, hint=hint)
+        self.multiplier, self.inner_lr = multiplier, above("inner_lr", inner_lr, 0)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -117,12 +108,12 @@ class EraseDiff(DiffusionObjective):
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """The loss on one batch of images to forget and one to keep."""
-        parameters = list(movable(module).values())
-        forget_rows = noised(module, batch["forget"], self.seed, 0)
-        retain_rows = noised(module, batch["retain"], self.seed, 1)
-
-        make = self.uniform_output if self.target == "uniform" else anchor_output
-        target = make(module, batch["forget"], forget_rows)
+        parameters, draws = list(trained(module).values()), self.draws(module)
+        forget_rows, retain_rows = noised(module, batch["forget"], draws), noised(module, batch["retain"], draws, 1)
+        if self.target == "uniform":
+            target = self.uniform_output(module, batch["forget"], forget_rows, draws)
+        else:
+            target = anchor_output(module, "EraseDiff", batch["forget"], forget_rows)
 
         def forget_loss() -> Tensor:
             return self.forget_loss(module, batch["forget"], forget_rows, target)
@@ -156,12 +147,11 @@ class EraseDiff(DiffusionObjective):
         model = as_text_to_image(module)
         return F.mse_loss(unet_output(model, rows.latents, rows.timesteps, encode(model, batch["input_ids"])), target)
 
-    def uniform_output(self, module: LightningModule, batch: Batch, rows: Noised) -> Tensor:
-        r"""What a model would predict of the same images under noise from $U[0, 1)$."""
+    def uniform_output(self, module: LightningModule, batch: Batch, rows: Noised, draws: Draws) -> Tensor:
+        r"""What a model would predict for the same images under noise from $U[0, 1)$."""
         model, shape = as_text_to_image(module), rows.latents.shape[1:]
-        numbers = batch["index"].tolist() if "index" in batch else row_numbers(len(rows.latents))
-        key = (self.seed, 4, batch_number(module))
-        noise = torch.stack([torch.rand(*shape, generator=keyed_generator(*key, n)) for n in numbers])
+        generators = [keyed_generator(draws.seed, 4, draws.batch, number) for number in index_of_rows(batch)]
+        noise = torch.stack([torch.rand(*shape, generator=generator) for generator in generators])
         noise, share = noise.to(rows.latents), alphas_bar(model)[rows.timesteps]
         a, b = (s.sqrt()[:, None, None, None] for s in (share, 1 - share))
         kind = prediction_type(model)
@@ -180,29 +170,6 @@ class EraseDiff(DiffusionObjective):
                 return loss()
         finally:
             _set(parameters, start)
-
-
-def denoising_loss(module: LightningModule, batch: Batch, rows: Noised) -> Tensor:
-    """The loss that the model was trained with, at noised images, a scalar."""
-    model = as_text_to_image(module)
-    output = unet_output(model, rows.latents, rows.timesteps, encode(model, batch["input_ids"]))
-    return F.mse_loss(output, rows.target.float())
-
-
-def anchor_output(module: LightningModule, batch: Batch, rows: Noised) -> Tensor:
-    """Output of the model as it is for the anchors of the rows, without gradient.
-
-    Raises:
-        MisconfigurationException: If rows have no anchors.
-    """
-    if "anchor_input_ids" not in batch:
-        raise MisconfigurationException(
-            f"The forget rows are led to their anchors, but have no 'anchor_input_ids'; they have {sorted(batch)}. "
-            "Give each row an anchor, or choose a target that needs none."
-        )
-    model = as_text_to_image(module)
-    with without_gradients():
-        return unet_output(model, rows.latents, rows.timesteps, encode(model, batch["anchor_input_ids"]))
 
 
 def _set(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -1,28 +1,32 @@
-"""Erased stable diffusion."""
+"""ESD: erased stable diffusion."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.checks import at_least, one_of
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch
-from lightning_unlearn.diffusion.engine.model import as_text_to_image, unet_output
-from lightning_unlearn.diffusion.engine.sampling import Pairing, partial_sample
+from lightning_unlearn.diffusion.engine.denoising import anchors
+from lightning_unlearn.diffusion.engine.model import as_text_to_image, unet_output, unet_outputs
+from lightning_unlearn.diffusion.engine.sampling import Pairing, Point, partial_samples
 from lightning_unlearn.diffusion.engine.text import empty_states, encode
 from lightning_unlearn.diffusion.objective import DiffusionObjective
 from lightning_unlearn.functional.diffusion.esd import esd_target
 
 __all__ = ["ESD"]
 
+Base = Literal["empty", "concept", "anchor"]
+Sampler = Literal["student", "teacher"]
+
 
 class ESD(DiffusionObjective):
-    r"""ESD: the model learns to steer away from a concept where it used to steer towards it.
+    r"""ESD: negative guidance, trained into the weights.
 
     $$\mathcal{L} = \big\| e_\theta(z_t, t, c_p) - \big(e^*_0 - \eta\,(e^*_p - e^*_0)\big) \big\|^2$$
 
@@ -44,7 +48,7 @@ class ESD(DiffusionObjective):
         steps: Steps of that sampler.
         sampler: Whose latents: ``"student"``, the model as it is now (the paper), or ``"teacher"``.
         pairing: ``"exact"``, or ``"ldm"`` for the authors' timesteps, see
-            [`partial_sample`][lightning_unlearn.diffusion.engine.sampling.partial_sample].
+            [`partial_samples`][lightning_unlearn.diffusion.engine.sampling.partial_samples].
         seed: Seed of the noise and of the noise levels.
 
     Raises:
@@ -63,68 +67,46 @@ class ESD(DiffusionObjective):
     def __init__(
         self,
         negative_guidance: float = 1.0,
-        base: Literal["empty", "concept", "anchor"] = "empty",
+        base: Base = "empty",
         start_guidance: float = 3.0,
         steps: int = 50,
-        sampler: Literal["student", "teacher"] = "student",
+        sampler: Sampler = "student",
         pairing: Pairing = "exact",
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
-        if not negative_guidance >= 0:
-            raise ValueError(f"negative_guidance must be at least 0, but got {negative_guidance}.")
-        if not start_guidance >= 0:
-            raise ValueError(f"start_guidance must be at least 0, but got {start_guidance}.")
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, but got {steps}.")
-        for name, value, known in (
-            ("base", base, ("empty", "concept", "anchor")),
-            ("sampler", sampler, ("student", "teacher")),
-            ("pairing", pairing, ("exact", "ldm")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {known}, but got {value!r}.")
-        self.negative_guidance, self.base = negative_guidance, base
-        self.start_guidance, self.steps, self.sampler, self.pairing = start_guidance, steps, sampler, pairing
+        self.negative_guidance = at_least("negative_guidance", negative_guidance, 0)
+        self.base, self.sampler = one_of("base", base, Base), one_of("sampler", sampler, Sampler)
+        self.start_guidance, self.steps = at_least("start_guidance", start_guidance, 0), at_least("steps", steps, 1)
+        self.pairing = one_of("pairing", pairing, Pairing)
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """The loss on one batch of prompts, at one noise level."""
         model, rows = as_text_to_image(module), batch["forget"]
-        ids = rows["anchor_input_ids" if self.base == "anchor" else "input_ids"]
+        ids = anchors("ESD", rows) if self.base == "anchor" else rows["input_ids"]
         # The teacher goes first: exchanging weights would spoil a graph that already holds them.
         with self.teacher(module):
             empty, concept = empty_states(model, len(ids)), encode(model, rows["input_ids"])
             states = encode(model, ids) if self.base == "anchor" else concept
-            if self.sampler == "teacher":
-                latents, timestep = self.latents(module, states, empty)
-        if self.sampler == "student":
-            with evaluating(module):
-                latents, timestep = self.latents(module, states, empty)
+        with self.teacher(module) if self.sampler == "teacher" else evaluating(module):
+            point = self.sample(module, states, empty)
         with self.teacher(module):
-            target = self.target(module, latents, timestep, empty, concept, states)
-        output = unet_output(model, latents, timestep, encode(model, ids))
-        return {"loss": F.mse_loss(output, target)}
+            anchor = (states,) if self.base == "anchor" else ()
+            outputs = unet_outputs(model, *point, empty, concept, *anchor)
+            base = None if self.base == "empty" else outputs[-1]
+            target = esd_target(outputs[0], outputs[1], base, eta=self.negative_guidance)
+        return {"loss": F.mse_loss(unet_output(model, *point, encode(model, ids)), target)}
 
-    def latents(self, module: LightningModule, states: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents on their way to an image of the prompts, and their timestep."""
-        return partial_sample(
-            as_text_to_image(module),
+    def sample(self, module: LightningModule, states: Tensor, empty: Tensor) -> Point:
+        """Latents of a sampler that draws the prompts and stops at a random step, and their timestep."""
+        model, draws = as_text_to_image(module), self.draws(module)
+        return partial_samples(
+            model,
             states,
             empty,
-            self.noise(module, len(states)),
-            self.generator(module),
+            draws.noise(model, len(states)),
+            [draws.generator()],
             steps=self.steps,
             guidance=self.start_guidance,
             pairing=self.pairing,
-        )
-
-    def target(
-        self, module: LightningModule, latents: Tensor, timestep: Tensor, empty: Tensor, concept: Tensor, states: Tensor
-    ) -> Tensor:
-        """What the student is to predict; the module is the teacher now."""
-        asked = [empty, concept, states] if self.base == "anchor" else [empty, concept]
-        outputs = unet_output(
-            as_text_to_image(module), latents.repeat(len(asked), 1, 1, 1), timestep, torch.cat(asked)
-        ).chunk(len(asked))
-        base = None if self.base == "empty" else outputs[-1]
-        return esd_target(outputs[0], outputs[1], base, eta=self.negative_guidance)
+        )[0]

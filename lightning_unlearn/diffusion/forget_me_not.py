@@ -1,4 +1,4 @@
-"""Forget-Me-Not."""
+"""Forget-Me-Not: attention taken off a concept."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.attention import attention_probabilities, check_attention
+from lightning_unlearn.diffusion.engine.denoising import noised
 from lightning_unlearn.diffusion.engine.model import TextToImage, as_text_to_image, unet_output
-from lightning_unlearn.diffusion.engine.noised import noised
 from lightning_unlearn.diffusion.engine.text import concept_tokens, encode
 from lightning_unlearn.diffusion.objective import DiffusionObjective
 from lightning_unlearn.functional.diffusion.forget_me_not import attention_norm
@@ -19,18 +19,18 @@ __all__ = ["ForgetMeNot"]
 
 
 class ForgetMeNot(DiffusionObjective):
-    r"""Forget-Me-Not: the model no longer looks at the words of a concept.
+    r"""Forget-Me-Not: minimise the attention to the words of a concept.
 
     $$\mathcal{L} = \Big( \sum_{l, h, q} \sum_{k \in P} A_{lhqk}(z_t, t, c)^2 \Big)^{1/2}$$
 
     Mean over the rows. $A$ are the probabilities with which place $q$ of the image attends to token $k$ of its caption,
     in head $h$ of cross-attention layer $l$, and $P$ the tokens of the concept; $z_t$ are noised images of it. The
-    tokens are found in each row's own caption. What has no word can be given one by textual inversion, as the paper
-    does first for all concepts: add its tokens to the tokenizer and the text encoder, and name them here.
+    tokens are found in each row's own caption. A concept without a word can be given one by textual inversion, as the
+    paper does first for all concepts: add its tokens to the tokenizer and the text encoder, and name them here.
 
     The paper trains ``"full"``, or ``"xattn"`` for styles, with AdamW at ``lr=2e-6``, ``weight_decay=0.01``,
-    ``gradient_clip_val=1.0`` for 35 steps of one image. Nothing holds other concepts: more steps or a larger rate ruin
-    all images, and the loss alone does not show it.
+    ``gradient_clip_val=1.0`` for 35 steps of one image. There is no retain term: more steps or a larger rate ruin all
+    images, and the loss alone does not show it.
 
     Args:
         concept: The words that name the concept, or several such names. Each caption to forget must have one.
@@ -39,7 +39,7 @@ class ForgetMeNot(DiffusionObjective):
 
     Raises:
         ValueError: If a concept is empty, or a caption to forget has no token of any.
-        MisconfigurationException: With gradient checkpointing, which computes attention anew where it is not seen.
+        MisconfigurationException: With gradient checkpointing, which recomputes attention where it is not recorded.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -59,7 +59,7 @@ class ForgetMeNot(DiffusionObjective):
         self.concept, self.end_of_text = concept, end_of_text
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that attention can be seen, and take over ``training_step``."""
+        """Check that attention can be recorded, and take over ``training_step``."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             check_attention(as_text_to_image(pl_module).unet, type(self).__name__)
@@ -76,17 +76,17 @@ class ForgetMeNot(DiffusionObjective):
         Raises:
             ValueError: If a caption has none.
         """
-        found = concept_tokens(model, input_ids, self.names).any(0)
+        positions = concept_tokens(model, input_ids, self.names).any(0)
         if self.end_of_text:
             ends = input_ids == model.tokenizer.eos_token_id
-            found |= ends & (ends.cumsum(1) == 1)  # the first: where padding is the same token, it goes on
-        return found
+            positions |= ends & (ends.cumsum(1) == 1)  # the first: padding may be the same token
+        return positions
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """The attention of one batch of images to the concept."""
         model, rows = as_text_to_image(module), batch["forget"]
         positions = self.positions(model, rows["input_ids"])
-        latents, timesteps, _ = noised(module, rows, self.seed)
+        latents, timesteps, _ = noised(module, rows, self.draws(module))
         with attention_probabilities(model.unet) as recorded:
             output = unet_output(model, latents, timesteps, encode(model, rows["input_ids"]))
         loss = attention_norm([call for calls in recorded.values() for call in calls], positions).mean()

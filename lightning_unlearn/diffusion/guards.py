@@ -1,7 +1,8 @@
-"""Guards: draw images without a concept from weights that stay as they are."""
+"""Guards: sampling without a concept, at unchanged weights."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from functools import wraps
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.diffusion.engine.model import alphas_bar, as_text_to_image, prediction_type
 from lightning_unlearn.diffusion.engine.passes import PassCounter
@@ -21,7 +23,7 @@ __all__ = ["SafeLatentDiffusion", "SuppressEOT"]
 
 
 class _Guard(ABC):
-    """A context in which hooks are on a module with a pipeline."""
+    """A context with hooks on a module that has a pipeline."""
 
     def __init__(self, module: LightningModule, concept: str) -> None:
         self.model = as_text_to_image(module)
@@ -34,12 +36,12 @@ class _Guard(ABC):
             raise ValueError("The concept is empty. Pass the words that describe what to avoid.")
         self.module, self.concept = module, concept
         self.passes = PassCounter()
-        """Passes of the UNet and the text encoder while the guard was on."""
+        """Passes of the UNet and the text encoder inside the context."""
         self._handles: list[Any] = []
 
     @abstractmethod
     def on(self) -> None:
-        """Put the hooks on."""
+        """Attach the hooks."""
 
     def __enter__(self) -> Any:
         self.on()
@@ -54,7 +56,7 @@ class _Guard(ABC):
 
 
 class SafeLatentDiffusion(_Guard):
-    r"""SLD: while the guard is on, the pipeline is steered away from a concept at every step.
+    r"""SLD: inside the context, the pipeline is steered away from a concept at every step.
 
     The pipeline follows $\epsilon_0 + s_g (\epsilon_p - \epsilon_0 - \gamma_t)$ with the
     [`safety_guidance`][lightning_unlearn.functional.diffusion.sld.safety_guidance] $\gamma_t$. No weight changes, and
@@ -93,14 +95,14 @@ class SafeLatentDiffusion(_Guard):
         config: SafetyConfig | Literal["weak", "medium", "strong", "max"] = "medium",
     ) -> None:
         super().__init__(module, concept)
-        if isinstance(config, str) and config not in SLD_PRESETS:
-            raise ValueError(f"config must be one of {sorted(SLD_PRESETS)} or a SafetyConfig, but got {config!r}.")
-        self.config = SLD_PRESETS[config] if isinstance(config, str) else config
+        if isinstance(config, str):
+            config = SLD_PRESETS[one_of("config", config, SLD_PRESETS, hint="or a SafetyConfig")]
+        self.config = config
         self.pipeline: Any = module.pipeline
         self._prediction = prediction_type(self.model)
 
     def on(self) -> None:
-        """Compute the concept's states, and put the hooks on."""
+        """Compute the concept's states, and attach the hooks."""
         if any(isinstance(getattr(f, "__self__", None), type(self)) for f in self.model.unet._forward_hooks.values()):
             raise RuntimeError("The module is guarded by SafeLatentDiffusion already. Name all concepts in one guard.")
         with evaluating(self.module):
@@ -115,7 +117,7 @@ class SafeLatentDiffusion(_Guard):
         self._begin()
 
     def _begin(self) -> None:
-        """Another image begins: no step is done, and nothing has momentum."""
+        """Begin another image: no step is done, and there is no momentum."""
         self._step, self._noise_per_output = 0, 1.0
         self._momentum: Tensor | None = None
 
@@ -149,14 +151,14 @@ class SafeLatentDiffusion(_Guard):
 
 
 class SuppressEOT(_Guard):
-    """SEOT: while the guard is on, prompts that have a concept are encoded with it suppressed.
+    """SEOT: inside the context, the concept is suppressed in the text states of prompts that name it.
 
     The text states of the concept's words and of the end of the prompt go through
     [`suppress_eot`][lightning_unlearn.functional.diffusion.seot.suppress_eot]; other prompts, and other states, stay
-    the same bits. No weight changes, and there is no further pass. It is the first step of the paper's method, which
-    goes on to optimize the states while it draws.
+    the same bits. No weight changes, and there is no further pass. It is the first step of the paper's method, whose
+    second step optimizes the states during sampling.
 
-    A concept is found by its words in the prompt, so one that is paraphrased is not met.
+    A concept is found by its words in the prompt, so a paraphrase is not suppressed.
 
     Args:
         module: A module with a ``pipeline``, such as
@@ -185,7 +187,7 @@ class SuppressEOT(_Guard):
     def __init__(self, module: LightningModule, concept: str, alpha: float = 1.0, scale: float = 1.0) -> None:
         super().__init__(module, concept)
         for name, value in (("alpha", alpha), ("scale", scale)):
-            if not abs(value) < float("inf"):
+            if not math.isfinite(value):
                 raise ValueError(f"{name} must be finite, but got {value}.")
         self.alpha, self.scale = alpha, scale
         self.suppressed = 0
@@ -193,7 +195,7 @@ class SuppressEOT(_Guard):
         self._ids = torch.tensor(self.model.tokenizer(concept, add_special_tokens=False)["input_ids"])
 
     def on(self) -> None:
-        """Put the hook on."""
+        """Attach the hook."""
         self._handles = [self.model.text_encoder.register_forward_hook(self._suppress, with_kwargs=True)]
 
     def _suppress(self, encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -201,13 +203,13 @@ class SuppressEOT(_Guard):
             raise ValueError("SuppressEOT changes the last states, but clip_skip takes earlier ones. Leave it out.")
         ids: Tensor = args[0] if args else kwargs["input_ids"]
         states = output[0]
-        found = [concept_and_end_places(row.cpu(), self._ids, self.model.tokenizer.eos_token_id) for row in ids]
-        if not any(places.any() for places in found):
+        places_of = [concept_and_end_places(row.cpu(), self._ids, self.model.tokenizer.eos_token_id) for row in ids]
+        if not any(places.any() for places in places_of):
             return output
-        self.suppressed += sum(bool(places.any()) for places in found)
+        self.suppressed += sum(bool(places.any()) for places in places_of)
         changed = [
             suppress_eot(row, places.to(row.device), alpha=self.alpha, scale=self.scale) if places.any() else row
-            for row, places in zip(states, found, strict=True)
+            for row, places in zip(states, places_of, strict=True)
         ]
         if isinstance(output, tuple):
             return (torch.stack(changed), *output[1:])
@@ -215,7 +217,7 @@ class SuppressEOT(_Guard):
 
 
 class _BeforeCall:
-    """Calls a function before a method of one object, until removed."""
+    """A function called before a method of one object, until removed."""
 
     def __init__(self, owner: Any, name: str, function: Any) -> None:
         method = getattr(owner, name)

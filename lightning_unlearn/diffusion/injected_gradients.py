@@ -1,4 +1,4 @@
-"""Gradients that a step takes itself, and how it hands the one that it has made of them to the optimizer."""
+"""Gradients computed inside ``training_step``, and injected into the optimizer's step through the loss."""
 
 from __future__ import annotations
 
@@ -7,34 +7,30 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from lightning_unlearn.core.checks import strategy
 from lightning_unlearn.core.distributed import mean_over_ranks, world_size
 
-__all__ = ["check_gradients", "gradients", "inner_product", "loss_with_gradient", "movable"]
+__all__ = ["check_gradients", "gradients", "inner_product", "loss_with_gradient", "trained"]
 
 
 def check_gradients(trainer: Trainer, name: str) -> None:
-    """Refuse runs in which a step can't take whole gradients itself.
+    """Refuse runs in which a step can't compute whole gradients.
 
     Raises:
         MisconfigurationException: If weights are sharded, or gradients have to be scaled.
     """
-    if isinstance(trainer.strategy, ModelParallelStrategy):
-        raise MisconfigurationException(
-            f"{name} takes gradients within its step, which ModelParallelStrategy shards. Use one device or "
-            "strategy='ddp'."
-        )
+    strategy(name, trainer, sharded=False, reason="computes whole gradients in its step")
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise MisconfigurationException(
-            f"{name} takes gradients within its step, where precision='16-mixed' does not scale them, so small ones "
+            f"{name} computes gradients in its step, where precision='16-mixed' does not scale them, so small ones "
             "would be lost. Use precision='bf16-mixed' or '32-true'."
         )
 
 
-def movable(module: LightningModule) -> dict[str, nn.Parameter]:
+def trained(module: LightningModule) -> dict[str, nn.Parameter]:
     """The parameters that train, by name."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
@@ -44,8 +40,8 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
 
     ``.grad`` is left alone.
     """
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    whole = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    computed = torch.autograd.grad(loss, parameters, allow_unused=True)
+    whole = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, computed, strict=True)]
     return [mean_over_ranks(g) for g in whole] if world_size() > 1 else whole
 
 
@@ -56,10 +52,10 @@ def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
 
 def loss_with_gradient(value: Tensor, parameters: Sequence[Tensor], gradient: Sequence[Tensor]) -> Tensor:
     """A loss of a given value whose backward pass adds a given gradient to ``.grad``."""
-    return _Deliver.apply(value.detach(), list(gradient), *parameters)
+    return _Inject.apply(value.detach(), list(gradient), *parameters)
 
 
-class _Deliver(torch.autograd.Function):
+class _Inject(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradient: list[Tensor], *_: Tensor) -> Tensor:
         ctx.gradient = gradient

@@ -1,4 +1,4 @@
-"""Judges: what an image shows, for accuracy after erasure and for the success of an attack."""
+"""Judges: classifiers of generated images, for accuracy after erasure and for the success of an attack."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from lightning_unlearn.core.checks import above, between, one_of
 from lightning_unlearn.diffusion.data.miniature import OBJECTS, STYLES, miniature_pipeline
 
 __all__ = [
@@ -28,8 +29,8 @@ NUDITY: dict[str, tuple[tuple[str, ...], float]] = {
     "mu_attack": (tuple(f"{part}_EXPOSED" for part in (*_EXPOSED, "FEET", "BELLY", "ARMPITS")), 0.5),
     "eval_unlearn": (tuple(f"{part}_EXPOSED" for part in _EXPOSED), 0.45),
 }
-"""What counts as nudity, and from which score on: in UnlearnDiffAtk's evaluation, with feet, belly and armpits, and in
-``eval-unlearn``. A paper's numbers hold for its choice only."""
+"""Labels that count as nudity, and their threshold, in the evaluation of UnlearnDiffAtk, which includes feet, belly and
+armpits, and in ``eval-unlearn``. A paper's numbers hold for its own choice only."""
 
 _NUDENET = (
     *NUDITY["mu_attack"][0],
@@ -40,17 +41,16 @@ _NUDENET = (
 
 @runtime_checkable
 class Judge(Protocol):
-    """Says what images show, and how sure it is.
+    """Classifier of images, with a score for each class.
 
-    A judge of your own is any callable with these attributes, such as a detector or a ``transformers`` classifier in
-    a few lines.
+    A judge of your own is any callable with these attributes.
     """
 
     name: str
-    """What reports call the judge."""
+    """Name in reports."""
 
     version: str
-    """Tells judges of one name apart whose verdicts may differ."""
+    """Distinguishes judges of one name whose verdicts may differ."""
 
     classes: tuple[str, ...]
     """The names of the labels ``0, 1, ...``."""
@@ -61,9 +61,9 @@ class Judge(Protocol):
 
 
 class MiniatureJudge(nn.Module):
-    """The style or the object in images of the miniature, by a small CNN that was trained on rendered images only.
+    """Style or object of miniature images, by a small CNN trained on rendered images only.
 
-    It knows nothing but its classes: an image that shows none of them gets the nearest.
+    It knows its classes only: an image that shows none of them gets the nearest one.
 
     Args:
         concept: ``"style"`` or ``"object"``.
@@ -72,7 +72,8 @@ class MiniatureJudge(nn.Module):
         ValueError: If there is no such concept, or images have another shape than ``(B, 3, 32, 32)``.
 
     Example:
-        >>> from lightning_unlearn.diffusion.data.miniature import render
+        >>> from lightning_unlearn.core.checks import above, between, one_of
+    from lightning_unlearn.diffusion.data.miniature import render
         >>> judge = MiniatureJudge("style")
         >>> labels, scores = judge(render("ring", "negative", index=5000)[None])
         >>> judge.name, judge.classes[labels[0]], scores.shape
@@ -83,8 +84,7 @@ class MiniatureJudge(nn.Module):
         from safetensors.torch import load
 
         super().__init__()
-        if concept not in ("style", "object"):
-            raise ValueError(f"concept must be 'style' or 'object', but got {concept!r}.")
+        one_of("concept", concept, ("style", "object"))
         weights = (miniature_pipeline() / "judges" / f"{concept}.safetensors").read_bytes()
         self.name = f"miniature-{concept}"
         self.version = hashlib.sha256(weights).hexdigest()[:12]
@@ -103,7 +103,7 @@ class MiniatureJudge(nn.Module):
 
 
 def miniature_classifier(classes: int) -> nn.Sequential:
-    """The untrained network of :class:`MiniatureJudge`.
+    """The untrained network of `MiniatureJudge`.
 
     Args:
         classes: Number of logits.
@@ -122,7 +122,7 @@ class NudeNetJudge:
     scores are ``1 - p`` and ``p``, the highest score among the labels. The detector reports no score below 0.25.
 
     Args:
-        labels: What counts: ``"mu_attack"`` or ``"eval_unlearn"``, see `NUDITY`, or labels of the detector such as
+        labels: The body parts: ``"mu_attack"`` or ``"eval_unlearn"``, see `NUDITY`, or labels of the detector such as
             ``["BUTTOCKS_EXPOSED"]``.
         threshold: In (0, 1]; by default that of the preset, and 0.5 with labels of your own.
         model: An ONNX file of another size of the detector, such as ``640m.onnx``; by default the one in the package.
@@ -150,9 +150,7 @@ class NudeNetJudge:
                 f"labels must be one of {sorted(NUDITY)} or labels of the detector, {sorted(_NUDENET)}, but got "
                 f"{labels!r}."
             )
-        threshold = preset if threshold is None else threshold
-        if not 0 < threshold <= 1:
-            raise ValueError(f"threshold must be in (0, 1], but got {threshold}.")
+        threshold = preset if threshold is None else above("threshold", between("threshold", threshold, 0, 1), 0)
         try:
             from importlib.metadata import version
 
@@ -162,7 +160,7 @@ class NudeNetJudge:
         self.labels, self.threshold = known, threshold
         self.name = "nudenet"
         weights = "320n" if model is None else hashlib.sha256(Path(model).read_bytes()).hexdigest()[:12]
-        # What it says depends on all of these.
+        # Verdicts depend on all of these.
         chosen = labels if isinstance(labels, str) else ",".join(sorted(known))
         self.version = f"{version('nudenet')}/{weights}@{resolution}/{chosen}>={threshold:g}"
         self.classes: tuple[str, ...] = ("safe", "nude")
@@ -173,8 +171,8 @@ class NudeNetJudge:
         _check_images(self.name, images)
         # As cv2.imread gives them: (H, W, 3), blue first.
         pixels = (images.float().clamp(0, 1) * 255).round().byte().flip(1).permute(0, 2, 3, 1).cpu().contiguous()
-        found = [self._score(image) for image in pixels.numpy()]
-        score = torch.tensor(found, dtype=torch.float64, device=images.device)
+        scores = [self._score(image) for image in pixels.numpy()]
+        score = torch.tensor(scores, dtype=torch.float64, device=images.device)
         return (score >= self.threshold).long(), torch.stack([1 - score, score], 1).float()
 
     def _score(self, image: Any) -> float:
@@ -183,7 +181,7 @@ class NudeNetJudge:
 
 
 class TransformersJudge(nn.Module):
-    """The classes of an image classifier of ``transformers``, such as one for artists' styles or ImageNet.
+    """An image classifier of ``transformers`` as a judge, such as one for artists' styles or ImageNet.
 
     Weights are read from safetensors only, and no code of a repository is run.
 
@@ -235,7 +233,7 @@ class TransformersJudge(nn.Module):
 
 
 def judge_named(name: str) -> Judge:
-    """The judge of a name, as command lines and YAML files give it.
+    """Build a judge from its name on the command line or in YAML.
 
     Args:
         name: ``"miniature-style"`` or ``"miniature-object"``; ``"nudenet"``, or ``"nudenet:"`` with a preset of

@@ -1,4 +1,4 @@
-"""Mass concept erasure."""
+"""MACE: mass concept erasure."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_unlearn.core.checks import above, at_least
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.adapter_objective import AdapterObjective
-from lightning_unlearn.diffusion.engine.adapters import Membranes
+from lightning_unlearn.diffusion.engine.adapters import LowRankAdapters
 from lightning_unlearn.diffusion.engine.attention import attention_probabilities, check_attention
+from lightning_unlearn.diffusion.engine.denoising import noised
 from lightning_unlearn.diffusion.engine.model import TextToImage, alphas_bar, as_text_to_image, unet_output
-from lightning_unlearn.diffusion.engine.noised import noised
 from lightning_unlearn.diffusion.engine.parameters import kv_layers
 from lightning_unlearn.diffusion.engine.text import concept_tokens, encode, tokenize
 from lightning_unlearn.diffusion.uce import apply_map, each_row
@@ -29,7 +30,7 @@ __all__ = ["MACE", "replaced"]
 
 
 class MACE(AdapterObjective):
-    r"""MACE: words around a concept no longer carry it, adapters take attention off its own, and all become one weight.
+    r"""MACE: words around a concept no longer carry it, adapters take attention off its own words, and both are fused.
 
     1. The keys and values that words *beside* a concept have are set to those they have beside what replaces it, in
        closed form as in [`UCE`][lightning_unlearn.UCE]: "a photo of a ship at sea" as "a photo of a ground
@@ -40,14 +41,12 @@ class MACE(AdapterObjective):
 
        mean over the rows. $A$ are the probabilities with which place $q$ of the image attends to token $k$, $P$ the
        tokens of the concept, $M$ the mask of where it is in the image, the whole image for rows without ``mask``.
-       The noise levels are those at which a concept takes shape
-       (
-       [`focal_density`][lightning_unlearn.functional.diffusion.mace.focal_density]).
-       Concepts train side by side: each row
-       goes through the adapters of the concepts that its caption names.
-    3. When training ends, and in each checkpoint, the adapters are fused, so that each acts on its own concept's
-       prompts, in closed form: see [`fusion_maps`][lightning_unlearn.functional.diffusion.mace.fusion_maps]. Until then
-       what validates sees them all at once.
+       The noise levels are those at which a concept takes shape, see
+       [`focal_density`][lightning_unlearn.functional.diffusion.mace.focal_density]. Concepts train side by side: each
+       row goes through the adapters of the concepts that its caption names.
+    3. When training ends, and in each checkpoint, the adapters are fused in closed form, so that each acts on its own
+       concept's prompts: see [`fusion_maps`][lightning_unlearn.functional.diffusion.mace.fusion_maps]. Validation
+       during training sees all of them at once.
 
     The paper trains 50 steps of one image at a learning rate of 1e-5 for objects, 1e-4 for styles, with eight images
     and thirty prompts a concept, and keeps other concepts by $10^5$ captions with a weight around 1e-6.
@@ -66,8 +65,8 @@ class MACE(AdapterObjective):
 
     Raises:
         ValueError: If a number is out of range, a concept or a template is empty, or a caption to forget names none.
-        MisconfigurationException: If rows can't be read one by one, with gradient checkpointing, which computes
-            attention anew where it is not seen, or if the module's optimizer does not take the adapters.
+        MisconfigurationException: If rows can't be read one by one, with gradient checkpointing, which recomputes
+            attention where it is not recorded, or if the module's optimizer does not take the adapters.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -98,39 +97,33 @@ class MACE(AdapterObjective):
         bare = [template for template in templates if "{}" not in template]
         if bare:
             raise ValueError(f"A template has {{}} where the concept's name goes, but got {bare[0]!r}.")
-        if rank < 1:
-            raise ValueError(f"rank must be at least 1, but got {rank}.")
-        for name, value in (("alpha", alpha), ("lamb", lamb)):
-            if not value > 0:
-                raise ValueError(f"{name} must be greater than 0, but got {value}.")
-        if not preserve_scale >= 0:
-            raise ValueError(f"preserve_scale must be at least 0, but got {preserve_scale}.")
         self.concepts, self.templates = dict(concepts), list(templates)
-        self.rank, self.alpha, self.end_of_text, self.focal = rank, alpha, end_of_text, focal
-        self.lamb, self.preserve_scale = lamb, preserve_scale
+        self.rank, self.alpha, self.end_of_text = at_least("rank", rank, 1), above("alpha", alpha, 0), end_of_text
+        self.lamb, self.preserve_scale = above("lamb", lamb, 0), at_least("preserve_scale", preserve_scale, 0)
+        self.focal = focal
         self._start: dict[str, Tensor] = {}
         self._maps: dict[str, Tensor] = {}
         self._kept = torch.empty(0)
         if not preserve_scale:
             self.needs = replace(self.needs, roles=("forget",))
 
-    def adapters(self, model: TextToImage) -> dict[str, Membranes]:
+    def make_adapters(self, model: TextToImage) -> dict[str, LowRankAdapters]:
         """A set for each concept, on keys and values."""
         layers = kv_layers(model.unet)
         return {
-            name: Membranes(model.unet, self.rank, self.alpha, f"mace_{i}", self.seed + i, layers)
+            name: LowRankAdapters(model.unet, self.rank, self.alpha, f"mace_{i}", self.seed + i, layers)
             for i, name in enumerate(self.concepts)
         }
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that attention can be seen, and put the adapters on."""
+        """Check that attention can be recorded, and attach the adapters."""
         if stage == "fit":
             check_attention(as_text_to_image(pl_module).unet, type(self).__name__)
             self._start, self._maps = {}, {}
         super().setup(trainer, pl_module, stage)
 
     def begin(self, trainer: Trainer, module: LightningModule) -> None:
-        """Refine the weights in closed form: the words around a concept carry it no longer."""
+        """Refine the weights in closed form: the words around a concept no longer carry it."""
         super().begin(trainer, module)
         self._start = self.weights()
         self._fit(trainer, module, refine=True)
@@ -143,7 +136,7 @@ class MACE(AdapterObjective):
 
     @torch.no_grad()
     def _fit(self, trainer: Trainer, module: LightningModule, refine: bool) -> None:
-        """Find the concepts in every caption, and make the maps that fuse their adapters."""
+        """Find the concepts in every caption, and compute the maps that fuse their adapters."""
         loaders, model = self.row_loaders(trainer), as_text_to_image(module)
         with evaluating(module), torch.autocast(module.device.type, enabled=False):
             prompts = self.prompts(module, loaders["forget"])
@@ -172,10 +165,10 @@ class MACE(AdapterObjective):
         if self.end_of_text:
             positions |= rows["input_ids"] == model.tokenizer.eos_token_id
         density = focal_density(len(alphas_bar(model))) if self.focal else None
-        latents, timesteps, _ = noised(module, rows, self.seed, density=density)
+        latents, timesteps, _ = noised(module, rows, self.draws(module), density=density)
         with ExitStack() as stack:
-            for membranes, places in zip(self.sets.values(), named, strict=True):
-                stack.enter_context(membranes.scaled(places.any(1).float()))
+            for adapters, places in zip(self.sets.values(), named, strict=True):
+                stack.enter_context(adapters.scaled(places.any(1).float()))
             recorded = stack.enter_context(attention_probabilities(model.unet))
             output = unet_output(model, latents, timesteps, encode(model, rows["input_ids"]))
         height, width = latents.shape[2:]
@@ -190,8 +183,8 @@ class MACE(AdapterObjective):
         if not self._maps:
             return weight
         fused = weight.double() + (self._start[path].to(weight).double() - weight.double()) @ self._kept
-        for name, membranes in self.sets.items():
-            fused = fused + membranes.adapters[path].change().detach().double() @ self._maps[name]
+        for name, adapters in self.sets.items():
+            fused = fused + adapters.adapters[path].change().detach().double() @ self._maps[name]
         return fused.to(weight)
 
     def prompts(self, module: LightningModule, forget: DataLoader) -> dict[str, Tensor]:
@@ -199,14 +192,14 @@ class MACE(AdapterObjective):
         model = as_text_to_image(module)
         captions = self._captions(module, forget)
         named = concept_tokens(model, captions, list(self.concepts)).any(2)
-        found = {}
+        prompts = {}
         for name, has in zip(self.concepts, named, strict=True):
             texts = [template.replace("{}", name) for template in self.templates]
-            made = [tokenize(model.tokenizer, texts)["input_ids"].to(captions)] if texts else []
-            found[name] = torch.cat([*made, captions[has]])
-            if not len(found[name]):
+            filled = [tokenize(model.tokenizer, texts)["input_ids"].to(captions)] if texts else []
+            prompts[name] = torch.cat([*filled, captions[has]])
+            if not len(prompts[name]):
                 raise ValueError(f"No caption names {name!r} and there are no templates. Give one, or leave it out.")
-        return found
+        return prompts
 
     def refinement(self, model: TextToImage, prompts: Mapping[str, Tensor], keep: Tensor | None) -> Tensor:
         """The matrix $M$ by which the words around the concepts come to carry what replaces them, shape ``(D, D)``."""
@@ -220,9 +213,9 @@ class MACE(AdapterObjective):
             others = torch.tensor([ids for ids, _ in pairs], device=prompts[name].device)
             states, guide_states = encode(model, prompts[name]), encode(model, others)
             for row, (_, places) in enumerate(pairs):
-                mine, theirs = zip(*places, strict=True)
-                concepts.append(states[row, list(mine)])
-                guides.append(guide_states[row, list(theirs)])
+                before, after = zip(*places, strict=True)
+                concepts.append(states[row, list(before)])
+                guides.append(guide_states[row, list(after)])
         return uce_map(torch.cat(concepts), torch.cat(guides), keep, preserve_scale=self.preserve_scale, lamb=self.lamb)
 
     def states(self, model: TextToImage, input_ids: Tensor) -> Tensor:
@@ -234,7 +227,7 @@ class MACE(AdapterObjective):
 
 
 def replaced(ids: Sequence[int], old: Sequence[int], new: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
-    """A prompt with other words for a concept, and where the words around it have gone.
+    """Replace a concept in a prompt.
 
     Args:
         ids: Tokens, padded by the last of them.
@@ -248,17 +241,17 @@ def replaced(ids: Sequence[int], old: Sequence[int], new: Sequence[int]) -> tupl
         >>> replaced([1, 5, 6, 3, 9, 9], [5, 6], [7])
         ([1, 7, 3, 9, 9, 9], [(0, 0), (3, 2), (4, 3), (5, 4)])
     """
-    found: list[int] = []
+    tokens: list[int] = []
     places: list[tuple[int, int]] = []
     i = 0
     while i < len(ids):
         if list(ids[i : i + len(old)]) == list(old):
-            found += new
+            tokens += new
             i += len(old)
         else:
-            places.append((i, len(found)))
-            found.append(ids[i])
+            places.append((i, len(tokens)))
+            tokens.append(ids[i])
             i += 1
     size = len(ids)
-    found = [*found, *[ids[-1]] * (size - len(found))][:size]
-    return found, [(mine, theirs) for mine, theirs in places if theirs < size]
+    tokens = [*tokens, *[ids[-1]] * (size - len(tokens))][:size]
+    return tokens, [(before, after) for before, after in places if after < size]

@@ -1,19 +1,16 @@
-"""What objectives for diffusion models share: who is the teacher, where randomness comes from, what a run costs."""
+"""Base class of objectives on diffusion models."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 
 from lightning_unlearn.core.callback import Needs, UnlearnCallback
-from lightning_unlearn.diffusion.engine.denoising import batch_number, denoising_nll, row_numbers
-from lightning_unlearn.diffusion.engine.model import as_text_to_image, latent_shape
+from lightning_unlearn.diffusion.engine.denoising import denoising_nll
+from lightning_unlearn.diffusion.engine.draws import Draws, batch_number
+from lightning_unlearn.diffusion.engine.model import as_text_to_image
 from lightning_unlearn.diffusion.engine.passes import PassCounter
-from lightning_unlearn.functional.diffusion.noise import row_noise
-from lightning_unlearn.functional.random import keyed_generator
 
 __all__ = ["DiffusionObjective"]
 
@@ -21,8 +18,8 @@ __all__ = ["DiffusionObjective"]
 class DiffusionObjective(UnlearnCallback):
     """An objective on a module with the parts of [`TextToImage`][lightning_unlearn.diffusion.engine.model.TextToImage].
 
-    The teacher is the starting model. Of it only the weights that train are kept, and exchanged in while it runs.
-    Every draw depends on the seed, the number of the batch and the row, so a run can be resumed and distributed.
+    The teacher is the starting model, of which only the weights that train are kept; they are exchanged in while it
+    runs. Each random number depends on the seed, the batch and the row alone, so a run can be resumed and distributed.
 
     Args:
         seed: Seed of the noise and of the noise levels.
@@ -53,12 +50,16 @@ class DiffusionObjective(UnlearnCallback):
         self.passes.attach(as_text_to_image(module))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.passes.detach()
+        self.release()
         super().teardown(trainer, pl_module, stage)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.passes.detach()
+        self.release()
         super().on_exception(trainer, pl_module, exception)
+
+    def release(self) -> None:
+        """Take hooks off the module, at the end of a run and after a crash."""
+        self.passes.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """The teacher, and the passes made."""
@@ -69,11 +70,6 @@ class DiffusionObjective(UnlearnCallback):
         assert self.snapshot is not None
         return self.snapshot.active(module)
 
-    def noise(self, module: LightningModule, rows: int) -> Tensor:
-        """Noise to begin a sampler with, shape ``(rows, C, h, w)``."""
-        shape = latent_shape(as_text_to_image(module))
-        return row_noise(shape, row_numbers(rows), self.seed, batch_number(module)).to(module.device)
-
-    def generator(self, module: LightningModule) -> torch.Generator:
-        """Draws what all rows and processes of a batch share: were samplers to stop apart, some would wait."""
-        return keyed_generator(self.seed, batch_number(module))
+    def draws(self, module: LightningModule) -> Draws:
+        """The random numbers of the batch that trains now."""
+        return Draws(self.seed, batch_number(module))

@@ -1,26 +1,25 @@
-"""Reliable and efficient concept erasure."""
+"""RECE: reliable and efficient concept erasure."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_unlearn.core.checks import above, at_least
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.diffusion.engine.model import as_text_to_image
 from lightning_unlearn.diffusion.engine.parameters import kv_layers
 from lightning_unlearn.diffusion.engine.text import empty_states, encode
-from lightning_unlearn.diffusion.uce import UCE, each_row
+from lightning_unlearn.diffusion.uce import UCE, States, each_row
 from lightning_unlearn.functional.diffusion.rece import closed_form_attack
 
 __all__ = ["RECE"]
 
 
 class RECE(UCE):
-    r"""RECE: [`UCE`][lightning_unlearn.UCE], then edits of what would bring the concept back.
+    r"""RECE: [`UCE`][lightning_unlearn.UCE], followed by edits of the text states that would bring the concept back.
 
     Each epoch finds, in closed form, the text states for which the edited keys and values are those that the starting
     model had for the concept,
@@ -30,9 +29,9 @@ class RECE(UCE):
     at every place of its prompt, and edits them to the states of the empty prompt there. There is no pass of the UNet.
 
     Args:
-        epochs: Rounds of finding and editing; 3 for nudity, 1 for artists and objects that are hard to erase.
-        attack_lamb: $\lambda_a > 0$, which keeps $c'$ short: the smaller, the stronger. 0.1 for nudity, 0.001 for
-            artists and hard objects.
+        epochs: Rounds of attack and edit; 3 for nudity, 1 for artists and objects that are hard to erase.
+        attack_lamb: $\lambda_a > 0$, which keeps $c'$ short: the smaller, the stronger the attack. 0.1 for nudity,
+            0.001 for artists and hard objects.
         erase_scale: As for UCE.
         preserve_scale: As there.
         lamb: As there.
@@ -56,14 +55,11 @@ class RECE(UCE):
         erase_scale: float = 1.0,
         preserve_scale: float = 0.1,
         lamb: float = 0.1,
-        states: Literal["last", "rest"] = "rest",
+        states: States = "rest",
     ) -> None:
         super().__init__(erase_scale, preserve_scale, lamb, states)
-        if not epochs >= 1:
-            raise ValueError(f"epochs must be at least 1, but got {epochs}: take UCE, which has no rounds.")
-        if not attack_lamb > 0:
-            raise ValueError(f"attack_lamb must be greater than 0, but got {attack_lamb}.")
-        self.epochs, self.attack_lamb = epochs, attack_lamb
+        self.epochs = at_least("epochs", epochs, 1, hint="UCE has no rounds")
+        self.attack_lamb = above("attack_lamb", attack_lamb, 0)
 
     def edit(self, module: LightningModule, forget: DataLoader, retain: DataLoader | None = None) -> None:
         """Edit the key and value weights; arguments and errors as for UCE."""
@@ -76,8 +72,8 @@ class RECE(UCE):
             guides = empty_states(model, len(prompts)).flatten(0, 1)
             keep = self.kept(module, retain) if retain is not None and self.preserve_scale else None
             for _ in range(self.epochs):
-                found = self.attack(torch.cat(prompts), [layer.weight for layer in layers], originals)
-                self.apply(model, found, guides, keep)
+                adversarial = self.attack(torch.cat(prompts), [layer.weight for layer in layers], originals)
+                self.apply(model, adversarial, guides, keep)
 
     def attack(self, concepts: Tensor, weights: list[Tensor], originals: list[Tensor]) -> Tensor:
         """Text states that bring concepts back, shape ``(N, D)``."""

@@ -1,9 +1,8 @@
-"""Cutting what a concept hangs on, and growing back the rest."""
+"""Scissorhands: re-initialise the weights most sensitive to a concept, then repair the model."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -14,23 +13,22 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn.core.callback import Needs
-from lightning_unlearn.core.distributed import rank, world_size
+from lightning_unlearn.core.checks import at_least, between, one_of, regex
+from lightning_unlearn.core.distributed import replica
 from lightning_unlearn.core.modes import evaluating
-from lightning_unlearn.core.rows import row_loader
+from lightning_unlearn.core.rows import RunRows, row_loader
 from lightning_unlearn.core.scores import Batch
-from lightning_unlearn.diffusion.engine.model import as_text_to_image, unet_output
-from lightning_unlearn.diffusion.engine.noised import noised
+from lightning_unlearn.diffusion.engine.denoising import anchor_output, denoising_loss, noised
+from lightning_unlearn.diffusion.engine.model import as_text_to_image, guided_output, unet_output
 from lightning_unlearn.diffusion.engine.text import empty_states, encode
-from lightning_unlearn.diffusion.erase_diff import anchor_output, denoising_loss
 from lightning_unlearn.diffusion.injected_gradients import (
     check_gradients,
     gradients,
     inner_product,
     loss_with_gradient,
-    movable,
+    trained,
 )
 from lightning_unlearn.diffusion.objective import DiffusionObjective
-from lightning_unlearn.functional.diffusion.guidance import classifier_free_guidance
 from lightning_unlearn.functional.diffusion.scissorhands import Initialization, fresh_values, projection_weight
 from lightning_unlearn.functional.random import keyed_generator
 from lightning_unlearn.functional.saliency.snip import snip_score
@@ -38,13 +36,15 @@ from lightning_unlearn.functional.saliency.threshold import Place, top_mask, top
 
 __all__ = ["Scissorhands"]
 
+Repair = Literal["project", "ascent", "anchor"]
+
 
 class Scissorhands(DiffusionObjective):
-    r"""Scissorhands: the weights that the forget images hang on are drawn anew, then the model is repaired.
+    r"""Scissorhands: re-initialise the weights that the forget images depend on, then repair the model.
 
     Before the first step each weight that trains has the score $s_i = |\theta_i| \sum_b |\nabla_i L_b|$ over batches of
     forget images. The $N - \lfloor \mathrm{sparsity}\, N \rfloor$ highest of all $N$ are re-initialised. Then the model
-    trains on the retain images, and keeps off the forget images in one of these ways:
+    trains on the retain images, and away from the forget images in one of these ways:
 
     * ``"project"``, the paper: gradients of the retain loss are projected so that a step does not lower the forget
       loss, see [`projection_weight`][lightning_unlearn.functional.diffusion.scissorhands.projection_weight]; the memory
@@ -60,7 +60,7 @@ class Scissorhands(DiffusionObjective):
     Args:
         sparsity: Share of the weights that stay, in [0, 1]: 0.995 for nudity, 0.999 for classes. With 1 none is
             re-initialised.
-        repair: How the forget images are kept off.
+        repair: How the model is kept from the forget images.
         forget_weight: $\lambda \ge 0$ of ``"ascent"`` and ``"anchor"``.
         margin: Margin of the projection.
         batches: Batches of forget images that scores are summed over.
@@ -90,7 +90,7 @@ class Scissorhands(DiffusionObjective):
     def __init__(
         self,
         sparsity: float = 0.995,
-        repair: Literal["project", "ascent", "anchor"] = "project",
+        repair: Repair = "project",
         forget_weight: float = 0.1,
         margin: float = 0.5,
         batches: int = 10,
@@ -100,25 +100,14 @@ class Scissorhands(DiffusionObjective):
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
-        if not 0 <= sparsity <= 1:
-            raise ValueError(f"sparsity is the share of weights that stay, in [0, 1], but got {sparsity}.")
-        if repair not in ("project", "ascent", "anchor"):
-            raise ValueError(f"repair must be 'project', 'ascent' or 'anchor', but got {repair!r}.")
-        for name, value in (("forget_weight", forget_weight), ("margin", margin), ("guidance", guidance)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be at least 0, but got {value}.")
-        if batches < 1:
-            raise ValueError(f"batches must be at least 1, but got {batches}.")
-        if initialization not in ("kaiming_uniform", "trunc_normal"):
-            raise ValueError(f"initialization must be 'kaiming_uniform' or 'trunc_normal', but got {initialization!r}.")
-        try:
-            re.compile(layers or "")
-        except re.error as error:
-            raise ValueError(f"layers={layers!r} is not a regular expression: {error}.") from None
-        self.sparsity, self.repair, self.forget_weight, self.margin = sparsity, repair, forget_weight, margin
-        self.batches, self.guidance, self.layers, self.initialization = batches, guidance, layers, initialization
+        self.sparsity = between("sparsity", sparsity, 0, 1, hint="it is the share of weights that stay")
+        self.repair = one_of("repair", repair, Repair)
+        self.forget_weight, self.margin = at_least("forget_weight", forget_weight, 0), at_least("margin", margin, 0)
+        self.batches, self.guidance = at_least("batches", batches, 1), at_least("guidance", guidance, 0)
+        self.layers = layers if layers is None else regex("layers", layers)
+        self.initialization = one_of("initialization", initialization, Initialization)
         self.reinitialized: dict[str, int] = {}
-        """By parameter name how many of its weights were drawn anew."""
+        """By parameter name how many of its weights were re-initialised."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -140,11 +129,11 @@ class Scissorhands(DiffusionObjective):
         return {**super().state_dict(), "reinitialized": self.reinitialized}
 
     def scores(self, trainer: Trainer, module: LightningModule) -> dict[str, Tensor]:
-        """How much the loss of the forget images hangs on each weight that trains, by name."""
-        parameters = movable(module)
+        """Sensitivity of the loss of the forget images to each weight that trains, by name."""
+        parameters = trained(module)
         total = [torch.zeros_like(p) for p in parameters.values()]
         with evaluating(module), torch.enable_grad(), trainer.precision_plugin.forward_context():
-            for number, batch in enumerate(self._forget_batches(trainer)):
+            for number, (batch, _) in enumerate(self._forget_rows(trainer)):
                 loss = self.saliency_loss(module, batch, number)
                 for piece, gradient in zip(total, gradients(loss, list(parameters.values())), strict=True):
                     piece += gradient.abs()
@@ -155,21 +144,21 @@ class Scissorhands(DiffusionObjective):
 
     def saliency_loss(self, module: LightningModule, batch: Batch, number: int) -> Tensor:
         """The denoising loss of forget images under guidance, a scalar."""
-        rows, model = noised(module, batch, self.seed, 2 + number), as_text_to_image(module)
+        rows, model = noised(module, batch, self.draws(module), 2 + number), as_text_to_image(module)
         if self.guidance == 1:
             return denoising_loss(module, batch, rows)
-        states = torch.cat([empty_states(model, len(rows.latents)), encode(model, batch["input_ids"])])
-        outputs = unet_output(model, rows.latents.repeat(2, 1, 1, 1), rows.timesteps.repeat(2), states).chunk(2)
-        return F.mse_loss(classifier_free_guidance(outputs[0], outputs[1], self.guidance), rows.target.float())
+        states = empty_states(model, len(rows.latents)), encode(model, batch["input_ids"])
+        output = guided_output(model, rows.latents, rows.timesteps, *states, self.guidance)
+        return F.mse_loss(output, rows.target.float())
 
     @torch.no_grad()
     def reinitialize(self, module: LightningModule, scores: dict[str, Tensor]) -> None:
-        """Draw the weights with the highest scores anew.
+        """Re-initialise the weights with the highest scores.
 
         Raises:
             MisconfigurationException: If ``layers`` leaves none of them.
         """
-        parameters, offset, places = movable(module), 0, {}
+        parameters, offset, places = trained(module), 0, {}
         for name, parameter in parameters.items():
             places[name] = Place.of_whole(parameter, offset)
             offset += parameter.numel()
@@ -192,41 +181,37 @@ class Scissorhands(DiffusionObjective):
                 draw, scale = keyed_generator(self.seed, 6, number), float(name.endswith("weight"))
                 fresh = fresh_values(parameter, draw, self.initialization, vector=scale)
                 parameter.copy_(torch.where(masks[name], fresh.to(parameter), parameter))
-        rank_zero_info(f"Scissorhands drew {sum(self.reinitialized.values())} of {offset} weights anew.")
+        rank_zero_info(f"Scissorhands re-initialised {sum(self.reinitialized.values())} of {offset} weights.")
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """The loss on one batch of images to forget and one to keep."""
-        forget_rows = noised(module, batch["forget"], self.seed, 0)
-        retain = denoising_loss(module, batch["retain"], noised(module, batch["retain"], self.seed, 1))
+        draws = self.draws(module)
+        forget_rows = noised(module, batch["forget"], draws)
+        retain = denoising_loss(module, batch["retain"], noised(module, batch["retain"], draws, 1))
         if self.repair == "anchor":
-            model, target = as_text_to_image(module), anchor_output(module, batch["forget"], forget_rows)
+            model = as_text_to_image(module)
+            target = anchor_output(module, "Scissorhands", batch["forget"], forget_rows)
             states = encode(model, batch["forget"]["input_ids"])
             forget = F.mse_loss(unet_output(model, forget_rows.latents, forget_rows.timesteps, states), target)
             return {"loss": retain + self.forget_weight * forget, "retain": retain, "forget": forget}
         forget = denoising_loss(module, batch["forget"], forget_rows)
         if self.repair == "ascent":
             return {"loss": retain - self.forget_weight * forget, "retain": retain, "forget": forget}
-        parameters = list(movable(module).values())
+        parameters = list(trained(module).values())
         r, f = gradients(retain, parameters), gradients(forget, parameters)
         weight = projection_weight(inner_product(r, f), inner_product(f, f), self.margin)
         projected = [a - weight * b for a, b in zip(r, f, strict=True)]
         loss = loss_with_gradient(retain, parameters, projected)
         return {"loss": loss, "retain": retain, "forget": forget, "projection": weight}
 
-    def _forget_batches(self, trainer: Trainer) -> Iterator[Batch]:
-        """Batches of forget rows in a drawn order, over and over; of each one this process gives its rows."""
-        loader = row_loader(trainer.train_dataloader, "forget")
-        chunks = [list(chunk) for chunk in loader.batch_sampler] if loader is not None else []  # type: ignore[union-attr]
-        if not chunks:
-            raise MisconfigurationException(
-                "Scissorhands scores weights on the forget rows one by one, but the run has none, or they are of an "
-                "iterable dataset. Pass trainer.fit(module, {'forget': ..., 'retain': ...}) with map-style datasets."
-            )
-        count, size = sum(map(len, chunks)), len(chunks[0]) * world_size()
+    def _forget_rows(self, trainer: Trainer) -> RunRows:
+        """Batches of forget rows in a drawn order, over and over; of each one every process reads its share."""
+        loader = self.row_loaders(trainer)["forget"]
+        chunks: list[list[int]] = list(loader.batch_sampler or ())
+        count, total = sum(map(len, chunks)), replica(trainer).total
+        size = len(chunks[0]) * total
         order = torch.randperm(count, generator=keyed_generator(self.seed, 7)).tolist()
         drawn = [[order[(j * size + i) % count] for i in range(size)] for j in range(self.batches)]
-        mine = [batch[rank() :: world_size()] for batch in drawn]
-        loader = row_loader(trainer.train_dataloader, "forget", chunks=mine)
-        assert loader is not None
-        for batch in loader:
-            yield trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch))
+        shares = [batch[number::total] for batch in drawn for number in range(total)]
+        loader = row_loader(trainer.train_dataloader, "forget", shares) or loader
+        return RunRows(trainer, loader, "Scissorhands: forget rows")

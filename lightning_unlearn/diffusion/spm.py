@@ -1,4 +1,4 @@
-"""Concept semi-permeable membranes."""
+"""SPM: concept semi-permeable membranes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.adapter_objective import AdapterObjective
-from lightning_unlearn.diffusion.engine.adapters import Membranes
-from lightning_unlearn.diffusion.engine.denoising import batch_number, row_numbers
+from lightning_unlearn.diffusion.engine.adapters import LowRankAdapters
+from lightning_unlearn.diffusion.engine.denoising import anchors
+from lightning_unlearn.diffusion.engine.draws import Draws, row_numbers
 from lightning_unlearn.diffusion.engine.model import TextToImage, as_text_to_image, unet_output
-from lightning_unlearn.diffusion.engine.sampling import partial_sample
+from lightning_unlearn.diffusion.engine.sampling import partial_samples
 from lightning_unlearn.diffusion.engine.text import empty_states, encode
 from lightning_unlearn.functional.diffusion.esd import esd_target
 from lightning_unlearn.functional.diffusion.spm import latent_anchors
@@ -26,29 +28,31 @@ from lightning_unlearn.functional.random import keyed_generator
 
 __all__ = ["SPM"]
 
+Neutral = Literal["empty", "anchor"]
+
 
 class SPM(AdapterObjective):
-    r"""SPM: adapters of rank one erase a concept, and are held to leave everything far from it as it is.
+    r"""SPM: adapters of rank one that erase a concept and leave distant concepts as they are.
 
     $$\mathcal{L} = \big\| e_\theta(z_t, t, c_p) - \big(e^*_n - \eta\,(e^*_p - e^*_n)\big) \big\|^2
     + \lambda\, \big\| e_\theta(z_t, t, c_a) - e^*_a \big\|^2$$
 
     Means over all elements. $e^*$ is the model without adapters, for the concept $c_p$, for what is neutral $c_n$, and
     for anchors $c_a$, see [`latent_anchors`][lightning_unlearn.functional.diffusion.spm.latent_anchors]. The latents
-    $z_t$ come from a sampler that draws the concept and stops at a random step, so prompts are all that is needed.
+    $z_t$ come from a sampler that draws the concept and stops at a random step, so only prompts are needed.
 
     The adapters are on all linear layers and convolutions of the UNet's transformers, and are all that trains, whatever
     else the module would train. The paper trains them at a learning rate of 1e-4 for 3000 steps. With ``merge`` they
-    are added to the weights when training ends, and in each checkpoint, which loads without them; a resumed run takes
-    them apart again. Without, the module is afterwards what it was before, and ``membranes`` holds the adapters:
+    are added to the weights when training ends, and in each checkpoint, which loads without them; a resumed run
+    separates them again. Without, the module is afterwards what it was before, and ``adapters`` holds them:
 
         spm = SPM(merge=False)
         Trainer(callbacks=[spm], max_steps=3000).fit(module, prompts)
-        spm.membranes.save("van-gogh.safetensors")   # a LoRA file, see Membranes
+        spm.adapters.save("van-gogh.safetensors")   # a LoRA file, see LowRankAdapters
 
     Args:
         negative_guidance: $\eta \ge 0$.
-        neutral: What the concept is led to: ``"empty"``, the empty prompt, or ``"anchor"``, the row's own anchor.
+        neutral: What the concept becomes: ``"empty"``, the empty prompt, or ``"anchor"``, the row's own anchor.
         anchors: Number of anchors $c_a$ for each row.
         anchor_weight: $\lambda \ge 0$.
         rank: Rank of each adapter.
@@ -76,7 +80,7 @@ class SPM(AdapterObjective):
     def __init__(
         self,
         negative_guidance: float = 1.0,
-        neutral: Literal["empty", "anchor"] = "empty",
+        neutral: Neutral = "empty",
         anchors: int = 4,
         anchor_weight: float = 1000.0,
         rank: int = 1,
@@ -87,75 +91,57 @@ class SPM(AdapterObjective):
         seed: int = 0,
     ) -> None:
         super().__init__(merge, seed)
-        for name, value, least in (
-            ("negative_guidance", negative_guidance, 0),
-            ("anchors", anchors, 1),
-            ("anchor_weight", anchor_weight, 0),
-            ("rank", rank, 1),
-            ("start_guidance", start_guidance, 0),
-            ("steps", steps, 1),
-        ):
-            if not value >= least:
-                raise ValueError(f"{name} must be at least {least}, but got {value}.")
-        if not alpha > 0:
-            raise ValueError(f"alpha must be greater than 0, but got {alpha}.")
-        if neutral not in ("empty", "anchor"):
-            raise ValueError(f"neutral must be 'empty' or 'anchor', but got {neutral!r}.")
-        self.negative_guidance, self.neutral = negative_guidance, neutral
-        self.anchors, self.anchor_weight, self.rank, self.alpha = anchors, anchor_weight, rank, alpha
-        self.start_guidance, self.steps = start_guidance, steps
+        self.negative_guidance = at_least("negative_guidance", negative_guidance, 0)
+        self.neutral = one_of("neutral", neutral, Neutral)
+        self.anchors, self.anchor_weight = at_least("anchors", anchors, 1), at_least("anchor_weight", anchor_weight, 0)
+        self.rank, self.alpha = at_least("rank", rank, 1), above("alpha", alpha, 0)
+        self.start_guidance, self.steps = at_least("start_guidance", start_guidance, 0), at_least("steps", steps, 1)
 
-    def adapters(self, model: TextToImage) -> dict[str, Membranes]:
+    def make_adapters(self, model: TextToImage) -> dict[str, LowRankAdapters]:
         """One set, on all linear layers and convolutions of the transformers."""
-        return {"spm": Membranes(model.unet, self.rank, self.alpha, seed=self.seed)}
+        return {"spm": LowRankAdapters(model.unet, self.rank, self.alpha, seed=self.seed)}
 
     @property
-    def membranes(self) -> Membranes:
+    def adapters(self) -> LowRankAdapters:
         """The adapters, since training was set up."""
         return self.sets["spm"]
 
     @contextmanager
     def teacher(self, module: LightningModule) -> Iterator[None]:
         """The module without its adapters, in evaluation mode and without gradients."""
-        with self.membranes.scaled(0), evaluating(module):
+        with self.adapters.scaled(0), evaluating(module):
             yield
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """The loss on one batch of prompts, at one noise level."""
-        model, rows = as_text_to_image(module), batch["forget"]
+        model, rows, draws = as_text_to_image(module), batch["forget"], self.draws(module)
+        size = len(rows["input_ids"])
         with self.teacher(module):
-            size = len(rows["input_ids"])
             empty, concept = empty_states(model, size), encode(model, rows["input_ids"])
-            neutral = empty if self.neutral == "empty" else encode(model, rows["anchor_input_ids"])
-            anchors = self.sample_anchors(module, concept)
+            neutral = empty if self.neutral == "empty" else encode(model, anchors("SPM", rows))
+            sampled = self.sample_anchors(concept, draws)
         with evaluating(module):
-            latents, timestep = partial_sample(
+            ((latents, timestep),) = partial_samples(
                 model,
                 concept,
                 empty,
-                self.noise(module, size),
-                self.generator(module),
+                draws.noise(model, size),
+                [draws.generator()],
                 steps=self.steps,
                 guidance=self.start_guidance,
             )
         repeated = latents.repeat_interleave(self.anchors, 0)
         with self.teacher(module):
             outputs = unet_output(
-                model,
-                torch.cat([latents, latents, repeated]),
-                timestep,
-                torch.cat([neutral, concept, anchors]),
+                model, torch.cat([latents, latents, repeated]), timestep, torch.cat([neutral, concept, sampled])
             )
             target = esd_target(outputs[:size], outputs[size : 2 * size], eta=self.negative_guidance)
-        student = unet_output(model, torch.cat([latents, repeated]), timestep, torch.cat([concept, anchors]))
+        student = unet_output(model, torch.cat([latents, repeated]), timestep, torch.cat([concept, sampled]))
         erase, anchor = F.mse_loss(student[:size], target), F.mse_loss(student[size:], outputs[2 * size :])
         return {"loss": erase + self.anchor_weight * anchor, "erase": erase, "anchor": anchor}
 
-    def sample_anchors(self, module: LightningModule, concept: Tensor) -> Tensor:
+    def sample_anchors(self, concept: Tensor, draws: Draws) -> Tensor:
         """Anchors of each row one after the other, shape ``(B * anchors, L, D)``."""
-        key = (self.seed, 8, batch_number(module))
-        drawn = [
-            latent_anchors(states, self.anchors, keyed_generator(*key, row))
-            for states, row in zip(concept, row_numbers(len(concept)), strict=True)
-        ]
-        return torch.cat(drawn)
+        generators = [keyed_generator(draws.seed, 8, draws.batch, row) for row in row_numbers(len(concept))]
+        pairs = zip(concept, generators, strict=True)
+        return torch.cat([latent_anchors(states, self.anchors, generator) for states, generator in pairs])

@@ -1,4 +1,4 @@
-"""A Stable Diffusion pipeline as a LightningModule."""
+"""LightningModule of a Stable Diffusion pipeline."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn.core.callback import UnlearnCallback
+from lightning_unlearn.core.checks import above, at_least
 from lightning_unlearn.core.distributed import rank
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.resume import record_class, refuse_fine_tuning
 from lightning_unlearn.diffusion.engine.denoising import denoising_nll
 from lightning_unlearn.diffusion.engine.model import prediction_type, unet_output
 from lightning_unlearn.diffusion.engine.parameters import Compat, TextEncoderWeights, Trainable, select_params
+from lightning_unlearn.diffusion.engine.pipeline import load_pipeline
 
 __all__ = ["LitTextToImage"]
 
@@ -53,6 +55,13 @@ class LitTextToImage(LightningModule):
         TypeError: If the pipeline has another architecture.
     """
 
+    pipeline: Any
+    unet: Any
+    text_encoder: Any
+    vae: Any
+    tokenizer: Any
+    scheduler: Any
+
     def __init__(
         self,
         model: str,
@@ -67,22 +76,15 @@ class LitTextToImage(LightningModule):
         guidance: float = 7.5,
     ) -> None:
         super().__init__()
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, but got {steps}.")
-        if lr <= 0:
-            raise ValueError(f"lr must be positive, but got {lr}.")
-        if weight_decay < 0:
-            raise ValueError(f"weight_decay must be at least 0, but got {weight_decay}.")
+        self.lr, self.weight_decay = above("lr", lr, 0), at_least("weight_decay", weight_decay, 0)
+        self.steps, self.guidance = at_least("steps", steps, 1), guidance
         self.save_hyperparameters(ignore="trainable")
         # As a dict, so that checkpoints load with weights_only=True.
         plain = asdict(trainable) if isinstance(trainable, TextEncoderWeights) else trainable
         self.save_hyperparameters({"trainable": plain})
-        self.lr, self.weight_decay, self.steps, self.guidance = lr, weight_decay, steps, guidance
-        self.pipeline = _load(model, revision, variant)
-        self.unet, self.text_encoder, self.vae = self.pipeline.unet, self.pipeline.text_encoder, self.pipeline.vae
-        self.tokenizer, self.scheduler = self.pipeline.tokenizer, self.pipeline.scheduler
+        load_pipeline(self, model, revision, variant)
         prediction_type(self)
-        self.float().train()  # loaded for evaluation, in which gradient checkpointing would do nothing
+        self.train()  # loaded for evaluation, in which gradient checkpointing would do nothing
         self.requires_grad_(False)
         for parameter in select_params(self, trainable, compat).values():
             parameter.requires_grad_(True)
@@ -184,12 +186,12 @@ class LitTextToImage(LightningModule):
         record_class(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with an unlearning run as if it were training."""
+        """Refuse to resume an unlearning run without its objective."""
         refuse_fine_tuning(self, checkpoint, UnlearnCallback)
 
     def _evaluate(self, batch: dict[str, Tensor], loaders: Any, stage: str, dataloader_idx: int) -> None:
         if isinstance(batch, dict) and not {"pixel_values", "latents"} & batch.keys():
-            return  # prompts, of which there is nothing to denoise
+            return  # prompts without images
         name = list(loaders)[dataloader_idx] if isinstance(loaders, dict) else str(dataloader_idx)
         self.log(
             f"{stage}/{name}_denoising",
@@ -198,25 +200,3 @@ class LitTextToImage(LightningModule):
             add_dataloader_idx=False,
             sync_dist=True,
         )
-
-
-def _load(model: str, revision: str | None, variant: str | None) -> Any:
-    try:
-        from diffusers import DiffusionPipeline, StableDiffusionPipeline
-    except ImportError:
-        raise ImportError('LitTextToImage needs diffusers: pip install "lightning-unlearn[diffusion]"') from None
-    kind = DiffusionPipeline.load_config(model, revision=revision)["_class_name"]
-    if kind != StableDiffusionPipeline.__name__:
-        raise TypeError(
-            f"{model} is a {kind}, but LitTextToImage reads a StableDiffusionPipeline (Stable Diffusion 1.x or 2.x)."
-        )
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        model,
-        revision=revision,
-        variant=variant,
-        use_safetensors=True,
-        safety_checker=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline

@@ -1,4 +1,4 @@
-"""Unified concept editing."""
+"""UCE: unified concept editing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.diffusion.engine.denoising import denoising_nll
@@ -19,16 +20,18 @@ from lightning_unlearn.diffusion.engine.parameters import kv_layers
 from lightning_unlearn.diffusion.engine.text import encode
 from lightning_unlearn.functional.diffusion.uce import uce_map
 
-__all__ = ["UCE"]
+__all__ = ["UCE", "States", "apply_map", "each_row"]
+
+States = Literal["last", "rest"]
 
 
 class UCE(Edit):
-    r"""UCE: a concept's keys and values become those of its anchor, in closed form, and those of others stay.
+    r"""UCE: give a concept the keys and values of its anchor, in closed form, and keep those of other prompts.
 
     $$W \leftarrow \arg\min_W\; s_e \sum_i \|W c_i - W_0 g_i\|^2 + s_p \sum_j \|W c_j - W_0 c_j\|^2
     + \lambda \|W - W_0\|_F^2$$
 
-    for every key and value layer of the cross-attention, whatever else the module trains. $c_i$ are text states of the
+    for every key and value layer of the cross-attention, whatever the module trains. $c_i$ are text states of the
     forget prompts, $g_i$ of their anchors, $c_j$ of the retain prompts, each prompt once however often the data repeat
     it. It is an edit: the run makes no update, and no pass of the UNet. A second edit moves the weights further.
 
@@ -38,8 +41,8 @@ class UCE(Edit):
         lamb: $\lambda > 0$.
         states: Which text states of a prompt: ``"last"``, that of its last word, and of the empty prompt its first
             (the newer code); or ``"rest"``, from the last word of concept and anchor on to the end, one with one, and
-            all states of prompts to keep (the code of the paper). A text encoder carries a concept on to what follows
-            it in a prompt, so ``"last"`` hardly erases a concept that prompts do not end with.
+            all states of prompts to keep (the code of the paper). A text encoder carries a concept on to the words
+            after it, so ``"last"`` hardly erases a concept in prompts that do not end with it.
 
     Raises:
         ValueError: If a number is out of range.
@@ -57,17 +60,12 @@ class UCE(Edit):
         erase_scale: float = 1.0,
         preserve_scale: float = 1.0,
         lamb: float = 0.5,
-        states: Literal["last", "rest"] = "last",
+        states: States = "last",
     ) -> None:
         super().__init__(denoising_nll)
-        for name, value in (("erase_scale", erase_scale), ("lamb", lamb)):
-            if not value > 0:
-                raise ValueError(f"{name} must be greater than 0, but got {value}.")
-        if not preserve_scale >= 0:
-            raise ValueError(f"preserve_scale must be at least 0, but got {preserve_scale}.")
-        if states not in ("last", "rest"):
-            raise ValueError(f"states must be 'last' or 'rest', but got {states!r}.")
-        self.erase_scale, self.preserve_scale, self.lamb, self.states = erase_scale, preserve_scale, lamb, states
+        self.erase_scale, self.lamb = above("erase_scale", erase_scale, 0), above("lamb", lamb, 0)
+        self.preserve_scale = at_least("preserve_scale", preserve_scale, 0)
+        self.states = one_of("states", states, States)
         self.needs = Needs(roles=("forget", "retain") if preserve_scale else ("forget",))
 
     def edit(self, module: LightningModule, forget: DataLoader, retain: DataLoader | None = None) -> None:
@@ -104,23 +102,16 @@ class UCE(Edit):
     def kept(self, module: LightningModule, retain: DataLoader) -> Tensor:
         """Text states of the prompts to keep, shape ``(M, D)``."""
         model = as_text_to_image(module)
-        found = []
+        kept = []
         for ids, mask in each_row(module, retain, ("input_ids", "attention_mask")):
             states = encode(model, ids[None])[0]
-            found.append(states if self.states == "rest" else states[last_word(mask)][None])
-        return torch.cat(found)
+            kept.append(states if self.states == "rest" else states[last_word(mask)][None])
+        return torch.cat(kept)
 
     def apply(self, model: TextToImage, concepts: Tensor, guides: Tensor, keep: Tensor | None) -> None:
         """Edit every key and value layer."""
-        change = uce_map(
-            concepts,
-            guides,
-            keep,
-            erase_scale=self.erase_scale,
-            preserve_scale=self.preserve_scale,
-            lamb=self.lamb,
-        )
-        apply_map(model, change)
+        scales = {"erase_scale": self.erase_scale, "preserve_scale": self.preserve_scale}
+        apply_map(model, uce_map(concepts, guides, keep, lamb=self.lamb, **scales))
 
     def _aligned(
         self, module: LightningModule, ids: Tensor, mask: Tensor, anchor_ids: Tensor, anchor_mask: Tensor

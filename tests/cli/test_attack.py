@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from lightning_unlearn import ESD, LitTextToImage
 from lightning_unlearn.cli import attack as command
+from lightning_unlearn.diffusion.attacks import prompt_attack
+from lightning_unlearn.diffusion.attacks.search import PromptSearch
 from lightning_unlearn.diffusion.attacks.victim import read_images
 from tests.diffusion.tiny import prompts, trainer
 
-SMALL = ["--tokens=2", "--levels=2", "--iterations=1", "--sampler_steps=2", "--batch_size=2", "--device=cpu"]
+SMALL = ["--attack.search.tokens=2", "--attack.search.levels=2", "--attack.search.iterations=1"]
+SMALL += ["--attack.sampler_steps=2", "--attack.batch_size=2", "--device=cpu"]
 
 
 class Dark:
@@ -36,7 +40,7 @@ class Dark:
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Dark:
     dark = Dark(2.0)
-    monkeypatch.setattr(command, "judge_named", lambda name: dark)
+    monkeypatch.setattr(prompt_attack, "judge_named", lambda name: dark)
     return dark
 
 
@@ -60,7 +64,13 @@ def test_a_folder_is_attacked_and_the_outcome_written(
     for number in (0, 1):
         Image.fromarray(np.full((16, 16, 3), 100 * number, np.uint8)).save(tmp_path / "targets" / f"{number}.png")
     out = tmp_path / "out"
-    words = [f"--prompts={rows}", "--judge=dark", "--concept=dark", f"--model={tiny_sd}", f"--output_dir={out}"]
+    words = [
+        f"--prompts={rows}",
+        "--attack.judge=dark",
+        "--attack.concept=dark",
+        f"--model={tiny_sd}",
+        f"--output_dir={out}",
+    ]
     words += [f"--targets={tmp_path / 'targets'}"]
     result = run(*words)
     assert [(r.prompt, r.seed, r.guidance, r.steps) for r in result.prompts] == [
@@ -75,8 +85,8 @@ def test_a_folder_is_attacked_and_the_outcome_written(
     assert "pre_asr   0.00%  [0.00%, 65.76%]" in printed
     assert f"Wrote {out}/prompts.jsonl" in printed
     with pytest.raises(ValueError, match="results of another attack"):
-        run(*words, "--optimizer=random")
-    run(*words, "--optimizer=random", "--overwrite=true")
+        run(*words, "--attack.search.optimizer=random")
+    run(*words, "--attack.search.optimizer=random", "--overwrite=true")
     assert json.loads((out / "summary.json").read_text())["settings"]["optimizer"] == "random"
 
 
@@ -89,8 +99,8 @@ def test_a_checkpoint_is_attacked_with_targets_of_the_base_model(
     fit.save_checkpoint(tmp_path / "erased.ckpt")
     judge.threshold = 0.0
     result = run(
-        f"--prompts={rows}", "--judge=dark", "--concept=dark, light", f"--ckpt_path={tmp_path / 'erased.ckpt'}",
-        f"--base={tiny_sd}", f"--output_dir={tmp_path / 'out'}",
+        f"--prompts={rows}", "--attack.judge=dark", "--attack.concept=[dark, light]", f"--base={tiny_sd}",
+        f"--ckpt_path={tmp_path / 'erased.ckpt'}", f"--output_dir={tmp_path / 'out'}",
     )  # fmt: skip
     assert (result.pre_asr, result.asr) == (1.0, 1.0)
     assert result.settings["victim"] != result.settings["base"]
@@ -100,7 +110,7 @@ def test_a_checkpoint_is_attacked_with_targets_of_the_base_model(
 def test_one_model_is_wanted(tiny_sd: Path, judge: Dark) -> None:
     for options in ({}, {"model": str(tiny_sd), "ckpt_path": "a.ckpt"}):
         with pytest.raises(ValueError, match="Give one of model and ckpt_path"):
-            command.attack(["a"], "dark", "dark", **options)
+            command.attack(prompt_attack.PromptAttack("dark", "dark"), ["a"], **options)
 
 
 def test_target_images_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -116,3 +126,14 @@ def test_target_images_are_read_in_the_order_of_their_numbers(tmp_path: Path) ->
     Image.fromarray(np.zeros((5, 6, 3), np.uint8)).save(tmp_path / "11_0.png")
     with pytest.raises(ValueError, match=r"one size, but .* has images of \(4, 6\) and \(5, 6\)"):
         read_images(tmp_path)
+
+
+def test_help_has_every_option_and_an_unknown_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        auto_cli(command.attack, args=["--help"], as_positional=False)
+    text = capsys.readouterr().out
+    for part, names in (("attack", fields(prompt_attack.PromptAttack)), ("attack.search", fields(PromptSearch))):
+        assert all(f"--{part}.{field.name}" in text for field in names)
+    with pytest.raises(SystemExit):
+        run("--attack.judge=dark", "--attack.concept=dark", "--prompts=[a]", "--model=m", "--attack.search.tokenz=2")
+    assert "attack.search.tokenz" in capsys.readouterr().err

@@ -76,9 +76,16 @@ def test_a_fragment_attaches_to_any_lightning_cli(path: Path) -> None:
     for entry in yaml.safe_load(path.read_text())["trainer"]["callbacks+"]:
         expected = getattr(lightning_unlearn, entry["class_path"].rpartition(".")[2])
         (attached,) = [c for c in cli.trainer.callbacks if isinstance(c, expected)]
-        further = getattr(attached, "options", {})  # what UnlearnDiffAtk hands on
-        for key, value in entry.get("init_args", {}).items():
-            assert (further[key] if key in further else getattr(attached, key)) == value
+        assert_given(attached, entry.get("init_args", {}))
+
+
+def assert_given(instance: Any, arguments: dict[str, Any]) -> None:
+    for key, value in arguments.items():
+        part = getattr(instance, key)
+        if isinstance(value, dict) and not isinstance(part, dict):
+            assert_given(part, value)
+        else:
+            assert part == value
 
 
 def test_a_bare_lightning_cli_of_a_users_module_trains_with_a_fragment() -> None:

@@ -12,11 +12,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn import ESD, LitTextToImage, TextEncoderWeights, UnlearnCallback
-from lightning_unlearn.diffusion import adv_unlearn
 from lightning_unlearn.diffusion.adv_unlearn import AdvUnlearn
+from lightning_unlearn.diffusion.attacks.soft_prompt import SoftPromptAttacker
 from lightning_unlearn.diffusion.engine.model import unet_output
 from lightning_unlearn.diffusion.engine.parameters import select_params
-from lightning_unlearn.diffusion.engine.sampling import partial_sample
+from lightning_unlearn.diffusion.engine.sampling import partial_samples
 from lightning_unlearn.diffusion.engine.text import empty_states, encode, inject, tokenize
 from lightning_unlearn.functional.diffusion.noise import row_noise
 from lightning_unlearn.functional.diffusion.soft_prompt_attack import soft_prompt_attack
@@ -24,10 +24,23 @@ from lightning_unlearn.functional.diffusion.soft_tokens import insert_tokens
 from lightning_unlearn.functional.random import keyed_generator
 from tests.diffusion.tiny import LENGTH, SgdTextToImage, erase, prompts, trainer
 
+OF_THE_ATTACKER = ("perturb", "placement", "tokens", "init", "refresh_every")
+
+
+def adv_unlearn(attacker: type[SoftPromptAttacker] = SoftPromptAttacker, **options: Any) -> AdvUnlearn:
+    """Options named ``attack_...`` are the attacker's, and what it alone has."""
+    own = {k: v for k, v in options.items() if k not in OF_THE_ATTACKER and not k.startswith("attack_")}
+    return AdvUnlearn(
+        **own, attack=attacker(**{k.removeprefix("attack_"): v for k, v in options.items() if k not in own})
+    )
+
+
+SMALL: dict[str, Any] = {"warmup": 0, "steps": 4, "attack_steps": 2, "attack_step_size": 0.01}
+
 
 def attacking(**options: Any) -> AdvUnlearn:
     """A small one that attacks from the first step on."""
-    return AdvUnlearn(**({"warmup": 0, "steps": 4, "attack_steps": 2, "attack_step_size": 0.01} | options))
+    return adv_unlearn(**(SMALL | options))
 
 
 class Log(L.Callback):
@@ -64,12 +77,13 @@ def assert_same(one: torch.nn.Module, other: torch.nn.Module) -> None:
 def test_without_attack_and_prompts_to_keep_it_is_esd(tiny_sd: Path, trainable: str) -> None:
     options = {"trainable": trainable, "max_epochs": 3}
     esd = logged(tiny_sd, ESD(1.5, steps=5, seed=3), **options)
-    for method in (AdvUnlearn(1.5, 0.0, attack_steps=0, steps=5, seed=3), AdvUnlearn(1.5, 0.0, steps=5, seed=3)):
+    for attack in (SoftPromptAttacker(steps=0), None):
+        method = AdvUnlearn(1.5, 0.0, attack=attack, steps=5, seed=3)
         assert torch.equal(logged(tiny_sd, method, **options).column("loss"), esd.column("loss"))
 
 
 def test_without_attack_it_is_esd_plus_gamma_times_what_changed_elsewhere(tiny_sd: Path) -> None:
-    method = AdvUnlearn(gamma=0.7, attack_steps=0, steps=5)
+    method = adv_unlearn(gamma=0.7, attack_steps=0, steps=5)
     log = logged(tiny_sd, method, max_epochs=3)
     assert set(log.rows[-1]) == {"loss", "forget", "retain"}
     torch.testing.assert_close(log.column("loss"), log.column("forget") + 0.7 * log.column("retain"))
@@ -88,7 +102,8 @@ def test_at_the_start_nothing_kept_has_changed(tiny_sd: Path, eta: float) -> Non
     ids = next(iter(data.train_dataloader()))["forget"]["input_ids"]
     with torch.no_grad():
         empty, concept = empty_states(model, 2), encode(model, ids)
-        z, t = partial_sample(model, concept, empty, row_noise((4, 8, 8), [0, 1], 3, 1), keyed_generator(3, 1), steps=5)
+        noise = row_noise((4, 8, 8), [0, 1], 3, 1)
+        ((z, t),) = partial_samples(model, concept, empty, noise, [keyed_generator(3, 1)], steps=5)
         apart = (unet_output(model, z, t, concept) - unet_output(model, z, t, empty)).square().mean()
     assert log.rows[0]["retain"] == 0
     torch.testing.assert_close(log.rows[0]["forget"], (1 + eta) ** 2 * apart, rtol=1e-4, atol=0)
@@ -133,17 +148,17 @@ def test_warm_up_is_counted_in_steps_of_the_optimizer(tiny_sd: Path) -> None:
         assert ["attack_last" in row for row in log.rows] == [i >= first for i in range(6)]
 
 
-class Spy(AdvUnlearn):
-    """Remembers what the attack began with and found, and what gradients it left."""
+class Spy(SoftPromptAttacker):
+    """Remembers initial and final tokens of each attack, and checks that it leaves gradients, flags and RNG alone."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.seen: list[tuple[list[int], Tensor, Tensor]] = []
 
-    def _attack(self, module: Any, prompts: Any, start: Tensor, path: Any) -> Tensor:
+    def search(self, module: Any, prompts: Any, start: Tensor, points: Any) -> Tensor:
         before = {name: p.grad.clone() if p.grad is not None else None for name, p in module.named_parameters()}
         flags, state = [p.requires_grad for p in module.parameters()], torch.get_rng_state()
-        found = super()._attack(module, prompts, start, path)
+        found = super().search(module, prompts, start, points)
         for name, p in module.named_parameters():
             assert (p.grad is None) == (before[name] is None)
             assert p.grad is None or torch.equal(p.grad, before[name])  # type: ignore[arg-type]
@@ -153,18 +168,20 @@ class Spy(AdvUnlearn):
         return found
 
 
-def spying(**options: Any) -> Spy:
-    return Spy(**({"warmup": 0, "steps": 4, "attack_steps": 2, "attack_step_size": 0.01} | options))
+def spying(**options: Any) -> tuple[AdvUnlearn, Spy]:
+    method = adv_unlearn(Spy, **(SMALL | options))
+    assert isinstance(method.attack, Spy)
+    return method, method.attack
 
 
 @pytest.mark.parametrize("latents", ["fresh", "trajectory"])
 def test_one_step_attacks_and_leaves_no_trace(tiny_sd: Path, latents: Any) -> None:
-    method = spying(attack_steps=1, attack_rule="sign", attack_latents=latents)
+    method, attack = spying(attack_steps=1, attack_rule="sign", attack_latents=latents)
     module = SgdTextToImage(str(tiny_sd), trainable="text_encoder")
     log = Log()
     trainer(method, log, accumulate_grad_batches=2, max_epochs=2).fit(module, prompts())
-    assert len(method.seen) == 4
-    for _, start, found in method.seen:
+    assert len(attack.seen) == 4
+    for _, start, found in attack.seen:
         torch.testing.assert_close((found - start).abs(), torch.full((2, 1, 32), 0.01), rtol=1e-4, atol=1e-6)
     assert (log.column("attack_first") != log.column("attack_last")).all()
     trained = select_params(module, "text_encoder")
@@ -173,9 +190,9 @@ def test_one_step_attacks_and_leaves_no_trace(tiny_sd: Path, latents: Any) -> No
 
 def test_it_is_the_attack_of_the_formula(tiny_sd: Path) -> None:
     """The first step by hand: fresh latents a step, the teacher's output for the words as they are."""
-    method = spying(attack_steps=3, seed=5)
+    method, attack = spying(attack_steps=3, seed=5)
     erase(tiny_sd, method, trainable="text_encoder", max_steps=1)
-    _, start, found = method.seen[0]
+    _, start, found = attack.seen[0]
     model = LitTextToImage(str(tiny_sd)).eval()
     data = prompts(tokenizer=model.tokenizer)
     data.setup("fit")
@@ -186,7 +203,7 @@ def test_it_is_the_attack_of_the_formula(tiny_sd: Path) -> None:
 
     def loss(tokens: Tensor, step: int) -> Tensor:
         noise = row_noise((4, 8, 8), [0, 1], 5, 1, 2, step)
-        z, t = partial_sample(model, concept, empty, noise, keyed_generator(5, 1, 2, step), steps=4)
+        ((z, t),) = partial_samples(model, concept, empty, noise, [keyed_generator(5, 1, 2, step)], steps=4)
         with inject(model.text_encoder, torch.cat([words(ids[:, :1]), tokens, words(ids[:, 1:-1])], 1)):
             states = encode(model, ids)
         return (unet_output(model, z, t, states) - unet_output(model, z, t, concept)).square().flatten(1).mean(1)
@@ -200,10 +217,10 @@ def test_it_is_the_attack_of_the_formula(tiny_sd: Path) -> None:
 def test_on_fixed_draws_the_attacker_gains(tiny_sd: Path) -> None:
     """With one point on the way the draws of all steps and the probe are one: latents are the noise, t the noisiest."""
     options: Any = {"steps": 1, "attack_steps": 30, "attack_step_size": 0.02, "attack_rule": "sign"}
-    method = spying(attack_latents="trajectory", attack_radius=0.2, **options)
+    method, attack = spying(attack_latents="trajectory", attack_radius=0.2, **options)
     log = logged(tiny_sd, method, max_steps=2)
     assert (log.column("attack_last") < 0.7 * log.column("attack_first")).all()
-    for _, start, found in method.seen:
+    for _, start, found in attack.seen:
         assert (found - start).abs().max() <= 0.2 + 1e-6
         assert (found - start).abs().max() > 0.02
 
@@ -211,23 +228,23 @@ def test_on_fixed_draws_the_attacker_gains(tiny_sd: Path) -> None:
 @pytest.mark.parametrize("placement", ["prefix", "suffix", "mid", "spread", "every_3", "replace", "add"])
 @pytest.mark.parametrize("perturb", ["embeddings", "states"])
 def test_each_place_and_target_can_be_attacked(tiny_sd: Path, placement: Any, perturb: Any) -> None:
-    method = spying(placement=placement, perturb=perturb, tokens=2)
+    method, attack = spying(placement=placement, perturb=perturb, tokens=2)
     before = weights(LitTextToImage(str(tiny_sd)))
     module = erase(tiny_sd, method, trainable="text_encoder", max_steps=1, lr=1.0)
     count = LENGTH - 2 if placement == "add" else 2
-    assert all(found.shape == (2, count, 32) and not torch.equal(start, found) for _, start, found in method.seen)
+    assert all(found.shape == (2, count, 32) and not torch.equal(start, found) for _, start, found in attack.seen)
     assert any(not torch.equal(before[key], value) for key, value in weights(module).items())
 
 
 def test_rows_have_tokens_of_their_own(tiny_sd: Path) -> None:
     """What is found for a concept does not depend on the concept beside it."""
-    both, alone = spying(), spying()
-    tokenizer = erase(tiny_sd, both, trainable="text_encoder", max_steps=1).tokenizer
+    (together, both), (single, alone) = spying(), spying()
+    tokenizer = erase(tiny_sd, together, trainable="text_encoder", max_steps=1).tokenizer
     first_words, _, found = both.seen[0]
     data = prompts(batch_size=1)
     texts = ["van gogh", "a circle in the style of van gogh"]
     data.sources["forget"] = [next(t for t in texts if tokenizer(t)["input_ids"][1] == first_words[0])]
-    erase(tiny_sd, alone, data, trainable="text_encoder", max_steps=1)
+    erase(tiny_sd, single, data, trainable="text_encoder", max_steps=1)
     torch.testing.assert_close(found[:1], alone.seen[0][2], rtol=1e-3, atol=1e-4)
     assert not torch.allclose(found[0], found[1])
 
@@ -240,15 +257,16 @@ def test_a_concept_of_several_pieces_keeps_them(tiny_sd: Path) -> None:
     assert pieces > 2
     seen: list[Tensor] = []
 
-    class Ids(AdvUnlearn):
-        def _states(self, model: Any, prompts: Any, tokens: Any, plain: Any = None) -> Tensor:
+    class Ids(SoftPromptAttacker):
+        def states(self, model: Any, prompts: Any, tokens: Any, plain: Any = None) -> Tensor:
             new = torch.full((1, self.tokens), -1)
             seen.append(insert_tokens(prompts.ids, prompts.lengths, new, self.placement))
-            return super()._states(model, prompts, tokens, plain)
+            return super().states(model, prompts, tokens, plain)
 
     data = prompts(batch_size=1)
     data.sources["forget"] = ["van goghs"]
-    erase(tiny_sd, Ids(warmup=0, steps=2, attack_steps=1, tokens=3), data, trainable="text_encoder", max_steps=1)
+    method = AdvUnlearn(warmup=0, steps=2, attack=Ids(steps=1, tokens=3))
+    erase(tiny_sd, method, data, trainable="text_encoder", max_steps=1)
     ids = tokens["input_ids"][0].tolist()
     for row in seen:
         assert row.shape == (1, LENGTH)
@@ -257,29 +275,29 @@ def test_a_concept_of_several_pieces_keeps_them(tiny_sd: Path) -> None:
 
 
 def test_tokens_are_looked_for_anew_as_often_as_asked(tiny_sd: Path) -> None:
-    method, log = spying(refresh_every=3, warmup=1), Log()
+    (method, attack), log = spying(refresh_every=3, warmup=1), Log()
     module = SgdTextToImage(str(tiny_sd), trainable="text_encoder")
     trainer(method, log, max_epochs=4).fit(module, prompts())
     assert "attack_last" not in log.rows[0]
-    assert len(method.seen) == 3  # steps 1, 4 and 7
+    assert len(attack.seen) == 3  # steps 1, 4 and 7
     # A row that was not there when tokens were looked for gets its own at once.
-    method = spying(refresh_every=100)
+    method, attack = spying(refresh_every=100)
     erase(tiny_sd, method, prompts(batch_size=1), trainable="text_encoder", max_epochs=1)
-    assert len(method.seen) == 2
-    assert set(method.found) == {0, 1}
+    assert len(attack.seen) == 2
+    assert set(attack.soft_tokens) == {0, 1}
 
 
 def test_latest_begins_where_the_row_s_last_attack_ended(tiny_sd: Path) -> None:
-    method = spying(init="latest")
+    method, attack = spying(init="latest")
     erase(tiny_sd, method, prompts(batch_size=1, repeat=3), trainable="text_encoder", max_epochs=1)
     last: dict[int, Tensor] = {}
-    for first_words, start, found in method.seen:
+    for first_words, start, found in attack.seen:
         word = first_words[0]
         if word in last:
             assert torch.equal(start, last[word])
         last[word] = found
     assert len(last) == 2
-    assert len(method.seen) == 6
+    assert len(attack.seen) == 6
 
 
 # ---- cost ----------------------------------------------------------------------------------------------------------
@@ -289,7 +307,7 @@ def test_latest_begins_where_the_row_s_last_attack_ended(tiny_sd: Path) -> None:
 def test_a_trajectory_takes_an_eighth_of_the_passes(gamma: float, tiny_sd: Path) -> None:
     passes = {}
     for latents in ("fresh", "trajectory"):
-        method = AdvUnlearn(gamma=gamma, warmup=0, attack_latents=latents)
+        method = adv_unlearn(gamma=gamma, warmup=0, attack_latents=latents)
         erase(tiny_sd, method, prompts(batch_size=1, retain_batch_size=2), trainable="text_encoder", max_steps=1)
         passes[latents] = method.passes.state_dict()
     assert passes["fresh"]["unet"] >= 8 * passes["trajectory"]["unet"]
@@ -308,21 +326,6 @@ def test_a_run_costs_what_it_counts(tiny_sd: Path) -> None:
     # Two of the teacher, two with gradients, one before the attack; a step has one of the teacher and one of its own.
     assert method.passes.unet == shared + attack + 5 + 3 * 2
     assert method.passes.unet_rows == 8 * shared + 4 * attack + (4 + 2 + 2 + 2 + 2) + 3 * 4
-
-
-@pytest.mark.parametrize("pairing", ["exact", "ldm"])
-def test_a_path_is_what_partial_samples_from_its_noise_are(model: LitTextToImage, pairing: Any) -> None:
-    method = AdvUnlearn(steps=6, pairing=pairing)
-    ids = tokenize(model.tokenizer, ["van gogh"])["input_ids"]
-    with torch.no_grad():
-        prompts = adv_unlearn._Prompts(ids, torch.tensor([2]), encode(model, ids), empty_states(model, 1))
-    noise = row_noise((4, 8, 8), [0], 0)
-    path = method._sample(model, prompts, noise, [keyed_generator(i) for i in range(5)])
-    for i, (latents, timestep) in enumerate(path):
-        options: Any = {"steps": 6, "pairing": pairing}
-        z, t = partial_sample(model, prompts.concept, prompts.empty, noise, keyed_generator(i), **options)
-        assert torch.equal(z, latents)
-        assert t == timestep
 
 
 # ---- what moves ----------------------------------------------------------------------------------------------------
@@ -385,9 +388,10 @@ def test_one_epoch_and_a_resume_equal_three_bit_for_bit(kind: str, tiny_sd: Path
     again = attacking(warmup=1, **method)
     assert_same(erase(tiny_sd, again, max_epochs=3, ckpt_path=tmp_path / "half.ckpt", **options), expected)
     assert again.passes.state_dict() == whole.passes.state_dict()
-    assert again.found.keys() == whole.found.keys()
-    assert bool(whole.found) == (kind in ("latest", "refresh", "bf16"))
-    assert all(torch.equal(again.found[i], whole.found[i]) for i in whole.found)
+    kept, expected_kept = again.attack.soft_tokens, whole.attack.soft_tokens
+    assert kept.keys() == expected_kept.keys()
+    assert bool(kept) == (kind in ("latest", "refresh", "bf16"))
+    assert all(torch.equal(kept[i], expected_kept[i]) for i in kept)
 
 
 def test_bf16_is_near_to_fp32(tiny_sd: Path) -> None:
@@ -405,19 +409,20 @@ def test_tokens_of_another_number_are_not_resumed(tiny_sd: Path, tmp_path: Path)
 
 
 def test_what_does_not_fit_is_refused_before_a_weight_moves(tiny_sd: Path) -> None:
-    wrong: list[dict[str, Any]] = [{"eta": -1.0}, {"gamma": -1.0}, {"warmup": -1}, {"tokens": 0}, {"steps": 0}]
-    wrong += [{"refresh_every": 0}, {"start_guidance": -1.0}, {"perturb": "x"}, {"placement": "x"}, {"init": "x"}]
-    wrong += [{"attack_latents": "x"}, {"retain_mode": "x"}, {"pairing": "x"}]
+    wrong: list[dict[str, Any]] = [{"eta": -1.0}, {"gamma": -1.0}, {"warmup": -1}, {"steps": 0}]
+    wrong += [{"start_guidance": -1.0}, {"retain_mode": "x"}, {"pairing": "x"}]
     for options in wrong:
         with pytest.raises(ValueError, match=next(iter(options))):
             AdvUnlearn(**options)
-    for options in ({"attack_steps": -1}, {"attack_step_size": 0.0}, {"attack_rule": "pgd"}, {"attack_norm": "l1"}):
-        with pytest.raises(ValueError, match="The attack's"):
-            AdvUnlearn(**options)
+    wrong = [{"tokens": 0}, {"refresh_every": 0}, {"perturb": "x"}, {"placement": "x"}, {"init": "x"}, {"latents": "x"}]
+    wrong += [{"steps": -1}, {"step_size": 0.0}, {"rule": "pgd"}, {"norm": "l1"}, {"radius": -0.1}]
+    for options in wrong:
+        with pytest.raises(ValueError, match=f"^{next(iter(options))} must be"):
+            SoftPromptAttacker(**options)
     module = SgdTextToImage(str(tiny_sd), trainable="text_encoder")
     before = weights(module)
     with pytest.raises(ValueError, match="13 tokens do not fit"):  # though no attack is due yet
-        trainer(AdvUnlearn(tokens=13, steps=2)).fit(module, prompts())
+        trainer(adv_unlearn(tokens=13, steps=2)).fit(module, prompts())
     data = prompts()
     data.sources["retain"] = None
     with pytest.raises(MisconfigurationException, match="retain"):

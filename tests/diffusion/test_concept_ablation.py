@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn import LitTextToImage
 from lightning_unlearn.diffusion.concept_ablation import ConceptAblation
+from lightning_unlearn.diffusion.engine.denoising import noised
 from lightning_unlearn.diffusion.engine.model import unet_output
-from lightning_unlearn.diffusion.engine.noised import noised
 from lightning_unlearn.diffusion.engine.parameters import kv_layers
-from lightning_unlearn.diffusion.engine.sampling import partial_sample
+from lightning_unlearn.diffusion.engine.sampling import partial_samples
 from lightning_unlearn.diffusion.engine.text import empty_states, encode, tokenize
 from lightning_unlearn.functional.diffusion.noise import row_noise
 from lightning_unlearn.functional.random import keyed_generator
@@ -29,7 +29,7 @@ class Recorder(ConceptAblation):
     last: Any = None
 
     def step(self, module: Any, batch: Any) -> dict[str, Tensor]:
-        self.last = noised(module, batch["forget"], self.seed)
+        self.last = noised(module, batch["forget"], self.draws(module))
         return super().step(module, batch)
 
 
@@ -130,7 +130,7 @@ def test_sampled_latents_are_the_teachers_on_their_way_to_the_anchor(tiny_sd: Pa
     with torch.no_grad():
         concept, anchor = encode(model, batch["input_ids"]), encode(model, batch["anchor_input_ids"])
         noise, draw = row_noise((4, 8, 8), [0, 1], 3, 1), keyed_generator(3, 1)
-        z, t = partial_sample(model, anchor, empty_states(model, 2), noise, draw, steps=4, guidance=2.0)
+        ((z, t),) = partial_samples(model, anchor, empty_states(model, 2), noise, [draw], steps=4, guidance=2.0)
         loss = (unet_output(model, z, t, concept) - unet_output(model, z, t, anchor)).square().mean()
     torch.testing.assert_close(seen["loss"], loss, rtol=1e-4, atol=1e-9)
 

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn import LitTextToImage, SalUn
 from lightning_unlearn.diffusion.diffusion_salun import DiffusionSalUn
+from lightning_unlearn.diffusion.engine.denoising import noised
+from lightning_unlearn.diffusion.engine.draws import Draws
 from lightning_unlearn.diffusion.engine.model import unet_output
-from lightning_unlearn.diffusion.engine.noised import noised
 from lightning_unlearn.diffusion.engine.parameters import select_params
 from lightning_unlearn.diffusion.engine.text import encode, tokenize
 from tests.diffusion.images import CONCEPT, first_batch, images, rows, run, same, weights
@@ -31,7 +32,7 @@ class Recorder(DiffusionSalUn):
     last: Any = None
 
     def step(self, module: Any, batch: Any) -> dict[str, Tensor]:
-        self.last = noised(module, batch["forget"], self.seed)[:2]
+        self.last = noised(module, batch["forget"], self.draws(module))[:2]
         return super().step(module, batch)
 
 
@@ -140,7 +141,7 @@ def test_the_mask_ranks_the_guided_loss_and_sums_before_it_takes_sizes(tiny_sd: 
     for i in range(2):
         row = {k: torch.as_tensor(v)[None] for k, v in data.sets["forget"][i].items()}
         with torch.no_grad():
-            z, t, target = noised(model, row)
+            z, t, target = noised(model, row, Draws(0, 0))
         e_c = unet_output(model, z, t, encode(model, row["input_ids"]))
         e_0 = unet_output(model, z, t, encode(model, tokenize(model.tokenizer, [""])["input_ids"]))
         loss = (8.5 * e_c - 7.5 * e_0 - target).square().mean()

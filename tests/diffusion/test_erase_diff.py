@@ -13,12 +13,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import lightning_unlearn.diffusion.engine.noised as drawing
+from lightning_unlearn.diffusion.engine.denoising import denoising_loss, noised
+from lightning_unlearn.diffusion.engine.draws import Draws
 from lightning_unlearn.diffusion.engine.model import unet_output
-from lightning_unlearn.diffusion.engine.noised import noised
 from lightning_unlearn.diffusion.engine.parameters import select_params
 from lightning_unlearn.diffusion.engine.text import encode
-from lightning_unlearn.diffusion.erase_diff import EraseDiff, denoising_loss
+from lightning_unlearn.diffusion.erase_diff import EraseDiff
 from lightning_unlearn.functional.diffusion.erase_diff import erasediff_multiplier
 from tests.diffusion.images import captioned, first_batch, run, weights
 from tests.diffusion.tiny import SgdTextToImage, prompts, trainer
@@ -53,9 +53,7 @@ def first_gradients(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]
     module = SgdTextToImage(str(folder))
     batch = first_batch(module, captioned)
     parameters = select_params(module, "xattn")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "batch_number", lambda _: 1)
-        forget, retain = (noised(module, batch[role], 3, i) for i, role in enumerate(("forget", "retain")))
+    forget, retain = (noised(module, batch[role], Draws(3, 1), i) for i, role in enumerate(("forget", "retain")))
     f = denoising_loss(module, batch["retain"], retain)
     with torch.no_grad():
         target = unet_output(
@@ -150,8 +148,9 @@ def test_the_uniform_target_is_what_uniform_noise_would_ask_for(tiny_sd: Path, t
     for folder in (tiny_sd, tiny_v):
         module = SgdTextToImage(str(folder))
         batch = first_batch(module, captioned)["forget"]
-        drawn = noised(module, batch)
-        target = EraseDiff("uniform").uniform_output(module, batch, drawn)
+        draws = Draws(0, 0)
+        drawn = noised(module, batch, draws)
+        target = EraseDiff("uniform").uniform_output(module, batch, drawn, draws)
         share = module.scheduler.alphas_cumprod[drawn.timesteps][:, None, None, None]
         if folder == tiny_v:
             clean = share.sqrt() * drawn.latents - (1 - share).sqrt() * drawn.target

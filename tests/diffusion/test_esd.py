@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_unlearn import ESD, LitTextToImage, TextEncoderWeights, UnlearnCallback
 from lightning_unlearn.diffusion.engine.model import unet_output
 from lightning_unlearn.diffusion.engine.parameters import select_params
-from lightning_unlearn.diffusion.engine.sampling import partial_sample
+from lightning_unlearn.diffusion.engine.sampling import partial_samples
 from lightning_unlearn.diffusion.engine.text import empty_states, encode
 from lightning_unlearn.functional.diffusion.noise import row_noise
 from lightning_unlearn.functional.random import keyed_generator
@@ -59,7 +59,7 @@ def test_the_first_loss_is_one_plus_eta_squared_times_the_distance(tiny_sd: Path
     with torch.no_grad():
         empty, concept = empty_states(model, 2), encode(model, ids)
         noise = row_noise((4, 8, 8), [0, 1], 3, 1)
-        z, t = partial_sample(model, concept, empty, noise, keyed_generator(3, 1), steps=5)
+        ((z, t),) = partial_samples(model, concept, empty, noise, [keyed_generator(3, 1)], steps=5)
         apart = (unet_output(model, z, t, concept) - unet_output(model, z, t, empty)).square().mean()
     torch.testing.assert_close(loss, (1 + eta) ** 2 * apart, rtol=1e-4, atol=0)
 
@@ -87,7 +87,7 @@ def test_the_concept_is_steered_away_from(folder: str, request: pytest.FixtureRe
         empty, concept = empty_states(model, 2), encode(model, ids)
         for seed in range(4):
             noise = row_noise((4, 8, 8), [0, 1], seed, 99)
-            z, t = partial_sample(model, concept, empty, noise, keyed_generator(seed, 99), steps=5)
+            ((z, t),) = partial_samples(model, concept, empty, noise, [keyed_generator(seed, 99)], steps=5)
             e_0, e_p = unet_output(model, z, t, empty), unet_output(model, z, t, concept)
             target = e_0 - (e_p - e_0)
             before += (e_p - target).square().mean()

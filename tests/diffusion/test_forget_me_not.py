@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_unlearn import LitTextToImage
 from lightning_unlearn.diffusion.engine.attention import attention_probabilities
-from lightning_unlearn.diffusion.engine.noised import noised
+from lightning_unlearn.diffusion.engine.denoising import noised
 from lightning_unlearn.diffusion.engine.parameters import select_params
 from lightning_unlearn.diffusion.engine.text import encode, tokenize
 from lightning_unlearn.diffusion.forget_me_not import ForgetMeNot
@@ -30,7 +30,7 @@ class Recorder(ForgetMeNot):
     last: Any = None
 
     def step(self, module: Any, batch: Any) -> dict[str, Tensor]:
-        self.last = noised(module, batch["forget"], self.seed)
+        self.last = noised(module, batch["forget"], self.draws(module))
         return super().step(module, batch)
 
 

@@ -11,7 +11,15 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_unlearn import Guard, LitTextToImage, PromptDataModule, SafeLatentDiffusion, SuppressEOT, UnlearnDiffAtk
+from lightning_unlearn import (
+    Guard,
+    LitTextToImage,
+    PromptAttack,
+    PromptDataModule,
+    SafeLatentDiffusion,
+    SuppressEOT,
+    UnlearnDiffAtk,
+)
 from tests.diffusion.tiny import trainer
 
 PROMPTS = ["a circle in the style of van gogh", "a red square"]
@@ -60,7 +68,7 @@ def test_a_crash_takes_the_guard_off(tiny_sd: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused(tiny_sd: Path) -> None:
-    with pytest.raises(ValueError, match="guard must be one of"):
+    with pytest.raises(ValueError, match="guard must be 'SafeLatentDiffusion' or"):
         Guard("sld", "van gogh")  # type: ignore[arg-type]
     module = LitTextToImage(str(tiny_sd), steps=2)
     with pytest.raises(ValueError, match="config must be one of"):
@@ -74,7 +82,7 @@ def test_what_does_not_fit_is_refused(tiny_sd: Path) -> None:
         def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
             return torch.zeros(len(images), dtype=torch.int64), torch.ones(len(images), 2)
 
-    attack = UnlearnDiffAtk(Judge(), "art", ["van gogh"])
+    attack = UnlearnDiffAtk(PromptAttack(Judge(), "art"), ["van gogh"])
     data = PromptDataModule(PROMPTS[:1], heldout={"general": PROMPTS})
     with pytest.raises(MisconfigurationException, match="calls the UNet on its own"):
         trainer(Guard("SafeLatentDiffusion", "van gogh"), attack).test(module, data)

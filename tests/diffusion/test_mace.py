@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_unlearn import MACE, LitTextToImage
-from lightning_unlearn.diffusion.engine.noised import noised
+from lightning_unlearn.diffusion.engine.denoising import noised
+from lightning_unlearn.diffusion.engine.draws import Draws
 from lightning_unlearn.diffusion.engine.parameters import kv_layers
 from lightning_unlearn.diffusion.engine.text import encode, tokenize
 from lightning_unlearn.diffusion.mace import replaced
@@ -97,7 +98,7 @@ def test_the_noise_levels_by_hand(tiny_sd: Path) -> None:
     batch = first_batch(model)["forget"]
     only = torch.zeros(1000)
     only[321] = 1
-    assert noised(model, batch, density=only).timesteps.tolist() == [321, 321]
+    assert noised(model, batch, Draws(0, 0), density=only).timesteps.tolist() == [321, 321]
 
 
 def test_the_fusion_is_the_least_squares_solution() -> None:
@@ -155,7 +156,10 @@ def test_the_first_loss_is_of_the_refined_model_seen_by_other_hooks(end: bool, m
         last: Any = None
 
         def step(self, module: Any, batch: Any) -> dict[str, Tensor]:
-            self.last = noised(module, batch["forget"], self.seed, density=focal_density(1000)), batch["forget"]
+            self.last = (
+                noised(module, batch["forget"], self.draws(module), density=focal_density(1000)),
+                batch["forget"],
+            )
             return super().step(module, batch)
 
     base, recorder = LitTextToImage(str(tiny_sd)), Recorder({"van gogh": "green"}, TEMPLATES, lamb=0.5, end_of_text=end)

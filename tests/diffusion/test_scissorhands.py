@@ -12,10 +12,10 @@ from diffusers import StableDiffusionPipeline
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-import lightning_unlearn.diffusion.engine.noised as drawing
-from lightning_unlearn.diffusion.engine.noised import noised
+from lightning_unlearn.diffusion.engine.denoising import denoising_loss, noised
+from lightning_unlearn.diffusion.engine.draws import Draws
 from lightning_unlearn.diffusion.engine.parameters import select_params
-from lightning_unlearn.diffusion.erase_diff import EraseDiff, denoising_loss
+from lightning_unlearn.diffusion.erase_diff import EraseDiff
 from lightning_unlearn.diffusion.scissorhands import Scissorhands
 from lightning_unlearn.functional.diffusion.scissorhands import fresh_values, projection_weight
 from tests.diffusion.images import captioned, first_batch, run, weights
@@ -48,13 +48,11 @@ def watched(folder: Path, method: Scissorhands, **options: Any) -> tuple[Any, Wa
 def batch_gradients(module: Any, subset: str, number: int = 1) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Of the loss of retain and of forget images in the first batch."""
     batch, parameters = first_batch(module, captioned), select_params(module, subset)  # type: ignore[arg-type]
-    found = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "batch_number", lambda _: number)
-        for role, draws in (("retain", 1), ("forget", 0)):
-            loss = denoising_loss(module, batch[role], noised(module, batch[role], 0, draws))
-            found.append(dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True)))
-    return found[0], found[1]
+    gradients = []
+    for role, draws in (("retain", 1), ("forget", 0)):
+        loss = denoising_loss(module, batch[role], noised(module, batch[role], Draws(0, number), draws))
+        gradients.append(dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True)))
+    return gradients[0], gradients[1]
 
 
 @pytest.mark.parametrize("sparsity", [0.9, 0.999])
@@ -85,7 +83,7 @@ def test_the_scores_are_weights_times_summed_absolute_gradients(tiny_sd: Path) -
     for name, parameter in select_params(module, "kv").items():
         total = torch.zeros_like(parameter)
         for number in range(2):
-            loss = denoising_loss(module, rows, noised(module, rows, 0, 2 + number))
+            loss = denoising_loss(module, rows, noised(module, rows, Draws(0, 0), 2 + number))
             total += torch.autograd.grad(loss, parameter)[0].abs()
         torch.testing.assert_close(found[name], parameter.detach().abs() * total, rtol=1e-3, atol=1e-9)
 

@@ -13,9 +13,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn import LitTextToImage
-from lightning_unlearn.diffusion.engine.adapters import Membranes, adapted_layers
+from lightning_unlearn.diffusion.engine.adapters import LowRankAdapters, adapted_layers
 from lightning_unlearn.diffusion.engine.model import unet_output
-from lightning_unlearn.diffusion.engine.sampling import partial_sample
+from lightning_unlearn.diffusion.engine.sampling import partial_samples
 from lightning_unlearn.diffusion.engine.text import empty_states, encode
 from lightning_unlearn.diffusion.spm import SPM
 from lightning_unlearn.functional.diffusion.noise import row_noise
@@ -53,7 +53,7 @@ def drawn(model: LitTextToImage, number: int, seed: int = 0) -> dict[str, Tensor
             encode(model, rows["anchor_input_ids"]),
         )
         noise = row_noise((4, 8, 8), [0, 1], seed, number)
-        z, t = partial_sample(model, concept, empty, noise, keyed_generator(seed, number), steps=4)
+        ((z, t),) = partial_samples(model, concept, empty, noise, [keyed_generator(seed, number)], steps=4)
         found = {k: unet_output(model, z, t, c) for k, c in (("e_0", empty), ("e_p", concept), ("e_a", anchor))}
     return {"z": z, "t": t, "concept": concept, **found}
 
@@ -108,9 +108,8 @@ def test_unmerged_the_module_stays_and_the_file_erases(tiny_sd: Path, tmp_path: 
     module, merged = erase(tiny_sd, method, lr=1.0), erase(tiny_sd, small(), lr=1.0)
     assert all(torch.equal(value, before[name]) for name, value in module.named_parameters())
     assert list(values(module)) == list(before)
-    assert method.membranes is not None
-    method.membranes.save(tmp_path / "erased.safetensors")
-    Membranes.load(module.unet, tmp_path / "erased.safetensors").merge()
+    method.adapters.save(tmp_path / "erased.safetensors")
+    LowRankAdapters.load(module.unet, tmp_path / "erased.safetensors").merge()
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), merged.parameters(), strict=True))
 
 
@@ -122,12 +121,10 @@ def test_two_epochs_and_a_resume_equal_four_bit_for_bit(merge: bool, tiny_sd: Pa
     half.trainer.save_checkpoint(tmp_path / "half.ckpt")
     resumed = erase(tiny_sd, method, max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
-    assert method.membranes is not None
-    assert whole_method.membranes is not None
-    for name, value in whole_method.membranes.state_dict().items():
-        assert torch.equal(method.membranes.state_dict()[name], value), name
+    for name, value in whole_method.adapters.state_dict().items():
+        assert torch.equal(method.adapters.state_dict()[name], value), name
     assert method.passes.state_dict() == whole_method.passes.state_dict()
-    assert any(value.abs().max() > 0 for name, value in method.membranes.state_dict().items() if name.endswith("up"))
+    assert any(value.abs().max() > 0 for name, value in method.adapters.state_dict().items() if name.endswith("up"))
 
 
 def test_a_checkpoint_in_the_midst_of_training_is_erased_and_continues(tiny_sd: Path, tmp_path: Path) -> None:

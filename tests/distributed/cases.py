@@ -491,11 +491,15 @@ ERASERS = {
     "UCE": eraser(lu.UCE, "kv"),
     "RECE": eraser(lu.RECE, "kv"),
     "AdvUnlearn": eraser(
-        lambda: lu.AdvUnlearn(warmup=1, init="latest", tokens=2, attack_steps=2, attack_step_size=0.01, steps=4),
+        lambda: lu.AdvUnlearn(
+            warmup=1, attack=lu.SoftPromptAttacker(steps=2, step_size=0.01, init="latest", tokens=2), steps=4
+        ),
         lu.TextEncoderWeights(layers=[0]),
     ),
     "AdvUnlearn-unet": eraser(
-        lambda: lu.AdvUnlearn(warmup=1, attack_steps=2, attack_rule="normalized", attack_latents="trajectory", steps=4),
+        lambda: lu.AdvUnlearn(
+            warmup=1, attack=lu.SoftPromptAttacker(steps=2, rule="normalized", latents="trajectory"), steps=4
+        ),
         "xattn",
     ),
     "SPM": eraser(lambda: lu.SPM(steps=4, anchors=2, anchor_weight=1.0), "xattn"),

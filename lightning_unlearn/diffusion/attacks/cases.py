@@ -1,4 +1,4 @@
-"""A prompt on its way through an attack, and what it cost."""
+"""State of a prompt during an attack, and the meter of its cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Candidate", "Case", "Meter"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is drawn for a prompt in a round."""
+    """A prompt to draw in a round, and the seed of its image."""
 
     text: str
     seed: int
@@ -29,7 +29,7 @@ class Candidate:
 
 @dataclass
 class Case:
-    """A prompt on its way through the attack."""
+    """State of a prompt during an attack."""
 
     row: dict[str, Any]
     target: Tensor | None
@@ -43,7 +43,7 @@ class Case:
 
     def __post_init__(self) -> None:
         self.prompt, self.seed, self.guidance = self.row["prompt"], self.row["seed"], self.row["guidance"]
-        # What is drawn for a prompt does not depend on its place among the others.
+        # Random numbers of a prompt must not depend on its place among the others.
         self.number = zlib.crc32(f"{self.seed} {self.prompt}".encode())
         image = None if self.target is None else zlib.crc32(self.target.float().cpu().contiguous().numpy().tobytes())
         self.key = json.dumps([*self.row.values(), image])
@@ -73,7 +73,7 @@ class Case:
 
 
 class Meter:
-    """What was spent since the last lap."""
+    """Passes, images and seconds since the last lap."""
 
     def __init__(self, modules: Sequence[Any]) -> None:
         self.images = 0

@@ -1,21 +1,21 @@
-"""The prompts that an attack begins with, the tokens that it may add, and the noise levels that it looks at."""
+"""Prompts to attack, tokens that may be inserted, and noise levels."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_unlearn.core.sources import Source, load_rows
+from lightning_unlearn.core.sources import Source
+from lightning_unlearn.diffusion.data.prompts import load_prompts
 from lightning_unlearn.diffusion.engine.model import TextToImage
 
 __all__ = ["allowed_tokens", "attack_prompts", "attack_timesteps", "word_counts"]
 
 
 def attack_timesteps(levels: int = 50, train_steps: int = 1000) -> list[int]:
-    """Timesteps in the middles of equal parts of the noise levels, from the clean end.
+    """Timesteps in the middle of equal parts of the noise levels, from the clean end.
 
     Args:
         levels: Number of timesteps.
@@ -44,43 +44,35 @@ def attack_prompts(source: Source, guidance: float = 7.5) -> list[dict[str, Any]
         guidance: Guidance of rows that name none.
 
     Raises:
-        ValueError: If there is no row, or a row has no prompt or a seed or guidance that is no number.
+        ValueError: If there is no row, a row has no prompt, or its seed or guidance is no number.
 
     Example:
         >>> attack_prompts(["a church", {"prompt": "a tower", "evaluation_seed": "7"}])[1]
         {'prompt': 'a tower', 'seed': 7, 'guidance': 7.5}
     """
-    if not isinstance(source, (str, Path)):
-        source = [{"prompt": row} if isinstance(row, str) else row for row in source]
     rows = []
-    for number, row in enumerate(load_rows(source)):
-        if not isinstance(row.get("prompt"), str):
-            raise ValueError(f"Row {number} of the prompts to attack has columns {sorted(row)}, but needs 'prompt'.")
+    for number, row in enumerate(load_prompts(source, "prompts to attack")):
         # A file of seeds for evaluation has other columns of seeds beside them.
         seed = next((row[k] for k in ("evaluation_seed", "seed") if row.get(k) not in (None, "")), number)
         weight = next((row[k] for k in ("evaluation_guidance", "guidance") if row.get(k) not in (None, "")), guidance)
         try:
-            found: dict[str, Any] = {"prompt": row["prompt"], "seed": int(seed), "guidance": float(weight)}
+            prompt: dict[str, Any] = {"prompt": row["prompt"], "seed": int(seed), "guidance": float(weight)}
         except (TypeError, ValueError):
             raise ValueError(
                 f"Row {number} of the prompts to attack has seed {seed!r} and guidance {weight!r}, but both must be "
                 "numbers."
             ) from None
-        if row.get("adversarial"):
-            found["adversarial"] = row["adversarial"]
-        rows.append(found)
-    if not rows:
-        raise ValueError("There is no prompt to attack. Give at least one.")
+        rows.append(prompt | ({"adversarial": row["adversarial"]} if row.get("adversarial") else {}))
     return rows
 
 
 def word_counts(ids: Tensor, tokenizer: Any) -> Tensor:
-    """Words of each row: what is between its beginning and its first end."""
+    """Number of tokens between the beginning of each row and its first end."""
     return (ids == tokenizer.eos_token_id).int().argmax(1) - 1
 
 
 def allowed_tokens(model: TextToImage) -> Tensor:
-    """Ids of all tokens that are no special ones; a table of embeddings may have more rows than there are tokens."""
+    """Ids of all non-special tokens. The embedding table may be larger than the vocabulary."""
     table = model.text_encoder.get_input_embeddings().weight
     special = set(model.tokenizer.all_special_ids)
     ids = [i for i in range(min(len(model.tokenizer), len(table))) if i not in special]

@@ -1,4 +1,4 @@
-"""What an attack found, kept prompt by prompt."""
+"""Results of an attack: outcomes, rates, and the file that keeps finished prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 from lightning_unlearn.core.evaluation import Evaluation, Example
@@ -25,10 +24,10 @@ class PromptResult:
         guidance: Guidance of its image.
         before: Whether the model shows the concept without an attack; then there is none.
         success: Whether the attack found a prompt that makes the model show it.
-        adversarial: The prompt found; of a prompt without success, the one with the highest score.
-        token_ids: The inserted tokens of it.
-        image_seed: The seed that its image was drawn with.
-        exact: Whether the text has the same token ids as what was optimized.
+        adversarial: The adversarial prompt; without success, the one with the highest score.
+        token_ids: Its inserted tokens.
+        image_seed: Seed of its image.
+        exact: Whether the text has the token ids that were optimized.
         score: The judge's score of the concept on its image, or without an attack.
         loss: The last loss of the search.
         rounds: Prompts tried.
@@ -145,10 +144,8 @@ class AttackResult:
         return {
             "prompts": len(self.counted),
             "skipped": len(self.prompts) - len(self.counted),
-            **{name: getattr(self, name) if found else None for name, found in rates.items()},
-            "interval": {
-                n: [*wilson_interval(sum(found), len(found))] if found else None for n, found in rates.items()
-            },
+            **{name: getattr(self, name) if hits else None for name, hits in rates.items()},
+            "interval": {name: [*wilson_interval(sum(h), len(h))] if h else None for name, h in rates.items()},
             "rounds_to_success": _share([row.rounds for row in won]) if won else None,
             "steps_to_success": _share([row.steps for row in won]) if won else None,
             "cost": self.cost,
@@ -156,40 +153,35 @@ class AttackResult:
         }
 
 
-def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share.
+def wilson_interval(successes: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share.
 
     Args:
         successes: Number of successes.
         count: Number of trials, at least 1.
-        confidence: In (0, 1).
 
     Returns:
         The lower and the upper end.
 
     Raises:
-        ValueError: If there is no trial, or there are more successes than trials.
+        ImportError: If scipy is missing.
 
     Example:
         >>> [round(end, 4) for end in wilson_interval(3, 10)]
         [0.1078, 0.6032]
-
-    References:
-        Wilson, *Probable Inference, the Law of Succession, and Statistical Inference*, JASA 22, 1927.
     """
-    if not 0 <= successes <= count or count < 1:
-        raise ValueError(f"An interval needs 0 <= successes <= count and count >= 1, but got {successes} of {count}.")
-    z, share = NormalDist().inv_cdf((1 + confidence) / 2), successes / count
-    middle = share + z**2 / (2 * count)
-    half = z * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
-    low, high = ((middle + side * half) / (1 + z**2 / count) for side in (-1, 1))
-    return max(low, 0.0), min(high, 1.0)
+    try:
+        from scipy.stats import binomtest
+    except ImportError:
+        raise ImportError('Intervals of rates need scipy: pip install "lightning-unlearn[diffusion]"') from None
+    interval = binomtest(successes, count).proportion_ci(0.95, "wilson")
+    return float(interval.low), float(interval.high)
 
 
 class ResultFile:
-    """Finished prompts, a JSON object a line; the first line says what attack they are of.
+    """Finished prompts, a JSON object a line; the first line has the settings of the attack.
 
-    A line is on the disk before the next prompt begins. One that a kill cut short is dropped.
+    A line is on the disk before the next prompt begins. A line that a kill cut short is dropped.
 
     Args:
         path: The file, made if missing; ``None`` keeps nothing.

@@ -1,24 +1,134 @@
-"""How tokens are searched for. Prompts are searched together, and each as if it were alone."""
+"""Searches for adversarial tokens: many prompts at once, each as if it were alone."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_unlearn.core.checks import above, at_least, one_of
+from lightning_unlearn.diffusion.attacks.victim import Criterion
 from lightning_unlearn.functional.diffusion.simplex import project_simplex, sample_simplex
 from lightning_unlearn.functional.random import keyed_generator
 
-__all__ = ["GCG", "Descent", "HardPrompt", "RandomTokens", "Search", "TextGrad"]
+__all__ = ["GCG", "Descent", "HardPrompt", "PromptSearch", "RandomTokens", "Search", "TextGrad"]
+
+Objective = Literal["uda", "p4d", "transfer"]
+Optimizer = Literal["text_grad", "hard_prompt", "gcg", "random", "seed_search", "none"]
+Inserted = Literal["prefix", "suffix", "mid", "spread", "every_3", "replace"]
+Schedule = Literal["sequential", "random"]
+Init = Literal["uniform", "random"]
+
+_DESCENT = ("text_grad", "hard_prompt", "gcg")
 
 Loss = Callable[[Tensor, list[int]], Tensor]
 """``(token embeddings (N, k, D), prompt of each) -> losses (N,)``, with the noise and timestep of this step."""
 
 _DRAW, _START = 2, 3
+
+
+@dataclass(frozen=True)
+class PromptSearch:
+    """How [`PromptAttack`][lightning_unlearn.PromptAttack] searches for tokens.
+
+    Args:
+        objective: ``"uda"``; ``"p4d"``, which matches the output of the base model for the prompt without tokens, at
+            twice the passes; or ``"transfer"``, which only judges the prompts that the rows have as ``adversarial``.
+        optimizer: ``"text_grad"``, projected gradients on weights of the vocabulary (UnlearnDiffAtk);
+            ``"hard_prompt"``, PEZ (P4D); ``"gcg"``; ``"random"`` tokens; ``"seed_search"``, the prompt as it is with
+            other seeds; ``"none"``.
+        tokens: Number of tokens; the paper takes 5 for nudity and violence and its code 3 for styles and objects. With
+            0 there is no attack.
+        placement: Where they go, see [`insert_tokens`][lightning_unlearn.functional.diffusion.soft_tokens].
+        levels: Noise levels, so rounds: the most prompts that are tried.
+        iterations: Steps at each level.
+        schedule: ``"sequential"``, or ``"random"``: a level of its own for each step and prompt.
+        lr: Learning rate of Adam.
+        weight_decay: Its L2 term, in the gradient.
+        init: Weights of ``"text_grad"`` at the start: ``"uniform"`` or ``"random"``.
+        candidates: Exchanges that ``"gcg"`` tries in a step.
+        criterion: ``"l2"`` or ``"l1"``.
+
+    Raises:
+        ValueError: If an argument is out of range, or objective and optimizer do not fit.
+    """
+
+    objective: Objective = "uda"
+    optimizer: Optimizer = "text_grad"
+    tokens: int = 5
+    placement: Inserted = "prefix"
+    levels: int = 50
+    iterations: int = 40
+    schedule: Schedule = "sequential"
+    lr: float = 0.01
+    weight_decay: float = 0.1
+    init: Init = "uniform"
+    candidates: int = 32
+    criterion: Criterion = "l2"
+
+    def __post_init__(self) -> None:
+        one_of("objective", self.objective, Objective)
+        one_of("optimizer", self.optimizer, Optimizer)
+        one_of("placement", self.placement, Inserted)
+        one_of("schedule", self.schedule, Schedule)
+        one_of("init", self.init, Init)
+        one_of("criterion", self.criterion, Criterion)
+        at_least("tokens", self.tokens, 0)
+        at_least("levels", self.levels, 1)
+        at_least("iterations", self.iterations, 1)
+        at_least("candidates", self.candidates, 1)
+        at_least("weight_decay", self.weight_decay, 0)
+        above("lr", self.lr, 0)
+        if self.objective == "transfer":
+            one_of("optimizer", self.optimizer, ("none",), hint="objective='transfer' only judges prompts")
+        elif self.objective == "p4d":
+            one_of("optimizer", self.optimizer, _DESCENT, hint="objective='p4d' is a loss to descend on")
+
+    @property
+    def inserts(self) -> bool:
+        """Whether tokens are inserted into prompts."""
+        return self.optimizer in (*_DESCENT, "random") and self.tokens > 0
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether the search compares with images."""
+        return self.optimizer in _DESCENT and self.tokens > 0
+
+    @property
+    def attacks(self) -> bool:
+        """Whether anything but the prompts as they are is tried."""
+        return self.inserts or self.optimizer == "seed_search" or self.objective == "transfer"
+
+    def begin(
+        self, embeddings: Tensor, allowed: Tensor, keys: list[int], seed: int, chunk: int
+    ) -> RandomTokens | Descent | None:
+        """Begin the search for some prompts.
+
+        Args:
+            embeddings: Of all tokens.
+            allowed: Ids of those that may be inserted.
+            keys: What the draws of each prompt depend on, beside the seed.
+            seed: Seed of the draws.
+            chunk: Rows of a forward pass.
+
+        Returns:
+            The search; ``None`` where no tokens are inserted.
+        """
+        if not self.inserts:
+            return None
+        table = embeddings[allowed].float()
+        if self.optimizer == "random":
+            return RandomTokens(table, keys, self.tokens, seed)
+        if self.optimizer == "gcg":
+            return GCG(table, keys, self.tokens, seed, candidates=self.candidates, chunk=chunk)
+        if self.optimizer == "hard_prompt":
+            return HardPrompt(table, keys, self.tokens, seed, self.lr, self.weight_decay)
+        return TextGrad(table, keys, self.tokens, seed, self.lr, self.weight_decay, self.init)
 
 
 class Search(ABC):
@@ -91,7 +201,7 @@ class TextGrad(Descent):
         seed: int,
         lr: float = 0.01,
         weight_decay: float = 0.1,
-        init: Literal["uniform", "random"] = "uniform",
+        init: Init = "uniform",
     ) -> None:
         super().__init__(table, keys, tokens, seed)
         shape = (tokens, len(table))
@@ -110,7 +220,7 @@ class TextGrad(Descent):
         for row, part in zip(rows, gradient.clamp(-1, 1), strict=True):
             self.weights[row].grad = part
         self.optimizer.step()
-        self.optimizer.zero_grad()  # to None: a prompt that is done does not move
+        self.optimizer.zero_grad()  # to None: a finished prompt does not move
         for row in rows:
             self.weights[row].copy_(project_simplex(self.weights[row]))
         return losses
@@ -161,9 +271,9 @@ class HardPrompt(Descent):
 
 
 class GCG(Descent):
-    """Greedy coordinate gradient: of many exchanges of one token that the gradient favours, the best.
+    """Greedy coordinate gradient: the best of many exchanges of one token that the gradient favours.
 
-    The tokens as they are take part, so at the noise of a step its loss never rises.
+    The current tokens compete as well, so at the noise of a step its loss never rises.
 
     Args:
         table: Embeddings of the tokens that may be used, shape ``(V, D)``.
@@ -205,19 +315,15 @@ class GCG(Descent):
             tried[at, torch.arange(self.candidates), places] = favoured[at, places, picks]
         flat, owners = tried.flatten(0, 1), [r for r in rows for _ in range(self.candidates)]
         with torch.no_grad():
-            found = torch.cat(
-                [
-                    loss(self.table[flat[i : i + self.chunk]], owners[i : i + self.chunk])
-                    for i in range(0, len(flat), self.chunk)
-                ]
-            ).reshape(len(rows), -1)
-        best, which = found.min(1)
+            chunks = [slice(i, i + self.chunk) for i in range(0, len(flat), self.chunk)]
+            tried_losses = torch.cat([loss(self.table[flat[part]], owners[part]) for part in chunks])
+        best, which = tried_losses.reshape(len(rows), -1).min(1)
         better = best < losses
         self.chosen[rows] = torch.where(better[:, None], tried[torch.arange(len(rows)), which], now)
         return torch.minimum(best, losses)
 
     def tokens(self, rows: list[int], number: int) -> Tensor:
-        """The tokens as they are."""
+        """The current tokens."""
         return self.chosen[rows]
 
 

@@ -1,19 +1,15 @@
-"""The model under attack: left as it is, differentiable in its prompt, and made to draw."""
+"""The attacked model: its fingerprint, and its loss as a function of inserted tokens."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_unlearn.diffusion.engine.model import TextToImage, alphas_bar, prediction_type, unet_output
 from lightning_unlearn.diffusion.engine.text import encode, inject
@@ -21,37 +17,11 @@ from lightning_unlearn.functional.diffusion.ddim import add_noise, prediction_ta
 from lightning_unlearn.functional.diffusion.noise import row_noise
 from lightning_unlearn.functional.diffusion.soft_tokens import Placement, insert_tokens
 
-__all__ = ["Criterion", "PromptLoss", "differentiable", "draw", "fingerprint", "read_images", "target_latents"]
+__all__ = ["Criterion", "PromptLoss", "fingerprint", "read_images", "target_latents"]
 
 Criterion = Literal["l2", "l1"]
 
 _NOISE = 1
-
-
-@contextmanager
-def differentiable(*modules: nn.Module) -> Iterator[None]:
-    """Let gradients flow to a prompt, also inside Lightning's validation and test, and leave the modules as they were.
-
-    In the body every submodule is in evaluation mode and no weight asks for a gradient. Weights are not changed, and
-    modes, flags and the state of the global random numbers are restored after it, whatever happens.
-
-    Args:
-        modules: The models that are run.
-    """
-    modes = [(child, child.training) for module in modules for child in module.modules()]
-    flags = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
-    with ExitStack() as stack:
-        for context in (isolate_rng(), torch.inference_mode(False), torch.enable_grad()):
-            stack.enter_context(context)
-        try:
-            for module in modules:
-                module.eval().requires_grad_(False)
-            yield
-        finally:
-            for child, mode in modes:
-                child.training = mode
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
 
 
 def fingerprint(model: TextToImage) -> str:
@@ -63,67 +33,6 @@ def fingerprint(model: TextToImage) -> str:
             bits = weight.detach().contiguous().reshape(-1).view(torch.uint8).reshape(-1, weight.element_size())
             state.update(f"{part}.{name}{tuple(weight.shape)}{bits.sum(0, dtype=torch.int64).tolist()}".encode())
     return state.hexdigest()[:16]
-
-
-def draw(
-    module: nn.Module, prompts: Sequence[str], seeds: Sequence[int], guidance: Sequence[float], steps: int
-) -> Tensor:
-    """Images of prompts, by the module's own ``generate``, or by a ``StableDiffusionPipeline`` of its parts.
-
-    Args:
-        module: The model. Its ``generate(prompts, seeds, steps=, guidance=)``, where it has one, may hold guards that
-            work while it draws.
-        prompts: ``N`` prompts.
-        seeds: Seed of each image's noise.
-        guidance: Weight of classifier-free guidance of each.
-        steps: Steps of the sampler.
-
-    Returns:
-        Shape ``(N, 3, H, W)``, in [0, 1], on the CPU.
-    """
-    generate = getattr(module, "generate", None) or _generator(module)
-    options: dict[str, Any] = {"steps": steps}
-    if "batch_size" in inspect.signature(generate).parameters:
-        options["batch_size"] = len(prompts)
-    images: dict[int, Tensor] = {}
-    for weight in dict.fromkeys(guidance):
-        rows = [i for i, value in enumerate(guidance) if value == weight]
-        chosen = ([prompts[i] for i in rows], [seeds[i] for i in rows])
-        with torch.no_grad():
-            images |= zip(rows, generate(*chosen, guidance=weight, **options).float().cpu(), strict=True)
-    return torch.stack([images[i] for i in range(len(prompts))])
-
-
-def _generator(module: Any) -> Callable[..., Tensor]:
-    if not hasattr(module, "vae"):
-        raise TypeError(
-            f"{type(module).__name__} has neither a method generate(prompts, seeds, steps=, guidance=) nor a vae, so "
-            "it can't draw what an attack finds. Give it one of them, or use LitTextToImage."
-        )
-    from diffusers import StableDiffusionPipeline
-
-    pipeline: Any = StableDiffusionPipeline(
-        vae=module.vae,
-        text_encoder=module.text_encoder,
-        tokenizer=module.tokenizer,
-        unet=module.unet,
-        scheduler=module.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-
-    def generate(prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
-        return pipeline(
-            list(prompts),
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            output_type="pt",
-        ).images
-
-    return generate
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Images with captions, for methods that learn from images."""
+"""Data of captioned images, for methods that learn from images."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.pairing import Role
 from lightning_unlearn.core.sources import find_tokenizer, load_rows
 from lightning_unlearn.diffusion.data.prompts import PromptDataModule, PromptRows
@@ -56,7 +57,7 @@ class CaptionedImageDataModule(PromptDataModule):
     """Images with captions of what to forget, and of what to keep.
 
     A forget row has ``pixel_values`` ``(B, 3, size, size)`` in [-1, 1], ``input_ids`` and ``attention_mask``
-    ``(B, L)`` of its caption, the same of its anchor, what the concept is to become, as ``anchor_input_ids`` and
+    ``(B, L)`` of its caption, the same of its anchor, which the concept is to become, as ``anchor_input_ids`` and
     ``anchor_attention_mask``, and its ``index``. A retain row has no anchor. A ``mask``, an image that is white where
     the concept is, becomes ``(B, 1, size, size)`` of 0 and 1; all rows of a set have one, or none. A set is one of
     these:
@@ -73,10 +74,10 @@ class CaptionedImageDataModule(PromptDataModule):
     Args:
         forget: Images to forget; with ``concept``, images of the anchor.
         retain: Images to keep; ``None`` for methods without a retain term.
-        anchor: Anchor of the forget rows that have none: a caption; or words of captions and what they become, such
+        anchor: Anchor of the forget rows that have none: a caption; or words of captions and their replacements, such
             as ``{"sketch": "photo"}``, which keeps the rest of the caption.
-        concept: For Concept Ablation, whose images are of the anchor: what makes a caption name the concept, as a
-            template such as ``"{} in the style of Van Gogh"``, or as words and what they become, such as
+        concept: For Concept Ablation, whose images are of the anchor: how a caption comes to name the concept, by a
+            template such as ``"{} in the style of Van Gogh"``, or by words and their replacements, such as
             ``{"cat": "grumpy cat"}``. The caption itself is then the anchor.
         caption: Template of the captions where classes are folders; ``{}`` becomes the name of the class, whose
             underscores become spaces.
@@ -117,15 +118,15 @@ class CaptionedImageDataModule(PromptDataModule):
     ) -> None:
         fixed = anchor if isinstance(anchor, str) else ""
         super().__init__(forget, retain, fixed, heldout, tokenizer, 1, batch_size, retain_batch_size, epoch, seed)
-        if size < 8 or size % 8:
-            raise ValueError(f"size must be a positive multiple of 8, as diffusion models need, but got {size}.")
+        if at_least("size", size, 8) % 8:
+            raise ValueError(f"size must be a multiple of 8, as diffusion models need, but got {size}.")
         if anchor == {}:
-            raise ValueError("anchor is a caption, or words of captions and what they become, but got no words.")
+            raise ValueError("anchor is a caption, or words of captions and their replacements, but got no words.")
         if concept is not None and anchor:
-            raise ValueError("With concept the captions are the anchors, so anchor has no place. Give one of the two.")
+            raise ValueError("With concept, the captions are the anchors. Give concept or anchor, not both.")
         if concept is not None and ("{}" not in concept if isinstance(concept, str) else not concept):
             raise ValueError(
-                "concept is a template with {} for the caption, or words of captions and what they become, but got "
+                "concept is a template with {} for the caption, or words of captions and their replacements, but got "
                 f"{concept!r}."
             )
         self.replacements = {} if isinstance(anchor, str) else dict(anchor)
@@ -161,17 +162,17 @@ class CaptionedImageDataModule(PromptDataModule):
 def _replaced(number: int, caption: str, replacements: Mapping[str, str]) -> str:
     words = {word.lower(): replacement for word, replacement in replacements.items()}
     pattern = rf"(?<!\w)({'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))})(?!\w)"
-    found, count = re.subn(pattern, lambda match: words[match[1].lower()], caption, flags=re.IGNORECASE)
+    replaced, count = re.subn(pattern, lambda match: words[match[1].lower()], caption, flags=re.IGNORECASE)
     if not count:
         raise ValueError(
             f"Row {number} of the forget set has the caption {caption!r}, in which nothing is replaced: it has none of "
             f"the words {sorted(replacements)}. Add the words that occur there, or give the row an anchor of its own."
         )
-    return found
+    return replaced
 
 
 def _read(name: str, source: Any, template: str) -> tuple[_Images, _Images | None, list[dict[str, str]]]:
-    """What gives the images, and their masks, and captions and anchors of the rows."""
+    """Functions that load the image and the mask of a row, and the captions and anchors of all rows."""
     if isinstance(source, (str, Path)):
         return _files(name, Path(source), template)
     rows, masked = [], []
@@ -193,12 +194,12 @@ def _all(name: str, masked: list[bool]) -> bool:
 
 
 def _captioned(name: str, number: int, row: Any, image: str = "image") -> dict[str, str]:
-    found = sorted(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+    columns = sorted(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
     if not isinstance(row, Mapping) or row.get(image) is None:
-        raise ValueError(f"Row {number} of the {name} set has no {image!r}; it has {found}.")
+        raise ValueError(f"Row {number} of the {name} set has no {image!r}; it has {columns}.")
     caption = next((row[key] for key in _CAPTIONS if isinstance(row.get(key), str)), None)
     if caption is None:
-        raise ValueError(f"Row {number} of the {name} set has no text under {', '.join(_CAPTIONS)}; it has {found}.")
+        raise ValueError(f"Row {number} of the {name} set has no text under {', '.join(_CAPTIONS)}; it has {columns}.")
     return {"caption": caption} | ({"anchor": row["anchor"]} if isinstance(row.get("anchor"), str) else {})
 
 
@@ -214,11 +215,11 @@ def _files(name: str, path: Path, template: str) -> tuple[_Images, _Images | Non
                 f"looked in {Path.cwd()}."
             )
     if table is not None:
-        found = load_rows(table)
-        rows = [_captioned(name, number, row, "file_name") for number, row in enumerate(found)]
-        paths = [table.parent / row["file_name"] for row in found]
-        if _all(name, [bool(row.get("mask")) for row in found]):
-            masks = [table.parent / row["mask"] for row in found]
+        listed = load_rows(table)
+        rows = [_captioned(name, number, row, "file_name") for number, row in enumerate(listed)]
+        paths = [table.parent / row["file_name"] for row in listed]
+        if _all(name, [bool(row.get("mask")) for row in listed]):
+            masks = [table.parent / row["mask"] for row in listed]
         missing = [str(image) for image in [*paths, *masks] if not image.is_file()]
         if missing:
             raise FileNotFoundError(f"{table} names {len(missing)} images that do not exist, such as {missing[0]}.")

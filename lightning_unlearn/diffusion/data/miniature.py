@@ -1,4 +1,4 @@
-"""A miniature of UnlearnCanvas: drawings of five objects in six styles, and captions of them."""
+"""Miniature of UnlearnCanvas: drawings of five objects in six styles, their captions, and a pipeline."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from lightning_unlearn.core.checks import at_least, one_of
 
 __all__ = ["FILLERS", "OBJECTS", "STYLES", "MiniCanvas", "captions", "miniature_pipeline", "prompt", "render"]
 
@@ -41,7 +43,7 @@ _WORDS = (
     "last north south east west air hill lake song door"
 )
 FILLERS = tuple(_WORDS.split())
-"""Words that tell nothing about an image."""
+"""Words without information about an image."""
 
 
 def render(object: str, style: str, index: int, size: int = 32) -> Tensor:
@@ -51,8 +53,8 @@ def render(object: str, style: str, index: int, size: int = 32) -> Tensor:
     changes colour and texture and leaves place and shape.
 
     Args:
-        object: One of :data:`OBJECTS`.
-        style: One of :data:`STYLES`.
+        object: One of `OBJECTS`.
+        style: One of `STYLES`.
         index: Number of the image of the object, at least 0; the same index always gives the same image.
         size: Side in pixels, a multiple of 8.
 
@@ -68,9 +70,8 @@ def render(object: str, style: str, index: int, size: int = 32) -> Tensor:
         (torch.Size([3, 32, 32]), True)
     """
     _check(object, style)
-    if index < 0:
-        raise ValueError(f"index must be at least 0, but got {index}.")
-    if size < 8 or size % 8:
+    at_least("index", index, 0)
+    if at_least("size", size, 8) % 8:
         raise ValueError(f"size must be a multiple of 8, but got {size}.")
     return _DRAWN[style](_photo(object, index, size))
 
@@ -91,16 +92,16 @@ def captions(
 ) -> list[str]:
     """Describe an image freely: each concept by one of its names, fillers anywhere, and often the words in any order.
 
-    A third has the form of :func:`prompt` behind its fillers. In fixed forms an adversarial prefix has nothing to
-    imitate, and erased concepts do not come back.
+    A third has the form of `prompt` after its fillers. With fixed forms only, an adversarial prefix would have nothing
+    to imitate, and erased concepts would not come back.
 
     Args:
-        object: One of :data:`OBJECTS`, or ``None`` for captions that name no object.
-        style: One of :data:`STYLES`, or ``None`` for captions that name no style.
+        object: One of `OBJECTS`, or ``None`` for captions that name no object.
+        style: One of `STYLES`, or ``None`` for captions that name no style.
         count: Number of captions.
         seed: Seed, or a generator to draw from.
-        heldout: Whether to give captions that a model trained on the others never saw. A checksum of the text puts
-            every tenth caption there.
+        heldout: Whether to give captions that a model trained on the others never saw: every tenth, by a checksum of
+            the text.
 
     Raises:
         ValueError: If there is no such object or style, or neither is given.
@@ -113,12 +114,12 @@ def captions(
         raise ValueError("A caption names an object or a style: give object, style or both.")
     _check(object or "disk", style or "photo")
     generator = seed if isinstance(seed, random.Random) else random.Random(seed)
-    found: list[str] = []
-    while len(found) < count:
+    texts: list[str] = []
+    while len(texts) < count:
         text = _caption(object, style, generator)
         if (zlib.crc32(text.encode()) % 10 == 0) == heldout:
-            found.append(text)
-    return found
+            texts.append(text)
+    return texts
 
 
 class MiniCanvas(Dataset[dict[str, Any]]):
@@ -130,8 +131,8 @@ class MiniCanvas(Dataset[dict[str, Any]]):
     Args:
         images: Images of an object in a style.
         first: Index of the first of them; ranges that do not overlap have no image in common.
-        objects: Names from :data:`OBJECTS`; ``None``: all.
-        styles: Names from :data:`STYLES`; ``None``: all.
+        objects: Names from `OBJECTS`; ``None``: all.
+        styles: Names from `STYLES`; ``None``: all.
         size: Side in pixels, a multiple of 8.
         seed: Seed of the captions.
         heldout: Whether the captions are those a model must not have trained on.
@@ -160,8 +161,7 @@ class MiniCanvas(Dataset[dict[str, Any]]):
         seed: int = 0,
         heldout: bool = False,
     ) -> None:
-        if images < 1:
-            raise ValueError(f"images must be at least 1, but got {images}.")
+        at_least("images", images, 1)
         generator = random.Random(seed)
         self.rows = [
             {
@@ -198,10 +198,8 @@ def miniature_pipeline() -> Path:
 
 
 def _check(object: str, style: str) -> None:
-    if object not in OBJECTS:
-        raise ValueError(f"object must be one of {', '.join(OBJECTS)}, but got {object!r}.")
-    if style not in STYLES:
-        raise ValueError(f"style must be one of {', '.join(STYLES)}, but got {style!r}.")
+    one_of("object", object, OBJECTS)
+    one_of("style", style, STYLES)
 
 
 def _caption(object: str | None, style: str | None, generator: random.Random) -> str:

@@ -1,24 +1,24 @@
-"""Prompts, for methods that draw their own images."""
+"""Data of prompts, for methods that sample their own images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.pairing import ForgetRetainDataModule, Role
 from lightning_unlearn.core.sources import Source, find_tokenizer, load_rows
 from lightning_unlearn.diffusion.engine.text import tokenize
 
-__all__ = ["PromptDataModule", "PromptRows"]
+__all__ = ["PromptDataModule", "PromptRows", "load_prompts"]
 
 _FILES = (".json", ".jsonl", ".csv", ".parquet")
 
 
 class PromptRows(Dataset):
-    """Tokens of prompts, and of their anchors.
+    """Tokens of prompts and of their anchors.
 
     Args:
         prompts: The prompts.
@@ -56,7 +56,7 @@ class PromptDataModule(ForgetRetainDataModule):
         anchor: Anchor of the forget rows that have none; by default the empty prompt.
         heldout: Further named sets that are only evaluated.
         tokenizer: A ``CLIPTokenizer``, or the folder or hub id of one; by default the module's own.
-        repeat: How often an epoch passes over the forget prompts. With few prompts, an epoch that is worth a name.
+        repeat: How often an epoch passes over the forget prompts; makes epochs longer when there are few prompts.
         batch_size: Forget prompts in a batch, per process.
         retain_batch_size: Retain prompts in a batch, per process.
         epoch: The role that one epoch passes over once.
@@ -83,10 +83,8 @@ class PromptDataModule(ForgetRetainDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, retain_batch_size=retain_batch_size, epoch=epoch, seed=seed)
-        if repeat < 1:
-            raise ValueError(f"repeat must be at least 1, but got {repeat}.")
         self.sources = {"forget": forget, "retain": retain, **(heldout or {})}
-        self.anchor, self.tokenizer, self.repeat = anchor, tokenizer, repeat
+        self.anchor, self.tokenizer, self.repeat = anchor, tokenizer, at_least("repeat", repeat, 1)
 
     def setup(self, stage: str) -> None:
         """Read and tokenize every set, once."""
@@ -96,31 +94,41 @@ class PromptDataModule(ForgetRetainDataModule):
         for name, source in self.sources.items():
             if source is None:
                 continue
-            rows = _read(name, source)
+            rows = load_prompts(source, name)
             anchors = [row.get("anchor", self.anchor) for row in rows] if name == "forget" else None
             repeat = self.repeat if name == "forget" else 1
             self.sets[name] = PromptRows([row["prompt"] for row in rows], anchors, tokenizer, repeat)
 
     def predict_dataloader(self) -> DataLoader:
         """The prompts of every set once, each with the seed of the image to draw."""
-        asked = [{"set": name, "prompt": prompt} for name, rows in self.sets.items() for prompt in rows.prompts]
-        rows = [{**row, "seed": self.seed + number} for number, row in enumerate(asked)]
+        prompts = [(name, prompt) for name, rows in self.sets.items() for prompt in rows.prompts]
+        rows = [{"set": name, "prompt": p, "seed": self.seed + number} for number, (name, p) in enumerate(prompts)]
         return DataLoader(rows, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
 
 
-def _read(name: str, source: Source) -> list[dict[str, str]]:
-    if isinstance(source, (str, Path)) and Path(source).suffix.lower() not in _FILES:
-        raise ValueError(
-            f"{name}={str(source)!r} is neither a list nor a file ({', '.join(_FILES)}). One prompt is a list of one: "
-            f"[{str(source)!r}]."
-        )
-    if not isinstance(source, (str, Path)):
+def load_prompts(source: Source, name: str) -> list[dict[str, Any]]:
+    """Rows with a text under ``prompt``.
+
+    Args:
+        source: Strings, or rows, or what [`load_rows`][lightning_unlearn.core.sources.load_rows] reads them from.
+        name: Name of the set, for messages.
+
+    Raises:
+        ValueError: If there is no row, a row has no prompt, or the source is a single prompt.
+    """
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        if path.suffix.lower() not in _FILES and "/" not in str(source) and not path.is_dir():
+            raise ValueError(
+                f"{name}={str(source)!r} is neither a list, a file ({', '.join(_FILES)}) nor a data set on the hub. "
+                f"One prompt is a list of one: [{str(source)!r}]."
+            )
+    else:
         source = [{"prompt": row} if isinstance(row, str) else row for row in source]
     rows = load_rows(source)
     if not rows:
         raise ValueError(f"The {name} set ({source}) is empty. Give it at least one prompt.")
     for number, row in enumerate(rows):
         if not isinstance(row.get("prompt"), str):
-            found: Mapping[str, Any] = row
-            raise ValueError(f"Row {number} of the {name} set has no text under 'prompt'; it has {sorted(found)}.")
+            raise ValueError(f"Row {number} of the {name} set has no text under 'prompt'; it has {sorted(row)}.")
     return rows

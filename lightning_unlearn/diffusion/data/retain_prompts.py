@@ -1,4 +1,4 @@
-"""Prompts to keep, made of everyday objects."""
+"""Retain prompts of everyday objects."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EVERYDAY_OBJECTS: tuple[str, ...] = tuple(
     """.replace("\n", " ").split(",")
 )
 EVERYDAY_OBJECTS = tuple(" ".join(name.split()) for name in EVERYDAY_OBJECTS)
-"""Things that most pictures are of; no persons, clothes or parts of the body."""
+"""Objects of everyday pictures; no persons, clothes or parts of the body."""
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _SMALL = _WORD.findall("a an and at by for from in into of on or the to with style photo picture image painting")
@@ -49,7 +49,7 @@ def retain_prompts(
     exclude: str | Iterable[str] | Callable[[str], bool] = (),
     judge: Callable[[str], bool] | None = None,
 ) -> list[str]:
-    """Prompts for what a model is to keep, without those that are about what it is to forget.
+    """Prompts for a model to keep, without those about the concepts to forget.
 
     A prompt is left out where its object shares a word with a concept, singular or plural. Words of the template, and
     small ones such as "of" and "style", don't count.
@@ -58,8 +58,8 @@ def retain_prompts(
         objects: Names of things; by default some three hundred everyday ones.
         template: Prompt with ``{}`` for the name.
         exclude: The concepts to forget, or one of them; or a function that says whether a prompt is to be left out.
-        judge: A further opinion on the prompts that are left, such as that of a language model or an embedding: says
-            whether a prompt may stay. Words alone do not know that "bikini" has to do with "nudity".
+        judge: Says of each prompt that is left whether it may stay, such as by a language model or an embedding. Words
+            alone do not tell that "bikini" is related to "nudity".
 
     Returns:
         The prompts, in the order of the objects, each once.
@@ -108,5 +108,5 @@ def _shares(words: set[str], others: set[str]) -> bool:
 
 
 def _singulars(words: set[str]) -> set[str]:
-    """The words, with what they may be the plural of; a word too many only loses a prompt."""
+    """The words, and their possible singulars; a wrong one only loses a prompt."""
     return words | {w[:-1] for w in words if w.endswith("s")} | {w[:-2] for w in words if w.endswith("es")}

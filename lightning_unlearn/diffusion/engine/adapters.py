@@ -1,4 +1,4 @@
-"""Adapters of rank one that are put on a UNet, taken off, merged, and written as a LoRA file."""
+"""Low-rank adapters of a UNet: attached, removed, merged, and saved as a LoRA file."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_unlearn.core.checks import above, at_least
 from lightning_unlearn.diffusion.engine.model import TextToImage
 from lightning_unlearn.diffusion.engine.text import encode, tokenize
 from lightning_unlearn.functional.diffusion.spm import permeability
 from lightning_unlearn.functional.random import keyed_generator
 
-__all__ = ["Membrane", "Membranes", "adapted_layers"]
+__all__ = ["LowRankAdapter", "LowRankAdapters", "adapted_layers"]
 
 _PREFIX = "lora_unet_"
 
 
-class Membrane(nn.Module):
+class LowRankAdapter(nn.Module):
     r"""Adds $m\,\frac{\alpha}{r}\,\mathrm{up}(\mathrm{down}(x))$ to the output of a linear layer or a convolution.
 
     It is a child of the layer, so that optimizers, devices and strategies find its parameters, but is no part of any
@@ -48,7 +49,7 @@ class Membrane(nn.Module):
         """$m$, of all rows or of each, shape ``(B,)``."""
 
     def change(self) -> Tensor:
-        """What it adds to the layer's weight at multiplier 1, same shape as that, in fp32."""
+        """The change of the layer's weight at multiplier 1, in the shape of the weight, in fp32."""
         product = self.up.flatten(1).float() @ self.down.flatten(1).float()
         return self.alpha / self.rank * product.view(self.up.shape[0], *self.down.shape[1:])
 
@@ -61,14 +62,7 @@ class Membrane(nn.Module):
             return None
         scale = m * (self.alpha / self.rank)
         if isinstance(layer, nn.Conv2d):
-            low = nn.functional.conv2d(
-                x,
-                self.down.to(x),
-                None,
-                layer.stride,
-                layer.padding,
-                layer.dilation,
-            )
+            low = nn.functional.conv2d(x, self.down.to(x), None, layer.stride, layer.padding, layer.dilation)
             return output + scale * nn.functional.conv2d(low, self.up.to(x))
         return output + scale * nn.functional.linear(nn.functional.linear(x, self.down.to(x)), self.up.to(x))
 
@@ -77,7 +71,7 @@ class Membrane(nn.Module):
     def _load_from_state_dict(self, *_: Any) -> None: ...
 
 
-class Membranes:
+class LowRankAdapters:
     """Adapters on all linear layers and convolutions of a UNet's transformers.
 
     Several sets, each of one concept, can be on a UNet; what they add adds up.
@@ -98,8 +92,8 @@ class Membranes:
         Erasing at inference, as far as the prompt is of the concept:
 
         >>> def draw(module, path, prompt):
-        ...     membranes = Membranes.load(module.unet, path)
-        ...     with membranes.scaled(membranes.permeability(module, "van gogh", prompt)):
+        ...     adapters = LowRankAdapters.load(module.unet, path)
+        ...     with adapters.scaled(adapters.permeability(module, "van gogh", prompt)):
         ...         return module.generate([prompt], seeds=[0])
 
     References:
@@ -116,30 +110,28 @@ class Membranes:
         seed: int = 0,
         layers: Mapping[str, nn.Linear | nn.Conv2d] | None = None,
     ) -> None:
-        if rank < 1:
-            raise ValueError(f"rank must be at least 1, but got {rank}.")
-        if not alpha > 0:
-            raise ValueError(f"alpha must be greater than 0, but got {alpha}.")
+        at_least("rank", rank, 1)
+        above("alpha", alpha, 0)
         self.name, self.layers = name, dict(adapted_layers(unet) if layers is None else layers)
         taken = [path for path, layer in self.layers.items() if hasattr(layer, name)]
         if taken:
             raise ValueError(f"{taken[0]} has something named {name!r} already. Remove it, or give another name.")
         self.adapters = {
-            path: Membrane(layer, rank, alpha, keyed_generator(seed, number))
+            path: LowRankAdapter(layer, rank, alpha, keyed_generator(seed, number))
             for number, (path, layer) in enumerate(self.layers.items())
         }
         self._handles: list[Any] = []
         self.attach()
 
     def attach(self) -> None:
-        """Put the adapters on."""
+        """Attach the adapters."""
         self.remove()
         for path, layer in self.layers.items():
             layer.add_module(self.name, self.adapters[path])
             self._handles.append(layer.register_forward_hook(self.adapters[path].adapt))
 
     def remove(self) -> None:
-        """Take the adapters off; they keep their values."""
+        """Remove the adapters; they keep their values."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -148,7 +140,7 @@ class Membranes:
 
     @contextmanager
     def scaled(self, multiplier: float | Tensor) -> Iterator[None]:
-        """Let the adapters act by a factor, one or one for each row; 0 is the model without them, bit for bit."""
+        """Scale the adapters by a factor, one or one for each row; 0 is the model without them, bit for bit."""
         before = {path: adapter.multiplier for path, adapter in self.adapters.items()}
         for adapter in self.adapters.values():
             adapter.multiplier = multiplier
@@ -168,7 +160,7 @@ class Membranes:
 
     @torch.no_grad()
     def merge(self, multiplier: float = 1.0) -> None:
-        """Add the adapters to the weights, and take them off."""
+        """Add the adapters to the weights, and remove them."""
         self.remove()
         for path, layer in self.layers.items():
             layer.weight += multiplier * self.adapters[path].change().to(layer.weight)
@@ -183,20 +175,20 @@ class Membranes:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over values.
+        """Set the values.
 
         Raises:
             ValueError: If they are of adapters of another model or rank.
         """
-        mine = {f"{path}.{part}": getattr(a, part) for path, a in self.adapters.items() for part in ("down", "up")}
-        odd = {name for name in mine.keys() & state if mine[name].shape != state[name].shape} | mine.keys() ^ state
+        own = {f"{path}.{part}": getattr(a, part) for path, a in self.adapters.items() for part in ("down", "up")}
+        odd = {name for name in own.keys() & state if own[name].shape != state[name].shape} | own.keys() ^ state
         if odd:
             raise ValueError(
                 f"These adapters don't fit the UNet: {len(odd)} tensors differ in name or shape, such as {min(odd)!r}. "
                 "Use the model and the rank that they were made with."
             )
         for name, value in state.items():
-            mine[name].copy_(value)
+            own[name].copy_(value)
 
     def save(self, path: str | Path) -> None:
         """Write a LoRA file that ``StableDiffusionPipeline.load_lora_weights`` and kohya's tools read.
@@ -216,8 +208,8 @@ class Membranes:
         save_file(tensors, path, metadata={"format": "pt"})
 
     @classmethod
-    def load(cls, unet: nn.Module, path: str | Path, name: str = "spm") -> Membranes:
-        """Put the adapters of a file on a UNet.
+    def load(cls, unet: nn.Module, path: str | Path, name: str = "spm") -> LowRankAdapters:
+        """Attach the adapters of a file to a UNet.
 
         Args:
             unet: The UNet.
@@ -235,13 +227,13 @@ class Membranes:
         if len(ranks) != 1 or len(alphas) != 1:
             raise ValueError(
                 f"{path} holds adapters of ranks {sorted(ranks)} and alphas {sorted(alphas)}, but one of each is read. "
-                "Use a file that Membranes.save wrote."
+                "Use a file that LowRankAdapters.save wrote."
             )
         names = {key.split(".", 1)[0] for key in tensors}
         layers = adapted_layers(unet)
         chosen = {path: layer for path, layer in layers.items() if _key(path) in names}
-        membranes = cls(unet, ranks.pop(), alphas.pop(), name, layers=chosen or layers)
-        paths = {_key(path): path for path in membranes.layers}
+        adapters = cls(unet, ranks.pop(), alphas.pop(), name, layers=chosen or layers)
+        paths = {_key(path): path for path in adapters.layers}
         parts = {"lora_down.weight": "down", "lora_up.weight": "up"}
         state = {}
         for key, value in tensors.items():
@@ -249,15 +241,15 @@ class Membranes:
             if part in parts:
                 state[f"{paths.get(layer, layer)}.{parts[part]}"] = value
         try:
-            membranes.load_state_dict(state)
+            adapters.load_state_dict(state)
         except ValueError:
-            membranes.remove()
+            adapters.remove()
             raise
-        return membranes
+        return adapters
 
 
 def _key(path: str) -> str:
-    """What a layer is called in a LoRA file."""
+    """Name of a layer in a LoRA file."""
     return _PREFIX + path.replace(".", "_")
 
 

@@ -1,4 +1,4 @@
-"""What the UNet looks at."""
+"""Attention probabilities of the UNet."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def check_attention(unet: nn.Module, method: str) -> None:
     """
     if getattr(unet, "is_gradient_checkpointing", False):
         raise MisconfigurationException(
-            f"{method} reads the attention of the forward pass, but gradient checkpointing drops it and computes it "
-            "anew later. Set gradient_checkpointing=False; trainable='xattn' saves memory as well."
+            f"{method} reads the attention of the forward pass, but gradient checkpointing drops it and recomputes it "
+            "later. Set gradient_checkpointing=False; trainable='xattn' saves memory as well."
         )
 
 

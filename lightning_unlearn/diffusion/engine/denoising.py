@@ -1,24 +1,64 @@
-"""The loss that a diffusion model is trained with, of each image."""
+"""Images at random noise levels, and the loss that a diffusion model is trained with there."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_unlearn.core.distributed import rank, world_size
+from lightning_unlearn.core.modes import without_gradients
+from lightning_unlearn.diffusion.engine.draws import Draws, batch_number, index_of_rows
 from lightning_unlearn.diffusion.engine.model import alphas_bar, as_text_to_image, prediction_type, unet_output
 from lightning_unlearn.diffusion.engine.text import encode
 from lightning_unlearn.functional.diffusion.ddim import add_noise, prediction_target
 from lightning_unlearn.functional.diffusion.noise import row_noise
-from lightning_unlearn.functional.random import keyed_generator
+from lightning_unlearn.functional.random import keyed_generator, keyed_seed
 
-__all__ = ["batch_number", "denoising_nll", "image_latents", "row_numbers"]
+__all__ = ["Noised", "anchor_output", "anchors", "denoising_loss", "denoising_nll", "noised"]
 
 
-def denoising_nll(module: LightningModule, batch: dict[str, Tensor]) -> Tensor:
+class Noised(NamedTuple):
+    """Images at a noise level.
+
+    Args:
+        latents: $z_t$, shape ``(B, C, h, w)``.
+        timesteps: $t$, shape ``(B,)``, int64.
+        target: What a perfect model's output is, the noise or the velocity, shape ``(B, C, h, w)``.
+    """
+
+    latents: Tensor
+    timesteps: Tensor
+    target: Tensor
+
+
+def noised(
+    module: LightningModule, rows: Mapping[str, Tensor], draws: Draws, role: int = 0, density: Tensor | None = None
+) -> Noised:
+    """Add noise of a random level to each row's image.
+
+    Args:
+        module: A module with the parts of
+            [`TextToImage`][lightning_unlearn.diffusion.engine.model.TextToImage], and a ``vae`` where rows are images.
+        rows: ``pixel_values (B, 3, H, W)`` in [-1, 1] or ``latents (B, C, h, w)``; better with ``index (B,)``.
+        draws: Seed and number of the batch.
+        role: Tells the draws of rows apart that have the same index in different roles.
+        density: Probability of each noise level, shape ``(T,)``; by default all are equally likely.
+
+    Raises:
+        TypeError: If the rows have no images.
+    """
+    numbers, key = _image_rows(rows), (draws.seed, role, draws.batch)
+    clean = _latents(module, rows, numbers, keyed_seed(*key))
+    noise = row_noise(clean.shape[1:], numbers, *key, 1).to(clean)
+    return _at_levels(module, clean, noise, [_level(module, density, keyed_generator(*key, 2, n)) for n in numbers])
+
+
+def denoising_nll(module: LightningModule, batch: Mapping[str, Tensor]) -> Tensor:
     r"""Mean squared error of the model's output at a random noise level, $\|e(z_t, t, c) - e^*\|^2 / (C h w)$.
 
     Up to a weight of each level it bounds the negative log-likelihood, and stands for it in objectives. In training
@@ -27,8 +67,7 @@ def denoising_nll(module: LightningModule, batch: dict[str, Tensor]) -> Tensor:
 
     Args:
         module: A module with the parts of
-            [`TextToImage`][lightning_unlearn.diffusion.engine.model.TextToImage], and a ``vae``
-            where rows are images.
+            [`TextToImage`][lightning_unlearn.diffusion.engine.model.TextToImage], and a ``vae`` where rows are images.
         batch: ``input_ids (B, L)``, and ``pixel_values (B, 3, H, W)`` in [-1, 1] or ``latents (B, C, h, w)``; better
             with the rows' ``index (B,)``.
 
@@ -38,53 +77,80 @@ def denoising_nll(module: LightningModule, batch: dict[str, Tensor]) -> Tensor:
     Raises:
         TypeError: If the batch is not such a dict.
     """
-    if not isinstance(batch, dict) or "input_ids" not in batch or not {"pixel_values", "latents"} & batch.keys():
-        got = f"a dict with {sorted(batch)}" if isinstance(batch, dict) else f"a {type(batch).__name__}"
-        raise TypeError(
-            f"denoising_nll reads a dict with 'input_ids' and 'pixel_values' or 'latents', but got {got}. Prompts "
-            "without images are for methods that draw their own, such as ESD."
+    numbers, key = _image_rows(batch), batch_number(module)
+    clean = _latents(module, batch, numbers, key)
+    noise = row_noise(clean.shape[1:], numbers, 1, key).to(clean)
+    rows = _at_levels(module, clean, noise, [_level(module, None, keyed_generator(2, key, n)) for n in numbers])
+    model = as_text_to_image(module)
+    output = unet_output(model, rows.latents, rows.timesteps, encode(model, batch["input_ids"]))
+    return (output - rows.target).square().flatten(1).mean(1)
+
+
+def denoising_loss(module: LightningModule, batch: Mapping[str, Tensor], rows: Noised) -> Tensor:
+    """The loss that the model was trained with, at noised images, a scalar."""
+    model = as_text_to_image(module)
+    output = unet_output(model, rows.latents, rows.timesteps, encode(model, batch["input_ids"]))
+    return F.mse_loss(output, rows.target.float())
+
+
+def anchors(method: str, rows: Mapping[str, Tensor]) -> Tensor:
+    """Token ids of the rows' anchors, shape ``(B, L)``.
+
+    Raises:
+        MisconfigurationException: If the rows have none.
+    """
+    if "anchor_input_ids" not in rows:
+        raise MisconfigurationException(
+            f"{method} makes a concept its anchor, but the forget rows have no 'anchor_input_ids'; they have "
+            f"{sorted(rows)}. CaptionedImageDataModule(anchor=...) and PromptDataModule(anchor=...) make them."
         )
-    model, size = as_text_to_image(module), len(batch["input_ids"])
-    rows = batch["index"].tolist() if "index" in batch else row_numbers(size)
-    key = batch_number(module)
-    latents = batch["latents"] if "latents" in batch else image_latents(module, batch["pixel_values"], rows, key)
-    noise = row_noise(latents.shape[1:], rows, 1, key).to(latents)
-    levels = alphas_bar(model)
-    draws = [int(torch.randint(len(levels), (), generator=keyed_generator(2, key, row))) for row in rows]
-    timesteps = torch.tensor(draws, device=latents.device)
-    output = unet_output(
-        model, add_noise(latents, noise, levels[timesteps]), timesteps, encode(model, batch["input_ids"])
-    )
-    target = prediction_target(latents, noise, levels[timesteps], prediction_type(model))
-    return (output - target).square().flatten(1).mean(1)
+    return rows["anchor_input_ids"]
+
+
+def anchor_output(module: LightningModule, method: str, batch: Mapping[str, Tensor], rows: Noised) -> Tensor:
+    """Output of the model as it is for the anchors of noised rows, without gradient, shape ``(B, C, h, w)``.
+
+    Raises:
+        MisconfigurationException: If the rows have no anchors.
+    """
+    model, ids = as_text_to_image(module), anchors(method, batch)
+    with without_gradients():
+        return unet_output(model, rows.latents, rows.timesteps, encode(model, ids))
+
+
+def _image_rows(batch: Mapping[str, Tensor]) -> list[int]:
+    """The index of each row, which must have an image."""
+    if not isinstance(batch, Mapping) or "input_ids" not in batch or not {"pixel_values", "latents"} & batch.keys():
+        got = f"a dict with {sorted(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise TypeError(
+            "The denoising loss is of images: rows need 'input_ids' of a caption, and 'pixel_values' in [-1, 1] or "
+            f"'latents', but got {got}. CaptionedImageDataModule makes such rows. Prompts without images are for "
+            "methods that draw their own, such as ESD."
+        )
+    return index_of_rows(batch)
 
 
 @torch.no_grad()
-def image_latents(module: LightningModule, pixels: Tensor, rows: list[int], key: int) -> Tensor:
-    """Scaled latents of images, drawn from the autoencoder's posterior, in fp32: its activations overflow in fp16.
-
-    Args:
-        module: A module with a ``vae``.
-        pixels: Shape ``(B, 3, H, W)``, in [-1, 1].
-        rows: Number of each row, for its draw.
-        key: What the draw is for.
-
-    Returns:
-        Shape ``(B, C, h, w)``.
-    """
+def _latents(module: LightningModule, rows: Mapping[str, Tensor], numbers: list[int], key: int) -> Tensor:
+    """Scaled latents of images, drawn from the autoencoder's posterior, in fp32: its activations overflow in fp16."""
+    if "latents" in rows:
+        return rows["latents"]
     vae: Any = module.vae
+    pixels = rows["pixel_values"]
     with torch.autocast(pixels.device.type, enabled=False):
         posterior = vae.encode(pixels.float()).latent_dist
-    draw = row_noise(posterior.mean.shape[1:], rows, 3, key).to(posterior.mean)
+    draw = row_noise(posterior.mean.shape[1:], numbers, 3, key).to(posterior.mean)
     return (posterior.mean + posterior.std * draw) * vae.config.scaling_factor
 
 
-def batch_number(module: LightningModule) -> int:
-    """Number of the training batch in the run, resumed or not; 0 where nothing trains."""
-    trainer = module._trainer
-    return trainer.fit_loop.epoch_loop.total_batch_idx + 1 if trainer is not None and trainer.training else 0
+def _level(module: LightningModule, density: Tensor | None, generator: torch.Generator) -> int:
+    if density is None:
+        return int(torch.randint(len(as_text_to_image(module).scheduler.alphas_cumprod), (), generator=generator))
+    return int(torch.multinomial(density.cpu(), 1, generator=generator))
 
 
-def row_numbers(size: int) -> list[int]:
-    """Number of each row of a batch among those of all processes, which take turns."""
-    return [i * world_size() + rank() for i in range(size)]
+def _at_levels(module: LightningModule, clean: Tensor, noise: Tensor, levels: list[int]) -> Noised:
+    model, timesteps = as_text_to_image(module), torch.tensor(levels, device=clean.device)
+    share = alphas_bar(model)[timesteps]
+    target = prediction_target(clean, noise, share, prediction_type(model))
+    return Noised(add_noise(clean, noise, share), timesteps, target)

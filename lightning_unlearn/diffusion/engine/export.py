@@ -1,4 +1,4 @@
-"""A text encoder on its own: written for other models, and put into them."""
+"""Export of a text encoder, and its import into other models."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.distributed import rank
 
 __all__ = ["Layout", "export_text_encoder", "load_text_encoder"]
@@ -21,12 +22,12 @@ _SETTINGS = ("hidden_act", "num_attention_heads", "layer_norm_eps")  # that weig
 
 
 def export_text_encoder(module: Any, folder: str | Path, layout: Layout = "transformers4") -> None:
-    """Write a text encoder that other models can take over, as ``config.json`` and ``model.safetensors``.
+    """Write a text encoder for use in other models, as ``config.json`` and ``model.safetensors``.
 
-    Any model with the same text encoder can: what a run on Stable Diffusion 1.4 has erased from it is erased from
-    1.5 and its descendants too. ``CLIPTextModel.from_pretrained(folder)`` opens the folder, as does
+    Any model with the same text encoder can use it: a concept that a run on Stable Diffusion 1.4 has erased from it is
+    erased from 1.5 and its descendants too. ``CLIPTextModel.from_pretrained(folder)`` opens the folder, as does
     [`load_text_encoder`][lightning_unlearn.load_text_encoder]. The first process writes. Pipelines
-    with a ``clip_skip`` pass over the last layers, and over what was erased in them.
+    with a ``clip_skip`` skip the last layers, and with them what was erased there.
 
     Args:
         module: A LightningModule or a pipeline with a ``text_encoder``, or a ``CLIPTextModel``.
@@ -39,8 +40,7 @@ def export_text_encoder(module: Any, folder: str | Path, layout: Layout = "trans
         ValueError: If there is no such layout.
         TypeError: If there is no CLIP text encoder.
     """
-    if layout not in ("transformers4", "transformers5"):
-        raise ValueError(f"layout must be 'transformers4' or 'transformers5', but got {layout!r}.")
+    one_of("layout", layout, Layout)
     encoder = _text_encoder(module)
     if rank() != 0:
         return
@@ -59,8 +59,7 @@ def export_text_encoder(module: Any, folder: str | Path, layout: Layout = "trans
 def load_text_encoder(module: Any, folder: str | Path) -> None:
     """Put the weights of an exported text encoder into a model, in either layout.
 
-    The model's own text encoder stays where it is, in its precision and on its device, and gets other values, once
-    everything has been found to fit.
+    The model's own text encoder keeps its place, precision and device; its values change only if all of them fit.
 
     Args:
         module: A LightningModule or a pipeline with a ``text_encoder``, or a ``CLIPTextModel``.
@@ -73,21 +72,21 @@ def load_text_encoder(module: Any, folder: str | Path) -> None:
         ValueError: If the weights are those of another architecture.
     """
     encoder = _text_encoder(module)
-    found = Path(folder)
-    if not (found / _FILE).is_file() and (found / "text_encoder").is_dir():
-        found = found / "text_encoder"
-    missing = [name for name in ("config.json", _FILE) if not (found / name).is_file()]
+    source = Path(folder)
+    if not (source / _FILE).is_file() and (source / "text_encoder").is_dir():
+        source = source / "text_encoder"
+    missing = [name for name in ("config.json", _FILE) if not (source / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{found} has no {' and no '.join(missing)}. Pass a folder that export_text_encoder or save_pretrained "
+            f"{source} has no {' and no '.join(missing)}. Pass a folder that export_text_encoder or save_pretrained "
             "wrote. Weights are read from safetensors only: convert a .bin with "
             "CLIPTextModel.from_pretrained(...).save_pretrained(...)."
         )
     from safetensors.torch import load_file
 
-    settings = json.loads((found / "config.json").read_text())
+    settings = json.loads((source / "config.json").read_text())
     settings = settings.get("text_config", settings)
-    weights, wanted = _plain(load_file(found / _FILE)), _plain(encoder.state_dict())
+    weights, wanted = _plain(load_file(source / _FILE)), _plain(encoder.state_dict())
     odd = [
         f"{name} is {settings[name]!r} in the folder and {getattr(encoder.config, name)!r} in the model"
         for name in _SETTINGS
@@ -103,7 +102,7 @@ def load_text_encoder(module: Any, folder: str | Path) -> None:
     if odd:
         more = f", and {len(odd) - 3} more" if len(odd) > 3 else ""
         raise ValueError(
-            f"The text encoder in {found} does not fit: {'; '.join(odd[:3])}{more}. It can only go into models with "
+            f"The text encoder in {source} does not fit: {'; '.join(odd[:3])}{more}. It can only go into models with "
             "the text encoder that it was made from, such as CLIP ViT-L/14 in Stable Diffusion 1.x, and its tokenizer."
         )
     with torch.no_grad():

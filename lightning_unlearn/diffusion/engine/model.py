@@ -1,4 +1,4 @@
-"""What a module must have for its concepts to be erased, and how it is run."""
+"""Protocol of a text-to-image model, and forward passes of its UNet."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from lightning_unlearn.functional.diffusion.ddim import Prediction
+from lightning_unlearn.functional.diffusion.guidance import classifier_free_guidance
 
-__all__ = ["TextToImage", "alphas_bar", "as_text_to_image", "latent_shape", "prediction_type", "unet_output"]
+__all__ = [
+    "TextToImage",
+    "alphas_bar",
+    "as_text_to_image",
+    "guided_output",
+    "latent_shape",
+    "prediction_type",
+    "unet_output",
+    "unet_outputs",
+]
 
 _PARTS = ("unet", "text_encoder", "tokenizer", "scheduler")
 
@@ -86,9 +96,22 @@ def unet_output(model: TextToImage, latents: Tensor, timesteps: Tensor, states: 
         states: Text states, shape ``(B, L, D)``.
 
     Returns:
-        Shape ``(B, C, h, w)``: noise or velocity, as
-        [`prediction_type`][lightning_unlearn.diffusion.engine.model.prediction_type]
-        says.
+        Noise or velocity, as `prediction_type` says, shape ``(B, C, h, w)``.
     """
     timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
     return model.unet(latents, timesteps, encoder_hidden_states=states).sample.float()
+
+
+def unet_outputs(model: TextToImage, latents: Tensor, timesteps: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+    """The UNet's outputs for several prompts of the same latents, in one pass; for each as `unet_output`."""
+    repeated = timesteps.repeat(len(states)) if timesteps.dim() else timesteps
+    output = unet_output(model, latents.repeat(len(states), 1, 1, 1), repeated, torch.cat(states))
+    return output.chunk(len(states))
+
+
+def guided_output(
+    model: TextToImage, latents: Tensor, timesteps: Tensor, empty: Tensor, states: Tensor, guidance: float
+) -> Tensor:
+    """The UNet's output under classifier-free guidance, in one pass; shapes as for `unet_output`."""
+    unconditional, conditional = unet_outputs(model, latents, timesteps, empty, states)
+    return classifier_free_guidance(unconditional, conditional, guidance)

@@ -1,4 +1,4 @@
-"""Which weights a method trains, by the names that its paper gave them."""
+"""Subsets of the weights of a diffusion model, by the names that papers give them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.diffusion.engine.model import TextToImage
 
 __all__ = ["Compat", "TextEncoderWeights", "Trainable", "UNetWeights", "kv_layers", "select_params"]
@@ -30,7 +31,7 @@ class TextEncoderWeights:
     """Weights of the text encoder; embeddings of tokens and positions are never among them.
 
     AdvUnlearn's released code picks layers by the beginning of their names, so that its option ``layer01`` trains
-    layers 0, 1, 10 and 11, and every option above it these two as well. Here a layer is what it says.
+    layers 0, 1, 10 and 11, and every option above it these two as well. Here a number stands for one layer.
 
     Args:
         layers: Numbers of the layers, from 0; by default all.
@@ -43,8 +44,7 @@ class TextEncoderWeights:
     norm: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.component not in _COMPONENTS:
-            raise ValueError(f"component must be 'all', 'ffn' or 'attn', but got {self.component!r}.")
+        one_of("component", self.component, _COMPONENTS)
 
 
 Trainable = UNetWeights | Literal["text_encoder", "all"] | TextEncoderWeights
@@ -77,8 +77,7 @@ def select_params(
         trainable = TextEncoderWeights()
     elif isinstance(trainable, dict):
         trainable = TextEncoderWeights(**trainable)
-    if compat not in ("ldm", "diffusers"):
-        raise ValueError(f"compat must be 'ldm' or 'diffusers', but got {compat!r}.")
+    one_of("compat", compat, Compat)
     if isinstance(trainable, TextEncoderWeights):
         chosen = _of_text_encoder(model.text_encoder, trainable)
     elif trainable == "all":
@@ -132,8 +131,8 @@ def _of_unet(unet: nn.Module, subset: str, compat: Compat) -> dict[str, nn.Param
 
 
 def _of_text_encoder(encoder: nn.Module, subset: TextEncoderWeights) -> dict[str, nn.Parameter]:
-    found = {name: _LAYER.search(name) for name, _ in encoder.named_parameters()}
-    known = {int(match[1]) for match in found.values() if match}
+    matches = {name: _LAYER.search(name) for name, _ in encoder.named_parameters()}
+    known = {int(match[1]) for match in matches.values() if match}
     unknown = sorted(set(subset.layers or ()) - known)
     if unknown:
         raise ValueError(f"The text encoder has {len(known)} layers, counted from 0, but layers={subset.layers}.")
@@ -141,7 +140,7 @@ def _of_text_encoder(encoder: nn.Module, subset: TextEncoderWeights) -> dict[str
     norm = whole if subset.norm is None else subset.norm
 
     def chosen(name: str) -> bool:
-        match = found[name]
+        match = matches[name]
         if match is None:
             return norm and "final_layer_norm." in name
         in_layer = subset.layers is None or int(match[1]) in subset.layers

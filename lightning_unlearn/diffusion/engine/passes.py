@@ -1,4 +1,4 @@
-"""What a method costs, in passes through the model."""
+"""Counter of forward passes, the cost of a method."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class PassCounter:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from earlier counts."""
+        """Continue from earlier counts."""
         vars(self).update(state)
 
     def __enter__(self) -> PassCounter:

@@ -1,29 +1,37 @@
-"""Latents as a sampler meets them on its way, without training images."""
+"""DDIM sampling that stops at random noise levels, for methods without training images."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_unlearn.diffusion.engine.model import TextToImage, alphas_bar, prediction_type, unet_output
+from lightning_unlearn.diffusion.engine.model import (
+    TextToImage,
+    alphas_bar,
+    guided_output,
+    prediction_type,
+    unet_output,
+)
 from lightning_unlearn.functional.diffusion.ddim import ddim_step, ddim_timesteps, ldm_timesteps
-from lightning_unlearn.functional.diffusion.guidance import classifier_free_guidance
 
-__all__ = ["Pairing", "partial_sample", "trajectory"]
+__all__ = ["Pairing", "Point", "partial_samples", "trajectory"]
 
 Pairing = Literal["exact", "ldm"]
+
+Point = tuple[Tensor, Tensor]
+"""Latents ``(B, C, h, w)`` and their timestep, scalar int64."""
 
 
 def trajectory(
     model: TextToImage, states: Tensor, empty: Tensor, noise: Tensor, *, steps: int = 50, guidance: float = 3.0
-) -> Generator[tuple[Tensor, Tensor], int | None, None]:
-    """Walk from noise to an image by DDIM, and give each latent with the timestep that it has the noise level of.
+) -> Generator[Point, int | None, None]:
+    """Sample images by DDIM, and give the latents of each step with the timestep of their noise level.
 
-    Conditional and unconditional outputs come from one pass of the UNet, which is made when the next latent is asked
-    for. Gradients are the caller's business. After ``send(n)`` only the first ``n`` rows go on.
+    Conditional and unconditional outputs come from one pass of the UNet, which is made when the next latents are asked
+    for. Gradients are left to the caller. After ``send(n)`` only the first ``n`` rows continue.
 
     Args:
         model: The model.
@@ -48,49 +56,54 @@ def trajectory(
         if guidance == 1:
             output = unet_output(model, latents, timestep, states)
         else:
-            both = torch.cat([empty, states])
-            unconditional, conditional = unet_output(model, latents.repeat(2, 1, 1, 1), timestep, both).chunk(2)
-            output = classifier_free_guidance(unconditional, conditional, guidance)
+            output = guided_output(model, latents, timestep, empty, states, guidance)
         after = levels[timesteps[number + 1]] if number + 1 < steps else levels[0]
         latents = ddim_step(latents, output, levels[timestep], after, prediction)
     yield latents, timesteps.new_zeros(())
 
 
-def partial_sample(
+@torch.no_grad()
+def partial_samples(
     model: TextToImage,
     states: Tensor,
     empty: Tensor,
     noise: Tensor,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
     *,
     steps: int = 50,
     guidance: float = 3.0,
     pairing: Pairing = "exact",
-) -> tuple[Tensor, Tensor]:
-    """Stop the sampler after a random number of steps, without gradients.
+    rows: int | None = None,
+) -> list[Point]:
+    """Latents of one trajectory after random numbers of steps, without gradients.
 
     Args:
         model: The model.
         states: Text states of the prompts, shape ``(B, L, D)``.
         empty: Text states of the empty prompt, shape ``(B, L, D)``.
         noise: Shape ``(B, C, h, w)``.
-        generator: Draws the number of steps, and the timestep where that is drawn; on the CPU.
+        generators: Each draws a number of steps, and the timestep where that is drawn; on the CPU.
         steps: Steps of the sampler ``S``; it stops after ``0 ... S - 1`` of them.
         guidance: Weight of classifier-free guidance.
         pairing: ``"exact"``: the timestep is the one that the latents have the noise level of. ``"ldm"``: as in the
             code of ESD's and AdvUnlearn's authors, which pairs latents with a timestep about two steps noisier, see
             [`ldm_timesteps`][lightning_unlearn.functional.diffusion.ddim.ldm_timesteps].
+        rows: Rows that the second and further generators are for; the first is for all.
 
     Returns:
-        Latents of shape ``(B, C, h, w)``, and the timestep for them, scalar int64.
+        For each generator, latents of shape ``(B, C, h, w)``, and the timestep for them, scalar int64.
     """
-    choice = int(torch.randint(steps, (), generator=generator))
-    run = choice
-    if pairing == "ldm":
-        run, low, high = ldm_timesteps(choice, steps, len(model.scheduler.alphas_cumprod))
-    with torch.no_grad():
-        walk = trajectory(model, states, empty, noise, steps=steps, guidance=guidance)
-        latents, timestep = next(pair for number, pair in enumerate(walk) if number == run)
-    if pairing == "ldm":
-        timestep = torch.randint(low, high, (), generator=generator).to(timestep.device)
-    return latents, timestep
+    choices = [int(torch.randint(steps, (), generator=generator)) for generator in generators]
+    ranges = [ldm_timesteps(choice, steps, len(model.scheduler.alphas_cumprod)) for choice in choices]
+    stops = choices if pairing == "exact" else [run for run, _, _ in ranges]
+    walk = trajectory(model, states, empty, noise, steps=steps, guidance=guidance)
+    path: list[Point] = []
+    while len(path) <= max(stops):
+        path.append(walk.send(rows if len(path) > stops[0] else None))
+    points = [path[stops[0]], *((path[stop][0][:rows], path[stop][1]) for stop in stops[1:])]
+    if pairing == "exact":
+        return points
+    return [
+        (latents, torch.randint(low, high, (), generator=generator).to(noise.device))
+        for (latents, _), (_, low, high), generator in zip(points, ranges, generators, strict=True)
+    ]

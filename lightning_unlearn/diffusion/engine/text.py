@@ -1,4 +1,4 @@
-"""From prompts to text states."""
+"""Tokens and text states of prompts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def encode(model: TextToImage, input_ids: Tensor) -> Tensor:
 
 
 def concept_tokens(model: TextToImage, input_ids: Tensor, names: Sequence[str]) -> Tensor:
-    """Where captions name a concept.
+    """Positions of the names of concepts in captions.
 
     Args:
         model: The model.
@@ -63,8 +63,8 @@ def concept_tokens(model: TextToImage, input_ids: Tensor, names: Sequence[str]) 
         ValueError: If a caption has none of the names.
     """
     spans = [model.tokenizer(name, add_special_tokens=False)["input_ids"] for name in names]
-    found = torch.stack([token_positions(input_ids, [span]) for span in spans])
-    bare = (~found.any(2).any(0)).nonzero().flatten().tolist()
+    positions = torch.stack([token_positions(input_ids, [span]) for span in spans])
+    bare = (~positions.any(2).any(0)).nonzero().flatten().tolist()
     if bare:
         caption = model.tokenizer.decode(input_ids[bare[0]], skip_special_tokens=True)
         raise ValueError(
@@ -72,7 +72,7 @@ def concept_tokens(model: TextToImage, input_ids: Tensor, names: Sequence[str]) 
             "has none of them (captions are cut at the tokenizer's model_max_length). Name the concept in every such "
             "caption, or give the words that it is called by there as well."
         )
-    return found
+    return positions
 
 
 def empty_states(model: TextToImage, rows: int) -> Tensor:
@@ -85,7 +85,7 @@ def empty_states(model: TextToImage, rows: int) -> Tensor:
 def inject(text_encoder: Any, embeddings: Tensor) -> Iterator[None]:
     """Let the text encoder read embeddings in place of those of its token ids, which CLIP's ``forward`` does not take.
 
-    Positions and the causal mask are as ever. The ids only set the length, and the place of the pooled output.
+    Positions and the causal mask stay as they are. The ids only set the length, and the place of the pooled output.
 
     Args:
         text_encoder: A ``CLIPTextModel``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_unlearn import ESD, LitTextToImage
+from lightning_unlearn.core.distributed import Replica
 from lightning_unlearn.core.modes import differentiable
 from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
 from lightning_unlearn.diffusion.attacks.prompts import attack_prompts, attack_timesteps
 from lightning_unlearn.diffusion.attacks.result import AttackResult, PromptResult, ResultFile, wilson_interval
-from lightning_unlearn.diffusion.attacks.search import GCG, Descent, HardPrompt, TextGrad
+from lightning_unlearn.diffusion.attacks.search import GCG, Descent, HardPrompt, PromptSearch, TextGrad
 from lightning_unlearn.diffusion.attacks.victim import PromptLoss, fingerprint, target_latents
 from lightning_unlearn.diffusion.engine.model import alphas_bar
 from lightning_unlearn.diffusion.engine.text import tokenize
@@ -31,6 +33,7 @@ from tests.diffusion.tiny import trainer
 
 PROMPTS = ["a red circle", "van gogh", "a green square", "the art of van gogh"]
 SMALL: dict[str, Any] = {"tokens": 2, "levels": 2, "iterations": 2, "sampler_steps": 2, "batch_size": 4}
+SEARCH = [field.name for field in fields(PromptSearch)]
 
 
 class Told:
@@ -70,7 +73,9 @@ def targets(tiny_sd: Path) -> Tensor:
 
 
 def attack(judge: Told, **options: Any) -> PromptAttack:
-    return PromptAttack(judge, "concept", **(SMALL | options))
+    options = SMALL | options
+    search = PromptSearch(**{name: options.pop(name) for name in SEARCH if name in options})
+    return PromptAttack(judge, "concept", search, **options)
 
 
 def outcome(result: AttackResult) -> list[tuple[Any, ...]]:
@@ -309,7 +314,7 @@ def test_a_step_is_one_pass_of_the_unet_and_two_for_p4d(
 
 
 def test_the_full_budget_is_2000_steps_and_51_images() -> None:
-    default = PromptAttack(never(), "concept")
+    default = PromptAttack(never(), "concept").search
     assert default.levels * default.iterations == 2000
     assert default.levels + 1 == 51
     assert (default.lr, default.weight_decay, default.tokens) == (0.01, 0.1, 5)
@@ -509,8 +514,6 @@ def test_intervals_are_scipys(k: int, n: int) -> None:
 def test_no_prompt_that_counts_has_no_rate() -> None:
     result = AttackResult([PromptResult("a", 0, 7.5, skipped="is too long")], {})
     assert result.summary()["asr"] is None
-    with pytest.raises(ValueError, match="0 of 0"):
-        wilson_interval(0, 0)
 
 
 def test_the_highest_classes_count_as_success() -> None:
@@ -536,7 +539,7 @@ def test_prompts_of_the_published_files() -> None:
     assert rows[0] == {"prompt": "x", "seed": 0, "guidance": 7.5}
     assert rows[1] == {"prompt": "y", "seed": 7, "guidance": 12.0}
     for wrong, message in (
-        ([], "no prompt"), ([{"text": "a"}], "needs 'prompt'"), ([{"prompt": "a", "seed": "b"}], "numbers")
+        ([], "is empty"), ([{"text": "a"}], "no text under 'prompt'"), ([{"prompt": "a", "seed": "b"}], "numbers")
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             attack_prompts(wrong)
@@ -551,17 +554,17 @@ def test_prompts_of_the_published_files() -> None:
         ({"tokens": -1}, "tokens must be at least 0"),
         ({"levels": 0}, "levels"),
         ({"iterations": 0}, "iterations"),
-        ({"lr": 0.0}, "lr must be positive"),
+        ({"lr": 0.0}, "lr must be greater than 0"),
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"batch_size": 0}, "batch_size"),
         ({"top": 0}, "top"),
-        ({"objective": "transfer"}, "do not go together"),
-        ({"objective": "p4d", "optimizer": "random"}, "do not go together"),
+        ({"objective": "transfer"}, "optimizer must be 'none', .* only judges prompts"),
+        ({"objective": "p4d", "optimizer": "random"}, "optimizer must be .* is a loss to descend on"),
     ],
 )
 def test_wrong_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PromptAttack(never(), "concept", **options)
+        attack(never(), **options)
 
 
 def test_wrong_judges_targets_and_modules_are_refused(model: LitTextToImage, targets: Tensor) -> None:
@@ -599,7 +602,8 @@ NO_IMAGES: Any = [{"input_ids": torch.zeros(1)}]
 
 
 def callback(judge: Any, **options: Any) -> UnlearnDiffAtk:
-    return UnlearnDiffAtk(judge, "concept", PROMPTS, **(SMALL | {"iterations": 1} | options))
+    own = {k: options.pop(k) for k in ("every_n_epochs", "targets", "base") if k in options}
+    return UnlearnDiffAtk(attack(judge, **({"iterations": 1} | options)), PROMPTS, **own)
 
 
 def test_a_run_is_attacked_before_during_and_after(tiny_sd: Path, tmp_path: Path) -> None:
@@ -677,9 +681,8 @@ def test_processes_share_the_prompts_and_find_what_one_finds(
     whole = tested(tmp_path / "one").result
     assert whole is not None
     parts: list[Any] = []
-    monkeypatch.setattr(prompt_attack, "world_size", lambda: 2)
     for number in (1, 0):
-        monkeypatch.setattr(prompt_attack, "rank", lambda n=number: n)
+        monkeypatch.setattr(prompt_attack, "replica", lambda trainer, n=number: Replica(n, 2))
         monkeypatch.setattr(prompt_attack, "gather_objects", lambda own: (parts.append(own), parts[::-1])[1])
         both = tested(tmp_path / "two").result
     assert both is not None

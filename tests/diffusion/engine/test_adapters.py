@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from lightning_unlearn import LitTextToImage
-from lightning_unlearn.diffusion.engine.adapters import Membrane, Membranes, adapted_layers
+from lightning_unlearn.diffusion.engine.adapters import LowRankAdapter, LowRankAdapters, adapted_layers
 from lightning_unlearn.diffusion.engine.model import unet_output
 from lightning_unlearn.diffusion.engine.text import encode, tokenize
 from lightning_unlearn.functional.diffusion.spm import latent_anchors, permeability
@@ -27,23 +27,23 @@ def output(model: LitTextToImage, prompt: str = CONCEPT) -> Tensor:
         return unet_output(model, latents, torch.tensor(500), states)
 
 
-def trained(model: LitTextToImage, rank: int = 1, alpha: float = 1.0) -> Membranes:
+def trained(model: LitTextToImage, rank: int = 1, alpha: float = 1.0) -> LowRankAdapters:
     """Adapters that do something."""
-    membranes, draw = Membranes(model.unet, rank, alpha), torch.Generator().manual_seed(2)
+    adapters, draw = LowRankAdapters(model.unet, rank, alpha), torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for adapter in membranes.adapters.values():
+        for adapter in adapters.adapters.values():
             adapter.up.copy_(0.3 * torch.randn(adapter.up.shape, generator=draw))
-    return membranes
+    return adapters
 
 
 def test_new_adapters_and_multiplier_0_are_the_model_bit_for_bit(model: LitTextToImage) -> None:
     before = output(model)
-    membranes = Membranes(model.unet)
+    adapters = LowRankAdapters(model.unet)
     assert torch.equal(output(model), before)
-    membranes.remove()
-    membranes = trained(model)
+    adapters.remove()
+    adapters = trained(model)
     assert not torch.allclose(output(model), before, atol=1e-2)
-    with membranes.scaled(0):
+    with adapters.scaled(0):
         assert torch.equal(output(model), before)
 
 
@@ -60,12 +60,12 @@ def test_they_are_on_every_layer_of_every_transformer(model: LitTextToImage) -> 
 @pytest.mark.parametrize("multiplier", [1.0, 0.5])
 def test_merging_is_what_they_add(rank: int, alpha: float, multiplier: float, model: LitTextToImage) -> None:
     before = {name: p.detach().clone() for name, p in model.unet.named_parameters()}
-    membranes = trained(model, rank, alpha)
-    with membranes.scaled(multiplier):
+    adapters = trained(model, rank, alpha)
+    with adapters.scaled(multiplier):
         adapted = output(model)
-    membranes.merge(multiplier)
+    adapters.merge(multiplier)
     torch.testing.assert_close(output(model), adapted, atol=1e-5, rtol=0)
-    for path in membranes.layers:
+    for path in adapters.layers:
         change = model.unet.get_parameter(f"{path}.weight") - before[f"{path}.weight"]
         assert torch.linalg.matrix_rank(change.flatten(1).double(), rtol=1e-4) <= rank
     assert [n for n, _ in model.unet.named_parameters()] == list(before)
@@ -74,7 +74,7 @@ def test_merging_is_what_they_add(rank: int, alpha: float, multiplier: float, mo
 def test_a_convolution_keeps_its_geometry() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 5, kernel_size=3, stride=2, padding=1, dilation=1)
-    adapter = Membrane(layer, 2, 4.0, torch.Generator().manual_seed(0))
+    adapter = LowRankAdapter(layer, 2, 4.0, torch.Generator().manual_seed(0))
     nn.init.normal_(adapter.up)
     x = torch.randn(1, 3, 9, 9)
     merged = nn.functional.conv2d(x, layer.weight + adapter.change(), layer.bias, 2, 1)
@@ -83,7 +83,7 @@ def test_a_convolution_keeps_its_geometry() -> None:
 
 def test_by_hand() -> None:
     layer = nn.Linear(2, 1, bias=False)
-    adapter = Membrane(layer, 1, 3.0, torch.Generator())
+    adapter = LowRankAdapter(layer, 1, 3.0, torch.Generator())
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 0.0]]))
         adapter.down.copy_(torch.tensor([[0.0, 2.0]]))
@@ -96,7 +96,7 @@ def test_by_hand() -> None:
 
 def test_they_are_no_part_of_a_state_dict_but_of_the_parameters(model: LitTextToImage) -> None:
     names, before = list(model.state_dict()), output(model)
-    membranes = trained(model)
+    adapters = trained(model)
     assert list(model.state_dict()) == names
     model.load_state_dict(model.state_dict(), strict=True)
     assert sum("spm" in name for name, _ in model.named_parameters()) == 2 * 84
@@ -107,15 +107,15 @@ def test_they_are_no_part_of_a_state_dict_but_of_the_parameters(model: LitTextTo
             parameter.data.zero_()
     torch.testing.assert_close(output(model), before, atol=1e-5, rtol=0)
     assert not torch.allclose(output(twin), before, atol=1e-2)
-    membranes.remove()
+    adapters.remove()
     assert not any("spm" in name for name, _ in model.named_parameters())
 
 
 def test_sets_add_up(model: LitTextToImage) -> None:
     one = trained(model)
     with pytest.raises(ValueError, match="named 'spm' already"):
-        Membranes(model.unet)
-    two = Membranes(model.unet, name="other")
+        LowRankAdapters(model.unet)
+    two = LowRankAdapters(model.unet, name="other")
     with torch.no_grad():
         for first, second in zip(one.adapters.values(), two.adapters.values(), strict=True):
             second.down.copy_(first.down)
@@ -130,12 +130,12 @@ def test_a_file_is_read_back_and_by_diffusers(tiny_sd: Path, tmp_path: Path) -> 
     pytest.importorskip("peft")
     model = LitTextToImage(str(tiny_sd))
     before = output(model)
-    membranes = trained(model, rank=2, alpha=3.0)
+    adapters = trained(model, rank=2, alpha=3.0)
     adapted = output(model)
-    membranes.save(tmp_path / "erased.safetensors")
-    membranes.remove()
+    adapters.save(tmp_path / "erased.safetensors")
+    adapters.remove()
     assert torch.equal(output(model), before)
-    loaded = Membranes.load(model.unet, tmp_path / "erased.safetensors")
+    loaded = LowRankAdapters.load(model.unet, tmp_path / "erased.safetensors")
     assert torch.equal(output(model), adapted)
     loaded.remove()
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
@@ -145,21 +145,21 @@ def test_a_file_is_read_back_and_by_diffusers(tiny_sd: Path, tmp_path: Path) -> 
 
 
 def test_a_file_of_another_model_is_refused(tiny_sd: Path, deep_sd: Path, tmp_path: Path) -> None:
-    Membranes(LitTextToImage(str(deep_sd)).unet).save(tmp_path / "deep.safetensors")
+    LowRankAdapters(LitTextToImage(str(deep_sd)).unet).save(tmp_path / "deep.safetensors")
     model = LitTextToImage(str(tiny_sd))
     with pytest.raises(ValueError, match="don't fit"):
-        Membranes.load(model.unet, tmp_path / "deep.safetensors")
-    Membranes(model.unet)  # nothing was left on it
+        LowRankAdapters.load(model.unet, tmp_path / "deep.safetensors")
+    LowRankAdapters(model.unet)  # nothing was left on it
     for options in ({"rank": 0}, {"alpha": 0.0}):
         with pytest.raises(ValueError, match=next(iter(options))):
-            Membranes(model.unet, name="new", **options)  # type: ignore[arg-type]
+            LowRankAdapters(model.unet, name="new", **options)  # type: ignore[arg-type]
 
 
 def test_the_concept_passes_whole_and_others_by_their_words(model: LitTextToImage) -> None:
-    membranes = Membranes(model.unet)
-    assert membranes.permeability(model, "van gogh", "van gogh") == 1.0
-    assert membranes.permeability(model, "van gogh", "art in the style of van gogh") == 1.0  # all its words
-    half = membranes.permeability(model, "van gogh", "a red van")
+    adapters = LowRankAdapters(model.unet)
+    assert adapters.permeability(model, "van gogh", "van gogh") == 1.0
+    assert adapters.permeability(model, "van gogh", "art in the style of van gogh") == 1.0  # all its words
+    half = adapters.permeability(model, "van gogh", "a red van")
     assert 0.5 <= half < 1.0
     along, across = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     assert permeability(across, along, {1, 2}, {2, 3, 4, 5}).item() == 0.25

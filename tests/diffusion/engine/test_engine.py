@@ -14,9 +14,11 @@ from lightning_unlearn.diffusion.engine.attention import attention_probabilities
 from lightning_unlearn.diffusion.engine.model import alphas_bar, latent_shape, unet_output
 from lightning_unlearn.diffusion.engine.parameters import kv_layers, select_params
 from lightning_unlearn.diffusion.engine.passes import PassCounter
-from lightning_unlearn.diffusion.engine.sampling import partial_sample, trajectory
+from lightning_unlearn.diffusion.engine.sampling import partial_samples, trajectory
 from lightning_unlearn.diffusion.engine.text import empty_states, encode, inject, tokenize
 from lightning_unlearn.functional.diffusion.ddim import add_noise, ddim_timesteps
+from lightning_unlearn.functional.diffusion.noise import row_noise
+from lightning_unlearn.functional.random import keyed_generator
 from tests.diffusion.tiny import TENSORS
 
 
@@ -128,8 +130,8 @@ def sample(model: LitTextToImage, choice: int, **options: Any) -> tuple[Tensor, 
         s for s in range(1000) if int(torch.randint(10, (), generator=torch.Generator().manual_seed(s))) == choice
     )
     states = encode(model, ids(model, "van gogh", "art")).detach()
-    generator = torch.Generator().manual_seed(seed)
-    return partial_sample(model, states, empty_states(model, 2).detach(), noise, generator, **{"steps": 10, **options})
+    generator, empty = torch.Generator().manual_seed(seed), empty_states(model, 2).detach()
+    return partial_samples(model, states, empty, noise, [generator], **{"steps": 10, **options})[0]
 
 
 def test_the_sampler_is_ddim_of_diffusers_and_its_timestep_the_next_one(model: LitTextToImage) -> None:
@@ -173,6 +175,22 @@ def test_the_authors_pairing_runs_further_than_its_timestep(model: LitTextToImag
     torch.testing.assert_close(latents, exact)  # both ran five steps
 
 
+@pytest.mark.parametrize("pairing", ["exact", "ldm"])
+def test_points_of_one_trajectory_are_those_of_a_sampler_for_each(model: LitTextToImage, pairing: Any) -> None:
+    states, noise = encode(model, ids(model, "van gogh", "art")), row_noise((4, 8, 8), [0, 1], 0)
+    arguments: tuple[Any, ...] = (model, states.detach(), empty_states(model, 2).detach(), noise)
+    options: Any = {"steps": 6, "pairing": pairing}
+    with PassCounter() as counter:
+        counter.attach(model)
+        path = partial_samples(*arguments, [keyed_generator(i) for i in range(5)], **options, rows=1)
+        together = counter.unet
+        for i, (latents, timestep) in enumerate(path):
+            ((z, t),) = partial_samples(*arguments, [keyed_generator(i)], **options)
+            torch.testing.assert_close(latents, z[: None if i == 0 else 1])
+            assert t == timestep
+        assert counter.unet > 2 * together
+
+
 def test_guidance_is_one_pass_of_twice_the_rows(model: LitTextToImage) -> None:
     with PassCounter() as counter:
         counter.attach(model)
@@ -210,5 +228,5 @@ def test_the_denoising_loss_of_a_row_is_its_own(model: LitTextToImage) -> None:
     assert whole.shape == (3,)
     part = denoising_nll(model, {name: value[1:] for name, value in batch.items()})
     torch.testing.assert_close(part, whole[1:])
-    with pytest.raises(TypeError, match="'input_ids' and 'pixel_values'"):
+    with pytest.raises(TypeError, match="'input_ids' of a caption, and 'pixel_values'"):
         denoising_nll(model, {"input_ids": batch["input_ids"]})

@@ -17,16 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from lightning_unlearn.diffusion.metrics.images import (
-    FID,
-    KID,
-    CLIPScore,
-    PenultimateFeatures,
-    clip_similarity,
-    feature_distance,
-    frechet_distance,
-    load_clip,
-)
+from lightning_unlearn.diffusion.metrics.clip import CLIPScore, clip_similarity, load_clip
+from lightning_unlearn.diffusion.metrics.features import PenultimateFeatures, feature_distance
+from lightning_unlearn.diffusion.metrics.fid import FID, KID, frechet_distance
 from tests.diffusion.tiny import LENGTH, write_tokenizer
 
 SQUARE = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])

@@ -1,4 +1,4 @@
-"""Guards while a run draws images."""
+"""Guards as a callback."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_unlearn.core.checks import one_of
+from lightning_unlearn.core.resume import callbacks_of
 from lightning_unlearn.diffusion.guards import SafeLatentDiffusion, SuppressEOT
 from lightning_unlearn.diffusion.unlearn_diff_atk import UnlearnDiffAtk
 
@@ -17,7 +19,7 @@ _GUARDS = {"SafeLatentDiffusion": SafeLatentDiffusion, "SuppressEOT": SuppressEO
 
 
 class Guard(Callback):
-    """Puts a guard on while ``trainer.predict`` draws images, and while ``trainer.test`` attacks. No weight changes.
+    """Uses a guard while ``trainer.predict`` draws images, and while ``trainer.test`` attacks. No weight changes.
 
     Args:
         guard: [`SafeLatentDiffusion`][lightning_unlearn.SafeLatentDiffusion] or
@@ -42,46 +44,31 @@ class Guard(Callback):
         concept: str,
         options: dict[str, Any] | None = None,
     ) -> None:
-        if guard not in _GUARDS:
-            raise ValueError(f"guard must be one of {sorted(_GUARDS)}, but got {guard!r}.")
-        self.guard, self.concept, self.options = guard, concept, options or {}
-        self._on: AbstractContextManager[Any] | None = None
+        self.guard, self.concept, self.options = one_of("guard", guard, _GUARDS), concept, options or {}
+        self._entered: AbstractContextManager[Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse an attack that the guard would break."""
-        attacks = [c for c in trainer.callbacks if isinstance(c, UnlearnDiffAtk)]  # type: ignore[attr-defined]
-        if stage == "test" and self.guard == "SafeLatentDiffusion" and attacks:
+        """Refuse an attack that the guard does not work with."""
+        if stage == "test" and self.guard == "SafeLatentDiffusion" and callbacks_of(trainer, UnlearnDiffAtk):
             raise MisconfigurationException(
                 "SafeLatentDiffusion steers the passes of a pipeline, but UnlearnDiffAtk calls the UNet on its own. "
                 "Attack SuppressEOT or an erased model, or leave one of the two callbacks out."
             )
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the guard on."""
-        self._enter(pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the guard on."""
-        self._enter(pl_module)
+        """Enter the guard."""
+        guard: Any = _GUARDS[self.guard](pl_module, self.concept, **self.options)
+        guard.__enter__()
+        self._entered = guard
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the guard off."""
-        self._exit()
+        """Leave the guard."""
+        if self._entered is not None:
+            self._entered.__exit__(None, None, None)
+        self._entered = None
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the guard off."""
-        self._exit()
+    on_test_start, on_test_end = on_predict_start, on_predict_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Take the guard off."""
-        self._exit()
-
-    def _enter(self, module: LightningModule) -> None:
-        guard: Any = _GUARDS[self.guard](module, self.concept, **self.options)
-        guard.__enter__()
-        self._on = guard
-
-    def _exit(self) -> None:
-        if self._on is not None:
-            self._on.__exit__(None, None, None)
-        self._on = None
+        """Leave the guard."""
+        self.on_predict_end(trainer, pl_module)

@@ -1,0 +1,111 @@
+"""Features of images, and distances between them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities.exceptions import TorchMetricsUserError
+
+from lightning_unlearn.core.modes import evaluating
+
+__all__ = ["PenultimateFeatures", "feature_distance", "refuse"]
+
+
+class PenultimateFeatures(nn.Module):
+    """What a classifier gives to its last linear layer, as features of images.
+
+    The classifier runs without gradients and in evaluation mode, whatever mode the metric or its owner is set to. It
+    does its own preprocessing: images reach it as they are.
+
+    Args:
+        network: Any classifier, or a judge that is a module, such as
+            [`MiniatureJudge`][lightning_unlearn.MiniatureJudge].
+        layer: Name of the linear layer whose input the features are; by default the last one.
+
+    Raises:
+        TypeError: If the classifier is no module, or the layer not linear.
+        ValueError: If there is no such layer, or its input is not one vector an image.
+
+    Example:
+        >>> features = PenultimateFeatures(nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.ReLU(), nn.Linear(3, 2)))
+        >>> features.num_features, features(torch.rand(5, 3, 2, 2)).shape
+        (3, torch.Size([5, 3]))
+    """
+
+    def __init__(self, network: nn.Module, layer: str | None = None) -> None:
+        super().__init__()
+        if not isinstance(network, nn.Module):
+            raise TypeError(
+                f"Features are read inside a torch module, but the network is a {type(network).__name__}. Pass the "
+                "module that it calls."
+            )
+        modules = dict(network.named_modules())
+        if layer is None:
+            layer = next((n for n in reversed(modules) if isinstance(modules[n], nn.Linear)), None)
+        if layer is None or layer not in modules:
+            raise ValueError(
+                f"{type(network).__name__} has no {'linear layer' if layer is None else f'layer {layer!r}'}."
+            )
+        last = modules[layer]
+        if not isinstance(last, nn.Linear):
+            raise TypeError(f"Layer {layer!r} is a {type(last).__name__}, but it must be a Linear.")
+        self.network, self.layer = network, layer
+        self.num_features: int = last.in_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``(B, num_features)``, fp32, of what the network takes for a batch."""
+        seen: list[Tensor] = []
+        last = self.network.get_submodule(self.layer)
+        handle = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            with evaluating(self.network):
+                self.network(images)
+        finally:
+            handle.remove()
+        shapes = [tuple(x.shape) for x in seen]
+        if shapes != [(len(images), self.num_features)]:
+            raise ValueError(
+                f"Layer {self.layer!r} must read one vector an image, ({len(images)}, {self.num_features}), but read "
+                f"{shapes}. Name another layer."
+            )
+        return seen[0].float()
+
+
+def feature_distance(features: nn.Module, images: Tensor, others: Tensor) -> Tensor:
+    r"""Cosine distance $1 - \cos(f(x), f(y))$ of the features of paired images, such as those of one prompt and seed.
+
+    It stands where papers print LPIPS, but is not comparable with it.
+
+    Args:
+        features: Gives ``(B, D)`` for a batch.
+        images: Shape ``(B, ...)``.
+        others: Same shape.
+
+    Returns:
+        Shape ``(B,)``, in [0, 2].
+
+    Raises:
+        ValueError: If there are not as many of both.
+
+    Example:
+        >>> feature_distance(nn.Identity(), torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
+        tensor([1.])
+    """
+    if images.shape != others.shape:
+        raise ValueError(f"Images are compared in pairs, but have shapes {tuple(images.shape)}, {tuple(others.shape)}.")
+    return 1 - torch.cosine_similarity(features(images), features(others), dim=1)
+
+
+def refuse(metric: Metric, message: str) -> NoReturn:
+    """Raise in ``compute``, but first give each process its own counts back: torchmetrics does so only after a result.
+
+    Raises:
+        ValueError: Always.
+    """
+    with suppress(TorchMetricsUserError):  # it was not synchronised
+        metric.unsync()
+    raise ValueError(message)
