@@ -82,7 +82,7 @@ def row_gradient(
         if not bool(total[name].isfinite().all()):
             raise FloatingPointError(
                 f"{rows.description}: the gradient with respect to {name} is not finite. "
-                " Check the model on these rows, or train with precision='bf16-mixed' or '32-true'."
+                "Check the model on these rows, or train with precision='bf16-mixed' or '32-true'."
             )
     return total
 

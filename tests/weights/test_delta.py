@@ -460,7 +460,7 @@ def test_an_index_that_names_no_file_of_the_folder_is_refused(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lightning_unlearn import delta
+from lightning_unlearn.weights import delta
 
 base, path, output, moment = sys.argv[1:]
 calls = 0
@@ -521,7 +521,7 @@ def test_a_full_disk_leaves_the_original_and_nothing_else(
 MEMORY = """
 import re
 from pathlib import Path
-from lightning_unlearn import delta
+from lightning_unlearn.weights import delta
 
 def held():  # kB in memory that are not pages of a file
     return int(re.search(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])

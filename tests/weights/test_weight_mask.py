@@ -133,9 +133,9 @@ def test_frozen_weights_are_bit_identical_after_200_steps(optimizer: str, kind: 
     options: dict[str, Any] = {
         "fp32": {},
         "bf16": {"precision": "bf16-mixed"},
-        "accumulate": {"accumulate_grad_batches": 4},
+        "accumulate": {"accumulate_grad_batches": 2},
         "clip": {"gradient_clip_val": 0.1},
-        "all": {"precision": "bf16-mixed", "accumulate_grad_batches": 4, "gradient_clip_val": 0.1},
+        "all": {"precision": "bf16-mixed", "accumulate_grad_batches": 2, "gradient_clip_val": 0.1},
     }[kind]
     module, mask = seeded(optimizer), WAGLE(density=0.5)
     before = bits(weights(module))
@@ -539,7 +539,7 @@ class Stream(IterableDataset):
         ([SNIP(0.5), RandomMask(0.5)], seeded, loaders, "A run has one mask"),
         ([SNIP(0.5, parameters="attention")], seeded, loaders, "has no weights to choose from"),
         ([SNIP(0.5)], Sparse, loaders, "sparse gradients of table"),
-        ([SNIP(0.5)], seeded, lambda: {"forget": DataLoader(Stream(), 2), "retain": pairs(4, 2)}, "can't be read one"),
+        ([SNIP(0.5)], seeded, lambda: {"forget": DataLoader(Stream(), 2), "retain": pairs(4, 2)}, "rows one by one"),
     ],
 )
 def test_bad_runs(callbacks: Any, module: Any, data: Any, message: str) -> None:
@@ -560,7 +560,7 @@ def test_a_gradient_that_is_not_finite_is_refused() -> None:
     module = seeded()
     with torch.no_grad():
         module.net[0].bias[0] = torch.inf
-    with pytest.raises(FloatingPointError, match="gradient of the forget rows"):
+    with pytest.raises(FloatingPointError, match=r"forget rows: the gradient with respect to net\.0\.weight is not"):
         trainer(objective(), WAGLE(0.5), max_steps=1).fit(module, loaders())
 
 
