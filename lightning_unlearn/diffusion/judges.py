@@ -72,8 +72,7 @@ class MiniatureJudge(nn.Module):
         ValueError: If there is no such concept, or images have another shape than ``(B, 3, 32, 32)``.
 
     Example:
-        >>> from lightning_unlearn.core.checks import above, between, one_of
-    from lightning_unlearn.diffusion.data.miniature import render
+        >>> from lightning_unlearn.diffusion.data.miniature import render
         >>> judge = MiniatureJudge("style")
         >>> labels, scores = judge(render("ring", "negative", index=5000)[None])
         >>> judge.name, judge.classes[labels[0]], scores.shape
