@@ -128,7 +128,7 @@ def test_a_part_of_a_word_is_no_right_answer(match: Any, right: list[bool], tiny
     rows = [{"question": text, "answer": "x", "accept": accept} for text, accept in texts.items()]
     monitor = UnlearnMonitor(questions={"q": rows}, generate=lambda module, asked: asked, match=match)
     unlearn(tiny_lm, LanguageDataModule(rows, rows[:1], batch_size=4), monitor)
-    assert [answer.correct for answer in monitor.history[0].answers] == right
+    assert [example.hit for example in monitor.history[0].examples] == right
 
 
 def test_without_an_accepted_answer_the_whole_one_counts(tiny_lm: Path, data: LanguageDataModule) -> None:
