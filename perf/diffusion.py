@@ -19,7 +19,7 @@ from lightning_unlearn import (
     PromptSearch,
     SoftPromptAttacker,
 )
-from lightning_unlearn.benchmarks.erasure import erasure_rows
+from lightning_unlearn.benchmarks.miniature import erasure_rows
 from lightning_unlearn.diffusion.data.miniature import miniature_pipeline
 from lightning_unlearn.diffusion.judges import MiniatureJudge
 from lightning_unlearn.functional.diffusion.uce import uce_map

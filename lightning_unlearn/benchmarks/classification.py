@@ -148,7 +148,7 @@ def bench_classification(
         },
         "ablation": _ablation(grid, cell, list(forgotten), ablation_seeds) if ablation_seeds else {},
     }
-    write_record(grid.folder / task, record, table(record))
+    record = write_record(grid.folder / task, record, table)
     _draw(record, grid.folder / task)
     if wandb_project is not None:
         config = {key: record[key] for key in ("task", "seeds", "tuning_seeds")}

@@ -87,8 +87,7 @@ def bench_erasure(
         **{**run, "seeds": list(seeds), "targets": erased},
         "methods": {n: {t: [runs[n, t, seed] for seed in seeds] for t in erased} for n in chosen},
     }
-    write_record(grid.folder / "erasure", record, table(record))
-    return record
+    return write_record(grid.folder / "erasure", record, table)
 
 
 def table(record: Mapping[str, Any]) -> str:

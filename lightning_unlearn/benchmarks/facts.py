@@ -116,7 +116,7 @@ def bench_facts(
         **{**run, "seeds": list(seeds), "tuning_seed": tuning_seed, **before},
         "entries": grid.tune(unlearn, chosen, cell, score, [tuning_seed], seeds),
     }
-    write_record(grid.folder / study, record, table(record))
+    record = write_record(grid.folder / study, record, table)
     save_figure(grid.folder / f"{study}.svg", lambda: figure(record))
     return record
 

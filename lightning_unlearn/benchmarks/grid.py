@@ -17,7 +17,6 @@ import torch
 from tqdm import tqdm
 
 from lightning_unlearn.benchmarks.sources import import_paths, sources
-from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.files import write_text
 
 __all__ = ["Cell", "Grid", "Outcome", "select", "separate_seeds"]
@@ -62,8 +61,7 @@ class Grid:
     """
 
     def __init__(self, folder: str | Path, workers: int = 1, keep_stale: bool = False) -> None:
-        self.folder, self.keep_stale = Path(folder).resolve(), keep_stale
-        self.workers = at_least("workers", workers, 0)
+        self.folder, self.workers, self.keep_stale = Path(folder).resolve(), workers, keep_stale
 
     def run(
         self, run: Callable[[C, Path], Outcome], cells: Mapping[K, C], description: str, together: int = 1
@@ -94,7 +92,7 @@ class Grid:
         work = iter([(run, unique[key], self.folder, self._path(key), current[key]) for key in missing])
         chunks = iter(lambda: list(islice(work, together)), [])
         with tqdm(total=len(unique), initial=len(unique) - len(missing), desc=description, unit="run") as progress:
-            for count in _perform_in_processes(chunks, self.workers) if self.workers else map(_perform, chunks):
+            for count in _perform_in_processes(chunks, self.workers) if self.workers > 0 else map(_perform, chunks):
                 progress.update(count)
         return {
             name: json.loads(self._path(cell.key).read_text(encoding="utf-8"))["result"] for name, cell in cells.items()

@@ -62,11 +62,14 @@ def rate(successes: int, count: int) -> str:
     return f"{100 * successes / count:.0f} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
 
 
-def write_record(path: Path, record: dict[str, Any], table: str) -> None:
-    """Write ``<path>.json`` and ``<path>.md``, and print the table."""
-    write_text(f"{path}.json", json.dumps(record, indent=2) + "\n")
-    write_text(f"{path}.md", table)
-    print(table)
+def write_record(path: Path, record: dict[str, Any], table: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+    """Write ``<path>.json`` and its table, ``<path>.md``, print the table, and return what the first file holds."""
+    text = json.dumps(record, indent=2) + "\n"
+    record = json.loads(text)
+    write_text(f"{path}.json", text)
+    write_text(f"{path}.md", table(record))
+    print(table(record))
+    return record
 
 
 def save_figure(path: Path, draw: Callable[[], Figure]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from lightning.pytorch import Callback
 import lightning_unlearn
 from lightning_unlearn import LitClassifier, classification
 from lightning_unlearn.benchmarks import classification as module
-from lightning_unlearn.benchmarks.classification import bench_classification
-from lightning_unlearn.benchmarks.methods import ABLATION, ALPHAS, METHODS, TASKS, WEIGHTS
+from lightning_unlearn.benchmarks import grid, methods, runs
+from lightning_unlearn.benchmarks.classification import TrainCell, UnlearnCell, bench_classification
+from lightning_unlearn.benchmarks.methods import ABLATION, ALPHAS, METHODS, SCENARIOS, TASKS, WEIGHTS, Recipe, Scenario
 from lightning_unlearn.benchmarks.models import MLP, ConvNet, ResNet8, TextTransformer
+from lightning_unlearn.benchmarks.runs import build
 
 pytest.importorskip("sklearn")
 pytest.importorskip("scipy")
@@ -36,25 +39,8 @@ TINY: dict[str, Any] = {
     "seeds": [0, 1],
     "ablation_seeds": [],
     "epochs": 2,
-    "workers": 1,
+    "workers": 0,
 }
-
-
-def in_this_process(cells: Any, work: Any, folder: Path, workers: int, description: str) -> list[Any]:
-    """What `run_cells` does, without a process a run; those are tested with it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found = []
-    for cell in cells:
-        path = folder / f"{module.cell_key(cell)}.json"
-        if not path.exists():
-            path.write_text(json.dumps({"cell": cell, "result": work(cell)}))
-        found.append(json.loads(path.read_text())["result"])
-    return found
-
-
-@pytest.fixture
-def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "run_cells", in_this_process)
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +48,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison that was run once, with a grid of alpha and p of two by two."""
     folder = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "run_cells", in_this_process)
-        patch.setattr(module, "ALPHAS", ALPHAS[:2])
-        patch.setattr(module, "WEIGHTS", WEIGHTS[:2])
+        patch.setattr(methods, "ALPHAS", ALPHAS[:2])
+        patch.setattr(methods, "WEIGHTS", WEIGHTS[:2])
         corner = [s for i, s in enumerate(ABLATION["UGradSL"]) if i in (0, 1, len(ALPHAS), len(ALPHAS) + 1)]
-        patch.setattr(module, "ABLATION", {"UGradSL": tuple(corner)})
+        patch.setattr(methods, "ABLATION", {"UGradSL": tuple(corner)})
         bench_classification(str(folder), **{**TINY, "ablation_seeds": [0]})
     return folder
 
@@ -83,11 +68,11 @@ def test_every_method_has_an_entry_and_all_are_tuned_alike() -> None:
     assert callbacks - compared == set(NOT_COMPARED)
     assert {len(method.settings) for method in METHODS} == {6}
     for method in METHODS:
-        kept = [json.dumps(setting, sort_keys=True) for setting in method.settings]
-        assert len(set(kept)) == 6, method.name
+        assert len({json.dumps(asdict(setting), sort_keys=True) for setting in method.settings}) == 6, method.name
         for setting in method.settings:
-            for callback in setting["callbacks"]:
-                built = module._callback(callback, {"seed": 3, "way": {"forget_class": 4}})
+            for callback, built in zip(
+                setting.callbacks, build(setting.callbacks, seed=3, forget_class=4), strict=True
+            ):
                 assert type(built) is getattr(lightning_unlearn, callback["class_path"].rpartition(".")[2])
                 assert getattr(built, "seed", 3) == 3
                 assert getattr(built, "forget_class", 4) == 4
@@ -95,16 +80,16 @@ def test_every_method_has_an_entry_and_all_are_tuned_alike() -> None:
 
 def test_the_grid_is_in_the_order_that_it_is_drawn_in() -> None:
     for settings in ABLATION.values():
-        drawn = [s["callbacks"][0]["init_args"] for s in settings]
+        drawn = [s.callbacks[0]["init_args"] for s in settings]
         assert drawn == [{"alpha": alpha, "p": p} for p in WEIGHTS for alpha in ALPHAS]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "cifar"}, r"task must be one of \['digits', 'images', 'mnist', 'text'\], but got 'cifar'"),
-        ({"methods": ["FineTune", "NPO"]}, r"'digits' has no methods \['NPO'\]"),
-        ({"task": "text", "methods": ["UNSIR"]}, r"'text' has no methods \['UNSIR'\]"),
+        ({"task": "cifar"}, "task must be 'mnist', 'digits', 'images' or 'text', but got 'cifar'"),
+        ({"methods": ["FineTune", "NPO"]}, r"no methods \['NPO'\] of task 'digits'"),
+        ({"task": "text", "methods": ["UNSIR"]}, r"no methods \['UNSIR'\] of task 'text'"),
         ({"scenarios": ["all"]}, r"no scenarios \['all'\]"),
         ({"tuning_seeds": [1]}, r"none in common, but got \[0, 1\] and \[1\]"),
         ({"seeds": []}, "must both be given"),
@@ -119,18 +104,18 @@ def test_what_is_unknown_or_tuned_on_is_refused(arguments: dict[str, Any], messa
 
 def test_the_setting_with_the_smallest_gap_is_the_one_that_runs(folder: Path) -> None:
     for name, found in record(folder)["scenarios"]["class"]["methods"].items():
-        gaps = [setting["gap"] for setting in found["tuning"]]
-        best = found["tuning"][gaps.index(min(gaps))]
+        gaps = [tried["runs"][0]["gap"] for tried in found["tuning"]]
+        assert [tried["score"] for tried in found["tuning"]] == [-gap for gap in gaps]
         assert len(gaps) == 6, name
-        assert {**found["setting"], "gap": min(gaps)} == best
+        assert found["setting"] == found["tuning"][gaps.index(min(gaps))]["setting"]
         assert len(found["runs"]) == 2
 
 
 def test_gaps_and_tow_are_those_of_the_metrics_beside_them(folder: Path) -> None:
     scenario = record(folder)["scenarios"]["class"]
     references = scenario["retrained"]
-    for runs in (scenario["original"], references, *(m["runs"] for m in scenario["methods"].values())):
-        for run, reference in zip(runs, references, strict=True):
+    for measured in (scenario["original"], references, *(m["runs"] for m in scenario["methods"].values())):
+        for run, reference in zip(measured, references, strict=True):
             ours, theirs = run["metrics"], reference["metrics"]
             gap = sum(abs(ours[key] - theirs[key]) for key in ("UA", "MIA", "RA", "TA")) / 4
             assert run["gap"] == pytest.approx(gap, abs=1e-4)
@@ -140,9 +125,22 @@ def test_gaps_and_tow_are_those_of_the_metrics_beside_them(folder: Path) -> None
     assert scenario["original"][0]["metrics"]["UA"] < 50
 
 
+def cells(folder: Path) -> list[dict[str, Any]]:
+    """What was run to unlearn or to measure."""
+    kept = [json.loads(path.read_text())["cell"] for path in sorted((folder / "runs").glob("*.json"))]
+    return [cell for cell in kept if "setting" in cell]
+
+
+def cell(seed: int, **fields: Any) -> Any:
+    """A cell on the digits."""
+    kind = UnlearnCell if "start" in fields else TrainCell
+    recipe = replace(TASKS["digits"], epochs=2)
+    return kind(**{"recipe": recipe, "scenario": SCENARIOS["class"], "seed": seed, **fields})
+
+
 def test_costs_are_counted_in_rows_that_the_model_read(folder: Path) -> None:
     scenario = record(folder)["scenarios"]["class"]
-    forget, retain = (len(part) for part in module._data(cell_of(folder, 0)).split)
+    forget, retain = (len(part) for part in module.data(cell(0)).split)
     tuned = scenario["methods"]["UGradSL"]
     for run in tuned["runs"]:
         batches, epochs = math.ceil(forget / 64), tuned["setting"]["epochs"]
@@ -151,56 +149,93 @@ def test_costs_are_counted_in_rows_that_the_model_read(folder: Path) -> None:
     assert scenario["retrained"][0]["rows"] == 2 * (retain - (retain % 64 == 1))
 
 
-def cell_of(folder: Path, seed: int) -> Any:
-    cells = [json.loads(path.read_text())["cell"] for path in sorted((folder / "runs").glob("*.json"))]
-    return next(cell for cell in cells if cell["seed"] == seed and cell["way"] == {"forget_class": 3})
-
-
 def test_rows_and_weights_differ_from_seed_to_seed(folder: Path) -> None:
-    splits = [module._data(cell_of(folder, seed)).split.forget for seed in (0, 1)]
-    assert not torch.equal(*splits)
-    cells = [cell_of(folder, seed) for seed in (0, 1)]
-    assert len({cell["original"] for cell in cells} | {cell["retrained"] for cell in cells}) == 4
-    tuned = [cell for path in (folder / "runs").glob("*.json") if (cell := json.loads(path.read_text())["cell"])]
-    assert {cell["seed"] for cell in tuned if len(cell["settings"]) == 6} == {9}
-    assert {cell["seed"] for cell in tuned if len(cell["settings"]) == 1} == {0, 1}
+    assert not torch.equal(*(module.data(cell(seed)).split.forget for seed in (0, 1)))
+    kept = cells(folder)
+    assert len({c[name] for c in kept for name in ("start", "retrained") if c["seed"] in (0, 1)}) == 4
+    tuned = [c for c in kept if c["setting"] and c["seed"] == 9]
+    reported = [
+        c for c in kept if c["setting"] and c["seed"] != 9 and c["setting"] not in [t["setting"] for t in tuned]
+    ]
+    assert len(tuned) == 12
+    assert {c["setting"]["callbacks"][0]["init_args"]["p"] for c in reported} == set(WEIGHTS[:2])  # the ablation
+    chosen = [found["setting"] for found in record(folder)["scenarios"]["class"]["methods"].values()]
+    for seed in (0, 1):
+        assert all(any(c["setting"] == setting and c["seed"] == seed for c in kept) for setting in chosen)
 
 
-def test_a_retrained_model_has_seen_no_row_to_forget(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retrained_model_has_seen_no_row_to_forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[set[int]] = []
 
-    class Spy(module.Trainer):  # type: ignore[name-defined, misc]
+    class Spy(runs.Trainer):  # type: ignore[name-defined, misc]
         def fit(self, model: Any, loader: Any) -> None:
             seen.append({int(label) for _, labels in loader for label in labels})
             super().fit(model, loader)
 
-    monkeypatch.setattr(module, "Trainer", Spy)
-    cell = {**module._Bench(folder, {}, {}, 1, 1).run, "recipe": cell_of(folder, 0)["recipe"], "seed": 0}
-    for way in ({}, {"forget_class": 3}):
-        module.train_cell({**cell, "way": way}, str(folder / "models"))
+    monkeypatch.setattr(runs, "Trainer", Spy)
+    for scenario in (Scenario(), SCENARIOS["class"]):
+        module.train(cell(0, scenario=scenario), tmp_path)
     assert seen == [set(range(10)), set(range(10)) - {3}]
 
 
-def test_the_same_command_again_runs_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    before = record(folder)["scenarios"]
-
-    def fail(*args: Any, **kwargs: Any) -> Any:
+def test_the_same_command_again_runs_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(chunk: Any) -> Any:
         raise AssertionError("a cell was run again")
 
-    monkeypatch.setattr(module, "run_cells", in_this_process)
-    for name in ("train_cell", "unlearn_cell"):
-        monkeypatch.setattr(module, name, fail)
+    before = record(folder)["scenarios"]
+    monkeypatch.setattr(grid, "_perform", fail)
     assert bench_classification(str(folder), **TINY)["scenarios"] == before
+    assert "tuning: 12 of 12 runs are finished" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="run again"):
         bench_classification(str(folder), **{**TINY, "seeds": [0, 1, 2]})
 
 
-@pytest.mark.usefixtures("_one_process")
+def test_a_method_whose_source_changed_runs_again_and_no_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record_before = (folder / "digits.json").read_text()
+    name = "lightning_unlearn.classification.ugradsl"
+    performed: list[Any] = []
+
+    def perform(chunk: Any) -> int:
+        performed.extend(cell for _, cell, *_ in chunk)
+        return len(chunk)
+
+    known = grid.sources
+    monkeypatch.setattr(grid, "sources", lambda *a: {k: v + "x" * (k == name) for k, v in known(*a).items()})
+    monkeypatch.setattr(grid, "_perform", perform)
+    bench_classification(str(folder), **TINY)
+    assert len(performed) == 6 + 2
+    assert {c.setting.callbacks[0]["class_path"] for c in performed} == {"lightning_unlearn.UGradSL"}
+    assert f"tuning: 6 of 12 runs are stale and repeated; keep_stale would keep them. Changed since: {name}." in (
+        capsys.readouterr().out
+    )
+    performed.clear()
+    bench_classification(str(folder), **TINY, keep_stale=True)
+    assert performed == []
+    assert json.loads((folder / "digits.json").read_text())["scenarios"] == json.loads(record_before)["scenarios"]
+
+
 def test_a_model_whose_weights_are_gone_is_trained_again(folder: Path) -> None:
     weights = next((folder / "models").glob("*.pt"))
     weights.unlink()
     bench_classification(str(folder), **TINY)
     assert weights.is_file()
+
+
+@pytest.mark.slow
+def test_runs_in_processes_give_the_same(folder: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods, "METHODS", [replace(m, settings=m.settings[:1]) for m in METHODS])
+        options = {**TINY, "methods": ["FineTune"], "seeds": [0], "workers": 2}
+        found = bench_classification(str(tmp_path), **options)["scenarios"]["class"]
+    expected = record(folder)["scenarios"]["class"]
+    for name in ("original", "retrained"):
+        assert found[name][0]["metrics"] == expected[name][0]["metrics"]
+    tried = (side["methods"]["FineTune"]["tuning"][0] for side in (found, expected))
+    assert len({json.dumps(t["runs"][0]["metrics"]) for t in tried}) == 1
 
 
 def test_the_table_and_the_figures_are_written(folder: Path) -> None:
@@ -216,19 +251,18 @@ def test_a_cell_of_the_table_is_the_mean_over_seeds_and_its_spread() -> None:
     metrics = [{"UA": ua, "MIA": 50.0, "RA": 100.0, "TA": 90.0} for ua in (96.0, 98.0, 100.0)]
     runs = [{"metrics": m, "gap": g, "ToW": 0.9, "JS": 0.1} for m, g in zip(metrics, (1.0, 2.0, 3.0), strict=True)]
     # Student's t for 2 degrees of freedom is 4.303: 4.303 · 1 / √3 = 2.48.
-    assert module._cells(runs)[:5] == ["98.0 ± 2.0", "50.0 ± 0.0", "100.0 ± 0.0", "90.0 ± 0.0", "2.00 ± 2.48"]
-    assert module._cells([*runs, {"error": "nan"}])[0] == "not finite in 1 of 4 runs"
-    assert module._gap({"error": "nan"}) > 100
+    assert module._row(runs)[:5] == ["98.0 ± 2.0", "50.0 ± 0.0", "100.0 ± 0.0", "90.0 ± 0.0", "2.00 ± 2.48"]
+    assert module._row([*runs, {"error": "nan"}])[0] == "not finite in 1 of 4 runs"
+    assert module.gap({"error": "nan"}) > 100
 
 
 @pytest.mark.parametrize("task", sorted(set(TASKS) - {"mnist"}))
 def test_rows_of_a_task_fit_its_model_in_every_scenario(task: str) -> None:
-    recipe = TASKS[task]._asdict()
-    for way in TASKS[task].scenarios.values():
-        cell = {"recipe": recipe, "way": way, "seed": 1}
-        data = module._data(cell)
+    recipe: Recipe = TASKS[task]
+    for scenario in SCENARIOS.values():
+        data = module.data(cell(1, recipe=recipe, scenario=scenario))
         assert {"forget", "retain", "test"} <= set(data.eval_sets)
-        net = LitClassifier(recipe["model"], recipe["model_args"])
+        net = LitClassifier(recipe.model["class_path"], recipe.model["init_args"])
         inputs, labels = next(iter(data.val_dataloader()["test"]))
         logits = net(inputs)
         assert logits.shape == (len(labels), 10)

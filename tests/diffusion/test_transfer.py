@@ -11,7 +11,7 @@ import torch
 
 from lightning_unlearn import LitTextToImage, export_text_encoder, load_text_encoder
 from lightning_unlearn.benchmarks.erasers import ERASERS
-from lightning_unlearn.benchmarks.erasure import drawn, erase
+from lightning_unlearn.benchmarks.miniature import drawn, erase
 from lightning_unlearn.diffusion.data.captioned_images import CaptionedImageDataModule
 from lightning_unlearn.diffusion.data.miniature import MiniCanvas, miniature_pipeline
 from tests.diffusion.tiny import trainer
