@@ -94,9 +94,8 @@ def demo_diffusion(output_dir: str = "runs/demo-diffusion", style: str = "negati
         attacks=[_attack(module, base, style, seed, trainer.global_step)],
         notes={
             "drawn as asked": "A judge, trained on drawings alone, sees the style or object that the caption asks for.",
-            "forget": "The style of images that ask for the erased style; 1 − UA of UnlearnCanvas.",
-            "other styles": "The style of all other images; its in-domain retain accuracy, IRA.",
-            "objects": "The object of all images; its cross-domain retain accuracy, CRA.",
+            "UA, IRA, CRA": "The names in UnlearnCanvas: UA is 1 − the accuracy of forget, IRA the accuracy of other styles, "
+            "CRA that of objects.",
         },
     )
     write_report(report, folder)
