@@ -170,7 +170,12 @@ CONSTRUCTORS: list[Case] = [
     ("every_n_epochs", lambda s: UnlearnMonitor(-1), ValueError, ["every_n_epochs", "at least 0", "-1"]),
     ("limit", lambda s: UnlearnMonitor(limit=0), ValueError, ["limit", "at least 1", "0"]),
     ("epoch", lambda s: ForgetRetainDataModule([], epoch="x"), ValueError, ["'forget' or 'retain'", "'x'"]),  # type: ignore[arg-type]
-    ("batch size", lambda s: ForgetRetainDataModule([], batch_size=0), ValueError, ["batch_size", "at least 1", "got 0"]),
+    (
+        "batch size",
+        lambda s: ForgetRetainDataModule([], batch_size=0),
+        ValueError,
+        ["batch_size", "at least 1", "got 0"],
+    ),
     ("prompt_format", lambda s: PromptFormat(prompt_format="Q:"), ValueError, ["prompt_format", "{question}", "'Q:'"]),
     (
         "another field",

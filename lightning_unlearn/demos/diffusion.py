@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from pathlib import Path
 
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor
 
+from lightning_unlearn.benchmarks.runs import quiet_libraries
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.evaluation import Evaluation
 from lightning_unlearn.core.files import replacing, sha256
@@ -49,7 +49,7 @@ def demo_diffusion(output_dir: str = "runs/demo-diffusion", style: str = "negati
     """
     one_of("style", style, [name for name in STYLES if name != "photo"])
     styles = [style, *(name for name in STYLES if name != style)]
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    quiet_libraries("transformers", "diffusers")
     seed_everything(seed, verbose=False)
     base, module = (LitTextToImage(str(miniature_pipeline()), lr=3e-4, steps=20, guidance=4.0) for _ in range(2))
     forget = [f"an image in {name} style" for name in STYLES[style]]
@@ -94,9 +94,8 @@ def demo_diffusion(output_dir: str = "runs/demo-diffusion", style: str = "negati
         attacks=[_attack(module, base, style, seed, trainer.global_step)],
         notes={
             "drawn as asked": "A judge, trained on drawings alone, sees the style or object that the caption asks for.",
-            "forget": "The style of images that ask for the erased style; 1 − UA of UnlearnCanvas.",
-            "other styles": "The style of all other images; its in-domain retain accuracy, IRA.",
-            "objects": "The object of all images; its cross-domain retain accuracy, CRA.",
+            "UA, IRA, CRA": "Names of UnlearnCanvas: UA is 1 − the accuracy of forget, IRA that of other styles, CRA that "
+            "of objects.",
         },
     )
     write_report(report, folder)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
 
+from lightning_unlearn.benchmarks.runs import quiet_libraries
 from lightning_unlearn.core.evaluation import Evaluation
 from lightning_unlearn.core.files import replacing, sha256
 from lightning_unlearn.core.memory import peak_memory
@@ -46,7 +46,7 @@ def demo(
     Returns:
         The report.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    quiet_libraries("transformers")
     seed_everything(seed, verbose=False)
     source = model or packaged_model() or HUB_MODEL
     print(f"Loading {Path(source).name} ...", flush=True)

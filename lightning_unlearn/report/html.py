@@ -71,6 +71,7 @@ def render(report: UnlearnReport) -> str:
         share=share,
         pairs=pairs,
         curves={measure: draw(report.curves, names, measure) for measure in ("accuracy", "nll")},
+        judged=any(example.hit is not None for e in (report.before, report.after) for example in e.examples),
         has_nll=any(f"{name}_nll" in metrics for name in names),
         others=[metric for metric in metrics if metric not in claimed],
     )
