@@ -113,9 +113,9 @@ def test_a_stratified_share_is_the_same_for_each_label_and_follows_the_seed() ->
 @pytest.mark.parametrize(
     ("way", "message"),
     [
-        ({}, "Say what to forget"),
-        ({"forget_class": 1, "forget_group": 1}, "Say what to forget"),
-        ({"forget_indices": [1], "forget_share": 0.1}, "Say what to forget"),
+        ({}, "Give one of forget_class"),
+        ({"forget_class": 1, "forget_group": 1}, "Give one of forget_class"),
+        ({"forget_indices": [1], "forget_share": 0.1}, "Give one of forget_class"),
         ({"forget_class": 7}, r"forget_class=\[7\], but the labels of the training rows are \[0, 1, 2\]"),
         ({"forget_class": [0, 1, 2]}, "none would be in the retain set"),
         ({"forget_share": 0.01}, "none would be in the forget set"),
