@@ -1,4 +1,4 @@
-"""Numbers worked out by hand for attacks, centroids and noise."""
+"""Attacks, centroids and noise against numbers computed by hand."""
 
 from __future__ import annotations
 
