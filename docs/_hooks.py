@@ -26,13 +26,13 @@ PARTS = {
     "language": "Language models",
     "classification": "Classifiers",
     "diffusion": "Diffusion models",
+    "relearning": "Relearning",
     "report": "Reports",
 }
 MODULES = {
     "functional": "Functional",
     "classification.metrics": "Classification metrics",
     "diffusion.metrics": "Image metrics",
-    "relearning": "Relearning",
 }
 
 

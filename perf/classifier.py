@@ -1,4 +1,4 @@
-"""What UGradSL costs beside ascent and fine-tuning on as many rows, and gradients of rows at once beside one by one."""
+"""Relative cost of UGradSL against ascent and fine-tuning, and of batched against single per-row gradients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def trainer(*callbacks: L.Callback) -> L.Trainer:
 
 
 def ugradsl() -> None:
-    """Each of the forget rows once, with as many retain rows."""
+    """One epoch: each forget row once, with as many retain rows."""
     loaders = {"forget": DataLoader(rows(1), BATCH), "retain": DataLoader(rows(2), BATCH)}
     trainer(UGradSL()).fit(module(), loaders)
 
@@ -55,13 +55,13 @@ def fisher(rows_at_once: int) -> Callable[[], None]:
 
 
 def ratio(one: Callable[[], None], other: Callable[[], None], repeats: int) -> float:
-    """Median time of one over that of the other, measured in turn."""
+    """Ratio of the median times of two functions, measured alternately."""
     taken: tuple[list[float], list[float]] = ([], [])
     for i in range(repeats + 1):
         for run, seconds in zip((one, other), taken, strict=True):
             start = time.process_time()
             run()
-            if i:  # the first is to warm up
+            if i:  # the first run warms up
                 seconds.append(time.process_time() - start)
     return statistics.median(taken[0]) / statistics.median(taken[1])
 

@@ -116,11 +116,11 @@ class DUCK(ClassifierObjective):
             retain, forget = self.predictions(module, batch, ("retain", "forget"))
         features = last_rows(name, calls.inputs if self.layer is None else calls.outputs, len(forget.labels))
         distance = self.row_mean(centroid_distance(features, self.centroids[nearest]))
-        kept = self.row_mean(token_nll(retain.logits.float() / self.temperature, retain.labels))
+        retain_nll = self.row_mean(token_nll(retain.logits.float() / self.temperature, retain.labels))
         return {
-            "loss": self.lambda1 * distance + self.lambda2 * kept,
+            "loss": self.lambda1 * distance + self.lambda2 * retain_nll,
             "forget_distance": distance,
-            "retain": kept,
+            "retain": retain_nll,
             "retain_accuracy": batch_accuracy(retain),
         }
 

@@ -1,4 +1,4 @@
-"""Any torch classifier as a LightningModule."""
+"""LightningModule of any torch classifier."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.resume import record_class
 from lightning_unlearn.core.scores import Batch, classifier_nll
 
@@ -22,10 +23,10 @@ class LitClassifier(LightningModule):
     On its own it trains with cross-entropy and SGD. With an unlearning callback it unlearns.
 
     Args:
-        model: Import path such as ``"torchvision.models.resnet18"`` of what makes the model, or the model. Its output
-            is logits ``(B, K)`` or an object with ``.logits``. Checkpoints of a path load by themselves; those of an
-            instance need it again: ``load_from_checkpoint(path, model=...)``.
-        model_args: Arguments of what makes the model.
+        model: Import path of the model's class or factory, such as ``"torchvision.models.resnet18"``, or the model.
+            Its output is logits ``(B, K)`` or an object with ``.logits``. To load a checkpoint of a model that was
+            passed as an object, pass it again: ``load_from_checkpoint(path, model=...)``.
+        model_args: Arguments of the class or factory.
         weights: File with a state dict of the model, saved by ``torch.save``.
         lr: Learning rate of SGD.
         momentum: Momentum of SGD.
@@ -50,18 +51,16 @@ class LitClassifier(LightningModule):
         weight_decay: float = 5e-4,
     ) -> None:
         super().__init__()
-        if not lr > 0:
-            raise ValueError(f"lr must be positive, but got {lr}.")
+        self.lr, self.momentum, self.weight_decay = above("lr", lr, 0), momentum, weight_decay
         if isinstance(model, nn.Module) and model_args:
-            raise ValueError("model_args are for a model given by its import path, but model is made already.")
+            raise ValueError("model_args are arguments of a class given by its import path, but model is an object.")
         self.save_hyperparameters(ignore=["model"] if isinstance(model, nn.Module) else None)
         self.model = model if isinstance(model, nn.Module) else _imported(model)(**(model_args or {}))
         if weights is not None:
             self.model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """What the model returns: logits, or an object with them."""
+        """Logits, or an object with them, as the model returns it."""
         return self.model(*inputs, **named)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -84,7 +83,7 @@ class LitClassifier(LightningModule):
         self._evaluate(batch, self.trainer.test_dataloaders, "test", dataloader_idx)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD on everything that trains."""
+        """SGD on all trainable weights."""
         trained = [p for p in self.parameters() if p.requires_grad]
         return torch.optim.SGD(trained, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 

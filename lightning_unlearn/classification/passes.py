@@ -1,4 +1,4 @@
-"""Alternating whole passes over the rows of one role and of the other."""
+"""Alternation of whole passes over forget and retain rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Relabelling with random labels."""
+"""Random labels for the forget rows."""
 
 from __future__ import annotations
 

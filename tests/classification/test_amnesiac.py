@@ -1,4 +1,4 @@
-"""A ledger of the steps of a training run, and taking some of them back."""
+"""Amnesiac unlearning: the ledger of a training run, and the subtraction of its steps."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def trained(folder: Path, ledger: AmnesiacLedger | None = None, **options: Any) 
 
 
 def ledger(folder: Path) -> dict[str, tuple[str, dict[str, Tensor]]]:
-    found = {}
+    records = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            found[path.name] = (file.metadata()["row_ids"], {k: file.get_tensor(k) for k in file.keys()})  # noqa: SIM118
-    return found
+            records[path.name] = (file.metadata()["row_ids"], {k: file.get_tensor(k) for k in file.keys()})  # noqa: SIM118
+    return records
 
 
 def test_a_record_is_what_the_step_added_and_whose_rows(tmp_path: Path) -> None:
@@ -240,6 +240,6 @@ def test_fine_tuning_mends_what_was_taken_back(tmp_path: Path) -> None:
 
     Amnesiac(tmp_path, [100]).edit(module)
     broken = loss()
-    kept = torch.utils.data.DataLoader(ROWS[3:], batch_size=3)
-    trainer(FineTune(), max_epochs=5).fit(module, {"retain": kept})
+    retained = torch.utils.data.DataLoader(ROWS[3:], batch_size=3)
+    trainer(FineTune(), max_epochs=5).fit(module, {"retain": retained})
     assert loss() < broken

@@ -44,7 +44,7 @@ def squares(module: LitNet, loader: DataLoader, batched: bool) -> list[Tensor]:
 def expected(module: LitNet, fisher: list[Tensor], alpha: float, forget_class: int | None = None) -> Tensor:
     """What the released code makes of it, tensor by tensor."""
     generator = torch.Generator().manual_seed(0)
-    found = []
+    noisy = []
     for parameter, f in zip(module.parameters(), fisher, strict=True):
         mean, output = parameter.detach().clone(), len(parameter) == 3
         variance = alpha * (1 / (f + 1e-8)).clamp(max=1e2 if output else 1e3)
@@ -54,8 +54,8 @@ def expected(module: LitNet, fisher: list[Tensor], alpha: float, forget_class: i
             mean[forget_class], variance[forget_class] = 0, 1e-4
         if output or parameter.dim() == 1:
             variance = variance * 10
-        found.append((mean + variance.sqrt() * torch.randn(f.shape, generator=generator)).flatten())
-    return torch.cat(found)
+        noisy.append((mean + variance.sqrt() * torch.randn(f.shape, generator=generator)).flatten())
+    return torch.cat(noisy)
 
 
 @pytest.mark.parametrize("parity", [None, "released"])

@@ -1,4 +1,4 @@
-"""What is measured of a classifier along a run, and what stays as it was."""
+"""Monitor of classifiers: its numbers, its loggers, and runs that it does not change."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def data(extra: bool = False) -> ForgetRetainDataModule:
 
 def by_hand(module: Net, rows: ForgetRetainDataModule) -> dict[str, float]:
     outputs = collect_outputs(module, rows.val_dataloader())
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for metric, name, key in ((UA(), "forget", "ua"), (RA(), "retain", "ra"), (TA(), "test", "ta")):
         metric.update(*outputs[name])
-        found[key] = metric.compute().item()
+        numbers[key] = metric.compute().item()
     mia = MIAEfficacy(["confidence"])
     for name, role in (("forget", "forget"), ("retain", "member"), ("test", "nonmember")):
         mia.update(*outputs[name], role)  # type: ignore[arg-type]
-    return found | {"mia": mia.compute()["confidence"]}
+    return numbers | {"mia": mia.compute()["confidence"]}
 
 
 def fitted(monitor: ClassifierMonitor, *callbacks: Any, method: Any = None, rows: Any = None, **options: Any) -> Any:
@@ -152,8 +152,8 @@ def test_validate_and_test_return_the_numbers(tmp_path: Path) -> None:
     run = trainer(ClassifierMonitor(retrained=tmp_path / "retrained.pt"))
     expected = by_hand(module, data())
     before = weights(module)
-    for found in (run.validate(module, data(), verbose=False), run.test(module, data(), verbose=False)):
-        metrics = {key: value for part in found for key, value in part.items()}
+    for results in (run.validate(module, data(), verbose=False), run.test(module, data(), verbose=False)):
+        metrics = {key: value for part in results for key, value in part.items()}
         assert {name: metrics[f"eval/{key}"] for name, key in KEYS.items()} == pytest.approx(expected)
         assert metrics["eval/average_gap"] == pytest.approx(average_gap(expected, by_hand(net(5), data())))
     assert torch.equal(weights(module), before)

@@ -1,4 +1,4 @@
-"""Objectives on classifiers: their formulas, batch normalization, and what an epoch is."""
+"""Objectives on classifiers: formulas, batch normalization and epochs."""
 
 from __future__ import annotations
 
@@ -227,12 +227,12 @@ def drift(module: NormNet, trained: dict[str, Tensor]) -> float:
 
 def test_statistics_of_one_class_forget_it_without_a_step_and_joint_ones_do_not(trained: dict[str, Tensor]) -> None:
     ascent, forgot = class_2_forgotten(trained, GradientAscent(score=classifier_nll))
-    joint, kept = class_2_forgotten(trained, UGradSL(p=0.0))
+    joint, accuracy_after = class_2_forgotten(trained, UGradSL(p=0.0))
     frozen, same_as_before = class_2_forgotten(trained, UGradSL(p=0.0, bn_mode="frozen"))
     assert all(torch.equal(weights(module), weights(frozen)) for module in (ascent, joint))  # lr = 0
     assert forgot < 0.7
     assert same_as_before == 1.0
-    assert kept > 0.95  # joint batches are half class 2, the training data a third
+    assert accuracy_after > 0.95  # joint batches are half class 2, the training data a third
     # Half of a batch in place of a third moves the means by 1/6 of the way between the classes, all of it by 2/3.
     assert drift(joint, trained) == pytest.approx(drift(ascent, trained) / 4, rel=0.2)
     assert torch.equal(statistics(frozen.state_dict()), statistics(trained))
@@ -291,9 +291,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Tensor, Tensor
     original = random_labels_file.random_labels
 
     def recorded(labels: Tensor, *args: Any, **options: Any) -> Tensor:
-        found = original(labels, *args, **options)
-        calls.append((labels, found))
-        return found
+        wrong = original(labels, *args, **options)
+        calls.append((labels, wrong))
+        return wrong
 
     monkeypatch.setattr(random_labels_file, "random_labels", recorded)
     return calls
@@ -315,10 +315,10 @@ def test_random_labels_change_when_asked(resample: Any, drawn: list[tuple[Tensor
     # 12 forget rows come three times in an epoch of 36 retain rows.
     data = ForgetRetainDataModule(indexed(12, 1), indexed(36, 2), batch_size=4, epoch="retain")
     trainer(RandomLabels(resample), index, max_epochs=4).fit(seeded(DictNet), data)
-    assert all((true != found).all() for true, found in drawn)
+    assert all((true != wrong).all() for true, wrong in drawn)
     seen: dict[tuple[int, int], set[int]] = {}
-    for number, (rows, (_, found)) in enumerate(zip(index.index, drawn, strict=True)):
-        for row, label in zip(rows.tolist(), found.tolist(), strict=True):
+    for number, (rows, (_, wrong)) in enumerate(zip(index.index, drawn, strict=True)):
+        for row, label in zip(rows.tolist(), wrong.tolist(), strict=True):
             seen.setdefault((row, number // 9 if resample != "once" else 0), set()).add(label)
     one_each = all(len(labels) == 1 for labels in seen.values())
     assert one_each == (resample != "batch")
@@ -437,7 +437,7 @@ def test_a_layer_that_cant_be_made_anew_is_named() -> None:
 
 def test_ssd_dampens_what_the_formula_selects() -> None:
     module, plain = seeded(), seeded()
-    found = {}
+    importance = {}
     for role, loader in loaders().items():
         squares = [torch.zeros_like(p) for p in plain.parameters()]
         for x, y in loader:
@@ -445,11 +445,11 @@ def test_ssd_dampens_what_the_formula_selects() -> None:
                 squares, torch.autograd.grad(nll(plain, (x, y)), list(plain.parameters())), strict=True
             ):
                 square += gradient**2 / len(loader)
-        found[role] = torch.cat([square.flatten() for square in squares])
-    everything = (found["forget"] + found["retain"]) / 2
-    selected = found["forget"] > 1.5 * everything
+        importance[role] = torch.cat([square.flatten() for square in squares])
+    everything = (importance["forget"] + importance["retain"]) / 2
+    selected = importance["forget"] > 1.5 * everything
     expected = weights(plain)
-    expected[selected] *= (0.8 * everything / found["forget"])[selected].clamp(max=1)
+    expected[selected] *= (0.8 * everything / importance["forget"])[selected].clamp(max=1)
     run = trainer(SSD(alpha=1.5, dampening=0.8))
     run.fit(module, loaders())
     assert run.global_step == 0

@@ -1,4 +1,4 @@
-"""The epoch that forgot just enough."""
+"""Rewinding to the epoch whose error on forget rows is that on held-out rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""UNSIR: noise is learned once, impairs, and is nowhere in the module."""
+"""UNSIR: the noise is learned once, impairs, and is not part of the module."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_class_is_forgotten_and_the_others_are_repaired() -> None:
     module = seeded()
     x, y = rows(96)
     trainer(max_epochs=8).fit(module, DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True))
-    kept = DataLoader(TensorDataset(x[y != CLASS], y[y != CLASS]), batch_size=8)
+    others = DataLoader(TensorDataset(x[y != CLASS], y[y != CLASS]), batch_size=8)
 
     def accuracy() -> tuple[float, float]:
         module.eval()
@@ -144,7 +144,7 @@ def test_a_class_is_forgotten_and_the_others_are_repaired() -> None:
 
     assert accuracy() > (0.95, 0.95)
     module.train()
-    trainer(UNSIR(CLASS, noise_rows=32, impair_epochs=2), max_epochs=4).fit(module, {"retain": kept})
+    trainer(UNSIR(CLASS, noise_rows=32, impair_epochs=2), max_epochs=4).fit(module, {"retain": others})
     forgotten, others = accuracy()
     assert forgotten < 0.5
     assert others > 0.95

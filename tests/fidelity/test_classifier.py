@@ -1,4 +1,4 @@
-"""What is claimed of UGradSL holds on 5,000 real images, on every seed, beside models retrained without the rows.
+"""Claims about UGradSL on 5,000 real images, on every seed, against models retrained without the rows.
 
 The numbers come from 400 training and 100 test images of each digit at 14 × 14 pixels, and a small convolutional net.
 Trained nets are kept in pytest's cache, by everything that they depend on.

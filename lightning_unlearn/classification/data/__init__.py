@@ -1,1 +1,1 @@
-"""Labelled data sets and their forget-retain splits."""
+"""Labelled datasets and their forget-retain splits."""

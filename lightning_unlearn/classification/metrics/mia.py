@@ -250,12 +250,12 @@ def _draw(
             f"{len(nonmember_labels)}. Pass one label a row."
         )
     member_labels, nonmember_labels = member_labels.cpu(), nonmember_labels.cpu()
-    drawn: list[tuple[Tensor, Tensor]] = []
+    by_class: list[tuple[Tensor, Tensor]] = []
     for label in member_labels.unique():
         m, n = members[member_labels == label], nonmembers[nonmember_labels == label]
         size = min(len(m), len(n))
-        drawn.append((_sample(m, size, generator), _sample(n, size, generator)))
-    m, n = (torch.cat(side) for side in zip(*drawn, strict=True))
+        by_class.append((_sample(m, size, generator), _sample(n, size, generator)))
+    m, n = (torch.cat(side) for side in zip(*by_class, strict=True))
     if len(m) == 0:
         raise ValueError("Members and non-members have no class in common. Use shadow='random'.")
     chosen = torch.randperm(len(m), generator=generator)[:max_shadow]

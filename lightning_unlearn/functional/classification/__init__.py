@@ -1,4 +1,4 @@
-"""Objectives on the class that a classifier gives to a row."""
+"""Objectives on classifiers."""
 
 from lightning_unlearn.functional.classification.adaptive_alpha import adaptive_alpha, output_distance
 from lightning_unlearn.functional.classification.distillation import distillation

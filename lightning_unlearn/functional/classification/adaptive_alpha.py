@@ -1,4 +1,4 @@
-"""A smoothing rate for each forget row, from how many retain rows the model takes for its like."""
+"""Adaptive smoothing rate of UGradSL, by the similarity of forget and retain rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Rule = Literal["isolation", "density"]
 
 @torch.no_grad()
 def output_distance(retain_logits: Tensor, forget_logits: Tensor, distance: Distance = "cosine") -> Tensor:
-    r"""Distance of the outputs of two rows, in [0, 1].
+    r"""Pairwise distance of the model's outputs for retain and forget rows, in [0, 1].
 
     Args:
         retain_logits: Logits :math:`z^r_i`, shape ``(R, K)``.
@@ -53,18 +53,18 @@ def adaptive_alpha(
     rule: Rule = "isolation",
     scale: float = 1.0,
 ) -> Tensor:
-    r"""A rate :math:`\alpha_j \le 0` for each forget row, from the share of retain rows nearer than :math:`\beta`.
+    r"""Rate :math:`\alpha_j \le 0` of each forget row, by the share of retain rows closer than :math:`\beta`.
 
     .. math:: s_j = \frac{1}{|B_r|} \sum_i \mathbb 1[d_{ij} < \beta]
 
     The paper's formula :math:`\alpha_j = s_j` grows with the density of a row's neighbourhood, while its reason, that a
-    row among many of its like needs less work, wants the opposite; and its sign is that of ordinary smoothing. Both
-    readings are here, with the negative sign that the method needs.
+    row among many similar ones needs less smoothing, asks for the opposite; and its sign is that of ordinary smoothing.
+    Both are here, with the negative sign that the method needs.
 
     Args:
         retain_logits: Logits of the retain rows, shape ``(R, K)``.
         forget_logits: Logits of the forget rows, shape ``(F, K)``.
-        beta: Distance :math:`\beta` below which two rows are alike.
+        beta: Distance :math:`\beta` below which two rows are similar.
         distance: See [`output_distance`][lightning_unlearn.functional.classification.adaptive_alpha.output_distance].
         rule: ``"isolation"``: :math:`\alpha_j = -scale\,(1 - s_j)`, the reason; ``"density"``:
             :math:`\alpha_j = -scale\, s_j`, the formula.

@@ -21,7 +21,7 @@ def distillation(logits: Tensor, teacher_logits: Tensor, *, temperature: float =
         temperature: :math:`T > 0`.
 
     Returns:
-        Shape ``(N,)``, fp32, in nats. Value and gradient are 0 where the two agree.
+        Shape ``(N,)``, fp32, in nats. Value and gradient are 0 where student and teacher agree.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Towards the nearest centroid of another class."""
+"""Centroids of DUCK: the nearest of another class, and the distance from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["centroid_distance", "nearest_wrong_centroid"]
 
 
 def nearest_wrong_centroid(features: Tensor, labels: Tensor, centroids: Tensor, classes: Tensor) -> Tensor:
-    r"""Which centroid of another class is nearest to each row, :math:`\arg\max_{c \ne y_i} \cos(h_i, \mu_c)`.
+    r"""Index of the nearest centroid of another class for each row, :math:`\arg\max_{c \ne y_i} \cos(h_i, \mu_c)`.
 
     Args:
         features: Features :math:`h`, shape ``(N, d)``.
@@ -34,9 +34,8 @@ def nearest_wrong_centroid(features: Tensor, labels: Tensor, centroids: Tensor, 
     own = labels == classes[:, None]
     if own.all(0).any():
         raise ValueError(
-            f"There are centroids of the classes {sorted(set(classes.tolist()))} only, and rows of "
-            f"{sorted(set(labels[own.all(0)].tolist()))} have none of another class to go to. Let the retain rows hold "
-            "more classes."
+            f"There are centroids of the classes {sorted(set(classes.tolist()))} only, so rows of the classes "
+            f"{sorted(set(labels[own.all(0)].tolist()))} have none of another class. Give retain rows of more classes."
         )
     return output_distance(centroids, features).masked_fill(own, float("inf")).argmin(0)
 

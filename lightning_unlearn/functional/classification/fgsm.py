@@ -1,4 +1,4 @@
-"""One step across the nearest boundary of a classifier."""
+"""Fast gradient sign attack on a classifier's inputs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ def fgsm(
 ) -> Tensor:
     r"""The fast gradient sign attack, :math:`x' = \mathrm{clip}\big(x + \epsilon\, \mathrm{sign} \nabla_x \ell\big)`.
 
-    It is made on pixels. Inputs that were normalized, :math:`(x - \mu) / \sigma`, go back to pixels for it, and are
-    normalized again.
+    The step is made on pixels: normalized inputs :math:`(x - \mu) / \sigma` are converted to pixels and back.
 
     Args:
         inputs: Shape ``(B, C, ...)``.
         gradient: Gradient of the loss at the inputs, of their shape.
         epsilon: Step :math:`\epsilon`, in pixels.
-        mean: :math:`\mu` of each channel, shape ``(C,)``, or one for all; 0 where none is given.
-        std: :math:`\sigma > 0` likewise; 1 where none is given.
+        mean: :math:`\mu` of each channel, shape ``(C,)``, or one for all; by default 0.
+        std: :math:`\sigma > 0` likewise; by default 1.
         clip: Lowest and highest pixel, or ``None`` for inputs without bounds.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Noise on each weight, as much as the retain rows can bear."""
+"""Weights with the noise of Fisher forgetting."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ def fisher_forgetting(
 
     .. math:: \mu + \sqrt{v}\, \epsilon, \quad v = \alpha \min\big((F + 10^{-8})^{-1}, c\big)
 
-    The variance is cut at :math:`c = 10^3`, or :math:`10^2` for the output layer, and averaged over the second
+    The variance is limited by :math:`c = 10^3`, or :math:`10^2` for the output layer, and averaged over the second
     dimension. Where a whole class is forgotten, its row of the output layer has :math:`\mu = 0` and
     :math:`v = 10^{-4}`. Then the variance of the output layer and of vectors (biases, batch normalization) is
     multiplied by 10. As in the released code, a tensor whose first dimension is the number of classes counts as the
     output layer.
 
     Args:
-        weight: The weight, which is :math:`\mu` elsewhere.
+        weight: The weight, which is :math:`\mu` in all other cases.
         fisher: Diagonal of the Fisher matrix :math:`F` of the retain rows, of its shape.
         noise: :math:`\epsilon`, standard normal, of its shape.
         alpha: Scale of the variance :math:`\alpha`.
         classes: Number of classes.
-        forget_class: The class that is forgotten as a whole, if one is.
+        forget_class: The class to forget as a whole; ``None`` for single rows.
 
     Returns:
         The new weight.

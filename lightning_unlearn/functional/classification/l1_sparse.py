@@ -1,4 +1,4 @@
-"""The weight of an L1 penalty over the epochs of a run."""
+"""Decaying weight of the L1 penalty of l1-sparse."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["l1_weight"]
 
 
 def l1_weight(gamma: float, epoch: int, epochs: int, *, no_l1_epochs: int = 0) -> float:
-    r"""Linear decay, and none in the last :math:`E_0` epochs.
+    r"""Linear decay to 0 at the last :math:`E_0` epochs.
 
     .. math:: \gamma_e = \gamma \big(1 - \tfrac{e}{E - E_0}\big) \quad \text{for } e < E - E_0, \text{ then } 0
 

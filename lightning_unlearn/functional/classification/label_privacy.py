@@ -1,4 +1,4 @@
-"""What the smoothing rate says of the privacy of labels."""
+"""Label differential privacy of negative label smoothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["label_privacy"]
 
 
 def label_privacy(alpha: float, ratio: float, classes: int) -> float:
-    r"""The :math:`\varepsilon` of label differential privacy that the paper gives for ascent with negative smoothing.
+    r"""The paper's bound :math:`\varepsilon` on label differential privacy for ascent with negative smoothing.
 
     .. math:: \varepsilon = \Big|\log\big(\tfrac{K}{\alpha}(1 - \tfrac{\gamma_1}{\gamma_2}) + 1 - K\big)\Big|
 
@@ -21,7 +21,7 @@ def label_privacy(alpha: float, ratio: float, classes: int) -> float:
         :math:`\varepsilon \ge 0`; 0 at :math:`\alpha = 1 - \gamma_1 / \gamma_2`.
 
     Raises:
-        ValueError: If the rate is not negative, or the logarithm has no value: the statement holds for no such rate.
+        ValueError: If the rate is not negative, or the logarithm is undefined at this rate.
 
     Example:
         >>> label_privacy(-0.5, 1.5, 10)
@@ -31,7 +31,7 @@ def label_privacy(alpha: float, ratio: float, classes: int) -> float:
         Di et al., *Label Smoothing Improves Machine Unlearning*, arXiv:2406.07698.
     """
     if not alpha < 0:
-        raise ValueError(f"alpha must be negative, but got {alpha}: the bound is for negative label smoothing.")
+        raise ValueError(f"alpha must be less than 0, but got {alpha}: the bound is for negative label smoothing.")
     argument = classes / alpha * (1 - ratio) + 1 - classes
     if not argument > 0:
         raise ValueError(

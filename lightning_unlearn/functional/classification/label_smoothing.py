@@ -1,4 +1,4 @@
-"""Label smoothing with a rate of either sign."""
+"""Label smoothing with a positive or negative rate."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def smoothed_targets(labels: Tensor, classes: int, alpha: float | Tensor) -> Ten
 
 
 def generalized_label_smoothing(logits: Tensor, labels: Tensor, alpha: float | Tensor) -> Tensor:
-    r"""Cross-entropy with the target smoothed at a rate of either sign, by its closed form.
+    r"""Cross-entropy with the target smoothed at a positive or negative rate, in closed form.
 
     .. math:: \ell_{GLS} = (1 - \alpha)\, \ell_y + \frac{\alpha}{K} \sum_k \ell_k = \ell_y + \alpha\, (z_y - \bar z)
 
-    :math:`\ell_k = -\log p_k`, and :math:`\bar z` is the mean logit. Its gradient is :math:`p - t^\alpha`. At a
-    negative rate, ascent on it pushes the margin of the true class down with a force that is there even where
-    :math:`p_y = 1` and the gradient of plain ascent is 0. It may be negative then. ``F.cross_entropy`` ignores a
-    negative ``label_smoothing`` without a word.
+    :math:`\ell_k = -\log p_k`, and :math:`\bar z` is the mean logit. The gradient is :math:`p - t^\alpha`. At a
+    negative rate the loss may be negative, and ascent on it lowers the margin of the true class even where
+    :math:`p_y = 1` and the gradient of plain ascent is 0. ``F.cross_entropy`` silently ignores a negative
+    ``label_smoothing``.
 
     Args:
         logits: Logits :math:`z`, shape ``(N, K)``.

@@ -1,4 +1,4 @@
-"""The error that rows of some classes have where no one trained on them."""
+"""Error on held-out rows with the class distribution of the forget rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def matched_error(wrong: Tensor, labels: Tensor, like: Tensor) -> Tensor:
 
     .. math:: \sum_c \frac{n_c(D_f)}{|D_f|}\, \mathrm{err}_c(D_v)
 
-    The same as the mean error of a validation set drawn with the class distribution of :math:`D_f`, without drawing.
+    The expected error of a validation set that is drawn with the class distribution of :math:`D_f`.
 
     Args:
         wrong: Whether each held-out row is misclassified, shape ``(V,)``.

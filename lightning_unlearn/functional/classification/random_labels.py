@@ -1,4 +1,4 @@
-"""Labels to relearn forget rows with."""
+"""Random labels as a function of a key."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["random_labels"]
 
 
 def random_labels(labels: Tensor, classes: int, key: Tensor, *, exclude_true: bool = True) -> Tensor:
-    r"""A uniformly random label for each row: a function of the row's key alone, with no generator state to lose.
+    r"""A uniformly random label for each row, as a function of the row's key, without generator state.
 
     Args:
         labels: True labels, shape ``(N,)``.
         classes: Number of classes :math:`K`.
         key: Shape ``(N,)``, int64; a row with the same key and label gets the same label again.
-        exclude_true: Draw from the :math:`K - 1` wrong labels. Otherwise the true one comes with probability
-            :math:`1 / K`, as in the released code of SalUn.
+        exclude_true: Draw from the :math:`K - 1` wrong labels. Otherwise the true one has probability :math:`1 / K`,
+            as in the released code of SalUn.
 
     Returns:
         Shape ``(N,)``.

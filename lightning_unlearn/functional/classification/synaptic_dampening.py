@@ -1,4 +1,4 @@
-"""How much each weight is dampened, from whom it serves."""
+"""Dampening factors of selective synaptic dampening."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["synaptic_dampening"]
 def synaptic_dampening(
     importance: Tensor, forget_importance: Tensor, *, alpha: float = 10.0, dampening: float = 1.0
 ) -> Tensor:
-    r"""The factor of each weight: below 1 where it matters far more to the forget rows than to all rows.
+    r"""Factor of each weight: below 1 where the weight is far more important to the forget rows than to all rows.
 
     .. math:: \min(\lambda I_D / I_f,\, 1) \quad \text{where } I_f > \alpha I_D, \text{ else } 1
 

@@ -1,4 +1,4 @@
-"""The mixed objective of UGradSL."""
+"""Mixed objective of UGradSL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noise that a classifier finds least like a class."""
+"""Objective of the noise of UNSIR."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["unsir_noise"]
 
 
 def unsir_noise(logits: Tensor, labels: Tensor, noise: Tensor, *, penalty: float = 0.1) -> Tensor:
-    r"""What the noise of UNSIR minimizes, :math:`-\ell(h_\theta(N), y) + \lambda \lVert N \rVert_2^2`.
+    r"""Loss that the noise of UNSIR minimizes, :math:`-\ell(h_\theta(N), y) + \lambda \lVert N \rVert_2^2`.
 
     Args:
         logits: Logits of the noise :math:`h_\theta(N)`, shape ``(N, K)``.

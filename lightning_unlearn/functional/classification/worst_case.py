@@ -1,4 +1,4 @@
-"""Which rows are hardest to forget."""
+"""Worst-case forget sets: the rows that are hardest to forget."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["capped_simplex_projection", "worst_case_indices"]
 
 
 def capped_simplex_projection(weights: Tensor, total: float) -> Tensor:
-    r"""The nearest point with entries in [0, 1] and a given sum.
+    r"""Euclidean projection onto the vectors with entries in [0, 1] and a given sum.
 
     .. math:: \mathrm{clip}(w - \mu, 0, 1) \quad \text{with } \mu \text{ such that it sums to } m
 
-    The sum falls with :math:`\mu`, so bisection finds it; it runs in fp64 until the interval can't be halved.
+    The sum decreases in :math:`\mu`, which is found by bisection in fp64, up to rounding.
 
     Args:
         weights: :math:`w`, shape ``(N,)``.
@@ -25,7 +25,7 @@ def capped_simplex_projection(weights: Tensor, total: float) -> Tensor:
         Shape ``(N,)``, in the type of ``weights``.
 
     Raises:
-        ValueError: If no such point exists.
+        ValueError: If there is no such vector.
 
     Example:
         >>> capped_simplex_projection(torch.tensor([2.0, 0.5, 0.4, -1.0]), 2.0)
@@ -60,24 +60,24 @@ def worst_case_indices(
     gamma: float = 0.0,
     easiest: bool = False,
 ) -> Tensor:
-    r"""The rows that are hardest to forget together: whose loss is lowest after they were unlearned.
+    r"""The rows that are hardest to forget together: those with the lowest loss after unlearning.
 
     .. math:: \min_w \sum_i w_i\, \ell_i(\theta_u(w)) + \gamma \lVert w \rVert^2
         \quad \text{s.t. } 0 \le w \le 1,\ \sum_i w_i = m
 
-    The lower level is ``unlearn``: some steps of any method, which forgets each row as much as its weight says. The
-    upper level goes down the gradient with respect to :math:`w` at fixed :math:`\theta_u`, and back onto the
-    constraint. The rows with the :math:`m` largest weights are the set; of equal ones, those that come first.
+    The lower level is ``unlearn``: some steps of any method, with the weight of each row in its forget loss. The upper
+    level is projected gradient descent in :math:`w` at fixed :math:`\theta_u`. The rows with the :math:`m` largest
+    weights are the set; of equal ones, the first.
 
     Args:
-        unlearn: ``weights (N,) -> losses (N,)`` of all rows after unlearning; it starts from the trained model each
-            time.
+        unlearn: ``weights (N,) -> losses (N,)`` of all rows after unlearning; each call starts from the trained
+            model.
         rows: Number of candidates :math:`N`.
         count: Size of the forget set :math:`m`.
         steps: Alternations of the two levels.
         lr: Step size of the upper level.
         gamma: Pull towards equal weights :math:`\gamma`.
-        easiest: Find the rows whose loss is highest, by the other sign of the losses.
+        easiest: Find the rows with the highest loss instead.
 
     Returns:
         Row numbers, ascending, shape ``(m,)``, int64.

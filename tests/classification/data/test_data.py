@@ -1,4 +1,4 @@
-"""Labelled rows of every layout, on files made here, and which of them are to be forgotten."""
+"""Labelled datasets of every layout, on files written here, and their splits."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def test_a_split_is_disjoint_and_covers_the_rows() -> None:
         {"forget_share": 0.5, "forget_class": 2},
         {"forget_indices": [9, 0]},
     ]
-    for way, size in zip(asked, (4, 6, 5, 3, 2, 2), strict=True):
-        split = split_rows(LABELS, torch.arange(10) % 2, **way)
+    for options, size in zip(asked, (4, 6, 5, 3, 2, 2), strict=True):
+        split = split_rows(LABELS, torch.arange(10) % 2, **options)
         assert len(split.forget) == size
         assert sorted(torch.cat(split).tolist()) == list(range(10))
     assert split.forget.tolist() == [0, 9]
@@ -111,11 +111,11 @@ def test_a_stratified_share_is_the_same_for_each_label_and_follows_the_seed() ->
 
 
 @pytest.mark.parametrize(
-    ("way", "message"),
+    ("options", "message"),
     [
-        ({}, "Say what to forget"),
-        ({"forget_class": 1, "forget_group": 1}, "Say what to forget"),
-        ({"forget_indices": [1], "forget_share": 0.1}, "Say what to forget"),
+        ({}, "Give one of forget_class"),
+        ({"forget_class": 1, "forget_group": 1}, "Give one of forget_class"),
+        ({"forget_indices": [1], "forget_share": 0.1}, "Give one of forget_class"),
         ({"forget_class": 7}, r"forget_class=\[7\], but the labels of the training rows are \[0, 1, 2\]"),
         ({"forget_class": [0, 1, 2]}, "none would be in the retain set"),
         ({"forget_share": 0.01}, "none would be in the forget set"),
@@ -126,9 +126,9 @@ def test_a_stratified_share_is_the_same_for_each_label_and_follows_the_seed() ->
         ({"forget_indices": [3, 3]}, "1 rows twice"),
     ],
 )
-def test_what_is_not_one_way_to_forget_is_refused(way: dict[str, Any], message: str) -> None:
+def test_what_is_not_one_way_to_forget_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        split_rows(LABELS, **way)
+        split_rows(LABELS, **options)
 
 
 # ---- the data module -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The numbers that classifiers are compared by."""
+"""Metrics of classifiers, by hand and against references in numpy."""
 
 from __future__ import annotations
 

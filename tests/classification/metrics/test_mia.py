@@ -99,18 +99,18 @@ def test_the_class_equals_the_function_and_correctness_equals_ua() -> None:
     for role, values in (("member", MEMBERS), ("nonmember", NONMEMBERS), ("forget", FORGET)):
         for part in values.split(32):
             metric.update(*logits_of(part), role)
-    found = metric.compute()
-    assert found.keys() == {"confidence", "correctness", "entropy", "modified_entropy", "prob"}
+    efficacy = metric.compute()
+    assert efficacy.keys() == {"confidence", "correctness", "entropy", "modified_entropy", "prob"}
     clamped = [values.clamp(1e-4, 1 - 1e-4) for values in (MEMBERS, NONMEMBERS, FORGET)]
-    assert found["confidence"] == pytest.approx(mia_efficacy(*clamped), abs=2.1)  # a row on the border may differ
+    assert efficacy["confidence"] == pytest.approx(mia_efficacy(*clamped), abs=2.1)  # a row on the border may differ
     assert MIAEfficacy(["confidence"]).features == ("confidence",)
     alone = MIAEfficacy(["confidence"])
     for role, values in (("member", MEMBERS), ("nonmember", NONMEMBERS), ("forget", FORGET)):
         alone.update(*logits_of(values), role)
-    assert alone.compute()["confidence"] == found["confidence"]
+    assert alone.compute()["confidence"] == efficacy["confidence"]
     ua = UA()
     ua.update(*logits_of(FORGET))
-    assert found["correctness"] == pytest.approx(ua.compute().item(), abs=1e-4)
+    assert efficacy["correctness"] == pytest.approx(ua.compute().item(), abs=1e-4)
 
 
 def test_all_probabilities_are_as_wide_as_the_model_and_share_one_kernel() -> None:

@@ -1,4 +1,4 @@
-"""Numbers worked out by hand for attacks, centroids and noise."""
+"""Attacks, centroids and noise against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_nearest_centroid_is_of_another_class(row: list[float], label: int, 
 
 
 def test_a_row_without_another_class_is_named() -> None:
-    with pytest.raises(ValueError, match=r"classes \[2\] only, and rows of \[2\]"):
+    with pytest.raises(ValueError, match=r"classes \[2\] only, so rows of the classes \[2\]"):
         nearest_wrong_centroid(torch.ones(2, 2), torch.tensor([1, 2]), CENTROIDS[1:2], CLASSES[1:2])
 
 

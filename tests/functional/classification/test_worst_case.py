@@ -1,4 +1,4 @@
-"""The rows that are hardest to forget, and the projection that keeps their weights a set."""
+"""Worst-case forget sets, and the projection onto the capped simplex."""
 
 from __future__ import annotations
 
