@@ -426,8 +426,10 @@ def duals(layout: str, models: Path, path: Path) -> dict[str, Any]:
 
 
 def odd(layout: str, models: Path, path: Path) -> dict[str, Any]:
-    """The weights after each of the four steps on 15 rows, the last one with three rows."""
-    steps = Recorder(on_train_batch_end=lambda _, module, *__: weights(module))
+    """The rows and the weights after each of the four steps on 15 rows, one of them with three rows."""
+    steps = Recorder(
+        on_train_batch_end=lambda _, module, __, batch, ___: (batch["forget"]["index"].tolist(), weights(module))
+    )
     training = users(npo_on_users_net, forget=15, epochs=1)
     replace(training, callbacks=lambda _: [npo_on_users_net(), steps]).fit(layout, models)
     return {"steps": steps.values}

@@ -96,7 +96,8 @@ def test_reinforced_models_that_do_not_fit(
     norm = "model.model.norm.weight"
     torch.save({"state_dict": {k: v for k, v in state.items() if k != norm}}, tmp_path / "short.ckpt")
     torch.save({"state_dict": state | {norm: torch.ones(5)}}, tmp_path / "small.ckpt")
-    torch.save({"state_dict": lm(tiny_lm, lora={"r": 2, "target_modules": "all-linear"}).state_dict()}, tmp_path / "lora.ckpt")
+    lora = lm(tiny_lm, lora={"r": 2, "target_modules": "all-linear"})
+    torch.save({"state_dict": lora.state_dict()}, tmp_path / "lora.ckpt")
     for name, error, message in [
         ("short.ckpt", ValueError, "for 'model.model.norm.weight' of shape .* it has 0 tensors"),
         ("small.ckpt", ValueError, r"it has shape \(5,\)"),
