@@ -27,7 +27,7 @@ from lightning_unlearn.classification.metrics.ulira import ULiRA
 from lightning_unlearn.core.distributed import full_tensor
 from tests.helpers import Recorder, trainer, weights
 from tests.tiny_runs import CASES as OBJECTIVES
-from tests.tiny_runs import RAGGED, SgdLM
+from tests.tiny_runs import LORA, RAGGED, SgdLM
 from tests.user_module import DictNet, indexed
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +155,7 @@ class FixedSophiaLM(SophiaLM):
 
 def language(callbacks: Callable[[Path], list[Any]], kind: type[lu.LitCausalLM] = SgdLM, **settings: Any) -> Training:
     """A case on the tiny language model."""
-    lora = {"r": 2, "target_modules": "all-linear"} if settings.pop("lora", False) else None
+    lora = LORA if settings.pop("lora", False) else None
     rows = RAGGED[:6], RAGGED[6:]
     return Training(
         callbacks,
