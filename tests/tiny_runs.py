@@ -30,6 +30,7 @@ from lightning_unlearn import (
     KLMinimization,
     LanguageDataModule,
     LitCausalLM,
+    PromptFormat,
     Ramp,
     SatImp,
     SimNPO,
@@ -37,6 +38,7 @@ from lightning_unlearn import (
     UnlearnCallback,
     WhosHarryPotter,
 )
+from lightning_unlearn.language.data.language import collate_tokens
 from tests.helpers import trainer, weights
 
 
@@ -102,6 +104,7 @@ EVEN = [
 ]
 
 
+LORA = {"r": 2, "target_modules": "all-linear"}
 Rows = list[dict[str, Any]]
 LONG = ", which is a long way from here, as far as anyone knows"
 
@@ -198,6 +201,13 @@ def lm(folder: Path, **options: Any) -> SgdLM:
     """The tiny language model; new adapters always have the same weights."""
     torch.manual_seed(0)
     return SgdLM(str(folder), lr=0.1, **options)
+
+
+def rows_of(tokenizer: Any) -> dict[str, Tensor]:
+    """Four rows as a model takes them."""
+    data = LanguageDataModule(RAGGED, prompt=PromptFormat(tokenizer))
+    data.setup("fit")
+    return {k: v for k, v in collate_tokens([data.sets["forget"][i] for i in range(4)]).items() if k != "index"}
 
 
 def fit(

@@ -27,7 +27,7 @@ from lightning_unlearn.classification.metrics.ulira import ULiRA
 from lightning_unlearn.core.distributed import full_tensor
 from tests.helpers import Recorder, trainer, weights
 from tests.tiny_runs import CASES as OBJECTIVES
-from tests.tiny_runs import RAGGED, SgdLM
+from tests.tiny_runs import LORA, RAGGED, SgdLM
 from tests.user_module import DictNet, indexed
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +155,7 @@ class FixedSophiaLM(SophiaLM):
 
 def language(callbacks: Callable[[Path], list[Any]], kind: type[lu.LitCausalLM] = SgdLM, **settings: Any) -> Training:
     """A case on the tiny language model."""
-    lora = {"r": 2, "target_modules": "all-linear"} if settings.pop("lora", False) else None
+    lora = LORA if settings.pop("lora", False) else None
     rows = RAGGED[:6], RAGGED[6:]
     return Training(
         callbacks,
@@ -426,8 +426,10 @@ def duals(layout: str, models: Path, path: Path) -> dict[str, Any]:
 
 
 def odd(layout: str, models: Path, path: Path) -> dict[str, Any]:
-    """The weights after each of the four steps on 15 rows, the last one with three rows."""
-    steps = Recorder(on_train_batch_end=lambda _, module, *__: weights(module))
+    """The rows and the weights after each of the four steps on 15 rows, one of them with three rows."""
+    steps = Recorder(
+        on_train_batch_end=lambda _, module, __, batch, ___: (batch["forget"]["index"].tolist(), weights(module))
+    )
     training = users(npo_on_users_net, forget=15, epochs=1)
     replace(training, callbacks=lambda _: [npo_on_users_net(), steps]).fit(layout, models)
     return {"steps": steps.values}

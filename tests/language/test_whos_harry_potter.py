@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_unlearn import LanguageDataModule, WhosHarryPotter
 from lightning_unlearn.functional.language.whos_harry_potter import whp_labels
 from tests.helpers import Recorder, logged, same, trainer
-from tests.tiny_runs import LONG, Rows, SgdLM, lm
+from tests.tiny_runs import LONG, LORA, Rows, SgdLM, lm
 from tests.user_module import loaders, seeded
 
 
@@ -45,7 +45,7 @@ def generic_labels(tiny_lm: Path, reinforced: Path, batch: Any, alpha: float) ->
     return torch.where(batch["labels"][:, 1:] == -100, -100, generic)
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 2, "target_modules": "all-linear"}])
+@pytest.mark.parametrize("lora", [None, LORA])
 @pytest.mark.parametrize("suffix", ["", ".ckpt"])
 def test_forget_rows_get_generic_labels(
     suffix: str, lora: Any, tiny_lm: Path, reinforced: Path, forget_rows: Rows, retain_rows: Rows
@@ -96,9 +96,8 @@ def test_reinforced_models_that_do_not_fit(
     norm = "model.model.norm.weight"
     torch.save({"state_dict": {k: v for k, v in state.items() if k != norm}}, tmp_path / "short.ckpt")
     torch.save({"state_dict": state | {norm: torch.ones(5)}}, tmp_path / "small.ckpt")
-    torch.save(
-        {"state_dict": lm(tiny_lm, lora={"r": 2, "target_modules": "all-linear"}).state_dict()}, tmp_path / "lora.ckpt"
-    )
+    lora = lm(tiny_lm, lora=LORA)
+    torch.save({"state_dict": lora.state_dict()}, tmp_path / "lora.ckpt")
     for name, error, message in [
         ("short.ckpt", ValueError, "for 'model.model.norm.weight' of shape .* it has 0 tensors"),
         ("small.ckpt", ValueError, r"it has shape \(5,\)"),

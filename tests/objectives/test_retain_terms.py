@@ -15,10 +15,8 @@ from torch import Tensor
 
 from lightning_unlearn import NPO, EmbeddingDifference, GradDiff, LanguageDataModule, Ramp, SimNPO, classifier_nll
 from tests.helpers import Recorder, logged, same, trainer
-from tests.tiny_runs import LONG, Rows, lm
+from tests.tiny_runs import LONG, LORA, Rows, lm
 from tests.user_module import LitNet, loaders, pairs, seeded
-
-LORA = {"r": 2, "target_modules": "all-linear"}
 
 
 def data(forget: Rows, retain: Rows | None, **options: Any) -> LanguageDataModule:

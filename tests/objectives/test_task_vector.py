@@ -15,10 +15,8 @@ from torch import nn
 from lightning_unlearn import LanguageDataModule, TaskVector, UnlearnMonitor, classifier_nll
 from lightning_unlearn.functional.objectives.task_vector import negate_task_vector
 from tests.helpers import Recorder, same, trainer
-from tests.tiny_runs import Rows, SgdLM, lm
+from tests.tiny_runs import LORA, Rows, SgdLM, lm
 from tests.user_module import loaders, pairs, seeded
-
-LORA = {"r": 2, "target_modules": "all-linear"}
 
 
 def data(forget: Rows, retain: Rows | None, **options: Any) -> LanguageDataModule:

@@ -40,6 +40,7 @@ from lightning_unlearn import (
 from lightning_unlearn.functional.saliency.overlap import mask_iou
 from lightning_unlearn.functional.saliency.wagle import wagle_score
 from tests.helpers import Recorder, bits, same, trainer, weights
+from tests.tiny_runs import LORA
 from tests.user_module import DictNet, LitNet, indexed, loaders, pairs
 
 MASKS: dict[str, Callable[..., WeightMask]] = {
@@ -390,7 +391,7 @@ def language(tiny_lm: Path, forget: Any, retain: Any, mask: WeightMask, **option
     return module, before
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 2, "target_modules": "all-linear"}])
+@pytest.mark.parametrize("lora", [None, LORA])
 def test_a_language_model_with_tied_weights_or_adapters(
     tiny_lm: Path, forget_rows: Any, retain_rows: Any, lora: Any
 ) -> None:
