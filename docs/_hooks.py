@@ -31,7 +31,6 @@ PARTS = {
 MODULES = {
     "functional": "Functional",
     "classification.metrics": "Classification metrics",
-    "diffusion.metrics": "Image metrics",
     "relearning": "Relearning",
 }
 

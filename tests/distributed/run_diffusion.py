@@ -23,8 +23,7 @@ from lightning_unlearn import (
     SoftPromptAttacker,
     TextEncoderWeights,
 )
-from tests.diffusion.images import images
-from tests.diffusion.tiny import erase, prompts
+from tests.diffusion.tiny import erase, images, prompts
 
 torch.set_num_threads(1)
 
