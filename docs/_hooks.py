@@ -32,7 +32,6 @@ PARTS = {
 MODULES = {
     "functional": "Functional",
     "classification.metrics": "Classification metrics",
-    "diffusion.metrics": "Image metrics",
 }
 
 

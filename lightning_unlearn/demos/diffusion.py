@@ -94,8 +94,8 @@ def demo_diffusion(output_dir: str = "runs/demo-diffusion", style: str = "negati
         attacks=[_attack(module, base, style, seed, trainer.global_step)],
         notes={
             "drawn as asked": "A judge, trained on drawings alone, sees the style or object that the caption asks for.",
-            "UA, IRA, CRA": "Names of UnlearnCanvas: UA is 1 − the accuracy of forget, IRA that of other styles, CRA that "
-            "of objects.",
+            "UA, IRA, CRA": "Names of UnlearnCanvas: UA is 1 − the accuracy of forget, IRA that of other styles, CRA "
+            "that of objects.",
         },
     )
     write_report(report, folder)

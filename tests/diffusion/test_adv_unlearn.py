@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn import ESD, LitTextToImage, TextEncoderWeights, UnlearnCallback
 from lightning_unlearn.diffusion.adv_unlearn import AdvUnlearn
 from lightning_unlearn.diffusion.attacks.soft_prompt import SoftPromptAttacker
+from lightning_unlearn.diffusion.engine.draws import Draws
 from lightning_unlearn.diffusion.engine.model import unet_output
 from lightning_unlearn.diffusion.engine.parameters import select_params
 from lightning_unlearn.diffusion.engine.sampling import partial_samples
@@ -22,7 +23,7 @@ from lightning_unlearn.functional.diffusion.noise import row_noise
 from lightning_unlearn.functional.diffusion.soft_prompt_attack import soft_prompt_attack
 from lightning_unlearn.functional.diffusion.soft_tokens import insert_tokens
 from lightning_unlearn.functional.random import keyed_generator
-from tests.diffusion.tiny import LENGTH, SgdTextToImage, erase, prompts, trainer
+from tests.diffusion.tiny import LENGTH, Losses, SgdTextToImage, erase, prompts, same, trainer, weights
 
 OF_THE_ATTACKER = ("perturb", "placement", "tokens", "init", "refresh_every")
 
@@ -43,31 +44,11 @@ def attacking(**options: Any) -> AdvUnlearn:
     return adv_unlearn(**(SMALL | options))
 
 
-class Log(L.Callback):
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Tensor]] = []
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self.rows.append({k.removeprefix("unlearn/"): v.clone() for k, v in trainer.logged_metrics.items()})
-
-    def column(self, name: str) -> Tensor:
-        return torch.stack([row[name] for row in self.rows])
-
-
-def logged(folder: Path, method: UnlearnCallback, **options: Any) -> Log:
-    log = Log()
+def logged(folder: Path, method: UnlearnCallback, **options: Any) -> Losses:
+    log = Losses()
     module = SgdTextToImage(str(folder), lr=options.pop("lr", 0.05), trainable=options.pop("trainable", "text_encoder"))
     trainer(method, log, **options).fit(module, prompts())
     return log
-
-
-def weights(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in module.named_parameters()}
-
-
-def assert_same(one: torch.nn.Module, other: torch.nn.Module) -> None:
-    for (key, value), twin in zip(weights(one).items(), weights(other).values(), strict=True):
-        assert torch.equal(value, twin), key
 
 
 # ---- the outer loss ------------------------------------------------------------------------------------------------
@@ -85,11 +66,11 @@ def test_without_attack_and_prompts_to_keep_it_is_esd(tiny_sd: Path, trainable: 
 def test_without_attack_it_is_esd_plus_gamma_times_what_changed_elsewhere(tiny_sd: Path) -> None:
     method = adv_unlearn(gamma=0.7, attack_steps=0, steps=5)
     log = logged(tiny_sd, method, max_epochs=3)
-    assert set(log.rows[-1]) == {"loss", "forget", "retain"}
+    assert set(log.values[-1]) == {"loss", "forget", "retain"}
     torch.testing.assert_close(log.column("loss"), log.column("forget") + 0.7 * log.column("retain"))
     assert (log.column("retain")[1:] > 0).all()
     esd = logged(tiny_sd, ESD(steps=5), max_steps=1)
-    assert esd.rows[0]["loss"] == log.rows[0]["forget"]
+    assert esd.values[0]["loss"] == log.values[0]["forget"]
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0, 2.5])
@@ -105,8 +86,8 @@ def test_at_the_start_nothing_kept_has_changed(tiny_sd: Path, eta: float) -> Non
         noise = row_noise((4, 8, 8), [0, 1], 3, 1)
         ((z, t),) = partial_samples(model, concept, empty, noise, [keyed_generator(3, 1)], steps=5)
         apart = (unet_output(model, z, t, concept) - unet_output(model, z, t, empty)).square().mean()
-    assert log.rows[0]["retain"] == 0
-    torch.testing.assert_close(log.rows[0]["forget"], (1 + eta) ** 2 * apart, rtol=1e-4, atol=0)
+    assert log.values[0]["retain"] == 0
+    torch.testing.assert_close(log.values[0]["forget"], (1 + eta) ** 2 * apart, rtol=1e-4, atol=0)
 
 
 def test_the_retain_loss_keeps_what_it_is_given(tiny_sd: Path) -> None:
@@ -127,15 +108,15 @@ def test_the_retain_loss_keeps_what_it_is_given(tiny_sd: Path) -> None:
 
 def test_retain_steps_take_turns(tiny_sd: Path) -> None:
     log = logged(tiny_sd, attacking(retain_mode="iter", warmup=1), max_epochs=3)
-    assert len(log.rows) == 6
-    forget, retain = log.rows[::2], log.rows[1::2]
+    assert len(log.values) == 6
+    forget, retain = log.values[::2], log.values[1::2]
     assert all(row["loss"] == row["forget"] and "retain" not in row for row in forget[:1])
     assert "attack_first" not in forget[0]  # a pair is a step of the warm-up
     assert "attack_first" in forget[1]
     assert all(row["loss"] == row["retain"] for row in retain)
     assert all(row["loss"] == row["forget"] for row in forget)
     ends = logged(tiny_sd, attacking(retain_mode="iter", warmup=1), max_epochs=3, accumulate_grad_batches=2)
-    kinds = ["retain" if row["loss"] == row.get("retain") else "forget" for row in ends.rows]
+    kinds = ["retain" if row["loss"] == row.get("retain") else "forget" for row in ends.values]
     assert kinds == ["forget", "forget", "retain", "retain", "forget", "forget"]
 
 
@@ -145,7 +126,7 @@ def test_retain_steps_take_turns(tiny_sd: Path) -> None:
 def test_warm_up_is_counted_in_steps_of_the_optimizer(tiny_sd: Path) -> None:
     for accumulate, first in ((1, 2), (2, 4)):
         log = logged(tiny_sd, attacking(warmup=2), max_epochs=3, accumulate_grad_batches=accumulate)
-        assert ["attack_last" in row for row in log.rows] == [i >= first for i in range(6)]
+        assert ["attack_last" in row for row in log.values] == [i >= first for i in range(6)]
 
 
 class Spy(SoftPromptAttacker):
@@ -178,7 +159,7 @@ def spying(**options: Any) -> tuple[AdvUnlearn, Spy]:
 def test_one_step_attacks_and_leaves_no_trace(tiny_sd: Path, latents: Any) -> None:
     method, attack = spying(attack_steps=1, attack_rule="sign", attack_latents=latents)
     module = SgdTextToImage(str(tiny_sd), trainable="text_encoder")
-    log = Log()
+    log = Losses()
     trainer(method, log, accumulate_grad_batches=2, max_epochs=2).fit(module, prompts())
     assert len(attack.seen) == 4
     for _, start, found in attack.seen:
@@ -275,10 +256,10 @@ def test_a_concept_of_several_pieces_keeps_them(tiny_sd: Path) -> None:
 
 
 def test_tokens_are_looked_for_anew_as_often_as_asked(tiny_sd: Path) -> None:
-    (method, attack), log = spying(refresh_every=3, warmup=1), Log()
+    (method, attack), log = spying(refresh_every=3, warmup=1), Losses()
     module = SgdTextToImage(str(tiny_sd), trainable="text_encoder")
     trainer(method, log, max_epochs=4).fit(module, prompts())
-    assert "attack_last" not in log.rows[0]
+    assert "attack_last" not in log.values[0]
     assert len(attack.seen) == 3  # steps 1, 4 and 7
     # A row that was not there when tokens were looked for gets its own at once.
     method, attack = spying(refresh_every=100)
@@ -386,7 +367,7 @@ def test_one_epoch_and_a_resume_equal_three_bit_for_bit(kind: str, tiny_sd: Path
     half = erase(tiny_sd, first, max_epochs=1, **options)
     half.trainer.save_checkpoint(tmp_path / "half.ckpt")
     again = attacking(warmup=1, **method)
-    assert_same(erase(tiny_sd, again, max_epochs=3, ckpt_path=tmp_path / "half.ckpt", **options), expected)
+    assert same(erase(tiny_sd, again, max_epochs=3, ckpt_path=tmp_path / "half.ckpt", **options), expected)
     assert again.passes.state_dict() == whole.passes.state_dict()
     kept, expected_kept = again.attack.soft_tokens, whole.attack.soft_tokens
     assert kept.keys() == expected_kept.keys()
@@ -438,3 +419,31 @@ def test_rows_without_a_mask_are_refused(tiny_sd: Path) -> None:
     loader: Any = torch.utils.data.DataLoader([{"forget": {"input_ids": ids}}])
     with pytest.raises(ValueError, match="attention_mask and index is missing"):
         trainer(attacking(gamma=0.0)).fit(module, loader)
+
+
+def test_yaml_gives_the_attack_with_or_without_a_class_path() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--callback", type=AdvUnlearn)
+
+    def parsed(attack: Any) -> AdvUnlearn:
+        spec = {"class_path": "lightning_unlearn.AdvUnlearn", "init_args": {"attack": attack}}
+        return parser.instantiate(parser.parse_object({"callback": spec})).callback
+
+    whole = {"class_path": "lightning_unlearn.SoftPromptAttacker", "init_args": {"steps": 2, "rule": "sign"}}
+    for attack in ({"steps": 2, "rule": "sign"}, whole):
+        attacker = parsed(attack).attack
+        assert (type(attacker), attacker.steps, attacker.rule) == (SoftPromptAttacker, 2, "sign")
+    assert parsed(None).attack.steps == 30
+    with pytest.raises((ArgumentError, ValueError), match="stepz"):
+        parsed({"stepz": 2})
+
+
+def test_random_tokens_are_of_the_vocabulary(model: LitTextToImage) -> None:
+    """An embedding table may have further rows, which no token has."""
+    table = model.text_encoder.get_input_embeddings()
+    used = len(model.tokenizer)
+    model.text_encoder.resize_token_embeddings(used + 10_000)
+    rows = {"input_ids": tokenize(model.tokenizer, ["van gogh"] * 8)["input_ids"]}
+    start = SoftPromptAttacker(tokens=8).initial(model, rows, Draws(0, 1)).flatten(0, 1)
+    words = {tuple(row.tolist()) for row in table.weight.detach()}
+    assert all(tuple(token.tolist()) in words for token in start)

@@ -19,8 +19,7 @@ from lightning_unlearn.diffusion.engine.sampling import partial_samples
 from lightning_unlearn.diffusion.engine.text import empty_states, encode, tokenize
 from lightning_unlearn.functional.diffusion.noise import row_noise
 from lightning_unlearn.functional.random import keyed_generator
-from tests.diffusion.images import first_batch, images, run, same, weights
-from tests.diffusion.tiny import prompts
+from tests.diffusion.tiny import first_batch, images, prompts, run, same, weights
 
 
 class Recorder(ConceptAblation):

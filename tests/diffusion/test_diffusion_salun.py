@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -17,8 +18,7 @@ from lightning_unlearn.diffusion.engine.draws import Draws
 from lightning_unlearn.diffusion.engine.model import unet_output
 from lightning_unlearn.diffusion.engine.parameters import select_params
 from lightning_unlearn.diffusion.engine.text import encode, tokenize
-from tests.diffusion.images import CONCEPT, first_batch, images, rows, run, same, weights
-from tests.diffusion.tiny import prompts
+from tests.diffusion.tiny import CONCEPT, first_batch, images, prompts, rows, run, same, weights
 
 
 class Loud(LitTextToImage):
@@ -184,7 +184,9 @@ def test_what_does_not_fit_is_refused_before_a_weight_moves(tiny_sd: Path) -> No
     with pytest.raises(TypeError, match="CaptionedImageDataModule makes such rows"):
         run(tiny_sd, DiffusionSalUn(), data=prompts())
     bare = [{"pixel_values": torch.zeros(3, 16, 16), "input_ids": torch.zeros(16, dtype=torch.int64)}]
-    with pytest.raises(ValueError, match=r"no 'anchor_input_ids'; they have \['input_ids', 'pixel_values'\]"):
+    with pytest.raises(
+        MisconfigurationException, match=r"no 'anchor_input_ids'; they have \['input_ids', 'pixel_values'\]"
+    ):
         run(tiny_sd, DiffusionSalUn(0.0), data={"forget": DataLoader(bare)})  # type: ignore[arg-type]
     swapped = images()
     swapped.sources = {"forget": rows(CONCEPT, 0), "retain": None}

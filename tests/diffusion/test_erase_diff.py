@@ -20,8 +20,7 @@ from lightning_unlearn.diffusion.engine.parameters import select_params
 from lightning_unlearn.diffusion.engine.text import encode
 from lightning_unlearn.diffusion.erase_diff import EraseDiff
 from lightning_unlearn.functional.diffusion.erase_diff import erasediff_multiplier
-from tests.diffusion.images import captioned, first_batch, run, weights
-from tests.diffusion.tiny import SgdTextToImage, prompts, trainer
+from tests.diffusion.tiny import SgdTextToImage, captioned, first_batch, prompts, run, trainer, weights
 
 
 class Watch(L.Callback):

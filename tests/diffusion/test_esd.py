@@ -20,35 +20,18 @@ from lightning_unlearn.diffusion.engine.sampling import partial_samples
 from lightning_unlearn.diffusion.engine.text import empty_states, encode
 from lightning_unlearn.functional.diffusion.noise import row_noise
 from lightning_unlearn.functional.random import keyed_generator
-from tests.diffusion.tiny import SgdTextToImage, erase, prompts, trainer
+from tests.diffusion.tiny import erase, first_batch, prompts, trainer, weights
 
 NEWER = {"negative_guidance": 2.0, "base": "concept", "sampler": "teacher"}
 
 
-class Losses(L.Callback):
-    def __init__(self) -> None:
-        self.values: list[Tensor] = []
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self.values.append(trainer.callback_metrics["unlearn/loss"])
-
-
 def losses(folder: Path, method: UnlearnCallback, **options: Any) -> Tensor:
-    seen = Losses()
-    module = SgdTextToImage(str(folder), lr=options.pop("lr", 0.05), trainable=options.pop("trainable", "xattn"))
-    trainer(method, seen, **options).fit(module, prompts())
-    return torch.stack(seen.values)
+    return torch.stack([parts["loss"] for parts in erase(folder, method, **options).seen])
 
 
 def forget_ids(model: LitTextToImage) -> Tensor:
     """Tokens of the first training batch."""
-    data = prompts(tokenizer=model.tokenizer)
-    data.setup("fit")
-    return next(iter(data.train_dataloader()))["forget"]["input_ids"]
-
-
-def weights(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in module.named_parameters()}
+    return first_batch(model, prompts)["forget"]["input_ids"]
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0, 2.5])

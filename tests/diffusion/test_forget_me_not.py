@@ -19,8 +19,7 @@ from lightning_unlearn.diffusion.engine.parameters import select_params
 from lightning_unlearn.diffusion.engine.text import encode, tokenize
 from lightning_unlearn.diffusion.forget_me_not import ForgetMeNot
 from lightning_unlearn.functional.diffusion.forget_me_not import attention_norm, token_positions
-from tests.diffusion.images import first_batch, run, same, weights
-from tests.diffusion.tiny import prompts
+from tests.diffusion.tiny import first_batch, prompts, run, same, weights
 
 # Where "van gogh" is in the captions of images.py, after the token that begins them; "by" is of two tokens.
 PLACES = {0: [1, 2], 1: [7, 8], 2: [2, 3], 3: [5, 6]}

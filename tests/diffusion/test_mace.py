@@ -20,9 +20,19 @@ from lightning_unlearn.diffusion.engine.parameters import kv_layers
 from lightning_unlearn.diffusion.engine.text import encode, tokenize
 from lightning_unlearn.diffusion.mace import replaced
 from lightning_unlearn.functional.diffusion.mace import focal_density, fusion_maps, masked_attention_norm
-from tests.diffusion.images import CONCEPT, KEPT, first_batch, images, run, same, weights
 from tests.diffusion.test_forget_me_not import PLACES, attention
-from tests.diffusion.tiny import SgdTextToImage, prompts, trainer
+from tests.diffusion.tiny import (
+    CONCEPT,
+    KEPT,
+    SgdTextToImage,
+    first_batch,
+    images,
+    prompts,
+    run,
+    same,
+    trainer,
+    weights,
+)
 
 TEMPLATES = ["a photo of {}"]
 # Tokens of "a photo of van gogh" and of the captions of images.py that stay when "van gogh" becomes "green", which is

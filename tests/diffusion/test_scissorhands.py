@@ -18,8 +18,7 @@ from lightning_unlearn.diffusion.engine.parameters import select_params
 from lightning_unlearn.diffusion.erase_diff import EraseDiff
 from lightning_unlearn.diffusion.scissorhands import Scissorhands
 from lightning_unlearn.functional.diffusion.scissorhands import fresh_values, projection_weight
-from tests.diffusion.images import captioned, first_batch, run, weights
-from tests.diffusion.tiny import SgdTextToImage, trainer
+from tests.diffusion.tiny import SgdTextToImage, captioned, first_batch, run, trainer, weights
 
 
 class Watch(L.Callback):

@@ -20,32 +20,16 @@ from lightning_unlearn.diffusion.engine.text import empty_states, encode
 from lightning_unlearn.diffusion.spm import SPM
 from lightning_unlearn.functional.diffusion.noise import row_noise
 from lightning_unlearn.functional.random import keyed_generator
-from tests.diffusion.tiny import SgdTextToImage, erase, prompts, trainer
-
-
-class Watch(L.Callback):
-    """The parts of each batch's loss."""
-
-    def __init__(self) -> None:
-        self.parts: list[dict[str, Tensor]] = []
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self.parts.append({k.removeprefix("unlearn/"): v.clone() for k, v in trainer.callback_metrics.items()})
+from tests.diffusion.tiny import Losses, SgdTextToImage, erase, first_batch, prompts, trainer, weights
 
 
 def small(**options: Any) -> SPM:
     return SPM(**({"steps": 4, "anchors": 2, "anchor_weight": 1.0} | options))
 
 
-def values(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in module.named_parameters()}
-
-
 def drawn(model: LitTextToImage, number: int, seed: int = 0) -> dict[str, Tensor]:
     """Latents of a batch, and what the model predicts of them."""
-    data = prompts(tokenizer=model.tokenizer)
-    data.setup("fit")
-    rows = next(iter(data.train_dataloader()))["forget"]
+    rows = first_batch(model, prompts)["forget"]
     with torch.no_grad():
         empty, concept, anchor = (
             empty_states(model, 2),
@@ -61,20 +45,18 @@ def drawn(model: LitTextToImage, number: int, seed: int = 0) -> dict[str, Tensor
 @pytest.mark.parametrize("neutral", ["empty", "anchor"])
 @pytest.mark.parametrize("eta", [0.0, 1.5])
 def test_the_first_loss_is_one_plus_eta_squared_times_the_distance(eta: float, neutral: Any, tiny_sd: Path) -> None:
-    watch = Watch()
-    module = SgdTextToImage(str(tiny_sd), lr=1e-9)
-    trainer(small(negative_guidance=eta, neutral=neutral), watch, max_steps=1).fit(module, prompts())
+    module = erase(tiny_sd, small(negative_guidance=eta, neutral=neutral), lr=1e-9, max_steps=1)
     found = drawn(LitTextToImage(str(tiny_sd)), 1)
     apart = (found["e_p"] - found["e_0" if neutral == "empty" else "e_a"]).square().mean()
-    torch.testing.assert_close(watch.parts[0]["erase"], (1 + eta) ** 2 * apart, rtol=1e-3, atol=0)
-    assert watch.parts[0]["anchor"] < 1e-10  # adapters begin with nothing
+    torch.testing.assert_close(module.seen[0]["erase"], (1 + eta) ** 2 * apart, rtol=1e-3, atol=0)
+    assert module.seen[0]["anchor"] < 1e-10  # adapters begin with nothing
 
 
 def test_the_concept_is_steered_away_from_and_anchors_hold(tiny_sd: Path) -> None:
     """On draws that it was not trained on."""
     after, moved = {}, {}
     for weight in (0.0, 100.0):
-        watch = Watch()
+        watch = Losses()
         model, erased = LitTextToImage(str(tiny_sd)), LitTextToImage(str(tiny_sd), lr=2e-2)
         trainer(small(anchor_weight=weight), watch, max_epochs=8).fit(erased, prompts())
         found = drawn(model, 99)
@@ -83,7 +65,7 @@ def test_the_concept_is_steered_away_from_and_anchors_hold(tiny_sd: Path) -> Non
             output = unet_output(erased, found["z"], found["t"], found["concept"])
         before = (found["e_p"] - target).square().mean()
         after[weight] = ((output - target).square().mean() / before).item()
-        moved[weight] = watch.parts[-1]["anchor"].item()
+        moved[weight] = watch.values[-1]["anchor"].item()
     assert after[0.0] < 0.5
     assert after[0.0] < after[100.0] < 1
     assert moved[100.0] < 0.5 * moved[0.0]
@@ -91,10 +73,10 @@ def test_the_concept_is_steered_away_from_and_anchors_hold(tiny_sd: Path) -> Non
 
 def test_merged_weights_of_adapted_layers_are_all_that_changes(tiny_sd: Path, tmp_path: Path) -> None:
     base = LitTextToImage(str(tiny_sd))
-    before, method = values(base), small()
+    before, method = weights(base), small()
     module = erase(tiny_sd, method, lr=1.0, trainable="full")
-    assert list(values(module)) == list(before)
-    changed = {name for name, value in values(module).items() if not torch.equal(value, before[name])}
+    assert list(weights(module)) == list(before)
+    changed = {name for name, value in weights(module).items() if not torch.equal(value, before[name])}
     assert changed == {f"unet.{path}.weight" for path in adapted_layers(module.unet)}
     assert all(p.requires_grad for p in module.unet.parameters())  # as before
     module.save_pretrained(tmp_path / "erased")
@@ -103,11 +85,11 @@ def test_merged_weights_of_adapted_layers_are_all_that_changes(tiny_sd: Path, tm
 
 
 def test_unmerged_the_module_stays_and_the_file_erases(tiny_sd: Path, tmp_path: Path) -> None:
-    before = values(LitTextToImage(str(tiny_sd)))
+    before = weights(LitTextToImage(str(tiny_sd)))
     method = small(merge=False)
     module, merged = erase(tiny_sd, method, lr=1.0), erase(tiny_sd, small(), lr=1.0)
     assert all(torch.equal(value, before[name]) for name, value in module.named_parameters())
-    assert list(values(module)) == list(before)
+    assert list(weights(module)) == list(before)
     method.adapters.save(tmp_path / "erased.safetensors")
     LowRankAdapters.load(module.unet, tmp_path / "erased.safetensors").merge()
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), merged.parameters(), strict=True))
@@ -159,10 +141,10 @@ def test_a_crash_leaves_the_module_as_it_was(tiny_sd: Path) -> None:
             raise RuntimeError("out of memory")
 
     module = SgdTextToImage(str(tiny_sd))
-    before, trains = values(module), [p.requires_grad for p in module.parameters()]
+    before, trains = weights(module), [p.requires_grad for p in module.parameters()]
     with pytest.raises(RuntimeError, match="out of memory"):
         trainer(Breaks()).fit(module, prompts())
-    assert list(values(module)) == list(before)
+    assert list(weights(module)) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in module.named_parameters())
     assert [p.requires_grad for p in module.parameters()] == trains
     assert not any(layer._forward_hooks for layer in adapted_layers(module.unet).values())

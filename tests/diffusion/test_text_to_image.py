@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from lightning_unlearn import LitTextToImage, TextEncoderWeights, denoising_nll
@@ -130,3 +132,13 @@ def test_images_of_each_set_are_measured_and_prompts_are_not(stage: str, tiny_sd
     with torch.no_grad():
         expected = torch.cat([denoising_nll(module.eval(), batch) for batch in rows(module)]).mean()
     torch.testing.assert_close(run.callback_metrics[f"{prefix}/kept_denoising"], expected)
+
+
+@pytest.mark.parametrize("mesh", [(2, 1), (1, 2)])
+def test_a_mesh_of_several_processes_is_refused(mesh: tuple[int, int], model: LitTextToImage) -> None:
+    """Under tensor parallelism too each process would train a model of its own."""
+    model._device_mesh = SimpleNamespace(size=lambda: mesh[0] * mesh[1])  # type: ignore[assignment]
+    with pytest.raises(MisconfigurationException, match="train as many different models"):
+        model.configure_model()
+    model._device_mesh = SimpleNamespace(size=lambda: 1)  # type: ignore[assignment]
+    model.configure_model()

@@ -1,19 +1,23 @@
-"""A Stable Diffusion pipeline of random weights, small enough to train in a test."""
+"""A Stable Diffusion pipeline of random weights, small enough to train in a test, with data and runs for it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
-from lightning_unlearn import ESD, LitTextToImage, PromptDataModule
+from lightning_unlearn import ESD, CaptionedImageDataModule, LitTextToImage, PromptDataModule
 
 WORDS = ["a", "photo", "of", "green", "red", "circle", "square", "in", "the", "style", "van", "gogh", "art"]
 LENGTH = 16
 TENSORS = 286  # of the UNet
+CONCEPT = ["van gogh", "a circle in the style of van gogh", "a van gogh", "red art by van gogh"]
+KEPT = ["a photo of a green square", "a red circle", "a photo"]
 
 
 def byte_characters() -> list[str]:
@@ -114,11 +118,26 @@ class SgdTextToImage(LitTextToImage):
 def prompts(**options: Any) -> PromptDataModule:
     """Two prompts of a concept, and two to keep."""
     defaults: dict[str, Any] = {"anchor": "art", "batch_size": 2, "repeat": 2}
-    return PromptDataModule(
-        ["van gogh", "a circle in the style of van gogh"],
-        ["a photo of a green square", "a red circle"],
-        **(defaults | options),
-    )
+    return PromptDataModule(CONCEPT[:2], KEPT[:2], **(defaults | options))
+
+
+def rows(captions: list[str], seed: int) -> list[dict[str, Any]]:
+    pixels = torch.rand(len(captions), 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return [{"image": image, "caption": caption} for image, caption in zip(pixels, captions, strict=True)]
+
+
+def images(forget: Any = None, mask: Tensor | None = None, **options: Any) -> CaptionedImageDataModule:
+    """Four images of a concept, which is to become another, and three to keep."""
+    defaults: dict[str, Any] = {"anchor": {"van gogh": "the photo"}, "size": 16, "batch_size": 2}
+    if forget is None:
+        forget = [row if mask is None else {**row, "mask": mask} for row in rows(CONCEPT, 0)]
+    return CaptionedImageDataModule(forget, rows(KEPT, 1), **(defaults | options))
+
+
+def captioned(anchor: str = "art", **options: Any) -> CaptionedImageDataModule:
+    """Two images to forget and two to keep, which are one batch."""
+    forget, retain = rows(CONCEPT[:2], 1), rows(KEPT[:2], 2)
+    return CaptionedImageDataModule(forget, retain, anchor, size=16, batch_size=2, **options)
 
 
 def trainer(*callbacks: Any, **options: Any) -> L.Trainer:
@@ -135,10 +154,45 @@ def trainer(*callbacks: Any, **options: Any) -> L.Trainer:
     return L.Trainer(callbacks=list(callbacks), **(defaults | options))
 
 
-def erase(folder: Path, method: Any = None, data: Any = None, ckpt_path: Path | None = None, **options: Any) -> Any:
-    """Erase the concept; options of the module are those that it takes, all others the Trainer's."""
-    names = ("trainable", "compat", "lr")
-    module = SgdTextToImage(str(folder), **({"lr": 0.05} | {k: options.pop(k) for k in names if k in options}))
-    run = trainer(method or ESD(steps=5), **options)
-    run.fit(module, data or prompts(), ckpt_path=ckpt_path)
+class Losses(L.Callback):
+    """The parts of each batch's loss."""
+
+    def __init__(self) -> None:
+        self.values: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        # callback_metrics would keep the parts of earlier batches.
+        self.values.append({k.removeprefix("unlearn/"): v.clone() for k, v in trainer.logged_metrics.items()})
+
+    def column(self, name: str) -> Tensor:
+        return torch.stack([parts[name] for parts in self.values])
+
+
+def run(folder: Path, *callbacks: L.Callback, data: Any = None, ckpt_path: Path | None = None, **options: Any) -> Any:
+    """Unlearn, by default images; options are the module's or the Trainer's. The losses are in ``seen``."""
+    names = ("trainable", "compat", "lr", "gradient_checkpointing")
+    settings = {"lr": 0.05} | {k: options.pop(k) for k in names if k in options}
+    module, losses = options.pop("kind", SgdTextToImage)(str(folder), **settings), Losses()
+    trainer(*callbacks, losses, **options).fit(module, data or images(), ckpt_path=ckpt_path)
+    module.seen = losses.values
     return module
+
+
+def erase(folder: Path, method: Any = None, data: Any = None, **options: Any) -> Any:
+    """The same with prompts, and ESD by default."""
+    return run(folder, method or ESD(steps=5), data=data or prompts(), **options)
+
+
+def first_batch(model: LitTextToImage, make: Callable[..., Any] | None = None) -> dict[str, Any]:
+    """The first training batch, by default of images."""
+    data = (make or images)(tokenizer=model.tokenizer)
+    data.setup("fit")
+    return next(iter(data.train_dataloader()))
+
+
+def weights(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))

@@ -1,4 +1,4 @@
-"""Noise levels, and the deterministic sampler that walks down them."""
+"""Noise levels of a diffusion model, and the deterministic sampler DDIM."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
 
 
 def prediction_target(latents: Tensor, noise: Tensor, alpha_bar: Tensor, prediction: Prediction) -> Tensor:
-    r"""What the model is to predict: $\epsilon$, or $v = \sqrt{\bar\alpha_t}\,\epsilon - \sqrt{1-\bar\alpha_t}\,z_0$.
+    r"""Target of the model: $\epsilon$, or $v = \sqrt{\bar\alpha_t}\,\epsilon - \sqrt{1-\bar\alpha_t}\,z_0$.
 
     Args:
         latents: $z_0$, shape ``(B, C, H, W)``.
@@ -71,7 +71,7 @@ def ddim_step(
         output: The model's output there, same shape.
         alpha_bar: $\bar\alpha_t$ in (0, 1), scalar.
         next_alpha_bar: $\bar\alpha_s$ of the lower noise level, scalar.
-        prediction: What the output is: ``"epsilon"`` or ``"v_prediction"``.
+        prediction: Kind of the output: ``"epsilon"`` or ``"v_prediction"``.
 
     Returns:
         Shape ``(B, C, H, W)``.
@@ -121,7 +121,7 @@ def ddim_timesteps(steps: int, train_steps: int = 1000, offset: int = 1) -> Tens
 
 
 def ldm_timesteps(index: int, steps: int, train_steps: int = 1000) -> tuple[int, int, int]:
-    """How the code of ESD's and AdvUnlearn's authors pairs latents with a timestep.
+    """Pairing of latents with a timestep in the code of the authors of ESD and AdvUnlearn.
 
     ``index`` counts sampler steps from the clean end. The sampler stops after it has run step ``index - 1``, which
     leaves latents of the level of step ``index - 2``, while the timestep belongs to step ``index``: the latents are

@@ -1,4 +1,4 @@
-"""How much EraseDiff forgets in a step."""
+"""Multiplier of EraseDiff."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The target of ESD."""
+"""Target of ESD."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["esd_target"]
 
 
 def esd_target(unconditional: Tensor, concept: Tensor, base: Tensor | None = None, *, eta: float = 1.0) -> Tensor:
-    r"""What ESD trains the model to predict for the concept: $e_b - \eta\,(e_p - e_0)$.
+    r"""Target of ESD for the concept: $e_b - \eta\,(e_p - e_0)$.
 
     All outputs are the frozen model's. With $e_b = e_0$ (the paper) this is classifier-free guidance with weight
     $-\eta$. The authors' newer code takes $e_b = e_p$, so that its $\eta$ is larger by 1 for the same target.
@@ -16,7 +16,7 @@ def esd_target(unconditional: Tensor, concept: Tensor, base: Tensor | None = Non
     Args:
         unconditional: $e_0$, output for the empty prompt, shape ``(B, C, H, W)``.
         concept: $e_p$, output for the concept, same shape.
-        base: $e_b$, output that the concept is taken away from; by default $e_0$.
+        base: $e_b$, output that the guidance is subtracted from; by default $e_0$.
         eta: Negative guidance $\eta$; 0 leaves the base.
 
     Returns:

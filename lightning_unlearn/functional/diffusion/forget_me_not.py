@@ -1,4 +1,4 @@
-"""The loss of Forget-Me-Not."""
+"""Attention norm of Forget-Me-Not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["attention_norm", "token_positions"]
 
 
 def attention_norm(probabilities: Sequence[Tensor], positions: Tensor) -> Tensor:
-    r"""How much a model attends to some tokens: $\sqrt{\sum_{l,h,q} \sum_{k \in P} A_{lhqk}^2}$ of each row.
+    r"""Attention to some tokens: $\sqrt{\sum_{l,h,q} \sum_{k \in P} A_{lhqk}^2}$ of each row.
 
     One Frobenius norm over all layers $l$, heads $h$ and places $q$ of the image, as in the authors' code.
 
@@ -40,7 +40,7 @@ def attention_norm(probabilities: Sequence[Tensor], positions: Tensor) -> Tensor
 
 
 def token_positions(input_ids: Tensor, spans: Sequence[Sequence[int]]) -> Tensor:
-    """Where sequences of tokens occur, whole.
+    """Positions of whole sequences of tokens.
 
     Args:
         input_ids: Shape ``(B, L)``, int64.
@@ -53,9 +53,9 @@ def token_positions(input_ids: Tensor, spans: Sequence[Sequence[int]]) -> Tensor
         >>> token_positions(torch.tensor([[0, 5, 6, 5, 9]]), [[5, 6]])
         tensor([[False,  True,  True, False, False]])
     """
-    found = torch.zeros_like(input_ids, dtype=torch.bool)
+    positions = torch.zeros_like(input_ids, dtype=torch.bool)
     for span in spans:
         for start in range(input_ids.shape[1] - len(span) + 1):
             part = slice(start, start + len(span))
-            found[:, part] |= (input_ids[:, part] == input_ids.new_tensor(span)).all(1, keepdim=True)
-    return found
+            positions[:, part] |= (input_ids[:, part] == input_ids.new_tensor(span)).all(1, keepdim=True)
+    return positions

@@ -8,7 +8,7 @@ __all__ = ["classifier_free_guidance"]
 
 
 def classifier_free_guidance(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
-    r"""The output that a sampler follows: $e_0 + w\,(e_c - e_0)$.
+    r"""Guided output of a sampler: $e_0 + w\,(e_c - e_0)$.
 
     Linear, so it holds for noise prediction and v-prediction alike.
 

@@ -1,4 +1,4 @@
-"""Mass concept erasure: the loss of an adapter, noise levels to train it at, and the fusion of many."""
+"""Loss, noise levels and fusion of the adapters of MACE."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["focal_density", "fusion_maps", "masked_attention_norm"]
 def masked_attention_norm(
     probabilities: Sequence[Tensor], positions: Tensor, masks: Tensor | None = None, size: tuple[int, int] | None = None
 ) -> Tensor:
-    r"""How much the places of a mask attend to some tokens.
+    r"""Attention of the places in a mask to some tokens.
 
     $$\sum_l \Big(\sum_{h,\, q \in M,\, k \in P} A_{lhqk}^2\Big)^{1/2}$$
 

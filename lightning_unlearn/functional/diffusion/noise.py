@@ -1,4 +1,4 @@
-"""Noise that depends on the row and the key alone."""
+"""Noise as a function of the row and a key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["row_noise"]
 def row_noise(shape: Sequence[int], rows: Sequence[int], *key: int) -> Tensor:
     """Standard normal noise; that of a row depends on the row's number and the key alone.
 
-    So a run goes on as if it had not been interrupted, and two processes draw for their rows what one would.
+    So a resumed run equals an uninterrupted one, and two processes draw the same for their rows as one would.
 
     Args:
         shape: Shape of one row.

@@ -1,4 +1,4 @@
-"""The embedding that brings an erased concept back, in closed form."""
+"""Closed-form attack of RECE."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["closed_form_attack"]
 def closed_form_attack(
     concepts: Tensor, weights: Sequence[Tensor], originals: Sequence[Tensor], *, lamb: float = 0.1
 ) -> Tensor:
-    r"""Text states with which edited layers answer as the original ones did for a concept.
+    r"""Text states for which edited layers give the outputs of the original ones for a concept.
 
     $$c' = \arg\min_x \sum_i \|W_i x - W_i^0 c\|^2 + \lambda \|x\|^2
     = \Big(\lambda I + \sum_i W_i^\top W_i\Big)^{-1} \sum_i W_i^\top W_i^0\, c$$
@@ -31,7 +31,7 @@ def closed_form_attack(
 
     Raises:
         ValueError: If $\lambda$ is negative, there are no weights or not as many originals, or $\lambda$ is 0 and the
-            weights leave $c'$ open.
+            weights do not determine $c'$.
 
     Example:
         >>> c, w = torch.tensor([[1.0, 2.0]]), torch.eye(2)

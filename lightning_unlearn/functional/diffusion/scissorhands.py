@@ -1,4 +1,4 @@
-"""New values for weights that matter to what is to be forgotten, and steps that do not bring it back."""
+"""Re-initialisation and gradient projection of Scissorhands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Initialization = Literal["kaiming_uniform", "trunc_normal"]
 def fresh_values(
     parameter: Tensor, generator: torch.Generator, kind: Initialization = "kaiming_uniform", vector: float = 0.0
 ) -> Tensor:
-    r"""Values as of a layer that has not been trained.
+    r"""Values of an untrained layer.
 
     Of weights with two dimensions or more they are drawn: ``"kaiming_uniform"`` from $U[-b, b]$,
     $b = \sqrt{6 / \mathrm{fan}_{in}}$, or ``"trunc_normal"``, a normal distribution of standard deviation 0.02.
@@ -25,7 +25,7 @@ def fresh_values(
         parameter: Any parameter; only its shape is read.
         generator: Draws on the CPU.
         kind: How matrices and kernels are drawn.
-        vector: What vectors are: 0 for biases, 1 for scales of normalization.
+        vector: Value of vectors: 0 for biases, 1 for scales of normalization.
 
     Returns:
         Same shape, fp32, on the CPU.
@@ -48,7 +48,7 @@ def fresh_values(
 
 
 def projection_weight(inner: Tensor, forget_square: Tensor, margin: float = 0.5, damping: float = 1e-3) -> Tensor:
-    r"""How much of the forget gradient $\nabla f$ is taken off a step on the retain gradient $\nabla r$.
+    r"""Weight of the forget gradient $\nabla f$ that is subtracted from the retain gradient $\nabla r$.
 
     With weight $v$ the step follows $-(\nabla r - v \nabla f)$. Where $\langle\nabla r, \nabla f\rangle \le 0$ a step
     on $\nabla r$ does not lower the forget loss, and $v = 0$. Elsewhere
@@ -56,7 +56,7 @@ def projection_weight(inner: Tensor, forget_square: Tensor, margin: float = 0.5,
     $$v = \max\Big(m,\; \frac{\langle\nabla r, \nabla f\rangle}{\|\nabla f\|^2 + \delta}\Big),$$
 
     the solution of the quadratic program of gradient episodic memory with one gradient in memory. With $m = \delta = 0$
-    it makes the step orthogonal to $\nabla f$; the margin makes it go up a little.
+    the step is orthogonal to $\nabla f$; with a margin it raises the forget loss a little.
 
     Args:
         inner: $\langle\nabla r, \nabla f\rangle$, a scalar.

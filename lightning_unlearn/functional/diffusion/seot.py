@@ -1,4 +1,4 @@
-"""Suppressing a concept in the text states of a prompt."""
+"""Suppression of a concept in the text states of a prompt (SEOT)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["concept_and_end_places", "suppress_eot"]
 
 
 def suppress_eot(states: Tensor, places: Tensor, *, alpha: float = 1.0, scale: float = 1.0) -> Tensor:
-    r"""Shrink what text states have in common: soft-weighted regularization of their singular values.
+    r"""Soft-weighted regularization of the singular values of text states.
 
     $$M = U \operatorname{diag}(\sigma)\, V^\top, \qquad \hat\sigma = s\, e^{-\alpha\sigma} \sigma, \qquad
     \hat M = U \operatorname{diag}(\hat\sigma)\, V^\top$$
 
-    $M$ has the states of the concept and of the end of the prompt, which repeat the concept: its largest singular
+    $M$ holds the states of the concept and of the end of the prompt, which repeat the concept: its largest singular
     values are the concept's, and $\sigma e^{-\sigma}$ falls above 1. In double precision.
 
     Args:
@@ -36,8 +36,8 @@ def suppress_eot(states: Tensor, places: Tensor, *, alpha: float = 1.0, scale: f
 
     References:
         Li et al., *Get What You Want, Not What You Don't: Image Content Suppression for Text-to-Image Diffusion
-        Models*, arXiv:2402.05375. The authors go on to optimize the states by attention maps while an image is drawn;
-        this is the step before it.
+        Models*, arXiv:2402.05375. This is the first step; the second one optimizes the states by attention maps during
+        sampling.
     """
     if places.shape != states.shape[:1] or places.dtype != torch.bool:
         raise ValueError(
@@ -51,7 +51,7 @@ def suppress_eot(states: Tensor, places: Tensor, *, alpha: float = 1.0, scale: f
 
 
 def concept_and_end_places(ids: Tensor, concept: Tensor, end: int) -> Tensor:
-    """Where a prompt has a concept, at all its occurrences, and its end with the padding behind it.
+    """Positions of a concept in a prompt, and of its end with the padding behind it.
 
     Args:
         ids: Token ids of one prompt with beginning and end, shape ``(L,)``.
@@ -69,7 +69,7 @@ def concept_and_end_places(ids: Tensor, concept: Tensor, end: int) -> Tensor:
         tensor([0, 0, 1, 1, 1, 1], dtype=torch.int32)
     """
     if not len(concept):
-        raise ValueError("The concept has no tokens. Pass the words that prompts have it by.")
+        raise ValueError("The concept has no tokens. Pass the words that name it in prompts.")
     ends = (ids == end).nonzero()
     if not len(ends):
         raise ValueError(f"The prompt {ids.tolist()} has no end of text {end}: pass ids as the tokenizer makes them.")

@@ -1,4 +1,4 @@
-"""Choices among tokens, relaxed to points of the probability simplex."""
+"""Projection onto the probability simplex, and sampling from its points."""
 
 from __future__ import annotations
 

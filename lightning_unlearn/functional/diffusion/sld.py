@@ -1,4 +1,4 @@
-"""Safety guidance: steering a sampler away from a concept."""
+"""Safety guidance of Safe Latent Diffusion."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["SLD_PRESETS", "SafetyConfig", "safety_guidance"]
 
 @dataclass(frozen=True)
 class SafetyConfig:
-    r"""How strongly, and from when on, safety guidance steers.
+    r"""Strength and warm-up of safety guidance.
 
     Args:
-        warmup: $\delta \ge 0$; steps of the sampler that are left alone, so that the composition stays.
+        warmup: $\delta \ge 0$; first steps of the sampler, without guidance, so that the composition stays.
         scale: $s_S \ge 0$; with 0 nothing is steered.
         threshold: $\lambda$; the larger, the more of an image is steered.
         momentum_scale: $s_m \ge 0$.
@@ -57,7 +57,7 @@ def safety_guidance(
     momentum: Tensor,
     config: SafetyConfig = SLD_PRESETS["medium"],
 ) -> tuple[Tensor, Tensor]:
-    r"""What Safe Latent Diffusion takes from the guidance at a step, and the momentum of the next.
+    r"""Safety guidance of a sampler step, and the momentum of the next.
 
     The sampler follows $\epsilon_0 + s_g (\epsilon_p - \epsilon_0 - \gamma_t)$ with
 
@@ -66,7 +66,7 @@ def safety_guidance(
     \end{cases}, \qquad
     \nu_{t+1} = \beta_m \nu_t + (1 - \beta_m) \gamma_t$$
 
-    element by element. During the warm-up the caller leaves $\gamma_t$ out, but the momentum goes on.
+    element by element. During the warm-up the caller leaves $\gamma_t$ out, but the momentum accumulates.
 
     Args:
         unconditional: $\epsilon_0$, noise predicted for the empty prompt, shape ``(B, C, h, w)``.

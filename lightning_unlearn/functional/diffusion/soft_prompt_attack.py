@@ -1,4 +1,4 @@
-"""Tokens of a prompt that are words of no language, found by gradient descent."""
+"""Soft prompt attack: gradient descent on token embeddings."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def soft_prompt_attack(
     random number drawn.
 
     Args:
-        loss: ``loss(delta, step)``, with ``step`` from 0: a scalar, or one value a row, shape ``(B,)``. With the
-            latter rows do not know of each other.
+        loss: ``loss(delta, step)``, with ``step`` from 0: a scalar, or one value a row, shape ``(B,)``. In the latter
+            case rows are independent of one another.
         init: Initial tokens, rows first, such as ``(B, k, D)``.
         steps: Number of steps; 0 returns the initial tokens.
-        step_size: $\alpha > 0$; with ``"sign"`` what each number moves by, with ``"normalized"`` the length of a row's
-            move.
+        step_size: $\alpha > 0$; with ``"sign"`` the change of each number, with ``"normalized"`` the length of a row's
+            change.
         rule: ``"adam"``, ``"sign"`` or ``"normalized"``.
         radius: Radius $r \ge 0$ of the ball; by default there is none, as in the authors' code.
         norm: The ball's: ``"linf"``, of each number; ``"l2"``, of each row.
-        probe: A loss on fixed draws, of the shape of ``loss``. Where steps see other draws each, the last tokens need
-            not be the best: with a probe those of the lowest value are returned, the initial ones included. Costs a
-            call more than there are steps.
+        probe: A loss on fixed draws, of the shape of ``loss``. If each step has draws of its own, the last tokens need
+            not be the best: with a probe, those of the lowest value are returned, the initial ones included. It is
+            called once more than there are steps.
 
     Returns:
         The tokens after the last step, or the best by the probe, shape of ``init``, fp32, without gradient.
@@ -64,7 +64,7 @@ def soft_prompt_attack(
         arXiv:2405.15234; Madry et al., *Towards Deep Learning Models Resistant to Adversarial Attacks*,
         arXiv:1706.06083.
     """
-    check_attack(steps, step_size, rule, radius, norm)
+    _check(steps, step_size, rule, radius, norm)
     # Tensors made in inference mode can't carry gradients, and validation runs in it.
     with torch.inference_mode(False), torch.enable_grad():
         start = init.detach().clone().float()
@@ -90,9 +90,9 @@ def soft_prompt_attack(
             if radius is not None:
                 delta = project(delta, start, radius, norm)
             if probe is not None:
-                found = _probed(probe, delta)
-                better = found < lowest
-                lowest = torch.where(better, found, lowest)
+                probed = _probed(probe, delta)
+                better = probed < lowest
+                lowest = torch.where(better, probed, lowest)
                 best = torch.where(better.reshape(better.shape + (1,) * (delta.dim() - better.dim())), delta, best)
     return delta if probe is None else best
 
@@ -119,14 +119,8 @@ def project(delta: Tensor, center: Tensor, radius: float, norm: AttackNorm = "li
     return center + offset * (radius / _row_norm(offset).clamp_min(torch.finfo(offset.dtype).tiny)).clamp_max(1.0)
 
 
-def check_attack(
-    steps: int, step_size: float, rule: str = "adam", radius: float | None = None, norm: str = "linf"
-) -> None:
-    """Refuse settings of an attack that are out of range.
-
-    Raises:
-        ValueError: With what was given and what is wanted.
-    """
+def _check(steps: int, step_size: float, rule: str = "adam", radius: float | None = None, norm: str = "linf") -> None:
+    """Refuse settings of an attack that are out of range."""
     if steps < 0:
         raise ValueError(f"The attack's steps must be at least 0, but got {steps}.")
     if not step_size > 0:

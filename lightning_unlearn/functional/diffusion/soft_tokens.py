@@ -1,4 +1,4 @@
-"""Where tokens that an attack adds go into a prompt."""
+"""Insertion of tokens into prompts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Placement = Literal["prefix", "suffix", "mid", "spread", "every_3", "replace", "
 
 
 def insert_tokens(embeddings: Tensor, lengths: Tensor, tokens: Tensor, placement: Placement = "prefix") -> Tensor:
-    """Put further tokens into prompts; the rows keep their length, by losing padding from their end.
+    """Insert tokens into prompts; the rows keep their length, at the cost of padding at their end.
 
     A row is the beginning of text, ``n`` words, the end of text, and padding. With ``k`` further tokens ``d``:
 
-    - ``"prefix"``: ``d`` before the words. ``"suffix"``: behind them. ``"mid"``: after the first ``n // 2``.
-    - ``"spread"``: one after each ``n // (k + 1)`` words. ``"every_3"``: one before each three words; those left over
-      come after the last.
+    - ``"prefix"``: ``d`` before the words. ``"suffix"``: after them. ``"mid"``: after the first ``n // 2``.
+    - ``"spread"``: one after each ``n // (k + 1)`` words. ``"every_3"``: one before each three words; the rest
+      comes after the last.
     - ``"replace"``: ``d`` in place of the words. The first ``k`` of their places get ``d``, others the end of text.
     - ``"add"``: ``d`` is added to the words; ``k`` must be as large as the longest row has words.
 

@@ -1,4 +1,4 @@
-"""What semi-permeable membranes let through, and what they are held against."""
+"""Latent anchors and permeability of SPM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["latent_anchors", "permeability"]
 
 
 def latent_anchors(concept: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    r"""Text states to hold the model to, the rather the further they are from a concept.
+    r"""Sample anchor text embeddings; the farther from the concept, the more likely.
 
     Gaussian directions are accepted with probability $\min(1,\, 1 - \cos(a, c))$, over all elements, and get the length
     of the concept's states times a factor from $U[0.8, 1.2)$.
@@ -42,18 +42,18 @@ def latent_anchors(concept: Tensor, count: int, generator: torch.Generator) -> T
     if not length > 0:
         raise ValueError("The concept's text states are all 0, so nothing is near to or far from them.")
     direction = concept.detach().float().cpu() / length.cpu()
-    found: list[Tensor] = []
-    while len(found) < count:
+    anchors: list[Tensor] = []
+    while len(anchors) < count:
         anchor = torch.randn(concept.shape, generator=generator)
         anchor /= anchor.norm()
         draw, factor = torch.rand(2, generator=generator)
         if draw < 1 - (anchor * direction).sum():
-            found.append(anchor * (0.8 + 0.4 * factor))
-    return torch.stack(found).to(concept) * length
+            anchors.append(anchor * (0.8 + 0.4 * factor))
+    return torch.stack(anchors).to(concept) * length
 
 
 def permeability(prompt: Tensor, concept: Tensor, prompt_ids: Collection[int], concept_ids: Collection[int]) -> Tensor:
-    r"""How much of an adapter acts on a prompt ("facilitated transport").
+    r"""Scale of an adapter for a prompt ("facilitated transport").
 
     $$\gamma = \max\Big(\cos(c, c_p),\; \frac{|T \cap T_p|}{|T_p|}\Big)$$
 

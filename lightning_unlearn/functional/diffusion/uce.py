@@ -1,4 +1,4 @@
-"""Unified concept editing, in closed form."""
+"""Unified concept editing (UCE), in closed form."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def uce_map(
 
     Args:
         concepts: Text states $c_i$ to edit, shape ``(N, D)``.
-        guides: Text states $g_i$ that they are to look like, shape ``(N, D)``.
+        guides: Text states $g_i$ of the anchors, shape ``(N, D)``.
         preserve: Text states $c_j$ whose outputs are to stay, shape ``(M, D)``.
         erase_scale: $s_e > 0$.
         preserve_scale: $s_p \ge 0$.
@@ -67,7 +67,7 @@ def uce(
     preserve_scale: float = 1.0,
     lamb: float = 0.5,
 ) -> Tensor:
-    r"""The weights that give concepts the outputs of their guides, and change the outputs of others least.
+    r"""Weights that give concepts the outputs of their guides, and change other outputs least.
 
     $$\arg\min_W\; s_e \sum_i \|W c_i - W_0 g_i\|^2 + s_p \sum_j \|W c_j - W_0 c_j\|^2 + \lambda \|W - W_0\|_F^2$$
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
@@ -692,6 +693,43 @@ def test_processes_share_the_prompts_and_find_what_one_finds(
     assert json.loads((folder / "summary.json").read_text())["prompts"] == 4
     counts = [len((f / "prompts.jsonl").read_text().splitlines()) for f in (folder, folder / "process-1")]
     assert counts == [3, 3]
+
+
+def test_the_base_model_of_p4d_is_loaded_once(tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_unlearn.diffusion import unlearn_diff_atk
+
+    loaded, load = [], unlearn_diff_atk.load_frozen
+    monkeypatch.setattr(unlearn_diff_atk, "load_frozen", lambda model: (loaded.append(model), load(model))[1])
+    judge = Told(lambda score, seen: torch.ones(len(score)) if seen < 4 else torch.zeros(len(score)))
+    monitor = callback(judge, objective="p4d", levels=1, base=str(tiny_sd))
+    trainer(ESD(steps=2), monitor, default_root_dir=tmp_path, max_epochs=2).fit(
+        LitTextToImage(str(tiny_sd)), prompt_data()
+    )
+    assert [evaluation.metrics["asr"] for evaluation in monitor.history] == [0.0] * 3
+    assert loaded == [str(tiny_sd)]
+
+
+def parsed(**arguments: Any) -> UnlearnDiffAtk:
+    """As a YAML file gives it."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--callback", type=UnlearnDiffAtk)
+    spec = {"class_path": "lightning_unlearn.UnlearnDiffAtk", "init_args": {"prompts": ["a"]} | arguments}
+    return parser.instantiate(parser.parse_object({"callback": spec})).callback
+
+
+def test_yaml_gives_the_attack_and_a_misspelt_option_fails_at_once() -> None:
+    attack = {"judge": "miniature-style", "concept": "ember", "search": {"tokens": 3}, "batch_size": 2}
+    monitor = parsed(attack=attack, every_n_epochs=0)
+    assert (monitor.attack.search.tokens, monitor.attack.batch_size, monitor.every_n_epochs) == (3, 2, 0)
+    assert monitor.attack.judge == "miniature-style"  # loaded when the run is set up
+    assert monitor.attack.load_judge().name == "miniature-style"
+    judge = {"class_path": "lightning_unlearn.MiniatureJudge", "init_args": {"concept": "object"}}
+    assert parsed(attack=attack | {"judge": judge, "concept": ["ring", "box"]}).attack.concepts == ["ring", "box"]
+    for wrong in ({"search": {"tokenz": 3}}, {"batchsize": 2}, {"search": {"tokens": -1}}):
+        with pytest.raises((ArgumentError, ValueError), match="|".join(["tokenz", "batchsize", "tokens must be"])):
+            parsed(attack=attack | wrong)
+    with pytest.raises((ArgumentError, ValueError), match="tokens"):
+        parsed(attack=attack, tokens=3)
 
 
 def test_without_targets_there_is_nothing_to_compare_with(tiny_sd: Path, tmp_path: Path) -> None:
