@@ -547,6 +547,7 @@ CASES: dict[str, Training | Measurement] = {
     **MASKED,
     **CURVATURE,
     "InfluenceUnlearning": EDIT,
+    "whole-lm": refused(LANGUAGE["SimNPO"], "tp"),
     "sharded-second-derivative": refused(soul(estimator="hutchinson"), "fsdp2"),
     **CLASSIFIERS,
     "ClassifierMonitor": MONITOR,

@@ -80,6 +80,13 @@ def test_lightnings_own_launchers_train_the_same_weights(runs: Runs, case: str, 
     torch.testing.assert_close(state, runs.one(case)["weights"], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("case", ["whole-lm"])
+def test_a_tensor_parallel_group_of_whole_models_is_refused(runs: Runs, case: str) -> None:
+    for found in runs.each(case, "tp"):
+        assert "SgdLM is not taken apart: each process would train a model of its own" in found["message"]
+        assert found["batches"] == 0
+
+
 # ---- masks -----------------------------------------------------------------------------------------------------------
 
 
