@@ -25,6 +25,8 @@ from lightning_unlearn.classification.metrics.mia import MIAEfficacy
 from lightning_unlearn.classification.metrics.runtime import RTE
 from lightning_unlearn.classification.metrics.ulira import ULiRA
 from lightning_unlearn.core.distributed import full_tensor
+from tests.diffusion.images import images
+from tests.diffusion.tiny import SgdTextToImage, prompts
 from tests.helpers import Recorder, trainer, weights
 from tests.tiny_runs import CASES as OBJECTIVES
 from tests.tiny_runs import LORA, RAGGED, SgdLM
@@ -281,17 +283,21 @@ class Faster(DictNet):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
 
 
-def classifier(make: Callable[[], Any], size: int | None = None, **settings: Any) -> Training:
+def classifier(
+    make: Callable[[], Any],
+    kind: type[DictNet] = Faster,
+    forget: int = 12,
+    size: int | None = None,
+    epoch: Any = "forget",
+    **settings: Any,
+) -> Training:
     """A method for classifiers. An edit reads all rows on every process, so that ``size`` is that of each."""
+    rows = indexed(forget, 1), indexed(16, 2)
     return Training(
         lambda _: [make()],
-        lambda _: Faster(),
+        lambda _: kind(),
         lambda replicas: lu.ForgetRetainDataModule(
-            indexed(12, 1),
-            indexed(16, 2),
-            batch_size=size or GLOBAL_BATCH // replicas,
-            epoch="retain" if isinstance(make(), (lu.UGradSLPlus, lu.L1Sparse, lu.SCRUB)) else "forget",
-            seed=3,
+            *rows, batch_size=size or GLOBAL_BATCH // replicas, epoch=epoch, seed=3
         ),
         **{"layouts": ("ddp",), "resumes": False, "atol": 2e-5, **settings},
     )
@@ -302,11 +308,11 @@ CLASSIFIERS = {
     "UGradSL-sum": classifier(lambda: lu.UGradSL(reduction="sum", p=0.9)),
     "UGradSL-isolation": classifier(lambda: lu.UGradSL(alpha=None, beta=0.3)),
     "UGradSL-euclid": classifier(lambda: lu.UGradSL(alpha=None, distance="euclid", rule="density")),
-    "UGradSLPlus": classifier(lambda: lu.UGradSLPlus(p=0.7)),
-    "L1Sparse": classifier(lambda: lu.L1Sparse(gamma=1e-3)),
+    "UGradSLPlus": classifier(lambda: lu.UGradSLPlus(p=0.7), epoch="retain"),
+    "L1Sparse": classifier(lambda: lu.L1Sparse(gamma=1e-3), epoch="retain"),
     "RandomLabels": classifier(lu.RandomLabels),
     "RandomLabels-once": classifier(lambda: lu.RandomLabels("once")),
-    "SCRUB": classifier(lambda: lu.SCRUB(alpha=0.1)),
+    "SCRUB": classifier(lambda: lu.SCRUB(alpha=0.1), epoch="retain"),
     "BadTeacher": classifier(lu.BadTeacher),
     "BoundaryShrink": classifier(lambda: lu.BoundaryShrink(epsilon=1.0, clip=None)),
     "BoundaryExpand": classifier(lu.BoundaryExpand),
@@ -400,16 +406,10 @@ class WholeNet(DictNet):
     def configure_model(self) -> None: ...
 
 
-def users(make: Callable[[], Any], kind: type[DictNet] = ShardedNet, forget: int = 14, **settings: Any) -> Training:
-    """A method on the user's net, with so many rows to forget."""
-    return Training(
-        lambda _: [make()],
-        lambda _: kind(),
-        lambda replicas: lu.ForgetRetainDataModule(
-            indexed(forget, 1), indexed(10, 2), batch_size=GLOBAL_BATCH // replicas, seed=3
-        ),
-        **{"layouts": ("ddp", "fsdp2", "tp"), **settings},
-    )
+def users(make: Callable[[], Any], kind: type[DictNet] = ShardedNet, **settings: Any) -> Training:
+    """A method on the user's net."""
+    wanted = {"forget": 14, "layouts": ("ddp", "fsdp2", "tp"), "resumes": True, "atol": 1e-6}
+    return classifier(make, kind, **(wanted | settings))
 
 
 def npo_on_users_net() -> lu.NPO:
@@ -458,23 +458,17 @@ def reductions(layout: str, models: Path, path: Path) -> dict[str, Any]:
 # ---- text to image ---------------------------------------------------------------------------------------------------
 
 
+def thrice(size: int) -> Any:
+    """Prompts alone, each three times in an epoch."""
+    return prompts(batch_size=size, repeat=3)
+
+
 def eraser(make: Callable[[], Any], trainable: Any, lr: float = 1.0, data: Any = None) -> Training:
-    """A method on the tiny pipeline; by default with prompts alone."""
-
-    def module(models: Path) -> LightningModule:
-        from tests.diffusion.tiny import SgdTextToImage
-
-        return SgdTextToImage(str(models / "pipeline"), trainable=trainable, lr=lr)
-
-    def prompts(size: int) -> Any:
-        from tests.diffusion.tiny import prompts
-
-        return prompts(batch_size=size, repeat=3)
-
+    """A method on the tiny pipeline."""
     return Training(
         lambda _: [make()],
-        module,
-        lambda replicas: (data or prompts)(2 // replicas),
+        lambda models: SgdTextToImage(str(models / "pipeline"), trainable=trainable, lr=lr),
+        lambda replicas: (data or thrice)(2 // replicas),
         layouts=("ddp",),
         resumes=False,
         atol=1e-5,
@@ -483,13 +477,7 @@ def eraser(make: Callable[[], Any], trainable: Any, lr: float = 1.0, data: Any =
 
 def eraser_of_images(make: Callable[[], Any], trainable: Any) -> Training:
     """A method on the tiny pipeline that reads images with captions."""
-
-    def images(size: int) -> Any:
-        from tests.diffusion.images import images
-
-        return images(batch_size=size, retain_batch_size=size)
-
-    return eraser(make, trainable, 0.05, images)
+    return eraser(make, trainable, 0.05, lambda size: images(batch_size=size, retain_batch_size=size))
 
 
 ERASERS = {
