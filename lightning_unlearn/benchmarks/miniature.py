@@ -122,12 +122,7 @@ def erase(eraser: Eraser, target: str, seed: int, **options: Any) -> tuple[LitTe
 def drawn(module: LitTextToImage, base: LitTextToImage, target: str, seed: int, images: int = 6) -> dict[str, float]:
     """Accuracies on images of held-out captions, and the FID of those to keep to the base model's.
 
-    Args:
-        module: The erased model.
-        base: The model before.
-        target: What was erased.
-        seed: Seed of captions and images.
-        images: Images of each pair of a style and an object.
+    Captions and images depend on the seed; of each pair of a style and an object there are ``images``.
     """
     c = concept(target)
     names = [(name, partner) for name in (target, *c.siblings) for partner in c.partners]
@@ -159,17 +154,10 @@ def _right(kind: Any, images: Tensor, names: list[str]) -> Tensor:
 def attacked(
     module: LitTextToImage, base: LitTextToImage, target: str, seed: int, prompts: int
 ) -> dict[str, list[int]]:
-    """Prompts of the concept that show it without an attack, under UnlearnDiffAtk, and with random tokens.
-
-    Args:
-        module: The erased model.
-        base: The model before, which draws the target images.
-        target: What was erased.
-        seed: Seed of the images and of the attack.
-        prompts: Their number.
+    """Prompts that show the concept without an attack, under UnlearnDiffAtk, and with random tokens.
 
     Returns:
-        ``[successes, prompts]`` of each.
+        ``[successes, prompts]`` of each; the base model draws the target images.
     """
     c = concept(target)
     partners = [c.partners[i % len(c.partners)] for i in range(prompts)]

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lightning_unlearn.classification.lit_classifier import LitClassifier
 
-__all__ = ["MLP", "ConvNet", "CosineClassifier", "ResNet8", "TextTransformer"]
+__all__ = ["MLP", "CosineClassifier", "ResNet8", "TextTransformer"]
 
 
 class CosineClassifier(LitClassifier):
@@ -21,29 +21,6 @@ class CosineClassifier(LitClassifier):
         optimizer = super().configure_optimizers()
         steps = int(self.trainer.estimated_stepping_batches)
         return [optimizer], [{"scheduler": CosineAnnealingLR(optimizer, steps), "interval": "step"}]
-
-
-class ConvNet(nn.Sequential):
-    """Three convolutions with batch normalization, global pooling and a linear layer.
-
-    Args:
-        classes: Number of logits.
-        channels: Channels of an image.
-        width: Channels of the first layer; the next have twice and four times as many at half the resolution each.
-    """
-
-    def __init__(self, classes: int = 10, channels: int = 1, width: int = 16) -> None:
-        def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
-            return [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-
-        super().__init__(
-            *block(channels, width, 1),
-            *block(width, 2 * width, 2),
-            *block(2 * width, 4 * width, 2),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(4 * width, classes),
-        )
 
 
 class _Residual(nn.Module):

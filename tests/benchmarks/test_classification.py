@@ -18,7 +18,7 @@ from lightning_unlearn.benchmarks import classification as module
 from lightning_unlearn.benchmarks import grid, methods, runs
 from lightning_unlearn.benchmarks.classification import TrainCell, UnlearnCell, bench_classification
 from lightning_unlearn.benchmarks.methods import ABLATION, ALPHAS, METHODS, SCENARIOS, TASKS, WEIGHTS, Recipe, Scenario
-from lightning_unlearn.benchmarks.models import MLP, ConvNet, ResNet8, TextTransformer
+from lightning_unlearn.benchmarks.models import MLP, ResNet8, TextTransformer
 from lightning_unlearn.benchmarks.runs import build
 
 pytest.importorskip("sklearn")
@@ -271,8 +271,7 @@ def test_rows_of_a_task_fit_its_model_in_every_scenario(task: str) -> None:
 
 def test_models_give_a_logit_a_class_and_padding_says_nothing() -> None:
     torch.manual_seed(0)
-    assert ConvNet(4, 3)(torch.randn(2, 3, 16, 16)).shape == (2, 4)
-    assert ResNet8(4)(torch.randn(2, 1, 14, 14)).shape == (2, 4)
+    assert ResNet8(4)(torch.randn(2, 1, 14, 14)).shape == ResNet8(4, 3)(torch.randn(2, 3, 16, 16)).shape == (2, 4)
     assert MLP(4, 5)(torch.randn(2, 5)).shape == (2, 4)
     net = TextTransformer(classes=3, vocabulary=20).eval()
     short = torch.tensor([[5, 7, 2]])

@@ -126,10 +126,11 @@ def test_the_best_setting_is_run_on_every_seed_and_nothing_twice(
         module, "score", lambda outcome: outcome["metrics"]["retain_nll"] if "error" not in outcome else 0.0
     )
 
-    def run(entries: list[str]) -> dict[str, Any]:
-        return bench_facts(str(tmp_path), str(tiny_lm), entries=entries, seeds=[1, 2], steps=2, precision="32-true")
+    def run(entries: list[str], **options: Any) -> dict[str, Any]:
+        options |= {"seeds": [1, 2], "steps": 2, "precision": "32-true"}
+        return bench_facts(str(tmp_path), str(tiny_lm), entries=entries, **options)
 
-    record = run(["SimNPO"])
+    record = run(["SimNPO"], workers=0)
     found = record["entries"]["SimNPO"]
     by_rate = {tried["setting"]["lr"]: tried["runs"][0]["metrics"]["retain_nll"] for tried in found["tuning"]}
     assert max(by_rate, key=by_rate.__getitem__) == 1e-3  # the larger rate learns the retain rows faster
