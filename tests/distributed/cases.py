@@ -317,6 +317,7 @@ CLASSIFIERS = {
     "BoundaryShrink": classifier(lambda: lu.BoundaryShrink(epsilon=1.0, clip=None)),
     "BoundaryExpand": classifier(lu.BoundaryExpand),
     "DUCK": classifier(lambda: lu.DUCK(target_accuracy=None)),
+    "DUCK-stops": classifier(lambda: lu.DUCK(target_accuracy=1.0)),
     "CFk": classifier(lambda: lu.CFk(1)),
     "FisherForgetting": classifier(lu.FisherForgetting),
     "SSD": classifier(lambda: lu.SSD(alpha=1.2), size=4),  # its importance is of batches of one size
@@ -347,6 +348,22 @@ MONITOR = Training(
     record=classifier_numbers,
     options={"limit_val_batches": None},
 )
+
+
+def rewound(layout: str, models: Path, path: Path) -> dict[str, Any]:
+    """The errors of each epoch, of sets that two processes can't share evenly, and the weights of the chosen one."""
+    rewind = lu.Rewind("unseen", dirpath=str(path.with_suffix(".epochs")))
+    training = Training(
+        lambda _: [lu.GradientAscent(score=lu.classifier_nll), rewind],
+        lambda _: DictNet(lr=0.01),
+        lambda replicas: lu.ForgetRetainDataModule(
+            indexed(24, 1), indexed(8, 2), {"unseen": indexed(41, 3)}, batch_size=8 // replicas
+        ),
+        epochs=5,
+    )
+    run = training.fit(layout, models)
+    return {"errors": rewind.errors, "chosen": rewind.chosen, "weights": whole_state(run)}
+
 
 METRIC_ROWS, METRIC_MODELS = 41, 8
 
@@ -539,6 +556,7 @@ CASES: dict[str, Training | Measurement] = {
     "sharded-second-derivative": refused(soul(estimator="hutchinson"), "fsdp2"),
     **CLASSIFIERS,
     "ClassifierMonitor": MONITOR,
+    "Rewind": Measurement(rewound),
     "metrics": Measurement(metrics),
     "NPO-users": users(npo_on_users_net),
     "KLMinimization-users": users(lambda: lu.KLMinimization(score=lu.classifier_nll)),

@@ -103,6 +103,17 @@ def test_a_monitor_counts_no_row_twice(runs: Runs, case: str) -> None:
             assert metrics == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.parametrize("case", ["Rewind"])
+def test_processes_rewind_to_the_epoch_that_one_process_chooses(runs: Runs, case: str) -> None:
+    one = runs.one(case)
+    assert len(set(one["errors"].values())) > 2
+    for found in runs.each(case, "ddp"):
+        assert found["errors"] == one["errors"]
+        assert found["chosen"] == one["chosen"]
+        for name, value in one["weights"].items():
+            torch.testing.assert_close(found["weights"][name], value, atol=2e-5, rtol=0)
+
+
 @pytest.mark.parametrize("case", ["metrics"])
 def test_metrics_of_shared_rows_are_those_of_one_process(runs: Runs, case: str) -> None:
     pytest.importorskip("sklearn")
