@@ -1,4 +1,4 @@
-"""Source files that a run depends on, found by following imports."""
+"""Source code that a run depends on, found by following imports."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from importlib import import_module
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from pkgutil import resolve_name as resolve_object
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ["import_paths", "sources"]
 
 _PACKAGE = "lightning_unlearn"
-_Imports = frozenset[tuple[str, str]]  # a module, and a name in it or "" for the module itself
+_Names = set[tuple[str, str]]
+"""Modules, and a name in each: ``""`` or ``"*"`` stand for all of it."""
 
 
 def import_paths(value: Any) -> Iterator[str]:
@@ -33,50 +34,90 @@ def import_paths(value: Any) -> Iterator[str]:
 
 
 def sources(run: Callable[..., Any], paths: Iterable[str]) -> dict[str, str]:
-    """Hashes of the source files that a run reads, by module.
+    """Hashes of the source code that a run uses, by module.
 
-    These are the files of a function and of some classes with their bases, and whatever of this package, or of the
-    function's own, these files import. Comments, docstrings and imports for type checking do not count. Of the
-    function's file only the definitions count that the function uses: a table beside it may change. An ``__init__.py``
-    counts if a name is imported from it that no other file defines.
+    These are the definitions of a function, of some classes with their bases, and of whatever they name that this
+    package, or the function's own, defines. The rest of a file does not count, so that a table beside the function or
+    another list of methods may change, nor do comments, docstrings and imports for type checkers.
 
     Args:
         run: A function of a module.
         paths: Import paths of classes or functions.
     """
-    packages = {_PACKAGE, run.__module__.partition(".")[0]}
-    used = _used(_read(run.__module__)[0], run.__name__)
-    hashes, waiting = {run.__module__: _hash(used)}, set(_imports(used, run.__module__))
+    packages, waiting = {_PACKAGE, run.__module__.partition(".")[0]}, {(run.__module__, run.__name__)}
+    others = set()
     for path in paths:
         value = resolve_object(path)
-        module = getattr(value, "__module__", path.rpartition(".")[0])
-        _, hashes[module], imports = _read(module)  # of any package
-        waiting |= {*imports, *((base.__module__, "") for base in getattr(value, "__mro__", ()))}
-    followed = set()
+        others.add(value.__module__)
+        waiting |= {(part.__module__, part.__qualname__) for part in getattr(value, "__mro__", [value])}
+    wanted: dict[str, set[str]] = {}
     while waiting:
         module, name = waiting.pop()
-        if module.partition(".")[0] in packages and (module := _defining(module, name)) not in followed:
-            followed.add(module)
-            _, hashes[module], imports = _read(module)
-            waiting |= imports
-    return dict(sorted(hashes.items()))
+        if module not in others and module.partition(".")[0] not in packages:
+            continue
+        module, name = _defining(module, name)
+        if name not in wanted.setdefault(module, set()):
+            wanted[module].add(name)
+            waiting |= set().union(*(part.imports for part in _used(module, wanted[module])))
+    codes = {module: "\n".join(part.code for part in _used(module, names)) for module, names in wanted.items()}
+    return {module: hashlib.sha256(codes[module].encode()).hexdigest()[:16] for module in sorted(codes)}
+
+
+class _Statement(NamedTuple):
+    """A statement of a module: the names that it defines, those that it uses, what it imports, and its code."""
+
+    defines: set[str]
+    uses: set[str]
+    imports: _Names
+    code: str
+
+
+def _used(module: str, names: set[str]) -> list[_Statement]:
+    """The statements that define some names or define nothing, and those that these need."""
+    statements = _statements(module)
+    if names & {"", "*"}:
+        return statements
+    known: set[str] = set()
+    used: list[_Statement] = []
+    while names - known:
+        known |= names
+        used = [part for part in statements if not part.defines or part.defines & known]
+        names = set().union(*(part.uses for part in used))
+    return used
+
+
+def _defining(module: str, name: str) -> tuple[str, str]:
+    """Where a name of a module is defined, which a package may offer for a module in it."""
+    if name in ("", "*") or any(name in part.defines for part in _statements(module)):
+        return module, name
+    if (submodule := f"{module}.{name}") in sys.modules or (_file(module).stem == "__init__" and find_spec(submodule)):
+        return submodule, ""
+    value = getattr(import_module(module), name, None)
+    return getattr(value, "__module__", None) or module, getattr(value, "__qualname__", None) or ""
 
 
 def _file(module: str) -> Path:
-    spec = None if module in sys.modules else find_spec(module)
-    return Path((spec.origin if spec else getattr(sys.modules.get(module), "__file__", None)) or "")
+    known = sys.modules.get(module)
+    return Path(getattr(known, "__file__", None) or "") if known else Path(getattr(find_spec(module), "origin", ""))
 
 
-def _read(module: str) -> tuple[list[ast.stmt], str, _Imports]:
-    """Statements of a module, their hash, and what they import; of a module that is not Python, none."""
+def _statements(module: str) -> list[_Statement]:
+    """The statements of a module; none of one that is not written in Python."""
     path = _file(module)
-    return _parsed(module, path, path.stat().st_mtime_ns) if path.suffix == ".py" else ([], "", frozenset())
+    return _parsed(module, path, path.stat().st_mtime_ns) if path.suffix == ".py" else []
 
 
 @cache
-def _parsed(module: str, path: Path, changed: int) -> tuple[list[ast.stmt], str, _Imports]:
-    body = _Code().visit(ast.parse(path.read_bytes())).body
-    return body, _hash(body), _imports(body, module)
+def _parsed(module: str, path: Path, changed: int) -> list[_Statement]:
+    package = module if path.stem == "__init__" else module.rpartition(".")[0]
+    statements = []
+    for node in _Code().visit(ast.parse(path.read_bytes())).body:
+        parts = [type(node)(**{**vars(node), "names": [a]}) for a in node.names] if _is_import(node) else [node]
+        for part in parts:
+            uses = {name.id for name in ast.walk(part) if isinstance(name, ast.Name)}
+            imports = {pair for inner in ast.walk(part) if _is_import(inner) for pair in _imported(inner, package)}
+            statements.append(_Statement(_defined(part), uses, imports, ast.dump(part)))
+    return statements
 
 
 class _Code(ast.NodeTransformer):
@@ -90,47 +131,23 @@ class _Code(ast.NodeTransformer):
         return node.orelse if ast.unparse(node.test).endswith("TYPE_CHECKING") else node
 
 
-def _hash(statements: list[ast.stmt]) -> str:
-    return hashlib.sha256("\n".join(map(ast.dump, statements)).encode()).hexdigest()[:16]
+def _is_import(node: ast.AST) -> bool:
+    return isinstance(node, (ast.Import, ast.ImportFrom))
 
 
-def _used(body: list[ast.stmt], function: str) -> list[ast.stmt]:
-    """Statements of a module that a function needs: definitions of the names in it, and what defines nothing."""
-    known: set[str] = set()
-    names = {function}
-    while names - known:
-        known |= names
-        used = [node for node in body if not (defined := _defined(node)) or defined & known]
-        names = {name.id for node in used for name in ast.walk(node) if isinstance(name, ast.Name)}
-    return used
+def _imported(node: Any, package: str) -> _Names:
+    if isinstance(node, ast.Import):
+        return {(alias.name, "") for alias in node.names}
+    module = resolve_name("." * node.level + (node.module or ""), package)
+    return {(module, alias.name) for alias in node.names}
 
 
-def _defined(node: ast.stmt) -> set[str]:
+def _defined(node: Any) -> set[str]:
+    """The names that a statement only defines; without any, it counts always."""
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         return {node.name}
-    if isinstance(node, (ast.Import, ast.ImportFrom)):
-        return {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+    if _is_import(node):
+        return {alias.asname or alias.name.partition(".")[0] for alias in node.names} - {"*"}
     if isinstance(node, (ast.Assign, ast.AnnAssign)):
         return {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
     return set()
-
-
-def _imports(body: list[ast.stmt], module: str) -> _Imports:
-    package = module if _file(module).name == "__init__.py" else module.rpartition(".")[0]
-    found: set[tuple[str, str]] = set()
-    for node in (node for statement in body for node in ast.walk(statement)):
-        if isinstance(node, ast.Import):
-            found |= {(alias.name, "") for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            source = resolve_name("." * node.level + (node.module or ""), package)
-            found |= {(source, alias.name) for alias in node.names}
-    return frozenset(found)
-
-
-def _defining(module: str, name: str) -> str:
-    """The module that defines a name which another one, maybe a package, offers."""
-    if not name or _file(module).name != "__init__.py":
-        return module
-    if (submodule := f"{module}.{name}") in sys.modules or find_spec(submodule):
-        return submodule
-    return getattr(getattr(import_module(module), name, None), "__module__", module)

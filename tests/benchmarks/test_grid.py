@@ -169,11 +169,13 @@ FILES = {
     ),
     "two.py": "from bench_pkg.base import Base\n\n\nclass Two(Base):\n    pass\n",
     "bench.py": (
-        "from typing import TYPE_CHECKING\n\nfrom bench_pkg.plots import draw\nfrom bench_pkg.rows import rows\n\n"
+        "from typing import TYPE_CHECKING\n\nimport bench_pkg.whole as whole\nfrom bench_pkg.plots import draw\n"
+        "from bench_pkg.rows import METHODS, rows\n\n"
         "if TYPE_CHECKING:\n    from bench_pkg.unused import Unused\n\nSIZE = 3\n\n\n"
-        "def run(cell, folder):\n    return {'x': rows(SIZE)}\n\n\ndef table():\n    draw()\n"
+        "def run(cell, folder):\n    return {'x': rows(SIZE) + whole.ONE}\n\n\ndef table():\n    draw(METHODS)\n"
     ),
-    "rows.py": "def rows(size):\n    return size\n",
+    "rows.py": "METHODS = [1]\n\n\ndef rows(size):\n    return size\n",
+    "whole.py": "ONE = 1\n",
     "plots.py": "def draw():\n    pass\n",
     "unused.py": "class Unused:\n    pass\n",
 }
@@ -206,9 +208,10 @@ def change(file: Path, old: str, new: str) -> None:
 
 def test_the_sources_of_a_run_are_what_it_imports_and_no_more(package: Path) -> None:
     run = import_module("bench_pkg.bench").run
-    assert sources(run, []).keys() == {"bench_pkg.bench", "bench_pkg.rows"}
+    own = {"bench_pkg.bench", "bench_pkg.rows", "bench_pkg.whole"}
+    assert sources(run, []).keys() == own
     found = sources(run, ["bench_pkg.one.One"]).keys()
-    assert found == {"bench_pkg.bench", "bench_pkg.rows", "bench_pkg.one", "bench_pkg.base", "bench_pkg.formulas"}
+    assert found == own | {"bench_pkg.one", "bench_pkg.base", "bench_pkg.formulas"}
 
     before = sources(run, [])
     change(package / "bench.py", "def table():\n", "def table():\n    print()\n")
@@ -217,9 +220,21 @@ def test_the_sources_of_a_run_are_what_it_imports_and_no_more(package: Path) -> 
         "def run(cell, folder):\n",
         'def run(cell, folder):\n    """A docstring."""  # a comment\n',
     )
+    change(package / "rows.py", "METHODS = [1]", "METHODS = [1, 2]")
     assert sources(run, []) == before
+    change(package / "whole.py", "ONE = 1", "ONE = 2")
+    assert [name for name, code in sources(run, []).items() if before[name] != code] == ["bench_pkg.whole"]
     change(package / "bench.py", "SIZE = 3", "SIZE = 4")
-    assert sources(run, []) != before
+    assert [name for name, code in sources(run, []).items() if before[name] != code] == [
+        "bench_pkg.bench",
+        "bench_pkg.whole",
+    ]
+
+
+def test_a_method_of_a_user_has_its_bases_and_one_of_another_package_only_itself() -> None:
+    found = sources(square, ["tests.benchmarks.test_facts.Diverging"]).keys()
+    assert found >= {"tests.benchmarks.test_facts", "lightning_unlearn.objectives.grad_diff"}
+    assert sources(square, ["torch.optim.SGD"]).keys() - sources(square, []).keys() == {"torch.optim.sgd"}
 
 
 def test_paths_are_found_at_any_depth() -> None:
@@ -269,6 +284,7 @@ def test_a_changed_method_runs_again_and_the_others_do_not(package: Path, capsys
     change(package / "base.py", "    pass", "    x = 1")
     assert repeated()[0] == {"one", "two"}
     change(package / "plots.py", "    pass", "    print()")
+    change(package / "rows.py", "METHODS = [1]", "METHODS = [1, 2]")
     assert repeated()[0] == set()
 
 
