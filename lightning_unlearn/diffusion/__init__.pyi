@@ -32,10 +32,8 @@ from .mace import MACE as MACE
 from .metrics.clip import CLIPScore as CLIPScore
 from .metrics.clip import clip_similarity as clip_similarity
 from .metrics.features import PenultimateFeatures as PenultimateFeatures
-from .metrics.features import feature_distance as feature_distance
 from .metrics.fid import FID as FID
 from .metrics.fid import KID as KID
-from .metrics.fid import frechet_distance as frechet_distance
 from .objective import DiffusionObjective as DiffusionObjective
 from .rece import RECE as RECE
 from .scissorhands import Scissorhands as Scissorhands

@@ -16,7 +16,6 @@ from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.denoising import anchors, noised
 from lightning_unlearn.diffusion.engine.model import as_text_to_image, unet_output
 from lightning_unlearn.diffusion.engine.parameters import kv_layers
-from lightning_unlearn.diffusion.engine.sampling import Point, partial_samples
 from lightning_unlearn.diffusion.engine.text import empty_states, encode
 from lightning_unlearn.diffusion.objective import DiffusionObjective
 
@@ -109,7 +108,9 @@ class ConceptAblation(DiffusionObjective):
         model, rows = as_text_to_image(module), batch["forget"]
         anchor_ids = anchors("ConceptAblation", rows)
         if self.latents == "sampled":
-            latents, timesteps = self.sample(module, rows)
+            with self.teacher(module):
+                states, empty = encode(model, anchor_ids), empty_states(model, len(anchor_ids))
+                latents, timesteps = self.sample(module, states, empty, self.steps, self.guidance)
             target = None
         else:
             latents, timesteps, target = noised(module, rows, self.draws(module))
@@ -126,20 +127,6 @@ class ConceptAblation(DiffusionObjective):
         assert noise is not None
         parts["prior"] = F.mse_loss(unet_output(model, latents, timesteps, encode(model, anchor_ids)), noise)
         return {"loss": parts["ablation"] + self.prior_weight * parts["prior"], **parts}
-
-    def sample(self, module: LightningModule, rows: Batch) -> Point:
-        """Latents of the starting model, whose sampler draws the anchors and stops at a random step."""
-        model, count, draws = as_text_to_image(module), len(rows["input_ids"]), self.draws(module)
-        with self.teacher(module):
-            return partial_samples(
-                model,
-                encode(model, rows["anchor_input_ids"]),
-                empty_states(model, count),
-                draws.noise(model, count),
-                [draws.generator()],
-                steps=self.steps,
-                guidance=self.guidance,
-            )[0]
 
 
 def _detach_first_token(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

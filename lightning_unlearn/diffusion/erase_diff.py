@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
@@ -17,8 +16,7 @@ from lightning_unlearn.core.modes import without_gradients
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.denoising import Noised, anchor_output, denoising_loss, noised
 from lightning_unlearn.diffusion.engine.draws import Draws, index_of_rows
-from lightning_unlearn.diffusion.engine.model import alphas_bar, as_text_to_image, prediction_type, unet_output
-from lightning_unlearn.diffusion.engine.text import encode
+from lightning_unlearn.diffusion.engine.model import alphas_bar, as_text_to_image, prediction_type
 from lightning_unlearn.diffusion.injected_gradients import (
     check_gradients,
     gradients,
@@ -116,7 +114,7 @@ class EraseDiff(DiffusionObjective):
             target = anchor_output(module, "EraseDiff", batch["forget"], forget_rows)
 
         def forget_loss() -> Tensor:
-            return self.forget_loss(module, batch["forget"], forget_rows, target)
+            return denoising_loss(module, batch["forget"], forget_rows, target)
 
         # First of all: changing weights would spoil a graph that already holds them.
         nothing = torch.zeros((), device=module.device)
@@ -141,11 +139,6 @@ class EraseDiff(DiffusionObjective):
             loss = retain + multiplier * (forget - reached)
         parts = {"loss": loss, "retain": retain, "forget": forget, "multiplier": multiplier}
         return parts | ({"gap": gap} if self.inner_steps else {})
-
-    def forget_loss(self, module: LightningModule, batch: Batch, rows: Noised, target: Tensor) -> Tensor:
-        r"""$g$: distance from the target at noised forget images, a scalar."""
-        model = as_text_to_image(module)
-        return F.mse_loss(unet_output(model, rows.latents, rows.timesteps, encode(model, batch["input_ids"])), target)
 
     def uniform_output(self, module: LightningModule, batch: Batch, rows: Noised, draws: Draws) -> Tensor:
         r"""What a model would predict for the same images under noise from $U[0, 1)$."""

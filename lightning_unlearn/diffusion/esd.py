@@ -14,7 +14,7 @@ from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.denoising import anchors
 from lightning_unlearn.diffusion.engine.model import as_text_to_image, unet_output, unet_outputs
-from lightning_unlearn.diffusion.engine.sampling import Pairing, Point, partial_samples
+from lightning_unlearn.diffusion.engine.sampling import Pairing
 from lightning_unlearn.diffusion.engine.text import empty_states, encode
 from lightning_unlearn.diffusion.objective import DiffusionObjective
 from lightning_unlearn.functional.diffusion.esd import esd_target
@@ -89,24 +89,10 @@ class ESD(DiffusionObjective):
             empty, concept = empty_states(model, len(ids)), encode(model, rows["input_ids"])
             states = encode(model, ids) if self.base == "anchor" else concept
         with self.teacher(module) if self.sampler == "teacher" else evaluating(module):
-            point = self.sample(module, states, empty)
+            point = self.sample(module, states, empty, self.steps, self.start_guidance, self.pairing)
         with self.teacher(module):
             anchor = (states,) if self.base == "anchor" else ()
             outputs = unet_outputs(model, *point, empty, concept, *anchor)
             base = None if self.base == "empty" else outputs[-1]
             target = esd_target(outputs[0], outputs[1], base, eta=self.negative_guidance)
         return {"loss": F.mse_loss(unet_output(model, *point, encode(model, ids)), target)}
-
-    def sample(self, module: LightningModule, states: Tensor, empty: Tensor) -> Point:
-        """Latents of a sampler that draws the prompts and stops at a random step, and their timestep."""
-        model, draws = as_text_to_image(module), self.draws(module)
-        return partial_samples(
-            model,
-            states,
-            empty,
-            draws.noise(model, len(states)),
-            [draws.generator()],
-            steps=self.steps,
-            guidance=self.start_guidance,
-            pairing=self.pairing,
-        )[0]

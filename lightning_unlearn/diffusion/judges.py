@@ -198,9 +198,7 @@ class TransformersJudge(nn.Module):
         try:
             from transformers import AutoImageProcessor, AutoModelForImageClassification
         except ImportError:
-            raise ImportError(
-                'TransformersJudge needs transformers: pip install "lightning-unlearn[diffusion]"'
-            ) from None
+            raise ImportError('This judge needs transformers: pip install "lightning-unlearn[diffusion]"') from None
         self.classifier = AutoModelForImageClassification.from_pretrained(
             model, revision=revision, use_safetensors=True, trust_remote_code=False
         )
@@ -213,9 +211,7 @@ class TransformersJudge(nn.Module):
         self.name = Path(model).name if Path(model).is_dir() else model
         state = hashlib.sha256(self.classifier.config.to_json_string().encode())
         for key, weight in self.classifier.state_dict().items():
-            state.update(
-                key.encode() + weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )
+            state.update(key.encode() + weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         self.version = state.hexdigest()[:12]
 
     @torch.no_grad()

@@ -23,10 +23,10 @@ from lightning_unlearn.diffusion.engine.model import TextToImage, alphas_bar, as
 from lightning_unlearn.diffusion.engine.parameters import kv_layers
 from lightning_unlearn.diffusion.engine.text import concept_tokens, encode, tokenize
 from lightning_unlearn.diffusion.uce import apply_map, each_row
-from lightning_unlearn.functional.diffusion.mace import focal_density, fusion_maps, masked_attention_norm
+from lightning_unlearn.functional.diffusion.mace import focal_density, fusion_maps, masked_attention_norm, replaced
 from lightning_unlearn.functional.diffusion.uce import uce_map
 
-__all__ = ["MACE", "replaced"]
+__all__ = ["MACE"]
 
 
 class MACE(AdapterObjective):
@@ -224,34 +224,3 @@ class MACE(AdapterObjective):
 
     def _captions(self, module: LightningModule, loader: DataLoader) -> Tensor:
         return torch.stack([ids for (ids,) in each_row(module, loader, ("input_ids",))])
-
-
-def replaced(ids: Sequence[int], old: Sequence[int], new: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
-    """Replace a concept in a prompt.
-
-    Args:
-        ids: Tokens, padded by the last of them.
-        old: Tokens of the concept.
-        new: Those that replace it, of any number.
-
-    Returns:
-        As many tokens, and pairs of places of the same token, in ``ids`` and in them.
-
-    Example:
-        >>> replaced([1, 5, 6, 3, 9, 9], [5, 6], [7])
-        ([1, 7, 3, 9, 9, 9], [(0, 0), (3, 2), (4, 3), (5, 4)])
-    """
-    tokens: list[int] = []
-    places: list[tuple[int, int]] = []
-    i = 0
-    while i < len(ids):
-        if list(ids[i : i + len(old)]) == list(old):
-            tokens += new
-            i += len(old)
-        else:
-            places.append((i, len(tokens)))
-            tokens.append(ids[i])
-            i += 1
-    size = len(ids)
-    tokens = [*tokens, *[ids[-1]] * (size - len(tokens))][:size]
-    return tokens, [(before, after) for before, after in places if after < size]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
 from lightning_unlearn.core.callback import Needs, UnlearnCallback
 from lightning_unlearn.diffusion.engine.denoising import denoising_nll
 from lightning_unlearn.diffusion.engine.draws import Draws, batch_number
 from lightning_unlearn.diffusion.engine.model import as_text_to_image
 from lightning_unlearn.diffusion.engine.passes import PassCounter
+from lightning_unlearn.diffusion.engine.sampling import Pairing, Point, partial_samples
 
 __all__ = ["DiffusionObjective"]
 
@@ -69,6 +71,20 @@ class DiffusionObjective(UnlearnCallback):
         """A context in which the module is the starting model, in evaluation mode and without gradients."""
         assert self.snapshot is not None
         return self.snapshot.active(module)
+
+    def sample(
+        self,
+        module: LightningModule,
+        states: Tensor,
+        empty: Tensor,
+        steps: int,
+        guidance: float,
+        pairing: Pairing = "exact",
+    ) -> Point:
+        """Latents of the model as it is, whose sampler stops at a random step, see `partial_samples`."""
+        model, draws = as_text_to_image(module), self.draws(module)
+        noise, once = draws.noise(model, len(states)), [draws.generator()]
+        return partial_samples(model, states, empty, noise, once, steps=steps, guidance=guidance, pairing=pairing)[0]
 
     def draws(self, module: LightningModule) -> Draws:
         """The random numbers of the batch that trains now."""

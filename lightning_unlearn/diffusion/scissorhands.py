@@ -19,7 +19,7 @@ from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.rows import RunRows, row_loader
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.denoising import anchor_output, denoising_loss, noised
-from lightning_unlearn.diffusion.engine.model import as_text_to_image, guided_output, unet_output
+from lightning_unlearn.diffusion.engine.model import as_text_to_image, guided_output
 from lightning_unlearn.diffusion.engine.text import empty_states, encode
 from lightning_unlearn.diffusion.injected_gradients import (
     check_gradients,
@@ -189,10 +189,8 @@ class Scissorhands(DiffusionObjective):
         forget_rows = noised(module, batch["forget"], draws)
         retain = denoising_loss(module, batch["retain"], noised(module, batch["retain"], draws, 1))
         if self.repair == "anchor":
-            model = as_text_to_image(module)
             target = anchor_output(module, "Scissorhands", batch["forget"], forget_rows)
-            states = encode(model, batch["forget"]["input_ids"])
-            forget = F.mse_loss(unet_output(model, forget_rows.latents, forget_rows.timesteps, states), target)
+            forget = denoising_loss(module, batch["forget"], forget_rows, target)
             return {"loss": retain + self.forget_weight * forget, "retain": retain, "forget": forget}
         forget = denoising_loss(module, batch["forget"], forget_rows)
         if self.repair == "ascent":

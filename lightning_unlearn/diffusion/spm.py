@@ -20,7 +20,6 @@ from lightning_unlearn.diffusion.engine.adapters import LowRankAdapters
 from lightning_unlearn.diffusion.engine.denoising import anchors
 from lightning_unlearn.diffusion.engine.draws import Draws, row_numbers
 from lightning_unlearn.diffusion.engine.model import TextToImage, as_text_to_image, unet_output
-from lightning_unlearn.diffusion.engine.sampling import partial_samples
 from lightning_unlearn.diffusion.engine.text import empty_states, encode
 from lightning_unlearn.functional.diffusion.esd import esd_target
 from lightning_unlearn.functional.diffusion.spm import latent_anchors
@@ -121,15 +120,7 @@ class SPM(AdapterObjective):
             neutral = empty if self.neutral == "empty" else encode(model, anchors("SPM", rows))
             sampled = self.sample_anchors(concept, draws)
         with evaluating(module):
-            ((latents, timestep),) = partial_samples(
-                model,
-                concept,
-                empty,
-                draws.noise(model, size),
-                [draws.generator()],
-                steps=self.steps,
-                guidance=self.start_guidance,
-            )
+            latents, timestep = self.sample(module, concept, empty, self.steps, self.start_guidance)
         repeated = latents.repeat_interleave(self.anchors, 0)
         with self.teacher(module):
             outputs = unet_output(

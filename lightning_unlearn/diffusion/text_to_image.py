@@ -37,10 +37,9 @@ class LitTextToImage(LightningModule):
 
     Args:
         model: Folder written by ``save_pretrained``, or hub id.
-        trainable: The weights that train, see
-            [`select_params`][lightning_unlearn.diffusion.engine.parameters.select_params]:
-            ``"xattn"`` (ESD-x), ``"noxattn"`` (ESD-u), ``"kv"``, ``"full"`` and others of the UNet;
-            ``"text_encoder"`` or ``TextEncoderWeights(...)``; or ``"all"`` of both.
+        trainable: The weights that train, see [`select_params`]
+            [lightning_unlearn.diffusion.engine.parameters.select_params]: ``"xattn"`` (ESD-x), ``"noxattn"`` (ESD-u),
+            ``"kv"``, ``"full"`` and others of the UNet; ``"text_encoder"`` or ``TextEncoderWeights(...)``; ``"all"``.
         compat: ``"ldm"`` for the subsets of the original code of ESD, ``"diffusers"`` for those of the newer one.
         lr: Learning rate of AdamW.
         weight_decay: Decoupled weight decay; with 0 it is Adam.
@@ -171,13 +170,7 @@ class LitTextToImage(LightningModule):
         return torch.cat(images)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that plain ``StableDiffusionPipeline.from_pretrained`` opens, as safetensors.
-
-        The first process writes.
-
-        Args:
-            folder: Where to; made if missing.
-        """
+        """Write a folder that plain ``StableDiffusionPipeline.from_pretrained`` opens. The first process writes."""
         if rank() == 0:
             self.pipeline.save_pretrained(folder, safe_serialization=True)
 

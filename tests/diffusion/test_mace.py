@@ -18,8 +18,7 @@ from lightning_unlearn.diffusion.engine.denoising import noised
 from lightning_unlearn.diffusion.engine.draws import Draws
 from lightning_unlearn.diffusion.engine.parameters import kv_layers
 from lightning_unlearn.diffusion.engine.text import encode, tokenize
-from lightning_unlearn.diffusion.mace import replaced
-from lightning_unlearn.functional.diffusion.mace import focal_density, fusion_maps, masked_attention_norm
+from lightning_unlearn.functional.diffusion.mace import focal_density, fusion_maps, masked_attention_norm, replaced
 from tests.diffusion.test_forget_me_not import PLACES, attention
 from tests.diffusion.tiny import (
     CONCEPT,

@@ -6,8 +6,8 @@ import json
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -17,8 +17,7 @@ from lightning_unlearn.diffusion.engine.passes import PassCounter
 __all__ = ["Candidate", "Case", "Meter"]
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A prompt to draw in a round, and the seed of its image."""
 
     text: str
@@ -27,49 +26,28 @@ class Candidate:
     exact: bool | None = None
 
 
-@dataclass
 class Case:
-    """State of a prompt during an attack."""
+    """A prompt during an attack, and its result so far."""
 
-    row: dict[str, Any]
-    target: Tensor | None
-    images: int = 0
-    steps: int = 0
-    rounds: int = 0
-    loss: float | None = None
-    success: bool = False
-    best: Candidate | None = None
-    score: float | None = None
-
-    def __post_init__(self) -> None:
-        self.prompt, self.seed, self.guidance = self.row["prompt"], self.row["seed"], self.row["guidance"]
+    def __init__(self, row: dict[str, Any], target: Tensor | None) -> None:
+        self.row, self.target = row, target
+        self.prompt, self.seed, self.guidance = row["prompt"], row["seed"], row["guidance"]
+        self.result = PromptResult(self.prompt, self.seed, self.guidance)
         # Random numbers of a prompt must not depend on its place among the others.
         self.number = zlib.crc32(f"{self.seed} {self.prompt}".encode())
-        image = None if self.target is None else zlib.crc32(self.target.float().cpu().contiguous().numpy().tobytes())
-        self.key = json.dumps([*self.row.values(), image])
+        image = None if target is None else zlib.crc32(target.float().cpu().contiguous().numpy().tobytes())
+        self.key = json.dumps([*row.values(), image])
+
+    def update(self, **outcome: Any) -> None:
+        """Change parts of the result."""
+        self.result = replace(self.result, **outcome)
 
     def judged(self, candidate: Candidate, score: float, success: bool) -> None:
-        self.rounds, self.images = self.rounds + 1, self.images + 1
-        if success or self.score is None or score > self.score:
-            self.best, self.score, self.success = candidate, score, success
-
-    def result(self) -> PromptResult:
-        best = self.best or Candidate("", self.seed)
-        return PromptResult(
-            self.prompt,
-            self.seed,
-            self.guidance,
-            success=self.success,
-            adversarial=best.text if self.best else None,
-            token_ids=best.token_ids or [],
-            image_seed=best.seed if self.best else None,
-            exact=best.exact,
-            score=self.score,
-            loss=self.loss,
-            rounds=self.rounds,
-            steps=self.steps,
-            images=self.images,
-        )
+        """Count a round, and keep its candidate if it is the best so far."""
+        self.update(rounds=self.result.rounds + 1, images=self.result.images + 1)
+        if success or self.result.score is None or score > self.result.score:
+            best = {"adversarial": candidate.text, "image_seed": candidate.seed, "token_ids": candidate.token_ids or []}
+            self.update(**best, exact=candidate.exact, score=score, success=success)
 
 
 class Meter:

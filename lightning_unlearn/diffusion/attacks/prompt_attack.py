@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from lightning_unlearn.core.files import write_text
 from lightning_unlearn.core.modes import differentiable
 from lightning_unlearn.core.sources import Source
 from lightning_unlearn.diffusion.attacks.cases import Candidate, Case, Meter
-from lightning_unlearn.diffusion.attacks.prompts import allowed_tokens, attack_prompts, attack_timesteps, word_counts
+from lightning_unlearn.diffusion.attacks.prompts import allowed_tokens, attack_prompts, word_counts
 from lightning_unlearn.diffusion.attacks.result import AttackResult, ResultFile
 from lightning_unlearn.diffusion.attacks.search import Descent, PromptSearch
 from lightning_unlearn.diffusion.attacks.victim import PromptLoss, fingerprint, target_latents
@@ -26,6 +26,7 @@ from lightning_unlearn.diffusion.engine.model import as_text_to_image
 from lightning_unlearn.diffusion.engine.pipeline import draw
 from lightning_unlearn.diffusion.engine.text import tokenize
 from lightning_unlearn.diffusion.judges import Judge, judge_named
+from lightning_unlearn.functional.diffusion.ddim import attack_timesteps
 from lightning_unlearn.functional.diffusion.soft_tokens import insert_tokens
 from lightning_unlearn.functional.random import keyed_generator
 
@@ -266,7 +267,7 @@ class _Run:
             return []
         images, pending = self.draw(self.module, [(c.prompt, c.seed, c.guidance) for c in cases]), []
         for case, shown, score in zip(cases, *self.attack.shows(images), strict=True):
-            case.images += 1
+            case.update(images=1)
             if shown or not self.search.attacks:
                 self.finish(case, before=shown, score=score)
             else:
@@ -284,10 +285,10 @@ class _Run:
             for row, shown, score in zip(active, *self.attack.shows(images), strict=True):
                 cases[row].judged(tried[row], score, shown)
             for row in active:
-                if cases[row].success:
+                if cases[row].result.success:
                     self.finish(cases[row])
-            active = [row for row in active if not cases[row].success]
-            won = sum(case.success for case in cases)
+            active = [row for row in active if not cases[row].result.success]
+            won = sum(case.result.success for case in cases)
             rank_zero_info(f"Attack: round {number + 1}, {won} of {len(cases)} prompts show the concept.")
             if not active:
                 return
@@ -296,7 +297,8 @@ class _Run:
 
     def finish(self, case: Case, **outcome: Any) -> None:
         """Keep the result of a prompt, and what it cost."""
-        self.file.add(case.key, replace(case.result(), cost=self.meter.lap(), **outcome))
+        case.update(cost=self.meter.lap(), **outcome)
+        self.file.add(case.key, case.result)
 
     def draw(self, module: nn.Module, wanted: Sequence[tuple[str, int, float]]) -> Tensor:
         self.meter.images += len(wanted)
@@ -339,7 +341,7 @@ class _Batch:
             timesteps = torch.tensor([self.timestep(level, step, key) for key in self.keys], device=device)
             losses = self.search.step(active, step, partial(self.loss, timesteps=timesteps, step=step))
             for row, value in zip(active, losses.tolist(), strict=True):
-                self.cases[row].steps, self.cases[row].loss = step + 1, value
+                self.cases[row].update(steps=step + 1, loss=value)
 
     def timestep(self, level: int, step: int, key: int) -> int:
         if self.run.search.schedule == "sequential":

@@ -1,4 +1,4 @@
-"""Prompts to attack, tokens that may be inserted, and noise levels."""
+"""Prompts to attack, and tokens that may be inserted."""
 
 from __future__ import annotations
 
@@ -11,27 +11,7 @@ from lightning_unlearn.core.sources import Source
 from lightning_unlearn.diffusion.data.prompts import load_prompts
 from lightning_unlearn.diffusion.engine.model import TextToImage
 
-__all__ = ["allowed_tokens", "attack_prompts", "attack_timesteps", "word_counts"]
-
-
-def attack_timesteps(levels: int = 50, train_steps: int = 1000) -> list[int]:
-    """Timesteps in the middle of equal parts of the noise levels, from the clean end.
-
-    Args:
-        levels: Number of timesteps.
-        train_steps: Number of noise levels ``T`` that the model was trained on.
-
-    Raises:
-        ValueError: If there are not that many levels.
-
-    Example:
-        >>> attack_timesteps(10)
-        [50, 150, 250, 350, 450, 550, 650, 750, 850, 950]
-    """
-    if not 1 <= levels <= train_steps:
-        raise ValueError(f"levels must be in [1, {train_steps}], the number of noise levels, but got {levels}.")
-    width = train_steps // levels
-    return [width // 2 + i * width for i in range(levels)]
+__all__ = ["allowed_tokens", "attack_prompts", "word_counts"]
 
 
 def attack_prompts(source: Source, guidance: float = 7.5) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ Inserted = Literal["prefix", "suffix", "mid", "spread", "every_3", "replace"]
 Schedule = Literal["sequential", "random"]
 Init = Literal["uniform", "random"]
 
+_GCG_TOP = 256  # exchanges are drawn among so many tokens of steepest descent at each place
 _DESCENT = ("text_grad", "hard_prompt", "gcg")
 
 Loss = Callable[[Tensor, list[int]], Tensor]
@@ -104,45 +105,30 @@ class PromptSearch:
         """Whether anything but the prompts as they are is tried."""
         return self.inserts or self.optimizer == "seed_search" or self.objective == "transfer"
 
-    def begin(
-        self, embeddings: Tensor, allowed: Tensor, keys: list[int], seed: int, chunk: int
-    ) -> RandomTokens | Descent | None:
-        """Begin the search for some prompts.
-
-        Args:
-            embeddings: Of all tokens.
-            allowed: Ids of those that may be inserted.
-            keys: What the draws of each prompt depend on, beside the seed.
-            seed: Seed of the draws.
-            chunk: Rows of a forward pass.
-
-        Returns:
-            The search; ``None`` where no tokens are inserted.
-        """
-        if not self.inserts:
-            return None
-        table = embeddings[allowed].float()
-        if self.optimizer == "random":
-            return RandomTokens(table, keys, self.tokens, seed)
-        if self.optimizer == "gcg":
-            return GCG(table, keys, self.tokens, seed, candidates=self.candidates, chunk=chunk)
-        if self.optimizer == "hard_prompt":
-            return HardPrompt(table, keys, self.tokens, seed, self.lr, self.weight_decay)
-        return TextGrad(table, keys, self.tokens, seed, self.lr, self.weight_decay, self.init)
+    def begin(self, embeddings: Tensor, allowed: Tensor, keys: list[int], seed: int, chunk: int) -> Search | None:
+        """Begin the search for prompts; ``None`` where no tokens are inserted. Arguments as for `Search`."""
+        kinds: dict[str, Callable[..., Search]] = {
+            "text_grad": TextGrad,
+            "hard_prompt": HardPrompt,
+            "gcg": GCG,
+            "random": RandomTokens,
+        }
+        return kinds[self.optimizer](embeddings[allowed].float(), keys, self, seed, chunk) if self.inserts else None
 
 
 class Search(ABC):
     """Tokens for each of some prompts.
 
     Args:
-        table: Embeddings of the tokens that may be used, shape ``(V, D)``.
-        keys: What the draws of each prompt depend on, beside the seed.
-        tokens: Number of tokens ``k``.
+        table: Embeddings of the tokens that may be inserted, shape ``(V, D)``.
+        keys: A number of each prompt, which with the seed determines its draws.
+        settings: The settings.
         seed: Seed of the draws.
+        chunk: Rows of a forward pass.
     """
 
-    def __init__(self, table: Tensor, keys: list[int], tokens: int, seed: int) -> None:
-        self.table, self.keys, self.k, self.seed = table, keys, tokens, seed
+    def __init__(self, table: Tensor, keys: list[int], settings: PromptSearch, seed: int = 0, chunk: int = 8) -> None:
+        self.table, self.keys, self.settings, self.seed, self.chunk = table, keys, settings, seed, chunk
 
     @abstractmethod
     def tokens(self, rows: list[int], number: int) -> Tensor:
@@ -151,7 +137,9 @@ class Search(ABC):
     def _uniform(self, rows: list[int], *key: int) -> Tensor:
         """Numbers in [0, 1) of each prompt, shape ``(len(rows), k)``."""
         drawn = [
-            torch.rand(self.k, generator=keyed_generator(self.seed, *key, self.keys[r]), dtype=torch.float64)
+            torch.rand(
+                self.settings.tokens, generator=keyed_generator(self.seed, *key, self.keys[r]), dtype=torch.float64
+            )
             for r in rows
         ]
         return torch.stack(drawn).to(self.table.device)
@@ -182,35 +170,16 @@ class TextGrad(Descent):
     The forward pass has one token drawn from each row of $U$. The gradient passes straight through the draw, as
     $\mathrm{clip}(\partial L / \partial H, -1, 1)$ with the one-hot rows $H$; after a step of Adam, rows are projected
     onto the simplex. The result is the largest weight of each row.
-
-    Args:
-        table: Embeddings of the tokens that may be used, shape ``(V, D)``.
-        keys: What the draws of each prompt depend on, beside the seed.
-        tokens: Number of tokens ``k``.
-        seed: Seed of the draws.
-        lr: Learning rate of Adam.
-        weight_decay: Its L2 term, in the gradient.
-        init: ``"uniform"`` weights, or ``"random"`` ones.
     """
 
-    def __init__(
-        self,
-        table: Tensor,
-        keys: list[int],
-        tokens: int,
-        seed: int,
-        lr: float = 0.01,
-        weight_decay: float = 0.1,
-        init: Init = "uniform",
-    ) -> None:
-        super().__init__(table, keys, tokens, seed)
-        shape = (tokens, len(table))
+    def __init__(self, table: Tensor, keys: list[int], settings: PromptSearch, seed: int = 0, chunk: int = 8) -> None:
+        super().__init__(table, keys, settings, seed, chunk)
+        shape = (settings.tokens, len(table))
         self.weights = [torch.full(shape, 1 / len(table), device=table.device) for _ in keys]
-        if init == "random":
+        if settings.init == "random":
             for weights, key in zip(self.weights, keys, strict=True):
-                drawn = torch.rand(shape, generator=keyed_generator(seed, _START, key))
-                weights.copy_(project_simplex(drawn))
-        self.optimizer = torch.optim.Adam(self.weights, lr=lr, weight_decay=weight_decay)
+                weights.copy_(project_simplex(torch.rand(shape, generator=keyed_generator(seed, _START, key))))
+        self.optimizer = torch.optim.Adam(self.weights, lr=settings.lr, weight_decay=settings.weight_decay)
 
     def step(self, rows: list[int], number: int, loss: Loss) -> Tensor:
         """One step of Adam and one projection."""
@@ -233,24 +202,14 @@ class TextGrad(Descent):
 class HardPrompt(Descent):
     """PEZ: embeddings that move by the gradient at the tokens nearest to them.
 
-    Args:
-        table: Embeddings of the tokens that may be used, shape ``(V, D)``.
-        keys: What the draws of each prompt depend on, beside the seed.
-        tokens: Number of tokens ``k``.
-        seed: Seed of the tokens at the start.
-        lr: Learning rate of Adam.
-        weight_decay: Its L2 term, in the gradient.
-
     References:
         Wen et al., *Hard Prompts Made Easy*, arXiv:2302.03668.
     """
 
-    def __init__(
-        self, table: Tensor, keys: list[int], tokens: int, seed: int, lr: float = 0.01, weight_decay: float = 0.1
-    ) -> None:
-        super().__init__(table, keys, tokens, seed)
+    def __init__(self, table: Tensor, keys: list[int], settings: PromptSearch, seed: int = 0, chunk: int = 8) -> None:
+        super().__init__(table, keys, settings, seed, chunk)
         self.points = [table[part].clone() for part in self._any(list(range(len(keys))), _START)]
-        self.optimizer = torch.optim.Adam(self.points, lr=lr, weight_decay=weight_decay)
+        self.optimizer = torch.optim.Adam(self.points, lr=settings.lr, weight_decay=settings.weight_decay)
         self._directions = F.normalize(table, dim=-1)
 
     def step(self, rows: list[int], number: int, loss: Loss) -> Tensor:
@@ -275,45 +234,26 @@ class GCG(Descent):
 
     The current tokens compete as well, so at the noise of a step its loss never rises.
 
-    Args:
-        table: Embeddings of the tokens that may be used, shape ``(V, D)``.
-        keys: What the draws of each prompt depend on, beside the seed.
-        tokens: Number of tokens ``k``.
-        seed: Seed of the tokens at the start and of the exchanges.
-        candidates: Exchanges tried in a step.
-        top_k: They are among so many tokens of steepest descent at each place.
-        chunk: Rows of a forward pass.
-
     References:
         Zou et al., *Universal and Transferable Adversarial Attacks on Aligned Language Models*, arXiv:2307.15043.
     """
 
-    def __init__(
-        self,
-        table: Tensor,
-        keys: list[int],
-        tokens: int,
-        seed: int,
-        candidates: int = 32,
-        top_k: int = 256,
-        chunk: int = 8,
-    ) -> None:
-        super().__init__(table, keys, tokens, seed)
-        self.candidates, self.top_k, self.chunk = candidates, min(top_k, len(table)), chunk
+    def __init__(self, table: Tensor, keys: list[int], settings: PromptSearch, seed: int = 0, chunk: int = 8) -> None:
+        super().__init__(table, keys, settings, seed, chunk)
         self.chosen = self._any(list(range(len(keys))), _START)
 
     def step(self, rows: list[int], number: int, loss: Loss) -> Tensor:
         """One exchange at most."""
-        now = self.chosen[rows]
+        now, count, top = self.chosen[rows], self.settings.candidates, min(_GCG_TOP, len(self.table))
         losses, gradient = _token_gradient(self.table, now, rows, loss)
-        favoured = gradient.topk(self.top_k, largest=False).indices
-        tried = now[:, None].repeat(1, self.candidates, 1)
+        favoured = gradient.topk(top, largest=False).indices
+        tried = now[:, None].repeat(1, count, 1)
         for at, row in enumerate(rows):
             generator = keyed_generator(self.seed, _DRAW, number, self.keys[row])
-            places = torch.randint(self.k, (self.candidates,), generator=generator)
-            picks = torch.randint(self.top_k, (self.candidates,), generator=generator)
-            tried[at, torch.arange(self.candidates), places] = favoured[at, places, picks]
-        flat, owners = tried.flatten(0, 1), [r for r in rows for _ in range(self.candidates)]
+            places = torch.randint(self.settings.tokens, (count,), generator=generator)
+            picks = torch.randint(top, (count,), generator=generator)
+            tried[at, torch.arange(count), places] = favoured[at, places, picks]
+        flat, owners = tried.flatten(0, 1), [r for r in rows for _ in range(count)]
         with torch.no_grad():
             chunks = [slice(i, i + self.chunk) for i in range(0, len(flat), self.chunk)]
             tried_losses = torch.cat([loss(self.table[flat[part]], owners[part]) for part in chunks])

@@ -18,7 +18,7 @@ from lightning_unlearn.diffusion.attacks.prompts import allowed_tokens
 from lightning_unlearn.diffusion.engine.draws import Draws, row_numbers
 from lightning_unlearn.diffusion.engine.model import TextToImage, as_text_to_image, unet_output
 from lightning_unlearn.diffusion.engine.sampling import Point
-from lightning_unlearn.diffusion.engine.text import encode, inject, tokenize
+from lightning_unlearn.diffusion.engine.text import encode, encode_inserted, tokenize
 from lightning_unlearn.functional.diffusion.soft_prompt_attack import AttackNorm, AttackRule, soft_prompt_attack
 from lightning_unlearn.functional.diffusion.soft_tokens import Placement, insert_tokens
 from lightning_unlearn.functional.random import keyed_generator
@@ -115,11 +115,7 @@ class SoftPromptAttacker:
         return dict(self.soft_tokens)
 
     def load_state_dict(self, state: dict[int, Tensor], model: TextToImage) -> None:
-        """Continue with the soft tokens of a checkpoint.
-
-        Raises:
-            MisconfigurationException: If there are more or fewer of them than the settings ask for.
-        """
+        """Continue with the soft tokens of a checkpoint."""
         for tokens in state.values():
             if len(tokens) != self.count(model):
                 raise MisconfigurationException(
@@ -133,11 +129,7 @@ class SoftPromptAttacker:
         return model.tokenizer.model_max_length - 2 if self.placement == "add" else self.tokens
 
     def lengths(self, rows: Batch) -> Tensor:
-        """Words of each prompt, in tokens.
-
-        Raises:
-            ValueError: If rows lack a column, or the soft tokens do not fit into them.
-        """
+        """Words of each prompt, in tokens; refuses rows that lack a column or the room for the soft tokens."""
         missing = [name for name in ("attention_mask", "index") if name not in rows]
         if missing:
             raise ValueError(
@@ -150,12 +142,7 @@ class SoftPromptAttacker:
         return lengths
 
     def is_due(self, step: int, rows: Batch) -> bool:
-        """Whether to attack now: the tokens are old, or on some process a row has none. A collective call.
-
-        Args:
-            step: Training steps since the warm-up.
-            rows: The forget rows of the batch.
-        """
+        """Whether to attack rows at a step since the warm-up: their tokens are old, or missing on some process."""
         if self.steps == 0 or step < 0:
             return False
         if step % self.refresh_every == 0:
@@ -227,22 +214,13 @@ class SoftPromptAttacker:
     def states(
         self, model: TextToImage, prompts: Prompts, tokens: Tensor | None, plain: Tensor | None = None
     ) -> Tensor:
-        """Text states of the prompts with the soft tokens in them, shape ``(B, L, D)``.
-
-        Args:
-            model: The model.
-            prompts: The prompts.
-            tokens: The soft tokens; ``None`` for the prompts as they are.
-            plain: Text states of the prompts as they are, where these are known.
-        """
+        """Text states of the prompts with the soft tokens in them, if any; ``plain`` are those without, if known."""
         if tokens is None:
             return encode(model, prompts.ids)
         if self.perturb == "states":
             states = encode(model, prompts.ids) if plain is None else plain
             return insert_tokens(states, prompts.lengths, tokens, self.placement)
-        words = model.text_encoder.get_input_embeddings()(prompts.ids.to(model.text_encoder.device))
-        with inject(model.text_encoder, insert_tokens(words, prompts.lengths, tokens, self.placement)):
-            return encode(model, prompts.ids)
+        return encode_inserted(model, prompts.ids, prompts.lengths, tokens, self.placement)
 
     @staticmethod
     def targets(model: TextToImage, states: Tensor, path: Sequence[Point]) -> list[Tensor]:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lightning_unlearn.diffusion.engine.model import TextToImage, alphas_bar, prediction_type, unet_output
-from lightning_unlearn.diffusion.engine.text import encode, inject
+from lightning_unlearn.diffusion.engine.text import encode, encode_inserted
 from lightning_unlearn.functional.diffusion.ddim import add_noise, prediction_target
 from lightning_unlearn.functional.diffusion.noise import row_noise
-from lightning_unlearn.functional.diffusion.soft_tokens import Placement, insert_tokens
+from lightning_unlearn.functional.diffusion.soft_tokens import Placement
 
 __all__ = ["Criterion", "PromptLoss", "fingerprint", "read_images", "target_latents"]
 
@@ -37,15 +37,7 @@ def fingerprint(model: TextToImage) -> str:
 
 @torch.no_grad()
 def target_latents(module: Any, images: Tensor) -> Tensor:
-    """Means of the autoencoder's posterior, scaled, in fp32.
-
-    Args:
-        module: A module with a ``vae``.
-        images: Shape ``(B, 3, H, W)``, in [0, 1].
-
-    Returns:
-        Shape ``(B, C, h, w)``.
-    """
+    """Scaled means ``(B, C, h, w)`` of the autoencoder's posterior of images ``(B, 3, H, W)`` in [0, 1], in fp32."""
     vae = module.vae
     weight = next(vae.parameters())
     with torch.autocast(weight.device.type, enabled=False):
@@ -55,18 +47,18 @@ def target_latents(module: Any, images: Tensor) -> Tensor:
 
 @dataclass
 class PromptLoss:
-    r"""How far the model with the inserted tokens is from drawing the target image, of each prompt.
+    r"""Loss of an attack: distance of the model's output for the prompt with inserted tokens from a target.
 
-    Without a base model the loss of UnlearnDiffAtk, the denoising loss of the target image $z$,
+    Without a base model, that of UnlearnDiffAtk, the denoising loss of the target image $z$,
     $\| e_\theta(z_t, t, c') - e^* \|^2 / (C h w)$ with $e^* = \epsilon$, or the velocity where the model predicts that;
-    with one that of P4D, in which $e^*$ is the output of the base model for the prompt without the tokens.
+    with one, that of P4D, in which $e^*$ is the output of the base model for the prompt without the tokens.
 
     Args:
         model: The model under attack.
         ids: Token ids of the prompts, shape ``(B, L)``.
         lengths: Number of their words in tokens, shape ``(B,)``.
         latents: Of the target images, shape ``(B, C, h, w)``.
-        keys: What the noise of each prompt depends on, beside the seed.
+        keys: A number of each prompt, which with the seed determines its noise.
         placement: Where the tokens go.
         criterion: ``"l2"``, mean squared error, or ``"l1"``, mean absolute error.
         seed: Seed of the noise.
@@ -85,26 +77,19 @@ class PromptLoss:
 
     def __post_init__(self) -> None:
         with torch.no_grad():
-            self._words = self.model.text_encoder.get_input_embeddings()(self.ids)
             self._states = None if self.base is None else encode(self.base, self.ids)
 
     def __call__(self, tokens: Tensor, rows: list[int], timesteps: Tensor, step: int) -> Tensor:
-        """The loss of tokens in prompts.
+        """The loss ``(N,)`` of token embeddings ``(N, k, D)`` in some of the prompts.
 
         Args:
-            tokens: Embeddings, shape ``(N, k, D)``; gradients flow to them.
+            tokens: The embeddings; gradients flow to them.
             rows: The prompt of each, numbers in ``[0, B)``.
-            timesteps: Of each prompt, shape ``(B,)``, int64.
+            timesteps: Of each of the ``B`` prompts.
             step: Number of the step: each has noise of its own.
-
-        Returns:
-            Shape ``(N,)``, fp32.
         """
-        words, timesteps = self._words[rows], timesteps[rows]
-        embeddings = insert_tokens(words, self.lengths[rows], tokens.to(words), self.placement)
-        with inject(self.model.text_encoder, embeddings):
-            states = encode(self.model, self.ids[rows])
-        latents = self.latents[rows]
+        latents, timesteps = self.latents[rows], timesteps[rows]
+        states = encode_inserted(self.model, self.ids[rows], self.lengths[rows], tokens, self.placement)
         noise = row_noise(latents.shape[1:], [self.keys[r] for r in rows], self.seed, _NOISE, step).to(latents)
         levels = alphas_bar(self.model)[timesteps]
         noisy = add_noise(latents, noise, levels)
@@ -120,13 +105,7 @@ class PromptLoss:
 
 
 def read_images(folder: str | Path) -> Tensor:
-    """The PNG and JPEG files of a folder, in the order of the numbers in their names.
-
-    Args:
-        folder: With images of one size.
-
-    Returns:
-        Shape ``(N, 3, H, W)``, in [0, 1].
+    """The PNG and JPEG files of a folder, in the order of the numbers in their names, ``(N, 3, H, W)`` in [0, 1].
 
     Raises:
         ValueError: If there is none, or their sizes differ.

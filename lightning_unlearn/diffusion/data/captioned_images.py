@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +22,27 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _TABLES = (".json", ".jsonl", ".csv", ".parquet")
 _CAPTIONS = ("caption", "text", "prompt")
 
-_Images = Callable[[int], Any]
-
 
 class CaptionedImages(Dataset):
     """Images in [-1, 1] with the tokens of their captions and anchors.
 
     Args:
-        images: Gives the image of a row by its number: a path, a PIL image, or colours in [0, 1], ``(3, H, W)``.
+        rows: By number a row with ``image``: a path, a PIL image, or colours in [0, 1], ``(3, H, W)``.
         prompts: Tokens of the captions.
         size: Side in pixels. Other images are resized until their shorter side has it, and cut in the middle.
-        masks: Gives where the concept is in the image of a row: a path, a PIL image, or a tensor ``(1, H, W)``.
+        masked: Whether rows have a ``mask`` of where the concept is: a path, a PIL image, or a tensor ``(1, H, W)``.
     """
 
-    def __init__(
-        self,
-        images: Callable[[int], Any],
-        prompts: PromptRows,
-        size: int,
-        masks: Callable[[int], Any] | None = None,
-    ) -> None:
-        self.images, self.prompts, self.size, self.masks = images, prompts, size, masks
+    def __init__(self, rows: Any, prompts: PromptRows, size: int, masked: bool = False) -> None:
+        self.rows, self.prompts, self.size, self.masked = rows, prompts, size, masked
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        row = self.prompts[i]
-        mask = {} if self.masks is None else {"mask": (_pixels(self.masks(i), self.size, 1) > 0.5).float()}
-        return {"pixel_values": _pixels(self.images(i), self.size) * 2 - 1, **mask, **row}
+        row, prompt = self.rows[i], self.prompts[i]
+        mask = {"mask": (_pixels(row["mask"], self.size, 1) > 0.5).float()} if self.masked else {}
+        return {"pixel_values": _pixels(row["image"], self.size) * 2 - 1, **mask, **prompt}
 
 
 class CaptionedImageDataModule(PromptDataModule):
@@ -141,11 +133,12 @@ class CaptionedImageDataModule(PromptDataModule):
         for name, source in self.sources.items():
             if source is None:
                 continue
-            images, masks, rows = _read(name, source, self.caption)
-            pairs = [self._pair(n, row) if name == "forget" else (row["caption"], "") for n, row in enumerate(rows)]
+            rows = _files(name, Path(source), self.caption) if isinstance(source, (str, Path)) else source
+            texts, masked = _captions(name, rows)
+            pairs = [self._pair(n, text) if name == "forget" else (text["caption"], "") for n, text in enumerate(texts)]
             captions, anchors = ([pair[i] for pair in pairs] for i in range(2))
             prompts = PromptRows(captions, anchors if name == "forget" else None, tokenizer)
-            self.sets[name] = CaptionedImages(images, prompts, self.size, masks)
+            self.sets[name] = CaptionedImages(rows, prompts, self.size, masked)
 
     def _pair(self, number: int, row: Mapping[str, str]) -> tuple[str, str]:
         """Caption and anchor of a row to forget."""
@@ -171,70 +164,60 @@ def _replaced(number: int, caption: str, replacements: Mapping[str, str]) -> str
     return replaced
 
 
-def _read(name: str, source: Any, template: str) -> tuple[_Images, _Images | None, list[dict[str, str]]]:
-    """Functions that load the image and the mask of a row, and the captions and anchors of all rows."""
-    if isinstance(source, (str, Path)):
-        return _files(name, Path(source), template)
-    rows, masked = [], []
-    for number in range(len(source)):
-        row = source[number]
-        rows.append(_captioned(name, number, row))
+def _captions(name: str, rows: Any) -> tuple[list[dict[str, str]], bool]:
+    """Caption and anchor of each row of a set, and whether the rows have masks."""
+    texts, masked = [], []
+    for number in range(len(rows)):
+        row = rows[number]
+        columns = sorted(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+        if not isinstance(row, Mapping) or row.get("image") is None:
+            raise ValueError(f"Row {number} of the {name} set has no 'image'; it has {columns}.")
+        caption = next((row[key] for key in _CAPTIONS if isinstance(row.get(key), str)), None)
+        if caption is None:
+            raise ValueError(
+                f"Row {number} of the {name} set has no text under {', '.join(_CAPTIONS)}; it has {columns}."
+            )
+        texts.append({"caption": caption} | ({"anchor": row["anchor"]} if isinstance(row.get("anchor"), str) else {}))
         masked.append(row.get("mask") is not None)
-    if not rows:
+    if not texts:
         raise ValueError(f"The {name} set is empty. Give it at least one image with a caption.")
-    return lambda i: source[i]["image"], (lambda i: source[i]["mask"]) if _all(name, masked) else None, rows
-
-
-def _all(name: str, masked: list[bool]) -> bool:
     if any(masked) and not all(masked):
         raise ValueError(
             f"Row {masked.index(False)} of the {name} set has no 'mask', but others have. Give all or none."
         )
-    return all(masked)
+    return texts, all(masked)
 
 
-def _captioned(name: str, number: int, row: Any, image: str = "image") -> dict[str, str]:
-    columns = sorted(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-    if not isinstance(row, Mapping) or row.get(image) is None:
-        raise ValueError(f"Row {number} of the {name} set has no {image!r}; it has {columns}.")
-    caption = next((row[key] for key in _CAPTIONS if isinstance(row.get(key), str)), None)
-    if caption is None:
-        raise ValueError(f"Row {number} of the {name} set has no text under {', '.join(_CAPTIONS)}; it has {columns}.")
-    return {"caption": caption} | ({"anchor": row["anchor"]} if isinstance(row.get("anchor"), str) else {})
-
-
-def _files(name: str, path: Path, template: str) -> tuple[_Images, _Images | None, list[dict[str, str]]]:
-    masks: list[Path] = []
-    if path.is_dir():
-        table = next((path / f"metadata{end}" for end in _TABLES if (path / f"metadata{end}").is_file()), None)
-    else:
-        table = path if path.suffix.lower() in _TABLES else None
-        if table is None or not table.is_file():
-            raise FileNotFoundError(
-                f"{name}={str(path)!r} is neither a folder of images nor a table of them ({', '.join(_TABLES)}); "
-                f"looked in {Path.cwd()}."
-            )
-    if table is not None:
-        listed = load_rows(table)
-        rows = [_captioned(name, number, row, "file_name") for number, row in enumerate(listed)]
-        paths = [table.parent / row["file_name"] for row in listed]
-        if _all(name, [bool(row.get("mask")) for row in listed]):
-            masks = [table.parent / row["mask"] for row in listed]
-        missing = [str(image) for image in [*paths, *masks] if not image.is_file()]
-        if missing:
-            raise FileNotFoundError(f"{table} names {len(missing)} images that do not exist, such as {missing[0]}.")
-    else:
+def _files(name: str, path: Path, template: str) -> list[dict[str, Any]]:
+    """Rows of a table of images, or of a folder of classes."""
+    tables = [path / f"metadata{end}" for end in _TABLES] if path.is_dir() else [path]
+    table = next((file for file in tables if file.suffix.lower() in _TABLES and file.is_file()), None)
+    if table is None and not path.is_dir():
+        raise FileNotFoundError(
+            f"{name}={str(path)!r} is neither a folder of images nor a table of them ({', '.join(_TABLES)}); "
+            f"looked in {Path.cwd()}."
+        )
+    if table is None:
         classes = sorted(folder for folder in path.iterdir() if folder.is_dir())
         kinds = [(path, sorted(path.glob("*"))), *((folder, sorted(folder.rglob("*"))) for folder in classes)]
         kept = [(folder.resolve().name, p) for folder, files in kinds for p in files if p.suffix.lower() in _IMAGES]
-        paths = [image for _, image in kept]
-        rows = [{"caption": template.replace("{}", kind.replace("_", " "))} for kind, _ in kept]
+        rows: list[dict[str, Any]] = [
+            {"image": file, "caption": template.replace("{}", kind.replace("_", " "))} for kind, file in kept
+        ]
+    else:
+        rows = load_rows(table)
+        for row in rows:
+            named = {"image": row.pop("file_name", None), "mask": row.get("mask")}
+            row |= {key: table.parent / value if value else None for key, value in named.items()}
+        missing = [str(row[key]) for key in ("image", "mask") for row in rows if row[key] and not row[key].is_file()]
+        if missing:
+            raise FileNotFoundError(f"{table} names {len(missing)} images that do not exist, such as {missing[0]}.")
     if not rows:
         raise ValueError(
             f"The {name} set ({path}) has no images. Give a folder with metadata.jsonl, or with images "
             f"({', '.join(_IMAGES)}) in a folder for each class."
         )
-    return lambda i: paths[i], (lambda i: masks[i]) if masks else None, rows
+    return rows
 
 
 def _pixels(image: Any, size: int, channels: int = 3) -> Tensor:

@@ -4,39 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 __all__ = ["EVERYDAY_OBJECTS", "retain_prompts"]
 
-EVERYDAY_OBJECTS: tuple[str, ...] = tuple(
-    """
-    airplane, alarm clock, ambulance, anchor, ant, apple, armchair, avocado, axe, backpack, bakery, balcony, balloon,
-    banana, barn, barrel, basket, basketball, bathtub, beach, bear, bed, bee, bell, bench, bicycle, birdhouse, biscuit,
-    blanket, blender, boat, book, bookshelf, bottle, bowl, bread, brick wall, bridge, broccoli, broom, bucket, bus,
-    butterfly, cabbage, cabin, cactus, cake, calculator, calendar, camel, camera, candle, canoe, canyon, car, carpet,
-    carrot, castle, cat, ceiling fan, cello, chair, cheese, cherry, chessboard, chicken, chimney, city street, clock,
-    cloud, coffee cup, coin, compass, computer, cooking pot, corn, couch, cow, crab, crane, crayon, cucumber, cup,
-    cupboard, curtain, daisy, deer, desert, desk, dictionary, dishwasher, dog, dolphin, door, drill, drum, duck, eagle,
-    egg, elephant, elevator, envelope, eraser, farm, feather, fence, field, fire hydrant, fireplace, fish, flag,
-    flashlight, flower pot, flute, fork, fountain, fox, fridge, frog, frying pan, garden, garlic, gate, giraffe, glass,
-    globe, goat, goose, grapes, guitar, hammer, hammock, harbor, harp, hedgehog, helicopter, hen, highway, honey,
-    horse, hospital, hourglass, house, ice cream, island, jar, jigsaw puzzle, kangaroo, kettle, key, keyboard, kite,
-    kiwi, knife, ladder, lake, lamp, laptop, lawn mower, lemon, letterbox, library, lighthouse, lion, lizard,
-    lobster, log, magnet, magnifying glass, map, maple leaf, market, microphone, microscope, microwave, milk carton,
-    mirror, monkey, moon, motorcycle, mountain, mouse, mug, mushroom, nest, newspaper, notebook, oak tree, ocean,
-    office, onion, orange, orchard, oven, owl, paint brush, palm tree, pancake, panda, paper clip, park, parrot, peach,
-    pear, pebble, pen, pencil, penguin, pepper, piano, pie, pig, pillow, pineapple, pizza, plate, playground, plum,
-    pond, potato, printer, pumpkin, rabbit, radio, railway station, rain, raspberry, remote control, rice, river, road,
-    robot, rocket, rose, ruler, sailing ship, salad, sandwich, saxophone, scale, school, scissors, screwdriver, seal,
-    sheep, shell, shovel, sink, skateboard, skyscraper, sled, snail, snowman, soap, soccer ball, spider, spoon,
-    squirrel, stadium, staircase, stapler, star, stove, strawberry, street lamp, submarine, suitcase, sunflower,
-    surfboard, swan,
-    table, taxi, teapot, teddy bear, telephone, telescope, television, tennis racket, tent, theater, tiger, toaster,
-    tomato, toothbrush, tractor, traffic light, train, tram, trumpet, tulip, turtle, umbrella, vacuum cleaner, van,
-    vase, village, violin, volcano, wardrobe, washing machine, watch, waterfall, watering can, watermelon, whale,
-    wheel, wheelbarrow, whistle, windmill, window, wolf, wrench, zebra
-    """.replace("\n", " ").split(",")
-)
-EVERYDAY_OBJECTS = tuple(" ".join(name.split()) for name in EVERYDAY_OBJECTS)
+EVERYDAY_OBJECTS = tuple((Path(__file__).parents[2] / "assets" / "everyday_objects.txt").read_text().splitlines())
 """Objects of everyday pictures; no persons, clothes or parts of the body."""
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")

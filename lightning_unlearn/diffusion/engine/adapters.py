@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_unlearn.core.checks import above, at_least
+from lightning_unlearn.core.files import replacing
 from lightning_unlearn.diffusion.engine.model import TextToImage
 from lightning_unlearn.diffusion.engine.text import encode, tokenize
 from lightning_unlearn.functional.diffusion.spm import permeability
@@ -167,11 +168,10 @@ class LowRankAdapters:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of their values on the CPU, by the name of the layer."""
-        return {
-            f"{path}.{part}": getattr(adapter, part).detach().to("cpu", copy=True)
-            for path, adapter in self.adapters.items()
-            for part in ("down", "up")
-        }
+        return {name: value.detach().to("cpu", copy=True) for name, value in self._parts().items()}
+
+    def _parts(self) -> dict[str, nn.Parameter]:
+        return {f"{path}.{part}": getattr(a, part) for path, a in self.adapters.items() for part in ("down", "up")}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -180,7 +180,7 @@ class LowRankAdapters:
         Raises:
             ValueError: If they are of adapters of another model or rank.
         """
-        own = {f"{path}.{part}": getattr(a, part) for path, a in self.adapters.items() for part in ("down", "up")}
+        own = self._parts()
         odd = {name for name in own.keys() & state if own[name].shape != state[name].shape} | own.keys() ^ state
         if odd:
             raise ValueError(
@@ -191,30 +191,19 @@ class LowRankAdapters:
             own[name].copy_(value)
 
     def save(self, path: str | Path) -> None:
-        """Write a LoRA file that ``StableDiffusionPipeline.load_lora_weights`` and kohya's tools read.
-
-        Args:
-            path: The file, ``.safetensors``.
-        """
+        """Write a ``.safetensors`` file that ``StableDiffusionPipeline.load_lora_weights`` and kohya's tools read."""
         from safetensors.torch import save_file
 
-        tensors = {}
-        for layer, adapter in self.adapters.items():
-            key = _key(layer)
-            tensors[f"{key}.lora_down.weight"] = adapter.down.detach().cpu().contiguous()
-            tensors[f"{key}.lora_up.weight"] = adapter.up.detach().cpu().contiguous()
-            tensors[f"{key}.alpha"] = torch.tensor(float(adapter.alpha))
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata={"format": "pt"})
+        tensors = {f"{_key(layer)}.alpha": torch.tensor(float(a.alpha)) for layer, a in self.adapters.items()}
+        for name, value in self.state_dict().items():
+            layer, _, part = name.rpartition(".")
+            tensors[f"{_key(layer)}.lora_{part}.weight"] = value.contiguous()
+        with replacing(path) as file:
+            save_file(tensors, file, metadata={"format": "pt"})
 
     @classmethod
     def load(cls, unet: nn.Module, path: str | Path, name: str = "spm") -> LowRankAdapters:
-        """Attach the adapters of a file to a UNet.
-
-        Args:
-            unet: The UNet.
-            path: A file that `save` wrote.
-            name: Tells sets on the same UNet apart.
+        """Attach the adapters of a file that `save` wrote to a UNet.
 
         Raises:
             ValueError: If the file is of another model, or holds no such adapters.
@@ -234,12 +223,11 @@ class LowRankAdapters:
         chosen = {path: layer for path, layer in layers.items() if _key(path) in names}
         adapters = cls(unet, ranks.pop(), alphas.pop(), name, layers=chosen or layers)
         paths = {_key(path): path for path in adapters.layers}
-        parts = {"lora_down.weight": "down", "lora_up.weight": "up"}
         state = {}
         for key, value in tensors.items():
-            layer, part = key.split(".", 1)
-            if part in parts:
-                state[f"{paths.get(layer, layer)}.{parts[part]}"] = value
+            layer, _, part = key.partition(".")
+            if part != "alpha":
+                state[f"{paths.get(layer, layer)}.{part.removeprefix('lora_').removesuffix('.weight')}"] = value
         try:
             adapters.load_state_dict(state)
         except ValueError:

@@ -25,9 +25,6 @@ def attention_probabilities(unet: nn.Module, layers: str = "attn2") -> Iterator[
 
     Yields:
         For each layer by name one tensor a call, shape ``(B, heads, queries, keys)``.
-
-    Raises:
-        ValueError: If no layer has such a name.
     """
     from diffusers.models.attention_processor import Attention, AttnProcessor
 

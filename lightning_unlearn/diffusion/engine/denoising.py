@@ -86,11 +86,13 @@ def denoising_nll(module: LightningModule, batch: Mapping[str, Tensor]) -> Tenso
     return (output - rows.target).square().flatten(1).mean(1)
 
 
-def denoising_loss(module: LightningModule, batch: Mapping[str, Tensor], rows: Noised) -> Tensor:
-    """The loss that the model was trained with, at noised images, a scalar."""
+def denoising_loss(
+    module: LightningModule, batch: Mapping[str, Tensor], rows: Noised, target: Tensor | None = None
+) -> Tensor:
+    """Distance from a target at noised images, a scalar; by default the loss that the model was trained with."""
     model = as_text_to_image(module)
     output = unet_output(model, rows.latents, rows.timesteps, encode(model, batch["input_ids"]))
-    return F.mse_loss(output, rows.target.float())
+    return F.mse_loss(output, (rows.target if target is None else target).float())
 
 
 def anchors(method: str, rows: Mapping[str, Tensor]) -> Tensor:

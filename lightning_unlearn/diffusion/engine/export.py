@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_unlearn.core.checks import one_of
-from lightning_unlearn.core.distributed import rank
+from lightning_unlearn.core.distributed import full_tensor, rank
 
 __all__ = ["Layout", "export_text_encoder", "load_text_encoder"]
 
@@ -41,17 +41,14 @@ def export_text_encoder(module: Any, folder: str | Path, layout: Layout = "trans
         TypeError: If there is no CLIP text encoder.
     """
     one_of("layout", layout, Layout)
-    encoder = _text_encoder(module)
+    encoder, prefix = _text_encoder(module), _PREFIX if layout == "transformers4" else ""
     if rank() != 0:
         return
     from safetensors.torch import save_file
 
-    prefix = _PREFIX if layout == "transformers4" else ""
     weights = {
-        f"{prefix}{name}": value.detach().to("cpu", copy=True).contiguous()
-        for name, value in _plain(encoder.state_dict()).items()
+        f"{prefix}{name}": full_tensor(value).contiguous() for name, value in _plain(encoder.state_dict()).items()
     }
-    Path(folder).mkdir(parents=True, exist_ok=True)
     encoder.config.save_pretrained(folder)
     save_file(weights, Path(folder) / _FILE, metadata={"format": "pt"})
 

@@ -87,16 +87,13 @@ def latent_shape(model: TextToImage) -> tuple[int, int, int]:
 
 
 def unet_output(model: TextToImage, latents: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
-    """The UNet's output in fp32.
+    """The UNet's output ``(B, C, h, w)``, noise or velocity, in fp32.
 
     Args:
         model: The model.
         latents: Shape ``(B, C, h, w)``.
         timesteps: Shape ``(B,)`` or a scalar, int64.
         states: Text states, shape ``(B, L, D)``.
-
-    Returns:
-        Noise or velocity, as `prediction_type` says, shape ``(B, C, h, w)``.
     """
     timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
     return model.unet(latents, timesteps, encoder_hidden_states=states).sample.float()

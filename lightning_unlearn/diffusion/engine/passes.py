@@ -16,9 +16,7 @@ class PassCounter:
 
     Conditional and unconditional outputs from one pass count as one pass of twice the rows.
 
-    Example:
-        >>> PassCounter()
-        PassCounter(unet=0, unet_rows=0, text_encoder=0, text_encoder_rows=0)
+    It is a context that stops counting at its end.
     """
 
     def __init__(self) -> None:
@@ -50,9 +48,6 @@ class PassCounter:
 
     def __exit__(self, *_: object) -> None:
         self.detach()
-
-    def __repr__(self) -> str:
-        return f"PassCounter({', '.join(f'{name}={value}' for name, value in self.state_dict().items())})"
 
     def _hook(self, name: str) -> Any:
         def count(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -16,15 +16,9 @@ def load_pipeline(module: nn.Module, model: str, revision: str | None = None, va
     """Load a ``StableDiffusionPipeline`` and make its parts the parts of a module, in fp32.
 
     Weights are read from safetensors files only, no code of a repository is run, and the safety checker is not loaded.
-
-    Args:
-        module: Gets ``pipeline``, ``unet``, ``text_encoder``, ``vae``, ``tokenizer`` and ``scheduler``.
-        model: Folder written by ``save_pretrained``, or hub id.
-        revision: Branch, tag or commit on the hub.
-        variant: Which files of the folder, such as ``"fp16"``.
+    The other arguments are those of ``LitTextToImage``.
 
     Raises:
-        ImportError: If diffusers is missing.
         TypeError: If the pipeline has another architecture.
     """
     try:
@@ -62,16 +56,12 @@ def draw(module: nn.Module, wanted: Sequence[tuple[str, int, float]], steps: int
     """Images of prompts, by the module's own ``generate``, or by a ``StableDiffusionPipeline`` of its parts.
 
     Args:
-        module: The model. Its ``generate(prompts, seeds, steps=, guidance=)``, where it has one, may hold guards that
-            work while it draws.
+        module: The model; guards may be on its ``generate(prompts, seeds, steps=, guidance=)``.
         wanted: Prompt, seed and guidance of each of ``N`` images.
         steps: Steps of the sampler.
 
     Returns:
         Shape ``(N, 3, H, W)``, in [0, 1], on the CPU.
-
-    Raises:
-        TypeError: If the module has neither a method ``generate`` nor a ``vae``.
     """
     generate = getattr(module, "generate", None) or _generator(module)
     options: dict[str, Any] = {"steps": steps}

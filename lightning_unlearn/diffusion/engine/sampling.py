@@ -31,19 +31,11 @@ def trajectory(
     """Sample images by DDIM, and give the latents of each step with the timestep of their noise level.
 
     Conditional and unconditional outputs come from one pass of the UNet, which is made when the next latents are asked
-    for. Gradients are left to the caller. After ``send(n)`` only the first ``n`` rows continue.
-
-    Args:
-        model: The model.
-        states: Text states of the prompts, shape ``(B, L, D)``.
-        empty: Text states of the empty prompt, shape ``(B, L, D)``.
-        noise: Shape ``(B, C, h, w)``.
-        steps: Number of steps ``S``.
-        guidance: Weight of classifier-free guidance; at 1 the empty prompt is left out.
+    for. Gradients are left to the caller. After ``send(n)`` only the first ``n`` rows continue. Arguments are those of
+    `partial_samples`; at guidance 1 the empty prompt is left out.
 
     Yields:
-        ``S + 1`` pairs: latents of shape ``(B, C, h, w)``, and a timestep, scalar int64. The last are the finished
-        latents, with timestep 0.
+        ``steps + 1`` points; the last are the finished latents, with timestep 0.
     """
     levels, prediction = alphas_bar(model), prediction_type(model)
     offset = int(getattr(model.scheduler.config, "steps_offset", 1))

@@ -11,53 +11,25 @@ from torch import Tensor
 
 from lightning_unlearn.diffusion.engine.model import TextToImage
 from lightning_unlearn.functional.diffusion.forget_me_not import token_positions
+from lightning_unlearn.functional.diffusion.soft_tokens import Placement, insert_tokens
 
-__all__ = ["concept_tokens", "empty_states", "encode", "inject", "tokenize"]
+__all__ = ["concept_tokens", "empty_states", "encode", "encode_inserted", "inject", "tokenize"]
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """Token ids as the pipelines of diffusers make them: cut and padded to the tokenizer's ``model_max_length``.
-
-    Args:
-        tokenizer: A ``CLIPTokenizer``.
-        prompts: ``B`` prompts.
-
-    Returns:
-        ``input_ids`` and ``attention_mask``, each of shape ``(B, L)``, int64.
-    """
-    tokens = tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
+    """``input_ids`` and ``attention_mask`` ``(B, L)`` as diffusers has them: cut and padded to ``model_max_length``."""
+    length = tokenizer.model_max_length
+    tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
 
 
 def encode(model: TextToImage, input_ids: Tensor) -> Tensor:
-    """Text states: the last hidden state after the final layer normalization.
-
-    Args:
-        model: The model.
-        input_ids: Shape ``(B, L)``.
-
-    Returns:
-        Shape ``(B, L, D)``.
-    """
+    """Text states ``(B, L, D)`` of tokens ``(B, L)``: the last hidden state after the final layer normalization."""
     return model.text_encoder(input_ids.to(model.text_encoder.device))[0]
 
 
 def concept_tokens(model: TextToImage, input_ids: Tensor, names: Sequence[str]) -> Tensor:
-    """Positions of the names of concepts in captions.
-
-    Args:
-        model: The model.
-        input_ids: Tokens of the captions, shape ``(B, L)``.
-        names: ``N`` names of concepts; names of several words are found whole.
-
-    Returns:
-        Boolean, shape ``(N, B, L)``.
+    """Positions of ``N`` names in captions ``(B, L)``, boolean ``(N, B, L)``; names of several words are found whole.
 
     Raises:
         ValueError: If a caption has none of the names.
@@ -83,16 +55,21 @@ def empty_states(model: TextToImage, rows: int) -> Tensor:
 
 @contextmanager
 def inject(text_encoder: Any, embeddings: Tensor) -> Iterator[None]:
-    """Let the text encoder read embeddings in place of those of its token ids, which CLIP's ``forward`` does not take.
+    """Let the text encoder read token embeddings ``(B, L, D)``, which CLIP's ``forward`` does not take.
 
-    Positions and the causal mask stay as they are. The ids only set the length, and the place of the pooled output.
-
-    Args:
-        text_encoder: A ``CLIPTextModel``.
-        embeddings: Token embeddings, shape ``(B, L, D)``; gradients flow to them.
+    Gradients flow to them. The ids that it is called with only set the length, and the place of the pooled output.
     """
     handle = text_encoder.get_input_embeddings().register_forward_hook(lambda *_: embeddings)
     try:
         yield
     finally:
         handle.remove()
+
+
+def encode_inserted(
+    model: TextToImage, input_ids: Tensor, lengths: Tensor, tokens: Tensor, placement: Placement
+) -> Tensor:
+    """Text states of prompts with further token embeddings ``(B, k, D)``; arguments as for `insert_tokens`."""
+    words = model.text_encoder.get_input_embeddings()(input_ids.to(model.text_encoder.device))
+    with inject(model.text_encoder, insert_tokens(words, lengths, tokens.to(words), placement)):
+        return encode(model, input_ids)

@@ -1,18 +1,17 @@
-"""Features of images, and distances between them."""
+"""Features of images."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from typing import NoReturn
 
-import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from lightning_unlearn.core.modes import evaluating
 
-__all__ = ["PenultimateFeatures", "feature_distance", "refuse"]
+__all__ = ["PenultimateFeatures", "refuse"]
 
 
 class PenultimateFeatures(nn.Module):
@@ -73,31 +72,6 @@ class PenultimateFeatures(nn.Module):
                 f"{shapes}. Name another layer."
             )
         return seen[0].float()
-
-
-def feature_distance(features: nn.Module, images: Tensor, others: Tensor) -> Tensor:
-    r"""Cosine distance $1 - \cos(f(x), f(y))$ of the features of paired images, such as those of one prompt and seed.
-
-    It stands where papers print LPIPS, but is not comparable with it.
-
-    Args:
-        features: Gives ``(B, D)`` for a batch.
-        images: Shape ``(B, ...)``.
-        others: Same shape.
-
-    Returns:
-        Shape ``(B,)``, in [0, 2].
-
-    Raises:
-        ValueError: If there are not as many of both.
-
-    Example:
-        >>> feature_distance(nn.Identity(), torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
-        tensor([1.])
-    """
-    if images.shape != others.shape:
-        raise ValueError(f"Images are compared in pairs, but have shapes {tuple(images.shape)}, {tuple(others.shape)}.")
-    return 1 - torch.cosine_similarity(features(images), features(others), dim=1)
 
 
 def refuse(metric: Metric, message: str) -> NoReturn:

@@ -13,39 +13,9 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from lightning_unlearn.core.checks import at_least, finite
 from lightning_unlearn.diffusion.metrics.features import refuse
+from lightning_unlearn.functional.diffusion.distances import frechet_distance
 
-__all__ = ["FID", "KID", "frechet_distance"]
-
-
-def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> Tensor:
-    r"""Squared Fréchet distance of two normal distributions, which FID takes of features.
-
-    $$\|\mu_1 - \mu_2\|^2 + \operatorname{tr}\Sigma_1 + \operatorname{tr}\Sigma_2
-    - 2 \operatorname{tr}\big(\Sigma_1^{1/2} \Sigma_2 \Sigma_1^{1/2}\big)^{1/2}$$
-
-    In double precision; covariances need not have full rank.
-
-    Args:
-        mean: $\mu_1$, shape ``(D,)``.
-        covariance: $\Sigma_1$, symmetric and positive semidefinite, shape ``(D, D)``.
-        other_mean: $\mu_2$, shape ``(D,)``.
-        other_covariance: $\Sigma_2$, shape ``(D, D)``.
-
-    Returns:
-        Scalar, fp64, at least 0 up to rounding.
-
-    Example:
-        >>> frechet_distance(torch.zeros(2), torch.eye(2), torch.tensor([3.0, 4.0]), torch.eye(2))
-        tensor(25., dtype=torch.float64)
-
-    References:
-        Heusel et al., *GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium*,
-        arXiv:1706.08500, eq. 6.
-    """
-    a, b = covariance.double(), other_covariance.double()
-    # The trace is the nuclear norm of the product of the roots: nothing is squared, so rounding is not rooted.
-    between = torch.linalg.svdvals(_root(a) @ _root(b)).sum()
-    return (mean.double() - other_mean.double()).square().sum() + a.trace() + b.trace() - 2 * between
+__all__ = ["FID", "KID"]
 
 
 class FID(FrechetInceptionDistance):
@@ -53,11 +23,10 @@ class FID(FrechetInceptionDistance):
 
     $$\|\mu_r - \mu_g\|^2 + \operatorname{tr}\big(\Sigma_r + \Sigma_g - 2 (\Sigma_r \Sigma_g)^{1/2}\big)$$
 
-    Sums are kept in double precision, and added up over processes. The distance is
-    [`frechet_distance`][lightning_unlearn.frechet_distance], which is also right for covariances without full rank,
-    where that of torchmetrics falls below zero. The estimate is biased, the more the fewer the images; with no more
-    images than features a covariance does not have full rank: take [`KID`][lightning_unlearn.KID] then. Values compare
-    only where the features, the number of images, and their resizing and storage are the same.
+    Sums are kept in double precision, and added up over processes. Covariances need not have full rank; the distance
+    of torchmetrics then falls below zero. The estimate is biased, the more the fewer the images; with no more images
+    than features a covariance does not have full rank: take [`KID`][lightning_unlearn.KID] then. Values compare only
+    where the features, the number of images, and their resizing and storage are the same.
 
     Args:
         features: Gives ``(B, D)`` for a batch, and says ``D`` as its ``num_features``, such as
@@ -194,11 +163,6 @@ class KID(KernelInceptionDistance):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return super().compute()
-
-
-def _root(covariance: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp(min=0).sqrt() @ vectors.mT
 
 
 def _moments(total: Tensor, products: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,16 +2,18 @@
 
 from lightning_unlearn.functional.diffusion.ddim import (
     add_noise,
+    attack_timesteps,
     ddim_step,
     ddim_timesteps,
     ldm_timesteps,
     prediction_target,
 )
+from lightning_unlearn.functional.diffusion.distances import feature_distance, frechet_distance
 from lightning_unlearn.functional.diffusion.erase_diff import erasediff_multiplier
 from lightning_unlearn.functional.diffusion.esd import esd_target
 from lightning_unlearn.functional.diffusion.forget_me_not import attention_norm, token_positions
 from lightning_unlearn.functional.diffusion.guidance import classifier_free_guidance
-from lightning_unlearn.functional.diffusion.mace import focal_density, fusion_maps, masked_attention_norm
+from lightning_unlearn.functional.diffusion.mace import focal_density, fusion_maps, masked_attention_norm, replaced
 from lightning_unlearn.functional.diffusion.noise import row_noise
 from lightning_unlearn.functional.diffusion.rece import closed_form_attack
 from lightning_unlearn.functional.diffusion.scissorhands import fresh_values, projection_weight
@@ -27,6 +29,7 @@ __all__ = [
     "SLD_PRESETS",
     "SafetyConfig",
     "add_noise",
+    "attack_timesteps",
     "attention_norm",
     "classifier_free_guidance",
     "closed_form_attack",
@@ -35,7 +38,9 @@ __all__ = [
     "ddim_timesteps",
     "erasediff_multiplier",
     "esd_target",
+    "feature_distance",
     "focal_density",
+    "frechet_distance",
     "fresh_values",
     "fusion_maps",
     "insert_tokens",
@@ -46,6 +51,7 @@ __all__ = [
     "prediction_target",
     "project_simplex",
     "projection_weight",
+    "replaced",
     "row_noise",
     "safety_guidance",
     "sample_simplex",

@@ -7,7 +7,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Prediction", "add_noise", "ddim_step", "ddim_timesteps", "ldm_timesteps", "prediction_target"]
+__all__ = [
+    "Prediction",
+    "add_noise",
+    "attack_timesteps",
+    "ddim_step",
+    "ddim_timesteps",
+    "ldm_timesteps",
+    "prediction_target",
+]
 
 Prediction = Literal["epsilon", "v_prediction"]
 
@@ -141,6 +149,26 @@ def ldm_timesteps(index: int, steps: int, train_steps: int = 1000) -> tuple[int,
     """
     run = steps if index == 0 else steps - index + 1
     return run, round(index / steps * train_steps), round((index + 1) / steps * train_steps)
+
+
+def attack_timesteps(levels: int = 50, train_steps: int = 1000) -> list[int]:
+    """Timesteps in the middle of equal parts of the noise levels, from the clean end.
+
+    Args:
+        levels: Number of timesteps.
+        train_steps: Number of noise levels ``T`` that the model was trained on.
+
+    Raises:
+        ValueError: If there are not that many levels.
+
+    Example:
+        >>> attack_timesteps(10)
+        [50, 150, 250, 350, 450, 550, 650, 750, 850, 950]
+    """
+    if not 1 <= levels <= train_steps:
+        raise ValueError(f"levels must be in [1, {train_steps}], the number of noise levels, but got {levels}.")
+    width = train_steps // levels
+    return [width // 2 + i * width for i in range(levels)]
 
 
 def _per_row(alpha_bar: Tensor, like: Tensor) -> Tensor:

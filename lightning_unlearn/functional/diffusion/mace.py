@@ -1,4 +1,4 @@
-"""Loss, noise levels and fusion of the adapters of MACE."""
+"""Prompts, loss, noise levels and fusion of MACE."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_unlearn.functional.diffusion.forget_me_not import attention_norm
 
-__all__ = ["focal_density", "fusion_maps", "masked_attention_norm"]
+__all__ = ["focal_density", "fusion_maps", "masked_attention_norm", "replaced"]
 
 
 def masked_attention_norm(
@@ -134,3 +134,34 @@ def fusion_maps(
     a = sum(grams, kept) + lamb * torch.eye(len(kept), dtype=kept.dtype, device=kept.device)
     solved = torch.linalg.solve(a, torch.stack([*grams, kept]), left=False)
     return list(solved[:-1]), solved[-1]
+
+
+def replaced(ids: Sequence[int], old: Sequence[int], new: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Replace a concept in a prompt.
+
+    Args:
+        ids: Tokens, padded by the last of them.
+        old: Tokens of the concept.
+        new: Those that replace it, of any number.
+
+    Returns:
+        As many tokens, and pairs of places of the same token, in ``ids`` and in them.
+
+    Example:
+        >>> replaced([1, 5, 6, 3, 9, 9], [5, 6], [7])
+        ([1, 7, 3, 9, 9, 9], [(0, 0), (3, 2), (4, 3), (5, 4)])
+    """
+    tokens: list[int] = []
+    places: list[tuple[int, int]] = []
+    i = 0
+    while i < len(ids):
+        if list(ids[i : i + len(old)]) == list(old):
+            tokens += new
+            i += len(old)
+        else:
+            places.append((i, len(tokens)))
+            tokens.append(ids[i])
+            i += 1
+    size = len(ids)
+    tokens = [*tokens, *[ids[-1]] * (size - len(tokens))][:size]
+    return tokens, [(before, after) for before, after in places if after < size]

@@ -21,13 +21,14 @@ from lightning_unlearn import ESD, LitTextToImage
 from lightning_unlearn.core.distributed import Replica
 from lightning_unlearn.core.modes import differentiable
 from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
-from lightning_unlearn.diffusion.attacks.prompts import attack_prompts, attack_timesteps
+from lightning_unlearn.diffusion.attacks.prompts import attack_prompts
 from lightning_unlearn.diffusion.attacks.result import AttackResult, PromptResult, ResultFile, wilson_interval
 from lightning_unlearn.diffusion.attacks.search import GCG, Descent, HardPrompt, PromptSearch, TextGrad
 from lightning_unlearn.diffusion.attacks.victim import PromptLoss, fingerprint, target_latents
 from lightning_unlearn.diffusion.engine.model import alphas_bar
 from lightning_unlearn.diffusion.engine.text import tokenize
 from lightning_unlearn.diffusion.unlearn_diff_atk import UnlearnDiffAtk
+from lightning_unlearn.functional.diffusion.ddim import attack_timesteps
 from lightning_unlearn.functional.diffusion.noise import row_noise
 from tests.diffusion.tiny import prompts as prompt_data
 from tests.diffusion.tiny import trainer
@@ -121,7 +122,7 @@ def test_searches_find_the_best_token_of_a_model_that_averages_embeddings(kind: 
 
         return loss
 
-    search: Descent = kind(table, list(range(tasks)), 1, 0, **options)
+    search: Descent = kind(table, list(range(tasks)), PromptSearch(tokens=1, **options))
     everyone = list(range(tasks))
     for step in range(60):
         search.step(everyone, step, at(step))
@@ -134,7 +135,7 @@ def test_searches_find_the_best_token_of_a_model_that_averages_embeddings(kind: 
 def test_the_gradient_passes_the_draw_clipped_to_one() -> None:
     """One step of SGD would be lr x clip; of Adam without decay it is lr x sign, here of (-1, 0.2, 1)."""
     table = torch.eye(3)
-    search = TextGrad(table, [0], 1, 0, lr=0.1, weight_decay=0.0)
+    search = TextGrad(table, [0], PromptSearch(tokens=1, lr=0.1, weight_decay=0.0))
     seen = []
 
     def loss(tokens: Tensor, rows: list[int]) -> Tensor:
@@ -154,10 +155,12 @@ def test_the_gradient_passes_the_draw_clipped_to_one() -> None:
 
 def test_weight_decay_is_in_the_gradient_and_steps_are_projected() -> None:
     """By hand: from (1/2, 1/2) Adam moves by lr x sign(g + decay u), so to (1/2 + lr, 1/2 - lr)."""
-    search = TextGrad(torch.eye(2), [0], 1, 0, lr=0.01, weight_decay=0.1)
+    search = TextGrad(torch.eye(2), [0], PromptSearch(tokens=1, lr=0.01, weight_decay=0.1))
     search.step([0], 0, lambda tokens, rows: (tokens[:, 0] * torch.tensor([-0.2, 0.2])).sum(1))
     torch.testing.assert_close(search.weights[0], torch.tensor([[0.51, 0.49]]), atol=1e-6, rtol=0)
-    decayed = TextGrad(torch.eye(2), [0], 1, 0, lr=0.01, weight_decay=0.1)  # 0.05 of decay outweighs -0.04
+    decayed = TextGrad(
+        torch.eye(2), [0], PromptSearch(tokens=1, lr=0.01, weight_decay=0.1)
+    )  # 0.05 of decay outweighs -0.04
     decayed.step([0], 0, lambda tokens, rows: (tokens[:, 0] * torch.tensor([-0.04, -0.2])).sum(1))
     torch.testing.assert_close(decayed.weights[0], torch.tensor([[0.49, 0.51]]), atol=1e-6, rtol=0)
 
@@ -165,7 +168,7 @@ def test_weight_decay_is_in_the_gradient_and_steps_are_projected() -> None:
 def test_a_search_leaves_the_tokens_of_others_alone() -> None:
     table = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     for kind in (TextGrad, HardPrompt, GCG):
-        search: Any = kind(table, [5, 6], 2, 0)
+        search: Any = kind(table, [5, 6], PromptSearch(tokens=2))
         state = {TextGrad: "weights", HardPrompt: "points", GCG: "chosen"}[kind]
         for step in range(3):
             search.step([0, 1], step, lambda tokens, rows: tokens.square().sum((1, 2)))

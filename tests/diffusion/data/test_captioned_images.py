@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_refused(words: str, tmp_path: Path) -> None:
 
     fail(ValueError, "size must be", [], size=30)
     fail(ValueError, "got no words", [], anchor={})
-    fail(ValueError, "Give one of the two", [], anchor="art", concept="{} in red")
+    fail(ValueError, "Give concept or anchor, not both", [], anchor="art", concept="{} in red")
     fail(ValueError, "concept is a template with {}", [], concept="red")
     fail(ValueError, "forget set is empty", [])
     fail(ValueError, r"no 'image'; it has \['caption'\]", [{"caption": "red"}])

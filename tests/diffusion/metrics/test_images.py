@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from lightning_unlearn.diffusion.metrics.clip import CLIPScore, clip_similarity, load_clip
-from lightning_unlearn.diffusion.metrics.features import PenultimateFeatures, feature_distance
-from lightning_unlearn.diffusion.metrics.fid import FID, KID, frechet_distance
+from lightning_unlearn.diffusion.metrics.features import PenultimateFeatures
+from lightning_unlearn.diffusion.metrics.fid import FID, KID
+from lightning_unlearn.functional.diffusion.distances import feature_distance, frechet_distance
 from tests.diffusion.tiny import LENGTH, write_tokenizer
 
 SQUARE = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
