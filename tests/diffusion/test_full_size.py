@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_unlearn import ESD, UCE, AdvUnlearn, LitTextToImage
+from lightning_unlearn import ESD, UCE, AdvUnlearn, SoftPromptAttacker, LitTextToImage
 from tests.diffusion.tiny import prompts, trainer, write_tokenizer
 
 LENGTH = 77
@@ -62,7 +62,7 @@ CASES: dict[str, tuple[Any, Any, int]] = {
     "ESD": (lambda: ESD(steps=1), "xattn", 16 * 5),
     "UCE": (lambda: UCE(), "kv", 16 * 2),
     "AdvUnlearn": (
-        lambda: AdvUnlearn(warmup=0, attack_steps=1, steps=1, attack_latents="trajectory"),
+        lambda: AdvUnlearn(warmup=0, attack=SoftPromptAttacker(steps=1, latents="trajectory"), steps=1),
         "text_encoder",
         12 * 16 + 2,
     ),

@@ -224,6 +224,8 @@ MASKS: dict[str, Callable[[], lu.WeightMask]] = {
     "WAGLE-LoRA": lambda: lu.WAGLE(density=0.5),
     "SNIP-layers": lambda: lu.SNIP(density=0.2, scope="per_layer"),
     "GradientMask-regex": lambda: lu.GradientMask(density=0.2, parameters=r"mlp\."),
+    "SalUn": lambda: lu.SalUn(),
+    "MagnitudeMask": lambda: lu.MagnitudeMask(density=0.3),
     "RandomMask": lambda: lu.RandomMask(density=0.3, seed=5),
     "Wanda": lambda: lu.Wanda(density=0.3),
     "LayerMask": lambda: lu.LayerMask(r"layers\.1\.mlp"),
@@ -274,6 +276,9 @@ def refused(training: Training, *layouts: str) -> Measurement:
 # ---- classifiers -----------------------------------------------------------------------------------------------------
 
 
+CLASS = 2  # that no retain row has, for a method that forgets a class
+
+
 class Faster(DictNet):
     """A larger learning rate shows a larger difference."""
 
@@ -292,7 +297,7 @@ def classifier(
     **settings: Any,
 ) -> Training:
     """A method for classifiers. An edit reads all rows on every process, so that ``size`` is that of each."""
-    rows = indexed(forget, 1), indexed(16, 2)
+    rows = indexed(forget, 1), [row for row in indexed(24, 2) if row["labels"] != CLASS]
     return Training(
         lambda _: [make()],
         lambda _: kind(),
@@ -308,6 +313,8 @@ CLASSIFIERS = {
     "UGradSL-sum": classifier(lambda: lu.UGradSL(reduction="sum", p=0.9)),
     "UGradSL-isolation": classifier(lambda: lu.UGradSL(alpha=None, beta=0.3)),
     "UGradSL-euclid": classifier(lambda: lu.UGradSL(alpha=None, distance="euclid", rule="density")),
+    "FineTune": classifier(lu.FineTune, epoch="retain"),
+    "NegGradPlus": classifier(lambda: lu.NegGradPlus(p=0.5), epoch="retain"),
     "UGradSLPlus": classifier(lambda: lu.UGradSLPlus(p=0.7), epoch="retain"),
     "L1Sparse": classifier(lambda: lu.L1Sparse(gamma=1e-3), epoch="retain"),
     "RandomLabels": classifier(lu.RandomLabels),
@@ -318,7 +325,10 @@ CLASSIFIERS = {
     "BoundaryExpand": classifier(lu.BoundaryExpand),
     "DUCK": classifier(lambda: lu.DUCK(target_accuracy=None)),
     "DUCK-stops": classifier(lambda: lu.DUCK(target_accuracy=1.0)),
-    "CFk": classifier(lambda: lu.CFk(1)),
+    "CFk": classifier(lambda: lu.CFk(1), epoch="retain"),
+    "EUk": classifier(lambda: lu.EUk(1), epoch="retain"),
+    "Retrain": classifier(lambda: lu.Retrain(score=lu.classifier_nll), epoch="retain"),
+    "UNSIR": classifier(lambda: lu.UNSIR(CLASS, noise_rows=8, noise_steps=5), epoch="retain"),
     "FisherForgetting": classifier(lu.FisherForgetting),
     "SSD": classifier(lambda: lu.SSD(alpha=1.2), size=4),  # its importance is of batches of one size
 }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.distributed.cases import CASES, CLASSIFIERS, ERASERS, Faster, Training
+import lightning_unlearn
+from lightning_unlearn import UnlearnCallback, WeightMask
+from tests.distributed.cases import CASES, CLASSIFIERS, EDIT, ERASERS, LANGUAGE, MASKED, Faster, Training
 from tests.distributed.launch import Runs, chosen_cases, with_layouts
 from tests.helpers import same
 
@@ -40,6 +43,16 @@ def test_every_run_moves_the_weights(runs: Runs, case: str) -> None:
     training, end = CASES[case], runs.one(case)["weights"]
     assert isinstance(training, Training)
     assert max((end[name] - value).abs().max() for name, value in training.start(runs.models).items()) > 1e-3
+
+
+def test_every_public_method_and_mask_is_in_the_table() -> None:
+    tables = (LANGUAGE, MASKED, CLASSIFIERS, ERASERS, {"edit": EDIT})
+    trainings = [training for table in tables for training in table.values()]
+    table = {type(part).__name__ for training in trainings for part in training.callbacks(Path())}
+    classes = [getattr(lightning_unlearn, name) for name in lightning_unlearn.__all__]
+    kinds = (UnlearnCallback, WeightMask)
+    public = {c.__name__ for c in classes if inspect.isclass(c) and issubclass(c, kinds) and not inspect.isabstract(c)}
+    assert public - table == {"Amnesiac"}  # it reads what a run before has written, and has one process
 
 
 @with_layouts(USERS, "one")
