@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_unlearn import ESD, UCE, AdvUnlearn, SoftPromptAttacker, LitTextToImage
+from lightning_unlearn import ESD, UCE, AdvUnlearn, LitTextToImage, SoftPromptAttacker
 from tests.diffusion.tiny import prompts, trainer, write_tokenizer
 
 LENGTH = 77
