@@ -93,6 +93,10 @@ class MiniatureJudge(nn.Module):
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and scores of images, as every `Judge` gives them."""
+        return super().__call__(images)
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Labels ``(B,)`` and probabilities ``(B, len(classes))``."""
         if images.ndim != 4 or images.shape[1:] != (3, 32, 32):
@@ -215,6 +219,10 @@ class TransformersJudge(nn.Module):
         self.version = state.hexdigest()[:12]
 
     @torch.no_grad()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and scores of images, as every `Judge` gives them."""
+        return super().__call__(images)
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Labels ``(B,)`` and probabilities ``(B, len(classes))``."""
         _check_images(self.name, images)

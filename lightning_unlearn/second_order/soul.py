@@ -21,7 +21,7 @@ from lightning_unlearn.core.resume import ResumableCallback
 from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score
 from lightning_unlearn.functional.curvature.gauss_newton import sample_labels
 from lightning_unlearn.functional.likelihood import token_nll
-from lightning_unlearn.functional.random import keyed_generator, keyed_seed
+from lightning_unlearn.functional.random import keyed_seed
 from lightning_unlearn.second_order.sophia import Parity, Sophia
 
 __all__ = ["SOUL"]
@@ -198,7 +198,7 @@ class SOUL(ResumableCallback):
         predictions = self._score(trainer).predictions(module, batch)
         labels = predictions.labels
         if self.estimator == "gnb":
-            seed = keyed_seed(*self._key(role, trainer))
+            seed = self._key(role, trainer.global_step)
             labels = sample_labels(predictions.logits, self._position(trainer, role, predictions), seed=seed)
         count = mean_over_ranks(torch.tensor(float(len(labels)), device=module.device)).item()
         self._unit = self._unit or count or 1.0
@@ -206,7 +206,7 @@ class SOUL(ResumableCallback):
 
     def _add_curvature(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
         parameters = [p for p in module.parameters() if p.requires_grad]
-        generator = keyed_generator(*self._key("signs", trainer), device=module.device)
+        generator = torch.Generator(module.device).manual_seed(self._key("signs", trainer.global_step))
         signs = [
             torch.randint(0, 2, p.shape, generator=generator, device=p.device).to(p.dtype) * 2 - 1 for p in parameters
         ]
@@ -271,8 +271,8 @@ class SOUL(ResumableCallback):
         row = (self._rows.get(role, 0) + rows) * share.total + share.rank
         return (row << 32) + place
 
-    def _key(self, purpose: str, trainer: Trainer) -> tuple[int, ...]:
-        return self.seed - 1, *purpose.encode(), trainer.global_step
+    def _key(self, purpose: str, step: int) -> int:
+        return keyed_seed(self.seed - 1, *purpose.encode(), step)
 
     # ---- checks ------------------------------------------------------------------------------------------------
 

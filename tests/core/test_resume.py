@@ -102,7 +102,7 @@ EDITS = {
     "FisherForgetting": lambda: FisherForgetting(),
     "InfluenceUnlearning": lambda: InfluenceUnlearning(damping=1.0, score=classifier_nll),
 }
-ELSEWHERE = {"Amnesiac"}  # it reads the ledger of a run before: tests/classification/test_amnesiac.py
+ELSEWHERE = {"Amnesiac", "AmnesiacLedger"}  # one reads what the other wrote: tests/classification/test_amnesiac.py
 
 
 def watched(callback: ResumableCallback) -> list[tuple[str, bool, dict[str, torch.Tensor]]]:
