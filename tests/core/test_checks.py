@@ -110,5 +110,5 @@ def test_other_strategies_are_refused_with_those_that_are_supported(kind: type) 
 def test_manual_optimization_is_refused() -> None:
     module = LitNet()
     module.automatic_optimization = False
-    with pytest.raises(MisconfigurationException, match=r"^NPO gives the Trainer a loss .* LitNet optimizes man"):
+    with pytest.raises(MisconfigurationException, match=r"^NPO needs the Trainer .* LitNet optimizes man"):
         trainer_optimizes("NPO", module)

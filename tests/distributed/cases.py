@@ -25,8 +25,7 @@ from lightning_unlearn.classification.metrics.mia import MIAEfficacy
 from lightning_unlearn.classification.metrics.runtime import RTE
 from lightning_unlearn.classification.metrics.ulira import ULiRA
 from lightning_unlearn.core.distributed import full_tensor
-from tests.diffusion.tiny import images
-from tests.diffusion.tiny import SgdTextToImage, prompts
+from tests.diffusion.tiny import SgdTextToImage, images, prompts
 from tests.helpers import Recorder, trainer, weights
 from tests.tiny_runs import CASES as OBJECTIVES
 from tests.tiny_runs import LORA, RAGGED, SgdLM
