@@ -167,9 +167,9 @@ def test_hooks_go_when_a_run_fails(tiny_sd: Path) -> None:
 
 def test_what_does_not_fit_is_refused_before_a_weight_moves(tiny_sd: Path) -> None:
     bad: list[tuple[str, dict[str, Any]]] = [
-        ("variant must be one of", {"variant": "x"}),
-        ("target must be one of", {"target": "x"}),
-        ("latents must be one of", {"latents": "x"}),
+        ("variant must be 'model' or 'noise'", {"variant": "x"}),
+        ("target must be 'student' or 'teacher'", {"target": "x"}),
+        ("latents must be 'images' or 'sampled'", {"latents": "x"}),
         ("prior_weight must be at least 0", {"prior_weight": -1.0}),
         ("guidance must be at least 0", {"guidance": -1.0}),
         ("steps must be at least 1", {"steps": 0}),

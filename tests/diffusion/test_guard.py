@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_refused(tiny_sd: Path) -> None:
     with pytest.raises(ValueError, match="guard must be 'SafeLatentDiffusion' or"):
         Guard("sld", "van gogh")  # type: ignore[arg-type]
     module = LitTextToImage(str(tiny_sd), steps=2)
-    with pytest.raises(ValueError, match="config must be one of"):
+    with pytest.raises(ValueError, match="config must be 'weak', 'medium'"):
         drawn(module, Guard("SafeLatentDiffusion", "van gogh", {"config": "none"}))
     with pytest.raises(ValueError, match="steps must be at least 1"):
         LitTextToImage(str(tiny_sd), steps=0)

@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_refused(tiny_sd: Path, tmp_path: Path) -> None:
     xl = change(tiny_sd, tmp_path / "xl", _class_name="StableDiffusionXLPipeline")
     with pytest.raises(TypeError, match=r"is a StableDiffusionXLPipeline, but .* StableDiffusionPipeline"):
         LitTextToImage(str(xl))
-    with pytest.raises(ValueError, match="lr must be positive"):
+    with pytest.raises(ValueError, match="lr must be greater than 0"):
         LitTextToImage(str(tiny_sd), lr=0.0)
     with pytest.raises(ValueError, match="trainable must be one of"):
         LitTextToImage(str(tiny_sd), trainable="xatn")  # type: ignore[arg-type]
