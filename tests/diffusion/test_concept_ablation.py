@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -182,5 +183,5 @@ def test_what_does_not_fit_is_refused_before_a_weight_moves(tiny_sd: Path) -> No
     with pytest.raises(TypeError, match="CaptionedImageDataModule makes such rows"):
         run(tiny_sd, ConceptAblation(), data=prompts())
     bare: Any = [{"pixel_values": torch.zeros(3, 16, 16), "input_ids": torch.zeros(16, dtype=torch.int64)}]
-    with pytest.raises(ValueError, match="no 'anchor_input_ids'"):
+    with pytest.raises(MisconfigurationException, match="no 'anchor_input_ids'"):
         run(tiny_sd, ConceptAblation(), data={"forget": DataLoader(bare)})
