@@ -43,9 +43,8 @@ def mixed_bits(counter: Tensor, seed: int = 0) -> Tensor:
         The shape of ``counter``, int64.
 
     Example:
-        >>> bits = mixed_bits(torch.arange(1000))
-        >>> len(bits.unique()), bool((bits.float().mean().abs() < 1e18).item())
-        (1000, True)
+        >>> len(mixed_bits(torch.arange(1000)).unique())
+        1000
     """
     x = (counter + 1) * -7046029254386353131 + (seed * 2862933555777941757) % (1 << 63)
     x = (x ^ (x >> 30)) * -4658895280553007687

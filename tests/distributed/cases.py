@@ -327,7 +327,7 @@ CLASSIFIERS = {
     "CFk": classifier(lambda: lu.CFk(1), epoch="retain"),
     "EUk": classifier(lambda: lu.EUk(1), epoch="retain"),
     "Retrain": classifier(lambda: lu.Retrain(score=lu.classifier_nll), epoch="retain"),
-    "UNSIR": classifier(lambda: lu.UNSIR(CLASS, noise_rows=8, noise_steps=5), epoch="retain"),
+    "UNSIR": classifier(lambda: lu.UNSIR(CLASS, noise_rows=8, noise_steps=5, noise_ratio=1.0), epoch="retain"),
     "FisherForgetting": classifier(lu.FisherForgetting),
     "SSD": classifier(lambda: lu.SSD(alpha=1.2), size=4),  # its importance is of batches of one size
 }

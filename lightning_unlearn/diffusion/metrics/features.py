@@ -30,6 +30,7 @@ class PenultimateFeatures(nn.Module):
         ValueError: If there is no such layer, or its input is not one vector an image.
 
     Example:
+        >>> import torch
         >>> features = PenultimateFeatures(nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.ReLU(), nn.Linear(3, 2)))
         >>> features.num_features, features(torch.rand(5, 3, 2, 2)).shape
         (3, torch.Size([5, 3]))
