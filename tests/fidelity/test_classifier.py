@@ -36,7 +36,7 @@ from lightning_unlearn import (
 )
 
 pytest.importorskip("sklearn")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.slow
 
 CLASS, SHARE, EPOCHS, BATCH = 3, 0.1, 15, 64
 SEEDS = pytest.mark.parametrize("seed", [0, 1, 2])
