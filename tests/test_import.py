@@ -140,7 +140,7 @@ def python(executable: str | Path, *parts: str, returns: tuple[str, ...], folder
     """Run code in a process of its own, outside the repository, and return some of its variables."""
     code = "\n".join([*parts, "import json", f"print(json.dumps([{', '.join(returns)}], default=sorted))"])
     done = subprocess.run(
-        [executable, "-c", code, folder], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        [executable, "-c", code, folder], cwd=folder, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
     return dict(zip(returns, json.loads(done.stdout.splitlines()[-1]), strict=True))

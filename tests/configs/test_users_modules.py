@@ -72,7 +72,7 @@ def test_the_same_callback_forgets_a_class_from_python_and_from_files(name: str,
 def test_the_script_runs(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "examples/classifiers.py"), "--output", str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["tabular", "text"]
     assert done.stderr.count("forget/ua") == 2

@@ -171,4 +171,4 @@ def test_what_does_not_fit_is_refused_before_a_weight_moves(tiny_sd: Path) -> No
 
 def test_importing_and_constructing_needs_no_diffusers() -> None:
     code = "import sys, lightning_unlearn as lu; lu.ESD(); lu.UCE(); assert 'diffusers' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=900)

@@ -164,7 +164,7 @@ def in_lockstep(shares: list[tuple[list[Tensor], list[Place]]], k: int) -> list[
     from concurrent.futures import ThreadPoolExecutor
     from threading import Barrier
 
-    barrier, slots = Barrier(len(shares), timeout=20), [torch.empty(0)] * len(shares)
+    barrier, slots = Barrier(len(shares), timeout=300), [torch.empty(0)] * len(shares)
 
     def run(rank: int) -> object:
         def all_reduce(counts: Tensor) -> None:
