@@ -1,4 +1,4 @@
-"""What the package asks for: torch and Lightning, and an extra only where it is used."""
+"""Dependencies: torch and Lightning for the core, an extra only where it is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the runs of all benchmarks share."""
+"""Parts that the runs of all benchmarks share."""
 
 from __future__ import annotations
 

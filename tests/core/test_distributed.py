@@ -1,4 +1,4 @@
-"""Which replica a process belongs to, and collective operations in a single process; tests/distributed has two."""
+"""Replicas, and collective operations in a single process; tests/distributed has two."""
 
 from __future__ import annotations
 

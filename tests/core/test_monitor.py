@@ -1,4 +1,4 @@
-"""What every monitor has in common: when it measures, and under which name others find the numbers."""
+"""Schedule of monitors, and the names of their metrics."""
 
 from __future__ import annotations
 
