@@ -75,6 +75,7 @@ class ForgetRetainObjective(UnlearnCallback):
         self.needs = replace(
             self.needs,
             roles=roles,
+            reference_nll=tuple(role for role in self.needs.reference_nll if role in roles),
             reference_logits=tuple(role for role in (*self.needs.reference_logits, *divergence) if role in roles),
             snapshot=isinstance(retain, EmbeddingDifference) and "retain" in roles,
         )
@@ -94,7 +95,7 @@ class ForgetRetainObjective(UnlearnCallback):
         needs = self.needs
         rows = {role: self.retain_rows(batch[role]) if role == "retain" else batch[role] for role in needs.roles}
         # The starting model goes first: exchanging weights would spoil a graph that already holds them.
-        compared = {role: rows[role] for role in needs.reference_nll if role in rows}
+        compared = {role: rows[role] for role in needs.reference_nll}
         reference_nll = self.reference_nll(module, compared) if compared else {}
         reference_logits = {
             role: self.reference_predictions(module, rows[role]).logits for role in needs.reference_logits

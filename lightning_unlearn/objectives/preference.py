@@ -51,7 +51,8 @@ class PreferenceObjective(ForgetRetainObjective):
         reference: Reference = "auto",
     ) -> None:
         super().__init__(above("forget_weight", forget_weight, 0), retain_weight, retain, 0.0, score, reference)
-        self.needs = replace(self.needs, roles=(*self.needs.roles, self.preferred))
+        roles = (*self.needs.roles, self.preferred)
+        self.needs = replace(self.needs, roles=roles, reference_nll=type(self).needs.reference_nll)
         self.beta = above("beta", beta, 0)
 
     @abstractmethod

@@ -132,6 +132,13 @@ def test_npo_starts_at_the_reference(reference: Any) -> None:
     assert (set(method.caches) == {"forget"}) == (reference == "cache")
 
 
+def test_npo_without_a_forget_term_needs_no_forget_rows_and_keeps_no_reference() -> None:
+    method = NPO(forget_weight=0.0, refusal_weight=1.0, score=classifier_nll)
+    trainer(method).fit(seeded(), {"idk": pairs(8, 1), "retain": pairs(8, 2)})
+    assert method.snapshot is None
+    assert method.caches == {}
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_cache_and_snapshot_train_the_same_weights(precision: Any) -> None:
     found = []
