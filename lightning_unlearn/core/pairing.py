@@ -20,7 +20,6 @@ __all__ = ["ForgetRetainDataModule", "PairLoader", "PairSampler"]
 
 Role = Literal["forget", "retain"]
 
-_WHOLE = Replica(0, 1)
 _WINDOW = 8  # batches whose rows are sorted by length together: enough to save most padding, few enough to stay random
 
 
@@ -38,7 +37,8 @@ class PairSampler(DistributedSampler):
         driver: The role that an epoch passes over once.
         seed: Seed of the shuffles.
         lengths: Length of each row by role; where given, rows of like length share a batch.
-        share: The replica that this process belongs to.
+        share: The replica that this process belongs to; by default each process is one, also where the loader was made
+            before the processes knew of one another.
     """
 
     def __init__(
@@ -48,15 +48,20 @@ class PairSampler(DistributedSampler):
         driver: str,
         seed: int,
         lengths: Mapping[str, Tensor] | None = None,
-        share: Replica = _WHOLE,
+        share: Replica | None = None,
     ) -> None:
         # DistributedSampler's constructor is skipped on purpose: only its type matters, it tells Lightning that
         # rows are shared out already.
         self.sizes, self.batch_sizes, self.driver, self.seed = dict(sizes), dict(batch_sizes), driver, seed
-        self.lengths, self.share = dict(lengths or {}), share
+        self.lengths, self._share = dict(lengths or {}), share
         self.epoch = 0
         self.resume = (0, 0)
         """The epoch that a checkpoint was taken in, and how many batches of it were served by then."""
+
+    @property
+    def share(self) -> Replica:
+        """The replica that this process belongs to."""
+        return self._share or replica(None)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -268,7 +273,7 @@ class ForgetRetainDataModule(LightningDataModule):
             driver=self.epoch,
             seed=self.seed,
             lengths={n: rows.lengths for n, rows in parts.items() if hasattr(rows, "lengths")},
-            share=replica(self.trainer),
+            share=replica(self.trainer) if self.trainer is not None else None,
         )
         self._report_coverage(sampler)
         return PairLoader(parts, self.followers, sampler, self.collate_fn, self.num_workers)

@@ -97,6 +97,18 @@ def test_pairs_change_between_epochs() -> None:
     assert len(partners(0) & partners(1)) < 8
 
 
+def test_a_loader_made_before_there_are_processes_is_shared_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = ForgetRetainDataModule(indexed(8, 1), indexed(8, 2), batch_size=2).train_dataloader()
+    assert len(loader) == 4
+    monkeypatch.setattr("lightning_unlearn.core.distributed.world_size", lambda: 2)
+    found = []
+    for rank in (0, 1):
+        monkeypatch.setattr("lightning_unlearn.core.distributed.rank", lambda rank=rank: rank)
+        found.append(torch.cat([batch["forget"]["index"] for batch in loader]).tolist())
+    assert len(loader) == 2
+    assert sorted(found[0] + found[1]) == list(range(8))
+
+
 def test_coverage_is_the_share_of_rows_visited() -> None:
     pairing = sampler(forget=4, retain=100, size=2)  # two batches of two retain rows an epoch
     assert [pairing.coverage("retain", n) for n in (0, 1, 5, 25, 26)] == [0.0, 0.04, 0.2, 1.0, 1.0]
