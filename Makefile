@@ -26,7 +26,8 @@ test: $(VENV)/.all ## Run the quick tests; choose some with ARGS="-k npo"
 	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.all ## Run the tests that take minutes
-	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+	@$(BIN)/python -m pytest -m "slow and not alone and not gpu" -n auto --dist loadfile $(ARGS) || [ $$? -eq 5 ]
+	@$(BIN)/python -m pytest -m "slow and alone and not gpu" $(ARGS) || [ $$? -eq 5 ]
 
 test-all: test test-slow ## Run all tests that need no GPU
 

@@ -197,6 +197,7 @@ def test_adapters_name_the_extra_to_install(tiny_lm: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(1800)
 def test_the_core_dependencies_alone_are_enough(tmp_path: Path) -> None:
     """Needs some minutes and a package index; without a GPU, set PIP_EXTRA_INDEX_URL as the Makefile says."""

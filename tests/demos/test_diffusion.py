@@ -18,6 +18,7 @@ def test_what_is_not_there_is_an_error() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_demo_erases_a_style(tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_demo_forgets_keeps_and_reports(smollm2: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lightning_unlearn", "demo", "--model", smollm2, "--output_dir", str(tmp_path)]
     subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, check=True, capture_output=True, timeout=800)

@@ -70,6 +70,7 @@ CASES: dict[str, tuple[Any, Any, int]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("case", CASES)
 def test_one_step_moves_what_it_should(case: str, stable_diffusion: Path) -> None:
     method, trainable, tensors = CASES[case]

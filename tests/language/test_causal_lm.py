@@ -273,6 +273,7 @@ def test_answers_do_not_depend_on_their_batch(tiny_lm: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_gguf_file_is_a_real_chat_model_and_its_export_opens_in_plain_transformers(
     smollm2: str, tmp_path: Path
 ) -> None:

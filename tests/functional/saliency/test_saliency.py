@@ -200,6 +200,7 @@ print(extra)
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_billion_scores_take_no_memory_to_speak_of() -> None:
     done = subprocess.run([sys.executable, "-c", BILLION], capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
