@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_unlearn.core.checks import above, at_least, finite
+from lightning_unlearn.core.lightning import LightningModule, isolate_rng
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.rows import drawn_rows, row_loader
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import seed_everything
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.benchmarks import methods as lists
@@ -33,6 +32,7 @@ from lightning_unlearn.classification.metrics.outputs import Outputs, collect_ou
 from lightning_unlearn.classification.metrics.tow import tow
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.files import replacing
+from lightning_unlearn.core.lightning import seed_everything
 from lightning_unlearn.core.plots import gap_figure, heat_map_figure
 from lightning_unlearn.core.seeds import over_seeds
 

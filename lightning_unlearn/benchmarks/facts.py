@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from lightning.pytorch import seed_everything
-from lightning.pytorch.cli import instantiate_class
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.benchmarks.entries import FACTS, WEIGHTS, Setting
@@ -21,6 +19,7 @@ from lightning_unlearn.benchmarks.runs import build, quiet_libraries, takes, tra
 from lightning_unlearn.benchmarks.table import markdown, save_figure, spread, write_record
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.files import replacing, sha256
+from lightning_unlearn.core.lightning import resolve, seed_everything
 from lightning_unlearn.core.memory import peak_memory
 from lightning_unlearn.core.plots import outcome_figure
 from lightning_unlearn.language.causal_lm import LitCausalLM
@@ -160,7 +159,7 @@ def unlearn(cell: FactsCell, folder: Path) -> Outcome:
     module = LitCausalLM(str(folder / cell.model), lr=cell.setting.lr)
     if optimizer := cell.setting.optimizer:
         described = {**optimizer, "init_args": {**optimizer["init_args"], "lr": cell.setting.lr}}
-        module.configure_optimizers = lambda: instantiate_class(module.parameters(), described)  # type: ignore[method-assign]
+        module.configure_optimizers = lambda: resolve("cli.instantiate_class")(module.parameters(), described)  # type: ignore[method-assign]
     callbacks = build(cell.setting.callbacks, seed=cell.seed, reinforced=str(folder / (cell.reinforced or "")))
     # If a run diverges, its last finite checkpoint is of no use here.
     with tempfile.TemporaryDirectory() as scratch:

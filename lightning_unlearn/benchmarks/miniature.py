@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import seed_everything
 from torch import Tensor
 
 from lightning_unlearn.benchmarks.erasers import Eraser
 from lightning_unlearn.benchmarks.runs import build, trainer
 from lightning_unlearn.core.checks import one_of
+from lightning_unlearn.core.lightning import seed_everything
 from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
 from lightning_unlearn.diffusion.attacks.search import PromptSearch
 from lightning_unlearn.diffusion.data.captioned_images import CaptionedImageDataModule

@@ -11,7 +11,7 @@ from inspect import signature
 from pkgutil import resolve_name
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_unlearn.core.lightning import Callback, LightningModule, Trainer
 
 __all__ = ["Description", "Meter", "build", "describe", "quiet_libraries", "takes", "trainer"]
 

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
@@ -20,6 +17,7 @@ from lightning_unlearn.core.checks import strategy, trainer_optimizes
 from lightning_unlearn.core.distributed import gather_objects, rank
 from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.core.files import replacing
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_info
 from lightning_unlearn.core.resume import ResumableCallback
 from lightning_unlearn.core.scores import Score, classifier_nll
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective
 from lightning_unlearn.classification.untrained import ModuleInit, check_untrained, untrained_values
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import above
+from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.reference import exchanged
 from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, classifier_nll

@@ -6,8 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_unlearn.classification.features import find_head, last_rows
@@ -16,6 +14,7 @@ from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import strategy
 from lightning_unlearn.core.distributed import mean_over_ranks
 from lightning_unlearn.core.layers import watching
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.functional.likelihood import token_nll
 

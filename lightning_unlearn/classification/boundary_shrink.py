@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn.classification.inputs import input_of, with_input
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import above, strategy
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll
 from lightning_unlearn.functional.classification.fgsm import fgsm
 from lightning_unlearn.functional.likelihood import token_nll

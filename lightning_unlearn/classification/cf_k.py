@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_unlearn.classification.fine_tune import FineTune
 from lightning_unlearn.core.checks import at_least, regex
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.scores import Score, classifier_nll
 
 __all__ = ["CFk"]

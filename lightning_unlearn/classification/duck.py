@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_unlearn.classification.features import find_head, last_rows
@@ -17,6 +15,7 @@ from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import above, at_least, between
 from lightning_unlearn.core.distributed import sum_over_ranks
 from lightning_unlearn.core.layers import find_layer, watching
+from lightning_unlearn.core.lightning import LightningModule, Trainer, isolate_rng
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.rows import RunRows
 from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, classifier_nll

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningModule, Trainer
-
 from lightning_unlearn.classification.cf_k import CFk
 from lightning_unlearn.classification.untrained import ModuleInit, check_untrained, initialize, untrained_values
+from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.scores import Score, classifier_nll
 
 __all__ = ["EUk"]

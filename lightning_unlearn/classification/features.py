@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_unlearn.core.layers import HOOK_NOT_CALLED, find_layer
+from lightning_unlearn.core.lightning import MisconfigurationException
 
 __all__ = ["find_head", "last_rows"]
 

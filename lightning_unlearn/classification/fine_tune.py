@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_unlearn.classification.objective import ClassifierObjective, batch_accuracy
 from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.functional.likelihood import token_nll
 

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.core.gradients import rows_of, sample_gradients
+from lightning_unlearn.core.lightning import LightningModule, move_data_to_device
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.reading import row_count
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll, prediction_score

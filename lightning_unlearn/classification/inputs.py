@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_unlearn.core.lightning import MisconfigurationException
 from lightning_unlearn.core.scores import Batch
 
 __all__ = ["input_of", "with_input"]

@@ -6,11 +6,10 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_unlearn.core.checks import above
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException
 from lightning_unlearn.core.resume import record_class
 from lightning_unlearn.core.scores import Batch, classifier_nll
 

@@ -7,12 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -24,6 +18,15 @@ from lightning_unlearn.classification.metrics.outputs import Outputs, join_outpu
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.distributed import gather_objects, load_full_tensor, rank
 from lightning_unlearn.core.evaluation import Evaluation
+from lightning_unlearn.core.lightning import (
+    LightningModule,
+    Logger,
+    MisconfigurationException,
+    Trainer,
+    isolate_rng,
+    rank_zero_info,
+    rank_zero_warn,
+)
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.monitor import Monitor, log_table
 from lightning_unlearn.core.reference import exchanged
@@ -128,7 +131,7 @@ class ClassifierMonitor(Monitor):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure in ``trainer.validate``."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
+        if trainer.state.fn == "validate":
             self._log_evaluation(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

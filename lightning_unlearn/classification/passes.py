@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
+from lightning_unlearn.core.lightning import MisconfigurationException
 from lightning_unlearn.core.pairing import PairLoader
 
 __all__ = ["Passes"]

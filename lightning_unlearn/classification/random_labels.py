@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective
 from lightning_unlearn.classification.passes import Passes
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.distributed import rank, world_size
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.scores import Batch, Predictions, Score, classifier_nll
 from lightning_unlearn.functional.classification.random_labels import random_labels
 from lightning_unlearn.functional.likelihood import token_nll

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn.classification.untrained import ModuleInit, check_untrained, initialize, untrained_values
 from lightning_unlearn.core.callback import Needs, UnlearnCallback
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.scores import Batch, Score, training_step_loss
 
 __all__ = ["Retrain"]

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.checks import strategy
+from lightning_unlearn.core.lightning import (
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    isolate_rng,
+    rank_zero_info,
+)
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.pairing import ForgetRetainDataModule
 from lightning_unlearn.core.resume import ResumableCallback

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective
 from lightning_unlearn.classification.passes import Passes
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import above, at_least
+from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.functional.classification.distillation import distillation
 from lightning_unlearn.functional.likelihood import token_nll

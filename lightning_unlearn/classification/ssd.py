@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.edit import Edit
+from lightning_unlearn.core.lightning import LightningModule, move_data_to_device
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.functional.classification.synaptic_dampening import synaptic_dampening

@@ -6,12 +6,12 @@ import math
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective, batch_accuracy
 from lightning_unlearn.core.checks import at_least, between, one_of
 from lightning_unlearn.core.distributed import gather_objects, mean_over_ranks, rank, world_size
+from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.functional.classification.adaptive_alpha import Distance, Rule, adaptive_alpha
 from lightning_unlearn.functional.classification.label_smoothing import generalized_label_smoothing

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -15,6 +13,7 @@ from lightning_unlearn.classification.objective import BatchNormMode, Classifier
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import above, at_least, strategy
 from lightning_unlearn.core.distributed import rank, world_size
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.reading import row_count
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll

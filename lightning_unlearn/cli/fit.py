@@ -6,22 +6,31 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import LightningCLI
+import yaml
 from torch import Tensor
 
 from lightning_unlearn.cli.configs import PACKAGE, with_shipped
 from lightning_unlearn.core.distributed import gather_objects, rank, world_size
+from lightning_unlearn.core.lightning import PACKAGES, resolve
 
-__all__ = ["UnlearnCLI"]
+__all__ = ["UnlearnCLI", "command_line", "package_for"]
 
 
-class UnlearnCLI(LightningCLI):
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import LightningCLI
+else:
+    LightningCLI = object
+
+
+class _Commands(LightningCLI):
     """A LightningCLI whose configuration files add up, with interpolation over the whole of them (OmegaConf).
 
     The model and the data module are chosen by ``class_path``; callbacks are appended by files with ``callbacks+``.
@@ -33,6 +42,9 @@ class UnlearnCLI(LightningCLI):
         run: Whether to run the subcommand; otherwise only parse and instantiate.
     """
 
+    package: ModuleType
+    """The package of Lightning that Trainer, model and data module are of."""
+
     def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
         from omegaconf import OmegaConf
 
@@ -40,8 +52,8 @@ class UnlearnCLI(LightningCLI):
             warnings.simplefilter("ignore")  # OmegaConf 2.4 has a new name for it, that 2.3 lacks
             OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
         super().__init__(
-            model_class=LightningModule,
-            datamodule_class=LightningDataModule,
+            model_class=resolve("LightningModule", self.package),
+            datamodule_class=resolve("LightningDataModule", self.package),
             subclass_mode_model=True,
             subclass_mode_data=True,
             parser_kwargs={"parser_mode": "omegaconf+"},
@@ -70,6 +82,47 @@ class UnlearnCLI(LightningCLI):
         path = folder / "predictions.jsonl"
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         print(f"Wrote {path}")
+
+
+@cache
+def command_line(package: ModuleType) -> type[_Commands]:
+    """The command line of one of the packages of Lightning."""
+    bases = (_Commands, resolve("cli.LightningCLI", package))
+    return type("UnlearnCLI", bases, {"package": package, "__doc__": _Commands.__doc__, "__module__": __name__})
+
+
+UnlearnCLI = command_line(PACKAGES[0])
+
+
+def package_for(words: Sequence[str]) -> ModuleType:
+    """The package of Lightning whose Trainer takes the model that a command line names.
+
+    Args:
+        words: A command line.
+    """
+    for path in reversed(_model_paths(with_shipped(words))):
+        try:
+            model = resolve_name(path)
+        except (ImportError, AttributeError, ValueError):
+            continue  # the parser says what is wrong with it
+        if isinstance(model, type):
+            return next((p for p in PACKAGES if issubclass(model, p.LightningModule)), PACKAGES[0])
+    return PACKAGES[0]
+
+
+def _model_paths(words: Sequence[str]) -> list[str]:
+    """Import paths of the model in a command line and its files, the last one last."""
+    paths: list[Any] = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        value = value if equals else following
+        if option in ("--model", "--model.class_path"):
+            paths.append(value)
+        elif option in ("--config", "-c") and Path(value).is_file():
+            settings = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            model = settings.get("model") if isinstance(settings, dict) else None
+            paths.append(model.get("class_path") if isinstance(model, dict) else model)
+    return [path for path in paths if isinstance(path, str) and "." in path]
 
 
 def _write_image(image: Tensor, path: Path) -> None:

@@ -65,10 +65,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
         auto_cli(_resolved(_COMMANDS[command]), args=rest, as_positional=False)
         return
-    from lightning_unlearn.cli.fit import UnlearnCLI
+    from lightning_unlearn.cli.fit import command_line, package_for
 
     sys.path.insert(0, os.getcwd())  # as `python -m` does: a class_path may name a module of the current folder
-    UnlearnCLI(args)
+    command_line(package_for(words))(args)
 
 
 def _resolved(target: str | dict[str, str]) -> Any:

@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
@@ -21,6 +17,15 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.checks import function, one_of, strategy, trainer_optimizes
 from lightning_unlearn.core.distributed import all_true, local_tensor, mean_over_ranks
+from lightning_unlearn.core.lightning import (
+    MODEL_PARALLEL,
+    Callback,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    overrides,
+    rank_zero_warn,
+)
 from lightning_unlearn.core.modes import without_gradients
 from lightning_unlearn.core.reading import Reading, read, row_count
 from lightning_unlearn.core.reference import CachedReference, SnapshotReference
@@ -296,7 +301,7 @@ class UnlearnCallback(ResumableCallback, ABC):
             )
 
     def _check_sharded(self, trainer: Trainer, module: LightningModule) -> None:
-        if not isinstance(trainer.strategy, ModelParallelStrategy) or trainer.world_size == 1:
+        if not isinstance(trainer.strategy, MODEL_PARALLEL) or trainer.world_size == 1:
             return
         if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
             raise MisconfigurationException(
@@ -434,11 +439,10 @@ class UnlearnCallback(ResumableCallback, ABC):
 
 def _watches_zero_grad(trainer: Trainer, module: LightningModule) -> bool:
     """Whether someone's own hook may look at gradients until Lightning drops them."""
-    hooks: list[tuple[type, object, str]] = [
-        (LightningModule, module, name) for name in ("on_before_zero_grad", "optimizer_zero_grad")
-    ]
-    hooks += [(Callback, callback, "on_before_zero_grad") for callback in callbacks_of(trainer, Callback)]
-    return any(getattr(type(owner), name) is not getattr(parent, name) for parent, owner, name in hooks)
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(
+        overrides(module, hook, "LightningModule") for hook in ("on_before_zero_grad", "optimizer_zero_grad")
+    ) or any(overrides(callback, "on_before_zero_grad", "Callback") for callback in callbacks)
 
 
 def objective_score(method: str, trainer: Trainer) -> Score:

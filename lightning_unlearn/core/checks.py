@@ -7,12 +7,17 @@ from collections.abc import Iterable
 from typing import Any, TypeVar, get_args
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
+
+from lightning_unlearn.core.lightning import (
+    MODEL_PARALLEL,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    classes,
+)
 
 __all__ = [
     "above",
@@ -27,6 +32,9 @@ __all__ = [
     "tensor_parallel",
     "trainer_optimizes",
 ]
+
+_WHOLE_WEIGHTS = classes("strategies.SingleDeviceStrategy", "strategies.DDPStrategy")
+_DEEPSPEED = classes("strategies.DeepSpeedStrategy")  # a subclass of DDPStrategy
 
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
@@ -164,10 +172,10 @@ def strategy(method: str, trainer: Trainer, sharded: bool = True, reason: str = 
         MisconfigurationException: If the strategy is not supported.
     """
     kind = trainer.strategy
-    plain = isinstance(kind, (SingleDeviceStrategy, DDPStrategy)) and not isinstance(kind, DeepSpeedStrategy)
-    if plain or (sharded and isinstance(kind, ModelParallelStrategy)):
+    plain = isinstance(kind, _WHOLE_WEIGHTS) and not isinstance(kind, _DEEPSPEED)
+    if plain or (sharded and isinstance(kind, MODEL_PARALLEL)):
         return
-    if isinstance(kind, ModelParallelStrategy):
+    if isinstance(kind, MODEL_PARALLEL):
         raise MisconfigurationException(
             f"{method} {reason or 'needs whole weights'}, which ModelParallelStrategy shards. Use one device or "
             "strategy='ddp'."

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lightning_unlearn.core.lightning import Trainer
 
 __all__ = [
     "Replica",

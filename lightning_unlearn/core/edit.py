@@ -6,14 +6,12 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.checks import strategy
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_info
 from lightning_unlearn.core.scores import Batch, Score
 
 __all__ = ["Edit"]

@@ -7,14 +7,13 @@ from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_map
 
 from lightning_unlearn.core.distributed import local_tensor, sum_over_ranks, world_size
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.modes import undisturbed
 from lightning_unlearn.core.reading import likelihood, row_count
 from lightning_unlearn.core.rows import RunRows

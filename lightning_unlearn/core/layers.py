@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+
+from lightning_unlearn.core.lightning import MisconfigurationException
 
 __all__ = ["HOOK_NOT_CALLED", "LayerCalls", "find_layer", "stripped", "watching"]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
+
+from lightning_unlearn.core.lightning import LightningModule, isolate_rng
 
 __all__ = ["differentiable", "evaluating", "evaluation_mode", "frozen", "undisturbed", "without_gradients"]
 

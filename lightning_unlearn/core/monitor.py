@@ -8,11 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.evaluation import Evaluation
+from lightning_unlearn.core.lightning import (
+    CSV_LOGGERS,
+    TENSORBOARD_LOGGERS,
+    Callback,
+    CSVLogger,
+    LightningModule,
+    Logger,
+    Trainer,
+)
 
 __all__ = ["Monitor", "log_folder", "log_table"]
 
@@ -93,11 +99,11 @@ def log_table(logger: Logger, name: str, columns: list[str], rows: list[list[str
     """A table, in the form that each logger can show; a ``CSVLogger`` gets a file with the last part of the name."""
     if not rows:
         return
-    if isinstance(logger, TensorBoardLogger):
+    if isinstance(logger, TENSORBOARD_LOGGERS):
         lines = [columns, ["---"] * len(columns), *rows]
         escaped = ("|".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) for line in lines)
         logger.experiment.add_text(name, "\n".join(f"|{line}|" for line in escaped), step)
-    elif isinstance(logger, CSVLogger):
+    elif isinstance(logger, CSV_LOGGERS):
         file_name = f"{name.rpartition('/')[2]}.csv"
         with (log_folder(logger) / file_name).open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([columns, *rows])

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from lightning_unlearn.core.checks import at_least, one_of
 from lightning_unlearn.core.distributed import Replica, replica
+from lightning_unlearn.core.lightning import LightningDataModule, rank_zero_info
 from lightning_unlearn.functional.random import keyed_generator
 
 __all__ = ["ForgetRetainDataModule", "PairLoader", "PairSampler"]

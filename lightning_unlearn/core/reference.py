@@ -8,12 +8,12 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from lightning_unlearn.core.distributed import full_tensor, load_full_tensor, local_tensor
+from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.rows import RunRows, row_loader
 from lightning_unlearn.core.scores import Batch, Score

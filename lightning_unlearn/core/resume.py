@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning_unlearn.core.lightning import Callback, LightningModule, MisconfigurationException, Trainer
 
 __all__ = [
     "ResumableCallback",

@@ -6,13 +6,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from lightning_unlearn.core.distributed import gather_objects, rank, replica
+from lightning_unlearn.core.lightning import COMBINED_LOADERS, MisconfigurationException, Trainer
 from lightning_unlearn.core.pairing import PairLoader
 
 __all__ = ["RunRows", "drawn_rows", "on_device", "row_loader"]
@@ -31,7 +29,7 @@ def row_loader(train_dataloader: Any, role: str, chunks: list[list[int]] | None 
     Returns:
         The loader, or ``None`` where rows can't be addressed (iterable datasets, other kinds of loader).
     """
-    if isinstance(train_dataloader, CombinedLoader):
+    if isinstance(train_dataloader, COMBINED_LOADERS):
         train_dataloader = train_dataloader.iterables
     if isinstance(train_dataloader, PairLoader):
         part = train_dataloader.part(role)

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.functional.likelihood import IGNORE_INDEX, row_sum, token_nll
 
 __all__ = [

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning_unlearn.core.lightning import Trainer
 
 __all__ = ["Source", "find_tokenizer", "load_rows", "read_source"]
 

@@ -7,13 +7,13 @@ import json
 import time
 from pathlib import Path
 
-from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor
 
 from lightning_unlearn.benchmarks.runs import quiet_libraries
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.evaluation import Evaluation
 from lightning_unlearn.core.files import replacing, sha256
+from lightning_unlearn.core.lightning import Trainer, seed_everything
 from lightning_unlearn.core.memory import peak_memory
 from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
 from lightning_unlearn.diffusion.attacks.search import PromptSearch

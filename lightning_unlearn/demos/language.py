@@ -6,11 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer, seed_everything
-
 from lightning_unlearn.benchmarks.runs import quiet_libraries
 from lightning_unlearn.core.evaluation import Evaluation
 from lightning_unlearn.core.files import replacing, sha256
+from lightning_unlearn.core.lightning import Trainer, seed_everything
 from lightning_unlearn.core.memory import peak_memory
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.data.language import LanguageDataModule

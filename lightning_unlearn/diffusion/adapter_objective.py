@@ -6,11 +6,10 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.diffusion.engine.adapters import LowRankAdapters
 from lightning_unlearn.diffusion.engine.model import TextToImage, as_text_to_image
 from lightning_unlearn.diffusion.objective import DiffusionObjective

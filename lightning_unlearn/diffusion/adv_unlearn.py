@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_unlearn.core.checks import at_least, one_of
+from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.attacks.soft_prompt import Prompts, SoftPromptAttacker

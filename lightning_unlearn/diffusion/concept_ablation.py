@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import at_least, one_of
+from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.modes import without_gradients
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.denoising import anchors, noised

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import at_least
+from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.denoising import anchor_output, noised
 from lightning_unlearn.diffusion.engine.model import as_text_to_image, guided_output, unet_output

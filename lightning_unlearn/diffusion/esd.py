@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import at_least, one_of
+from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.denoising import anchors

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_unlearn.core.callback import Needs
+from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.attention import attention_probabilities, check_attention

@@ -5,10 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
 from lightning_unlearn.core.checks import one_of
+from lightning_unlearn.core.lightning import Callback, LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.resume import callbacks_of
 from lightning_unlearn.diffusion.guards import SafeLatentDiffusion, SuppressEOT
 from lightning_unlearn.diffusion.unlearn_diff_atk import UnlearnDiffAtk

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_unlearn.core.checks import strategy
 from lightning_unlearn.core.distributed import mean_over_ranks, world_size
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 
 __all__ = ["check_gradients", "gradients", "inner_product", "loss_with_gradient", "trained"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_unlearn.core.callback import Needs, UnlearnCallback
+from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.diffusion.engine.denoising import denoising_nll
 from lightning_unlearn.diffusion.engine.draws import Draws, batch_number
 from lightning_unlearn.diffusion.engine.model import as_text_to_image

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.checks import above, at_least
+from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.diffusion.engine.model import as_text_to_image
 from lightning_unlearn.diffusion.engine.parameters import kv_layers

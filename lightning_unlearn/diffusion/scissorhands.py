@@ -7,14 +7,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import at_least, between, one_of, regex
 from lightning_unlearn.core.distributed import replica
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_info
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.rows import RunRows, row_loader
 from lightning_unlearn.core.scores import Batch

@@ -8,11 +8,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import above, at_least, one_of
+from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.adapter_objective import AdapterObjective

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.checks import above, at_least
 from lightning_unlearn.core.distributed import rank
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.resume import record_class, refuse_fine_tuning
 from lightning_unlearn.diffusion.engine.denoising import denoising_nll

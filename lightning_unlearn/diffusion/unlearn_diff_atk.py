@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_unlearn.core.distributed import gather_objects, replica
 from lightning_unlearn.core.evaluation import Evaluation
 from lightning_unlearn.core.files import write_text
+from lightning_unlearn.core.lightning import (
+    Callback,
+    LightningModule,
+    Logger,
+    MisconfigurationException,
+    Trainer,
+    rank_zero_info,
+)
 from lightning_unlearn.core.modes import differentiable
 from lightning_unlearn.core.monitor import Monitor, log_table
 from lightning_unlearn.core.resume import callbacks_of
@@ -99,7 +102,7 @@ class UnlearnDiffAtk(Monitor):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attack in ``trainer.validate``."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
+        if trainer.state.fn == "validate":
             self.log_metrics(trainer, pl_module, self.evaluate(trainer, pl_module).metrics)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -154,7 +157,7 @@ class UnlearnDiffAtk(Monitor):
         """Images of the concept as bytes, and the numbers of the prompts that they are of: once a run."""
         if self.targets is not None:
             return (read_images(self.targets) * 255).round().byte(), list(range(len(rows)))
-        fresh = trainer.state.fn == TrainerFn.FITTING and not self.history
+        fresh = trainer.state.fn == "fit" and not self.history
         if self.base is None and not fresh:
             raise MisconfigurationException(
                 "UnlearnDiffAtk compares with images of the concept, and has none here. Give targets, a folder of "

@@ -6,17 +6,23 @@ import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.checks import at_least, one_of
 from lightning_unlearn.core.distributed import Replica, gather_objects, replica
 from lightning_unlearn.core.evaluation import Evaluation, Example
+from lightning_unlearn.core.lightning import (
+    CSV_LOGGERS,
+    TENSORBOARD_LOGGERS,
+    WANDB_LOGGERS,
+    LightningModule,
+    Logger,
+    MisconfigurationException,
+    Trainer,
+    isolate_rng,
+    rank_zero_warn,
+)
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.monitor import Monitor, log_folder, log_table
 from lightning_unlearn.core.pairing import ForgetRetainDataModule
@@ -171,7 +177,7 @@ _COLUMNS = ["set", "question", "expected", "before", "after"]
 
 def _log_figures(logger: Logger, history: list[Evaluation], step: int) -> None:
     """The curves as figures, all sets side by side."""
-    if not isinstance(logger, (WandbLogger, TensorBoardLogger, CSVLogger)):
+    if not isinstance(logger, (*WANDB_LOGGERS, *TENSORBOARD_LOGGERS, *CSV_LOGGERS)):
         return
     names = dict.fromkeys(metric.rpartition("_")[0] for evaluation in history for metric in evaluation.metrics)
     for measure in ("nll", "accuracy"):
@@ -182,11 +188,11 @@ def _log_figures(logger: Logger, history: list[Evaluation], step: int) -> None:
             return
         if figure is None:
             continue
-        if isinstance(logger, TensorBoardLogger):
+        if isinstance(logger, TENSORBOARD_LOGGERS):
             logger.experiment.add_figure(f"eval/{measure}_curves", figure, step)
-        elif isinstance(logger, CSVLogger):
+        elif isinstance(logger, CSV_LOGGERS):
             figure.savefig(log_folder(logger) / f"{measure}_curves.svg")
-        else:
+        elif isinstance(logger, WANDB_LOGGERS):
             from PIL import Image  # comes with the wandb extra
 
             with io.BytesIO() as buffer:

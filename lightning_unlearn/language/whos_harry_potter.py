@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_unlearn.core.callback import Reference
 from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.distributed import load_full_tensor
 from lightning_unlearn.core.layers import stripped
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.modes import without_gradients
 from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.reference import CachedReference, exchanged

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn.core.layers import HOOK_NOT_CALLED, find_layer, watching
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException
 from lightning_unlearn.core.scores import Batch, output_head
 from lightning_unlearn.functional.language.rmu import rmu_retain
 

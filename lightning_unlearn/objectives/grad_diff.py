@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_unlearn.core.callback import Reference
 from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.distributed import mean_over_ranks
+from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Score, causal_lm_nll
 from lightning_unlearn.functional.objectives.gradient_ascent import gradient_ascent

@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Literal
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_unlearn.core.callback import Reference, UnlearnCallback
 from lightning_unlearn.core.checks import at_least, one_of
+from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.reading import Reading, row_count
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score
 from lightning_unlearn.functional.kl import kl_divergence

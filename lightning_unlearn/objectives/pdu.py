@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import above, at_least
 from lightning_unlearn.core.distributed import mean_over_ranks
+from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Batch, Score, causal_lm_nll
 from lightning_unlearn.functional.objectives.pdu import pdu

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_unlearn.core.callback import Needs, Reference
 from lightning_unlearn.core.checks import above
+from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Score
 from lightning_unlearn.objectives.objective import ForgetRetainObjective, RetainTerm

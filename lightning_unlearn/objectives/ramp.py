@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
 from lightning_unlearn.core.checks import at_least
+from lightning_unlearn.core.lightning import MisconfigurationException, Trainer
 
 __all__ = ["Ramp"]
 

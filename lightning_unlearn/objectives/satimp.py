@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import at_least
+from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Score, causal_lm_nll
 from lightning_unlearn.functional.likelihood import token_nll

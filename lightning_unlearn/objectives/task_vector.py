@@ -6,14 +6,12 @@ import re
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_unlearn.core.callback import Needs, UnlearnCallback
 from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.distributed import all_true, full_tensor, load_full_tensor, local_tensor
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from lightning_unlearn.core.reference import reshard
 from lightning_unlearn.core.scores import Batch, Score, causal_lm_nll
 from lightning_unlearn.functional.objectives.task_vector import negate_task_vector

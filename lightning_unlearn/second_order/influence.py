@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
@@ -15,6 +13,7 @@ from torch.utils.data import DataLoader
 from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.core.gradients import sample_gradients
+from lightning_unlearn.core.lightning import LightningModule, move_data_to_device
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.core.scores import Batch, Score, causal_lm_nll, classifier_nll

@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_unlearn.core.callback import objective_score
 from lightning_unlearn.core.checks import at_least, one_of, strategy, trainer_optimizes
 from lightning_unlearn.core.distributed import all_true, average_over_ranks, local_tensor, mean_over_ranks, replica
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.reading import row_count
 from lightning_unlearn.core.resume import ResumableCallback

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_unlearn.core.distributed import local_tensor
+from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.functional.saliency.magnitude import magnitude_score
 from lightning_unlearn.weights.weight_mask import WeightMask
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.functional.saliency.random import random_score
 from lightning_unlearn.weights.layout import local_part
 from lightning_unlearn.weights.weight_mask import Scope, WeightMask

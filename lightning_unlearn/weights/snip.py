@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_unlearn.core.distributed import local_tensor
 from lightning_unlearn.core.gradients import row_gradient
+from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.rows import RunRows
 from lightning_unlearn.functional.saliency.snip import snip_score
 from lightning_unlearn.weights.weight_mask import WeightMask

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_unlearn.core.checks import above, one_of
 from lightning_unlearn.core.distributed import local_tensor
 from lightning_unlearn.core.gradients import row_gradient
+from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.rows import RunRows
 from lightning_unlearn.core.scores import Score
 from lightning_unlearn.functional.saliency.wagle import wagle_score

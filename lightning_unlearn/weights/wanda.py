@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.distributed import local_tensor, sum_over_ranks
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.modes import undisturbed
 from lightning_unlearn.core.rows import RunRows
 from lightning_unlearn.core.scores import Score

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_unlearn.core.callback import objective_score
 from lightning_unlearn.core.checks import between, function, one_of, regex, strategy
 from lightning_unlearn.core.distributed import local_tensor, rank, sum_over_ranks
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.resume import ResumableCallback, callbacks_of, is_unlearning_checkpoint
 from lightning_unlearn.core.scores import Score
 from lightning_unlearn.functional.saliency.bits import apply_mask_, pack_mask, unpack_mask

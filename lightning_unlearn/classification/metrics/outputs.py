@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_unlearn.classification.metrics.checks import check_outputs
+from lightning_unlearn.core.lightning import LightningModule, isolate_rng
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll, prediction_score
 

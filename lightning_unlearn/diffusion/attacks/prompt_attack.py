@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.files import write_text
+from lightning_unlearn.core.lightning import rank_zero_info, rank_zero_warn
 from lightning_unlearn.core.modes import differentiable
 from lightning_unlearn.core.sources import Source
 from lightning_unlearn.diffusion.attacks.cases import Candidate, Case, Meter

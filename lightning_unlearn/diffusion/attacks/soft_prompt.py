@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.distributed import all_true, gather_objects
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException
 from lightning_unlearn.core.modes import evaluating, frozen
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.attacks.prompts import allowed_tokens

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+
+from lightning_unlearn.core.lightning import MisconfigurationException
 
 __all__ = ["attention_probabilities", "check_attention"]
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_unlearn.core.distributed import rank, world_size
+from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.diffusion.engine.model import TextToImage, latent_shape
 from lightning_unlearn.functional.diffusion.noise import row_noise
 from lightning_unlearn.functional.random import keyed_generator

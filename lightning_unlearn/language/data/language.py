@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_unlearn.core.checks import at_least
+from lightning_unlearn.core.lightning import rank_zero_warn
 from lightning_unlearn.core.pairing import ForgetRetainDataModule, Role
 from lightning_unlearn.core.sources import Source, find_tokenizer, load_rows
 from lightning_unlearn.functional.likelihood import IGNORE_INDEX
