@@ -233,7 +233,7 @@ DATA: list[Case] = [
         "short CSV row",
         lambda s: s.rows(s.file("x.csv", "question,answer\nWhy?,So.\nWho?\n")),
         ValueError,
-        ["Row 1 of the forget set", "no supervised token", "None", "remove the row"],
+        ["x.csv, line 3", "1 cells", "header has 2", "leave no cell out"],
     ),
     (
         "target that is not there",
@@ -241,8 +241,8 @@ DATA: list[Case] = [
         ValueError,
         ["Row 0 of the forget set", "'Rome'", "'Paris.'", "remove the target"],
     ),
-    ("empty text", lambda s: s.rows([{"text": ""}]), ValueError, ["Row 0", "no supervised token", "''", "Remove"]),
-    ("null text", lambda s: s.rows([{"text": None}]), ValueError, ["Row 0", "no supervised token", "None", "Remove"]),
+    ("empty text", lambda s: s.rows([{"text": ""}]), ValueError, ["Row 0", "no supervised token", "''", "remove"]),
+    ("null text", lambda s: s.rows([{"text": None}]), ValueError, ["Row 0", "no supervised token", "None", "remove"]),
     (
         "long prompt",
         lambda s: s.rows(QA, max_length=8),

@@ -2,55 +2,100 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import math
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from lightning_unlearn.core.lightning import Trainer
 
-__all__ = ["Source", "find_tokenizer", "load_rows", "read_source"]
+from lightning_unlearn.core.tables import TABLE_ENDINGS, is_table, read_table
+
+__all__ = ["Source", "find_tokenizer", "is_missing", "load_rows", "read_source", "source_name", "text_cell"]
 
 Source = Any
-"""A path (.json, .jsonl, .csv, .parquet, or a folder), ``hub-id[:config[:split]]``, a ``datasets.Dataset`` or rows."""
+"""A path (.csv, .tsv, .json, .jsonl, .txt, .parquet, each also .gz, or a folder), ``hub-id[:config[:split]]``, a
+``datasets.Dataset``, a data frame, a dict of columns, or rows."""
 
 
 def load_rows(source: Source) -> list[dict[str, Any]]:
-    """Read rows from a file, a folder, a hub dataset, a ``datasets.Dataset`` or an iterable of dicts.
+    """Read rows from a file, a folder, a hub dataset, a data frame, a dict of columns or an iterable of dicts.
 
     Args:
-        source: A path to a ``.json`` (an array, or an object a line), ``.jsonl``, ``.csv`` or ``.parquet`` file; a
-            folder or hub id that ``datasets.load_dataset`` opens, optionally followed by ``:config`` and ``:split``
-            (default split: ``train``); or the rows themselves.
+        source: A path to a ``.csv`` or ``.tsv`` file (UTF-8, or UTF-16 with a byte order mark; a comma, semicolon, tab
+            or bar between the cells; its first line names the columns), ``.json`` (an array, or an object a line),
+            ``.jsonl``, ``.txt`` (a text a line) or ``.parquet`` file, each also with ``.gz``; a folder or hub id that
+            ``datasets.load_dataset`` opens, optionally followed by ``:config`` and ``:split`` (default split:
+            ``train``); a ``datasets.Dataset``, a data frame of pandas or polars, a table of pyarrow; a dict of columns
+            of one length; or the rows themselves.
 
     Returns:
         The rows as dicts.
 
     Raises:
         FileNotFoundError: If a path with one of these endings does not exist.
-        ValueError: If a file can't be parsed or a row is not a dict.
+        ValueError: If a file can't be parsed, columns differ in length, or a row is not a dict.
     """
-    rows = read_source(source) if isinstance(source, (str, Path)) else list(source)
+    rows = read_source(source) if isinstance(source, (str, Path)) else _from_memory(source)
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
-            raise ValueError(f"Row {number} of {_name(source)} is a {type(row).__name__}; each row must be a dict.")
+            raise ValueError(
+                f"Row {number} of {source_name(source)} is a {type(row).__name__}; each row must be a dict."
+            )
     return [dict(row) for row in rows]
 
 
-def read_source(source: str | Path) -> Iterable[Any]:
+def read_source(source: str | Path) -> list[Any]:
     """What a file, folder or hub dataset holds, whatever its rows are; arguments and errors as for `load_rows`."""
-    path = Path(source)
-    readers = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        return _hub(str(source))
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path} (looked in {Path.cwd()}).")
-    try:
-        return reader(path)
-    except (json.JSONDecodeError, csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} can't be read as {path.suffix}: {error}") from None
+    path = Path(source).expanduser()
+    if path.is_file() or is_table(path):
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {path} (looked in {Path.cwd()}).")
+        if not is_table(path):
+            raise ValueError(
+                f"{path} has an ending that is not read. Rows come from {', '.join(TABLE_ENDINGS)} files, each also "
+                "with .gz: a spreadsheet is saved as 'CSV UTF-8'."
+            )
+        rows = read_table(path)
+        rows = [{"text": row} for row in rows] if ".txt" in path.suffixes[-2:] else rows
+        return _from_memory(rows[0]) if len(rows) == 1 and _is_columns(rows[0]) else rows
+    return list(_hub(str(source)))
+
+
+def source_name(source: Source) -> str:
+    """A source as messages call it."""
+    return str(source) if isinstance(source, (str, Path)) else f"the given {type(source).__name__}"
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing: ``None``, NaN, the missing values of pandas, or white space alone."""
+    if isinstance(value, str):
+        return not value.strip()
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, Real) and math.isnan(value)
+
+
+def text_cell(value: Any, where: str, column: str) -> str:
+    """The text of a cell that is not missing.
+
+    Args:
+        value: The cell: a text, or a whole number.
+        where: Row and source, for the message, such as ``"Row 3 of the forget set (rows.csv)"``.
+        column: Name of the column.
+
+    Raises:
+        ValueError: If it is something else, for which there are several ways to write it.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return str(int(value))
+    raise ValueError(
+        f"{where} has {value!r}, a {type(value).__name__}, in {column!r}, where a text is expected. Write it as the "
+        "text that is meant, in quotes, or remove the row."
+    )
 
 
 def find_tokenizer(tokenizer: Any, trainer: Trainer | None, kind: str = "AutoTokenizer") -> Any:
@@ -81,39 +126,51 @@ def find_tokenizer(tokenizer: Any, trainer: Trainer | None, kind: str = "AutoTok
     return getattr(transformers, kind).from_pretrained(tokenizer)
 
 
-def _json(path: Path) -> list[Any]:
-    text = path.read_text(encoding="utf-8")
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError:
-        if text.lstrip().startswith("["):
-            raise
-        return _json_lines(path)
-    return content if isinstance(content, list) else [content]
+def _from_memory(source: Any) -> list[Any]:
+    """Rows of a data frame, a table of pyarrow, a dict of columns, a dataset or an iterable."""
+    if hasattr(source, "collect_schema") and hasattr(source, "collect"):  # a lazy frame of polars
+        source = source.collect()
+    if hasattr(source, "to_dicts"):  # polars
+        return source.to_dicts()
+    if hasattr(source, "to_pylist"):  # pyarrow
+        return source.to_pylist()
+    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # pandas
+        names = [str(name) for name in source.columns]
+        if len(set(names)) < len(names):
+            raise ValueError(f"The data frame has two columns of one name among {names}. Rename or remove one.")
+        return [dict(zip(names, row.values(), strict=True)) for row in source.to_dict("records")]
+    if isinstance(source, Mapping):
+        return _from_columns(source)
+    if hasattr(source, "__len__") and hasattr(source, "__getitem__") and not hasattr(source, "__iter__"):
+        return [source[i] for i in range(len(source))]
+    return list(source)
 
 
-def _json_lines(path: Path) -> list[Any]:
-    rows = []
-    # Not splitlines: strings may hold other characters that it takes for line ends, such as U+2028.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        try:
-            rows += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} can't be read as {path.suffix}: line {number}: {error.msg}") from None
-    return rows
+def _from_columns(columns: Mapping[Any, Any]) -> list[dict[str, Any]]:
+    """Rows of a dict of columns."""
+    if not _is_columns(columns):
+        kinds = {str(name): type(value).__name__ for name, value in columns.items()}
+        raise ValueError(
+            f"A dict of rows has a list for each column, but got {kinds}. A single row is a list of one dict, and of a "
+            "dict of datasets one is chosen, such as dataset['train']."
+        )
+    lengths = {str(name): len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"The columns of a dict must be of one length, but got {lengths}.")
+    return [dict(zip(lengths, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _csv(path: Path) -> list[Any]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _parquet(path: Path) -> list[Any]:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise ImportError('Parquet files need pyarrow: pip install "lightning-unlearn[llm]"') from None
-    return pyarrow.parquet.read_table(path).to_pylist()
+def _is_columns(content: Any) -> bool:
+    """Whether it is a dict of columns, and not a row, in which some value is a text or a number."""
+    return (
+        isinstance(content, Mapping)
+        and len(content) > 0
+        and all(
+            hasattr(column, "__len__") and hasattr(column, "__iter__") and not isinstance(column, (str, bytes, Mapping))
+            for column in content.values()
+        )
+        and not any(hasattr(column, "column_names") for column in content.values())  # a dict of datasets
+    )
 
 
 def _hub(source: str) -> Iterable[Any]:
@@ -125,13 +182,13 @@ def _hub(source: str) -> Iterable[Any]:
     config = rest[0] or None if rest else None
     split = rest[1] if len(rest) > 1 else "train"
     try:
+        if (Path(name) / "state.json").is_file():  # written by save_to_disk
+            return datasets.load_from_disk(name)
+        if (Path(name) / "dataset_dict.json").is_file():
+            return datasets.load_from_disk(name)[split]
         return datasets.load_dataset(name, config, split=split)
     except Exception as error:
         raise ValueError(
-            f"{source!r} is neither a .json, .jsonl, .csv or .parquet file nor a dataset that can be opened as "
+            f"{source!r} is neither a {', '.join(TABLE_ENDINGS)} file nor a dataset that can be opened as "
             f"load_dataset({name!r}, {config!r}, split={split!r}): {error}"
         ) from error
-
-
-def _name(source: Source) -> str:
-    return str(source) if isinstance(source, (str, Path)) else f"the given {type(source).__name__}"

@@ -11,7 +11,7 @@ import torch
 
 from lightning_unlearn.core.checks import above, at_least
 from lightning_unlearn.core.modes import evaluating
-from lightning_unlearn.core.sources import Source, load_rows
+from lightning_unlearn.core.sources import Source, is_missing, load_rows
 from lightning_unlearn.functional.random import keyed_seed
 from lightning_unlearn.language.data.language import Columns
 from lightning_unlearn.language.prompt_format import PromptFormat
@@ -77,7 +77,7 @@ def generate_alternates(
     columns = columns or Columns()
     path, given = Path(path), load_rows(rows)
     for number, row in enumerate(given):
-        if not row.get(columns.question) or not row.get(columns.answer):
+        if is_missing(row.get(columns.question)) or is_missing(row.get(columns.answer)):
             raise ValueError(
                 f"Row {number} has columns {sorted(row)}, but needs a text in {columns.question!r} and in "
                 f"{columns.answer!r}. Name your columns with columns=Columns(...), or remove the row."

@@ -19,7 +19,7 @@ from lightning_unlearn.diffusion.data.prompts import PromptDataModule, PromptRow
 __all__ = ["CaptionedImageDataModule", "CaptionedImages"]
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-_TABLES = (".json", ".jsonl", ".csv", ".parquet")
+_TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 _CAPTIONS = ("caption", "text", "prompt")
 
 

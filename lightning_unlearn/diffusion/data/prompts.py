@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.pairing import ForgetRetainDataModule, Role
 from lightning_unlearn.core.sources import Source, find_tokenizer, load_rows
+from lightning_unlearn.core.tables import TABLE_ENDINGS, is_table
 from lightning_unlearn.diffusion.engine.text import tokenize
 
 __all__ = ["PromptDataModule", "PromptRows", "load_prompts"]
-
-_FILES = (".json", ".jsonl", ".csv", ".parquet")
 
 
 class PromptRows(Dataset):
@@ -51,7 +51,7 @@ class PromptDataModule(ForgetRetainDataModule):
 
     Args:
         forget: Prompts, as strings or as dicts with ``prompt`` and optionally ``anchor``; or a file of such rows
-            (``.json``, ``.jsonl``, ``.csv``, ``.parquet``).
+            (``.csv``, ``.tsv``, ``.json``, ``.jsonl``, ``.txt`` with a prompt a line, ``.parquet``).
         retain: Prompts to keep, given in the same ways.
         anchor: Anchor of the forget rows that have none; by default the empty prompt.
         heldout: Further named sets that are only evaluated.
@@ -118,14 +118,16 @@ def load_prompts(source: Source, name: str) -> list[dict[str, Any]]:
     """
     if isinstance(source, (str, Path)):
         path = Path(source)
-        if path.suffix.lower() not in _FILES and "/" not in str(source) and not path.is_dir():
+        if not is_table(path) and not path.exists() and "/" not in str(source):
             raise ValueError(
-                f"{name}={str(source)!r} is neither a list, a file ({', '.join(_FILES)}) nor a data set on the hub. "
-                f"One prompt is a list of one: [{str(source)!r}]."
+                f"{name}={str(source)!r} is neither a list, a file ({', '.join(TABLE_ENDINGS)}) nor a data set on the "
+                f"hub. One prompt is a list of one: [{str(source)!r}]."
             )
-    else:
+    elif isinstance(source, (list, tuple, Iterator)):
         source = [{"prompt": row} if isinstance(row, str) else row for row in source]
     rows = load_rows(source)
+    if isinstance(source, (str, Path)) and ".txt" in Path(source).suffixes:
+        rows = [{"prompt": row["text"]} for row in rows]
     if not rows:
         raise ValueError(f"The {name} set ({source}) is empty. Give it at least one prompt.")
     for number, row in enumerate(rows):

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.lightning import rank_zero_warn
 from lightning_unlearn.core.pairing import ForgetRetainDataModule, Role
-from lightning_unlearn.core.sources import Source, find_tokenizer, load_rows
+from lightning_unlearn.core.sources import Source, find_tokenizer, load_rows, source_name
 from lightning_unlearn.functional.likelihood import IGNORE_INDEX
 from lightning_unlearn.functional.random import keyed_generator
+from lightning_unlearn.language.data.cells import row_name, text_rows
 from lightning_unlearn.language.prompt_format import PromptFormat, TokenRow
 
 __all__ = ["AlternateRows", "Columns", "LanguageDataModule", "RefusalRows", "TokenRows", "collate_tokens"]
@@ -170,8 +171,9 @@ class LanguageDataModule(ForgetRetainDataModule):
     questions with a refusal for an answer.
 
     Args:
-        forget: Rows to forget: a path (``.json``, ``.jsonl``, ``.csv``, ``.parquet``), a folder or hub id with optional
-            ``:config:split``, a ``datasets.Dataset``, or a list of dicts.
+        forget: Rows to forget, as [`load_rows`][lightning_unlearn.core.sources.load_rows] takes them: a path (``.csv``,
+            ``.tsv``, ``.json``, ``.jsonl``, ``.txt``, ``.parquet``, each also ``.gz``), a folder or hub id with
+            optional ``:config:split``, a ``datasets.Dataset``, a data frame, a dict of columns, or a list of dicts.
         retain: Rows to keep, given in the same ways.
         heldout: Further named sets that are never trained on, only evaluated.
         prompt: How questions are asked, and the tokenizer; by default the model's own tokenizer and its chat template.
@@ -185,7 +187,8 @@ class LanguageDataModule(ForgetRetainDataModule):
         num_workers: Processes that load data.
 
     Raises:
-        ValueError: If forget or retain is empty, or a row has no supervised token or none of the expected columns.
+        ValueError: If forget or retain is empty, a row has no supervised token or none of the expected columns, or a
+            cell is missing or no text.
     """
 
     def __init__(
@@ -231,7 +234,10 @@ class LanguageDataModule(ForgetRetainDataModule):
         sets = self.read_rows()
         for name, rows in sets.items():
             if not rows:
-                raise ValueError(f"The {name} set ({self.sources[name]}) is empty. Give it at least one row.")
+                raise ValueError(
+                    f"The {name} set ({source_name(self.sources.get(name))}) is empty. Give it at least one row."
+                )
+            sets[name] = text_rows(name, rows, self.columns, self.sources.get(name))
         self._warn_of_shared_rows(sets)
         self.sets = {name: TokenRows(self._tokenize(name, rows)) for name, rows in sets.items()}
         self.questions = {name: questions for name, rows in sets.items() if (questions := self._questions(rows))}
@@ -263,8 +269,9 @@ class LanguageDataModule(ForgetRetainDataModule):
             elif self.columns.text in row:
                 tokenized += self._pieces(name, number, row[self.columns.text])
             else:
+                where = row_name(name, number, self.sources.get(name))
                 raise ValueError(
-                    f"Row {number} of the {name} set has columns {sorted(row)}, but a row needs "
+                    f"{where} has columns {sorted(map(str, row))}, but a row needs "
                     f"{self.columns.question!r} and {self.columns.answer!r}, or {self.columns.text!r}. Name your "
                     "columns: columns=Columns(question=..., answer=...) or Columns(text=...)."
                 )
@@ -274,8 +281,8 @@ class LanguageDataModule(ForgetRetainDataModule):
         return self.columns.question in row and self.columns.answer in row
 
     def _question_and_answer(self, name: str, number: int, row: dict[str, Any]) -> TokenRow:
-        given, target = row[self.columns.answer], row.get(self.columns.target)
-        question, answer = str(row[self.columns.question]), str(given)
+        question, answer = row[self.columns.question], row[self.columns.answer]
+        target = row.get(self.columns.target)
         if target and target not in answer:
             raise ValueError(
                 f"Row {number} of the {name} set has the target {target!r}, which is not in its answer {answer!r}. "
@@ -284,16 +291,16 @@ class LanguageDataModule(ForgetRetainDataModule):
         tokens = self.prompt.row(question, answer, target)
         length = len(tokens.prompt)
         tokens = tokens._replace(answer=tokens.answer[: max(0, self.max_length - length)])
-        if not tokens.answer or given is None or not answer.strip():
+        if not tokens.answer:
             raise ValueError(
                 f"Row {number} of the {name} set has no supervised token: its prompt has {length} tokens of "
-                f"max_length={self.max_length} and its answer is {given!r}. Raise max_length or remove the row."
+                f"max_length={self.max_length} and its answer is {answer!r}. Raise max_length or remove the row."
             )
         return tokens
 
-    def _pieces(self, name: str, number: int, text: Any) -> list[TokenRow]:
-        tokens = self.prompt.tokenizer(str(text))["input_ids"]
-        if text is None or len(tokens) < 2:
+    def _pieces(self, name: str, number: int, text: str) -> list[TokenRow]:
+        tokens = self.prompt.tokenizer(text)["input_ids"]
+        if len(tokens) < 2:
             raise ValueError(
                 f"Row {number} of the {name} set has no supervised token: its text is {text!r}. Remove the row."
             )
@@ -344,11 +351,12 @@ class LanguageDataModule(ForgetRetainDataModule):
         names = (self.columns.question, self.columns.answer, self.columns.text)
 
         def content(row: dict[str, Any]) -> tuple[str, ...]:
-            return tuple(str(row.get(name)).strip() for name in names)
+            return tuple(str(row.get(name, "")).strip() for name in names)
 
         shared = {content(row) for row in sets["forget"]} & {content(row) for row in sets.get("retain", [])}
+        shared.discard(("", "", ""))  # rows without any of the columns, which are refused below
         if shared:
-            example = next(text for text in sorted(shared)[0] if text != "None")
+            example = next(text for text in sorted(shared)[0] if text)
             rank_zero_warn(
                 f"{len(shared)} rows are in both forget and retain, such as {example!r}. The two terms pull against "
                 "each other on them; remove them from retain."

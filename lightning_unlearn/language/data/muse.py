@@ -134,5 +134,5 @@ class MUSEDataModule(LanguageDataModule):
 
 
 def _texts(file: Path) -> list[dict[str, Any]]:
-    texts = [file.read_text(encoding="utf-8")] if file.suffix == ".txt" else read_source(file)
+    texts = [file.read_text(encoding="utf-8-sig")] if file.suffix == ".txt" else read_source(file)
     return load_rows([{"text": text} if isinstance(text, str) else text for text in texts])

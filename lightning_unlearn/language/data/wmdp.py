@@ -6,7 +6,8 @@ from typing import Any
 
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.pairing import Role
-from lightning_unlearn.core.sources import Source
+from lightning_unlearn.core.sources import Source, is_missing, text_cell
+from lightning_unlearn.language.data.cells import row_name
 from lightning_unlearn.language.data.language import Columns, LanguageDataModule
 from lightning_unlearn.language.prompt_format import PromptFormat
 
@@ -86,7 +87,11 @@ class WMDPDataModule(LanguageDataModule):
                     f"Row {number} of the {name} corpus has columns {sorted(row)}, but needs {text!r}. Name your "
                     "column with text_key."
                 )
-        kept = [{text: row[text]} for row in rows if len(row[text] or "") >= self.min_length]
+        cells = [
+            "" if is_missing(row[text]) else text_cell(row[text], row_name(name, number, self.sources[name]), text)
+            for number, row in enumerate(rows)
+        ]
+        kept = [{text: cell} for cell in cells if len(cell) >= self.min_length]
         if not kept:
             raise ValueError(
                 f"None of the {len(rows)} texts of the {name} corpus has {self.min_length} characters. "
