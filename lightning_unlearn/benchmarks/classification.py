@@ -84,7 +84,8 @@ def bench_classification(
     For each seed, one model is trained on all rows, and for each scenario another on the retain rows; rows, weights and
     order of batches differ from seed to seed. Each method runs with each of its settings on ``tuning_seeds``. The one
     with the smallest average gap, the mean absolute difference in UA, RA, TA and confidence MIA to the model retrained
-    with that seed, runs on ``seeds``. UGradSL and UGradSL+ also run over a grid of alpha and p.
+    with that seed, runs on ``seeds``. UGradSL and UGradSL+ also run over a grid of alpha and p. On MNIST-1D, some
+    methods also run untuned: with their default arguments, the learning rate of the training, and without clipping.
 
     Writes ``<task>.json``, ``<task>.md`` and, with matplotlib, ``<task>.svg`` and ``<task>-ablation.svg``. Trained
     models are kept in ``models/`` and finished runs in ``runs/``: after a kill, or with more methods, the same command
@@ -92,7 +93,8 @@ def bench_classification(
 
     Args:
         output_dir: Folder to write.
-        task: ``"mnist"`` (5,000 images and a residual net), ``"digits"``, ``"images"`` or ``"text"``.
+        task: ``"mnist"`` (5,000 images and a residual net), ``"mnist1d"`` (2,000 signals and a convolutional net),
+            ``"digits"``, ``"images"`` or ``"text"``.
         scenarios: Any of ``"class"``, ``"random"`` and ``"group"``; all if empty.
         methods: Names of the methods to run; all if empty.
         tuning_seeds: Seeds that settings are chosen on.
@@ -112,8 +114,7 @@ def bench_classification(
     """
     recipe = lists.TASKS[one_of("task", task, lists.TASKS)]
     recipe = replace(recipe, epochs=epochs or recipe.epochs)
-    applicable = {m.name: m for m in lists.METHODS if m.name not in lists.WITHOUT.get(task, ())}
-    chosen = select("methods", methods, applicable, f" of task {task!r}")
+    chosen = select("methods", methods, lists.methods_of(task), f" of task {task!r}")
     forgotten = select("scenarios", scenarios, lists.SCENARIOS)
     separate_seeds(tuning_seeds, seeds)
     grid = Grid(output_dir, workers, keep_stale)
@@ -134,6 +135,11 @@ def bench_classification(
     settings = {(n, m.name): m.settings for n in forgotten for m in chosen.values() if n in m.scenarios}
     tuned = grid.tune(unlearn, settings, cell, lambda run: -gap(run), tuning_seeds, seeds, TOGETHER)
     before = grid.run(unlearn, {key: cells[key] for key in keys if key[1] in seeds}, "before", TOGETHER)
+    plain = {name: setting for name, setting in lists.UNTUNED.get(task, {}).items() if name in chosen}
+    trials = {
+        (n, name, seed): cell((n, name), plain[name], seed) for n in forgotten for name in plain for seed in seeds
+    }
+    untuned = grid.run(unlearn, trials, "untuned", TOGETHER)
     costs = {key: {name: run[name] for name in ("seconds", "rows", "steps")} for key, run in retrained.items()}
     record: dict[str, Any] = {
         **{"recipe": asdict(recipe), "threads": threads, "library": version("lightning-unlearn")},
@@ -143,6 +149,7 @@ def bench_classification(
                 "original": [before[name, seed] for seed in seeds],
                 "retrained": [references[name, seed] | costs[name, seed] for seed in seeds],
                 "methods": {method: found for (scenario, method), found in tuned.items() if scenario == name},
+                "untuned": {method: [untuned[name, method, seed] for seed in seeds] for method in plain},
             }
             for name in forgotten
         },
@@ -211,7 +218,7 @@ def unlearn(cell: UnlearnCell, folder: Path) -> Outcome:
     if cell.setting:
         callbacks = build(cell.setting.callbacks, seed=cell.seed, forget_class=cell.scenario.forget_class)
         meter = Meter()
-        run = trainer([meter, *callbacks], max_epochs=cell.setting.epochs, gradient_clip_val=10.0)
+        run = trainer([meter, *callbacks], max_epochs=cell.setting.epochs, gradient_clip_val=cell.setting.clip)
         try:
             run.fit(module, sets)
         except FloatingPointError as error:
@@ -285,7 +292,8 @@ def table(record: dict[str, Any]) -> str:
 
 def _runs(scenario: dict[str, Any]) -> dict[str, list[Outcome]]:
     methods = {name: method["runs"] for name, method in scenario["methods"].items()}
-    return {"original": scenario["original"], "retrained": scenario["retrained"], **methods}
+    untuned = {f"{name}, untuned": runs for name, runs in scenario.get("untuned", {}).items()}
+    return {"original": scenario["original"], "retrained": scenario["retrained"], **methods, **untuned}
 
 
 def _finished(runs: Sequence[Outcome]) -> list[Outcome]:

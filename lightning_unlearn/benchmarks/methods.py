@@ -9,7 +9,21 @@ from typing import Any
 
 from lightning_unlearn.benchmarks.runs import Description, describe
 
-__all__ = ["ABLATION", "ALPHAS", "METHODS", "SCENARIOS", "TASKS", "WEIGHTS", "WITHOUT", "Recipe", "Scenario", "Setting"]
+__all__ = [
+    "ABLATION",
+    "ALPHAS",
+    "METHODS",
+    "SCENARIOS",
+    "TASKS",
+    "UNTUNED",
+    "WEIGHTS",
+    "WITHOUT",
+    "Method",
+    "Recipe",
+    "Scenario",
+    "Setting",
+    "methods_of",
+]
 
 
 @dataclass(frozen=True)
@@ -35,12 +49,13 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Setting:
-    """The role whose rows an epoch passes over, the learning rate, the number of epochs, and the callbacks."""
+    """The role whose rows an epoch passes over, the learning rate, the epochs, the callbacks, and the clipping."""
 
     epoch: str
     lr: float
     epochs: int
     callbacks: tuple[Description, ...]
+    clip: float | None = 10.0
 
 
 @dataclass(frozen=True)
@@ -63,11 +78,12 @@ _TEXT = describe("SyntheticText", rows=4000, classes=10, vocabulary=1000, signal
 _TRANSFORMER = describe("benchmarks.models.TextTransformer", classes=10, vocabulary=1000)
 TASKS = {
     "mnist": Recipe(describe("MNIST5k", pool=2), describe("benchmarks.models.ResNet8"), 15, 0.1),
+    "mnist1d": Recipe(describe("MNIST1D"), describe("benchmarks.models.ConvNet1D"), 30, 0.05),
     "digits": Recipe(describe("Tabular", name="digits"), describe("benchmarks.models.MLP"), 20, 0.05),
     "images": Recipe(_IMAGES, describe("benchmarks.models.ResNet8", channels=3), 10, 0.1, {"rows": 500}),
     "text": Recipe(_TEXT, _TRANSFORMER, 15, 0.1, {"rows": 500}),
 }
-"""MNIST's 5,000 images at 14 × 14, scikit-learn's digits, and procedural images and texts."""
+"""MNIST's 5,000 images at 14 × 14, MNIST-1D, scikit-learn's digits, and procedural images and texts."""
 
 WITHOUT = {"text": ("BoundaryShrink", "UNSIR")}
 """Methods that a task excludes: those that move inputs need numbers, not token ids."""
@@ -107,7 +123,7 @@ METHODS = (
     _method("EUk", "retain", k=[1, 2], lr=[1e-2, 3e-2, 1e-1], epochs=10),
     # Methods that change the weights once, without a learning rate.
     _method("FisherForgetting", "retain", alpha=[1e-9, 1e-8, 3e-8, 1e-7, 3e-7, 1e-6]),
-    _method("SSD", "retain", dampening=[1.0, 0.1], alpha=[1.0, 3.0, 10.0]),
+    _method("SSD", "retain", dampening=[1.0, 0.1], alpha=[10.0, 30.0, 100.0]),
     _method("InfluenceUnlearning", "retain", score=_SCORE, damping=[1e-1, 1.0], step_size=[0.1, 1.0, 10.0]),
     Method(
         "UGradSL",
@@ -125,6 +141,44 @@ METHODS = (
     ),
 )
 """The methods, each with as many settings: published constants, and rates around what moves a small net."""
+
+# Of 200 forget rows in batches of 64, five epochs of UGradSL read 2,280 rows and twelve of ascent 2,400.
+_RATES = [3e-3, 1e-2, 3e-2]
+_INSTEAD = {
+    "mnist1d": (
+        _method("GradientAscent", "forget", epochs=12, lr=[3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2], score=_SCORE),
+        Method(
+            "UGradSL",
+            _settings("UGradSL", "forget", lr=_RATES, epochs=5, alpha=-0.5, p=0.9)
+            + _settings("UGradSL", "forget", lr=_RATES, epochs=5, alpha=-1.0, p=0.95),
+        ),
+        Method("UGradSL, alpha=0", _settings("UGradSL", "forget", lr=_RATES, epochs=5, alpha=0.0, p=[0.9, 0.95])),
+    )
+}
+"""Methods of a task, in place of those of the same name: ascent and UGradSL at an equal cost, also unsmoothed."""
+
+
+def methods_of(task: str) -> dict[str, Method]:
+    """The methods that a task compares, by name."""
+    methods = {m.name: m for m in METHODS if m.name not in WITHOUT.get(task, ())}
+    return methods | {m.name: m for m in _INSTEAD.get(task, ())}
+
+
+def _untuned(name: str, epoch: str, lr: float, **arguments: Any) -> Setting:
+    return Setting(epoch, lr, 5, (describe(name, **arguments),), clip=None)
+
+
+UNTUNED = {
+    "mnist1d": {
+        "GradientAscent": _untuned("GradientAscent", "forget", 0.05, score=_SCORE),
+        "UGradSL": _untuned("UGradSL", "forget", 0.05),
+        "UGradSLPlus": _untuned("UGradSLPlus", "retain", 0.05),
+        "NegGradPlus": _untuned("NegGradPlus", "retain", 0.05),
+        "RandomLabels": _untuned("RandomLabels", "retain", 0.05),
+        "SCRUB": _untuned("SCRUB", "retain", 0.05),
+    }
+}
+"""Methods with their defaults for five epochs, at the rate that the module was trained with, without clipping."""
 
 ALPHAS = [0.0, -0.2, -0.5, -1.0, -2.0]
 WEIGHTS = [0.5, 0.8, 0.9, 0.98]

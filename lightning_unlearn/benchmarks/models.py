@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lightning_unlearn.classification.lit_classifier import LitClassifier
 
-__all__ = ["MLP", "CosineClassifier", "ResNet8", "TextTransformer"]
+__all__ = ["MLP", "ConvNet1D", "CosineClassifier", "ResNet8", "TextTransformer"]
 
 
 class CosineClassifier(LitClassifier):
@@ -77,6 +77,23 @@ class MLP(nn.Sequential):
         super().__init__(
             nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)
         )
+
+
+class ConvNet1D(nn.Sequential):
+    """Three convolutions over a signal, each at half the resolution and with batch normalization, and a linear layer.
+
+    Args:
+        classes: Number of logits.
+        length: Numbers a signal; a multiple of 8.
+        width: Channels of each convolution.
+    """
+
+    def __init__(self, classes: int = 10, length: int = 40, width: int = 24) -> None:
+        layers: list[nn.Module] = []
+        for inputs, kernel in ((1, 5), (width, 3), (width, 3)):
+            convolution = nn.Conv1d(inputs, width, kernel, stride=2, padding=kernel // 2, bias=False)
+            layers += [convolution, nn.BatchNorm1d(width), nn.ReLU()]
+        super().__init__(*layers, nn.Flatten(), nn.Linear(width * length // 8, classes))
 
 
 class TextTransformer(nn.Module):

@@ -5,6 +5,7 @@ from .boundary_expand import BoundaryExpand as BoundaryExpand
 from .boundary_shrink import BoundaryShrink as BoundaryShrink
 from .cf_k import CFk as CFk
 from .data.arrays import CIFAR as CIFAR
+from .data.arrays import MNIST1D as MNIST1D
 from .data.arrays import SVHN as SVHN
 from .data.arrays import CoarseLabels as CoarseLabels
 from .data.arrays import LabelledRows as LabelledRows

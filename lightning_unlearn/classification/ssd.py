@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
 from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.edit import Edit
-from lightning_unlearn.core.lightning import LightningModule, move_data_to_device
+from lightning_unlearn.core.lightning import LightningModule, move_data_to_device, rank_zero_info, rank_zero_warn
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.functional.classification.synaptic_dampening import synaptic_dampening
@@ -25,13 +26,15 @@ class SSD(Edit):
     \alpha I_{D,i}, \qquad I_S = \frac{1}{|\mathcal B(S)|} \sum_{B \in \mathcal B(S)} \big(\nabla \ell_B\big)^2$$
 
     The importance is the mean over batches of the squared gradient of a batch's mean loss, in evaluation mode, as in
-    the released code, and depends on the batch size. $D$ is forget and retain rows, in separate batches. Buffers, such
-    as statistics of batch normalization, stay. It is an edit: the run makes no update. A fixed $\alpha$ can destroy a
-    model on some classes: look at the retain accuracy.
+    the released code, and depends on the batch size. $D$ is the training set: forget and retain rows, shuffled together
+    into batches of mixed rows. Buffers, such as statistics of batch normalization, stay. It is an edit: the run makes
+    no update. It warns if no weight was selected. A fixed $\alpha$ can destroy a model on some classes: look at the
+    retain accuracy.
 
     Args:
         alpha: How many times more important a weight must be $\alpha > 0$; 10 for a ResNet-18, 5 to 25 for a ViT.
         dampening: $\lambda > 0$; the smaller, the stronger.
+        seed: Seed of the shuffle of $D$.
         score: Reads likelihoods off the module.
 
     Raises:
@@ -46,9 +49,11 @@ class SSD(Edit):
         arXiv:2308.07707.
     """
 
-    def __init__(self, alpha: float = 10.0, dampening: float = 1.0, score: Score = classifier_nll) -> None:
+    def __init__(
+        self, alpha: float = 10.0, dampening: float = 1.0, seed: int = 0, score: Score = classifier_nll
+    ) -> None:
         super().__init__(score)
-        self.alpha, self.dampening = above("alpha", alpha, 0), above("dampening", dampening, 0)
+        self.alpha, self.dampening, self.seed = above("alpha", alpha, 0), above("dampening", dampening, 0), seed
 
     def edit(self, module: LightningModule, forget: DataLoader, retain: DataLoader | None = None) -> None:
         """Dampen the weights.
@@ -66,22 +71,23 @@ class SSD(Edit):
             raise ValueError("SSD compares the forget rows with all rows, but got no retain rows. Pass retain.")
         parameters = [p for p in module.parameters() if p.requires_grad]
         with evaluating(module), torch.enable_grad():
-            forgotten, batches = self._squares(module, forget, parameters)
-            retained, more = self._squares(module, retain, parameters)
-        if not all(s.isfinite().all() for s in (*forgotten, *retained)):
+            forgotten = self._importance(module, forget, parameters)
+            overall = self._importance(module, _shuffled(forget, retain, self.seed), parameters)
+        if not all(s.isfinite().all() for s in (*forgotten, *overall)):
             raise FloatingPointError(
                 "SSD: a gradient is not finite, so no weight was changed. Run with precision='32-true', and check that "
                 "the loss of every row is finite."
             )
+        selected = sum(int((f > self.alpha * o).sum()) for f, o in zip(forgotten, overall, strict=True))
+        self._report(selected, forgotten, overall)
         with torch.no_grad():
-            for parameter, f, r in zip(parameters, forgotten, retained, strict=True):
-                overall = (f + r) / (batches + more)
-                parameter.mul_(synaptic_dampening(overall, f / batches, alpha=self.alpha, dampening=self.dampening))
+            for parameter, f, o in zip(parameters, forgotten, overall, strict=True):
+                parameter.mul_(synaptic_dampening(o, f, alpha=self.alpha, dampening=self.dampening))
 
-    def _squares(
+    def _importance(
         self, module: LightningModule, loader: Iterable[Batch], parameters: list[nn.Parameter]
-    ) -> tuple[list[Tensor], int]:
-        """Sum of the squared gradients of the batches, and their number."""
+    ) -> list[Tensor]:
+        """Mean over batches of the squared gradient."""
         total, batches = [torch.zeros_like(p) for p in parameters], 0
         for batch in loader:
             loss = self.likelihood(module, move_data_to_device(batch, module.device)).mean()
@@ -89,4 +95,29 @@ class SSD(Edit):
             for square, gradient in zip(total, gradients, strict=True):
                 square += gradient.square()
             batches += 1
-        return total, batches
+        return [square / batches for square in total]
+
+    def _report(self, selected: int, forgotten: list[Tensor], overall: list[Tensor]) -> None:
+        count = sum(map(torch.numel, forgotten))
+        if selected:
+            rank_zero_info(f"SSD selected {selected:,} of {count:,} weights.")
+            return
+        ratios = [(f / o)[f > 0] for f, o in zip(forgotten, overall, strict=True)]
+        largest = max((float(ratio.max()) for ratio in ratios if len(ratio)), default=0.0)
+        rank_zero_warn(
+            f"SSD changed nothing: with alpha={self.alpha:g} none of {count:,} weights is selected. The forget rows "
+            f"need a weight at most {largest:.3g} times as much as all rows do. Choose a smaller alpha."
+        )
+
+
+def _shuffled(forget: DataLoader, retain: DataLoader, seed: int) -> DataLoader:
+    """The rows of both loaders in batches of mixed rows, of the size of the retain batches."""
+    # The batch samplers that row_loader makes are lists of row numbers.
+    chunks: list[list[list[int]]] = [list(loader.batch_sampler) for loader in (forget, retain)]  # type: ignore[arg-type]
+    rows = [i for chunk in chunks[0] for i in chunk]
+    rows += [len(forget.dataset) + i for chunk in chunks[1] for i in chunk]  # type: ignore[arg-type]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    size = max(map(len, chunks[1]))
+    mixed = [[rows[i] for i in order[start : start + size]] for start in range(0, len(rows), size)]
+    both: Any = ConcatDataset([forget.dataset, retain.dataset])
+    return DataLoader(both, batch_sampler=mixed, collate_fn=retain.collate_fn)

@@ -17,7 +17,18 @@ from lightning_unlearn import LitClassifier, classification
 from lightning_unlearn.benchmarks import classification as module
 from lightning_unlearn.benchmarks import grid, methods, runs
 from lightning_unlearn.benchmarks.classification import TrainCell, UnlearnCell, bench_classification
-from lightning_unlearn.benchmarks.methods import ABLATION, ALPHAS, METHODS, SCENARIOS, TASKS, WEIGHTS, Recipe, Scenario
+from lightning_unlearn.benchmarks.methods import (
+    ABLATION,
+    ALPHAS,
+    METHODS,
+    SCENARIOS,
+    TASKS,
+    UNTUNED,
+    WEIGHTS,
+    Recipe,
+    Scenario,
+    methods_of,
+)
 from lightning_unlearn.benchmarks.models import MLP, ResNet8, TextTransformer
 from lightning_unlearn.benchmarks.runs import build
 
@@ -78,6 +89,34 @@ def test_every_method_has_an_entry_and_all_are_tuned_alike() -> None:
                 assert getattr(built, "forget_class", 4) == 4
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_tunes_its_methods_alike(task: str) -> None:
+    compared = methods_of(task)
+    assert {len(method.settings) for method in compared.values()} == {6}
+    assert all(name == method.name for name, method in compared.items())
+    assert UNTUNED.get(task, {}).keys() <= compared.keys()
+
+
+def test_ascent_and_ugradsl_read_equally_many_rows_of_mnist_1d() -> None:
+    """200 forget rows in four batches, each with 64 retain rows in UGradSL: within 6 %, in favour of ascent."""
+    compared = methods_of("mnist1d")
+    (ascent,) = {setting.epochs * 200 for setting in compared["GradientAscent"].settings}
+    for name in ("UGradSL", "UGradSL, alpha=0"):
+        (read,) = {setting.epochs * (200 + 4 * 64) for setting in compared[name].settings}
+        assert 1 <= ascent / read < 1.06
+
+
+def test_a_method_that_is_not_tuned_runs_with_its_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = replace(UNTUNED["mnist1d"]["UGradSL"], epochs=1)
+    assert (plain.lr, plain.clip, plain.callbacks[0]["init_args"]) == (TASKS["mnist1d"].lr, None, {})
+    monkeypatch.setattr(methods, "UNTUNED", {"digits": {"UGradSL": plain, "SCRUB": plain}})
+    monkeypatch.setattr(methods, "METHODS", [replace(m, settings=m.settings[:1]) for m in METHODS])
+    options = {**TINY, "methods": ["UGradSL"], "seeds": [0]}
+    scenario = bench_classification(str(tmp_path), **options)["scenarios"]["class"]
+    assert scenario["untuned"].keys() == {"UGradSL"}
+    assert "| UGradSL, untuned |" in (tmp_path / "digits.md").read_text()
+
+
 def test_the_grid_is_in_the_order_that_it_is_drawn_in() -> None:
     for settings in ABLATION.values():
         drawn = [s.callbacks[0]["init_args"] for s in settings]
@@ -87,7 +126,7 @@ def test_the_grid_is_in_the_order_that_it_is_drawn_in() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "cifar"}, "task must be 'mnist', 'digits', 'images' or 'text', but got 'cifar'"),
+        ({"task": "cifar"}, "task must be 'mnist', 'mnist1d', 'digits', 'images' or 'text', but got 'cifar'"),
         ({"methods": ["FineTune", "NPO"]}, r"no methods \['NPO'\] of task 'digits'"),
         ({"task": "text", "methods": ["UNSIR"]}, r"no methods \['UNSIR'\] of task 'text'"),
         ({"scenarios": ["all"]}, r"no scenarios \['all'\]"),
@@ -258,6 +297,8 @@ def test_a_cell_of_the_table_is_the_mean_over_seeds_and_its_spread() -> None:
 
 @pytest.mark.parametrize("task", sorted(set(TASKS) - {"mnist"}))
 def test_rows_of_a_task_fit_its_model_in_every_scenario(task: str) -> None:
+    if task == "mnist1d":
+        pytest.importorskip("mnist1d")
     recipe: Recipe = TASKS[task]
     for scenario in SCENARIOS.values():
         data = module.data(cell(1, recipe=recipe, scenario=scenario))

