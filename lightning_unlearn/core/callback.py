@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 
-from lightning_unlearn.core.checks import function, one_of, strategy, trainer_optimizes
+from lightning_unlearn.core.checks import strategy, trainer_optimizes
 from lightning_unlearn.core.distributed import all_true, local_tensor, mean_over_ranks
 from lightning_unlearn.core.lightning import (
     MODEL_PARALLEL,
@@ -24,49 +22,22 @@ from lightning_unlearn.core.lightning import (
     MisconfigurationException,
     Trainer,
     overrides,
-    rank_zero_warn,
 )
-from lightning_unlearn.core.modes import without_gradients
-from lightning_unlearn.core.reading import Reading, read, row_count
-from lightning_unlearn.core.reference import CachedReference, SnapshotReference
-from lightning_unlearn.core.resume import ResumableCallback, callbacks_of, mark, marker
+from lightning_unlearn.core.reading import row_count
+from lightning_unlearn.core.reference import Needs, Reference, ReferenceCallback
+from lightning_unlearn.core.resume import callbacks_of, mark, marker
 from lightning_unlearn.core.rows import row_loader
-from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, training_step_loss
+from lightning_unlearn.core.scores import Batch, PredictionScore, Score, training_step_loss
 
 __all__ = ["Needs", "Reference", "UnlearnCallback", "objective_score"]
-
-Reference = Literal["auto", "cache", "snapshot"]
 
 _MAKERS = {
     "idk": "data module that gives refusals to the forget questions, such as LanguageDataModule",
     "alternate": "data module that gives alternate answers, such as LanguageDataModule after generate_alternates",
 }
-_CACHED_ANSWERS = 16  # about as often as a run visits a row; not its epochs, since a resumed run may have other ones
-_REFERENCE_DRIFT = 1e-2  # nats; padding and kernels move a likelihood by less, dropout by much more
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What an objective reads of the rows of a run and of the starting model.
-
-    Args:
-        roles: Rows that every training batch must have.
-        per_example: Whether the loss is non-linear in each row's likelihood, so that one number a batch won't do.
-        logits: Whether it reads the logits of the forget rows.
-        reference_nll: Roles whose likelihoods it compares with those of the starting model.
-        reference_logits: Roles on whose rows it runs the starting model at each step.
-        snapshot: Whether it needs the starting weights for anything else.
-    """
-
-    roles: tuple[str, ...] = ("forget", "retain")
-    per_example: bool = False
-    logits: bool = False
-    reference_nll: tuple[str, ...] = ()
-    reference_logits: tuple[str, ...] = ()
-    snapshot: bool = False
-
-
-class UnlearnCallback(ResumableCallback, ABC):
+class UnlearnCallback(ReferenceCallback, ABC):
     """Base class of unlearning callbacks: replaces ``training_step`` on the module instance while ``fit`` runs.
 
     The module's class, its checkpoint keys, hooks, optimizers, validation and logging stay what they are; its
@@ -90,23 +61,16 @@ class UnlearnCallback(ResumableCallback, ABC):
             step, and are saved as ``last-finite.ckpt`` where checkpoints are enabled.
     """
 
-    needs = Needs()
-    """What the objective reads; a constructor may refine it."""
-
     def __init__(self, score: Score, reference: Reference = "auto") -> None:
         if self.needs.per_example and score is training_step_loss:
             raise ValueError(
                 f"{type(self).__name__} weighs each example by its own likelihood, but training_step_loss gives one "
                 "number a batch. Use classifier_nll, causal_lm_nll or your own score, or take GradDiff."
             )
-        self.score = function("score", score, "(module, batch) -> NLL of shape (B,)")
-        self.reference = one_of("reference", reference, Reference)
-        self.caches: dict[str, CachedReference] = {}
-        self.snapshot: SnapshotReference | None = None
+        super().__init__(score, reference)
         self._steps = 0
         self._patch: Any = None
         self._shadowed: Any = None
-        self._joinable = True
         self._keeps_gradients = False
         self._statistics: list[tuple[Tensor, Tensor]] = []
 
@@ -139,49 +103,6 @@ class UnlearnCallback(ResumableCallback, ABC):
                 "iterable dataset. Pass trainer.fit(module, {'forget': ..., 'retain': ...}) with map-style datasets."
             )
         return readable
-
-    def read(self, module: LightningModule, batches: Sequence[Batch], logits: bool = False) -> list[Reading]:
-        """Read several roles off the module, in one forward pass wherever their rows can be joined.
-
-        Args:
-            module: The user's module.
-            batches: Rows of each role.
-            logits: Whether to return the predictions too; needs a `PredictionScore`.
-
-        Returns:
-            A reading for each role.
-        """
-        return read(self.likelihood, module, batches, logits, self._joinable)
-
-    @property
-    def likelihood(self) -> Score:
-        """The score, checked to give one value a row where the objective needs that."""
-        return self.score if isinstance(self.score, PredictionScore) else self._checked_score
-
-    def _checked_score(self, module: LightningModule, batch: Batch) -> Tensor:
-        nll = self.score(module, batch)
-        if nll.dim() != 1 or (self.needs.per_example and len(nll) != row_count(batch)):
-            raise ValueError(
-                f"score returned shape {tuple(nll.shape)} for {row_count(batch)} rows; {type(self).__name__} needs "
-                "one negative log-likelihood a row, shape (B,)."
-            )
-        return nll
-
-    def reference_nll(self, module: LightningModule, rows: Mapping[str, Batch]) -> dict[str, Tensor]:
-        """Likelihoods of rows under the starting model, by role, each of shape ``(B,)`` and without gradient."""
-        if self.caches:
-            return {role: self.caches[role](batch) for role, batch in rows.items()}
-        assert self.snapshot is not None
-        with self.snapshot.active(module):
-            readings = self.read(module, list(rows.values()))
-        return {role: reading.nll for role, reading in zip(rows, readings, strict=True)}
-
-    def reference_predictions(self, module: LightningModule, batch: Batch) -> Predictions:
-        """Logits of the starting model at the supervised positions of a batch, without gradient."""
-        assert self.snapshot is not None
-        assert isinstance(self.score, PredictionScore)
-        with self.snapshot.active(module):
-            return self.score.predictions(module, batch)
 
     @staticmethod
     def token_mean(values: Tensor, length: Tensor) -> Tensor:
@@ -311,55 +232,6 @@ class UnlearnCallback(ResumableCallback, ABC):
                 "shards itself under ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1)."
             )
 
-    def _make_reference(self, trainer: Trainer, module: LightningModule) -> None:
-        needs = self.needs
-        if needs.reference_nll and self._cacheable(trainer):
-            self.caches = {role: CachedReference(role) for role in needs.reference_nll}
-            for cache in self.caches.values():
-                cache.build(trainer, module, self.likelihood)
-        if needs.snapshot or needs.reference_logits or (needs.reference_nll and not self.caches):
-            self.snapshot = SnapshotReference(module)
-
-    def _restore_reference(self, state: dict[str, Any], module: LightningModule) -> None:
-        if state["method"] != type(self).__name__:
-            raise MisconfigurationException(
-                f"The checkpoint is of a run with {state['method']}, not {type(self).__name__}. Resume with the same "
-                "method, or load the weights and start a new run without ckpt_path."
-            )
-        for role, values in state["caches"].items():
-            self.caches[role] = CachedReference(role)
-            self.caches[role].load_state_dict(values)
-        if state["snapshot"] is not None:
-            self.snapshot = SnapshotReference(module)
-            self.snapshot.load_state_dict(state["snapshot"])
-        needs = self.needs
-        uncached = not self.caches.keys() >= set(needs.reference_nll)
-        if self.snapshot is None and (needs.snapshot or needs.reference_logits or uncached):
-            raise MisconfigurationException(
-                f"The checkpoint holds no reference model, but {type(self).__name__} needs one as it is set now. "
-                "Resume with the settings that the run was started with."
-            )
-
-    def _cacheable(self, trainer: Trainer) -> bool:
-        if self.reference == "snapshot":
-            return False
-        loaders = {role: row_loader(trainer.train_dataloader, role) for role in self.needs.reference_nll}
-        for role, loader in loaders.items():
-            rows = next(iter(loader), None) if loader is not None else None
-            if isinstance(rows, dict) and "index" in rows:
-                continue
-            if self.reference == "cache":
-                raise ValueError(
-                    f"reference='cache' looks values up by row, but the {role} rows have no 'index'. Let the dataset "
-                    "return dicts with a stable integer 'index', as ForgetRetainDataModule does, or use "
-                    "reference='snapshot'."
-                )
-            return False
-        if self.reference == "cache":
-            return True
-        sizes = {role: len(loader.dataset) for role, loader in loaders.items() if loader is not None}  # type: ignore[arg-type]
-        return max(sizes.values()) <= _CACHED_ANSWERS * sizes["forget"]
-
     def _training_step(
         self, trainer: Trainer, module: LightningModule, batch: dict[str, Batch], batch_idx: int
     ) -> Tensor:
@@ -397,19 +269,6 @@ class UnlearnCallback(ResumableCallback, ABC):
                 f"{type(self).__name__} needs {missing} in every training batch, but got {got}. Pass "
                 f"trainer.fit(module, {{{', '.join(f'{role!r}: ...' for role in roles)}}}) or a "
                 f"{next((_MAKERS[role] for role in missing if role in _MAKERS), 'ForgetRetainDataModule')}."
-            )
-
-    def _check_drift(self, module: LightningModule, rows: Mapping[str, Batch]) -> None:
-        reference = self.reference_nll(module, rows)
-        with without_gradients():
-            readings = self.read(module, list(rows.values()))
-        pairs = zip(readings, reference.values(), strict=True)
-        drift = torch.cat([reading.nll - start for reading, start in pairs]).abs().mean().item()
-        if drift > _REFERENCE_DRIFT:
-            rank_zero_warn(
-                f"Before the first update, {' and '.join(rows)} likelihoods differ from the reference by {drift:.3g} "
-                "nats. The reference is read without dropout: switch dropout off for unlearning (module.eval() before "
-                "fit, or p=0), or the objective starts from a random offset."
             )
 
     def _stop(self, trainer: Trainer, what: str) -> None:

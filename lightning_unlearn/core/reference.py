@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from lightning_unlearn.core.checks import function, one_of
 from lightning_unlearn.core.distributed import full_tensor, load_full_tensor, local_tensor
-from lightning_unlearn.core.lightning import LightningModule, Trainer
-from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
+from lightning_unlearn.core.modes import evaluating, without_gradients
+from lightning_unlearn.core.reading import Reading, read, row_count
+from lightning_unlearn.core.resume import ResumableCallback
 from lightning_unlearn.core.rows import RunRows, row_loader
-from lightning_unlearn.core.scores import Batch, Score
+from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score
 from lightning_unlearn.functional.random import mixed_bits
 
-__all__ = ["CachedReference", "SnapshotReference", "exchange", "exchanged", "reshard", "row_fingerprint"]
+__all__ = [
+    "CachedReference",
+    "Needs",
+    "Reference",
+    "ReferenceCallback",
+    "SnapshotReference",
+    "exchange",
+    "exchanged",
+    "reshard",
+    "row_fingerprint",
+]
+
+Reference = Literal["auto", "cache", "snapshot"]
+
+_CACHED_ANSWERS = 16  # about as often as a run visits a row; not its epochs, since a resumed run may have other ones
+_REFERENCE_DRIFT = 1e-2  # nats; padding and kernels move a likelihood by less, dropout by much more
 
 
 class SnapshotReference:
@@ -209,3 +228,150 @@ def _as_integers(values: Tensor) -> Tensor:
         # Bits, not values: sums of integers are exact in any order.
         return values.float().contiguous().view(torch.int32).long()
     return values.long()
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective reads of the rows of a run and of the starting model.
+
+    Args:
+        roles: Rows that every training batch must have.
+        per_example: Whether the loss is non-linear in each row's likelihood, so that one number a batch won't do.
+        logits: Whether it reads the logits of the forget rows.
+        reference_nll: Roles whose likelihoods it compares with those of the starting model.
+        reference_logits: Roles on whose rows it runs the starting model at each step.
+        snapshot: Whether it needs the starting weights for anything else.
+    """
+
+    roles: tuple[str, ...] = ("forget", "retain")
+    per_example: bool = False
+    logits: bool = False
+    reference_nll: tuple[str, ...] = ()
+    reference_logits: tuple[str, ...] = ()
+    snapshot: bool = False
+
+
+class ReferenceCallback(ResumableCallback):
+    """A callback that reads the module, and the module as it was before the first step.
+
+    Args:
+        score: Reads the per-example negative log-likelihood off the module.
+        reference: Where an objective needs the starting model: ``"cache"``, ``"snapshot"`` or ``"auto"``.
+    """
+
+    needs = Needs()
+    """What the objective reads; a constructor may refine it."""
+
+    def __init__(self, score: Score, reference: Reference = "auto") -> None:
+        self.score = function("score", score, "(module, batch) -> NLL of shape (B,)")
+        self.reference = one_of("reference", reference, Reference)
+        self.caches: dict[str, CachedReference] = {}
+        self.snapshot: SnapshotReference | None = None
+        self._joinable = True
+
+    def read(self, module: LightningModule, batches: Sequence[Batch], logits: bool = False) -> list[Reading]:
+        """Read several roles off the module, in one forward pass wherever their rows can be joined.
+
+        Args:
+            module: The user's module.
+            batches: Rows of each role.
+            logits: Whether to return the predictions too; needs a `PredictionScore`.
+
+        Returns:
+            A reading for each role.
+        """
+        return read(self.likelihood, module, batches, logits, self._joinable)
+
+    @property
+    def likelihood(self) -> Score:
+        """The score, checked to give one value a row where the objective needs that."""
+        return self.score if isinstance(self.score, PredictionScore) else self._checked_score
+
+    def _checked_score(self, module: LightningModule, batch: Batch) -> Tensor:
+        nll = self.score(module, batch)
+        if nll.dim() != 1 or (self.needs.per_example and len(nll) != row_count(batch)):
+            raise ValueError(
+                f"score returned shape {tuple(nll.shape)} for {row_count(batch)} rows; {type(self).__name__} needs "
+                "one negative log-likelihood a row, shape (B,)."
+            )
+        return nll
+
+    def reference_nll(self, module: LightningModule, rows: Mapping[str, Batch]) -> dict[str, Tensor]:
+        """Likelihoods of rows under the starting model, by role, each of shape ``(B,)`` and without gradient."""
+        if self.caches:
+            return {role: self.caches[role](batch) for role, batch in rows.items()}
+        assert self.snapshot is not None
+        with self.snapshot.active(module):
+            readings = self.read(module, list(rows.values()))
+        return {role: reading.nll for role, reading in zip(rows, readings, strict=True)}
+
+    def reference_predictions(self, module: LightningModule, batch: Batch) -> Predictions:
+        """Logits of the starting model at the supervised positions of a batch, without gradient."""
+        assert self.snapshot is not None
+        assert isinstance(self.score, PredictionScore)
+        with self.snapshot.active(module):
+            return self.score.predictions(module, batch)
+
+    # ---- internals ---------------------------------------------------------------------------------------------
+
+    def _make_reference(self, trainer: Trainer, module: LightningModule) -> None:
+        needs = self.needs
+        if needs.reference_nll and self._cacheable(trainer):
+            self.caches = {role: CachedReference(role) for role in needs.reference_nll}
+            for cache in self.caches.values():
+                cache.build(trainer, module, self.likelihood)
+        if needs.snapshot or needs.reference_logits or (needs.reference_nll and not self.caches):
+            self.snapshot = SnapshotReference(module)
+
+    def _restore_reference(self, state: dict[str, Any], module: LightningModule) -> None:
+        if state["method"] != type(self).__name__:
+            raise MisconfigurationException(
+                f"The checkpoint is of a run with {state['method']}, not {type(self).__name__}. Resume with the same "
+                "method, or load the weights and start a new run without ckpt_path."
+            )
+        for role, values in state["caches"].items():
+            self.caches[role] = CachedReference(role)
+            self.caches[role].load_state_dict(values)
+        if state["snapshot"] is not None:
+            self.snapshot = SnapshotReference(module)
+            self.snapshot.load_state_dict(state["snapshot"])
+        needs = self.needs
+        uncached = not self.caches.keys() >= set(needs.reference_nll)
+        if self.snapshot is None and (needs.snapshot or needs.reference_logits or uncached):
+            raise MisconfigurationException(
+                f"The checkpoint holds no reference model, but {type(self).__name__} needs one as it is set now. "
+                "Resume with the settings that the run was started with."
+            )
+
+    def _cacheable(self, trainer: Trainer) -> bool:
+        if self.reference == "snapshot":
+            return False
+        loaders = {role: row_loader(trainer.train_dataloader, role) for role in self.needs.reference_nll}
+        for role, loader in loaders.items():
+            rows = next(iter(loader), None) if loader is not None else None
+            if isinstance(rows, dict) and "index" in rows:
+                continue
+            if self.reference == "cache":
+                raise ValueError(
+                    f"reference='cache' looks values up by row, but the {role} rows have no 'index'. Let the dataset "
+                    "return dicts with a stable integer 'index', as ForgetRetainDataModule does, or use "
+                    "reference='snapshot'."
+                )
+            return False
+        if self.reference == "cache":
+            return True
+        sizes = {role: len(loader.dataset) for role, loader in loaders.items() if loader is not None}  # type: ignore[arg-type]
+        return max(sizes.values()) <= _CACHED_ANSWERS * sizes["forget"]
+
+    def _check_drift(self, module: LightningModule, rows: Mapping[str, Batch]) -> None:
+        reference = self.reference_nll(module, rows)
+        with without_gradients():
+            readings = self.read(module, list(rows.values()))
+        pairs = zip(readings, reference.values(), strict=True)
+        drift = torch.cat([reading.nll - start for reading, start in pairs]).abs().mean().item()
+        if drift > _REFERENCE_DRIFT:
+            rank_zero_warn(
+                f"Before the first update, {' and '.join(rows)} likelihoods differ from the reference by {drift:.3g} "
+                "nats. The reference is read without dropout: switch dropout off for unlearning (module.eval() before "
+                "fit, or p=0), or the objective starts from a random offset."
+            )
