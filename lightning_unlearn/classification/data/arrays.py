@@ -13,12 +13,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_unlearn.classification.data.split import targets_of
 from lightning_unlearn.core.checks import at_least, inside, one_of
+from lightning_unlearn.core.lightning import isolate_rng
 
 __all__ = ["CIFAR", "MNIST1D", "SVHN", "CoarseLabels", "LabelledRows", "MNIST5k", "Part", "Tabular"]
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.utilities import rank_zero_warn
-
+from lightning_unlearn.core.lightning import rank_zero_warn
 from lightning_unlearn.core.sources import is_missing, text_cell
 
 if TYPE_CHECKING:
