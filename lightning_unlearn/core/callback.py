@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 
+from lightning_unlearn.core.accumulation import full_window
 from lightning_unlearn.core.checks import strategy, trainer_optimizes
 from lightning_unlearn.core.distributed import all_true, local_tensor, mean_over_ranks
 from lightning_unlearn.core.lightning import (
@@ -25,7 +26,7 @@ from lightning_unlearn.core.lightning import (
 )
 from lightning_unlearn.core.reading import row_count
 from lightning_unlearn.core.reference import Needs, Reference, ReferenceCallback
-from lightning_unlearn.core.resume import callbacks_of, mark, marker
+from lightning_unlearn.core.resume import callbacks_of, mark, marker, restore_place, rewind_window
 from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, training_step_loss
 
@@ -138,6 +139,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
             for buffer in child.buffers(recurse=False)
         ]
         self.caches, self.snapshot = {}, None
+        restore_place(trainer)
         # A reference made on resuming would be the half-unlearned model.
         if self._state is None:
             self._make_reference(trainer, pl_module)
@@ -183,7 +185,8 @@ class UnlearnCallback(ReferenceCallback, ABC):
         }
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Mark the checkpoint as one of an unlearning run."""
+        """Mark the checkpoint as one of an unlearning run, and let it start with whole updates."""
+        rewind_window(trainer, checkpoint)
         mark(checkpoint, type(self).__name__, trainer.global_step)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -258,7 +261,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
             prog_bar=True,
             batch_size=row_count(batch[self.needs.roles[0]]),
         )
-        return parts["loss"]
+        return parts["loss"] * full_window(trainer, module, batch_idx)
 
     def _check_batch(self, batch: Any) -> None:
         roles = self.needs.roles

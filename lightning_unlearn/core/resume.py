@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from lightning_unlearn.core.lightning import Callback, LightningModule, MisconfigurationException, Trainer
+from lightning_unlearn.core.lightning import (
+    Callback,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    rank_zero_warn,
+)
 
 __all__ = [
     "ResumableCallback",
@@ -16,6 +23,8 @@ __all__ = [
     "record_class",
     "recorded_class",
     "refuse_fine_tuning",
+    "restore_place",
+    "rewind_window",
 ]
 
 C = TypeVar("C", bound=Callback)
@@ -104,3 +113,62 @@ def refuse_fine_tuning(module: LightningModule, checkpoint: dict[str, Any], obje
             f"fine-tune on. Add the callback that the run had, or load the weights with {name}.load_from_checkpoint "
             "and start a new run."
         )
+
+
+def restore_place(trainer: Trainer) -> None:
+    """Put a resumed run where its checkpoint was taken, before its first batch.
+
+    Two cases that Lightning misses: a schedule that asks for ``trainer.estimated_stepping_batches`` makes the loaders
+    before the progress of the loops is read, and they never get their states (pytorch-lightning#20550); and under
+    ``max_steps`` a checkpoint of the end of an epoch is taken for one in the middle, with a batch too many.
+
+    Loaders that keep no place start the epoch again, and a warning says so.
+    """
+    loop = trainer.fit_loop
+    if not loop.restarting or loop._combined_loader is None or loop._data_fetcher is None:
+        return
+    if getattr(loop, "restarted_on_epoch_end", False):  # not in every version of pytorch_lightning
+        loop._restarting = loop.epoch_loop.restarting = False
+        loop.update_restart_stage()
+        loop.epoch_progress.increment_completed()
+        return
+    if loop._combined_loader_states_to_load:
+        loop._load_combined_loader_states()
+        iter(loop._data_fetcher)
+    served, batches = loop.epoch_loop.batch_progress.current.processed, trainer.num_training_batches
+    forgetful = {type(x).__name__ for x in loop._combined_loader.flattened if not hasattr(x, "load_state_dict")}
+    if forgetful and 0 < served < batches:
+        rank_zero_warn(
+            f"The checkpoint was taken after {served} of {batches} batches of epoch {trainer.current_epoch}, but "
+            f"loaders of the class {', '.join(sorted(forgetful))} keep no place in an epoch: the batches that are left "
+            "are read from the beginning, and the result differs from that of an uninterrupted run. Use "
+            "ForgetRetainDataModule, loaders with state_dict and load_state_dict (torchdata's StatefulDataLoader), or "
+            "a checkpoint of the end of an epoch."
+        )
+
+
+def rewind_window(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Let a checkpoint start with the first batch whose gradients are not in the weights.
+
+    Gradients that are accumulated are in no checkpoint. One that is taken between two updates is therefore set back to
+    the first batch of its accumulation window, where the loader can go back too; so is one that an exception made
+    in the middle of a batch.
+    """
+    loop, state = trainer.fit_loop, checkpoint.get("loops", {}).get("fit_loop", {})
+    loaders = loop._combined_loader.flattened if loop._combined_loader is not None else []
+    if not state or not loaders or not all(hasattr(loader, "rewound") for loader in loaders):
+        return
+    progress = state["epoch_loop.batch_progress"]
+    current, total = progress["current"], progress["total"]
+    first = current["processed"] - current["processed"] % trainer.accumulate_grad_batches
+    if current["processed"] >= trainer.num_training_batches or current["ready"] == first:
+        return
+    for name, count in current.items():
+        total[name] -= count - first
+        current[name] = first
+    progress["is_last_batch"] = False
+    loads = state["state_dict"]["combined_loader"]
+    loads[:] = [loader.rewound(load, first) for loader, load in zip(loaders, loads, strict=True)]
+    if loop.epoch_loop._should_check_val_epoch() and first % (trainer.val_check_batch or math.inf) == 0:
+        # Lightning passes over the validation that came before this batch, and counts an update for it.
+        state["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning_unlearn.core.lightning import Trainer
-
 from lightning_unlearn.core.tables import TABLE_ENDINGS, is_table, read_table
 
 __all__ = ["Source", "find_tokenizer", "is_missing", "load_rows", "read_source", "source_name", "text_cell"]

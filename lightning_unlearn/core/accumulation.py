@@ -1,0 +1,39 @@
+"""Gradient accumulation over the last batches of an epoch."""
+
+from __future__ import annotations
+
+import math
+
+from lightning_unlearn.core.distributed import local_tensor
+from lightning_unlearn.core.lightning import LightningModule, Trainer
+
+__all__ = ["full_window"]
+
+
+def full_window(trainer: Trainer, module: LightningModule, batch_idx: int) -> float:
+    """What to multiply a loss with, so that an update takes the mean over the batches that it accumulates.
+
+    Lightning divides each loss by ``accumulate_grad_batches``, also where an epoch ends before as many batches have
+    come. Where the end of an epoch is not known before its last batch, as in a stream, the gradients of the batches
+    before it are brought up here.
+
+    Args:
+        trainer: The trainer.
+        module: The module that trains.
+        batch_idx: Number of the batch in its epoch.
+
+    Returns:
+        1 but for the batches of a window that the epoch cuts short.
+    """
+    whole, served = trainer.accumulate_grad_batches, batch_idx % trainer.accumulate_grad_batches
+    batches = trainer.num_training_batches
+    if not math.isinf(batches):
+        return whole / min(whole, int(batches) - batch_idx + served)
+    if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        return 1.0
+    factor = whole / (served + 1)
+    if served and factor > 1:
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                local_tensor(parameter.grad).mul_(factor)
+    return factor
