@@ -32,7 +32,8 @@ def export(
         ckpt_path: Checkpoint of a run with LitCausalLM or LitTextToImage.
         output_dir: Folder to write.
         delta: File to write what the run changed to, for ``lightning-unlearn delta apply``; of language models.
-        base: Folder, hub id or GGUF file of the model before the run; by default the one that the run started from.
+        base: Folder, hub id or GGUF file of the model before the run, where that was moved, or where the run started
+            from a model object; by default the one that the checkpoint names.
         module: Import path of the module's class, if it is one of your own derived from these two; by default the class
             that the checkpoint names.
 
@@ -42,8 +43,6 @@ def export(
     """
     if output_dir is None and delta is None:
         raise ValueError("There is nothing to write. Give --output_dir for a folder, --delta for a delta, or both.")
-    if base is not None and delta is None:
-        raise ValueError(f"base={base!r} is what a delta is made against. Give --delta, the file to write, too.")
     if Path(ckpt_path).is_dir():
         raise ValueError(
             f"{ckpt_path} is a sharded checkpoint. Make one file of it first: "
@@ -52,7 +51,8 @@ def export(
     kind = _module_class(ckpt_path, module)
     if issubclass(kind, LitTextToImage) and (delta is not None or output_dir is None):
         raise ValueError("A delta is made of language models. Give --output_dir alone, for the whole pipeline.")
-    model = kind.load_from_checkpoint(ckpt_path, "cpu", weights_only=True)
+    moved: dict[str, Any] = {"model": base, "revision": None} if base is not None else {}
+    model = kind.load_from_checkpoint(ckpt_path, "cpu", weights_only=True, **moved)
     with TemporaryDirectory() as scratch:
         folder = output_dir if output_dir is not None else f"{scratch}/export"
         model.save_pretrained(folder)

@@ -11,7 +11,16 @@ from typing import Any
 from lightning_unlearn.core.lightning import Trainer
 from lightning_unlearn.core.tables import TABLE_ENDINGS, is_table, read_table
 
-__all__ = ["Source", "find_tokenizer", "is_missing", "load_rows", "read_source", "source_name", "text_cell"]
+__all__ = [
+    "Source",
+    "find_tokenizer",
+    "is_missing",
+    "load_rows",
+    "open_tokenizer",
+    "read_source",
+    "source_name",
+    "text_cell",
+]
 
 Source = Any
 """A path (.csv, .tsv, .json, .jsonl, .txt, .parquet, each also .gz, or a folder), ``hub-id[:config[:split]]``, a
@@ -106,23 +115,58 @@ def find_tokenizer(tokenizer: Any, trainer: Trainer | None, kind: str = "AutoTok
         kind: Class of ``transformers`` that loads a folder or hub id.
 
     Raises:
-        ValueError: If none was given and the module has none.
+        ValueError: If none was given and the module has none, or a folder has no tokenizer files.
         ImportError: If ``transformers`` is missing.
     """
     if tokenizer is None:
-        tokenizer = getattr(trainer.lightning_module, "tokenizer", None) if trainer is not None else None
+        module = trainer.lightning_module if trainer is not None else None
+        tokenizer = getattr(module, "tokenizer", None)
         if tokenizer is None:
-            raise ValueError(
-                "The data module has no tokenizer, and the module no attribute 'tokenizer'. Pass tokenizer=, a hub id, "
-                "a folder or a tokenizer object."
+            lacks = (
+                "the module has none either: its model came without tokenizer files"
+                if hasattr(module, "tokenizer")
+                else "the module no attribute 'tokenizer'"
             )
-    if not isinstance(tokenizer, (str, Path)):
-        return tokenizer
+            raise ValueError(
+                f"The data module has no tokenizer, and {lacks}. Pass tokenizer=, a hub id, a folder or a tokenizer "
+                "object."
+            )
+    return open_tokenizer(tokenizer, kind) if isinstance(tokenizer, (str, Path)) else tokenizer
+
+
+def open_tokenizer(source: str | Path, kind: str = "AutoTokenizer", **options: Any) -> Any:
+    """The tokenizer of a folder or hub id.
+
+    Args:
+        source: The folder or hub id.
+        kind: Class of ``transformers`` that loads it.
+        options: Further arguments of ``from_pretrained``.
+
+    Raises:
+        ValueError: If there are no tokenizer files. For many families ``transformers`` then makes up a tokenizer that
+            knows special tokens alone.
+        ImportError: If ``transformers`` is missing.
+    """
     try:
         import transformers
     except ImportError:
         raise ImportError('Tokenizers need transformers: pip install "lightning-unlearn[llm]"') from None
-    return getattr(transformers, kind).from_pretrained(tokenizer)
+    try:
+        tokenizer = getattr(transformers, kind).from_pretrained(source, **options)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(
+            f"No tokenizer can be opened from {source}: {reason} Give a folder with tokenizer files, such as "
+            "tokenizer.json, or a hub id."
+        ) from error
+    ordinary = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens) - tokenizer.get_added_vocab().keys()
+    if len(ordinary) < 2:
+        raise ValueError(
+            f"{source} has no tokenizer files, such as tokenizer.json: transformers made up a "
+            f"{type(tokenizer).__name__} of {len(tokenizer)} special tokens. Give a folder with a tokenizer, or a hub "
+            "id."
+        )
+    return tokenizer
 
 
 def _from_memory(source: Any) -> list[Any]:

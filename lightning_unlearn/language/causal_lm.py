@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,38 +20,55 @@ from lightning_unlearn.core.distributed import full_tensor, rank
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.monitor import Monitor
-from lightning_unlearn.core.resume import callbacks_of, record_class, refuse_fine_tuning
+from lightning_unlearn.core.resume import callbacks_of, record_class, recorded_class, refuse_fine_tuning
 from lightning_unlearn.core.scores import causal_lm_nll
 from lightning_unlearn.functional.likelihood import token_mean
+from lightning_unlearn.language.adapters import (
+    is_peft_model,
+    is_quantised,
+    lora_config,
+    merge,
+    merged_copy,
+    merged_lora,
+    plain_fields,
+)
 from lightning_unlearn.language.data.language import LanguageDataModule
+from lightning_unlearn.language.limits import check_ids, check_rows, learned_positions
 from lightning_unlearn.language.prompt_format import PromptFormat
+from lightning_unlearn.language.starts import (
+    Loading,
+    open_model,
+    open_module,
+    tokenizer_of,
+    without_dropout,
+    without_quantization,
+)
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["LitCausalLM"]
 
 DType = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["constant", "linear", "cosine"]
 
-# Other kinds of adapters can't be merged one by one, or the model without them is not the starting model.
-_LORA_FIELDS = {
-    *("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out", "task_type"),
-}
-
 
 class LitCausalLM(LightningModule):
-    r"""A causal language model from a hub id, a local folder or a GGUF file.
+    r"""A causal language model from a hub id, a local folder, an adapter, a GGUF file, a checkpoint or an object.
 
     On its own it fine-tunes: ``training_step`` is the mean NLL per token. With an unlearning callback it unlearns.
 
+    The adapter of a PEFT folder is merged: the model that it makes of its base is what trains, the reference, and what
+    is exported from. A ``PeftModel`` object goes on with its adapter, with the adapted model as the reference; with
+    ``lora`` or ``trainable`` it is merged too.
+
     Args:
-        model: Hub id, folder written by ``save_pretrained``, or path of a ``.gguf`` file.
+        model: Hub id, folder written by ``save_pretrained`` of transformers or PEFT, path of a ``.gguf`` file or of a
+            Lightning checkpoint of this class (``.ckpt``), or a model of transformers or PEFT. A checkpoint does not
+            hold such an object: ``load_from_checkpoint(path, model=...)``.
         revision: Branch, tag or commit on the hub.
-        dtype: Type of the weights. Keep ``float32`` and train with ``precision="bf16-mixed"``: at learning rates of
-            unlearning, most updates of bf16 weights round to nothing.
+        dtype: Type of the weights, where ``model`` is no object. Keep ``float32`` and train with
+            ``precision="bf16-mixed"``: at learning rates of unlearning, most updates of bf16 weights round to nothing.
         attn_implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``; by default the library's choice.
         gradient_checkpointing: Recompute activations in the backward pass, for memory.
         trainable: Regular expression; only parameters in whose name it occurs train. ``r"mlp\.down_proj"`` restricts
@@ -63,11 +80,23 @@ class LitCausalLM(LightningModule):
         warmup: Share of the steps over which the learning rate rises from 0, or a number of steps if above 1.
         schedule: Course of the learning rate after the warm-up, per step.
         trust_remote_code: Let the hub repository run its own code. Off by default.
+        tokenizer: The tokenizer, or the folder or hub id of one, where the model comes without. Otherwise that of
+            [`LanguageDataModule`][lightning_unlearn.LanguageDataModule] is taken.
+        quantization: Load weights quantised by bitsandbytes, beside which ``lora`` trains: fields of
+            ``BitsAndBytesConfig`` such as ``{"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}``. An export is in
+            floating point.
+        dropout: Whether the model's own dropout is on while training. Off by default, as the reference is read without
+            dropout; that of ``lora`` is a field of its own.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or file.
+        TypeError: If ``model`` is another object.
+        ValueError: If it is no causal language model or can't be opened, or an argument is out of range.
     """
 
     def __init__(
         self,
-        model: str,
+        model: str | os.PathLike[str] | nn.Module | None,
         revision: str | None = None,
         dtype: DType = "float32",
         attn_implementation: str | None = None,
@@ -79,6 +108,9 @@ class LitCausalLM(LightningModule):
         warmup: float = 0.0,
         schedule: Schedule = "constant",
         trust_remote_code: bool = False,
+        tokenizer: Any = None,
+        quantization: dict[str, Any] | None = None,
+        dropout: bool = False,
     ) -> None:
         super().__init__()
         above("lr", lr, 0)
@@ -88,16 +120,27 @@ class LitCausalLM(LightningModule):
         one_of("dtype", dtype, DType)
         if lora is not None and trainable is not None:
             raise ValueError("lora trains adapters only, so trainable has nothing to choose from. Give one of the two.")
-        adapters = _lora_config(lora) if lora is not None else None
-        self.save_hyperparameters(ignore="lora")
-        # As a dict, so that checkpoints load with weights_only=True.
-        self.save_hyperparameters({"lora": _plain(adapters) if adapters is not None else None})
-        self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
-        self.model: Any
-        self.model, self.tokenizer = _load(
-            model, revision, getattr(torch, dtype), attn_implementation, trust_remote_code
+        adapters = lora_config(lora) if lora is not None else None
+        loading = Loading(
+            revision, getattr(torch, dtype), attn_implementation, trust_remote_code, quantization, adapters is not None
         )
+        self.model: Any
+        self.model, self.tokenizer = self._opened(model, tokenizer, loading, trainable)
+        # In types that checkpoints load with weights_only=True; objects are given again.
+        self.save_hyperparameters(ignore=["model", "tokenizer", "lora", "quantization"])
+        self.save_hyperparameters(
+            {
+                "model": None if isinstance(model, nn.Module) else str(model),
+                "tokenizer": str(tokenizer) if isinstance(tokenizer, (str, Path)) else None,
+                "lora": plain_fields(adapters) if adapters is not None else None,
+                "quantization": quantization if isinstance(quantization, dict) else None,
+            }
+        )
+        self._positions = learned_positions(self.model)
+        self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
         self.model.train()  # loaded for evaluation, in which gradient checkpointing would do nothing
+        if not dropout:
+            without_dropout(self.model)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         if adapters is not None:
@@ -106,6 +149,42 @@ class LitCausalLM(LightningModule):
             self.model = get_peft_model(self.model, adapters)
         if trainable is not None:
             _freeze_all_but(self.model, trainable)
+
+    @staticmethod
+    def _opened(model: Any, tokenizer: Any, loading: Loading, trainable: str | None) -> tuple[Any, Any]:
+        """The starting model and its tokenizer."""
+        if model is None:
+            raise ValueError(
+                "The checkpoint is of a LitCausalLM that was made of a model object, which it does not hold. Give one "
+                "of the same form: LitCausalLM.load_from_checkpoint(path, model=...), an object or a folder."
+            )
+        if isinstance(model, LightningModule):
+            raise TypeError(f"model must be a model of transformers or a path, but got a {type(model).__name__}.")
+        if isinstance(model, nn.Module):
+            if loading.quantization is not None:
+                raise ValueError(
+                    "quantization is for a model that is loaded from a folder or hub id, not for an object."
+                )
+            merged = loading.trains_adapters or trainable is not None
+            opened = open_module(model, merged, loading.trains_adapters)
+            return opened, tokenizer_of(tokenizer, opened, None, loading)
+        name = str(model)
+        if Path(name).suffix.lower() == ".ckpt":
+            start = _of_checkpoint(Path(name).expanduser())
+            return start.model.to(loading.dtype), start.tokenizer if tokenizer is None else tokenizer_of(
+                tokenizer, start.model, None, loading
+            )
+        opened = open_model(name, loading)
+        return opened, tokenizer_of(tokenizer, opened, name, loading)
+
+    def setup(self, stage: str) -> None:
+        """Take the tokenizer of the data module where the model has none, and check that rows fit the model."""
+        data = getattr(self._trainer, "datamodule", None)
+        if not isinstance(data, LanguageDataModule):
+            return
+        if self.tokenizer is None:
+            self.tokenizer = data.prompt.tokenizer
+        check_rows(self.model, self.tokenizer, data)
 
     def configure_model(self) -> None:
         """Shard the weights where the strategy asks for it (FSDP2)."""
@@ -124,6 +203,7 @@ class LitCausalLM(LightningModule):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Tensor) -> Any:
         """Logits at every position: the Hugging Face output object."""
+        check_ids(self.model, input_ids, self._positions)
         return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **inputs)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -220,14 +300,22 @@ class LitCausalLM(LightningModule):
         """
         # torch.compile puts _orig_mod before the names of a state dict.
         model, state = getattr(self.model, "_orig_mod", self.model), None
+        sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
         if self.hparams["lora"] is not None:
-            model, state = model.get_base_model(), _merged(model)
-        elif any(isinstance(p, DTensor) for p in model.parameters()):
+            model, state = model.get_base_model(), merged_lora(model)
+            if any(map(is_quantised, model.modules())):
+                model, state = without_quantization(model, state), None
+        elif is_peft_model(model):
+            if sharded:
+                raise ValueError("A PeftModel that FSDP2 has sharded can't be merged. Save it from one process.")
+            model = merged_copy(model)
+        elif sharded:
             tied = model.state_dict().keys() - dict([*model.named_parameters(), *model.named_buffers()]).keys()
             state = {name: full_tensor(value) for name, value in model.state_dict().items() if name not in tied}
         if rank() == 0:
             model.save_pretrained(folder, state_dict=state)
-            self.tokenizer.save_pretrained(folder)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(folder)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record the class, for ``lightning-unlearn export``."""
@@ -267,38 +355,29 @@ def _casts_kept(device: str) -> Iterator[None]:
         yield
 
 
-def _load(
-    name: str, revision: str | None, dtype: torch.dtype, attention: str | None, trust_remote_code: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError:
-        raise ImportError('LitCausalLM needs transformers: pip install "lightning-unlearn[llm]"') from None
-    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    path = Path(name)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file {path} (looked in {Path.cwd()}).")
-        name, source = str(path.parent), {"gguf_file": path.name}
-    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options, **source)
-    tokenizer = AutoTokenizer.from_pretrained(name, **source)
-    return (_unquantized(model) if "gguf_file" in source else model), tokenizer
-
-
-def _unquantized(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model without a quantization config, which ``save_pretrained`` would refuse."""
-    config = copy.deepcopy(model.config)
-    del config.quantization_config
-    with torch.device("meta"):
-        clean = type(model)(config)
-    clean.load_state_dict(model.state_dict(), assign=True)
-    clean.tie_weights()
-    # Buffers that are computed and not saved, such as rotary frequencies, don't come with the state dict.
-    for name, buffer in model.named_buffers():
-        owner, _, attribute = name.rpartition(".")
-        clean.get_submodule(owner)._buffers[attribute] = buffer
-    return clean.eval()
+def _of_checkpoint(path: Path) -> LitCausalLM:
+    """The module of a Lightning checkpoint, with adapters merged."""
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a sharded checkpoint. Make one file of it first: "
+            f"python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path} (looked in {Path.cwd()}).")
+    name = recorded_class(torch.load(path, "meta", weights_only=True))
+    if name != f"{LitCausalLM.__module__}.{LitCausalLM.__qualname__}":
+        raise ValueError(
+            f"{path} is a checkpoint of {name or 'a class that it does not name'}, and only one of LitCausalLM can be "
+            "opened by its path. Load it with its own class, and give the model in it as an object or a folder."
+        )
+    start = LitCausalLM.load_from_checkpoint(path, "cpu", weights_only=True)
+    if start.hparams["quantization"] is not None:
+        raise ValueError(f"{path} has quantised weights. Write it with lightning-unlearn export, and give that folder.")
+    if is_peft_model(start.model):
+        start.model = merge(start.model)
+    for parameter in start.model.parameters():
+        parameter.requires_grad_(True)
+    return start
 
 
 def _freeze_all_but(model: nn.Module, pattern: str) -> None:
@@ -319,44 +398,3 @@ def _decoder_layers(model: nn.Module) -> nn.ModuleList:
     text_config = getattr(config, "get_text_config", lambda: config)()
     depth = getattr(text_config, "num_hidden_layers", None)
     return max(outer.values(), key=lambda layers: (len(layers) == depth, len(layers)), default=nn.ModuleList())
-
-
-def _lora_config(lora: LoraConfig | dict[str, Any]) -> LoraConfig:
-    try:
-        from peft import LoraConfig
-    except ImportError:
-        raise ImportError('LoRA needs peft: pip install "lightning-unlearn[llm]"') from None
-    config = LoraConfig(**lora) if isinstance(lora, dict) else copy.copy(lora)
-    config.task_type = "CAUSAL_LM"
-    other = {name: value for name, value in _plain(config).items() if name not in _LORA_FIELDS}
-    if config.init_lora_weights not in (True, "gaussian"):
-        other["init_lora_weights"] = config.init_lora_weights
-    if other:
-        raise ValueError(
-            f"LitCausalLM trains plain adapters that start at zero, but lora has {other}: without the adapters it "
-            "would not be the starting model, or they could not be merged. Leave these fields at their defaults."
-        )
-    return config
-
-
-def _plain(config: LoraConfig) -> dict[str, Any]:
-    """The fields that differ from their defaults, in types that ``weights_only=True`` loads."""
-    default = type(config)().to_dict()
-    fields = {name: value for name, value in config.to_dict().items() if value != default[name]}
-    return {name: sorted(value) if isinstance(value, set) else value for name, value in fields.items()}
-
-
-def _merged(model: Any) -> dict[str, Tensor]:
-    """The base model's state dict with each adapter added to its layer, leaving the live layers as they are."""
-    from peft.tuners.lora import LoraLayer
-
-    prefix = "base_model.model."
-    state = {}
-    for name, value in model.state_dict().items():
-        if ".lora_" not in name:
-            state[name.removeprefix(prefix).replace(".base_layer.", ".")] = full_tensor(value)
-    for name, layer in model.named_modules():
-        if isinstance(layer, LoraLayer) and hasattr(layer, "get_delta_weight"):
-            weight = f"{name.removeprefix(prefix)}.weight"
-            state[weight] = state[weight] + full_tensor(layer.get_delta_weight("default"))
-    return state

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -356,7 +357,7 @@ class LanguageDataModule(ForgetRetainDataModule):
         shared = {content(row) for row in sets["forget"]} & {content(row) for row in sets.get("retain", [])}
         shared.discard(("", "", ""))  # rows without any of the columns, which are refused below
         if shared:
-            example = next(text for text in sorted(shared)[0] if text)
+            example = shorten(next(text for text in sorted(shared)[0] if text), 120, placeholder=" ...")
             rank_zero_warn(
                 f"{len(shared)} rows are in both forget and retain, such as {example!r}. The two terms pull against "
                 "each other on them; remove them from retain."

@@ -1,0 +1,279 @@
+"""Adapters of PEFT: opened from a folder, merged into the weights, and made for training."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_unlearn.core.distributed import full_tensor
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+__all__ = [
+    "check_kind",
+    "is_peft_model",
+    "is_quantised",
+    "lora_config",
+    "merge",
+    "merged_copy",
+    "merged_lora",
+    "open_adapter",
+    "plain_fields",
+]
+
+# Other kinds of adapters can't be merged one by one, or the model without them is not the starting model.
+_LORA_FIELDS = {
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out", "task_type"),
+}
+_EXTRA = 'pip install "lightning-unlearn[llm]"'
+
+
+def lora_config(lora: LoraConfig | dict[str, Any]) -> LoraConfig:
+    """Settings of adapters that start at zero and can be merged.
+
+    Raises:
+        ValueError: If a field asks for another kind of adapter.
+        ImportError: If ``peft`` is missing.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise ImportError(f"LoRA needs peft: {_EXTRA}") from None
+    config = LoraConfig(**lora) if isinstance(lora, dict) else copy.copy(lora)
+    config.task_type = "CAUSAL_LM"
+    other = {name: value for name, value in plain_fields(config).items() if name not in _LORA_FIELDS}
+    if config.init_lora_weights not in (True, "gaussian"):
+        other["init_lora_weights"] = config.init_lora_weights
+    if other:
+        raise ValueError(
+            f"LitCausalLM trains plain adapters that start at zero, but lora has {other}: without the adapters it "
+            "would not be the starting model, or they could not be merged. Leave these fields at their defaults."
+        )
+    return config
+
+
+def plain_fields(config: LoraConfig) -> dict[str, Any]:
+    """The fields that differ from their defaults, in types that ``weights_only=True`` loads."""
+    default = type(config)().to_dict()
+    fields = {name: value for name, value in config.to_dict().items() if value != default[name]}
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in fields.items()}
+
+
+def is_peft_model(model: Any) -> bool:
+    """Whether a model is one that PEFT has wrapped."""
+    return any(kind.__module__.startswith("peft.") for kind in type(model).__mro__)
+
+
+def open_adapter(name: str, revision: str | None, open_base: Callable[[str, str | None], Any]) -> Any:
+    """The base model of an adapter with the adapter merged into its weights.
+
+    Args:
+        name: Folder or hub id of the adapter.
+        revision: Branch, tag or commit on the hub.
+        open_base: Opens the base model by its name and revision.
+
+    Raises:
+        ValueError: If the adapter is of a kind that can't be merged, its base can't be opened, or it does not fit the
+            base.
+        ImportError: If ``peft`` is missing.
+    """
+    try:
+        from peft import PeftConfig, PeftModel
+        from peft.utils import load_peft_weights
+    except ImportError:
+        raise ImportError(f"{name} is an adapter, and adapters need peft: {_EXTRA}") from None
+    config = PeftConfig.from_pretrained(name, revision=revision)
+    check_kind(name, config)
+    base_name = config.base_model_name_or_path
+    if not base_name:
+        raise ValueError(
+            f"The adapter {name} does not say which model it belongs to: base_model_name_or_path in its "
+            "adapter_config.json is empty. Write the folder or hub id of its base model there."
+        )
+    try:
+        base = open_base(base_name, config.revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"The adapter {name} belongs to the base model {base_name!r}, which can't be opened: {error} If the base "
+            f"was moved, write its new place into base_model_name_or_path in {name}/adapter_config.json."
+        ) from error
+    weights = load_peft_weights(name, device="cpu", revision=revision)
+    _resize(base, weights, name, base_name)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            tuned = PeftModel.from_pretrained(base, name, revision=revision)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(_misfit(name, base_name, str(error).splitlines()[-1].strip())) from error
+    missing = [str(warning.message) for warning in caught if "missing adapter keys" in str(warning.message)]
+    if missing:
+        raise ValueError(_misfit(name, base_name, missing[0]))
+    from peft import get_peft_model_state_dict
+
+    own = get_peft_model_state_dict(tuned, save_embedding_layers=False).keys()
+    unused = [key for key in weights if key not in own and not any(part in key for part in _tables(base))]
+    if unused:
+        raise ValueError(_misfit(name, base_name, f"it has no layer for {unused[0]!r}"))
+    return merge(tuned, name)
+
+
+def merge(model: Any, name: str = "the model") -> Any:
+    """The model without adapters that gives the same logits, in the memory of the adapted one.
+
+    Args:
+        model: A ``PeftModel``, which is taken apart.
+        name: What messages call it.
+
+    Raises:
+        ValueError: If its adapters can't be merged.
+    """
+    check_kind(name, model.active_peft_config)
+    _untie(model)
+    was_training = model.training
+    model.eval()
+    before = _probe(model)
+    try:
+        merged = model.merge_and_unload(safe_merge=True)
+    except (NotImplementedError, AttributeError, ValueError) as error:
+        kind = _kind(model.active_peft_config)
+        raise ValueError(
+            f"{name} has an adapter of kind {kind}, which PEFT can't merge into the weights: {error}. LitCausalLM "
+            "starts from adapters that can be merged, such as LoRA."
+        ) from error
+    after = _probe(merged)
+    if before is not None and after is not None:
+        gap, scale = (before - after).abs().max().item(), before.abs().max().item()
+        # Merged weights of half precision are rounded once more.
+        if not gap <= (1e-3 if next(merged.parameters()).dtype == torch.float32 else 0.1) * max(scale, 1.0):
+            raise ValueError(
+                f"{name}: merging its adapter ({_kind(model.active_peft_config)}) changes the logits by up to "
+                f"{gap:.2g}. Merge it with the library that made it, and give the folder of the result."
+            )
+    for parameter in merged.parameters():
+        parameter.requires_grad_(True)
+    return merged.train(was_training)
+
+
+def merged_copy(model: Any) -> Any:
+    """A model without adapters that gives the same logits; the adapted one is left as it is."""
+    return merge(copy.deepcopy(model))
+
+
+def merged_lora(model: Any) -> dict[str, Tensor]:
+    """The base model's state dict with each adapter added to its layer, leaving the live layers as they are.
+
+    Quantised weights are given in floating point.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.integrations import dequantize_module_weight
+
+    prefix = "base_model.model."
+    quantised = {name for name, child in model.named_modules() if is_quantised(child)}
+    state = {}
+    for name, value in model.state_dict().items():
+        layer = name.rpartition(".")[0]
+        # Beside a quantised weight its layer has scales, some of them below the name of the weight.
+        inside = layer if layer in quantised else layer.rpartition(".")[0]
+        if ".lora_" in name or (inside in quantised and not name.endswith(".bias")):
+            continue
+        state[name.removeprefix(prefix).replace(".base_layer.", ".")] = full_tensor(value)
+    for name in quantised:
+        child = model.get_submodule(name)
+        weight = dequantize_module_weight(child).detach()
+        state[f"{name.removeprefix(prefix)}.weight".replace(".base_layer.", ".")] = weight
+    for name, layer_ in model.named_modules():
+        if isinstance(layer_, LoraLayer) and hasattr(layer_, "get_delta_weight"):
+            weight_name = f"{name.removeprefix(prefix)}.weight"
+            delta = full_tensor(layer_.get_delta_weight("default"))
+            state[weight_name] = state[weight_name] + delta.to(state[weight_name].device)
+    return state
+
+
+def is_quantised(layer: nn.Module) -> bool:
+    """Whether the weight of a layer is quantised by bitsandbytes."""
+    return type(getattr(layer, "weight", None)).__name__ in ("Params4bit", "Int8Params")
+
+
+def _kind(config: Any) -> str:
+    return getattr(config.peft_type, "value", str(config.peft_type))
+
+
+def check_kind(name: str, config: Any) -> None:
+    """Refuse adapters that are no change of weights, by the name of their kind.
+
+    Raises:
+        ValueError: If they are none.
+    """
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type)
+    if config.is_prompt_learning or not hasattr(tuner, "merge_and_unload"):
+        raise ValueError(
+            f"{name} has an adapter of kind {_kind(config)}, which is not a change of weights and can't be merged into "
+            "them. LitCausalLM starts from adapters that can be merged, such as LoRA."
+        )
+
+
+def _misfit(name: str, base: str, reason: str) -> str:
+    return (
+        f"The adapter {name} does not fit its base model {base!r}: {reason}. Is it the model that the adapter was "
+        f"trained on? Write the right one into base_model_name_or_path in {name}/adapter_config.json."
+    )
+
+
+def _tables(model: Any) -> list[str]:
+    """Names of the input embeddings and of the output head."""
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [f".{name}." for name, child in model.named_modules() if any(child is table for table in tables)]
+
+
+def _resize(base: Any, weights: Mapping[str, Tensor], name: str, base_name: str) -> None:
+    """Give the base the vocabulary that the adapter was trained with, where it comes with its tables."""
+    rows = base.get_input_embeddings().weight.shape[0]
+    own = {
+        part: weight.shape[0]
+        for key, weight in weights.items()
+        for part in _tables(base)
+        if part in key and key.endswith("weight") and ".lora_" not in key and weight.dim() == 2
+    }
+    wanted = next((size for size in own.values() if size != rows), rows)
+    if wanted == rows:
+        return
+    tied = base.get_output_embeddings() is None or base.config.get_text_config().tie_word_embeddings
+    if len(own) < 2 and not tied:
+        raise ValueError(
+            _misfit(name, base_name, f"it has {wanted} rows of one of the two vocabulary tables, and the base {rows}")
+        )
+    base.resize_token_embeddings(wanted, mean_resizing=False)
+
+
+def _untie(model: Any) -> None:
+    """Give the output head a table of its own, where an adapter changes only one of two tables that are shared."""
+    base = model.get_base_model()
+    tables = [base.get_input_embeddings(), base.get_output_embeddings()]
+    inner = [getattr(table, "base_layer", getattr(table, "original_module", table)) for table in tables]
+    inner = [getattr(table, "base_layer", table) for table in inner]
+    if tables[1] is None or inner[0].weight is not inner[1].weight or inner == tables:
+        return
+    inner[1].weight = nn.Parameter(inner[1].weight.detach().clone(), requires_grad=False)
+    base.config.get_text_config().tie_word_embeddings = False
+    base.config.tie_word_embeddings = False
+    base.all_tied_weights_keys = {}
+
+
+@torch.no_grad()
+def _probe(model: Any) -> Tensor | None:
+    """Logits of a few tokens; none where the model does not run where it is now."""
+    table = model.get_input_embeddings()
+    weight = next(table.parameters())
+    if weight.device.type == "meta":
+        return None
+    ids = torch.arange(1, 9, device=weight.device)[None] % weight.shape[0]
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float()
