@@ -84,7 +84,7 @@ def run(case: Case, name: str, weights: dict[str, Any]) -> Outcome:
         return Outcome(lines, text, "the forget rows are as likely as before")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "unlearned.ckpt"
-        trainer.save_checkpoint(path)
+        case.save(trainer, path)
         loaded = case.load(path)
     same = all(torch.equal(value, loaded.state_dict()[key]) for key, value in case.module.state_dict().items())
     if not same:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ class Case:
         loaders: Loaders of the package that yield the rows to forget and to retain.
         trainer: The Trainer that the package trains with.
         score: The user's own score; gives one negative log-likelihood a row.
-        load: Opens a checkpoint as the package's own users do.
+        load: Opens the unlearned module as the package's own users do.
+        save: Saves it as they do; by default by the Trainer.
         fit: Further arguments of ``Trainer.fit``, such as validation loaders that the module wants.
         options: Further arguments of the Trainer.
     """
@@ -30,8 +31,9 @@ class Case:
     trainer: Callable[..., Any]
     score: Callable[[Any, Any], Any]
     load: Callable[[Path], Any]
-    fit: dict[str, Any]
-    options: dict[str, Any]
+    save: Callable[[Any, Path], None] = lambda trainer, path: trainer.save_checkpoint(path)
+    fit: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def score_lines(self) -> int:

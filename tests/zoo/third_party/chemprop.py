@@ -37,4 +37,4 @@ def make() -> Case:
     )
     everything = data.build_dataloader(data.MoleculeDataset(aromatic + points), batch_size=8, seed=0)
     Trainer(max_epochs=8, accelerator="cpu", **QUIET).fit(module, everything)
-    return Case(module, loaders, Trainer, nll, models.MPNN.load_from_checkpoint, {}, {})
+    return Case(module, loaders, Trainer, nll, models.MPNN.load_from_checkpoint)

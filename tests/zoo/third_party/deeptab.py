@@ -44,4 +44,6 @@ def make() -> Case:
         untrained.load_state_dict(torch.load(path, weights_only=False)["state_dict"])
         return untrained
 
-    return Case(module, loaders, Trainer, nll, load, {"val_dataloaders": loaders["retain"]}, {"max_epochs": 1})
+    return Case(
+        module, loaders, Trainer, nll, load, fit={"val_dataloaders": loaders["retain"]}, options={"max_epochs": 1}
+    )

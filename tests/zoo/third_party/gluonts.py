@@ -44,4 +44,4 @@ def make() -> Case:
         untrained.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
         return untrained
 
-    return Case(module, loaders, Trainer, nll, load, {}, {})
+    return Case(module, loaders, Trainer, nll, load)

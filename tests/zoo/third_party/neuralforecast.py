@@ -38,4 +38,4 @@ def make() -> Case:
     loaders = {role: TimeSeriesLoader(rows, batch_size=4, shuffle=True) for role, rows in sets.items()}
     everything = TimeSeriesLoader(series(range(24)), batch_size=4, shuffle=True)
     Trainer(max_epochs=40, accelerator="cpu", **QUIET).fit(module, everything)
-    return Case(module, loaders, Trainer, nll, NHITS.load_from_checkpoint, {}, {})
+    return Case(module, loaders, Trainer, nll, NHITS.load, save=lambda trainer, path: module.save(str(path)))

@@ -47,4 +47,4 @@ def make() -> Case:
     def load(path: Path) -> Any:
         return SupervisedSingleModelSolver.load_from_checkpoint(path, problem=everything, model=net, use_lt=False)
 
-    return Case(solver, loaders, functools.partial(Trainer, solver), nll, load, {}, {"batch_size": 16})
+    return Case(solver, loaders, functools.partial(Trainer, solver), nll, load, options={"batch_size": 16})

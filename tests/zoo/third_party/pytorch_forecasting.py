@@ -39,4 +39,4 @@ def make() -> Case:
     loaders = {role: rows.to_dataloader(train=True, batch_size=16, num_workers=0) for role, rows in sets.items()}
     loader = everything.to_dataloader(train=True, batch_size=16, num_workers=0)
     Trainer(max_epochs=12, accelerator="cpu", **QUIET).fit(module, loader)
-    return Case(module, loaders, Trainer, nll, NBeats.load_from_checkpoint, {}, {"max_epochs": 1})
+    return Case(module, loaders, Trainer, nll, NBeats.load_from_checkpoint, options={"max_epochs": 1})

@@ -36,4 +36,4 @@ def make() -> Case:
     def load(path: Path) -> Any:
         return TrainingPlan.load_from_checkpoint(path, module=scvi.model.SCVI(cells, n_latent=3, n_hidden=32).module)
 
-    return Case(plan, loaders, Trainer, nll, load, {}, {})
+    return Case(plan, loaders, Trainer, nll, load)
