@@ -26,7 +26,7 @@ class _Guard(ABC):
     """A context with hooks on a module that has a pipeline."""
 
     def __init__(self, module: LightningModule, concept: str) -> None:
-        self.model = as_text_to_image(module)
+        self.model = as_text_to_image(module, adapters=True)  # it only draws
         if getattr(module, "pipeline", None) is None:
             raise TypeError(
                 f"{type(module).__name__} has no pipeline, but a guard works while a pipeline draws. Use "

@@ -10,7 +10,7 @@ from lightning_unlearn.core.callback import Needs, UnlearnCallback
 from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.diffusion.engine.denoising import denoising_nll
 from lightning_unlearn.diffusion.engine.draws import Draws, batch_number
-from lightning_unlearn.diffusion.engine.model import as_text_to_image
+from lightning_unlearn.diffusion.engine.model import as_text_to_image, refuse_half
 from lightning_unlearn.diffusion.engine.passes import PassCounter
 from lightning_unlearn.diffusion.engine.sampling import Pairing, Point, partial_samples
 
@@ -39,6 +39,7 @@ class DiffusionObjective(UnlearnCallback):
         """Check the module, and take over ``training_step``."""
         if stage == "fit":
             as_text_to_image(pl_module)
+            refuse_half(pl_module)
         super().setup(trainer, pl_module, stage)
 
     def begin(self, trainer: Trainer, module: LightningModule) -> None:

@@ -17,9 +17,11 @@ from lightning_unlearn.core.lightning import LightningModule, MisconfigurationEx
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.resume import record_class, refuse_fine_tuning
 from lightning_unlearn.diffusion.engine.denoising import denoising_nll
-from lightning_unlearn.diffusion.engine.model import prediction_type, unet_output
+from lightning_unlearn.diffusion.engine.folders import SafetyChecker, half_type, save_folder
+from lightning_unlearn.diffusion.engine.model import prediction_type, refuse_adapters, refuse_half, unet_output
 from lightning_unlearn.diffusion.engine.parameters import Compat, TextEncoderWeights, Trainable, select_params
 from lightning_unlearn.diffusion.engine.pipeline import load_pipeline
+from lightning_unlearn.diffusion.engine.single_file import save_single_file
 
 __all__ = ["LitTextToImage"]
 
@@ -35,7 +37,8 @@ class LitTextToImage(LightningModule):
     ``precision="bf16-mixed"`` for speed.
 
     Args:
-        model: Folder written by ``save_pretrained``, or hub id.
+        model: Folder written by ``save_pretrained``, or hub id; or a single ``.safetensors`` file in the original
+            layout, as ComfyUI and AUTOMATIC1111 have them.
         trainable: The weights that train, see [`select_params`]
             [lightning_unlearn.diffusion.engine.parameters.select_params]: ``"xattn"`` (ESD-x), ``"noxattn"`` (ESD-u),
             ``"kv"``, ``"full"`` and others of the UNet; ``"text_encoder"`` or ``TextEncoderWeights(...)``; ``"all"``.
@@ -44,13 +47,17 @@ class LitTextToImage(LightningModule):
         weight_decay: Decoupled weight decay; with 0 it is Adam.
         gradient_checkpointing: Recompute the UNet's activations in the backward pass, for memory.
         revision: Branch, tag or commit on the hub.
-        variant: Which files of the folder, such as ``"fp16"``.
+        variant: Which files of the folder, such as ``"fp16"``; ``save_pretrained`` writes the same.
         steps: Steps of the sampler, where images are drawn.
         guidance: Weight of classifier-free guidance there.
+        config: For a single file, folder or hub id of a pipeline of the same architecture, whose settings and tokenizer
+            are taken; by default diffusers looks one up on the hub.
 
     Raises:
-        ValueError: If the subset is empty or unknown, or a number is out of range.
+        ValueError: If the subset is empty or unknown, a number is out of range, or the weights are in files that are
+            not read.
         TypeError: If the pipeline has another architecture.
+        FileNotFoundError: If there is no such file or folder.
     """
 
     pipeline: Any
@@ -59,6 +66,8 @@ class LitTextToImage(LightningModule):
     vae: Any
     tokenizer: Any
     scheduler: Any
+    safety_checker_source: SafetyChecker | None
+    """The safety checker of the pipeline's folder, which is not loaded."""
 
     def __init__(
         self,
@@ -72,15 +81,17 @@ class LitTextToImage(LightningModule):
         variant: str | None = None,
         steps: int = 50,
         guidance: float = 7.5,
+        config: str | None = None,
     ) -> None:
         super().__init__()
         self.lr, self.weight_decay = above("lr", lr, 0), at_least("weight_decay", weight_decay, 0)
+        self.variant = variant
         self.steps, self.guidance = at_least("steps", steps, 1), guidance
         self.save_hyperparameters(ignore="trainable")
         # As a dict, so that checkpoints load with weights_only=True.
         plain = asdict(trainable) if isinstance(trainable, TextEncoderWeights) else trainable
         self.save_hyperparameters({"trainable": plain})
-        load_pipeline(self, model, revision, variant)
+        load_pipeline(self, model, revision, variant, config)
         prediction_type(self)
         self.train()  # loaded for evaluation, in which gradient checkpointing would do nothing
         self.requires_grad_(False)
@@ -88,6 +99,11 @@ class LitTextToImage(LightningModule):
             parameter.requires_grad_(True)
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
+
+    def setup(self, stage: str) -> None:
+        """Refuse to train weights of half precision."""
+        if stage == "fit":
+            refuse_half(self)
 
     def configure_model(self) -> None:
         """Refuse to shard."""
@@ -128,6 +144,11 @@ class LitTextToImage(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over what trains, at a constant rate."""
         parameters = [p for p in self.parameters() if p.requires_grad]
+        if not parameters:
+            raise MisconfigurationException(
+                "No weight of the module trains. Loading a LoRA freezes all others, also when it is fused and unloaded "
+                "again: save the pipeline, module.save_pretrained('merged'), and open LitTextToImage('merged')."
+            )
         return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
 
     def generate(
@@ -169,9 +190,31 @@ class LitTextToImage(LightningModule):
         return torch.cat(images)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that plain ``StableDiffusionPipeline.from_pretrained`` opens. The first process writes."""
+        """Write a folder that plain ``StableDiffusionPipeline.from_pretrained`` opens. The first process writes.
+
+        It opens with versions 4 and 5 of transformers, and has the files of the module's ``variant``: of an fp16 folder
+        it is an fp16 folder, in which changes below the resolution of fp16 are lost. The safety checker of a local
+        folder is copied; of another one a warning says that it is missing.
+
+        Raises:
+            ValueError: If a LoRA or another adapter is loaded.
+        """
+        refuse_adapters(self)
         if rank() == 0:
-            self.pipeline.save_pretrained(folder, safe_serialization=True)
+            save_folder(self.pipeline, folder, self.variant, self.safety_checker_source)
+
+    def save_single_file(self, path: str | Path) -> None:
+        """Write one ``.safetensors`` file in the original layout, for ComfyUI, AUTOMATIC1111 and ``from_single_file``.
+
+        It has the weights of UNet, autoencoder and text encoder, in fp16 if the module was opened by that variant. The
+        first process writes.
+
+        Raises:
+            ValueError: If the path does not end with ``.safetensors``, or a LoRA or another adapter is loaded.
+        """
+        refuse_adapters(self)
+        if rank() == 0:
+            save_single_file(self, path, half_type(self.variant))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record the class, for ``lightning-unlearn export``."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.distributed import full_tensor, rank
+from lightning_unlearn.diffusion.engine.model import refuse_adapters
 
 __all__ = ["Layout", "export_text_encoder", "load_text_encoder"]
 
@@ -37,10 +38,11 @@ def export_text_encoder(module: Any, folder: str | Path, layout: Layout = "trans
             earlier ones would silently fill with random weights.
 
     Raises:
-        ValueError: If there is no such layout.
+        ValueError: If there is no such layout, or a LoRA or another adapter is loaded.
         TypeError: If there is no CLIP text encoder.
     """
     one_of("layout", layout, Layout)
+    refuse_adapters(module)
     encoder, prefix = _text_encoder(module), _PREFIX if layout == "transformers4" else ""
     if rank() != 0:
         return
@@ -66,8 +68,9 @@ def load_text_encoder(module: Any, folder: str | Path) -> None:
     Raises:
         FileNotFoundError: If there are no such files.
         TypeError: If there is no CLIP text encoder, or there are two.
-        ValueError: If the weights are those of another architecture.
+        ValueError: If the weights are those of another architecture, or a LoRA or another adapter is loaded.
     """
+    refuse_adapters(module)
     encoder = _text_encoder(module)
     source = Path(folder)
     if not (source / _FILE).is_file() and (source / "text_encoder").is_dir():

@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from lightning_unlearn.core.lightning import MisconfigurationException
 from lightning_unlearn.functional.diffusion.ddim import Prediction
 from lightning_unlearn.functional.diffusion.guidance import classifier_free_guidance
 
@@ -17,6 +18,8 @@ __all__ = [
     "guided_output",
     "latent_shape",
     "prediction_type",
+    "refuse_adapters",
+    "refuse_half",
     "unet_output",
     "unet_outputs",
 ]
@@ -42,11 +45,16 @@ class TextToImage(Protocol):
     """Any scheduler of diffusers that has ``alphas_cumprod``: its noise levels and kind of prediction are read."""
 
 
-def as_text_to_image(module: nn.Module) -> TextToImage:
+def as_text_to_image(module: nn.Module, adapters: bool = False) -> TextToImage:
     """The same module, checked.
+
+    Args:
+        module: Any module.
+        adapters: Whether loaded adapters such as a LoRA are allowed, as where the model only draws.
 
     Raises:
         TypeError: If it lacks a part, or has two text encoders, as Stable Diffusion XL has.
+        ValueError: If adapters are loaded.
     """
     missing = [name for name in _PARTS if not hasattr(module, name)]
     if missing:
@@ -59,7 +67,62 @@ def as_text_to_image(module: nn.Module) -> TextToImage:
             f"{type(module).__name__} has two text encoders, as Stable Diffusion XL, which is not supported. Use a "
             "Stable Diffusion 1.x or 2.x model."
         )
+    if not adapters:
+        refuse_adapters(module)
     return cast(TextToImage, module)
+
+
+def refuse_adapters(module: Any) -> None:
+    """Refuse a LoRA or another adapter that is loaded, fused or not, and an IP-Adapter.
+
+    With one loaded, the layers that methods edit and export by name are wrapped, and what trains is the adapter.
+
+    Args:
+        module: A module or a pipeline with a ``unet`` or a ``text_encoder``, or one of these.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    parts = {name: getattr(module, name, None) for name in ("unet", "text_encoder", "vae")}
+    if not any(isinstance(part, nn.Module) for part in parts.values()):
+        parts = {type(module).__name__: module}
+    for name, part in parts.items():
+        if not isinstance(part, nn.Module):
+            continue
+        # Adapters of peft, LoRA and others, keep the layer that they wrap under this name, also when they are fused.
+        wrapped = next((path for path, layer in part.named_modules() if "base_layer" in layer._modules), None)
+        if wrapped is not None:
+            raise ValueError(
+                f"An adapter, such as a LoRA, is loaded in {name}: {wrapped} is wrapped in a "
+                f"{type(part.get_submodule(wrapped)).__name__}. It would train, be attacked and be saved in place of "
+                "the model's own weights. To keep what it adds: pipeline.fuse_lora(); "
+                "pipeline.unload_lora_weights(); pipeline.save_pretrained('merged'), and open 'merged'. To drop it: "
+                "pipeline.unload_lora_weights(), and open the model anew. Of an adapter that peft injected: "
+                "merge_and_unload() of its tuner or PeftModel."
+            )
+        if getattr(part, "encoder_hid_proj", None) is not None:
+            raise ValueError(
+                f"{name} has an encoder_hid_proj, as an IP-Adapter brings, so that it reads images beside the text. "
+                "Call pipeline.unload_ip_adapter() first."
+            )
+
+
+def refuse_half(module: nn.Module) -> None:
+    """Refuse to train weights of 16 bits, at which most updates of unlearning round to nothing.
+
+    Raises:
+        MisconfigurationException: If weights that train are fp16 or bf16.
+    """
+    dtypes = {p.dtype for p in module.parameters() if p.requires_grad}
+    precision = str(getattr(getattr(module, "_trainer", None), "precision", ""))
+    half = next((str(dtype) for dtype in dtypes if dtype.itemsize < 4), None)
+    # The Trainer converts them only after the run is set up.
+    if half is None and precision not in ("bf16-true", "16-true"):
+        return
+    raise MisconfigurationException(
+        f"The weights that train would be {half or precision}, at which most updates of unlearning round to nothing. "
+        "Use precision='bf16-mixed', which keeps weights of 32 bits, and module.float() if you made them half yourself."
+    )
 
 
 def alphas_bar(model: TextToImage) -> Tensor:

@@ -9,46 +9,67 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_unlearn.diffusion.engine.sources import is_single_file, open_file, open_folder
+
 __all__ = ["draw", "load_frozen", "load_pipeline"]
 
 
-def load_pipeline(module: nn.Module, model: str, revision: str | None = None, variant: str | None = None) -> None:
+def load_pipeline(
+    module: nn.Module,
+    model: str,
+    revision: str | None = None,
+    variant: str | None = None,
+    config: str | None = None,
+) -> None:
     """Load a ``StableDiffusionPipeline`` and make its parts the parts of a module, in fp32.
 
     Weights are read from safetensors files only, no code of a repository is run, and the safety checker is not loaded.
-    The other arguments are those of ``LitTextToImage``.
+    The other arguments are those of ``LitTextToImage``. ``module.safety_checker_source`` is the checker that the
+    pipeline had, if any.
 
     Raises:
         TypeError: If the pipeline has another architecture.
+        ValueError: If its weights are in files that are not read.
+        FileNotFoundError: If there is no such file or folder.
     """
     try:
-        from diffusers import DiffusionPipeline, StableDiffusionPipeline
+        import diffusers  # noqa: F401
     except ImportError:
         raise ImportError('Diffusion models need diffusers: pip install "lightning-unlearn[diffusion]"') from None
-    kind = DiffusionPipeline.load_config(model, revision=revision)["_class_name"]
-    if kind != StableDiffusionPipeline.__name__:
-        raise TypeError(
-            f"{model} is a {kind}, but a StableDiffusionPipeline (Stable Diffusion 1.x or 2.x) is supported."
-        )
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(
-        model,
-        revision=revision,
-        variant=variant,
-        use_safetensors=True,
-        safety_checker=None,
-        requires_safety_checker=False,
-    )
+    model = str(model)
+    if is_single_file(model):
+        pipeline, checker = open_file(model, config), None
+    else:
+        pipeline, checker = open_folder(model, revision, variant)
+    _check(pipeline, model)
     pipeline.set_progress_bar_config(disable=True)
     module.pipeline = pipeline
+    module.safety_checker_source = checker
     for name in ("unet", "text_encoder", "vae", "tokenizer", "scheduler"):
         setattr(module, name, getattr(pipeline, name))
     module.float()
 
 
-def load_frozen(model: str) -> nn.Module:
+def _check(pipeline: Any, model: str) -> None:
+    """Refuse parts that Stable Diffusion 1.x and 2.x do not have."""
+    if not hasattr(pipeline.scheduler, "alphas_cumprod"):
+        raise TypeError(
+            f"{model} has a {type(pipeline.scheduler).__name__}, which has no alphas_cumprod, so its noise levels are "
+            "not those of Stable Diffusion 1.x and 2.x. Save the pipeline with another scheduler, such as "
+            "DDIMScheduler.from_config(pipeline.scheduler.config)."
+        )
+    inputs, latents = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    if inputs != latents:
+        raise TypeError(
+            f"The UNet of {model} reads {inputs} channels, but the latents have {latents}: it is one for inpainting or "
+            "for editing images. Use the text-to-image model that it was made from."
+        )
+
+
+def load_frozen(model: str, config: str | None = None) -> nn.Module:
     """A module of the parts of a pipeline, in evaluation mode and without gradients; see `load_pipeline`."""
     module = nn.Module()
-    load_pipeline(module, model)
+    load_pipeline(module, model, config=config)
     return module.eval().requires_grad_(False)
 
 
