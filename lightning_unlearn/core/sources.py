@@ -204,12 +204,15 @@ def _from_columns(columns: Mapping[Any, Any]) -> list[dict[str, Any]]:
 
 
 def _is_columns(content: Any) -> bool:
-    """Whether it is a dict of columns, and not a row, in which some value is a text or a number."""
+    """Whether it is a dict of columns, and not a row, in which some value is a text, a number or a list of messages."""
     return (
         isinstance(content, Mapping)
         and len(content) > 0
         and all(
-            hasattr(column, "__len__") and hasattr(column, "__iter__") and not isinstance(column, (str, bytes, Mapping))
+            hasattr(column, "__len__")
+            and hasattr(column, "__iter__")
+            and not isinstance(column, (str, bytes, Mapping))
+            and not isinstance(next(iter(column), None), Mapping)
             for column in content.values()
         )
         and not any(hasattr(column, "column_names") for column in content.values())  # a dict of datasets

@@ -134,6 +134,14 @@ def test_a_row_in_place_of_rows_and_a_dict_of_datasets_are_refused() -> None:
             load_rows(source())
 
 
+def test_a_file_of_one_conversation_is_one_row(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Lima"}]
+    for row in ({"messages": turns}, {"prompt": turns[:1], "completion": turns[1:]}):
+        for name in ("rows.json", "rows.jsonl"):
+            (tmp_path / name).write_text(json.dumps(row))
+            assert load_rows(tmp_path / name) == [row]
+
+
 def test_what_a_cell_holds() -> None:
     import numpy
     import pandas
