@@ -66,7 +66,7 @@ def no_graphs() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_graphs")
-@pytest.mark.parametrize(("case", "graphs"), [("SimNPO", 2), ("NPO-snapshot", 4)])
+@pytest.mark.parametrize(("case", "graphs"), [("SimNPO", 2), pytest.param("NPO-snapshot", 4, marks=pytest.mark.slow)])
 def test_nothing_is_compiled_anew_for_each_batch(case: str, graphs: int, tiny_lm: Path) -> None:
     run = fit_short(case, tiny_lm, compiled("eager"), max_epochs=2)
     assert len({step.tokens["forget"] + step.tokens["retain"] for step in run.steps}) > 3
@@ -86,6 +86,7 @@ def test_a_compiled_model_trains_the_same_weights(case: str, tiny_lm: Path, unco
     assert torch.equal(run.weights(), uncompiled(case).weights())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_graphs")
 @pytest.mark.parametrize("case", ["GradDiff-layer", "RMU"])
 def test_a_graph_that_is_older_than_a_hook_is_an_error_with_the_way_out(case: str, tiny_lm: Path) -> None:
@@ -108,6 +109,7 @@ def test_a_graph_that_is_older_than_a_hook_is_an_error_with_the_way_out(case: st
     assert torch.equal(run.weights(), fit_short(case, tiny_lm, model=model).weights())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["SimNPO", "NPO-snapshot"])
 def test_a_model_compiled_forward_and_backward_trains_the_same_weights(
     case: str, tiny_lm: Path, uncompiled: Callable[[str], Run]
