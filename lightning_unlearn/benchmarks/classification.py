@@ -212,7 +212,7 @@ def unlearn(cell: UnlearnCell, folder: Path) -> Outcome:
     """Unlearn, and compare with the retrained model."""
     quiet_libraries()
     sets = data(cell, cell.setting.epoch if cell.setting else "forget")
-    retrained = collect_outputs(load(cell, folder / cell.retrained), {"forget": sets.val_dataloader()["forget"]})
+    retrained = collect_outputs(load(cell, folder / cell.retrained), {"forget": sets.set_loaders()["forget"]})
     seed_everything(cell.seed, verbose=False)
     module, cost = load(cell, folder / cell.start, cell.setting.lr if cell.setting else 1e-3), {}
     if cell.setting:
@@ -225,7 +225,7 @@ def unlearn(cell: UnlearnCell, folder: Path) -> Outcome:
             return {"error": str(error)}
         cost = {"seconds": meter.seconds, "rows": meter.rows, "steps": run.global_step}
     try:
-        outputs = collect_outputs(module, sets.val_dataloader())
+        outputs = collect_outputs(module, sets.set_loaders())
     except ValueError as error:  # logits that are not finite
         return {"error": str(error)}
     metrics = measured(outputs)

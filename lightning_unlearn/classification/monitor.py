@@ -29,6 +29,7 @@ from lightning_unlearn.core.lightning import (
 )
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.monitor import Monitor, log_table
+from lightning_unlearn.core.pairing import ForgetRetainDataModule
 from lightning_unlearn.core.reference import exchanged
 from lightning_unlearn.core.rows import RunRows, row_loader
 from lightning_unlearn.core.scores import Score, classifier_nll, prediction_score
@@ -173,9 +174,13 @@ class ClassifierMonitor(Monitor):
     def _loaders(self, trainer: Trainer) -> dict[str, DataLoader]:
         datamodule = getattr(trainer, "datamodule", None)
         given: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-        if given is None and datamodule is not None:
+        loaders: dict[str, Any] = {}
+        if isinstance(datamodule, ForgetRetainDataModule):
+            loaders |= datamodule.set_loaders()
+        elif given is None and datamodule is not None:
             given = datamodule.val_dataloader()  # limit_val_batches=0
-        loaders = dict(given) if isinstance(given, Mapping) else {}
+        if isinstance(given, Mapping):
+            loaders |= given
         for name in ("forget", "retain"):
             loaders.setdefault(name, row_loader(trainer.train_dataloader, name))
         readable = {name: row_loader({name: loader}, name) for name, loader in loaders.items()}

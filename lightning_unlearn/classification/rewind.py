@@ -145,7 +145,7 @@ class Rewind(ResumableCallback):
         loader: Any = self.heldout
         if isinstance(loader, str):
             datamodule = getattr(trainer, "datamodule", None)
-            sets = datamodule.val_dataloader() if isinstance(datamodule, ForgetRetainDataModule) else {}
+            sets = datamodule.set_loaders() if isinstance(datamodule, ForgetRetainDataModule) else {}
             if loader not in sets:
                 raise MisconfigurationException(
                     f"Rewind(heldout={loader!r}) is the name of a set of a ForgetRetainDataModule, but the run has "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 
 from lightning_unlearn.core.checks import at_least, one_of
 from lightning_unlearn.core.distributed import Replica, replica
-from lightning_unlearn.core.lightning import LightningDataModule, rank_zero_info
+from lightning_unlearn.core.lightning import LightningDataModule, rank_zero_info, resolve
 from lightning_unlearn.functional.random import keyed_generator
 
 __all__ = ["ForgetRetainDataModule", "PairLoader", "PairSampler"]
@@ -210,8 +210,16 @@ class _Indexed(Dataset):
         return {**row, "index": i} if isinstance(row, Mapping) and "index" not in row else row
 
 
+def _takes_dataloader_idx(hook: Callable[..., Any]) -> bool:
+    return resolve("utilities.signature_utils.is_param_in_hook_signature")(hook, "dataloader_idx")
+
+
 class ForgetRetainDataModule(LightningDataModule):
     """Pairs any two map-style datasets for unlearning.
+
+    Validation and test read every named set where the module's hooks take ``dataloader_idx``, and otherwise one set:
+    for validation ``"val"``, ``"validation"`` or ``"retain"``, for test ``"test"`` or ``"retain"``, the first of them
+    that there is. ``limit_val_batches=0`` switches validation off.
 
     Args:
         forget: Rows to forget.
@@ -283,15 +291,42 @@ class ForgetRetainDataModule(LightningDataModule):
         return PairLoader(parts, self.followers, sampler, self.collate_fn, self.num_workers)
 
     def val_dataloader(self) -> dict[str, DataLoader]:
-        """Every named set, in order."""
+        """What the module validates on: see `evaluation_sets`."""
+        return self.evaluation_sets("validation", ("val", "validation", "retain"))
+
+    def test_dataloader(self) -> dict[str, DataLoader]:
+        """What the module is tested on: see `evaluation_sets`."""
+        return self.evaluation_sets("test", ("test", "retain"))
+
+    def evaluation_sets(self, stage: Literal["validation", "test"], preferred: Sequence[str]) -> dict[str, DataLoader]:
+        """The sets that the hooks of a module can tell apart.
+
+        Every named set where they take ``dataloader_idx``. A module with the usual ``validation_step(batch,
+        batch_idx)`` takes one loader, and keeps on validating on the rows that are to stay.
+
+        Args:
+            stage: Which hooks.
+            preferred: Names of the sets that make the one loader; the first one that there is.
+        """
+        loaders = self.set_loaders()
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        hooks = [] if module is None else [f"{stage}_step", f"on_{stage}_batch_start", f"on_{stage}_batch_end"]
+        single = [hook for hook in hooks if not _takes_dataloader_idx(getattr(module, hook))]
+        if not single or len(loaders) < 2:
+            return loaders
+        name = next((name for name in preferred if name in loaders), next(iter(loaders)))
+        rank_zero_info(
+            f"{type(module).__name__}.{single[0]} takes no dataloader_idx, so {stage} reads one set, {name!r}. With "
+            f"dataloader_idx=0 among its arguments it gets each of {list(loaders)}."
+        )
+        return {name: loaders[name]}
+
+    def set_loaders(self) -> dict[str, DataLoader]:
+        """A loader of every named set, in order."""
         return {
             name: DataLoader(rows, batch_size=self.batch_size, collate_fn=self.collate_fn, num_workers=self.num_workers)
             for name, rows in self.sets.items()
         }
-
-    def test_dataloader(self) -> dict[str, DataLoader]:
-        """The same sets as for validation."""
-        return self.val_dataloader()
 
     def _report_coverage(self, sampler: PairSampler) -> None:
         epochs = (self.trainer.max_epochs or 0) if self.trainer is not None else 0

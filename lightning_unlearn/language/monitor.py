@@ -113,7 +113,7 @@ class UnlearnMonitor(Monitor):
         loaders: dict[str, Any] = {name: row_loader(trainer.train_dataloader, name) for name in ("forget", "retain")}
         datamodule = getattr(trainer, "datamodule", None)
         if isinstance(datamodule, ForgetRetainDataModule):
-            heldout = {k: v for k, v in datamodule.val_dataloader().items() if k not in loaders}
+            heldout = {k: v for k, v in datamodule.set_loaders().items() if k not in loaders}
             loaders |= {name: row_loader(heldout, name) for name in heldout}
         return {name: loader for name, loader in loaders.items() if loader is not None}
 

@@ -130,7 +130,7 @@ class ClassificationDataModule(ForgetRetainDataModule):
         parts = {"test": ~torch.isin(labels, gone), "test_forget": asked}
         return {name: Subset(test, chosen.nonzero()[:, 0].tolist()) for name, chosen in parts.items() if chosen.any()}
 
-    def val_dataloader(self) -> dict[str, DataLoader]:
+    def set_loaders(self) -> dict[str, DataLoader]:
         """Every set to measure, in order and with test-time transforms."""
         return {
             name: DataLoader(
