@@ -151,7 +151,7 @@ def merge(model: Any, name: str = "the model") -> Any:
     if before is not None and after is not None:
         gap, scale = (before - after).abs().max().item(), before.abs().max().item()
         # Merged weights of half precision are rounded once more.
-        if not gap <= (1e-3 if next(merged.parameters()).dtype == torch.float32 else 0.1) * max(scale, 1.0):
+        if not gap <= (1e-3 if next(merged.parameters()).dtype == torch.float32 else 0.1) * scale:
             raise ValueError(
                 f"{name}: merging its adapter ({_kind(model.active_peft_config)}) changes the logits by up to "
                 f"{gap:.2g}. Merge it with the library that made it, and give the folder of the result."
