@@ -22,6 +22,7 @@ from .forget_me_not import ForgetMeNot as ForgetMeNot
 from .guard_callback import Guard as Guard
 from .guards import SafeLatentDiffusion as SafeLatentDiffusion
 from .guards import SuppressEOT as SuppressEOT
+from .judges import CLIPJudge as CLIPJudge
 from .judges import Judge as Judge
 from .judges import MiniatureJudge as MiniatureJudge
 from .judges import NudeNetJudge as NudeNetJudge

@@ -19,7 +19,7 @@ from lightning_unlearn.diffusion.engine.text import encode, tokenize
 from lightning_unlearn.functional.diffusion.seot import concept_and_end_places, suppress_eot
 from lightning_unlearn.functional.diffusion.sld import SLD_PRESETS, SafetyConfig, safety_guidance
 
-__all__ = ["SafeLatentDiffusion", "SuppressEOT"]
+__all__ = ["SafeLatentDiffusion", "SuppressEOT", "is_steered"]
 
 
 class _Guard(ABC):
@@ -103,7 +103,7 @@ class SafeLatentDiffusion(_Guard):
 
     def on(self) -> None:
         """Compute the concept's states, and attach the hooks."""
-        if any(isinstance(getattr(f, "__self__", None), type(self)) for f in self.model.unet._forward_hooks.values()):
+        if is_steered(self.module):
             raise RuntimeError("The module is guarded by SafeLatentDiffusion already. Name all concepts in one guard.")
         with evaluating(self.module):
             self._states = encode(self.model, tokenize(self.model.tokenizer, [self.concept])["input_ids"])
@@ -148,6 +148,12 @@ class SafeLatentDiffusion(_Guard):
             prompt = prompt - gamma / k
         self._step += 1
         return (torch.cat([unconditional, prompt]).to(whole.dtype),)
+
+
+def is_steered(module: nn.Module | None) -> bool:
+    """Whether a module is guarded by `SafeLatentDiffusion` now."""
+    hooks = getattr(getattr(module, "unet", None), "_forward_hooks", {}).values()
+    return any(isinstance(getattr(hook, "__self__", None), SafeLatentDiffusion) for hook in hooks)
 
 
 class SuppressEOT(_Guard):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -12,13 +14,16 @@ from torch import Tensor, nn
 
 from lightning_unlearn.core.checks import above, between, one_of
 from lightning_unlearn.diffusion.data.miniature import OBJECTS, STYLES, miniature_pipeline
+from lightning_unlearn.diffusion.metrics.clip import load_clip
 
 __all__ = [
     "NUDITY",
+    "CLIPJudge",
     "Judge",
     "MiniatureJudge",
     "NudeNetJudge",
     "TransformersJudge",
+    "class_numbers",
     "judge_named",
     "miniature_classifier",
 ]
@@ -53,7 +58,7 @@ class Judge(Protocol):
     """Distinguishes judges of one name whose verdicts may differ."""
 
     classes: tuple[str, ...]
-    """The names of the labels ``0, 1, ...``."""
+    """The names of the labels ``0, 1, ...``; several may have one name, as "crane" in ImageNet."""
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Labels ``(B,)``, int64, and scores ``(B, len(classes))`` of images ``(B, 3, H, W)``, colours in [0, 1]."""
@@ -186,7 +191,8 @@ class NudeNetJudge:
 class TransformersJudge(nn.Module):
     """An image classifier of ``transformers`` as a judge, such as one for artists' styles or ImageNet.
 
-    Weights are read from safetensors only, and no code of a repository is run.
+    Weights are read from safetensors only, and no code of a repository is run. Scores are probabilities, of each class
+    on its own where the classifier's ``problem_type`` is ``"multi_label_classification"``.
 
     Args:
         model: Folder or hub id.
@@ -194,7 +200,7 @@ class TransformersJudge(nn.Module):
 
     Raises:
         ImportError: If ``transformers`` is not installed.
-        ValueError: If two classes have one name.
+        ValueError: If the model is no classifier of at least two classes.
     """
 
     def __init__(self, model: str, revision: str | None = None) -> None:
@@ -203,20 +209,27 @@ class TransformersJudge(nn.Module):
             from transformers import AutoImageProcessor, AutoModelForImageClassification
         except ImportError:
             raise ImportError('This judge needs transformers: pip install "lightning-unlearn[diffusion]"') from None
-        self.classifier = AutoModelForImageClassification.from_pretrained(
-            model, revision=revision, use_safetensors=True, trust_remote_code=False
+        self.classifier, loaded = AutoModelForImageClassification.from_pretrained(
+            model, revision=revision, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
+        config = self.classifier.config
+        missing = sorted(loaded["missing_keys"])
+        if missing or config.num_labels < 2:
+            clip = (
+                " Of a CLIP model, CLIPJudge makes a judge of classes that you name."
+                if "clip" in config.model_type
+                else ""
+            )
+            raise ValueError(
+                f"{model} is no classifier of at least two classes: "
+                f"{f'it has no weight {missing[0]}, which would be random' if missing else 'it has one output'}.{clip}"
+            )
         self._processor = AutoImageProcessor.from_pretrained(model, revision=revision, trust_remote_code=False)
         self.requires_grad_(False).eval()
-        names = self.classifier.config.id2label
-        self.classes = tuple(names[number] for number in range(len(names)))
-        if len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"{model} has classes of the same name, so a concept could not be told: {self.classes}.")
-        self.name = Path(model).name if Path(model).is_dir() else model
-        state = hashlib.sha256(self.classifier.config.to_json_string().encode())
-        for key, weight in self.classifier.state_dict().items():
-            state.update(key.encode() + weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        self.version = state.hexdigest()[:12]
+        names = {int(number): str(name) for number, name in config.id2label.items()}
+        self.classes = tuple(names.get(number, f"LABEL_{number}") for number in range(config.num_labels))
+        self.name = _model_name(model)
+        self.version = _version(self.classifier)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,9 +243,115 @@ class TransformersJudge(nn.Module):
         pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         inputs = self._processor(images=list(pixels), return_tensors="pt")
         weight = next(self.classifier.parameters())
-        logits = self.classifier(pixel_values=inputs["pixel_values"].to(weight)).logits
-        scores = logits.float().softmax(1).to(images.device)
+        logits = self.classifier(pixel_values=inputs["pixel_values"].to(weight)).logits.float()
+        several = self.classifier.config.problem_type == "multi_label_classification"
+        scores = (logits.sigmoid() if several else logits.softmax(1)).to(images.device)
         return scores.argmax(1), scores
+
+
+class CLIPJudge(nn.Module):
+    """Zero-shot classifier by CLIP: a judge of concepts for which no classifier exists.
+
+    An image is of the class whose prompt it is most similar to. A class of its own for what is no concept, such as
+    ``"a photo"``, lets an image show none.
+
+    Args:
+        model: Folder written by ``save_pretrained``, or hub id, such as ``openai/clip-vit-large-patch14``.
+        classes: Names of at least two classes; or their prompts by their names.
+        template: Prompt of classes that have none of their own, with ``{}`` for the name.
+
+    Raises:
+        ImportError: If ``transformers`` is not installed.
+        ValueError: If there are fewer than two classes, or the template has no ``{}``.
+
+    Example:
+        ```python
+        judge = CLIPJudge("openai/clip-vit-large-patch14", ["Van Gogh", "Monet", "photo"], "an image in {} style")
+        ```
+
+    References:
+        Radford et al., *Learning Transferable Visual Models From Natural Language Supervision*, arXiv:2103.00020.
+    """
+
+    def __init__(self, model: str, classes: list[str] | dict[str, str], template: str = "a photo of {}") -> None:
+        super().__init__()
+        prompts = classes if isinstance(classes, dict) else {name: template.replace("{}", name) for name in classes}
+        if len(prompts) < 2 or len(set(prompts.values())) < len(classes):
+            raise ValueError(
+                "CLIPJudge compares two classes or more, by different prompts with {} in the template for the name, but "
+                f"got {classes!r} and {template!r}."
+            )
+        self.classifier, self._processor = load_clip(model)
+        self.prompts = list(prompts.values())
+        self.classes = tuple(prompts)
+        self.name = f"clip-{_model_name(model)}"
+        self.version = _version(self.classifier, *self.prompts)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and scores of images, as every `Judge` gives them."""
+        return super().__call__(images)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels ``(B,)`` and probabilities ``(B, len(classes))``."""
+        _check_images(self.name, images)
+        pixels = list((images.float().clamp(0, 1) * 255).round().byte().cpu())
+        length = self.classifier.config.text_config.max_position_embeddings
+        inputs = self._processor(
+            images=pixels, text=self.prompts, return_tensors="pt", padding=True, truncation=True, max_length=length
+        )
+        moved = {name: value.to(self.classifier.device) for name, value in inputs.items()}
+        scores = self.classifier(**moved).logits_per_image.float().softmax(1).to(images.device)
+        return scores.argmax(1), scores
+
+
+def class_numbers(judge: Judge, names: Sequence[str]) -> list[int]:
+    """Labels of a judge's classes by name.
+
+    A name is that of a class, or one of the synonyms that a class has with commas between, as ImageNet's ``"tench,
+    Tinca tinca"``; capitals, ``_`` and ``-`` do not count where no class has the name as it is. A number is the label.
+
+    Raises:
+        ValueError: If no class has a name, or several have.
+
+    Example:
+        >>> class_numbers(MiniatureJudge("style"), ["Negative", "0"])
+        [2, 0]
+    """
+    return [_class_number(judge, str(name)) for name in names]
+
+
+def _class_number(judge: Judge, name: str) -> int:
+    wanted, classes = _plain(name), list(judge.classes)
+    found: list[int] = []
+    for matches in (
+        lambda known: known == name,
+        lambda known: _plain(known) == wanted,
+        lambda known: wanted in map(_plain, known.split(",")),
+    ):
+        found = found or [label for label, known in enumerate(classes) if matches(known)]
+    if not found and name.isdecimal() and int(name) < len(classes):
+        found = [int(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(
+            f"concept={name!r} is the name of several classes of {judge.name}: {', '.join(map(str, found))}. Give the "
+            f"number of the one that is meant, such as '{found[0]}', or a list of them."
+        )
+    known = list(dict.fromkeys(part.strip() for entry in classes for part in (entry, *entry.split(","))))
+    near = get_close_matches(name, known, 5, 0.5)
+    if all(re.fullmatch(r"LABEL_\d+", entry) for entry in classes):
+        hint = "its classes have no names: put id2label into its config.json, or give the number of the class"
+    elif near:
+        hint = f"the nearest names are {near}"
+    else:
+        hint = f"it knows {known[:20]}{f' and {len(known) - 20} more' if len(known) > 20 else ''}"
+    raise ValueError(f"concept={name!r} is no class of {judge.name}; {hint}.")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def judge_named(name: str) -> Judge:
@@ -240,7 +359,8 @@ def judge_named(name: str) -> Judge:
 
     Args:
         name: ``"miniature-style"`` or ``"miniature-object"``; ``"nudenet"``, or ``"nudenet:"`` with a preset of
-            `NUDITY`; else the folder or hub id of an image classifier of ``transformers``.
+            `NUDITY`; ``"clip:<folder or hub id>:<class>,<class>..."``, see `CLIPJudge`; else the folder or hub id of an
+            image classifier of ``transformers``.
 
     Raises:
         ValueError: If nothing has that name.
@@ -252,15 +372,34 @@ def judge_named(name: str) -> Judge:
     kind, _, preset = name.partition(":")
     if kind == "nudenet":
         return NudeNetJudge(preset or "mu_attack")
+    if kind == "clip":
+        model, _, classes = preset.rpartition(":")
+        if not model:
+            raise ValueError(f"judge={name!r} names no model or no classes. It is 'clip:<folder or hub id>:dog,cat'.")
+        return CLIPJudge(model, [entry.strip() for entry in classes.split(",")])
     if name in ("miniature-style", "miniature-object"):
         return MiniatureJudge("style" if name == "miniature-style" else "object")
     try:
         return TransformersJudge(name)
     except OSError as error:
         raise ValueError(
-            f"judge={name!r} is none of 'miniature-style', 'miniature-object' and 'nudenet', and no image classifier "
-            f"that transformers opens: {error}"
+            f"judge={name!r} is none of 'miniature-style', 'miniature-object', 'nudenet' and 'clip:...', and no image "
+            f"classifier that transformers opens: {error}"
         ) from error
+
+
+def _model_name(model: str) -> str:
+    return Path(model).name if Path(model).is_dir() else model
+
+
+def _version(model: Any, *more: str) -> str:
+    """A hash of a model's settings and weights."""
+    state = hashlib.sha256(model.config.to_json_string().encode())
+    for key, weight in model.state_dict().items():
+        state.update(key.encode() + weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for text in more:
+        state.update(f"{text}\n".encode())
+    return state.hexdigest()[:12]
 
 
 def _check_images(name: str, images: Tensor) -> None:

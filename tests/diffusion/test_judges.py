@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_unlearn.diffusion.judges import NUDITY, Judge, NudeNetJudge, TransformersJudge, judge_named
+from lightning_unlearn import PromptAttack
+from lightning_unlearn.diffusion.judges import (
+    NUDITY,
+    CLIPJudge,
+    Judge,
+    NudeNetJudge,
+    TransformersJudge,
+    class_numbers,
+    judge_named,
+)
 
 
 class Detector:
@@ -178,3 +187,118 @@ def test_judges_have_names(classifier: Path, nudenet: Any) -> None:
     assert judge_named(str(classifier)).name == "artists"
     with pytest.raises(ValueError, match="judge='nobody/nothing' is none of"):
         judge_named("nobody/nothing")
+
+
+def convnet(folder: Path, names: list[str] | None, **options: Any) -> Path:
+    """A convolutional classifier, whose config says nothing of its classes where no names are given."""
+    from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
+
+    torch.manual_seed(0)
+    named = {"num_labels": 4} if names is None else {"id2label": dict(enumerate(names))}
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", **named, **options)
+    ResNetForImageClassification(config).save_pretrained(folder)
+    ConvNextImageProcessor(size={"shortest_edge": 32}).save_pretrained(folder)
+    return folder
+
+
+def test_classes_of_imagenet_are_found_by_their_synonyms(tmp_path: Path) -> None:
+    """Two of its thousand classes are called "crane", a bird and a machine."""
+    names = ["tench, Tinca tinca", "church, church building", "crane", "crane", "altar", "Van_Gogh"]
+    judge = TransformersJudge(str(convnet(tmp_path / "imagenet", names)))
+    assert judge.classes == tuple(names)
+    for concept, label in {
+        "tench, Tinca tinca": 0,
+        "Tinca tinca": 0,
+        "church": 1,
+        "Church Building": 1,
+        "3": 3,
+        "van gogh": 5,
+    }.items():
+        assert class_numbers(judge, [concept]) == [label]
+    attack = PromptAttack(judge, ["2", "3"], top=2)
+    shown, scores = attack.shows(torch.rand(3, 3, 32, 32))
+    _, wanted = judge(torch.rand(3, 3, 32, 32))
+    assert len(shown) == len(scores) == len(wanted)
+    PromptAttack(judge, "church")
+    with pytest.raises(ValueError, match=r"'crane' is the name of several classes of imagenet: 2, 3\..*such as '2'"):
+        PromptAttack(judge, "crane")
+    with pytest.raises(ValueError, match=r"'churhc' is no class of imagenet; the nearest names are \['church'"):
+        PromptAttack(judge, "churhc")
+    with pytest.raises(ValueError, match="no class of imagenet"):
+        PromptAttack(judge, "6")
+    with pytest.raises(ValueError, match="concept is an empty list"):
+        PromptAttack(judge, [])
+
+
+def test_the_score_is_that_of_the_class_with_the_name(tmp_path: Path) -> None:
+    judge = TransformersJudge(str(convnet(tmp_path / "j", ["a, b", "c", "c"])))
+    images = torch.rand(3, 3, 32, 32)
+    scores = judge(images)[1]
+    for concept, label in {"b": 0, "2": 2}.items():
+        assert PromptAttack(judge, concept).shows(images)[1] == pytest.approx(scores[:, label].tolist(), abs=1e-6)
+
+
+def test_a_classifier_without_names_is_asked_by_number(tmp_path: Path) -> None:
+    judge = TransformersJudge(str(convnet(tmp_path / "bare", None)))
+    assert judge.classes == ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3")
+    assert class_numbers(judge, ["LABEL_2", "1"]) == [2, 1]
+    with pytest.raises(ValueError, match=r"its classes have no names: put id2label into its config\.json"):
+        PromptAttack(judge, "church")
+
+
+def test_scores_of_several_labels_are_of_each_on_its_own(tmp_path: Path) -> None:
+    folder = convnet(tmp_path / "several", ["a", "b", "c"], problem_type="multi_label_classification")
+    judge = TransformersJudge(str(folder))
+    labels, scores = judge(torch.rand(5, 3, 32, 32))
+    assert ((scores.sum(1) - 1).abs() > 1e-3).all()
+    assert torch.equal(labels, scores.argmax(1))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+    from tests.diffusion.tiny import write_tokenizer
+
+    folder = tmp_path_factory.mktemp("clip")
+    write_tokenizer(folder)
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    words = {**small, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    words |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=words, vision_config={**small, "image_size": 16, "patch_size": 8}, projection_dim=8)
+    CLIPModel(config).save_pretrained(folder)
+    pixels = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    CLIPProcessor(image_processor=pixels, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_clip_judges_classes_without_a_classifier(clip: Path) -> None:
+    from lightning_unlearn import clip_similarity
+
+    judge = CLIPJudge(str(clip), {"gogh": "art by van gogh", "photo": "a photo", "other": "the red square"})
+    assert isinstance(judge, Judge)
+    images = torch.rand(4, 3, 20, 16)
+    labels, scores = judge(images)
+    similar = [clip_similarity(judge.classifier, judge._processor, images, [text] * 4) for text in judge.prompts]
+    scale = judge.classifier.logit_scale.exp()
+    torch.testing.assert_close(scores, (scale * torch.stack(similar, 1)).softmax(1), rtol=1e-4, atol=1e-5)
+    assert torch.equal(labels, scores.argmax(1))
+    named = judge_named(f"clip:{clip}:van gogh,red square")
+    assert named.classes == ("van gogh", "red square")
+    assert named.version != judge.version
+    assert PromptAttack(named, "Van Gogh").concepts == ["Van Gogh"]
+    for classes, template in ((["one"], "a {}"), (["one", "two"], "a photo")):
+        with pytest.raises(ValueError, match="compares at least two classes"):
+            CLIPJudge(str(clip), classes, template)
+    with pytest.raises(ValueError, match="names no model or no classes"):
+        judge_named("clip:dog,cat")
+
+
+def test_models_without_a_classifier_are_refused(clip: Path, tmp_path: Path) -> None:
+    """transformers would put one of random weights on them, with a line in the log."""
+    with pytest.raises(ValueError, match=r"would be random.*CLIPJudge makes a judge"):
+        TransformersJudge(str(clip))
+    with pytest.raises(ValueError, match="it has one output"):
+        TransformersJudge(str(convnet(tmp_path / "one", ["score"])))

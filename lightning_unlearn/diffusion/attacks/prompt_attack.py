@@ -18,14 +18,16 @@ from lightning_unlearn.core.lightning import rank_zero_info, rank_zero_warn
 from lightning_unlearn.core.modes import differentiable
 from lightning_unlearn.core.sources import Source
 from lightning_unlearn.diffusion.attacks.cases import Candidate, Case, Meter
+from lightning_unlearn.diffusion.attacks.fingerprint import fingerprint
 from lightning_unlearn.diffusion.attacks.prompts import allowed_tokens, attack_prompts, word_counts
 from lightning_unlearn.diffusion.attacks.result import AttackResult, ResultFile
 from lightning_unlearn.diffusion.attacks.search import Descent, PromptSearch
-from lightning_unlearn.diffusion.attacks.victim import PromptLoss, fingerprint, target_latents
+from lightning_unlearn.diffusion.attacks.victim import PromptLoss, target_latents
 from lightning_unlearn.diffusion.engine.model import as_text_to_image
 from lightning_unlearn.diffusion.engine.pipeline import draw
 from lightning_unlearn.diffusion.engine.text import tokenize
-from lightning_unlearn.diffusion.judges import Judge, judge_named
+from lightning_unlearn.diffusion.guards import is_steered
+from lightning_unlearn.diffusion.judges import Judge, class_numbers, judge_named
 from lightning_unlearn.functional.diffusion.ddim import attack_timesteps
 from lightning_unlearn.functional.diffusion.soft_tokens import insert_tokens
 from lightning_unlearn.functional.random import keyed_generator
@@ -52,7 +54,8 @@ class PromptAttack:
     Args:
         judge: Says what images show; or the name of a judge, see [`judge_named`][lightning_unlearn.judge_named], which
             is loaded when it is first needed.
-        concept: The class of the judge that is success, or several.
+        concept: The class of the judge that is success, or several, see
+            [`class_numbers`][lightning_unlearn.diffusion.judges.class_numbers].
         search: How tokens are searched for, see [`PromptSearch`][lightning_unlearn.PromptSearch].
         sampler_steps: Steps of the sampler that draws.
         guidance: Guidance of prompts that name none.
@@ -61,8 +64,8 @@ class PromptAttack:
         seed: Seed of the search; images have the seeds of their prompts.
 
     Raises:
-        ValueError: If an argument is out of range, or the judge does not know the concept; with the name of a judge,
-            when it is loaded.
+        ValueError: If an argument is out of range, or the judge does not know the concept or has several classes of
+            that name; with the name of a judge, when it is loaded.
         TypeError: If the judge is none.
 
     Example:
@@ -111,8 +114,9 @@ class PromptAttack:
                 f"judge must be callable and have name, version and classes, but got a {type(judge).__name__}. See "
                 "lightning_unlearn.Judge."
             )
-        if not self.concepts or not {*self.concepts} <= {*judge.classes}:
-            raise ValueError(f"concept={self.concept!r} is no class of {judge.name}; it knows {list(judge.classes)}.")
+        if not self.concepts:
+            raise ValueError("concept is an empty list. Give the class of the judge that is success.")
+        class_numbers(judge, self.concepts)
         return judge
 
     def run(
@@ -142,7 +146,8 @@ class PromptAttack:
             The outcomes, and rates.
 
         Raises:
-            ValueError: If targets are missing or do not fit, or the folder has results of another attack.
+            ValueError: If targets are missing or do not fit, the folder has results of another attack, the model has a
+                loaded LoRA, or ``SafeLatentDiffusion`` meets an attack by gradient.
             TypeError: If the module lacks a part.
         """
         model, rows = as_text_to_image(module), attack_prompts(prompts, self.guidance)
@@ -175,7 +180,7 @@ class PromptAttack:
         with torch.no_grad():
             labels, scores = judge(images)
         labels, scores = labels.cpu(), scores.float().cpu()
-        concept = torch.tensor([judge.classes.index(name) for name in self.concepts])
+        concept = torch.tensor(class_numbers(judge, self.concepts))
         shown = torch.isin(labels, concept)
         if self.top > 1:
             best = scores.topk(min(self.top, scores.shape[1])).indices
@@ -194,6 +199,11 @@ class PromptAttack:
             raise ValueError(
                 f"optimizer={search.optimizer!r} needs an image of the concept for each prompt: give targets, or base, "
                 "the model before erasure, which draws them."
+            )
+        if search.needs_targets and any(map(is_steered, (module, base))):
+            raise ValueError(
+                "SafeLatentDiffusion steers the passes of a pipeline, but an attack by gradient calls the UNet on its "
+                "own. Attack with optimizer='random', 'seed_search' or 'none', or leave the guard."
             )
         if targets is not None and base is not None and search.objective != "p4d":
             raise ValueError("base only draws targets here, and targets are given. Leave out one of them.")

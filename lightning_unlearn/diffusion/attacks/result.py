@@ -203,7 +203,9 @@ class ResultFile:
                 theirs, ours = ({k: d.get(k) for k in sorted({*settings, *lines[0]})} for d in (lines[0], settings))
                 differ = "; ".join(f"{k}: {theirs[k]!r} there, {ours[k]!r} now" for k in ours if theirs[k] != ours[k])
                 raise ValueError(
-                    f"{path} has results of another attack ({differ}). Give another output_dir, or overwrite=True."
+                    f"{path} has results of another attack ({differ}). Give another output_dir, or overwrite=True. The "
+                    "victim is a hash of all that the model draws with: weights, guards and adapters that are on, "
+                    "scheduler, tokenizer, types of numbers."
                 )
             lines, whole = [], 0
         if path.exists():

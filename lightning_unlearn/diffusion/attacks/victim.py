@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +16,11 @@ from lightning_unlearn.functional.diffusion.ddim import add_noise, prediction_ta
 from lightning_unlearn.functional.diffusion.noise import row_noise
 from lightning_unlearn.functional.diffusion.soft_tokens import Placement
 
-__all__ = ["Criterion", "PromptLoss", "fingerprint", "read_images", "target_latents"]
+__all__ = ["Criterion", "PromptLoss", "read_images", "target_latents"]
 
 Criterion = Literal["l2", "l1"]
 
 _NOISE = 1
-
-
-def fingerprint(model: TextToImage) -> str:
-    """A hash of the weights of the UNet and the text encoder, which any step of training changes."""
-    state = hashlib.sha256()
-    for part in ("unet", "text_encoder"):
-        for name, weight in getattr(model, part).state_dict().items():
-            # Sums of integers are the same in any order, so on any number of threads.
-            bits = weight.detach().contiguous().reshape(-1).view(torch.uint8).reshape(-1, weight.element_size())
-            state.update(f"{part}.{name}{tuple(weight.shape)}{bits.sum(0, dtype=torch.int64).tolist()}".encode())
-    return state.hexdigest()[:16]
 
 
 @torch.no_grad()
