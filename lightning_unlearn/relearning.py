@@ -17,6 +17,7 @@ from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.rows import drawn_rows, row_loader
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.core.seeds import SeedMetric
+from lightning_unlearn.core.transfer import transferred
 
 __all__ = [
     "AnamnesisIndex",
@@ -138,7 +139,7 @@ class RelearningAttack:
                 for batch in trained:
                     model.train()
                     optimizer.zero_grad()
-                    self.score(model, model.transfer_batch_to_device(batch, model.device, 0)).mean().backward()
+                    self.score(model, transferred(model, batch)).mean().backward()
                     optimizer.step()
                     step += 1
                     if step % self.every_n_steps == 0 or step == self.max_steps:
@@ -157,7 +158,7 @@ class RelearningAttack:
             return self._mean_nll(model, loader) if self.metric is None else float(self.metric(model))
 
     def _mean_nll(self, model: LightningModule, loader: Iterable[Batch]) -> float:
-        parts: list[Tensor] = [self.score(model, model.transfer_batch_to_device(b, model.device, 0)) for b in loader]
+        parts: list[Tensor] = [self.score(model, transferred(model, b)) for b in loader]
         if not parts:
             raise ValueError("The loader gave no batch, so there is nothing to relearn. Give it the forget rows.")
         losses = torch.cat(parts)

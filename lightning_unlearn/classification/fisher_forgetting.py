@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader
 from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.core.gradients import rows_of, sample_gradients
-from lightning_unlearn.core.lightning import LightningModule, move_data_to_device
+from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.reading import row_count
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll, prediction_score
+from lightning_unlearn.core.transfer import transferred
 from lightning_unlearn.functional.classification.fisher_forgetting import fisher_forgetting
 
 __all__ = ["FisherForgetting"]
@@ -91,7 +92,7 @@ class FisherForgetting(Edit):
         squares = self._of_batches if self.parity == "released" else self._of_rows
         with evaluating(module), torch.enable_grad():
             for batch in retain:
-                batch = move_data_to_device(batch, module.device)
+                batch = transferred(module, batch)
                 with torch.no_grad():
                     likelihood = self._log_likelihood(module, batch)
                 if len(likelihood) != row_count(batch):

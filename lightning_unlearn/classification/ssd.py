@@ -11,9 +11,10 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.edit import Edit
-from lightning_unlearn.core.lightning import LightningModule, move_data_to_device, rank_zero_info, rank_zero_warn
+from lightning_unlearn.core.lightning import LightningModule, rank_zero_info, rank_zero_warn
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
+from lightning_unlearn.core.transfer import transferred
 from lightning_unlearn.functional.classification.synaptic_dampening import synaptic_dampening
 
 __all__ = ["SSD"]
@@ -90,7 +91,7 @@ class SSD(Edit):
         """Mean over batches of the squared gradient."""
         total, batches = [torch.zeros_like(p) for p in parameters], 0
         for batch in loader:
-            loss = self.likelihood(module, move_data_to_device(batch, module.device)).mean()
+            loss = self.likelihood(module, transferred(module, batch)).mean()
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
             for square, gradient in zip(total, gradients, strict=True):
                 square += gradient.square()

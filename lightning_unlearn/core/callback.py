@@ -29,6 +29,7 @@ from lightning_unlearn.core.reference import Needs, Reference, ReferenceCallback
 from lightning_unlearn.core.resume import callbacks_of, mark, marker, restore_place, rewind_window
 from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, training_step_loss
+from lightning_unlearn.core.transfer import Patches, patch_transfer
 
 __all__ = ["Needs", "Reference", "UnlearnCallback", "objective_score"]
 
@@ -70,8 +71,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
             )
         super().__init__(score, reference)
         self._steps = 0
-        self._patch: Any = None
-        self._shadowed: Any = None
+        self._patches = Patches()
         self._keeps_gradients = False
         self._statistics: list[tuple[Tensor, Tensor]] = []
 
@@ -125,8 +125,9 @@ class UnlearnCallback(ReferenceCallback, ABC):
             return self._training_step(trainer, pl_module, batch, batch_idx)
 
         self._keeps_gradients = _watches_zero_grad(trainer, pl_module)
-        self._shadowed = pl_module.__dict__.get("training_step")
-        self._patch = pl_module.training_step = training_step  # type: ignore[method-assign]
+        self._patches = Patches()
+        patch_transfer(self._patches, trainer, pl_module, self.needs.roles)
+        self._patches.set(pl_module, "training_step", training_step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make or restore the reference: the first hook that comes after the checkpoint for every strategy."""
@@ -291,12 +292,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         )
 
     def _give_back(self, module: LightningModule) -> None:
-        if self._patch is None or module.__dict__.get("training_step") is not self._patch:
-            return
-        del module.training_step
-        if self._shadowed is not None:
-            module.training_step = self._shadowed  # type: ignore[method-assign]
-        self._patch = self._shadowed = None
+        self._patches.undo()
 
 
 def _watches_zero_grad(trainer: Trainer, module: LightningModule) -> bool:

@@ -27,6 +27,7 @@ __all__ = [
     "COMBINED_LOADERS",
     "CSV_LOGGERS",
     "MODEL_PARALLEL",
+    "MODULES",
     "PACKAGES",
     "TENSORBOARD_LOGGERS",
     "WANDB_LOGGERS",
@@ -104,6 +105,7 @@ def classes(*paths: str) -> tuple[type, ...]:
 
 
 COMBINED_LOADERS: tuple[type[CombinedLoader], ...] = classes("utilities.combined_loader.CombinedLoader")
+MODULES: tuple[type[LightningModule], ...] = classes("LightningModule")
 MODEL_PARALLEL = classes("strategies.ModelParallelStrategy")
 CSV_LOGGERS: tuple[type[CSVLogger], ...] = classes("loggers.CSVLogger")
 TENSORBOARD_LOGGERS: tuple[type[TensorBoardLogger], ...] = classes("loggers.TensorBoardLogger")

@@ -21,6 +21,7 @@ from lightning_unlearn.core.reading import Reading, read, row_count
 from lightning_unlearn.core.resume import ResumableCallback
 from lightning_unlearn.core.rows import RunRows, row_loader
 from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score
+from lightning_unlearn.core.transfer import own_transfer_hooks
 from lightning_unlearn.functional.random import mixed_bits
 
 __all__ = [
@@ -346,6 +347,8 @@ class ReferenceCallback(ResumableCallback):
     def _cacheable(self, trainer: Trainer) -> bool:
         if self.reference == "snapshot":
             return False
+        if self.reference == "auto" and own_transfer_hooks(trainer, trainer.lightning_module):
+            return False  # they may augment, or normalize over the batch: a row differs from one visit to the next
         loaders = {role: row_loader(trainer.train_dataloader, role) for role in self.needs.reference_nll}
         for role, loader in loaders.items():
             rows = next(iter(loader), None) if loader is not None else None

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from lightning_unlearn.core.distributed import gather_objects, rank, replica
 from lightning_unlearn.core.lightning import COMBINED_LOADERS, MisconfigurationException, Trainer
 from lightning_unlearn.core.pairing import PairLoader
+from lightning_unlearn.core.transfer import transferred
 
 __all__ = ["RunRows", "drawn_rows", "on_device", "row_loader"]
 
@@ -65,8 +66,9 @@ def drawn_rows(loader: DataLoader, limit: int | None, seed: int) -> list[list[in
 
 
 def on_device(trainer: Trainer, batch: Any) -> Any:
-    """A batch on the device of the run, in its precision."""
-    return trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch))
+    """A batch on the device of the run, in its precision, through the module's transfer hooks."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    return transferred(trainer.lightning_module, batch, trainer.strategy.root_device)
 
 
 class RunRows:

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.edit import Edit
-from lightning_unlearn.core.lightning import LightningModule, move_data_to_device
+from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.transfer import transferred
 from lightning_unlearn.diffusion.engine.denoising import denoising_nll
 from lightning_unlearn.diffusion.engine.model import TextToImage, as_text_to_image
 from lightning_unlearn.diffusion.engine.parameters import kv_layers
@@ -136,7 +137,7 @@ def each_row(module: LightningModule, loader: DataLoader, names: tuple[str, ...]
     """Each row once, in the order of the loader."""
     rows: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
     for batch in loader:
-        moved = move_data_to_device({name: batch[name] for name in names}, module.device)
+        moved = transferred(module, batch)
         for row in zip(*(moved[name] for name in names), strict=True):
             rows.setdefault(tuple(torch.cat(row).tolist()), row)
     return list(rows.values())

@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.core.gradients import sample_gradients
-from lightning_unlearn.core.lightning import LightningModule, move_data_to_device
+from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.core.scores import Batch, Score, causal_lm_nll, classifier_nll
+from lightning_unlearn.core.transfer import transferred
 from lightning_unlearn.functional.curvature.conjugate_gradient import conjugate_gradient
 from lightning_unlearn.functional.curvature.woodfisher import woodfisher
 
@@ -159,7 +160,7 @@ class InfluenceUnlearning(Edit):
         )
 
     def _loss(self, module: LightningModule, batch: Batch) -> Tensor:
-        return self.likelihood(module, move_data_to_device(batch, module.device)).sum()
+        return self.likelihood(module, transferred(module, batch)).sum()
 
     def _chosen(self, loader: DataLoader) -> list[int]:
         size = len(loader.dataset)  # type: ignore[arg-type]
@@ -217,7 +218,7 @@ class _SampleGradients:
         found = []
         for batch in self.rows:
             if self.method.vectorize:
-                batch = move_data_to_device(batch, self.module.device)
+                batch = transferred(self.module, batch)
                 gradients = list(sample_gradients(self._nll, self.module, self.names[block], batch).values())
             else:
                 loss = self.method._loss(self.module, batch)

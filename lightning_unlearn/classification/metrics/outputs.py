@@ -12,6 +12,7 @@ from lightning_unlearn.classification.metrics.checks import check_outputs
 from lightning_unlearn.core.lightning import LightningModule, isolate_rng
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll, prediction_score
+from lightning_unlearn.core.transfer import transferred
 
 __all__ = ["Outputs", "collect_outputs", "join_outputs", "read_outputs"]
 
@@ -62,7 +63,7 @@ def collect_outputs(
         return {
             name: join_outputs(
                 name,
-                [read_outputs(module, module.transfer_batch_to_device(b, module.device, 0), score) for b in loader],
+                [read_outputs(module, transferred(module, b), score) for b in loader],
             )
             for name, loader in loaders.items()
         }
