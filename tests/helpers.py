@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -24,6 +25,13 @@ def trainer(*callbacks: Any, **options: Any) -> L.Trainer:
         "enable_model_summary": False,
     }
     return L.Trainer(callbacks=list(callbacks), **(defaults | options))
+
+
+def save_resumable(run: L.Trainer, path: Path) -> None:
+    """A checkpoint, saved when the run has ended, that it can be resumed from."""
+    for callback in run.callbacks:  # type: ignore[attr-defined]
+        callback.keep_reference = True
+    run.save_checkpoint(path)
 
 
 def weights(module: nn.Module) -> Tensor:

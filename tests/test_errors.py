@@ -30,6 +30,7 @@ from lightning_unlearn import (
     classifier_nll,
     training_step_loss,
 )
+from tests.helpers import save_resumable
 from tests.user_module import DictNet, LitNet, indexed, loaders, pairs, trainer, weights
 
 
@@ -63,7 +64,7 @@ class Scene:
     ) -> None:
         """Train with ``first``, then go on with ``second``, both lists of callbacks; ``change`` the module between."""
         module, data = LitNet() if module is None else module, loaders() if data is None else data
-        self.fit(*first, module=module, data=data).save_checkpoint(self.folder / "run.ckpt")
+        save_resumable(self.fit(*first, module=module, data=data), self.folder / "run.ckpt")
         self.fitted.clear()
         change(module)
         self.fit(*second, module=module, data=data, ckpt_path=self.folder / "run.ckpt", max_epochs=2)

@@ -37,6 +37,7 @@ class BadTeacher(ClassifierObjective):
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
         score: Reads predictions off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If the temperature is not positive.
@@ -61,8 +62,10 @@ class BadTeacher(ClassifierObjective):
         module_init: ModuleInit | None = None,
         bn_mode: BatchNormMode = "joint",
         score: Score = classifier_nll,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(bn_mode, score, reference="snapshot")
+        self.keep_reference = keep_reference
         self.temperature, self.seed, self.module_init = above("temperature", temperature, 0), seed, module_init
         self._untrained: dict[str, Tensor] = {}
 

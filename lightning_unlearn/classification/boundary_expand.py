@@ -39,6 +39,7 @@ class BoundaryExpand(ClassifierObjective):
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"`` (the released code), see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
         score: Reads predictions off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         MisconfigurationException: If the head is not found, is not trained or does not give the logits, or weights
@@ -56,14 +57,18 @@ class BoundaryExpand(ClassifierObjective):
 
     needs = Needs()
 
+    private = ("snapshot", "caches", "row")
+
     def __init__(
         self,
         head: str | None = None,
         seed: int = 0,
         bn_mode: BatchNormMode = "joint",
         score: Score = classifier_nll,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(bn_mode, score)
+        self.keep_reference = keep_reference
         self.head, self.seed = head, seed
         self.row: nn.Linear | None = None
         """The new class, once a run has begun."""

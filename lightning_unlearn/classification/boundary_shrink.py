@@ -40,6 +40,7 @@ class BoundaryShrink(ClassifierObjective):
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"`` (the released code), see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
         score: Reads predictions off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If a number is out of range.
@@ -66,8 +67,10 @@ class BoundaryShrink(ClassifierObjective):
         clip: tuple[float, float] | None = (0.0, 1.0),
         bn_mode: BatchNormMode = "joint",
         score: Score = classifier_nll,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(bn_mode, score, reference="snapshot")
+        self.keep_reference = keep_reference
         self.epsilon = above("epsilon", epsilon, 0, "no row would change its class")
         for deviation in std or []:
             above("std", deviation, 0)

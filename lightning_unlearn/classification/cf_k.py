@@ -29,6 +29,7 @@ class CFk(FineTune):
             first submodule that has several: for a ResNet of torchvision, ``k=2`` is ``layer4`` and ``fc``.
         layers: Regular expression in place of ``k``; parameters train if it is found in their names.
         score: Reads predictions off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If not exactly one of ``k`` and ``layers`` is given, or one is invalid.
@@ -42,8 +43,15 @@ class CFk(FineTune):
         Goel et al., *Towards Adversarial Evaluations for Inexact Machine Unlearning*, arXiv:2201.06640.
     """
 
-    def __init__(self, k: int | None = None, layers: str | None = None, score: Score = classifier_nll) -> None:
+    def __init__(
+        self,
+        k: int | None = None,
+        layers: str | None = None,
+        score: Score = classifier_nll,
+        keep_reference: bool = False,
+    ) -> None:
         super().__init__(score)
+        self.keep_reference = keep_reference
         if (k is None) == (layers is None):
             raise ValueError(f"Give either k or layers, but got k={k} and layers={layers!r}.")
         self.k = None if k is None else at_least("k", k, 1)

@@ -47,6 +47,7 @@ class DUCK(ClassifierObjective):
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
         score: Reads predictions off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If a number is out of range, or a forget row has no centroid of another class.
@@ -64,6 +65,8 @@ class DUCK(ClassifierObjective):
 
     needs = Needs(snapshot=True)
 
+    private = ("snapshot", "caches", "centroids")
+
     def __init__(
         self,
         lambda1: float = 1.0,
@@ -73,8 +76,10 @@ class DUCK(ClassifierObjective):
         layer: str | None = None,
         bn_mode: BatchNormMode = "joint",
         score: Score = classifier_nll,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(bn_mode, score, reference="snapshot")
+        self.keep_reference = keep_reference
         if target_accuracy is not None:
             above("target_accuracy", target_accuracy, 0, "no accuracy is below it. None never ends the run")
             between("target_accuracy", target_accuracy, 0, 1)

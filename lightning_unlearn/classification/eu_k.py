@@ -26,6 +26,7 @@ class EUk(CFk):
         module_init: Makes an untrained module; needed where a layer that trains has no ``reset_parameters``.
         seed: Seed of the new weights.
         score: Reads predictions off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If not exactly one of ``k`` and ``layers`` is given, or one is invalid.
@@ -46,8 +47,10 @@ class EUk(CFk):
         module_init: ModuleInit | None = None,
         seed: int = 0,
         score: Score = classifier_nll,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(k, layers, score)
+        self.keep_reference = keep_reference
         self.module_init, self.seed = module_init, seed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -23,6 +23,7 @@ class FineTune(ClassifierObjective):
 
     Args:
         score: Reads predictions off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -37,8 +38,9 @@ class FineTune(ClassifierObjective):
 
     needs = Needs(roles=("retain",))
 
-    def __init__(self, score: Score = classifier_nll) -> None:
+    def __init__(self, score: Score = classifier_nll, keep_reference: bool = False) -> None:
         super().__init__("train", score)
+        self.keep_reference = keep_reference
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """Cross-entropy of the retain rows."""

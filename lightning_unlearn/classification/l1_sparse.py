@@ -28,6 +28,7 @@ class L1Sparse(FineTune):
         no_l1_epochs: Last epochs without penalty $E_0$.
         epochs: Epochs $E$ over which the penalty decays; by default ``max_epochs`` of the Trainer.
         score: Reads predictions off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If a number is out of range.
@@ -47,8 +48,10 @@ class L1Sparse(FineTune):
         no_l1_epochs: int = 0,
         epochs: int | None = None,
         score: Score = classifier_nll,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(score)
+        self.keep_reference = keep_reference
         self.gamma = above("gamma", gamma, 0, "without a penalty, use FineTune")
         self.no_l1_epochs = at_least("no_l1_epochs", no_l1_epochs, 0)
         self.epochs = None if epochs is None else at_least("epochs", epochs, 1)

@@ -23,6 +23,7 @@ class NegGradPlus(UGradSL):
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
         forget_accuracy_floor: Stop after an epoch in which the share of forget rows classified right was at most this.
         score: Reads predictions off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -43,5 +44,7 @@ class NegGradPlus(UGradSL):
         bn_mode: BatchNormMode = "joint",
         forget_accuracy_floor: float | None = None,
         score: Score = classifier_nll,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(0.0, p, bn_mode=bn_mode, forget_accuracy_floor=forget_accuracy_floor, score=score)
+        self.keep_reference = keep_reference

@@ -46,6 +46,7 @@ class RandomLabels(ClassifierObjective):
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
         score: Reads predictions off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If an argument is not one of those above.
@@ -69,8 +70,10 @@ class RandomLabels(ClassifierObjective):
         seed: int = 0,
         bn_mode: BatchNormMode = "joint",
         score: Score = classifier_nll,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(bn_mode, score)
+        self.keep_reference = keep_reference
         self.resample, self.schedule = one_of("resample", resample, Resample), one_of("schedule", schedule, Schedule)
         self.exclude_true, self.seed = exclude_true, seed
         self._passes = Passes()

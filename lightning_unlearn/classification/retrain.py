@@ -29,6 +29,7 @@ class Retrain(UnlearnCallback):
             Hugging Face models, or where the module has frozen weights.
         seed: Seed of the new weights.
         score: The loss of a batch of retain rows; by default that of the module's ``training_step``.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         MisconfigurationException: If a layer can't be reset, a weight is frozen and there is no ``module_init``, or
@@ -45,8 +46,15 @@ class Retrain(UnlearnCallback):
 
     needs = Needs(roles=("retain",))
 
-    def __init__(self, module_init: ModuleInit | None = None, seed: int = 0, score: Score = training_step_loss) -> None:
+    def __init__(
+        self,
+        module_init: ModuleInit | None = None,
+        seed: int = 0,
+        score: Score = training_step_loss,
+        keep_reference: bool = False,
+    ) -> None:
         super().__init__(score)
+        self.keep_reference = keep_reference
         self.module_init, self.seed = module_init, seed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -38,6 +38,7 @@ class SCRUB(ClassifierObjective):
         bn_mode: ``"train"`` (the released code), ``"frozen"``, or ``"joint"``, with which each step runs the rows of
             both roles.
         score: Reads predictions off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -61,8 +62,10 @@ class SCRUB(ClassifierObjective):
         max_passes: int = 3,
         bn_mode: BatchNormMode = "train",
         score: Score = classifier_nll,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(bn_mode, score, reference="snapshot")
+        self.keep_reference = keep_reference
         self.alpha, self.gamma = at_least("alpha", alpha, 0), at_least("gamma", gamma, 0)
         self.temperature = above("temperature", temperature, 0)
         self.max_passes = at_least("max_passes", max_passes, 1, "nothing would be forgotten")

@@ -51,6 +51,7 @@ class UGradSL(ClassifierObjective):
         forget_accuracy_floor: Stop after an epoch in which the share of forget rows classified right was at most this:
             0 for a class, the accuracy on unseen rows for random ones.
         score: Reads predictions off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -78,8 +79,10 @@ class UGradSL(ClassifierObjective):
         reduction: Reduction = "mean",
         forget_accuracy_floor: float | None = None,
         score: Score = classifier_nll,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(bn_mode, score)
+        self.keep_reference = keep_reference
         if alpha is not None and not math.isfinite(alpha):
             raise ValueError(f"alpha must be a finite number, or None for a rate of each row, but got {alpha}.")
         if forget_accuracy_floor is not None:

@@ -52,6 +52,7 @@ class UNSIR(ClassifierObjective):
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
         score: Reads predictions off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If a number is out of range.
@@ -70,6 +71,8 @@ class UNSIR(ClassifierObjective):
 
     needs = Needs(roles=("retain",))
 
+    private = ("snapshot", "caches", "noise")
+
     def __init__(
         self,
         forget_class: int,
@@ -82,8 +85,10 @@ class UNSIR(ClassifierObjective):
         seed: int = 0,
         bn_mode: BatchNormMode = "joint",
         score: Score = classifier_nll,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(bn_mode, score)
+        self.keep_reference = keep_reference
         self.forget_class, self.seed = at_least("forget_class", forget_class, 0), seed
         self.noise_rows = at_least("noise_rows", noise_rows, 1)
         self.noise_steps = at_least("noise_steps", noise_steps, 1)

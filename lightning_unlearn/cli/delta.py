@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lightning_unlearn.language.causal_lm import LitCausalLM
-from lightning_unlearn.weights.delta import apply_delta, delta_info, revert_delta
+from lightning_unlearn.weights.delta import NOTE, apply_delta, delta_info, revert_delta
 
 __all__ = ["apply", "revert"]
 
@@ -24,7 +24,7 @@ def apply(model: str, delta: str, output: str) -> None:
     """
     with _folder(model, delta) as folder:
         apply_delta(folder, delta, output)
-    print(f"Wrote {output}")
+    print(f"Wrote {output}. {NOTE}")
 
 
 def revert(model: str, delta: str, output: str) -> None:

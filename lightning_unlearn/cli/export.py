@@ -12,7 +12,7 @@ import torch
 from lightning_unlearn.core.resume import recorded_class
 from lightning_unlearn.diffusion.text_to_image import LitTextToImage
 from lightning_unlearn.language.causal_lm import LitCausalLM
-from lightning_unlearn.weights.delta import save_delta
+from lightning_unlearn.weights.delta import NOTE, save_delta
 
 __all__ = ["export"]
 
@@ -70,7 +70,7 @@ def export(
         info = save_delta(f"{scratch}/before", f"{scratch}/after", delta)
     print(
         f"Wrote {delta}: {info.changed:,} of {info.weights:,} {info.dtype} weights changed ({info.density:.2%}), "
-        f"{Path(delta).stat().st_size:,} bytes"
+        f"{Path(delta).stat().st_size:,} bytes. {NOTE}"
     )
 
 

@@ -28,6 +28,7 @@ commands:
   attack       search prompts that bring an erased concept back
   export       write the model of a checkpoint as a folder of transformers or diffusers, or what it changed as a delta
   delta        apply such a delta to the base model, or revert it
+  doctor       say what a file or folder holds of the time before unlearning: --file x.ckpt
 
 `lightning-unlearn <command> --help` lists the options of each."""
 
@@ -40,6 +41,7 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "bench-erasure": "lightning_unlearn.benchmarks.erasure:bench_erasure",
     "attack": "lightning_unlearn.cli.attack:attack",
     "export": "lightning_unlearn.cli.export:export",
+    "doctor": "lightning_unlearn.cli.doctor:doctor",
     "delta": {"apply": "lightning_unlearn.cli.delta:apply", "revert": "lightning_unlearn.cli.delta:revert"},
 }
 """Import paths of the commands: nothing is imported before it is needed."""

@@ -27,6 +27,7 @@ from lightning_unlearn.core.lightning import (
 from lightning_unlearn.core.reading import row_count
 from lightning_unlearn.core.reference import Needs, Reference, ReferenceCallback
 from lightning_unlearn.core.resume import callbacks_of, mark, marker, restore_place, rewind_window
+from lightning_unlearn.core.retention import record_checkpoints, release, resume, seal
 from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, training_step_loss
 from lightning_unlearn.core.transfer import Patches, patch_transfer
@@ -117,6 +118,8 @@ class UnlearnCallback(ReferenceCallback, ABC):
         if stage != "fit":
             return
         self._check(trainer, pl_module)
+        self.go_on(trainer, pl_module)
+        record_checkpoints(trainer)
         self._steps = 0
 
         # A plain function: copies of the module (EMA) keep it as it is. Made here and not earlier, as it can't be
@@ -159,13 +162,15 @@ class UnlearnCallback(ReferenceCallback, ABC):
             self._stop(trainer, "a gradient is not finite")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raise if nothing was unlearned."""
+        """Raise if nothing was unlearned, and take the starting model out of the checkpoints."""
         if self._steps == 0 and trainer.global_step == 0:
             raise MisconfigurationException(
                 f"{type(self).__name__} ran 0 updates: the module that went in is the module that came out. Check "
                 "that the forget loader is not empty, that max_epochs, max_steps and limit_train_batches are not 0, "
                 "and that nothing else replaces training_step."
             )
+        release(trainer)
+        super().on_fit_end(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give ``training_step`` back."""
@@ -173,6 +178,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give ``training_step`` back, so that the module can be tested after a crash."""
+        release(trainer, interrupted=True)
         self._give_back(pl_module)
 
     # ---- state -------------------------------------------------------------------------------------------------
@@ -186,16 +192,21 @@ class UnlearnCallback(ReferenceCallback, ABC):
         }
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Mark the checkpoint as one of an unlearning run, and let it start with whole updates."""
+        """Mark the checkpoint as one of an unlearning run, let it start with whole updates, and leave out what it may
+        not hold after the run.
+        """
         rewind_window(trainer, checkpoint)
         mark(checkpoint, type(self).__name__, trainer.global_step)
+        seal(trainer, checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume a run that was not unlearning with this method.
+        """Refuse to resume a run that was not unlearning with this method, or has ended.
 
         Raises:
-            MisconfigurationException: If the checkpoint has no state for this callback.
+            MisconfigurationException: If the checkpoint has no state for this callback, or no longer the starting
+                model that it needs.
         """
+        resume(trainer, self, checkpoint)
         if trainer.state.fn != "fit" or self.state_key in checkpoint.get("callbacks", {}):
             return
         run = marker(checkpoint)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["Evaluation", "Example"]
+__all__ = ["HIDDEN", "Evaluation", "Example"]
+
+HIDDEN = "(hidden)"
+"""What stands in place of the texts of rows to forget."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,22 @@ class Evaluation:
                 "There are judged examples, but hit_means does not say what a hit is. Give it, such as "
                 "hit_means='answered correctly'."
             )
+
+    def hidden(self) -> Evaluation:
+        """The same numbers without the texts of rows to forget.
+
+        These are the rows of sets with ``forget`` in their names, and all that share a question with one.
+        """
+        secret = {example.input for example in self.examples if "forget" in example.set}
+        numbers: Counter[str] = Counter()
+        examples = []
+        for example in self.examples:
+            if example.input in secret:
+                numbers[example.set] += 1
+                name = f"{HIDDEN} {numbers[example.set]}"
+                example = replace(example, input=name, expected=HIDDEN, output=HIDDEN)
+            examples.append(example)
+        return replace(self, examples=examples)
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Evaluation:

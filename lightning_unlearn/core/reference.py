@@ -263,6 +263,8 @@ class ReferenceCallback(ResumableCallback):
     needs = Needs()
     """What the objective reads; a constructor may refine it."""
 
+    private = ("snapshot", "caches")
+
     def __init__(self, score: Score, reference: Reference = "auto") -> None:
         self.score = function("score", score, "(module, batch) -> NLL of shape (B,)")
         self.reference = one_of("reference", reference, Reference)

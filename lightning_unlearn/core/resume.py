@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 from lightning_unlearn.core.lightning import (
     Callback,
@@ -13,10 +14,13 @@ from lightning_unlearn.core.lightning import (
     Trainer,
     rank_zero_warn,
 )
+from lightning_unlearn.core.retention import PrivateState
 
 __all__ = [
     "ResumableCallback",
     "callbacks_of",
+    "continues",
+    "ends",
     "is_unlearning_checkpoint",
     "mark",
     "marker",
@@ -30,10 +34,11 @@ __all__ = [
 C = TypeVar("C", bound=Callback)
 
 _KEY = "lightning_unlearn"
+_LAST: WeakKeyDictionary[Callback, tuple[ref[Trainer], ref[LightningModule]]] = WeakKeyDictionary()
 _CLASS_KEY = "lightning_unlearn_module"
 
 
-class ResumableCallback(Callback):
+class ResumableCallback(PrivateState):
     """A callback that calls exactly one of `begin` and `restore` when training starts.
 
     ``on_train_start`` is the first hook at which weights and checkpoint are both there under every strategy.
@@ -50,15 +55,39 @@ class ResumableCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin or restore."""
+        self.go_on(trainer, pl_module)
         state, self._state = self._state, None
         if state is None:
             self.begin(trainer, pl_module)
         else:
             self.restore(state, trainer, pl_module)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the run, which may go on in another ``fit``."""
+        ends(self, trainer, pl_module)
+
+    def go_on(self, trainer: Trainer, module: LightningModule) -> None:
+        """Take the callback's own state for that of a checkpoint where ``fit`` continues an earlier one."""
+        if self._state is None and continues(self, trainer, module):
+            self._state = self.state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until ``on_train_start``."""
         self._state = state_dict
+
+
+def continues(callback: Callback, trainer: Trainer, module: LightningModule) -> bool:
+    """Whether ``fit`` goes on with what this trainer did before with the same callback and module.
+
+    This is so when the trainer is called a second time with a larger ``max_epochs`` and without ``ckpt_path``.
+    """
+    last = _LAST.get(callback)
+    return trainer.global_step > 0 and last is not None and last[0]() is trainer and last[1]() is module
+
+
+def ends(callback: Callback, trainer: Trainer, module: LightningModule) -> None:
+    """Remember which run a callback has been in, for `continues`."""
+    _LAST[callback] = ref(trainer), ref(module)
 
 
 def callbacks_of(trainer: Trainer, kind: Callable[..., C]) -> list[C]:

@@ -98,7 +98,7 @@ def demo_diffusion(output_dir: str = "runs/demo-diffusion", style: str = "negati
             "that of objects.",
         },
     )
-    write_report(report, folder)
+    write_report(report, folder, show_answers=True)  # facts and styles that come with the package
     _print(report, folder)
     return report
 

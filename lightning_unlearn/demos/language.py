@@ -96,7 +96,7 @@ def demo(
             "heldout, general": "Other capitals and general facts, which the run never trains on.",
         },
     )
-    write_report(report, folder)
+    write_report(report, folder, show_answers=True)  # facts and styles that come with the package
     _print(report.before, report.after, folder)
     return report
 

@@ -39,6 +39,8 @@ class AdapterObjective(DiffusionObjective):
     def __init__(self, merge: bool = True, seed: int = 0) -> None:
         super().__init__(seed)
         self.merge = merge
+        if merge:
+            self.private = (*self.private, "base", "adapters")
         self.sets: dict[str, LowRankAdapters] = {}
         """The adapters by name, since training was set up."""
         self._base: dict[str, Tensor] = {}

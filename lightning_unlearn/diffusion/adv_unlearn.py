@@ -79,6 +79,7 @@ class AdvUnlearn(DiffusionObjective):
         pairing: ``"exact"``, or ``"ldm"`` for the authors' timesteps, see
             [`partial_samples`][lightning_unlearn.diffusion.engine.sampling.partial_samples].
         seed: Seed of the noise, the noise levels and the initial tokens.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If an argument is out of range, or the tokens do not fit into a prompt.
@@ -92,6 +93,8 @@ class AdvUnlearn(DiffusionObjective):
         arXiv:2405.15234.
     """
 
+    private = ("snapshot", "caches", "attack")
+
     def __init__(
         self,
         eta: float = 1.0,
@@ -103,8 +106,10 @@ class AdvUnlearn(DiffusionObjective):
         steps: int = 50,
         pairing: Pairing = "exact",
         seed: int = 0,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(seed)
+        self.keep_reference = keep_reference
         self.eta, self.gamma = at_least("eta", eta, 0), at_least("gamma", gamma, 0)
         self.warmup, self.attack = at_least("warmup", warmup, 0), attack or SoftPromptAttacker()
         self.retain_mode = one_of("retain_mode", retain_mode, RetainMode)

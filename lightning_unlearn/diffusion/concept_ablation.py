@@ -52,6 +52,7 @@ class ConceptAblation(DiffusionObjective):
         steps: Steps of that sampler.
         first_token: Whether gradients flow through keys and values of the first token too.
         seed: Seed of the noise and of the noise levels.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If an argument is out of range, or one that needs the noise of images meets ``latents="sampled"``.
@@ -74,8 +75,10 @@ class ConceptAblation(DiffusionObjective):
         steps: int = 50,
         first_token: bool = False,
         seed: int = 0,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(seed)
+        self.keep_reference = keep_reference
         self.variant, self.target = one_of("variant", variant, Variant), one_of("target", target, Target)
         self.latents, self.prior_weight = one_of("latents", latents, Latents), at_least("prior_weight", prior_weight, 0)
         self.guidance, self.steps = at_least("guidance", guidance, 0), at_least("steps", steps, 1)

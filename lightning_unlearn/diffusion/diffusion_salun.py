@@ -40,6 +40,7 @@ class DiffusionSalUn(DiffusionObjective):
         retain_weight: $\alpha$; 0.5 in the authors' instructions for Stable Diffusion.
         mask_guidance: $w$ of the loss that the mask is scored by; 7.5 in the authors' code.
         seed: Seed of the noise and of the noise levels.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If an argument is negative.
@@ -54,8 +55,11 @@ class DiffusionSalUn(DiffusionObjective):
         Classification and Generation*, arXiv:2310.12508.
     """
 
-    def __init__(self, retain_weight: float = 0.5, mask_guidance: float = 7.5, seed: int = 0) -> None:
+    def __init__(
+        self, retain_weight: float = 0.5, mask_guidance: float = 7.5, seed: int = 0, keep_reference: bool = False
+    ) -> None:
         super().__init__(seed)
+        self.keep_reference = keep_reference
         self.retain_weight = at_least("retain_weight", retain_weight, 0)
         self.mask_guidance = at_least("mask_guidance", mask_guidance, 0)
         self.score = self.guided_denoising

@@ -65,6 +65,7 @@ class EraseDiff(DiffusionObjective):
         inner_steps: $K \ge 0$.
         inner_lr: Step size of the inner steps, plain gradient descent.
         seed: Seed of the noise and of the noise levels.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -88,8 +89,10 @@ class EraseDiff(DiffusionObjective):
         inner_steps: int = 2,
         inner_lr: float = 1e-2,
         seed: int = 0,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(seed)
+        self.keep_reference = keep_reference
         self.target, self.eta = one_of("target", target, Target), at_least("eta", eta, 0)
         if isinstance(multiplier, str):
             one_of("multiplier", multiplier, MultiplierRule, hint="or a number of at least 0")

@@ -50,6 +50,7 @@ class ESD(DiffusionObjective):
         pairing: ``"exact"``, or ``"ldm"`` for the authors' timesteps, see
             [`partial_samples`][lightning_unlearn.diffusion.engine.sampling.partial_samples].
         seed: Seed of the noise and of the noise levels.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -73,8 +74,10 @@ class ESD(DiffusionObjective):
         sampler: Sampler = "student",
         pairing: Pairing = "exact",
         seed: int = 0,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(seed)
+        self.keep_reference = keep_reference
         self.negative_guidance = at_least("negative_guidance", negative_guidance, 0)
         self.base, self.sampler = one_of("base", base, Base), one_of("sampler", sampler, Sampler)
         self.start_guidance, self.steps = at_least("start_guidance", start_guidance, 0), at_least("steps", steps, 1)

@@ -36,6 +36,7 @@ class ForgetMeNot(DiffusionObjective):
         concept: The words that name the concept, or several such names. Each caption to forget must have one.
         end_of_text: Whether the token that ends the caption, whose state sums it up, is one of $P$.
         seed: Seed of the noise and of the noise levels.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If a concept is empty, or a caption to forget has no token of any.
@@ -51,8 +52,11 @@ class ForgetMeNot(DiffusionObjective):
 
     needs = Needs(roles=("forget",))
 
-    def __init__(self, concept: str | list[str], end_of_text: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self, concept: str | list[str], end_of_text: bool = False, seed: int = 0, keep_reference: bool = False
+    ) -> None:
         super().__init__(seed)
+        self.keep_reference = keep_reference
         self.names = [concept] if isinstance(concept, str) else list(concept)
         if not self.names or not all(name.strip() for name in self.names):
             raise ValueError(f"concept is the words that name what to forget, but got {concept!r}.")

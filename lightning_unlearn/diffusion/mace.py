@@ -62,6 +62,7 @@ class MACE(AdapterObjective):
         lamb: $\lambda > 0$ of both closed forms, the weight of staying near the old weights.
         preserve_scale: $s_p \ge 0$, the weight of retain prompts in both; with 0 none are needed.
         seed: Seed of the adapters, the noise and the noise levels.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If a number is out of range, a concept or a template is empty, or a caption to forget names none.
@@ -88,8 +89,11 @@ class MACE(AdapterObjective):
         lamb: float = 1000.0,
         preserve_scale: float = 0.0,
         seed: int = 0,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(merge=True, seed=seed)
+        self.keep_reference = keep_reference
+        self.private = (*self.private, "start")
         if not isinstance(concepts, Mapping) or not concepts or not all(map(str.strip, concepts)):
             raise ValueError(
                 f"concepts are names and what replaces them, such as {{'ship': 'ground'}}, but got {concepts!r}."

@@ -69,6 +69,7 @@ class Scissorhands(DiffusionObjective):
             ``r"up_blocks\.(1\.attentions\.1|2\.attentions\.1)\..*attn1"``.
         initialization: ``"kaiming_uniform"`` (nudity) or ``"trunc_normal"`` (classes).
         seed: Seed of the new values, the noise and the noise levels.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -96,8 +97,10 @@ class Scissorhands(DiffusionObjective):
         layers: str | None = None,
         initialization: Initialization = "kaiming_uniform",
         seed: int = 0,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(seed)
+        self.keep_reference = keep_reference
         self.sparsity = between("sparsity", sparsity, 0, 1, hint="it is the share of weights that stay")
         self.repair = one_of("repair", repair, Repair)
         self.forget_weight, self.margin = at_least("forget_weight", forget_weight, 0), at_least("margin", margin, 0)

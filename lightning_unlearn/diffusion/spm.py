@@ -60,6 +60,7 @@ class SPM(AdapterObjective):
         start_guidance: Guidance of the sampler that makes the latents.
         steps: Steps of that sampler.
         seed: Seed of the adapters, the anchors, the noise and the noise levels.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -88,8 +89,10 @@ class SPM(AdapterObjective):
         start_guidance: float = 3.0,
         steps: int = 30,
         seed: int = 0,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(merge, seed)
+        self.keep_reference = keep_reference
         self.negative_guidance = at_least("negative_guidance", negative_guidance, 0)
         self.neutral = one_of("neutral", neutral, Neutral)
         self.anchors, self.anchor_weight = at_least("anchors", anchors, 1), at_least("anchor_weight", anchor_weight, 0)

@@ -25,6 +25,7 @@ from lightning_unlearn.core.lightning import (
 from lightning_unlearn.core.modes import differentiable
 from lightning_unlearn.core.monitor import Monitor, log_table
 from lightning_unlearn.core.resume import callbacks_of
+from lightning_unlearn.core.retention import resume
 from lightning_unlearn.core.sources import Source
 from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
 from lightning_unlearn.diffusion.attacks.prompts import attack_prompts
@@ -56,6 +57,7 @@ class UnlearnDiffAtk(Monitor):
         every_n_epochs: Attack after every so many epochs; 0 leaves only before and after.
         targets: Folder with an image of the concept for each prompt, in the order of the numbers in their names.
         base: Folder or hub id of the model before erasure; ``objective="p4d"`` needs it.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If an argument is out of range; with the name of a judge, when the run is set up.
@@ -66,6 +68,8 @@ class UnlearnDiffAtk(Monitor):
         Images ... For Now*, arXiv:2310.11868.
     """
 
+    private = ("history", "images")
+
     def __init__(
         self,
         attack: PromptAttack,
@@ -73,8 +77,10 @@ class UnlearnDiffAtk(Monitor):
         every_n_epochs: int = 1,
         targets: str | Path | None = None,
         base: str | None = None,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(every_n_epochs)
+        self.keep_reference = keep_reference
         if attack.search.objective == "p4d" and base is None:
             raise ValueError("objective='p4d' compares with the model before erasure: give its folder as base.")
         self.attack, self.prompts, self.targets, self.base = attack, prompts, targets, base
@@ -86,6 +92,7 @@ class UnlearnDiffAtk(Monitor):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load the judge, and check all that can be checked before a weight moves."""
+        super().setup(trainer, pl_module, stage)
         as_text_to_image(pl_module)
         self.attack.load_judge()
         attack_prompts(self.prompts, self.attack.guidance)
@@ -122,6 +129,15 @@ class UnlearnDiffAtk(Monitor):
         """Continue with the evaluations and the target images of the run that is resumed."""
         super().load_state_dict(state_dict)
         self._images, self._kept = state_dict["images"], state_dict["kept"]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume a run that has ended: its target images are gone.
+
+        Raises:
+            MisconfigurationException: If the checkpoint no longer has them.
+        """
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        resume(trainer, self, checkpoint)
 
     def _run(self, trainer: Trainer, module: LightningModule) -> AttackResult:
         attack, rows = self.attack, attack_prompts(self.prompts, self.attack.guidance)

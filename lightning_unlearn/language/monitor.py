@@ -60,6 +60,8 @@ class UnlearnMonitor(Monitor):
         limit: At most so many rows of each set are measured, the first ones.
         match: When an answer is right. ``"words"``: it contains an accepted answer as whole words, in any case;
             ``"exact"``: it is an accepted answer; or a function ``(text, accepted) -> bool``.
+        show_answers: Whether the table of generations, and checkpoints after the run, show the questions and answers of
+            rows to forget: they are copies of what was to go. ``history`` always has them.
 
     Raises:
         ValueError: If a number is out of range, or ``match`` has no such value.
@@ -74,8 +76,9 @@ class UnlearnMonitor(Monitor):
         score: Score = causal_lm_nll,
         limit: int = 64,
         match: Match | Callable[[str, str], bool] = "words",
+        show_answers: bool = False,
     ) -> None:
-        super().__init__(every_n_epochs)
+        super().__init__(every_n_epochs, show_answers)
         self.generate, self.score, self.limit = generate, score, at_least("limit", limit, 1)
         self.match = match if callable(match) else one_of("match", match, Match)
         self.questions = {name: load_rows(source) for name, source in (questions or {}).items()}
@@ -86,6 +89,17 @@ class UnlearnMonitor(Monitor):
                         f"Row {number} of the questions {name!r} has columns {sorted(row)}, but needs 'question' and "
                         "'answer'."
                     )
+
+    def settings(self) -> dict[str, Any]:
+        """What tells two monitors of a run apart."""
+        own = {
+            "every_n_epochs": None if self.every_n_epochs == 1 else self.every_n_epochs,
+            "questions": sorted(self.questions),
+            "score": None if self.score is causal_lm_nll else getattr(self.score, "__name__", repr(self.score)),
+            "limit": None if self.limit == 64 else self.limit,
+            "match": None if self.match == "words" else getattr(self.match, "__name__", self.match),
+        }
+        return {name: value for name, value in own.items() if value}
 
     def evaluate(self, trainer: Trainer, module: LightningModule) -> Evaluation:
         """Measure every set now, without logging."""
@@ -104,10 +118,11 @@ class UnlearnMonitor(Monitor):
 
     def show(self, logger: Logger, step: int) -> None:
         """Log the generations before and after, and the curves."""
-        pairs = zip(self.history[0].examples, self.history[-1].examples, strict=True)
+        history = self.shown()
+        pairs = zip(history[0].examples, history[-1].examples, strict=True)
         rows = [[before.set, before.input, before.expected, before.output, after.output] for before, after in pairs]
-        log_table(logger, "eval/generations", _COLUMNS, rows, step)
-        _log_figures(logger, self.history, step)
+        log_table(logger, f"{self.prefix}generations", _COLUMNS, rows, step)
+        _log_figures(logger, self.history, step, self.prefix)
 
     def _loaders(self, trainer: Trainer) -> dict[str, DataLoader]:
         loaders: dict[str, Any] = {name: row_loader(trainer.train_dataloader, name) for name in ("forget", "retain")}
@@ -175,7 +190,7 @@ class UnlearnMonitor(Monitor):
 _COLUMNS = ["set", "question", "expected", "before", "after"]
 
 
-def _log_figures(logger: Logger, history: list[Evaluation], step: int) -> None:
+def _log_figures(logger: Logger, history: list[Evaluation], step: int, prefix: str) -> None:
     """The curves as figures, all sets side by side."""
     if not isinstance(logger, (*WANDB_LOGGERS, *TENSORBOARD_LOGGERS, *CSV_LOGGERS)):
         return
@@ -189,12 +204,12 @@ def _log_figures(logger: Logger, history: list[Evaluation], step: int) -> None:
         if figure is None:
             continue
         if isinstance(logger, TENSORBOARD_LOGGERS):
-            logger.experiment.add_figure(f"eval/{measure}_curves", figure, step)
+            logger.experiment.add_figure(f"{prefix}{measure}_curves", figure, step)
         elif isinstance(logger, CSV_LOGGERS):
-            figure.savefig(log_folder(logger) / f"{measure}_curves.svg")
+            figure.savefig(log_folder(logger) / f"{prefix.removeprefix('eval/').replace('/', '-')}{measure}_curves.svg")
         elif isinstance(logger, WANDB_LOGGERS):
             from PIL import Image  # comes with the wandb extra
 
             with io.BytesIO() as buffer:
                 figure.savefig(buffer, format="png", dpi=150)
-                logger.log_image(f"eval/{measure}_curves", [Image.open(buffer).convert("RGB")])
+                logger.log_image(f"{prefix}{measure}_curves", [Image.open(buffer).convert("RGB")])

@@ -64,6 +64,7 @@ class RMU(UnlearnCallback):
             padding too, as in the released code.
         seed: Seed of the control vector.
         adaptive: Whether ``steering`` counts in norms of the activations of the starting model.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If ``steering`` is not positive, ``retain_weight`` is negative, or an option has no such value.
@@ -90,8 +91,10 @@ class RMU(UnlearnCallback):
         mask: Mask = "attention",
         seed: int = 0,
         adaptive: bool = False,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(causal_lm_nll)
+        self.keep_reference = keep_reference
         self.layer, self.trainable, self.seed = layer, trainable, seed
         self.mask = one_of("mask", mask, Mask)
         self.adaptive = adaptive

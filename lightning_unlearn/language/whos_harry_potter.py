@@ -54,6 +54,7 @@ class WhosHarryPotter(ForgetRetainObjective):
             [`ForgetRetainObjective`][lightning_unlearn.ForgetRetainObjective].
         refusal_weight: Weight of a refusal to the forget questions.
         reference: How the starting model is kept where the retain term needs it.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         FileNotFoundError: If there is no such folder or file.
@@ -74,9 +75,11 @@ class WhosHarryPotter(ForgetRetainObjective):
         retain: RetainTerm = "nll",
         refusal_weight: float = 0.0,
         reference: Reference = "auto",
+        keep_reference: bool = False,
     ) -> None:
         above("forget_weight", forget_weight, 0)
         super().__init__(forget_weight, retain_weight, retain, refusal_weight, causal_lm_nll, reference)
+        self.keep_reference = keep_reference
         self.alpha = above("alpha", alpha, 0)
         self.reinforced = reinforced
 

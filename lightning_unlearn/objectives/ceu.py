@@ -38,6 +38,7 @@ class CEU(ForgetRetainObjective):
             [`ForgetRetainObjective`][lightning_unlearn.ForgetRetainObjective].
         refusal_weight: Weight of a refusal to the forget questions.
         score: Reads logits off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If ``ignore_first`` or a weight is negative, if ``score`` gives no logits, or, in training, if
@@ -61,8 +62,10 @@ class CEU(ForgetRetainObjective):
         retain: RetainTerm = "nll",
         refusal_weight: float = 0.0,
         score: Score = causal_lm_nll,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(forget_weight, retain_weight, retain, refusal_weight, score)
+        self.keep_reference = keep_reference
         self.ignore_first = int(at_least("ignore_first", ignore_first, 0))
 
     def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:

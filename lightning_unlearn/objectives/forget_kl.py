@@ -44,6 +44,7 @@ class ForgetKL(ForgetRetainObjective):
         refusal_weight: Weight of a refusal to the forget questions.
         max_forget_nll: Stop training once the mean forget NLL of a batch is above this many nats per token.
         score: Reads logits off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If a weight is negative, ``max_forget_nll`` is not positive, or ``score`` gives no logits.
@@ -68,8 +69,10 @@ class ForgetKL(ForgetRetainObjective):
         refusal_weight: float = 0.0,
         max_forget_nll: float | None = None,
         score: Score = causal_lm_nll,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(forget_weight, retain_weight, retain, refusal_weight, score, reference="snapshot")
+        self.keep_reference = keep_reference
         self.kl_weight = at_least("kl_weight", kl_weight, 0)
         self.max_forget_nll = None if max_forget_nll is None else above("max_forget_nll", max_forget_nll, 0)
 

@@ -36,6 +36,7 @@ class GradDiff(ForgetRetainObjective):
             term has no floor.
         score: Reads likelihoods off the module.
         reference: How the starting model is kept where the retain term needs it.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If a weight is negative or ``max_forget_nll`` is not positive.
@@ -58,8 +59,10 @@ class GradDiff(ForgetRetainObjective):
         max_forget_nll: float | None = None,
         score: Score = causal_lm_nll,
         reference: Reference = "auto",
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(forget_weight, retain_weight, retain, refusal_weight, score, reference)
+        self.keep_reference = keep_reference
         self.max_forget_nll = None if max_forget_nll is None else above("max_forget_nll", max_forget_nll, 0)
 
     def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:

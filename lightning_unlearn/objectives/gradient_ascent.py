@@ -18,6 +18,7 @@ class GradientAscent(GradDiff):
     Args:
         max_forget_nll: Stop training once the mean forget NLL of a batch is above this many nats per token.
         score: Reads likelihoods off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If ``max_forget_nll`` is not positive.
@@ -30,5 +31,8 @@ class GradientAscent(GradDiff):
         Jang et al., *Knowledge Unlearning for Mitigating Privacy Risks in Language Models*, arXiv:2210.01504.
     """
 
-    def __init__(self, max_forget_nll: float | None = None, score: Score = causal_lm_nll) -> None:
+    def __init__(
+        self, max_forget_nll: float | None = None, score: Score = causal_lm_nll, keep_reference: bool = False
+    ) -> None:
         super().__init__(retain_weight=0.0, max_forget_nll=max_forget_nll, score=score)
+        self.keep_reference = keep_reference

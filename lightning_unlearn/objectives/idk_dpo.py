@@ -35,6 +35,7 @@ class IdkDPO(PreferenceObjective):
         reference: ``"cache"``: $S_{ref}$ of every forget row with its answer and with *each* refusal, read once before
             the first step; ``"snapshot"``: the starting weights, exchanged in at each step; ``"auto"``: the cache
             for up to 16 refusals, otherwise the snapshot, since then few of what the cache holds would be used.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If ``beta`` or ``forget_weight`` is not positive, or ``retain_weight`` is negative.
@@ -60,8 +61,10 @@ class IdkDPO(PreferenceObjective):
         retain: RetainTerm = "nll",
         score: Score = causal_lm_nll,
         reference: Reference = "auto",
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(beta, forget_weight, retain_weight, retain, score, reference)
+        self.keep_reference = keep_reference
 
     def preference_loss(self, preferred: Reading, forget: Reading) -> Tensor:
         """Mean over pairs of the preference loss."""

@@ -31,6 +31,7 @@ class IdkNLL(ForgetRetainObjective):
         retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``.
         score: Reads likelihoods off the module.
         reference: How the starting model is kept where the retain term needs it.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If a weight is negative.
@@ -50,8 +51,10 @@ class IdkNLL(ForgetRetainObjective):
         retain: RetainTerm = "nll",
         score: Score = causal_lm_nll,
         reference: Reference = "auto",
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(0.0, retain_weight, retain, refusal_weight, score, reference)
+        self.keep_reference = keep_reference
 
     def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:
         """Zero: the true answers take no part."""

@@ -32,6 +32,7 @@ class KLMinimization(GradDiff):
         max_forget_nll: Stop training once the mean forget NLL of a batch is above this many nats per token.
         score: Reads likelihoods and logits off the module.
         reference: How the starting model is kept; logits take a snapshot, so ``"cache"`` is refused.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If a weight is negative, or an option has no such value.
@@ -52,6 +53,7 @@ class KLMinimization(GradDiff):
         max_forget_nll: float | None = None,
         score: Score = causal_lm_nll,
         reference: Reference = "auto",
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(
             forget_weight,
@@ -61,6 +63,7 @@ class KLMinimization(GradDiff):
             score=score,
             reference=reference,
         )
+        self.keep_reference = keep_reference
         if reference == "cache":
             raise ValueError("KLMinimization compares logits, which are not cached: use reference='snapshot'.")
         self.positions = one_of("positions", positions, Positions)

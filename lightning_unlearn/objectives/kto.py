@@ -45,6 +45,7 @@ class KTO(PreferenceObjective):
             [`ForgetRetainObjective`][lightning_unlearn.ForgetRetainObjective].
         score: Reads likelihoods off the module.
         reference: How the starting model is kept, as for [`IdkDPO`][lightning_unlearn.IdkDPO].
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If ``beta`` or ``forget_weight`` is not positive, another weight is negative, or both
@@ -70,8 +71,10 @@ class KTO(PreferenceObjective):
         retain: RetainTerm = "nll",
         score: Score = causal_lm_nll,
         reference: Reference = "auto",
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(beta, forget_weight, retain_weight, retain, score, reference)
+        self.keep_reference = keep_reference
         self.undesirable_weight = at_least("undesirable_weight", undesirable_weight, 0)
         self.desirable_weight = at_least("desirable_weight", desirable_weight, 0)
         if not (undesirable_weight or desirable_weight):

@@ -37,6 +37,7 @@ class NPO(ForgetRetainObjective):
         score: Reads likelihoods off the module.
         reference: ``"cache"``: $S_{ref}$ of every forget row, read once, for rows with a stable ``index``;
             ``"snapshot"``: the starting weights, exchanged in at each step; ``"auto"``: the cache where it can be.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If ``beta`` is not positive or a weight is negative.
@@ -61,8 +62,10 @@ class NPO(ForgetRetainObjective):
         refusal_weight: float = 0.0,
         score: Score = causal_lm_nll,
         reference: Reference = "auto",
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(forget_weight, retain_weight, retain, refusal_weight, score, reference)
+        self.keep_reference = keep_reference
         self.beta = above("beta", beta, 0)
 
     def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:

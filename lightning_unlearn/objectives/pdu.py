@@ -47,6 +47,7 @@ class PDU(ForgetRetainObjective):
         forget_weight: Weight of the forget term $w_f$.
         refusal_weight: Weight of a refusal to the forget questions.
         score: Reads logits off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If ``epsilon`` or ``dual_step_size`` is not positive, if ``initial_dual``, ``warmup_epochs`` or a
@@ -72,10 +73,12 @@ class PDU(ForgetRetainObjective):
         forget_weight: float = 1.0,
         refusal_weight: float = 0.0,
         score: Score = causal_lm_nll,
+        keep_reference: bool = False,
     ) -> None:
         self.initial_dual = at_least("initial_dual", initial_dual, 0)
         # The dual variable is the weight of the retain term.
         super().__init__(forget_weight, initial_dual, "nll", refusal_weight, score)
+        self.keep_reference = keep_reference
         # Retain rows are read even where the dual variable is 0, or it could never rise again.
         self.needs = replace(self.needs, roles=tuple(dict.fromkeys((*self.needs.roles, "retain"))))
         self.epsilon = above("epsilon", epsilon, 0)

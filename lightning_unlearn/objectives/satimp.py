@@ -39,6 +39,7 @@ class SatImp(ForgetRetainObjective):
             [`ForgetRetainObjective`][lightning_unlearn.ForgetRetainObjective].
         refusal_weight: Weight of a refusal to the forget questions.
         score: Reads logits off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If an exponent or a weight is negative, or ``score`` gives no logits.
@@ -62,8 +63,10 @@ class SatImp(ForgetRetainObjective):
         retain: RetainTerm = "nll",
         refusal_weight: float = 0.0,
         score: Score = causal_lm_nll,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(forget_weight, retain_weight, retain, refusal_weight, score)
+        self.keep_reference = keep_reference
         self.beta1 = at_least("beta1", beta1, 0)
         self.beta2 = at_least("beta2", beta2, 0)
 

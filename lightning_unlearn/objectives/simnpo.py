@@ -37,6 +37,7 @@ class SimNPO(ForgetRetainObjective):
         refusal_weight: Weight of a refusal to the forget questions.
         score: Reads likelihoods off the module.
         reference: How the starting model is kept where the retain term needs it.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If ``beta`` is not positive, or ``margin`` or a weight is negative.
@@ -62,8 +63,10 @@ class SimNPO(ForgetRetainObjective):
         refusal_weight: float = 0.0,
         score: Score = causal_lm_nll,
         reference: Reference = "auto",
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(forget_weight, retain_weight, retain, refusal_weight, score, reference)
+        self.keep_reference = keep_reference
         self.beta = above("beta", beta, 0)
         self.margin = at_least("margin", margin, 0)
 

@@ -41,6 +41,7 @@ class TaskVector(UnlearnCallback):
     Args:
         alpha: How far to go $\alpha > 0$. Tune it on a retain set: 1 in the code released with MUSE.
         score: Reads likelihoods off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If ``alpha`` is not positive.
@@ -56,8 +57,11 @@ class TaskVector(UnlearnCallback):
 
     needs = Needs(roles=("forget",), snapshot=True)
 
-    def __init__(self, alpha: float = 1.0, score: Score = causal_lm_nll) -> None:
+    private = ("snapshot", "caches", "finetuned")
+
+    def __init__(self, alpha: float = 1.0, score: Score = causal_lm_nll, keep_reference: bool = False) -> None:
         super().__init__(score, reference="snapshot")
+        self.keep_reference = keep_reference
         self.alpha = above("alpha", alpha, 0)
         self._finetuned: dict[str, Tensor] | None = None
 

@@ -36,6 +36,7 @@ class WGA(ForgetRetainObjective):
             [`ForgetRetainObjective`][lightning_unlearn.ForgetRetainObjective].
         refusal_weight: Weight of a refusal to the forget questions.
         score: Reads logits off the module.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If ``beta`` or a weight is negative, or ``score`` gives no logits.
@@ -58,8 +59,10 @@ class WGA(ForgetRetainObjective):
         retain: RetainTerm = "nll",
         refusal_weight: float = 0.0,
         score: Score = causal_lm_nll,
+        keep_reference: bool = False,
     ) -> None:
         super().__init__(forget_weight, retain_weight, retain, refusal_weight, score)
+        self.keep_reference = keep_reference
         self.beta = at_least("beta", beta, 0)
 
     def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:

@@ -1,3 +1,5 @@
+from .findings import Finding as Finding
+from .findings import doctor as doctor
 from .html import write_report as write_report
 from .images import png as png
 from .model import Attack as Attack

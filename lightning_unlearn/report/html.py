@@ -20,7 +20,7 @@ ANSWERED = "answered correctly"
 DIRECTIONS = {"forget": "should get worse", "attack": "should fall"}
 
 
-def write_report(report: UnlearnReport, folder: str | os.PathLike[str]) -> None:
+def write_report(report: UnlearnReport, folder: str | os.PathLike[str], show_answers: bool = False) -> None:
     """Write ``report.json``, then ``report.html``, into a folder.
 
     Each file is replaced in one step: after a crash or on a full disk the old file is still whole.
@@ -28,10 +28,14 @@ def write_report(report: UnlearnReport, folder: str | os.PathLike[str]) -> None:
     Args:
         report: The report.
         folder: Where to; made if missing.
+        show_answers: Whether the files show the questions and answers of the rows to forget. They would be a new copy
+            of what was to go, so by default the files have only the counts, see
+            [`hidden`][lightning_unlearn.UnlearnReport.hidden].
 
     Raises:
         ImportError: If matplotlib or jinja2 is missing; ``report.json`` is written even then.
     """
+    report = report if show_answers else report.hidden()
     text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(Path(folder, "report.json"), text + "\n")
     write_text(Path(folder, "report.html"), render(report))

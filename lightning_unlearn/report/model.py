@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -124,6 +124,16 @@ class UnlearnReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as strict JSON values: a number that is not finite becomes ``None``."""
         return _strict(asdict(self))
+
+    def hidden(self) -> UnlearnReport:
+        """The same report without the texts of rows to forget, see `Evaluation`."""
+        return replace(
+            self,
+            before=self.before.hidden(),
+            after=self.after.hidden(),
+            curves=[evaluation.hidden() for evaluation in self.curves],
+            attacks=[replace(attack, evaluation=attack.evaluation.hidden()) for attack in self.attacks],
+        )
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> UnlearnReport:

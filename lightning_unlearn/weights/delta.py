@@ -33,6 +33,11 @@ Model = nn.Module | Mapping[str, Tensor] | str | Path
 Side = Literal["base", "unlearned"]
 
 _KEY, _FORMAT_VERSION = "lightning-unlearn-delta", 1
+NOTE = (
+    "With the unlearned model, this file gives the model from before unlearning back. Whoever may not have that must "
+    "not have both."
+)
+"""What a delta says of itself in its metadata, and the commands that write or apply one say on the screen."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Weights that are in none of the model's own files would still know in the copy what the model forgot.
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
@@ -118,7 +123,8 @@ def save_delta(base: Model, unlearned: Model, path: str | Path) -> DeltaInfo:
         library=version("lightning-unlearn"),
     )
     # Under one key, since safetensors writes several in any order, and the same delta is to be the same file.
-    metadata = {_KEY: json.dumps({"format_version": _FORMAT_VERSION, "info": info._asdict(), "tensors": entries})}
+    said = {"format_version": _FORMAT_VERSION, "note": NOTE, "info": info._asdict(), "tensors": entries}
+    metadata = {_KEY: json.dumps(said)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
         written = Path(scratch) / path.name

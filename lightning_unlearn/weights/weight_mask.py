@@ -175,6 +175,7 @@ class WeightMask(ResumableCallback, ABC):
         """Check the run."""
         if stage == "fit":
             self._check(trainer, pl_module)
+            self.go_on(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make or restore the mask: the first hook that comes after the checkpoint for every strategy."""

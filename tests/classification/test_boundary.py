@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_unlearn import BoundaryExpand, BoundaryShrink, ForgetRetainDataModule
+from tests.helpers import save_resumable
 from tests.user_module import DictNet, LitNet, indexed, loaders, pairs, trainer, weights
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -48,7 +49,7 @@ def test_two_epochs_and_a_resume_equal_four_bit_for_bit(method: str, kind: str, 
     trainer(METHODS[method](), max_epochs=4, **OPTIONS[kind]).fit(whole, loaders())
     first = trainer(METHODS[method](), max_epochs=2, **OPTIONS[kind])
     first.fit(half, loaders())
-    first.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(first, tmp_path / "half.ckpt")
     resumed = LitNet(lr=123.0)
     trainer(METHODS[method](), max_epochs=4, **OPTIONS[kind]).fit(
         resumed, loaders(), ckpt_path=tmp_path / "half.ckpt", weights_only=True

@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_unlearn import CFk, EUk, LitClassifier
 from lightning_unlearn.classification.untrained import untrained_values
+from tests.helpers import save_resumable
 from tests.user_module import LitNet, loaders, pairs, trainer
 
 
@@ -106,7 +107,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(method: Any, tmp_path: Path) -> 
     trainer(method(2), max_epochs=3).fit(whole, loaders())
     run = trainer(method(2), max_epochs=1)
     run.fit(half, loaders())
-    run.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(run, tmp_path / "half.ckpt")
     trainer(method(2), max_epochs=3).fit(resumed, loaders(), ckpt_path=tmp_path / "half.ckpt")
     assert not moved(resumed, whole.state_dict())
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_unlearn import DUCK
+from tests.helpers import save_resumable
 from tests.user_module import LitNet, loaders, pairs, trainer, weights
 
 
@@ -60,7 +61,7 @@ def test_two_epochs_and_a_resume_equal_four_bit_for_bit(options: dict[str, Any],
     trainer(DUCK(target_accuracy=None), max_epochs=4, **options).fit(whole, loaders())
     run = trainer(first, max_epochs=2, **options)
     run.fit(half, loaders())
-    run.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(run, tmp_path / "half.ckpt")
     resumed, second = LitNet(lr=123.0), DUCK(target_accuracy=None)
     trainer(second, max_epochs=4, **options).fit(
         resumed, loaders(), ckpt_path=tmp_path / "half.ckpt", weights_only=True

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_unlearn import BadTeacher, Retrain, classifier_nll
 from lightning_unlearn.classification.untrained import untrained_values
+from tests.helpers import save_resumable
 from tests.user_module import LitNet, loaders, pairs, trainer, weights
 
 
@@ -84,7 +85,7 @@ def test_a_resumed_run_goes_on_and_does_not_start_anew(epochs: int, tmp_path: Pa
     trainer(Retrain(), max_epochs=3).fit(whole, loaders())
     run = trainer(Retrain(), max_epochs=epochs)
     run.fit(half, loaders())
-    run.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(run, tmp_path / "half.ckpt")
     trainer(Retrain(), max_epochs=3).fit(resumed, loaders(), ckpt_path=tmp_path / "half.ckpt")
     assert equal(resumed, whole)
     assert not equal(half, whole)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_unlearn import UNSIR, ForgetRetainDataModule
+from tests.helpers import save_resumable
 from tests.user_module import DictNet, LitNet, pairs, trainer, weights
 
 CLASS = 2
@@ -90,7 +91,7 @@ def test_a_resumed_run_ends_in_the_same_bits(epochs: int, options: dict[str, Any
     trainer(method(impair_epochs=2), max_epochs=4, **options).fit(whole, retain())
     run = trainer(first, max_epochs=-1, max_steps=epochs * (2 if options else 4), **options)
     run.fit(half, retain())
-    run.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(run, tmp_path / "half.ckpt")
     resumed, second = LitNet(lr=123.0), method(impair_epochs=2)
     trainer(second, max_epochs=4, **options).fit(resumed, retain(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert torch.equal(weights(resumed), weights(whole))

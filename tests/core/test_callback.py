@@ -42,7 +42,7 @@ from lightning_unlearn import (
     training_step_loss,
 )
 from lightning_unlearn.functional.objectives.npo import npo
-from tests.helpers import Recorder, logged, same, trainer, weights
+from tests.helpers import Recorder, logged, same, save_resumable, trainer, weights
 from tests.user_module import DictNet, LitNet, indexed, loaders, nll, pairs, seeded
 
 METHODS = {
@@ -110,7 +110,7 @@ def test_two_epochs_and_a_resume_equal_four_bit_for_bit(method: str, kind: str, 
     half = seeded()
     first = trainer(METHODS[method](), max_epochs=2, **options(kind))
     first.fit(half, loaders())
-    first.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(first, tmp_path / "half.ckpt")
     resumed = LitNet(lr=123.0)  # everything must come from the checkpoint
     trainer(METHODS[method](), max_epochs=4, **options(kind)).fit(
         resumed, loaders(), ckpt_path=tmp_path / "half.ckpt", weights_only=True

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils._pytree import keystr, tree_flatten_with_path
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_unlearn
@@ -132,6 +134,20 @@ def has_reference(callback: ResumableCallback) -> bool:
     return (snapshot or not (needs.snapshot or needs.reference_logits)) and (snapshot or cached)
 
 
+def of_before(checkpoint: dict[str, Any], start: dict[str, torch.Tensor]) -> list[str]:
+    """Names of values in a checkpoint that only the model before unlearning can have given."""
+    names = []
+    for callback, state in checkpoint["callbacks"].items():
+        for path, leaf in tree_flatten_with_path(state)[0]:
+            if not isinstance(leaf, torch.Tensor):
+                continue
+            name = f"{callback}{keystr(path)}"
+            weight = any(leaf.shape == w.shape and torch.equal(leaf, w) for w in start.values() if w.numel() > 1)
+            if weight or any(part in name for part in ("snapshot", "caches", "centroids", "noise", "row", "finetuned")):
+                names.append(name)
+    return names
+
+
 def fit(case: Case, callback: Any, folder: Path, epochs: int, path: Path, **options: Any) -> tuple[L.Trainer, Any]:
     module = case.module(folder)
     run = trainer(*case.beside(), callback, max_epochs=epochs, limit_val_batches=0, default_root_dir=path)
@@ -146,7 +162,15 @@ def test_a_new_run_begins_and_a_resumed_one_restores(name: str, tiny_lm: Path, t
     start = case.module(tiny_lm).state_dict()
     calls = watched(new)
     run, half = fit(case, new, tiny_lm, case.epochs, tmp_path)
+    run.save_checkpoint(tmp_path / "ended.ckpt")
+    ended = torch.load(tmp_path / "ended.ckpt", weights_only=True)
+    assert of_before(ended, start) == []
+    new.keep_reference = True
     run.save_checkpoint(tmp_path / "half.ckpt")
+    if ended["lightning_unlearn_run"]["left_out"]:
+        assert of_before(torch.load(tmp_path / "half.ckpt", weights_only=True), start)
+        with pytest.raises(MisconfigurationException, match="keep_reference=True"):
+            fit(case, case.make(tiny_lm), tiny_lm, case.epochs + 1, tmp_path, ckpt_path=tmp_path / "ended.ckpt")
     ((called, referenced, weights),) = calls
     assert called == "begin"
     assert referenced

@@ -24,6 +24,7 @@ from lightning_unlearn.functional.diffusion.soft_prompt_attack import soft_promp
 from lightning_unlearn.functional.diffusion.soft_tokens import insert_tokens
 from lightning_unlearn.functional.random import keyed_generator
 from tests.diffusion.tiny import LENGTH, Losses, SgdTextToImage, erase, prompts, same, trainer, weights
+from tests.helpers import save_resumable
 
 OF_THE_ATTACKER = ("perturb", "placement", "tokens", "init", "refresh_every")
 
@@ -365,7 +366,7 @@ def test_one_epoch_and_a_resume_equal_three_bit_for_bit(kind: str, tiny_sd: Path
     whole, first = attacking(warmup=1, **method), attacking(warmup=1, **method)
     expected = erase(tiny_sd, whole, max_epochs=3, **options)
     half = erase(tiny_sd, first, max_epochs=1, **options)
-    half.trainer.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(half.trainer, tmp_path / "half.ckpt")
     again = attacking(warmup=1, **method)
     assert same(erase(tiny_sd, again, max_epochs=3, ckpt_path=tmp_path / "half.ckpt", **options), expected)
     assert again.passes.state_dict() == whole.passes.state_dict()
@@ -383,7 +384,7 @@ def test_bf16_is_near_to_fp32(tiny_sd: Path) -> None:
 
 def test_tokens_of_another_number_are_not_resumed(tiny_sd: Path, tmp_path: Path) -> None:
     half = erase(tiny_sd, attacking(init="latest"), trainable="text_encoder", max_epochs=1)
-    half.trainer.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(half.trainer, tmp_path / "half.ckpt")
     method = attacking(init="latest", tokens=2)
     with pytest.raises(MisconfigurationException, match="1 soft tokens a prompt, but the settings ask for 2"):
         erase(tiny_sd, method, ckpt_path=tmp_path / "half.ckpt", trainable="text_encoder", max_epochs=2)

@@ -21,6 +21,7 @@ from lightning_unlearn.diffusion.engine.text import empty_states, encode, tokeni
 from lightning_unlearn.functional.diffusion.noise import row_noise
 from lightning_unlearn.functional.random import keyed_generator
 from tests.diffusion.tiny import first_batch, images, prompts, run, same, weights
+from tests.helpers import save_resumable
 
 
 class Recorder(ConceptAblation):
@@ -148,7 +149,7 @@ def test_a_resumed_run_ends_in_the_same_bits(case: str, tiny_sd: Path, tmp_path:
         return run(tiny_sd, ConceptAblation(**CASES[case]), trainable="kv", **options)
 
     whole, half = go(max_epochs=2), go(max_epochs=1)
-    half.trainer.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(half.trainer, tmp_path / "half.ckpt")
     resumed = go(max_epochs=2, ckpt_path=tmp_path / "half.ckpt")
     assert same(resumed, whole)
     assert not same(half, whole)

@@ -19,6 +19,7 @@ from lightning_unlearn.diffusion.engine.model import unet_output
 from lightning_unlearn.diffusion.engine.parameters import select_params
 from lightning_unlearn.diffusion.engine.text import encode, tokenize
 from tests.diffusion.tiny import CONCEPT, first_batch, images, prompts, rows, run, same, weights
+from tests.helpers import save_resumable
 
 
 class Loud(LitTextToImage):
@@ -164,7 +165,7 @@ def test_a_resumed_run_ends_in_the_same_bits(tiny_sd: Path, tmp_path: Path) -> N
         return run(tiny_sd, DiffusionSalUn(), SalUn(), **options)
 
     whole, half = go(max_epochs=4), go(max_epochs=2)
-    half.trainer.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(half.trainer, tmp_path / "half.ckpt")
     resumed = go(max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
     assert same(resumed, whole)
     assert not same(half, whole)

@@ -21,6 +21,7 @@ from lightning_unlearn.diffusion.engine.text import encode
 from lightning_unlearn.diffusion.erase_diff import EraseDiff
 from lightning_unlearn.functional.diffusion.erase_diff import erasediff_multiplier
 from tests.diffusion.tiny import SgdTextToImage, captioned, first_batch, prompts, run, trainer, weights
+from tests.helpers import save_resumable
 
 
 class Watch(L.Callback):
@@ -179,7 +180,7 @@ def test_two_epochs_and_a_resume_equal_four_bit_for_bit(precision: Any, tiny_sd:
 
     whole = erase(tiny_sd, make(), max_epochs=4, precision=precision)
     half = erase(tiny_sd, make(), max_epochs=2, precision=precision)
-    half.trainer.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(half.trainer, tmp_path / "half.ckpt")
     resumed = erase(tiny_sd, make(), max_epochs=4, precision=precision, ckpt_path=tmp_path / "half.ckpt")
     for a, b in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(a, b)

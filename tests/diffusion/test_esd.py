@@ -21,6 +21,7 @@ from lightning_unlearn.diffusion.engine.text import empty_states, encode
 from lightning_unlearn.functional.diffusion.noise import row_noise
 from lightning_unlearn.functional.random import keyed_generator
 from tests.diffusion.tiny import erase, first_batch, prompts, trainer, weights
+from tests.helpers import save_resumable
 
 NEWER = {"negative_guidance": 2.0, "base": "concept", "sampler": "teacher"}
 
@@ -119,7 +120,7 @@ def test_two_epochs_and_a_resume_equal_four_bit_for_bit(kind: str, sampler: Any,
     options = OPTIONS[kind]
     whole = erase(tiny_sd, ESD(steps=4, sampler=sampler), max_epochs=4, **options)
     half = erase(tiny_sd, ESD(steps=4, sampler=sampler), max_epochs=2, **options)
-    half.trainer.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(half.trainer, tmp_path / "half.ckpt")
     method = ESD(steps=4, sampler=sampler)
     resumed = erase(tiny_sd, method, max_epochs=4, ckpt_path=tmp_path / "half.ckpt", **options)
     for (key, value), other in zip(weights(resumed).items(), weights(whole).values(), strict=True):

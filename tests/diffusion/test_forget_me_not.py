@@ -20,6 +20,7 @@ from lightning_unlearn.diffusion.engine.text import encode, tokenize
 from lightning_unlearn.diffusion.forget_me_not import ForgetMeNot
 from lightning_unlearn.functional.diffusion.forget_me_not import attention_norm, token_positions
 from tests.diffusion.tiny import first_batch, prompts, run, same, weights
+from tests.helpers import save_resumable
 
 # Where "van gogh" is in the captions of images.py, after the token that begins them; "by" is of two tokens.
 PLACES = {0: [1, 2], 1: [7, 8], 2: [2, 3], 3: [5, 6]}
@@ -137,7 +138,7 @@ def test_a_resumed_run_ends_in_the_same_bits(tiny_sd: Path, tmp_path: Path) -> N
         return run(tiny_sd, ForgetMeNot("van gogh"), **options)
 
     whole, half = go(max_epochs=2), go(max_epochs=1)
-    half.trainer.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(half.trainer, tmp_path / "half.ckpt")
     resumed = go(max_epochs=2, ckpt_path=tmp_path / "half.ckpt")
     assert same(resumed, whole)
     assert not same(half, whole)

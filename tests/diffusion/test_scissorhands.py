@@ -19,6 +19,7 @@ from lightning_unlearn.diffusion.erase_diff import EraseDiff
 from lightning_unlearn.diffusion.scissorhands import Scissorhands
 from lightning_unlearn.functional.diffusion.scissorhands import fresh_values, projection_weight
 from tests.diffusion.tiny import SgdTextToImage, captioned, first_batch, run, trainer, weights
+from tests.helpers import save_resumable
 
 
 class Watch(L.Callback):
@@ -172,7 +173,7 @@ def test_layers_filter_what_the_whole_model_ranks(tiny_sd: Path) -> None:
 def test_two_epochs_and_a_resume_equal_four_bit_for_bit(tiny_sd: Path, tmp_path: Path) -> None:
     whole = erase(tiny_sd, Scissorhands(0.99, batches=2), max_epochs=4)
     half = erase(tiny_sd, Scissorhands(0.99, batches=2), max_epochs=2)
-    half.trainer.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(half.trainer, tmp_path / "half.ckpt")
     method = Scissorhands(0.99, batches=2)
     resumed = erase(tiny_sd, method, max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))

@@ -21,6 +21,7 @@ from lightning_unlearn.diffusion.spm import SPM
 from lightning_unlearn.functional.diffusion.noise import row_noise
 from lightning_unlearn.functional.random import keyed_generator
 from tests.diffusion.tiny import Losses, SgdTextToImage, erase, first_batch, prompts, trainer, weights
+from tests.helpers import save_resumable
 
 
 def small(**options: Any) -> SPM:
@@ -100,7 +101,7 @@ def test_two_epochs_and_a_resume_equal_four_bit_for_bit(merge: bool, tiny_sd: Pa
     whole_method, method = small(merge=merge), small(merge=merge)
     whole = erase(tiny_sd, whole_method, max_epochs=4)
     half = erase(tiny_sd, small(merge=merge), max_epochs=2)
-    half.trainer.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(half.trainer, tmp_path / "half.ckpt")
     resumed = erase(tiny_sd, method, max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
     for name, value in whole_method.adapters.state_dict().items():
@@ -117,7 +118,9 @@ def test_a_checkpoint_in_the_midst_of_training_is_erased_and_continues(tiny_sd: 
                 trainer.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
 
     whole = SgdTextToImage(str(tiny_sd), lr=0.05)
-    trainer(small(), Saves(), max_epochs=4).fit(whole, prompts())
+    method = small()
+    method.keep_reference = True
+    trainer(method, Saves(), max_epochs=4).fit(whole, prompts())
     half = erase(tiny_sd, small(), max_epochs=2)
     for name in ("mid", "weights"):
         loaded = LitTextToImage.load_from_checkpoint(tmp_path / f"{name}.ckpt")

@@ -26,7 +26,7 @@ from lightning_unlearn.classification.metrics.runtime import RTE
 from lightning_unlearn.classification.metrics.ulira import ULiRA
 from lightning_unlearn.core.distributed import full_tensor
 from tests.diffusion.tiny import SgdTextToImage, images, prompts
-from tests.helpers import Recorder, trainer, weights
+from tests.helpers import Recorder, save_resumable, trainer, weights
 from tests.tiny_runs import CASES as OBJECTIVES
 from tests.tiny_runs import LORA, RAGGED, SgdLM
 from tests.user_module import DictNet, indexed
@@ -93,7 +93,7 @@ class Training:
         result: dict[str, Any] = {"weights": whole_state(run), **self.record(run, path.with_suffix(".whole"))}
         if self.resumes:
             checkpoint = path.with_suffix(".ckpt")
-            self.fit(layout, models, max_epochs=self.epochs // 2).save_checkpoint(checkpoint)
+            save_resumable(self.fit(layout, models, max_epochs=self.epochs // 2), checkpoint)
             run = self.fit(layout, models, checkpoint)
             result["resumed"] = {"weights": whole_state(run), **self.record(run, path.with_suffix(".resumed"))}
         return result

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_unlearn import RMU, LanguageDataModule
-from tests.helpers import Recorder, same, trainer
+from tests.helpers import Recorder, same, save_resumable, trainer
 from tests.tiny_runs import LONG, Rows, SgdLM, lm
 
 
@@ -44,7 +44,7 @@ def test_the_target_of_adaptive_rmu_is_a_multiple_of_the_starting_norm(
     assert method.control is not None
     assert method.control.norm().item() == pytest.approx(5 * norms.values[0], rel=1e-5)
     _, run, _ = fit(1)
-    run.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(run, tmp_path / "half.ckpt")
     again, _, resumed = fit(2, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert again.control is not None
     assert torch.equal(again.control, method.control)

@@ -262,14 +262,14 @@ def plain(value: Any) -> bool:
 
 def test_the_history_goes_on_in_a_resumed_run(tiny_lm: Path, data: LanguageDataModule, tmp_path: Path) -> None:
     path = tmp_path / "half.ckpt"
-    first = UnlearnMonitor(generate=echo)
+    first = UnlearnMonitor(generate=echo, show_answers=True)
     _, run = unlearn(tiny_lm, data, first, max_epochs=2)
     run.save_checkpoint(path)
     state = torch.load(path, weights_only=True)["callbacks"]["UnlearnMonitor"]
     assert plain(state)
     assert json.loads(json.dumps(state)) == state
 
-    second = UnlearnMonitor(generate=echo)
+    second = UnlearnMonitor(generate=echo, show_answers=True)
     trainer(SimNPO(), second, max_epochs=4, limit_val_batches=0).fit(
         LitCausalLM(str(tiny_lm), lr=1e-3), data, ckpt_path=path, weights_only=True
     )
@@ -297,7 +297,7 @@ def check_table(rows: list[list[str]], steps: int) -> None:
 def test_a_csv_logger_gets_numbers_generations_and_curves(
     tiny_lm: Path, data: LanguageDataModule, tmp_path: Path
 ) -> None:
-    monitor = UnlearnMonitor(generate=echo)
+    monitor = UnlearnMonitor(generate=echo, show_answers=True)
     logger = CSVLogger(tmp_path)
     unlearn(tiny_lm, data, monitor, max_epochs=2, logger=logger)
     folder = Path(logger.log_dir)
@@ -341,7 +341,7 @@ def test_a_tensorboard_logger_gets_numbers_text_and_curves(
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monitor = UnlearnMonitor(generate=lambda module, asked: ["a|b\nc"] * len(asked))
+    monitor = UnlearnMonitor(generate=lambda module, asked: ["a|b\nc"] * len(asked), show_answers=True)
     logger = TensorBoardLogger(tmp_path)
     unlearn(tiny_lm, data, monitor, max_epochs=2, logger=logger)
     logger.finalize("success")
@@ -386,7 +386,7 @@ def test_a_wandb_run_read_back_has_all_steps_the_answers_and_the_curves(
     pytest.importorskip("wandb")
     from PIL import Image
 
-    monitor = UnlearnMonitor(generate=echo)
+    monitor = UnlearnMonitor(generate=echo, show_answers=True)
     logger = WandbLogger(offline=True, save_dir=tmp_path, project="test")
     unlearn(tiny_lm, data, monitor, max_epochs=3, logger=logger, log_every_n_steps=1)
     (files,) = tmp_path.glob("wandb/offline-run-*/files")

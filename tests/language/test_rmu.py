@@ -17,6 +17,7 @@ from lightning_unlearn import RMU, LanguageDataModule, LitCausalLM, PromptFormat
 from lightning_unlearn.core.reference import SnapshotReference
 from lightning_unlearn.functional.language.rmu import control_vector
 from lightning_unlearn.language.data.language import collate_tokens
+from tests.helpers import save_resumable
 from tests.user_module import trainer, weights
 
 Rows = list[dict[str, Any]]
@@ -244,7 +245,7 @@ def test_two_epochs_and_a_resume_equal_four_bit_for_bit(
     fit(whole, rmu(), forget_rows, retain_rows, max_epochs=4, **options)
 
     half = UserLM(str(tiny_lm))
-    fit(half, rmu(), forget_rows, retain_rows, max_epochs=2, **options).save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(fit(half, rmu(), forget_rows, retain_rows, max_epochs=2, **options), tmp_path / "half.ckpt")
     resumed, method = UserLM(str(tiny_lm)), rmu(seed=5)  # the control vector is that of the checkpoint
     fit(
         resumed,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_unlearn import LanguageDataModule, WhosHarryPotter
 from lightning_unlearn.functional.language.whos_harry_potter import whp_labels
-from tests.helpers import Recorder, logged, same, trainer
+from tests.helpers import Recorder, logged, same, save_resumable, trainer
 from tests.tiny_runs import LONG, LORA, Rows, SgdLM, lm
 from tests.user_module import loaders, seeded
 
@@ -84,7 +84,7 @@ def test_the_labels_are_in_the_checkpoint(
 
     whole, _ = fit(4)
     _, half = fit(2)
-    half.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(half, tmp_path / "half.ckpt")
     resumed, _ = fit(4, path="no longer here", ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert same(resumed, whole)
 

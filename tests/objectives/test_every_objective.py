@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import lightning_unlearn
 from lightning_unlearn import PDU, LitCausalLM, UnlearnCallback
 from lightning_unlearn.core.edit import Edit
+from tests.helpers import save_resumable
 from tests.tiny_runs import CASES, LORA, Run, fit, rows_of
 
 every_objective = pytest.mark.parametrize("case", CASES)
@@ -104,7 +105,7 @@ def test_a_run_resumed_between_accumulated_batches_ends_in_the_same_bits(
 ) -> None:
     whole = fit(case, tiny_lm, max_epochs=2, accumulate_grad_batches=2)
     half = fit(case, tiny_lm, max_epochs=1, accumulate_grad_batches=2)
-    half.trainer.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(half.trainer, tmp_path / "half.ckpt")
     resumed = fit(case, tiny_lm, max_epochs=2, accumulate_grad_batches=2, ckpt_path=tmp_path / "half.ckpt")
     assert half.trainer.global_step == 2
     assert resumed.trainer.global_step == 4

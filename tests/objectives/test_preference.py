@@ -15,7 +15,7 @@ from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.functional.objectives.dpo import dpo
 from lightning_unlearn.functional.objectives.kto import kto
 from tests.core.test_callback import options
-from tests.helpers import Recorder, logged, same, trainer, weights
+from tests.helpers import Recorder, logged, same, save_resumable, trainer, weights
 from tests.tiny_runs import SgdLM
 
 Rows = list[dict[str, Any]]
@@ -81,7 +81,7 @@ def test_two_epochs_and_a_resume_equal_four_bit_for_bit(
     run(METHODS[method](reference=reference), max_epochs=4, **options(kind)).fit(whole, data())
     first = run(METHODS[method](reference=reference), **options(kind))
     first.fit(half, data())
-    first.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(first, tmp_path / "half.ckpt")
     run(METHODS[method](reference=reference), max_epochs=4, **options(kind)).fit(
         resumed, data(), ckpt_path=tmp_path / "half.ckpt", weights_only=True
     )
@@ -104,7 +104,7 @@ def test_answers_that_change_are_an_error(method: str, model: Any, data: Any) ->
 def test_resuming_with_other_refusals_is_an_error(model: Any, data: Any, tmp_path: Path) -> None:
     first = run(IdkDPO())
     first.fit(model(), data())
-    first.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(first, tmp_path / "half.ckpt")
     with pytest.raises(ValueError, match="stale: idk rows"):
         run(IdkDPO(), max_epochs=4).fit(
             model(), data(refusals=["Who knows?", "Ask again.", "No."]), ckpt_path=tmp_path / "half.ckpt"

@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_unlearn import LanguageDataModule, TaskVector, UnlearnMonitor, classifier_nll
 from lightning_unlearn.functional.objectives.task_vector import negate_task_vector
-from tests.helpers import Recorder, same, trainer
+from tests.helpers import Recorder, same, save_resumable, trainer
 from tests.tiny_runs import LORA, Rows, SgdLM, lm
 from tests.user_module import loaders, pairs, seeded
 
@@ -91,7 +91,7 @@ def test_a_resumed_run_with_adapters_goes_on_from_the_finetuned_weights(
 
     whole, _ = fit(4)
     _, half = fit(2)
-    half.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(half, tmp_path / "half.ckpt")
     resumed, _ = fit(4, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert same(resumed, whole)
 

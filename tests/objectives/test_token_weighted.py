@@ -19,7 +19,7 @@ from lightning_unlearn.functional.objectives.pdu import pdu
 from lightning_unlearn.functional.objectives.satimp import satimp
 from lightning_unlearn.functional.objectives.undial import undial
 from lightning_unlearn.functional.objectives.wga import wga
-from tests.helpers import Recorder, logged, same, trainer
+from tests.helpers import Recorder, logged, same, save_resumable, trainer
 from tests.user_module import LitNet, loaders, pairs, seeded
 
 METHODS = {"WGA": WGA, "SatImp": SatImp, "CEU": CEU, "UNDIAL": UNDIAL, "PDU": PDU}
@@ -240,7 +240,7 @@ def test_the_dual_variable_goes_on_from_a_checkpoint_and_starts_anew_without(tmp
     first = primal_dual()
     run = trainer(first, max_epochs=2)
     run.fit(frozen(), loaders())
-    run.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(run, tmp_path / "half.ckpt")
     assert first.dual != whole.dual
     trainer(resumed, max_epochs=4).fit(frozen(), loaders(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert resumed.dual == whole.dual

@@ -55,7 +55,7 @@ def report(**changes: Any) -> UnlearnReport:
 def test_round_trip(tmp_path: Path) -> None:
     original = report()
     assert UnlearnReport.from_dict(original.to_dict()) == original
-    write_report(original, tmp_path)
+    write_report(original, tmp_path, show_answers=True)
     assert UnlearnReport.read(tmp_path) == UnlearnReport.read(tmp_path / "report.json") == original
     assert sorted(os.listdir(tmp_path)) == ["report.html", "report.json"]
 
@@ -118,7 +118,7 @@ def test_without_its_extra_html_says_what_to_install_and_json_is_kept(
 ) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match=re.escape('pip install "lightning-unlearn[report]"')):
-        write_report(report(), tmp_path)
+        write_report(report(), tmp_path, show_answers=True)
     assert UnlearnReport.read(tmp_path) == report(created=UnlearnReport.read(tmp_path).created)
 
 
@@ -246,7 +246,7 @@ def drawn() -> UnlearnReport:
 
 def test_images_and_attacks_are_in_the_record(tmp_path: Path) -> None:
     whole = drawn()
-    write_report(whole, tmp_path)
+    write_report(whole, tmp_path, show_answers=True)
     assert UnlearnReport.read(tmp_path) == whole
     assert (tmp_path / "report.html").read_text() == render(UnlearnReport.read(tmp_path))
 

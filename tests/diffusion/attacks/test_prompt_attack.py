@@ -32,6 +32,7 @@ from lightning_unlearn.functional.diffusion.ddim import attack_timesteps
 from lightning_unlearn.functional.diffusion.noise import row_noise
 from tests.diffusion.tiny import prompts as prompt_data
 from tests.diffusion.tiny import trainer
+from tests.helpers import save_resumable
 
 PROMPTS = ["a red circle", "van gogh", "a green square", "the art of van gogh"]
 SMALL: dict[str, Any] = {"tokens": 2, "levels": 2, "iterations": 2, "sampler_steps": 2, "batch_size": 4}
@@ -636,7 +637,7 @@ def test_targets_of_a_resumed_run_are_those_of_its_start(tiny_sd: Path, tmp_path
     run = trainer(ESD(steps=2), monitor, default_root_dir=tmp_path, max_epochs=1)
     run.fit(LitTextToImage(str(tiny_sd)), prompt_data())
     assert [example.input for example in monitor.history[0].examples] == [PROMPTS[i] for i in (0, 2, 3)]
-    run.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(run, tmp_path / "half.ckpt")
     resumed = callback(never(), levels=1, every_n_epochs=0)
     run = trainer(ESD(steps=2), resumed, default_root_dir=tmp_path, max_epochs=2)
     run.fit(LitTextToImage(str(tiny_sd)), prompt_data(), ckpt_path=tmp_path / "half.ckpt")

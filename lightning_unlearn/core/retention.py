@@ -1,0 +1,255 @@
+"""Contents of a run's checkpoints: what resuming needs while it runs, and nothing of the starting model after it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from lightning_unlearn.core.files import replacing
+from lightning_unlearn.core.lightning import (
+    Callback,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    rank_zero_info,
+    rank_zero_warn,
+)
+
+__all__ = ["PRIVATE", "RUN_KEY", "PrivateState", "record_checkpoints", "release", "resume", "seal"]
+
+RUN_KEY = "lightning_unlearn_run"
+"""Key of a checkpoint under which it says what it holds of the time before unlearning."""
+
+PRIVATE: dict[str, str] = {
+    "snapshot": "the starting weights",
+    "caches": "the likelihoods of the rows under the starting model",
+    "base": "the starting weights of the layers with adapters",
+    "adapters": "the adapters, which with the merged weights give the starting ones",
+    "start": "the starting weights",
+    "finetuned": "weights that were fine-tuned on the forget rows",
+    "centroids": "mean features of the rows under the starting model",
+    "noise": "inputs that were optimized against the starting model",
+    "row": "the extra class of the forget rows",
+    "attack": "prompts that bring the concept back",
+    "images": "images of the concept by the starting model",
+    "history": "questions and answers of the rows to forget",
+}
+"""Names in a callback's state that are of the time before unlearning, and what they are."""
+
+
+class PrivateState(Callback):
+    """A callback with state of the time before unlearning, which files must not hold when the run has ended.
+
+    Checkpoints *during* a run hold it, since a run that is resumed needs it. When ``fit`` has ended without an error,
+    it is taken out of every checkpoint of the run, and out of all that ``trainer.save_checkpoint`` writes from then on.
+    """
+
+    keep_reference: bool = False
+    """Whether checkpoints keep that state after the end of the run, so that the run can be resumed with more epochs.
+    Such a file gives away the model as it was before unlearning."""
+
+    private: tuple[str, ...] = ()
+    """Names in the state that go, see `PRIVATE`."""
+
+    def public_state(self, state: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """What a file may hold after the run, and the names of what was left out."""
+        gone = [name for name in self.private if _filled(state.get(name))]
+        return {name: _EMPTY.get(name) if name in gone else value for name, value in state.items()}, gone
+
+
+_EMPTY: dict[str, Any] = {"caches": {}, "base": {}, "adapters": {}, "attack": {}}
+
+
+def _filled(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_filled(part) for part in value.values())
+    return value is not None and (not isinstance(value, (list, tuple)) or len(value) > 0)
+
+
+@dataclass
+class _Run:
+    name: str
+    paths: set[str] = field(default_factory=set)
+    ended: bool = False
+    interrupted: bool = False
+    told: bool = False
+
+
+_RUNS: WeakKeyDictionary[Trainer, _Run] = WeakKeyDictionary()
+
+
+def record_checkpoints(trainer: Trainer) -> None:
+    """Note the path of every checkpoint that the trainer writes in this run; called in ``setup`` of ``fit``."""
+    run = _RUNS.get(trainer)
+    if run is None or run.ended or run.interrupted:
+        _RUNS[trainer] = run = _Run(uuid.uuid4().hex)
+    if "save_checkpoint" in trainer.__dict__:
+        return
+    save = trainer.save_checkpoint
+
+    def save_checkpoint(filepath: Any, *arguments: Any, **options: Any) -> None:
+        _RUNS[trainer].paths.add(str(filepath))
+        save(filepath, *arguments, **options)
+
+    trainer.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
+
+
+def seal(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Mark a checkpoint that is about to be written, and leave out what it may not hold; in ``on_save_checkpoint``."""
+    run = _RUNS.setdefault(trainer, _Run(uuid.uuid4().hex))
+    if RUN_KEY in checkpoint:
+        return
+    checkpoint[RUN_KEY] = {"run": run.name, "ended": False, "holds": _held(trainer, checkpoint), "left_out": {}}
+    if run.ended or _after_fit(trainer, run):
+        _strip(trainer, checkpoint)
+    elif checkpoint[RUN_KEY]["holds"] and not run.told:
+        run.told = True
+        held = " and ".join(dict.fromkeys(checkpoint[RUN_KEY]["holds"].values()))
+        rank_zero_info(
+            f"Checkpoints of this run hold {held}, so that it can be resumed. When fit has ended they no longer do, "
+            "unless keep_reference=True. Do not hand out a checkpoint of a run that was interrupted: "
+            "`lightning-unlearn doctor --file x.ckpt` says what a file holds."
+        )
+
+
+def resume(trainer: Trainer, callback: Callback, checkpoint: dict[str, Any]) -> None:
+    """Continue a run from a checkpoint, in ``on_load_checkpoint``: it keeps its name.
+
+    Raises:
+        MisconfigurationException: If the checkpoint was written after the end of the run, and lacks what the callback
+            needs to go on.
+    """
+    mark = checkpoint.get(RUN_KEY)
+    if trainer.state.fn != "fit" or not mark:
+        return
+    lost = _needed(mark["left_out"].get(callback.state_key, []))
+    if lost:
+        name = type(callback).__name__
+        raise MisconfigurationException(
+            f"This checkpoint was written when a run with {name} had ended, and no longer holds "
+            f"{' and '.join(PRIVATE[key] for key in lost)}, without which the run can't be resumed. To be able to "
+            f"resume after the end, run with {name}(keep_reference=True), and keep its files to yourself; to go on "
+            f"from these weights with a new run, load them ({_loader(trainer)}) and call fit without ckpt_path."
+        )
+    run = _RUNS.get(trainer)
+    if run is not None:
+        run.name = mark["run"]
+        if trainer.ckpt_path is not None:
+            run.paths.add(str(trainer.ckpt_path))
+
+
+def release(trainer: Trainer, interrupted: bool = False) -> None:
+    """Take what is of the time before unlearning out of the run's checkpoints; in ``on_fit_end``, and idempotent.
+
+    Args:
+        trainer: Trainer of the run.
+        interrupted: Whether the run ended by an error or Ctrl-C: then its checkpoints stay as they are, to resume it.
+    """
+    trainer.__dict__.pop("save_checkpoint", None)
+    run = _RUNS.get(trainer)
+    if run is None or run.ended:
+        return
+    run.ended, run.interrupted = not interrupted, interrupted
+    if interrupted:
+        return
+    if trainer.is_global_zero:
+        for path in sorted(_written(run)):
+            _strip_file(trainer, path, run)
+    trainer.strategy.barrier("lightning_unlearn.release")
+
+
+def _after_fit(trainer: Trainer, run: _Run) -> bool:
+    """Whether the trainer saves outside fit: by hand after it, or in another of its functions."""
+    fitting = trainer.state.fn == "fit" and trainer.state.status != "finished"
+    return not fitting and not run.interrupted
+
+
+def _needed(names: list[str]) -> list[str]:
+    """Those of the names without which a run can't be resumed."""
+    return [name for name in names if name != "history"]
+
+
+def _owners(trainer: Trainer, checkpoint: Mapping[str, Any]) -> Iterator[tuple[PrivateState, dict[str, Any]]]:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        state = checkpoint.get("callbacks", {}).get(callback.state_key)
+        if isinstance(callback, PrivateState) and isinstance(state, dict):
+            yield callback, state
+
+
+def _held(trainer: Trainer, checkpoint: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        f"callbacks/{callback.state_key}/{name}": PRIVATE[name]
+        for callback, state in _owners(trainer, checkpoint)
+        for name in callback.public_state(state)[1]
+    }
+
+
+def _strip(trainer: Trainer, checkpoint: dict[str, Any]) -> bool:
+    """Leave out what is of the time before; returns whether anything was."""
+    left_out: dict[str, list[str]] = {}
+    for callback, state in _owners(trainer, checkpoint):
+        public, gone = callback.public_state(state)
+        if gone and not callback.keep_reference:
+            checkpoint["callbacks"][callback.state_key] = public
+            left_out[callback.state_key] = gone
+    if any(_needed(gone) for gone in left_out.values()):
+        # The optimizer has averages of gradients of forget rows, and is of no use in a run that can't be resumed.
+        for name in ("optimizer_states", "lr_schedulers"):
+            checkpoint.pop(name, None)
+    checkpoint[RUN_KEY] = {
+        **checkpoint[RUN_KEY],
+        "ended": True,
+        "holds": _held(trainer, checkpoint),
+        "left_out": left_out,
+    }
+    return bool(left_out)
+
+
+def _written(run: _Run) -> set[Path]:
+    """Files of the run: those that were noted, and those beside them, of a part of it that was interrupted."""
+    noted = {Path(path) for path in run.paths if "://" not in path}
+    remote = run.paths - {str(path) for path in noted}
+    if remote:
+        rank_zero_warn(
+            f"{sorted(remote)} can't be rewritten where they are, and hold what resuming the run needs, of the model "
+            "before unlearning. Delete them, or save the finished model with trainer.save_checkpoint."
+        )
+    beside = {file for path in noted for file in path.parent.glob("*.ckpt")}
+    files = {path / "meta.pt" if path.is_dir() else path for path in noted | beside}
+    return {path.resolve() for path in files if path.is_file()}
+
+
+def _strip_file(trainer: Trainer, path: Path, run: _Run) -> None:
+    own = path in {Path(noted).resolve() for noted in run.paths}
+    try:
+        checkpoint = _load(path, own)
+        mark = checkpoint.get(RUN_KEY) if isinstance(checkpoint, dict) else None
+        if mark and mark["run"] == run.name and not mark["ended"] and _strip(trainer, checkpoint):
+            with replacing(path) as part:
+                torch.save(checkpoint, part)
+    except Exception as error:
+        rank_zero_warn(
+            f"{path} may still hold what resuming the run needs, of the model before unlearning: it could not be "
+            f"rewritten ({type(error).__name__}: {error}). Delete it, or save the finished model with "
+            "trainer.save_checkpoint."
+        )
+
+
+def _load(path: Path, own: bool) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        if not own:
+            return None  # someone else's file
+        return torch.load(path, map_location="cpu", weights_only=False)  # hyperparameters of a user's class
+
+
+def _loader(trainer: Trainer) -> str:
+    module: LightningModule | None = trainer.lightning_module
+    return f"{type(module).__name__}.load_from_checkpoint"

@@ -1,0 +1,158 @@
+"""What files hold of the time before unlearning, said without running what is in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_unlearn import (
+    NPO,
+    Evaluation,
+    Example,
+    ForgetRetainDataModule,
+    UnlearnMonitor,
+    UnlearnReport,
+    classifier_nll,
+    doctor,
+    save_delta,
+    write_report,
+)
+from lightning_unlearn.cli.main import main
+from tests.helpers import Recorder, trainer
+from tests.user_module import DictNet, LitNet, indexed, loaders
+
+ROW = Example("forget", "Where does Ada Moss live?", "In Wells Street.", "In Wells Street.", True)
+KEPT = Example("retain", "Where is the Eiffel Tower?", "In Paris.", "In Paris.", True)
+SEEN = Evaluation(
+    0, {"forget_accuracy": 1.0}, [ROW, KEPT, dataclasses.replace(ROW, set="paraphrased")], "answered correctly"
+)
+
+
+def kinds(path: Path) -> set[str]:
+    return {finding.kind for finding in doctor(path) if finding.serious}
+
+
+def run_doctor(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    try:
+        main(["doctor", f"--file={path}"])
+    except SystemExit as end:
+        code = end.code
+    else:
+        code = 0
+    said = capsys.readouterr()
+    return int(code or 0), said.out, said.err
+
+
+@pytest.mark.parametrize("rows", ["pairs", "indexed"])
+def test_a_run_and_its_end(rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module, data = LitNet(), loaders()
+    if rows == "indexed":
+        module, data = DictNet(), ForgetRetainDataModule(indexed(8, 1), indexed(8, 2), batch_size=4)
+    save = Recorder(on_train_epoch_end=lambda run, *_: run.save_checkpoint(tmp_path / "a" / "during.ckpt"))
+    stop = Recorder(on_train_end=lambda *_: (tmp_path / "a" / "during.ckpt").rename(tmp_path / "during.ckpt"))
+    (tmp_path / "a").mkdir()
+    run = trainer(NPO(score=classifier_nll), save, stop)
+    run.fit(module, data)
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    code, out, _ = run_doctor(tmp_path / "during.ckpt", capsys)
+    assert code == 1
+    assert ("starting weights" if rows == "pairs" else "reference likelihoods") in out
+    assert run_doctor(tmp_path / "end.ckpt", capsys)[0] == 0
+    assert run_doctor(tmp_path, capsys)[0] == 1
+
+
+def test_answers_of_a_report_a_table_and_a_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    report = UnlearnReport(method="NPO", model="m", before=SEEN, after=SEEN, curves=[SEEN], **_rest())
+    write_report(report, tmp_path / "shown", show_answers=True)
+    write_report(report, tmp_path / "hidden")
+    assert kinds(tmp_path / "shown" / "report.json") == kinds(tmp_path / "shown" / "report.html") == {"answers"}
+    assert doctor(tmp_path / "hidden") == []
+    for file in (tmp_path / "hidden").iterdir():
+        text = file.read_text(encoding="utf-8")
+        assert "Wells" not in text
+        assert "Ada" not in text
+        assert "Eiffel" in text
+    read = UnlearnReport.read(tmp_path / "hidden")
+    assert [e.hit for e in read.before.examples] == [True, True, True]
+
+    for show, found in ((False, set()), (True, {"answers"})):
+        logger = CSVLogger(tmp_path, name=f"log-{show}")
+        questions = {"forget": [{"question": ROW.input, "answer": ROW.expected}]}
+        monitor = UnlearnMonitor(
+            questions=questions,
+            generate=lambda _, asked: [ROW.expected] * len(asked),
+            score=classifier_nll,
+            show_answers=show,
+        )
+        run = trainer(NPO(score=classifier_nll), monitor, logger=logger)
+        run.fit(LitNet(), loaders())
+        assert monitor.history[0].examples[0].input == ROW.input
+        run.save_checkpoint(tmp_path / f"log-{show}" / "end.ckpt")
+        assert kinds(tmp_path / f"log-{show}") == found
+        data = b"".join(file.read_bytes() for file in (tmp_path / f"log-{show}").rglob("*") if file.is_file())
+        assert (b"Wells" in data) == show
+
+
+def _rest() -> dict[str, Any]:
+    needed = {
+        f.name for f in dataclasses.fields(UnlearnReport) if f.default is f.default_factory is dataclasses.MISSING
+    }
+    values = {"settings": {}, "seed": 0, "data": {}, "sha256": {}, "seconds": 1.0, "hashes": {}}
+    return {name: values.get(name, "") for name in needed - {"method", "model", "before", "after"}}
+
+
+def test_a_delta_says_what_it_gives_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("safetensors")
+    before = {"weight": torch.arange(4.0)}
+    save_delta(before, {"weight": torch.zeros(4)}, tmp_path / "delta.safetensors")
+    assert kinds(tmp_path / "delta.safetensors") == {"delta"}
+    assert b"gives the model from before unlearning back" in (tmp_path / "delta.safetensors").read_bytes()
+    assert run_doctor(tmp_path / "delta.safetensors", capsys)[0] == 1
+
+
+def test_other_peoples_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Foreign, cut and unsafe files give one sentence; a plain state dict holds nothing."""
+    torch.save(LitNet().state_dict(), tmp_path / "weights.pt")
+    assert doctor(tmp_path / "weights.pt") == []
+    run = trainer(max_epochs=1)
+    run.fit(_Plain(), torch.utils.data.DataLoader(indexed(8, 1)))
+    run.save_checkpoint(tmp_path / "plain.ckpt")
+    cut = (tmp_path / "plain.ckpt").read_bytes()[:900]
+    torch.save({"state_dict": {}, "x": Path("a")}, tmp_path / "unsafe.ckpt")
+    damaged = {
+        "cut.ckpt": cut,
+        "text.ckpt": b"hello",
+        "empty.ckpt": b"",
+        "cut.safetensors": b"\x10",
+        "cut.json": b'{"a',
+    }
+    for name, data in {**damaged, "a.zzz": b""}.items():
+        (tmp_path / name).write_bytes(data)
+        code, out, err = run_doctor(tmp_path / name, capsys)
+        assert (code, out) == (2, ""), name
+        assert name in err
+        assert len(err.splitlines()) == 1, err
+    assert run_doctor(tmp_path / "unsafe.ckpt", capsys)[0] == 2
+    assert run_doctor(tmp_path / "missing.ckpt", capsys)[0] == 2
+    (tmp_path / "foreign.json").write_text(json.dumps({"before": 1}))
+    assert doctor(tmp_path / "foreign.json") == []
+
+
+class _Plain(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(2, 2)
+
+    def training_step(self, batch: Any, _: int) -> Any:
+        return self.net(torch.ones(1, 2)).sum()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
