@@ -192,9 +192,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         }
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Mark the checkpoint as one of an unlearning run, let it start with whole updates, and leave out what it may
-        not hold after the run.
-        """
+        """Mark the checkpoint, let it start with whole updates, and leave out what it may not hold after the run."""
         rewind_window(trainer, checkpoint)
         mark(checkpoint, type(self).__name__, trainer.global_step)
         seal(trainer, checkpoint)
