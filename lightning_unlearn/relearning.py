@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_unlearn.core.batch_norm import lone_rows_frozen
 from lightning_unlearn.core.checks import above, at_least, finite
 from lightning_unlearn.core.lightning import LightningModule, isolate_rng
 from lightning_unlearn.core.modes import evaluating
@@ -130,9 +132,12 @@ class RelearningAttack:
 
     def _attack(self, module: LightningModule, loader: Iterable[Batch]) -> tuple[list[int], list[float]]:
         trained = self._trained_rows(loader)
-        with isolate_rng(), torch.inference_mode(False), torch.enable_grad():
+        with ExitStack() as stack:
+            for context in (isolate_rng(), torch.inference_mode(False), torch.enable_grad()):
+                stack.enter_context(context)
             torch.manual_seed(self.seed)
             model = copy.deepcopy(module)
+            stack.enter_context(lone_rows_frozen(model))
             optimizer = self.optimizer([p for p in model.parameters() if p.requires_grad])
             step, steps, values = 0, [0], [self._measure(model, loader)]
             while not self._ends(step, values[-1]):

@@ -121,7 +121,7 @@ class BoundaryExpand(ClassifierObjective):
         if self._steps == 0:
             _check_gives_logits(name, last_rows(name, calls.outputs, count), forget.logits)
         logits = torch.cat([forget.logits, self.row(last_rows(name, calls.inputs, count))], dim=1)
-        loss = self.row_mean(token_nll(logits, torch.full_like(forget.labels, classes)))
+        loss = self.row_mean(token_nll(logits, torch.full_like(forget.classes(), classes)))
         return {"loss": loss, "forget_accuracy": batch_accuracy(forget)}
 
     def state_dict(self) -> dict[str, Any]:

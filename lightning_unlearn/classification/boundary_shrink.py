@@ -97,7 +97,7 @@ class BoundaryShrink(ClassifierObjective):
         loss = self.row_mean(token_nll(forget.logits, labels))
         return {
             "loss": loss,
-            "attack_failures": self.row_mean((labels == forget.labels).float()),
+            "attack_failures": self.row_mean((labels == forget.classes()).float()),
             "forget_nll": self.row_mean(token_nll(forget.logits.detach(), forget.labels)),
         }
 

@@ -28,7 +28,7 @@ class CFk(FineTune):
         k: Number of blocks to train, counted from the last one defined. Blocks are the children with weights of the
             first submodule that has several: for a ResNet of torchvision, ``k=2`` is ``layer4`` and ``fc``.
         layers: Regular expression in place of ``k``; parameters train if it is found in their names.
-        score: Reads predictions off the module.
+        score: Reads likelihoods off the module; ``training_step_loss`` takes its own loss.
         keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:

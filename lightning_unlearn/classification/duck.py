@@ -10,7 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_unlearn.classification.features import find_head, last_rows
-from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective, batch_accuracy
+from lightning_unlearn.classification.objective import (
+    BatchNormMode,
+    ClassifierObjective,
+    batch_accuracy,
+    forget_accuracy,
+)
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import above, at_least, between
 from lightning_unlearn.core.distributed import sum_over_ranks
@@ -114,7 +119,7 @@ class DUCK(ClassifierObjective):
         # The starting model goes first: exchanging weights would spoil a graph that already holds them.
         with self.snapshot.active(module):
             start, features = self._featured(module, batch["forget"])
-        nearest = nearest_wrong_centroid(features, start.labels, self.centroids, self.classes)
+        nearest = nearest_wrong_centroid(features, start.classes(), self.centroids, self.classes)
         name, layer = self._layer(module)
         with watching(layer) as calls:
             retain, forget = self.predictions(module, batch, ("retain", "forget"))
@@ -132,12 +137,7 @@ class DUCK(ClassifierObjective):
         """Stop once the forget rows are forgotten."""
         if self.target_accuracy is None:
             return
-        counts = torch.zeros(2, dtype=torch.float64)
-        for logits, labels, _ in self._read_rows(trainer, pl_module, "forget"):
-            right = logits.argmax(1) == labels
-            counts += torch.tensor([right.sum().item(), len(right)], dtype=torch.float64)
-        sum_over_ranks(counts, pl_module.device)
-        accuracy = (counts[0] / counts[1]).item()
+        accuracy = forget_accuracy("DUCK", trainer, pl_module, self.score)
         pl_module.log("unlearn/forget_accuracy", accuracy)
         if accuracy < self.target_accuracy:
             trainer.should_stop = True
@@ -166,7 +166,7 @@ class DUCK(ClassifierObjective):
             for batch, counts in RunRows.of_role(trainer, role, "DUCK"):
                 predictions, features = self._featured(module, batch)
                 part = slice(None if counts else 0)
-                yield predictions.logits[part], predictions.labels[part], features[part]
+                yield predictions.logits[part], predictions.classes()[part], features[part]
 
     def _compute_centroids(self, trainer: Trainer, module: LightningModule) -> None:
         totals = torch.zeros(0)  # number of rows and sum of features of each class

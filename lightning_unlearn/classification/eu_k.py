@@ -25,7 +25,7 @@ class EUk(CFk):
         layers: Regular expression in place of ``k``; parameters train if it is found in their names.
         module_init: Makes an untrained module; needed where a layer that trains has no ``reset_parameters``.
         seed: Seed of the new weights.
-        score: Reads predictions off the module.
+        score: Reads likelihoods off the module; ``training_step_loss`` takes its own loss.
         keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
@@ -63,5 +63,6 @@ class EUk(CFk):
         """Reset the last layers: after every callback's ``on_train_start``, in which monitors measure."""
         super().on_train_epoch_start(trainer, pl_module)
         if trainer.global_step == 0:
+            self._check_rows(trainer, pl_module)
             values = untrained_values(pl_module, self.seed, self.module_init)
             initialize(pl_module, {name: value for name, value in values.items() if self._trains(name)})

@@ -7,7 +7,7 @@ from torch import Tensor
 from lightning_unlearn.classification.objective import ClassifierObjective, batch_accuracy
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.lightning import LightningModule
-from lightning_unlearn.core.scores import Batch, Score, classifier_nll
+from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll
 from lightning_unlearn.functional.likelihood import token_nll
 
 __all__ = ["FineTune"]
@@ -22,7 +22,7 @@ class FineTune(ClassifierObjective):
     steps and smaller batches forget more.
 
     Args:
-        score: Reads predictions off the module.
+        score: Reads likelihoods off the module; ``training_step_loss`` takes its own loss.
         keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Example:
@@ -35,6 +35,7 @@ class FineTune(ClassifierObjective):
     """
 
     driver = "retain"
+    reads_logits = False
 
     needs = Needs(roles=("retain",))
 
@@ -44,6 +45,10 @@ class FineTune(ClassifierObjective):
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """Cross-entropy of the retain rows."""
+        if not isinstance(self.score, PredictionScore):
+            (reading,) = self.read(module, [batch["retain"]])
+            loss = self.row_mean(reading.nll)
+            return {"loss": loss, "retain": loss}
         (retain,) = self.predictions(module, batch, ("retain",))
         loss = self.row_mean(token_nll(retain.logits, retain.labels))
         return {"loss": loss, "retain": loss, "retain_accuracy": batch_accuracy(retain)}

@@ -66,7 +66,7 @@ class FisherForgetting(Edit):
     ) -> None:
         super().__init__(prediction_score("FisherForgetting", score, "sums over the classes"))
         if forget_class is not None:
-            at_least("forget_class", forget_class, 0)
+            forget_class = int(at_least("forget_class", forget_class, 0))
         self.alpha, self.forget_class, self.seed = above("alpha", alpha, 0), forget_class, seed
         self.parity = one_of("parity", parity, (None, "released"))
         self.rows_at_once = at_least("rows_at_once", rows_at_once, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -21,7 +23,7 @@ def input_of(method: str, batch: Batch) -> Tensor:
     Raises:
         MisconfigurationException: If there is none, or more than one.
     """
-    inputs = [leaf for leaf in tree_leaves(batch) if _is_input(leaf)]
+    inputs = [leaf for leaf in tree_leaves(_split(batch)[0]) if _is_input(leaf)]
     if len(inputs) != 1:
         raise MisconfigurationException(
             f"{method} changes the input of a row, its one floating-point tensor, but rows have {len(inputs)} of them. "
@@ -32,7 +34,18 @@ def input_of(method: str, batch: Batch) -> Tensor:
 
 def with_input(batch: Batch, inputs: Tensor) -> Batch:
     """The batch with other inputs, as many as it has rows."""
-    return tree_map(lambda leaf: inputs if _is_input(leaf) else leaf, batch)
+    without_labels, joined = _split(batch)
+    return joined(tree_map(lambda leaf: inputs if _is_input(leaf) else leaf, without_labels))
+
+
+def _split(batch: Batch) -> tuple[Batch, Callable[[Batch], Batch]]:
+    """The batch without its labels, which may be floating-point too, and a function that puts them back."""
+    if isinstance(batch, Mapping):
+        labels = {name: batch[name] for name in ("labels", "label") if name in batch}
+        return {name: value for name, value in batch.items() if name not in labels}, lambda rest: {**rest, **labels}
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], lambda rest: type(batch)((rest, batch[1]))
+    return batch, lambda rest: rest
 
 
 def _is_input(leaf: object) -> bool:

@@ -27,7 +27,7 @@ class L1Sparse(FineTune):
             default of 0.2 belongs to another method.
         no_l1_epochs: Last epochs without penalty $E_0$.
         epochs: Epochs $E$ over which the penalty decays; by default ``max_epochs`` of the Trainer.
-        score: Reads predictions off the module.
+        score: Reads likelihoods off the module; ``training_step_loss`` takes its own loss.
         keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_unlearn.core.checks import above
+from lightning_unlearn.core.checks import above, one_of
+from lightning_unlearn.core.class_scores import binary_nll, segmentation_nll, soft_label_nll
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException
+from lightning_unlearn.core.reading import row_count
 from lightning_unlearn.core.resume import record_class
-from lightning_unlearn.core.scores import Batch, classifier_nll
+from lightning_unlearn.core.scores import Batch, PredictionScore, classifier_nll
 
 __all__ = ["LitClassifier"]
+
+Labels = Literal["classes", "binary", "pixels", "soft"]
+
+_SCORES: dict[str, PredictionScore] = {
+    "classes": classifier_nll,
+    "binary": binary_nll,
+    "pixels": segmentation_nll,
+    "soft": soft_label_nll,
+}
 
 
 class LitClassifier(LightningModule):
@@ -30,9 +41,13 @@ class LitClassifier(LightningModule):
         lr: Learning rate of SGD.
         momentum: Momentum of SGD.
         weight_decay: L2 penalty of SGD.
+        labels: What the labels are: ``"classes"``, see [`classifier_nll`][lightning_unlearn.classifier_nll];
+            ``"binary"``, one logit each, see [`binary_nll`][lightning_unlearn.binary_nll]; ``"pixels"``, see
+            [`segmentation_nll`][lightning_unlearn.segmentation_nll]; or ``"soft"``, see
+            [`soft_label_nll`][lightning_unlearn.soft_label_nll]. Give the unlearning callback the same ``score``.
 
     Raises:
-        ValueError: If ``model`` is no import path, or ``lr`` is not positive.
+        ValueError: If ``model`` is no import path, ``lr`` is not positive, or ``labels`` is unknown.
 
     Example:
         >>> module = LitClassifier("torch.nn.Linear", {"in_features": 4, "out_features": 3})
@@ -48,8 +63,10 @@ class LitClassifier(LightningModule):
         lr: float = 0.01,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
+        labels: Labels = "classes",
     ) -> None:
         super().__init__()
+        self.score = _SCORES[one_of("labels", labels, Labels)]
         self.lr, self.momentum, self.weight_decay = above("lr", lr, 0), momentum, weight_decay
         if isinstance(model, nn.Module) and model_args:
             raise ValueError("model_args are arguments of a class given by its import path, but model is an object.")
@@ -63,13 +80,13 @@ class LitClassifier(LightningModule):
         return self.model(*inputs, **named)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross-entropy of a batch of ``(inputs, labels)``, or of a dict with ``labels``."""
+        """Mean negative log-likelihood of the rows of a batch of ``(inputs, labels)``, or of a dict with ``labels``."""
         if isinstance(batch, dict) and "forget" in batch:
             raise MisconfigurationException(
                 "The batch has rows to forget, but the Trainer has no unlearning callback: it would train on them. "
                 "Add one, such as Trainer(callbacks=[UGradSL()])."
             )
-        loss = classifier_nll(self, batch).mean()
+        loss = self.score(self, batch).mean()
         self.log("train/nll", loss, batch_size=self._rows(batch), prog_bar=True)
         return loss
 
@@ -92,14 +109,14 @@ class LitClassifier(LightningModule):
 
     def _evaluate(self, batch: Batch, loaders: Any, stage: str, number: int) -> None:
         name = f"{list(loaders)[number]}_" if isinstance(loaders, dict) else ""
-        predictions = classifier_nll.predictions(self, batch)
-        right = (predictions.logits.argmax(1) == predictions.labels).float()
+        predictions = self.score.predictions(self, batch)
+        right = (predictions.logits.argmax(1) == predictions.classes()).float()
         values = {f"{stage}/{name}accuracy": right.mean(), f"{stage}/{name}nll": predictions.nll().mean()}
         self.log_dict(values, batch_size=predictions.size, add_dataloader_idx=False, sync_dist=True)
 
     @staticmethod
     def _rows(batch: Batch) -> int:
-        return len(batch["labels"] if isinstance(batch, dict) else batch[1])
+        return row_count(batch)
 
 
 def _imported(path: str) -> Any:

@@ -21,7 +21,7 @@ class NegGradPlus(UGradSL):
         p: Weight of the retain rows, in [0, 1].
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
-        forget_accuracy_floor: Stop after an epoch in which the share of forget rows classified right was at most this.
+        forget_accuracy_floor: Stop after the first epoch that leaves the accuracy on all forget rows at this or below.
         score: Reads predictions off the module.
         keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 

@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_unlearn.core.callback import Reference, UnlearnCallback
 from lightning_unlearn.core.checks import one_of
-from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
+from lightning_unlearn.core.distributed import sum_over_ranks
+from lightning_unlearn.core.lightning import (
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    isolate_rng,
+    rank_zero_warn,
+)
+from lightning_unlearn.core.modes import evaluating, undisturbed
 from lightning_unlearn.core.pairing import PairLoader
-from lightning_unlearn.core.reading import Reading, join
-from lightning_unlearn.core.scores import Batch, Predictions, Score, prediction_score
+from lightning_unlearn.core.reading import Reading, join, likelihood
+from lightning_unlearn.core.rows import RunRows, on_device, row_loader
+from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, prediction_score
 
 __all__ = ["BatchNormMode", "ClassifierObjective"]
 
@@ -43,8 +53,13 @@ class ClassifierObjective(UnlearnCallback):
     driver: ClassVar[str | None] = None
     """The role that one epoch passes over once, where the paper defines the epoch."""
 
+    reads_logits: ClassVar[bool] = True
+    """Whether the method needs a score that gives logits."""
+
     def __init__(self, bn_mode: BatchNormMode, score: Score, reference: Reference = "auto") -> None:
-        super().__init__(prediction_score(type(self).__name__, score, "reads the logits of each row"), reference)
+        if self.reads_logits:
+            score = prediction_score(type(self).__name__, score, "reads the logits of each row")
+        super().__init__(score, reference)
         self.bn_mode = one_of("bn_mode", bn_mode, BatchNormMode)
         self._batch_norms: list[_BatchNorm] = []
         self._thawed: list[_BatchNorm] = []
@@ -80,7 +95,16 @@ class ClassifierObjective(UnlearnCallback):
         self._batch_norms = [child for child in pl_module.modules() if isinstance(child, _BatchNorm)]
         super().on_train_start(trainer, pl_module)
         self._joinable = not self._batch_norms or self.bn_mode != "train"
-        self._check_epoch(trainer)
+        if self.driver is not None:
+            check_epoch(type(self).__name__, self.driver, trainer)
+
+    def _check_rows(self, trainer: Trainer, module: LightningModule) -> None:
+        """Read a batch of each role, for an error before weights are reset."""
+        for role in self.needs.roles:
+            loader = row_loader(trainer.train_dataloader, role)
+            if loader is not None:
+                with undisturbed(module), trainer.precision_plugin.forward_context():
+                    likelihood(self.score, module, on_device(trainer, next(iter(loader))))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze statistics again: the user may have called ``train()``."""
@@ -93,23 +117,6 @@ class ClassifierObjective(UnlearnCallback):
     def _joint_statistics(self) -> bool:
         return self.bn_mode == "joint" and bool(self._batch_norms)
 
-    def _check_epoch(self, trainer: Trainer) -> None:
-        loader = trainer.train_dataloader
-        if self.driver is None or trainer.limit_train_batches != 1.0:
-            return
-        if isinstance(loader, PairLoader):
-            as_published = loader.sampler.driver == self.driver  # type: ignore[attr-defined]
-        elif isinstance(loader, dict) and hasattr(loader.get(self.driver), "__len__"):
-            as_published = len(loader[self.driver]) == trainer.num_training_batches
-        else:
-            return
-        if not as_published:
-            rank_zero_warn(
-                f"An epoch of {type(self).__name__} is one pass over the {self.driver} rows, but one of this run, with "
-                f"{trainer.num_training_batches} batches, is not. ForgetRetainDataModule(epoch={self.driver!r}) makes "
-                "it the published one."
-            )
-
     def _give_back(self, module: LightningModule) -> None:
         super()._give_back(module)
         for norm in self._thawed:
@@ -117,6 +124,42 @@ class ClassifierObjective(UnlearnCallback):
         self._thawed = []
 
 
+def check_epoch(method: str, driver: str, trainer: Trainer) -> None:
+    """Warn if an epoch of the run is not one pass over the rows of a role."""
+    loader = trainer.train_dataloader
+    if trainer.limit_train_batches != 1.0:
+        return
+    if isinstance(loader, PairLoader):
+        as_published = loader.sampler.driver == driver  # type: ignore[attr-defined]
+    elif isinstance(loader, dict) and hasattr(loader.get(driver), "__len__"):
+        as_published = len(loader[driver]) == trainer.num_training_batches
+    else:
+        return
+    if not as_published:
+        rank_zero_warn(
+            f"An epoch of {method} is one pass over the {driver} rows, but one of this run, with "
+            f"{trainer.num_training_batches} batches, is not. ForgetRetainDataModule(epoch={driver!r}) makes it the "
+            "published one."
+        )
+
+
+def forget_accuracy(method: str, trainer: Trainer, module: LightningModule, score: Score) -> float:
+    """Share of all forget rows whose likeliest class is the label, in evaluation mode.
+
+    Raises:
+        MisconfigurationException: If forget rows can't be read one by one.
+    """
+    counts = torch.zeros(2, dtype=torch.float64)
+    assert isinstance(score, PredictionScore)
+    with isolate_rng(), evaluating(module), trainer.precision_plugin.forward_context():
+        for batch, counted in RunRows.of_role(trainer, "forget", method):
+            predictions = score.predictions(module, batch)
+            right = predictions.logits.argmax(1) == predictions.classes()
+            counts += counted * torch.tensor([right.sum().item(), len(right)], dtype=torch.float64)
+    sum_over_ranks(counts, module.device)
+    return (counts[0] / counts[1]).item()
+
+
 def batch_accuracy(predictions: Predictions) -> Tensor:
     """Share of the rows of a batch whose likeliest class is the label."""
-    return (predictions.logits.argmax(1) == predictions.labels).float().mean()
+    return (predictions.logits.argmax(1) == predictions.classes()).float().mean()

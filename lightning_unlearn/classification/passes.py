@@ -46,10 +46,15 @@ class Passes(NamedTuple):
 
 
 def _batches(method: str, loader: Any, role: str) -> int:
-    if isinstance(loader, PairLoader):
+    if isinstance(loader, PairLoader) and loader.part(role) is not None:
         sampler: Any = loader.sampler
         return math.ceil(sampler.sizes[role] / (sampler.batch_sizes[role] * sampler.share.total))
     part = loader.get(role) if isinstance(loader, dict) else None
+    if part is None:
+        raise MisconfigurationException(
+            f"{method} alternates passes over forget and retain rows, but the run has no {role} rows. Pass "
+            "trainer.fit(module, {'forget': ..., 'retain': ...}) or ForgetRetainDataModule(forget, retain)."
+        )
     if not hasattr(part, "__len__"):
         raise MisconfigurationException(
             f"{method} alternates whole passes, but a pass over the {role} rows has no known length. Pass "

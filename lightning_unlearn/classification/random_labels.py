@@ -99,7 +99,7 @@ class RandomLabels(ClassifierObjective):
         if "forget" in read:
             forget = read["forget"]
             key = self._key(place, number, batch["forget"], forget)
-            labels = random_labels(forget.labels, forget.logits.shape[1], key, exclude_true=self.exclude_true)
+            labels = random_labels(forget.classes(), forget.logits.shape[1], key, exclude_true=self.exclude_true)
             losses.append(token_nll(forget.logits, labels))
             parts["forget"] = self.row_mean(losses[-1])
             parts["forget_nll"] = self.row_mean(token_nll(forget.logits.detach(), forget.labels))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_unlearn.classification.objective import check_epoch
 from lightning_unlearn.classification.untrained import ModuleInit, check_untrained, initialize, untrained_values
 from lightning_unlearn.core.callback import Needs, UnlearnCallback
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
@@ -70,6 +71,11 @@ class Retrain(UnlearnCallback):
                 f"such as {frozen[0]!r}, and may or may not have been trained. Pass module_init, a function that makes "
                 "the module as it was."
             )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the epoch with that of the training."""
+        super().on_train_start(trainer, pl_module)
+        check_epoch("Retrain", "retain", trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the module: after every callback's ``on_train_start``, in which monitors measure the trained one."""

@@ -167,7 +167,7 @@ class Rewind(ResumableCallback):
         with isolate_rng(), evaluating(module), trainer.precision_plugin.forward_context():
             for batch, _ in rows:
                 predictions = self.score.predictions(module, batch)
-                wrong = predictions.logits.argmax(1) != predictions.labels
-                parts.append((wrong.cpu(), predictions.labels.cpu()))
+                wrong = predictions.logits.argmax(1) != predictions.classes()
+                parts.append((wrong.cpu(), predictions.classes().cpu()))
         wrong, labels = (torch.cat(column) for column in zip(*rows.gather(parts), strict=True))
         return wrong, labels

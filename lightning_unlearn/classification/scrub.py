@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective
 from lightning_unlearn.classification.passes import Passes
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import above, at_least
-from lightning_unlearn.core.lightning import LightningModule, Trainer
+from lightning_unlearn.core.lightning import LightningModule, Trainer, rank_zero_warn
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.functional.classification.distillation import distillation
 from lightning_unlearn.functional.likelihood import token_nll
@@ -42,7 +44,7 @@ class SCRUB(ClassifierObjective):
 
     Raises:
         ValueError: If an argument is out of range.
-        MisconfigurationException: If the length of a pass is unknown.
+        MisconfigurationException: If there are no retain rows, or the length of a pass is unknown.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -51,6 +53,8 @@ class SCRUB(ClassifierObjective):
     References:
         Kurmanji et al., *Towards Unbounded Machine Unlearning*, arXiv:2302.09880.
     """
+
+    driver = "retain"
 
     needs = Needs(snapshot=True)
 
@@ -75,6 +79,20 @@ class SCRUB(ClassifierObjective):
         """Count the batches of a pass."""
         super().on_train_start(trainer, pl_module)
         self._passes = Passes.over("SCRUB", trainer.train_dataloader)
+        self._check_length(trainer)
+
+    def _check_length(self, trainer: Trainer) -> None:
+        """Warn if the run ends before the max passes do, each with its min pass."""
+        limits = [trainer.max_steps * trainer.accumulate_grad_batches] if trainer.max_steps > 0 else []
+        if (trainer.max_epochs or 0) > 0 and math.isfinite(trainer.num_training_batches):
+            limits.append((trainer.max_epochs or 0) * int(trainer.num_training_batches))
+        needed = self.max_passes * sum(self._passes)
+        if limits and min(limits) < needed:
+            rank_zero_warn(
+                f"SCRUB makes {self.max_passes} max passes of {self._passes.forget} batches, each before a min pass of "
+                f"{self._passes.retain}, which takes {needed} batches, but the run ends after {min(limits)}. Raise "
+                "max_epochs, or lower max_passes."
+            )
 
     def forgets(self, batch: int) -> bool:
         """Whether a batch, counted from the start of the run, belongs to a max pass."""

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective, batch_accuracy
+from lightning_unlearn.classification.objective import (
+    BatchNormMode,
+    ClassifierObjective,
+    batch_accuracy,
+    forget_accuracy,
+)
 from lightning_unlearn.core.checks import at_least, between, one_of
-from lightning_unlearn.core.distributed import gather_objects, mean_over_ranks, rank, world_size
+from lightning_unlearn.core.distributed import gather_objects, rank, world_size
 from lightning_unlearn.core.lightning import LightningModule, Trainer
+from lightning_unlearn.core.rows import RunRows
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.functional.classification.adaptive_alpha import Distance, Rule, adaptive_alpha
 from lightning_unlearn.functional.classification.label_smoothing import generalized_label_smoothing
@@ -48,8 +54,8 @@ class UGradSL(ClassifierObjective):
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
         reduction: ``"mean"`` or ``"sum"`` over the rows of each role. The paper prints sums of equally large batches.
-        forget_accuracy_floor: Stop after an epoch in which the share of forget rows classified right was at most this:
-            0 for a class, the accuracy on unseen rows for random ones.
+        forget_accuracy_floor: Stop after the first epoch that leaves the accuracy on all forget rows, in evaluation
+            mode, at this or below: 0 for a class, the accuracy on unseen rows for random ones.
         score: Reads predictions off the module.
         keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
@@ -91,8 +97,6 @@ class UGradSL(ClassifierObjective):
         self.beta, self.alpha_scale = at_least("beta", beta, 0), at_least("alpha_scale", alpha_scale, 0)
         self.distance, self.rule = one_of("distance", distance, Distance), one_of("rule", rule, Rule)
         self.reduction, self.forget_accuracy_floor = one_of("reduction", reduction, Reduction), forget_accuracy_floor
-        self._counts = torch.zeros(2, dtype=torch.float64)
-        """Forget rows of this epoch that were classified right, and all of them."""
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """The mixed loss on one pair of batches."""
@@ -100,34 +104,22 @@ class UGradSL(ClassifierObjective):
         alpha = self._rate(retain.logits, forget.logits)
         retain_loss = self._reduced(token_nll(retain.logits, retain.labels))
         forget_loss = self._reduced(generalized_label_smoothing(forget.logits, forget.labels, alpha))
-        accuracy = batch_accuracy(forget)
-        if self.forget_accuracy_floor is not None:
-            rows = len(forget.labels)
-            self._counts += torch.tensor([round(accuracy.item() * rows), rows], dtype=torch.float64)
         parts = {"loss": ugradsl(retain_loss, forget_loss, p=self.p), "retain": retain_loss, "forget": forget_loss}
-        parts |= {"forget_accuracy": accuracy, "retain_accuracy": batch_accuracy(retain)}
+        parts |= {"forget_accuracy": batch_accuracy(forget), "retain_accuracy": batch_accuracy(retain)}
         return parts if isinstance(alpha, float) else {**parts, "alpha": alpha.mean()}
+
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Check that the rows to stop by can be read."""
+        if self.forget_accuracy_floor is not None:
+            RunRows.of_role(trainer, "forget", type(self).__name__)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop once the forget rows are forgotten."""
         if self.forget_accuracy_floor is None:
             return
-        right, rows = mean_over_ranks(self._counts.float().to(pl_module.device)).tolist()
-        self._counts.zero_()
-        if rows and right / rows <= self.forget_accuracy_floor:
+        known = forget_accuracy(type(self).__name__, trainer, pl_module, self.score)
+        if known <= self.forget_accuracy_floor:
             trainer.should_stop = True
-
-    def begin(self, trainer: Trainer, module: LightningModule) -> None:
-        """Start counting."""
-        self._counts = torch.zeros(2, dtype=torch.float64)
-
-    def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
-        """Continue the counts of the epoch."""
-        self._counts = state["counts"]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state of the base class, and the counts of the epoch."""
-        return {**super().state_dict(), "counts": self._counts.clone()}
 
     def _reduced(self, values: Tensor) -> Tensor:
         # Processes average their gradients; the factor makes a sum of that.

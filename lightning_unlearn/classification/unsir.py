@@ -16,7 +16,7 @@ from lightning_unlearn.core.distributed import rank, world_size
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.reading import row_count
-from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll
+from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, classifier_nll
 from lightning_unlearn.functional.classification.unsir import unsir_noise
 from lightning_unlearn.functional.likelihood import token_nll
 
@@ -89,7 +89,7 @@ class UNSIR(ClassifierObjective):
     ) -> None:
         super().__init__(bn_mode, score)
         self.keep_reference = keep_reference
-        self.forget_class, self.seed = at_least("forget_class", forget_class, 0), seed
+        self.forget_class, self.seed = int(at_least("forget_class", forget_class, 0)), seed
         self.noise_rows = at_least("noise_rows", noise_rows, 1)
         self.noise_steps = at_least("noise_steps", noise_steps, 1)
         self.noise_lr = above("noise_lr", noise_lr, 0)
@@ -117,14 +117,14 @@ class UNSIR(ClassifierObjective):
         rows = batch["retain"]
         if module.trainer.current_epoch >= self.impair_epochs:
             (retain,) = self.predictions(module, batch, ("retain",))
-            loss = self.row_mean(self._retain_nll(retain.logits, retain.labels))
+            loss = self.row_mean(self._retain_nll(retain))
             return {"loss": loss, "retain": loss, "retain_accuracy": batch_accuracy(retain)}
         if self.noise is None:
             self.noise = self._learn_noise(module, rows)
         batch = {"retain": rows, "forget": self._noise_batch(rows, module.trainer.fit_loop.epoch_loop.batch_idx)}
         retain, noise = self.predictions(module, batch, ("retain", "forget"))
-        retain_nll = self._retain_nll(retain.logits, retain.labels)
-        noise_nll = token_nll(noise.logits, torch.full_like(noise.labels, self.forget_class))
+        retain_nll = self._retain_nll(retain)
+        noise_nll = token_nll(noise.logits, torch.full_like(noise.classes(), self.forget_class))
         return {
             "loss": self.row_mean(torch.cat([noise_nll, retain_nll])),
             "noise": self.row_mean(noise_nll),
@@ -144,13 +144,13 @@ class UNSIR(ClassifierObjective):
         """Continue with the noise of the checkpoint: an impaired model would give other noise."""
         self.noise = state["noise"]
 
-    def _retain_nll(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if (labels == self.forget_class).any():
+    def _retain_nll(self, retain: Predictions) -> Tensor:
+        if (retain.classes() == self.forget_class).any():
             raise MisconfigurationException(
                 f"UNSIR forgets a whole class, but a retain row has forget_class={self.forget_class}. Remove all rows "
                 "of that class from the retain rows."
             )
-        return token_nll(logits, labels)
+        return token_nll(retain.logits, retain.labels)
 
     def _noise_batch(self, rows: Batch, number: int) -> Batch:
         """The next rows of noise, in the form of the user's batch; ``number`` is that of the batch."""

@@ -1,4 +1,7 @@
 from .callback import UnlearnCallback as UnlearnCallback
+from .class_scores import binary_nll as binary_nll
+from .class_scores import segmentation_nll as segmentation_nll
+from .class_scores import soft_label_nll as soft_label_nll
 from .edit import Edit as Edit
 from .evaluation import Evaluation as Evaluation
 from .evaluation import Example as Example
@@ -6,6 +9,8 @@ from .monitor import Monitor as Monitor
 from .pairing import ForgetRetainDataModule as ForgetRetainDataModule
 from .pairing import PairLoader as PairLoader
 from .pairing import PairSampler as PairSampler
+from .scores import Predictions as Predictions
+from .scores import PredictionScore as PredictionScore
 from .scores import causal_lm_nll as causal_lm_nll
 from .scores import classifier_nll as classifier_nll
 from .scores import from_predictions as from_predictions

@@ -12,8 +12,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
+from torch.utils.hooks import RemovableHandle
 
 from lightning_unlearn.core.accumulation import full_window
+from lightning_unlearn.core.batch_norm import freeze_lone_rows
 from lightning_unlearn.core.checks import strategy, trainer_optimizes
 from lightning_unlearn.core.distributed import all_true, local_tensor, mean_over_ranks
 from lightning_unlearn.core.lightning import (
@@ -75,6 +77,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         self._patches = Patches()
         self._keeps_gradients = False
         self._statistics: list[tuple[Tensor, Tensor]] = []
+        self._hooks: list[RemovableHandle] = []
 
     @abstractmethod
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
@@ -136,6 +139,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         """Make or restore the reference: the first hook that comes after the checkpoint for every strategy."""
         self._joinable = not any(isinstance(child, _BatchNorm) for child in pl_module.modules())
         self._check_sharded(trainer, pl_module)
+        self._hooks = freeze_lone_rows(pl_module)
         self._statistics = [
             (buffer, buffer.clone())
             for child in pl_module.modules()
@@ -302,6 +306,9 @@ class UnlearnCallback(ReferenceCallback, ABC):
 
     def _give_back(self, module: LightningModule) -> None:
         self._patches.undo()
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = []
 
 
 def _watches_zero_grad(trainer: Trainer, module: LightningModule) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_unlearn.core.labels import check_range, described, read_classifier, refuse_labels
 from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.functional.likelihood import IGNORE_INDEX, row_sum, token_nll
 
@@ -41,7 +42,7 @@ class Predictions(NamedTuple):
 
     Args:
         logits: Shape ``(N, V)``, one row a supervised position, in the type the model computed them.
-        labels: Shape ``(N,)``.
+        labels: Shape ``(N,)``, or ``(N, V)`` for a distribution over the classes at each position.
         rows: The batch row that each position belongs to, ascending, shape ``(N,)``.
         size: Number of rows in the batch, ``B``.
     """
@@ -54,6 +55,10 @@ class Predictions(NamedTuple):
     def nll(self) -> Tensor:
         """Negative log-likelihood of each row, summed over its supervised positions in fp32, shape ``(B,)``."""
         return row_sum(token_nll(self.logits, self.labels), self.rows, self.size)
+
+    def classes(self) -> Tensor:
+        """The class of each position, shape ``(N,)``: of a distribution the likeliest."""
+        return self.labels if self.labels.dim() == 1 else self.labels.argmax(1)
 
     def length(self) -> Tensor:
         """Supervised positions of each row, shape ``(B,)``, fp32."""
@@ -136,7 +141,7 @@ def causal_lm_nll(module: LightningModule, batch: Batch) -> Predictions:
     """
     if not isinstance(batch, dict) or "input_ids" not in batch or "labels" not in batch:
         raise TypeError(
-            f"causal_lm_nll reads a dict with 'input_ids' and 'labels', but got {_describe(batch)}. "
+            f"causal_lm_nll reads a dict with 'input_ids' and 'labels', but got {described(batch)}. "
             "Use score=classifier_nll for (input, label) pairs, or score=training_step_loss for any other batch."
         )
     labels = batch["labels"][:, 1:]
@@ -155,27 +160,25 @@ def classifier_nll(module: LightningModule, batch: Batch) -> Predictions:
     """Negative log-likelihood of the label under a classifier.
 
     Args:
-        module: Any LightningModule whose ``forward`` returns logits ``(B, C)`` or an object with ``.logits``.
-        batch: ``(inputs, labels)``, or a dict with ``labels`` whose other tensors are the arguments of ``forward``.
+        module: Any LightningModule whose ``forward`` returns logits ``(B, K)`` of ``K >= 2`` classes, or an object with
+            ``.logits``.
+        batch: ``(inputs, labels)``, or a dict with ``labels`` or ``label`` whose other tensors are the arguments of
+            ``forward``. Labels are class numbers of any integer type, shape ``(B,)`` or ``(B, 1)``.
 
     Returns:
         Shape ``(B,)``, fp32, in nats.
 
     Raises:
         TypeError: If the batch is neither.
+        MisconfigurationException: If the labels are no class numbers, or there are no logits of at least two classes.
     """
-    if isinstance(batch, dict) and "labels" in batch:
-        labels = batch["labels"]
-        output = module(**{k: v for k, v in batch.items() if k not in ("labels", "index")})
-    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
-        labels = batch[1]
-        output = module(batch[0])
-    else:
-        raise TypeError(
-            f"classifier_nll reads (inputs, labels) or a dict with 'labels', but got {_describe(batch)}. "
-            "Write a function (module, batch) -> NLL of shape (B,) and pass it as score."
-        )
-    logits = getattr(output, "logits", output)
+    logits, labels = read_classifier("classifier_nll", module, batch)
+    classes = logits.dim() == 2 and logits.shape[1] >= 2
+    whole = not labels.is_floating_point() and not labels.is_complex()
+    if not classes or not whole or labels.shape not in (logits.shape[:1], (len(logits), 1)):
+        refuse_labels("classifier_nll", "class numbers (B,) and logits (B, K) of K >= 2 classes", logits, labels)
+    labels = labels.flatten().long()
+    check_range("classifier_nll", labels, logits.shape[1])
     return Predictions(logits, labels, torch.arange(len(labels), device=labels.device), len(labels))
 
 
@@ -237,11 +240,3 @@ def output_head(module: nn.Module) -> nn.Module | None:
         if callable(get_head) and isinstance(head := get_head(), nn.Module):
             return head
     return None
-
-
-def _describe(batch: Batch) -> str:
-    if isinstance(batch, dict):
-        return f"a dict with {sorted(map(str, batch))}"
-    if isinstance(batch, (tuple, list)):
-        return f"a {type(batch).__name__} of {len(batch)}"
-    return f"a {type(batch).__name__}"

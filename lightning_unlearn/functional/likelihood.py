@@ -22,7 +22,8 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: Logits :math:`z`, shape ``(N, V)``, any floating type; they are cast up before the softmax.
-        labels: Labels :math:`y`, shape ``(N,)``, each in ``[0, V)``.
+        labels: Labels :math:`y`, shape ``(N,)``, each in ``[0, V)``; or distributions :math:`t` over the classes, shape
+            ``(N, V)``, with :math:`\ell_i = -\sum_k t_{ik} \log \mathrm{softmax}(z_i)_k`.
 
     Returns:
         Shape ``(N,)``, fp32, in nats.
@@ -51,12 +52,18 @@ class _ChunkedNLL(torch.autograd.Function):
         parts = []
         rows = gradient.split(_rows_a_chunk(logits))
         for (z, y), g in zip(_chunks(logits, labels), rows, strict=True):
-            difference = z.float().softmax(-1).scatter_add(1, y[:, None], -torch.ones_like(y[:, None], dtype=g.dtype))
+            p = z.float().softmax(-1)
+            if y.dim() == 1:
+                difference = p.scatter_add(1, y[:, None], -torch.ones_like(y[:, None], dtype=g.dtype))
+            else:
+                difference = p * y.sum(1, keepdim=True) - y
             parts.append((difference * g[:, None]).to(z.dtype))
         return torch.cat(parts), None
 
 
 def _nll(logits: Tensor, labels: Tensor) -> Tensor:
+    if labels.dim() == 2:
+        return -(labels * logits.log_softmax(-1)).sum(-1)
     return logits.logsumexp(-1) - logits.gather(1, labels[:, None]).squeeze(1)
 
 

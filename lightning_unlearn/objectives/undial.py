@@ -73,5 +73,7 @@ class UNDIAL(ForgetRetainObjective):
         forget = readings["forget"]
         assert forget.predictions is not None
         assert forget.reference_logits is not None
-        values = undial(forget.predictions.logits, forget.reference_logits, forget.predictions.labels, beta=self.beta)
+        values = undial(
+            forget.predictions.logits, forget.reference_logits, forget.predictions.classes(), beta=self.beta
+        )
         return self.token_mean(values, forget.length)

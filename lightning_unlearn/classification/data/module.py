@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from lightning_unlearn.classification.data.split import groups_of, split_rows, targets_of
+from lightning_unlearn.classification.data.split import class_numbers, groups_of, split_rows, targets_of
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.pairing import ForgetRetainDataModule, Role
 
@@ -33,7 +33,7 @@ class ClassificationDataModule(ForgetRetainDataModule):
         forget_class: Labels to forget.
         forget_group: Fine labels, attribute ``groups`` of the dataset, to forget.
         forget_share: Share of all rows, or of the class or group, to forget; in (0, 1).
-        forget_indices: Row numbers to forget.
+        forget_indices: Row numbers to forget, or a mask: a boolean for each row.
         stratified: Whether to draw the same share of each label.
         split_seed: Seed of the share.
         eval_train: The training rows with test-time transforms; by default ``train``, which must then not augment.
@@ -124,9 +124,9 @@ class ClassificationDataModule(ForgetRetainDataModule):
         gone = targets.unique()[~torch.isin(targets.unique(), targets[self.split.retain])]
         asked = torch.isin(labels, gone)
         if forget_class is not None:
-            asked = torch.isin(labels, torch.tensor(forget_class))
+            asked = torch.isin(labels, torch.tensor(class_numbers("forget_class", forget_class)))
         elif forget_group is not None and groups is not None:
-            asked = torch.isin(groups, torch.tensor(forget_group))
+            asked = torch.isin(groups, torch.tensor(class_numbers("forget_group", forget_group)))
         parts = {"test": ~torch.isin(labels, gone), "test_forget": asked}
         return {name: Subset(test, chosen.nonzero()[:, 0].tolist()) for name, chosen in parts.items() if chosen.any()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
@@ -77,7 +78,7 @@ def split_rows(
         forget_class: Labels to forget.
         forget_group: Fine labels to forget.
         forget_share: Share of the rows, of a class or a group if one is given, in (0, 1).
-        forget_indices: The rows themselves.
+        forget_indices: The row numbers themselves, or a mask: a boolean for each row.
         stratified: Whether to draw the same share of each label.
         seed: Seed of the share.
 
@@ -145,8 +146,23 @@ def _labels(dataset: Any, attributes: Sequence[str], columns: Sequence[str]) -> 
     return labels.long()
 
 
-def _having(name: str, labels: Tensor, wanted: int | Sequence[int]) -> Tensor:
-    wanted = [wanted] if isinstance(wanted, int) else list(wanted)
+def class_numbers(name: str, wanted: Any) -> list[int]:
+    """Labels that were given as a number or several, of Python, NumPy or torch.
+
+    Raises:
+        ValueError: If they are no whole numbers.
+    """
+    given = torch.as_tensor(np.asarray(wanted))
+    if given.dtype == torch.bool or given.is_floating_point() or given.is_complex() or given.dim() > 1:
+        raise ValueError(
+            f"{name} must be a label or a list of labels, which are whole numbers, but got {wanted!r}. Rows are chosen "
+            "by forget_indices."
+        )
+    return given.reshape(-1).tolist()
+
+
+def _having(name: str, labels: Tensor, wanted: Any) -> Tensor:
+    wanted = class_numbers(name, wanted)
     known = labels.unique().tolist()
     unknown = sorted(set(wanted) - set(known))
     if unknown or not wanted:
@@ -162,7 +178,18 @@ def _drawn(rows: Tensor, targets: Tensor, share: float, stratified: bool, seed: 
 
 
 def _numbers(indices: Sequence[int], size: int) -> Tensor:
-    chosen = torch.as_tensor(indices, dtype=torch.long)
+    given = torch.as_tensor(np.asarray(indices))
+    if given.dtype == torch.bool:
+        if given.shape != (size,):
+            raise ValueError(
+                f"forget_indices is a mask of shape {tuple(given.shape)}, but there are {size} rows. Give row numbers, "
+                "or True or False for each row."
+            )
+        return given.nonzero()[:, 0]
+    if given.numel() and (given.is_floating_point() or given.is_complex() or given.dim() != 1):
+        kind = str(given.dtype).removeprefix("torch.")
+        raise ValueError(f"forget_indices must be a list of row numbers, but is {kind} of shape {tuple(given.shape)}.")
+    chosen = given.reshape(-1).long()
     if len(chosen) and (int(chosen.min()) < 0 or int(chosen.max()) >= size):
         raise ValueError(f"forget_indices must be in [0, {size}), but go from {chosen.min()} to {chosen.max()}.")
     if len(chosen.unique()) != len(chosen):

@@ -72,7 +72,7 @@ def collect_outputs(
 def read_outputs(module: LightningModule, batch: Batch, score: PredictionScore) -> Outputs:
     """The outputs on a batch that is on the module's device."""
     predictions = score.predictions(module, batch)
-    return Outputs(predictions.logits.float().cpu(), predictions.labels.cpu())
+    return Outputs(predictions.logits.float().cpu(), predictions.classes().cpu())
 
 
 def join_outputs(name: str, parts: Sequence[Outputs]) -> Outputs:

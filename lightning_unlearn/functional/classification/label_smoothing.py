@@ -43,7 +43,8 @@ def generalized_label_smoothing(logits: Tensor, labels: Tensor, alpha: float | T
 
     Args:
         logits: Logits :math:`z`, shape ``(N, K)``.
-        labels: Labels :math:`y`, shape ``(N,)``.
+        labels: Labels :math:`y`, shape ``(N,)``, or distributions :math:`t` of shape ``(N, K)``, for which
+            :math:`z_y` is :math:`\sum_k t_k z_k`.
         alpha: Smoothing rate :math:`\alpha`, one or a rate a row of shape ``(N,)``.
 
     Returns:
@@ -56,5 +57,8 @@ def generalized_label_smoothing(logits: Tensor, labels: Tensor, alpha: float | T
     References:
         Wei et al., *To Smooth or Not? When Label Smoothing Meets Noisy Labels*, arXiv:2106.04149.
     """
-    true = logits.gather(1, labels[:, None]).squeeze(1).float()
+    if labels.dim() == 1:
+        true = logits.gather(1, labels[:, None]).squeeze(1).float()
+    else:
+        true = (labels * logits.float()).sum(1)
     return token_nll(logits, labels) + alpha * (true - logits.float().mean(1))
