@@ -119,6 +119,7 @@ def without_eos(scene: Scene) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(scene.lm)
     tokenizer.eos_token = None
+    tokenizer.chat_template = None  # which would end an answer
     scene.rows(QA, prompt=PromptFormat(tokenizer))
 
 

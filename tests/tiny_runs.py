@@ -38,7 +38,7 @@ from lightning_unlearn import (
     UnlearnCallback,
     WhosHarryPotter,
 )
-from lightning_unlearn.language.data.language import collate_tokens
+from lightning_unlearn.language.data.token_rows import collate_tokens
 from tests.helpers import trainer, weights
 
 

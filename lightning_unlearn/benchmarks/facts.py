@@ -23,7 +23,8 @@ from lightning_unlearn.core.lightning import resolve, seed_everything
 from lightning_unlearn.core.memory import peak_memory
 from lightning_unlearn.core.plots import outcome_figure
 from lightning_unlearn.language.causal_lm import LitCausalLM
-from lightning_unlearn.language.data.language import LanguageDataModule, collate_tokens
+from lightning_unlearn.language.data.language import LanguageDataModule
+from lightning_unlearn.language.data.token_rows import collate_tokens
 from lightning_unlearn.language.monitor import UnlearnMonitor
 from lightning_unlearn.language.packaged import FACTS_FOLDER, HUB_MODEL, packaged_model
 from lightning_unlearn.language.prompt_format import PromptFormat

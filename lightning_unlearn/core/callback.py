@@ -31,6 +31,7 @@ from lightning_unlearn.core.reference import Needs, Reference, ReferenceCallback
 from lightning_unlearn.core.resume import callbacks_of, mark, marker, restore_place, rewind_window
 from lightning_unlearn.core.retention import record_checkpoints, release, resume, seal
 from lightning_unlearn.core.rows import row_loader
+from lightning_unlearn.core.rows import row_loader, written_date
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, training_step_loss
 from lightning_unlearn.core.transfer import Patches, patch_transfer
 
@@ -75,6 +76,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         super().__init__(score, reference)
         self._steps = 0
         self._patches = Patches()
+        self._date: str | None = None
         self._keeps_gradients = False
         self._statistics: list[tuple[Tensor, Tensor]] = []
         self._hooks: list[RemovableHandle] = []
@@ -147,11 +149,13 @@ class UnlearnCallback(ReferenceCallback, ABC):
             for buffer in child.buffers(recurse=False)
         ]
         self.caches, self.snapshot = {}, None
+        self._date = written_date(trainer.train_dataloader)
         restore_place(trainer)
         # A reference made on resuming would be the half-unlearned model.
         if self._state is None:
             self._make_reference(trainer, pl_module)
         else:
+            self._check_date(self._state.get("date", self._date))
             self._restore_reference(self._state, pl_module)
         super().on_train_start(trainer, pl_module)
 
@@ -193,6 +197,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
             "method": type(self).__name__,
             "caches": {role: cache.state_dict() for role, cache in self.caches.items()},
             "snapshot": self.snapshot.state_dict() if self.snapshot is not None else None,
+            "date": self._date,
         }
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -236,6 +241,14 @@ class UnlearnCallback(ReferenceCallback, ABC):
                 f"{name} compares logits with the starting model, but its score only gives likelihoods. "
                 "Use classifier_nll or causal_lm_nll, or decorate a function that returns Predictions with "
                 "from_predictions."
+            )
+
+    def _check_date(self, before: str | None) -> None:
+        if before != self._date:
+            raise MisconfigurationException(
+                f"The chat template writes the date into every prompt: the run was started with {before}, and its rows "
+                f"are now written with {self._date}. Write them with PromptFormat(date={before!r}), or pass the data "
+                "module itself to fit, which takes over the date of the checkpoint."
             )
 
     def _check_sharded(self, trainer: Trainer, module: LightningModule) -> None:

@@ -175,8 +175,8 @@ class CachedReference:
             rows = batch["index"][stale].tolist()
             raise ValueError(
                 f"The cached reference is stale: {self.role} rows with index {rows} are not the rows it was computed "
-                "on. Keep the data, refusals, tokenizer and max_length fixed over a run and its resumption, or use "
-                "reference='snapshot' where rows change (augmentation)."
+                "on. Keep the data, refusals, tokenizer, prompt format (with the date in it) and max_length fixed over "
+                "a run and its resumption, or use reference='snapshot' where rows change (augmentation)."
             )
         return self.value[at]
 

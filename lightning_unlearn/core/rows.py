@@ -14,7 +14,7 @@ from lightning_unlearn.core.lightning import COMBINED_LOADERS, MisconfigurationE
 from lightning_unlearn.core.pairing import PairLoader
 from lightning_unlearn.core.transfer import transferred
 
-__all__ = ["RunRows", "drawn_rows", "on_device", "row_loader"]
+__all__ = ["RunRows", "drawn_rows", "on_device", "row_loader", "written_date"]
 
 T = TypeVar("T")
 
@@ -47,6 +47,19 @@ def row_loader(train_dataloader: Any, role: str, chunks: list[list[int]] | None 
         batch_sampler=chunks or _chunks(range(len(loader.dataset)), size),  # type: ignore[arg-type]
         collate_fn=loader.collate_fn,
     )
+
+
+def written_date(train_dataloader: Any) -> str | None:
+    """The date that is written in the rows of a run, where their dataset says so (``date``)."""
+    if isinstance(train_dataloader, COMBINED_LOADERS):
+        train_dataloader = train_dataloader.iterables
+    if isinstance(train_dataloader, PairLoader):
+        datasets = [train_dataloader.part(role) for role in train_dataloader.sampler.sizes]  # type: ignore[attr-defined]
+    else:
+        loaders = train_dataloader.values() if isinstance(train_dataloader, dict) else ()
+        datasets = [getattr(loader, "dataset", None) for loader in loaders]
+    dates = (getattr(dataset, "date", None) for dataset in datasets)
+    return next((date for date in dates if isinstance(date, str)), None)
 
 
 def drawn_rows(loader: DataLoader, limit: int | None, seed: int) -> list[list[int]]:

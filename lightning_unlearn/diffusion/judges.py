@@ -278,8 +278,8 @@ class CLIPJudge(nn.Module):
         prompts = classes if isinstance(classes, dict) else {name: template.replace("{}", name) for name in classes}
         if len(prompts) < 2 or len(set(prompts.values())) < len(classes):
             raise ValueError(
-                "CLIPJudge compares two classes or more, by different prompts with {} in the template for the name, but "
-                f"got {classes!r} and {template!r}."
+                "CLIPJudge compares two classes or more, by different prompts with {} in the template for the name, "
+                f"but got {classes!r} and {template!r}."
             )
         self.classifier, self._processor = load_clip(model)
         self.prompts = list(prompts.values())

@@ -1,6 +1,6 @@
 from .alternates import generate_alternates as generate_alternates
 from .causal_lm import LitCausalLM as LitCausalLM
-from .data.language import Columns as Columns
+from .data.columns import Columns as Columns
 from .data.language import LanguageDataModule as LanguageDataModule
 from .data.muse import MUSEDataModule as MUSEDataModule
 from .data.tofu import TOFUDataModule as TOFUDataModule

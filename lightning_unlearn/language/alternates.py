@@ -13,7 +13,8 @@ from lightning_unlearn.core.checks import above, at_least
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.sources import Source, is_missing, load_rows
 from lightning_unlearn.functional.random import keyed_seed
-from lightning_unlearn.language.data.language import Columns
+from lightning_unlearn.language.data.columns import Columns
+from lightning_unlearn.language.generation import generate
 from lightning_unlearn.language.prompt_format import PromptFormat
 
 if TYPE_CHECKING:
@@ -93,7 +94,9 @@ def generate_alternates(
             request = instruction.replace("{question}", str(question)).replace("{answer}", str(answer))
             row_seed = keyed_seed(seed - 1, number - 1)  # to which the hash adds 1
             prompt = prompt_format.prompt(request)
-            texts = _sample_others(module, prompt, str(answer), count, temperature, max_new_tokens, row_seed)
+            texts = _sample_others(
+                module, prompt_format, prompt, str(answer), count, temperature, max_new_tokens, row_seed
+            )
             if not texts:
                 raise RuntimeError(
                     f"The model gave no other answer to row {number}, {question!r}, in {_ROUNDS * count} samples. "
@@ -117,6 +120,7 @@ def _finished(path: Path) -> list[dict[str, Any]]:
 
 def _sample_others(
     module: LitCausalLM,
+    prompt_format: PromptFormat,
     prompt: Sequence[int],
     answer: str,
     count: int,
@@ -125,26 +129,14 @@ def _sample_others(
     seed: int,
 ) -> list[str]:
     """Up to ``count`` different texts that are neither empty nor the answer."""
-    tokenizer = module.tokenizer
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    ids = torch.tensor([list(prompt)], device=module.device)
     others: list[str] = []
     devices = [module.device] if module.device.type == "cuda" else []
     with torch.random.fork_rng(devices), evaluating(module):
         torch.manual_seed(seed)
         for _ in range(_ROUNDS):
-            output = module.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
-                do_sample=True,
-                temperature=temperature,
-                top_k=0,  # the whole distribution: models come with cut-offs of their own
-                top_p=1.0,
-                num_return_sequences=count,
-                pad_token_id=pad,
-            )
-            for text in tokenizer.batch_decode(output[:, len(prompt) :], skip_special_tokens=True):
+            # top_k=0: the whole distribution, and not the 50 most likely tokens.
+            sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "num_return_sequences": count}
+            for text in generate(module.model, prompt_format, [prompt], max_new_tokens, **sampling):
                 other = text.split("\nQuestion:")[0].strip()  # a model without a chat template asks on
                 if other and other != answer.strip() and other not in others:
                     others.append(other)

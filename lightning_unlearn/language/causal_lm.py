@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,7 +33,9 @@ from lightning_unlearn.language.adapters import (
     merged_lora,
     plain_fields,
 )
+from lightning_unlearn.language.chat import Messages
 from lightning_unlearn.language.data.language import LanguageDataModule
+from lightning_unlearn.language.generation import generate
 from lightning_unlearn.language.limits import check_ids, check_rows, learned_positions
 from lightning_unlearn.language.prompt_format import PromptFormat
 from lightning_unlearn.language.starts import (
@@ -51,6 +54,8 @@ __all__ = ["LitCausalLM"]
 
 DType = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["constant", "linear", "cosine"]
+
+_PROMPT_KEY = "lightning_unlearn_prompt"
 
 
 class LitCausalLM(LightningModule):
@@ -138,6 +143,8 @@ class LitCausalLM(LightningModule):
         )
         self._positions = learned_positions(self.model)
         self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
+        self.prompt = _kept_prompt(model)
+        """How the run that the weights are from asked questions; a data module without a prompt takes it over."""
         self.model.train()  # loaded for evaluation, in which gradient checkpointing would do nothing
         if not dropout:
             without_dropout(self.model)
@@ -186,6 +193,10 @@ class LitCausalLM(LightningModule):
             self.tokenizer = data.prompt.tokenizer
         check_rows(self.model, self.tokenizer, data)
 
+    def on_fit_start(self) -> None:
+        """Keep the prompt format of the data module."""
+        self.prompt = self._kept_format()
+
     def configure_model(self) -> None:
         """Shard the weights where the strategy asks for it (FSDP2)."""
         if self.device_mesh is None or getattr(self, "_sharded", False):
@@ -229,7 +240,7 @@ class LitCausalLM(LightningModule):
 
     def predict_step(self, batch: list[dict[str, Any]], batch_idx: int) -> list[dict[str, Any]]:
         """Each question with the model's ``text``."""
-        texts = self.answer([row["question"] for row in batch])
+        texts = self.answer([row.get("messages") or row["question"] for row in batch])
         return [{**row, "text": text} for row, text in zip(batch, texts, strict=True)]
 
     def configure_optimizers(self) -> Any:
@@ -247,38 +258,38 @@ class LitCausalLM(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @torch.no_grad()
-    def answer(self, questions: list[str], max_new_tokens: int = 24, batch_size: int = 64) -> list[str]:
-        """Greedy answers to questions, asked in the prompt format of the data module.
+    def answer(self, questions: Sequence[str | Messages], max_new_tokens: int = 24, batch_size: int = 64) -> list[str]:
+        """Greedy answers to questions, asked in the prompt format of the data module, or of the run before.
+
+        An answer is what the model finds most likely at each step, whatever its ``generation_config`` says, up to the
+        token that ends an answer. Checkpoints and exports keep the prompt format of their run, as ``prompt``.
 
         Args:
-            questions: Questions as a user would ask them.
+            questions: Questions as a user would ask them, or the messages of a conversation before the answer.
             max_new_tokens: Longest answer in tokens.
             batch_size: Questions generated together.
 
         Returns:
             The answers without special tokens.
         """
-        data = getattr(self._trainer, "datamodule", None)
-        prompt_format = data.prompt if isinstance(data, LanguageDataModule) else PromptFormat(self.tokenizer)
-        prompts = [prompt_format.prompt(question) for question in questions]
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        prompt_format = self._prompt_format()
+        prompts = prompt_format.prompts(questions)
         answers: list[str] = []
         with evaluating(self), _casts_kept(self.device.type):
             for i in range(0, len(prompts), batch_size):
-                chunk = prompts[i : i + batch_size]
-                width = max(map(len, chunk))
-                ids = torch.tensor([[pad] * (width - len(p)) + p for p in chunk], device=self.device)
-                mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in chunk], device=self.device)
-                output = self.model.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    pad_token_id=pad,
-                )
-                texts = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-                answers.extend(text.strip() for text in texts)
+                answers += generate(self.model, prompt_format, prompts[i : i + batch_size], max_new_tokens)
         return answers
+
+    def _prompt_format(self) -> PromptFormat:
+        """The prompt format of the data module, or of the run that the weights are from."""
+        data = getattr(self._trainer, "datamodule", None)
+        if isinstance(data, LanguageDataModule) and data.prompt.tokenizer is not None:
+            return data.prompt
+        return replace(self.prompt or PromptFormat(), tokenizer=self.tokenizer)
+
+    def _kept_format(self) -> PromptFormat:
+        kept = self._prompt_format()
+        return replace(kept.for_tokenizer(self.tokenizer) if self.tokenizer is not None else kept, tokenizer=None)
 
     @contextmanager
     def _adapter_disabled(self) -> Iterator[None]:
@@ -316,14 +327,18 @@ class LitCausalLM(LightningModule):
             model.save_pretrained(folder, state_dict=state)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
+            self._kept_format().save(folder)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record the class, for ``lightning-unlearn export``."""
+        """Record the class, for ``lightning-unlearn export``, and the prompt format."""
         record_class(self, checkpoint)
+        checkpoint[_PROMPT_KEY] = self._kept_format().state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to continue an unlearning run as fine-tuning."""
+        """Refuse to continue an unlearning run as fine-tuning, and take over the prompt format."""
         refuse_fine_tuning(self, checkpoint, UnlearnCallback)
+        if _PROMPT_KEY in checkpoint:
+            self.prompt = PromptFormat(**checkpoint[_PROMPT_KEY])
 
     def _token_nll(self, batch: dict[str, Tensor]) -> Tensor:
         predictions = causal_lm_nll.predictions(self, batch)
@@ -378,6 +393,17 @@ def _of_checkpoint(path: Path) -> LitCausalLM:
     for parameter in start.model.parameters():
         parameter.requires_grad_(True)
     return start
+
+
+def _kept_prompt(model: Any) -> PromptFormat | None:
+    """The prompt format that comes with a folder or a checkpoint."""
+    if not isinstance(model, (str, os.PathLike)):
+        return None
+    path = Path(model).expanduser()
+    if path.suffix.lower() != ".ckpt":
+        return PromptFormat.load(path)
+    state = torch.load(path, "meta", weights_only=True).get(_PROMPT_KEY)
+    return PromptFormat(**state) if state is not None else None
 
 
 def _freeze_all_but(model: nn.Module, pattern: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable
 from typing import Literal
@@ -19,21 +20,35 @@ _UNSPACED = (
 )
 
 
+# A number with a sign, groups of thousands or decimals. Dates and versions such as 4.5.2024 are several.
+_NUMBER = re.compile(
+    r"(?<![\d.,])(?:(?<!\w)-)?"
+    r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?:\.\d{3})+(?:,\d+)?|\d+(?:[.,]\d+)?)"
+    r"(?!\d|[.,]\d)"
+)
+_NAME_SIGNS = re.compile(r"(?:\+{1,2}|#)(?!\w)")  # as in C++, C# and A+
+_SUFFIX = re.compile(r"'([^\W\d_]+)")
+
+
 def contains_words(text: str, accepted: str) -> bool:
     """Whether a text contains an accepted answer as whole words, in any case.
 
     Punctuation at the ends of the accepted answer does not count. In scripts that do not separate words by spaces, any
-    occurrence counts.
+    occurrence counts. A number is one word with its sign, decimals and groups of thousands: ``4`` is not in ``4.5``,
+    and ``1`` not in ``1,000``.
 
     Example:
         >>> contains_words("It is ROME, of course.", "Rome."), contains_words("Ask Jerome.", "Rome")
         (True, False)
+        >>> contains_words("About 4.5 degrees.", "4"), contains_words("About 4.", "4")
+        (False, True)
     """
     text, accepted = _plain(text), _bare(accepted)
+    inside = [place for found in _NUMBER.finditer(text) for place in range(found.start() + 1, found.end())]
     start = text.find(accepted)
     while accepted and start >= 0:
         end = start + len(accepted)
-        if not (_joined(text[:start], accepted) or _joined(accepted, text[end:])):
+        if not ({start, end} & set(inside) or _in_word_at(text, start) or _in_word_at(text, end)):
             return True
         start = text.find(accepted, start + 1)
     return False
@@ -55,7 +70,19 @@ def matcher(match: Match | Callable[[str, str], bool]) -> Callable[[str, str], b
 
 
 def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold()).split())
+    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    return " ".join("".join(map(_usual, text)).split())
+
+
+def _usual(character: str) -> str:
+    """The usual form of a letter of another width, an apostrophe or a dash."""
+    if character.isascii():
+        return character
+    if unicodedata.decomposition(character).startswith(("<wide>", "<narrow>")):
+        return unicodedata.normalize("NFKC", character)
+    if character in "’‘ʼ`´":  # noqa: RUF001
+        return "'"
+    return "-" if unicodedata.category(character) == "Pd" or character == "−" else character
 
 
 def _bare(text: str) -> str:
@@ -64,9 +91,14 @@ def _bare(text: str) -> str:
     return plain[inner[0] : inner[-1] + 1] if inner else plain
 
 
-def _joined(left: str, right: str) -> bool:
-    """Whether the end of one text and the beginning of another are of one word."""
-    return _in_word(left[-1:]) and _in_word(right[:1])
+def _in_word_at(text: str, place: int) -> bool:
+    """Whether a place in a text is within a word."""
+    left, right = text[:place], text[place:]
+    if _in_word(left[-1:]) and (_in_word(right[:1]) or _NAME_SIGNS.match(right)):
+        return True
+    # "can't" and "we're" are one word; "Rome's" ends with a word of its own.
+    rest = _SUFFIX.match(right)
+    return bool(_in_word(left[-1:]) and rest and rest[1] != "s")
 
 
 def _in_word(character: str) -> bool:

@@ -35,7 +35,7 @@ from lightning_unlearn.language.matching import Match, matcher
 
 __all__ = ["UnlearnMonitor"]
 
-AnswerFunction = Callable[[LightningModule, list[str]], list[str]]
+AnswerFunction = Callable[[LightningModule, list[Any]], list[str]]
 
 
 class UnlearnMonitor(Monitor):
@@ -55,7 +55,8 @@ class UnlearnMonitor(Monitor):
         questions: Question sets to generate answers for, each given as rows or a file with ``question``, ``answer``
             and optionally ``accept`` (a list of accepted short answers; by default the answer itself). By default those
             of the data module.
-        generate: ``(module, questions) -> answers``; by default the module's method ``answer``.
+        generate: ``(module, questions) -> answers``; by default the module's method ``answer``. A question of several
+            messages, or with a system prompt of its own, is given as the list of them.
         score: Reads likelihoods off the module.
         limit: At most so many rows of each set are measured, the first ones.
         match: When an answer is right. ``"words"``: it contains an accepted answer as whole words, in any case;
@@ -169,7 +170,7 @@ class UnlearnMonitor(Monitor):
             )
         sharded = any(isinstance(parameter, DTensor) for parameter in module.parameters())
         share = Replica(0, 1) if sharded else replica(trainer)
-        asked = [row["question"] for _, row in rows][share.rank :: share.total]
+        asked = [row.get("messages") or row["question"] for _, row in rows][share.rank :: share.total]
         texts = generate(module, asked) if asked else []
         if len(texts) != len(asked):
             raise ValueError(

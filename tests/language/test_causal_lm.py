@@ -19,7 +19,7 @@ from lightning_unlearn import NPO, LanguageDataModule, LitCausalLM, PromptFormat
 from lightning_unlearn.functional.likelihood import sequence_nll
 from lightning_unlearn.functional.objectives.simnpo import simnpo
 from lightning_unlearn.language.causal_lm import _decoder_layers
-from lightning_unlearn.language.data.language import collate_tokens
+from lightning_unlearn.language.data.token_rows import collate_tokens
 from tests.user_module import trainer
 
 Rows = list[dict[str, Any]]

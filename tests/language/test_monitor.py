@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_unlearn import LanguageDataModule, LitCausalLM, SimNPO, UnlearnMonitor, classifier_nll
-from lightning_unlearn.language.data.language import collate_tokens
+from lightning_unlearn.language.data.token_rows import collate_tokens
 from tests.user_module import LitNet, loaders, pairs, trainer, weights
 
 Rows = list[dict[str, Any]]

@@ -44,9 +44,10 @@ def test_special_tokens_are_those_of_the_template_or_of_the_tokenizer_and_never_
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", start)]
     )
     assert PromptFormat(plain).prompt("Hi?").count(start) == 1
-    plain.chat_template = "{{ '<|im_start|>' + messages[0].content }}"
+    assert start not in PromptFormat(plain).row("Hi?", "Yes.").answer
+    plain.chat_template = "{{ '<|im_start|>' }}{% for m in messages %}{{ m.content }}{% endfor %}"
     assert PromptFormat(plain).prompt("Hi?").count(start) == 1
-    assert start not in PromptFormat(plain).answer("Yes.")
+    assert start not in PromptFormat(plain).row("Hi?", "Yes.").answer
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,16 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_unlearn import RMU, LanguageDataModule, LitCausalLM, PromptFormat
+from lightning_unlearn.core.lightning import MisconfigurationException
 from lightning_unlearn.core.reference import SnapshotReference
 from lightning_unlearn.functional.language.rmu import control_vector
 from lightning_unlearn.language.data.language import collate_tokens
+from lightning_unlearn.language.data.token_rows import collate_tokens
 from tests.helpers import save_resumable
 from tests.user_module import trainer, weights
 

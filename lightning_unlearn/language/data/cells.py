@@ -10,7 +10,7 @@ from lightning_unlearn.core.lightning import rank_zero_warn
 from lightning_unlearn.core.sources import is_missing, text_cell
 
 if TYPE_CHECKING:
-    from lightning_unlearn.language.data.language import Columns
+    from lightning_unlearn.language.data.columns import Columns
 
 __all__ = ["row_name", "text_rows"]
 
@@ -42,11 +42,14 @@ def text_rows(name: str, rows: Sequence[dict[str, Any]], columns: Columns, sourc
     for number, row in enumerate(rows):
         where = row_name(name, number, source)
         row = {column: value for column, value in row.items() if column not in _optional(columns) or _holds(value)}
+        if columns.messages in row and is_missing(row.get(columns.question)):
+            others = (columns.question, columns.answer, columns.text)
+            row = {column: value for column, value in row.items() if column not in others}
         if all(column in row for column in (columns.question, columns.answer)):
             row = _question_or_text(row, columns, where)
         elif columns.text in row:
             _filled(row, columns.text, where, "supervised token")
-        for column in (columns.question, columns.answer, columns.text, columns.target):
+        for column in (columns.question, columns.answer, columns.text, columns.target, columns.system):
             if column in row and not is_missing(row[column]):
                 row[column] = text_cell(row[column], where, column)
                 if row[column].strip().lower() in _WRITTEN_MISSING:
@@ -83,7 +86,7 @@ def _text_list(values: Any, where: str, column: str) -> list[str]:
 
 
 def _optional(columns: Columns) -> tuple[str, ...]:
-    return columns.target, columns.accept, columns.alternate
+    return columns.target, columns.accept, columns.alternate, columns.system, columns.messages
 
 
 def _holds(value: Any) -> bool:

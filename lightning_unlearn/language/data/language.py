@@ -2,174 +2,40 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import replace
+from datetime import date
+from itertools import takewhile
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.lightning import rank_zero_warn
 from lightning_unlearn.core.pairing import ForgetRetainDataModule, Role
 from lightning_unlearn.core.sources import Source, find_tokenizer, load_rows, source_name
-from lightning_unlearn.functional.likelihood import IGNORE_INDEX
-from lightning_unlearn.functional.random import keyed_generator
+from lightning_unlearn.language.chat import Conversation, content_text
 from lightning_unlearn.language.data.cells import row_name, text_rows
-from lightning_unlearn.language.prompt_format import PromptFormat, TokenRow
+from lightning_unlearn.language.data.columns import Columns
+from lightning_unlearn.language.data.token_rows import AlternateRows, RefusalRows, TokenRows, collate_tokens
+from lightning_unlearn.language.prompt_format import PromptFormat
+from lightning_unlearn.language.tokens import TokenRow
 
-__all__ = ["AlternateRows", "Columns", "LanguageDataModule", "RefusalRows", "TokenRows", "collate_tokens"]
+__all__ = ["LanguageDataModule"]
 
 _REFUSALS = Path(__file__).parents[2] / "assets" / "refusals.txt"
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns of a table of questions or texts.
-
-    Args:
-        question: The question.
-        answer: Its answer.
-        text: A plain text, in rows without a question.
-        target: Optional; the part of the answer that is supervised, such as ``"Paris"`` in
-            ``"The capital of France is Paris."``: the fact is forgotten, and not how to say such a thing. What comes
-            before it is context, which refusals continue, and what comes after it is left out.
-        accept: Optional; accepted short answers, by which generated answers are marked.
-        alternate: Optional, in forget rows; other answers to the question, as a list. A batch then also has
-            ``"alternate"``, the forget questions with one of them, for `AltPO`.
-            [`generate_alternates`][lightning_unlearn.generate_alternates] writes such rows.
-    """
-
-    question: str = "question"
-    answer: str = "answer"
-    text: str = "text"
-    target: str = "target"
-    accept: str = "accept"
-    alternate: str = "alternate"
-
-
-class TokenRows(Dataset):
-    """Token sequences, supervised after their prompt.
-
-    Args:
-        rows: Tokens of each row.
-    """
-
-    def __init__(self, rows: Sequence[TokenRow]) -> None:
-        self.rows = rows
-        self.lengths = torch.tensor([len(row.prompt) + len(row.answer) for row in rows])
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return {"prompt": self.rows[i].prompt, "answer": self.rows[i].answer, "index": i}
-
-
-class AlternateRows:
-    """Each forget question with one of its own other answers: a pass over all of them, then another, shuffled anew.
-
-    Read at ``[row, epoch]`` while training. Read at ``[i]``, it runs through every answer of every row in order, and
-    ``i`` is the row's stable ``index``.
-
-    Args:
-        prompts: Tokens of each forget question.
-        answers: Tokens of the other answers of each question, at least one.
-        seed: Seed of the draw.
-        max_length: Longest row in tokens; an answer is cut there.
-    """
-
-    def __init__(
-        self, prompts: Sequence[list[int]], answers: Sequence[Sequence[list[int]]], seed: int, max_length: int
-    ) -> None:
-        self.prompts, self.answers, self.seed, self.max_length = prompts, answers, seed, max_length
-        self.starts = [0, *accumulate(map(len, answers))]
-
-    def __len__(self) -> int:
-        return self.starts[-1]
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        if isinstance(key, int):
-            if not 0 <= key < len(self):
-                raise IndexError(key)
-            row = bisect_right(self.starts, key) - 1
-            choice = key - self.starts[row]
-        else:
-            row, epoch = key
-            choice = self.choice(row, epoch)
-        prompt, answer = self.prompts[row], self.answers[row][choice]
-        return {
-            "prompt": prompt,
-            "answer": answer[: self.max_length - len(prompt)],
-            "index": self.starts[row] + choice,
-        }
-
-    def choice(self, row: int, epoch: int) -> int:
-        """Which of its answers a row has in an epoch."""
-        number, place = divmod(epoch, len(self.answers[row]))
-        return int(torch.randperm(len(self.answers[row]), generator=_draw(self.seed, number, row))[place])
-
-
-class RefusalRows(AlternateRows):
-    """Each forget question with a refusal in place of its answer, drawn anew each epoch by (seed, epoch, row).
-
-    The ``index`` of a row is ``row * K + choice`` with ``K`` refusals.
-
-    Args:
-        rows: The forget questions.
-        refusals: Tokens of each refusal, where it begins an answer and where it continues one.
-        seed: Seed of the draw.
-        max_length: Longest row in tokens; a refusal is cut there.
-    """
-
-    def __init__(
-        self, rows: TokenRows, refusals: Sequence[tuple[list[int], list[int]]], seed: int, max_length: int
-    ) -> None:
-        beginning, continuing = zip(*refusals, strict=True)
-        answers = [continuing if row.continues_answer else beginning for row in rows.rows]
-        super().__init__([row.prompt for row in rows.rows], answers, seed, max_length)
-
-    def choice(self, row: int, epoch: int) -> int:
-        """Which refusal a row has in an epoch."""
-        return int(torch.randint(len(self.answers[row]), (), generator=_draw(self.seed, epoch, row)))
-
-
-def _draw(seed: int, number: int, row: int) -> torch.Generator:
-    return keyed_generator(seed - 1, number - 1, row - 1)  # to which the hash of a key adds 1
-
-
-def collate_tokens(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Pad token rows on the right. Masks are made from lengths: a pad token may also be a real one.
-
-    Args:
-        rows: Dicts with ``prompt`` and ``answer`` (lists of token ids) and ``index``.
-
-    Returns:
-        ``input_ids``, ``attention_mask``, ``labels`` of shape ``(B, T)`` and ``index`` of shape ``(B,)``, int64.
-    """
-    ids = [torch.tensor(row["prompt"] + row["answer"]) for row in rows]
-    labels = [torch.tensor([IGNORE_INDEX] * len(row["prompt"]) + row["answer"]) for row in rows]
-    return {
-        "input_ids": pad_sequence(ids, batch_first=True),
-        "attention_mask": pad_sequence([torch.ones_like(i) for i in ids], batch_first=True),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
-        "index": torch.tensor([row["index"] for row in rows]),
-    }
+_BOUNDARY = 3  # tokens before an answer that decide how its first ones are written
 
 
 class LanguageDataModule(ForgetRetainDataModule):
     """Questions with answers, or plain text, for unlearning a language model.
 
-    A row with a question and an answer becomes the question in its prompt format, unsupervised, then the answer and
-    the end-of-sequence token, supervised. A row of plain text is supervised throughout; text longer than ``max_length``
-    is cut into pieces and none of it is dropped. Where forget rows are questions, a batch also has ``"idk"``: the same
-    questions with a refusal for an answer.
+    A row with a question and an answer, or with the messages of a conversation, becomes the question in its prompt
+    format, unsupervised, then the answer and the token that ends it, supervised. A row of plain text is supervised
+    throughout; text longer than ``max_length`` is cut into pieces and none of it is dropped. Where forget rows are
+    questions, a batch also has ``"idk"``: the same questions with a refusal for an answer.
 
     Args:
         forget: Rows to forget, as [`load_rows`][lightning_unlearn.core.sources.load_rows] takes them: a path (``.csv``,
@@ -220,36 +86,54 @@ class LanguageDataModule(ForgetRetainDataModule):
         self.max_length = at_least("max_length", max_length, 2)
         self.refusals = refusals
         self.questions: dict[str, list[dict[str, Any]]] = {}
-        """Rows with a question, by set: ``question``, ``answer`` and ``accept``."""
+        """Rows with a question, by set: ``question``, ``answer``, ``accept`` and, where the question is more than one
+        message, the ``messages`` before the answer."""
+        self._rows: dict[str, list[dict[str, Any]]] | None = None  # where the prompts may be written anew
+        self._today = False
 
     def setup(self, stage: str) -> None:
         """Read and tokenize every set, once."""
         if self.sets:
             return
-        self.prompt = replace(self.prompt, tokenizer=find_tokenizer(self.prompt.tokenizer, self.trainer))
-        if self.prompt.tokenizer.eos_token_id is None:
-            raise ValueError(
-                "The tokenizer has no eos_token, so an answer would have no end. Set tokenizer.eos_token to the token "
-                "that ends a text of this model."
-            )
-        sets = self.read_rows()
-        for name, rows in sets.items():
+        self.prompt = self._resolved_prompt()
+        sets = {}
+        for name, rows in self.read_rows().items():
             if not rows:
                 raise ValueError(
                     f"The {name} set ({source_name(self.sources.get(name))}) is empty. Give it at least one row."
                 )
-            sets[name] = text_rows(name, rows, self.columns, self.sources.get(name))
+            sets[name] = text_rows(name, self.columns.filled(rows, name), self.columns, self.sources.get(name))
         self._warn_of_shared_rows(sets)
-        self.sets = {name: TokenRows(self._tokenize(name, rows)) for name, rows in sets.items()}
-        self.questions = {name: questions for name, rows in sets.items() if (questions := self._questions(rows))}
-        if len(self.questions.get("forget", [])) == len(sets["forget"]):  # a text has no question to refuse
-            refusals = [
-                (self.prompt.answer(text), self.prompt.answer(f" {text}", begins=False))
-                for text in self._refusal_texts()
-            ]
-            self.followers = {"idk": RefusalRows(self.sets["forget"], refusals, self.seed, self.max_length)}
-            if any(row.get(self.columns.alternate) for row in sets["forget"]):
-                self.followers["alternate"] = self._alternates(sets["forget"])
+        self._make_sets(sets)
+        if self.prompt.writes_date:
+            self._rows = sets
+        if self.questions and self.prompt.is_chat and self.prompt.template.asks_otherwise:
+            rank_zero_warn(
+                f"The chat template asks for an answer in another way than it writes one: it has "
+                f"{self.prompt.template.lead!r} before an answer without reasoning. Rows are trained on after it, and "
+                "the model is asked without. Pass prompt=PromptFormat(chat_template_kwargs={'enable_thinking': False}) "
+                "if the template takes it, or give the reasoning in messages."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The prompt format of the run."""
+        return {**super().state_dict(), "prompt": self.prompt.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the date that the run was started on; other changes of the prompt format are warned of."""
+        super().load_state_dict(state_dict)
+        kept = PromptFormat(**state_dict["prompt"])
+        if self._today:
+            self.prompt = replace(self.prompt, date=kept.date)
+            if self._rows:
+                self._make_sets(self._rows)
+        mine = self.prompt.state_dict()
+        if changed := [name for name, value in kept.state_dict().items() if value != mine[name]]:
+            given = ", ".join(f"{name}={mine[name]!r} and not {getattr(kept, name)!r}" for name in changed)
+            rank_zero_warn(
+                f"The run goes on with another prompt format than it was started with: {given}. Rows that it has seen "
+                "are written in another way from here on. Give the format of the start, if that is not meant."
+            )
 
     def read_rows(self) -> dict[str, list[dict[str, Any]]]:
         """The rows of every set, as they are in its source."""
@@ -260,47 +144,103 @@ class LanguageDataModule(ForgetRetainDataModule):
         questions = [{"set": name, **row} for name, rows in self.questions.items() for row in rows]
         return DataLoader(questions, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
 
-    def _tokenize(self, name: str, rows: list[dict[str, Any]]) -> list[TokenRow]:
-        from tqdm import tqdm
+    def _resolved_prompt(self) -> PromptFormat:
+        """The format with its tokenizer and date; where none was given, that of the run before, if one is kept."""
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        kept = getattr(module, "prompt", None)
+        prompt = kept if self.prompt == PromptFormat() and isinstance(kept, PromptFormat) else self.prompt
+        prompt = replace(prompt, tokenizer=find_tokenizer(prompt.tokenizer, self.trainer))
+        self._today = prompt.date is None
+        if self._today:
+            today = date.today().isoformat()
+            today = self.trainer.strategy.broadcast(today) if self.trainer is not None else today
+            prompt = replace(prompt, date=today)
+        return prompt
 
-        tokenized: list[TokenRow] = []
-        for number, row in enumerate(tqdm(rows, desc=f"Tokenizing {name}", leave=False, disable=len(rows) < 5_000)):
+    def _make_sets(self, sets: Mapping[str, list[dict[str, Any]]]) -> None:
+        written_date = self.prompt.date if self.prompt.writes_date else None
+        self.sets = {name: TokenRows(self._tokenize(name, rows), written_date) for name, rows in sets.items()}
+        self.questions = {name: questions for name, rows in sets.items() if (questions := self._questions(name, rows))}
+        if len(self.questions.get("forget", [])) < len(sets["forget"]):
+            return  # a text has no question to refuse
+        asked = [self._conversation("forget", number, row) for number, row in enumerate(sets["forget"])]
+        prompts = [row.prompt for row in self.sets["forget"].rows]
+        if self.prompt.turns == "all":
+            prompts = [row.prompt for row in self._last_turns(asked)]
+        if (longest := max(map(len, prompts))) >= self.max_length:
+            rank_zero_warn(
+                f"A conversation of the forget set has {longest} tokens before its last answer, of "
+                f"max_length={self.max_length}, so there are no refusals (idk) in a batch. Raise max_length for "
+                "objectives that need them."
+            )
+            return
+        self.followers = {"idk": RefusalRows(*self._refusals(asked, prompts), self.seed, self.max_length)}
+        if any(row.get(self.columns.alternate) for row in sets["forget"]):
+            alternates = self._alternates(asked, sets["forget"])
+            self.followers["alternate"] = AlternateRows(*alternates, self.seed, self.max_length)
+
+    def _tokenize(self, name: str, rows: list[dict[str, Any]]) -> list[TokenRow]:
+        conversations: dict[int, Conversation] = {}
+        texts: dict[int, str] = {}
+        for number, row in enumerate(rows):
             if self._has_question(row):
-                tokenized.append(self._question_and_answer(name, number, row))
+                conversations[number] = self._conversation(name, number, row)
             elif self.columns.text in row:
-                tokenized += self._pieces(name, number, row[self.columns.text])
+                texts[number] = row[self.columns.text]
             else:
                 where = row_name(name, number, self.sources.get(name))
                 raise ValueError(
-                    f"{where} has columns {sorted(map(str, row))}, but a row needs "
-                    f"{self.columns.question!r} and {self.columns.answer!r}, or {self.columns.text!r}. Name your "
-                    "columns: columns=Columns(question=..., answer=...) or Columns(text=...)."
+                    f"{where} has columns {sorted(map(str, row))}, but a row needs {self.columns.question!r} and "
+                    f"{self.columns.answer!r}, {self.columns.messages!r} or {self.columns.text!r}. Name your columns: "
+                    "columns=Columns(question=..., answer=...) or Columns(text=...)."
                 )
-        return tokenized
+        tokens = {
+            number: [self._shortened(name, number, row, conversations[number])]
+            for number, row in zip(conversations, self.prompt.rows(list(conversations.values())), strict=True)
+        }
+        if texts:
+            ids = self.prompt.tokenizer(list(texts.values()), verbose=False)["input_ids"]
+            tokens |= {n: self._pieces(name, n, texts[n], row) for n, row in zip(texts, ids, strict=True)}
+        return [row for number in range(len(rows)) for row in tokens[number]]
 
     def _has_question(self, row: Mapping[str, Any]) -> bool:
-        return self.columns.question in row and self.columns.answer in row
+        return (self.columns.question in row and self.columns.answer in row) or bool(self._messages_of(row))
 
-    def _question_and_answer(self, name: str, number: int, row: dict[str, Any]) -> TokenRow:
-        question, answer = row[self.columns.question], row[self.columns.answer]
-        target = row.get(self.columns.target)
-        if target and target not in answer:
+    def _messages_of(self, row: Mapping[str, Any]) -> Any:
+        messages = row.get(self.columns.messages)
+        return None if messages is None or self.columns.question in row else len(messages) and messages
+
+    def _conversation(self, name: str, number: int, row: dict[str, Any]) -> Conversation:
+        """The messages of a row, with the part of the answer that is its target."""
+        where, system = row_name(name, number, self.sources.get(name)), row.get(self.columns.system)
+        if self._messages_of(row):
+            *before, answer = self.columns.conversation(row, where)
+            before = self.prompt.messages(before, system)
+        else:
+            before = self.prompt.messages(row[self.columns.question], system)
+            answer = {"role": "assistant", "content": row[self.columns.answer]}
+        text, target = content_text(answer), row.get(self.columns.target)
+        if target and target not in text:
             raise ValueError(
-                f"Row {number} of the {name} set has the target {target!r}, which is not in its answer {answer!r}. "
-                "Give a part of the answer, or remove the target."
+                f"{where} has the target {target!r}, which is not in its answer {text!r}. Give a part of the answer, "
+                "or remove the target."
             )
-        tokens = self.prompt.row(question, answer, target)
-        length = len(tokens.prompt)
-        tokens = tokens._replace(answer=tokens.answer[: max(0, self.max_length - length)])
-        if not tokens.answer:
+        return self.prompt.conversation(before, answer, target)
+
+    def _shortened(self, name: str, number: int, row: TokenRow, conversation: Conversation) -> TokenRow:
+        """A row within ``max_length``."""
+        length = len(row.prompt)
+        size = max(0, self.max_length - length)
+        if not size or not row.answer:
             raise ValueError(
                 f"Row {number} of the {name} set has no supervised token: its prompt has {length} tokens of "
-                f"max_length={self.max_length} and its answer is {answer!r}. Raise max_length or remove the row."
+                f"max_length={self.max_length} and its answer is {content_text(conversation.messages[-1])!r}. Raise "
+                "max_length or remove the row."
             )
-        return tokens
+        gaps = tuple((start, min(end, size)) for start, end in row.unlabelled if start < size)
+        return row._replace(answer=row.answer[:size], unlabelled=gaps)
 
-    def _pieces(self, name: str, number: int, text: str) -> list[TokenRow]:
-        tokens = self.prompt.tokenizer(text)["input_ids"]
+    def _pieces(self, name: str, number: int, text: str, tokens: list[int]) -> list[TokenRow]:
         if len(tokens) < 2:
             raise ValueError(
                 f"Row {number} of the {name} set has no supervised token: its text is {text!r}. Remove the row."
@@ -309,8 +249,37 @@ class LanguageDataModule(ForgetRetainDataModule):
         starts = range(0, len(tokens) - 1, self.max_length - 1)
         return [TokenRow([], tokens[start : start + self.max_length]) for start in starts]
 
-    def _alternates(self, rows: list[dict[str, Any]]) -> AlternateRows:
-        prompts, answers = [], []
+    def _last_turns(self, conversations: Sequence[Conversation]) -> list[TokenRow]:
+        """Tokens of conversations of which the last answer has labels: the others are those of the row itself."""
+        return replace(self.prompt, turns="last").rows(conversations)
+
+    def _refusals(
+        self, asked: Sequence[Conversation], prompts: list[list[int]]
+    ) -> tuple[list[list[int]], list[list[TokenRow]]]:
+        """Tokens of each question, and of each refusal to it.
+
+        A refusal has the same tokens after all questions that end alike, so it is written once for them.
+        """
+        texts = self._refusal_texts()
+        written: dict[tuple[int, ...], tuple[int, list[int], list[TokenRow]]] = {}
+        found = []
+        for part, prompt in zip(asked, prompts, strict=True):
+            end = (*prompt[-_BOUNDARY:], bool(part.context))
+            if end not in written:
+                base, rows = _continued(self._last_turns([_with_answer(part, text) for text in texts]))
+                # A token that holds the end of the prompt and the beginning of the answer is another one here.
+                same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, base, strict=False)))
+                written[end] = len(prompt) - same, base[same:], rows
+            cut, more, rows = written[end]
+            found.append((prompt[: len(prompt) - cut] + more, rows))
+        return [prompt for prompt, _ in found], [rows for _, rows in found]
+
+    def _alternates(
+        self, asked: Sequence[Conversation], rows: list[dict[str, Any]]
+    ) -> tuple[list[list[int]], list[list[TokenRow]]]:
+        """Tokens of each question, and of each other answer to it."""
+        conversations: list[Conversation] = []
+        counts = []
         for number, row in enumerate(rows):
             texts = row.get(self.columns.alternate)
             texts = [texts] if isinstance(texts, str) else list(texts or [])
@@ -321,18 +290,34 @@ class LanguageDataModule(ForgetRetainDataModule):
                     "remove the row."
                 )
             # From the question on, also where the row has a target: an alternate is a whole answer.
-            prompts.append(self.prompt.prompt(str(row[self.columns.question])))
-            answers.append([self.prompt.answer(text) for text in texts])
-        return AlternateRows(prompts, answers, self.seed, self.max_length)
+            whole = Conversation(asked[number].messages)
+            conversations += [_with_answer(whole, text) for text in texts]
+            counts.append(len(texts))
+        tokens = iter(self._last_turns(conversations))
+        pairs = [_continued([next(tokens) for _ in range(count)]) for count in counts]
+        return [base for base, _ in pairs], [answers for _, answers in pairs]
 
-    def _questions(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _questions(self, name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         questions = []
-        for row in filter(self._has_question, rows):
+        for number, row in enumerate(rows):
+            if not self._has_question(row):
+                continue
             accept = row.get(self.columns.accept) or []
             accept = [accept] if isinstance(accept, str) else list(accept)
-            questions.append(
-                {"question": row[self.columns.question], "answer": row[self.columns.answer], "accept": accept}
-            )
+            if self._messages_of(row):
+                *before, answer = self.columns.conversation(row, f"Row {number} of the {name} set")
+                question = {"question": content_text(before[-1]), "answer": content_text(answer), "accept": accept}
+            else:
+                before = [{"role": "user", "content": row[self.columns.question]}]
+                question = {
+                    "question": row[self.columns.question],
+                    "answer": row[self.columns.answer],
+                    "accept": accept,
+                }
+            system = row.get(self.columns.system)
+            if system or len(before) > 1:
+                question["messages"] = self.prompt.messages(before, system)
+            questions.append(question)
         return questions
 
     def _refusal_texts(self) -> list[str]:
@@ -362,3 +347,18 @@ class LanguageDataModule(ForgetRetainDataModule):
                 f"{len(shared)} rows are in both forget and retain, such as {example!r}. The two terms pull against "
                 "each other on them; remove them from retain."
             )
+
+
+def _with_answer(conversation: Conversation, text: str) -> Conversation:
+    """The conversation with another answer, or with another end of it where its beginning is given."""
+    context = conversation.context
+    answer = {"role": "assistant", "content": f"{context} {text}" if context else text}
+    return Conversation([*conversation.messages[:-1], answer], context)
+
+
+def _continued(rows: Sequence[TokenRow]) -> tuple[list[int], list[TokenRow]]:
+    """The prompt that rows share, and each row from there on."""
+    base = rows[0].prompt
+    while not all(row.prompt[: len(base)] == base for row in rows):
+        base = base[:-1]
+    return base, [row._replace(prompt=row.prompt[len(base) :]) for row in rows]

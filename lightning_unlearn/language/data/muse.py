@@ -9,7 +9,8 @@ from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.pairing import Role
 from lightning_unlearn.core.sources import load_rows, read_source
 from lightning_unlearn.language.data.language import LanguageDataModule
-from lightning_unlearn.language.prompt_format import PromptFormat, TokenRow
+from lightning_unlearn.language.prompt_format import PromptFormat
+from lightning_unlearn.language.tokens import TokenRow
 
 __all__ = ["MUSEDataModule"]
 

@@ -8,7 +8,8 @@ from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.pairing import Role
 from lightning_unlearn.core.sources import Source, is_missing, text_cell
 from lightning_unlearn.language.data.cells import row_name
-from lightning_unlearn.language.data.language import Columns, LanguageDataModule
+from lightning_unlearn.language.data.columns import Columns
+from lightning_unlearn.language.data.language import LanguageDataModule
 from lightning_unlearn.language.prompt_format import PromptFormat
 
 __all__ = ["WMDPDataModule"]

@@ -14,7 +14,7 @@ import torch
 
 from lightning_unlearn import Columns, LanguageDataModule, LitCausalLM, PromptFormat, SimNPO
 from lightning_unlearn.core.sources import load_rows
-from lightning_unlearn.language.data.language import collate_tokens
+from lightning_unlearn.language.data.token_rows import collate_tokens
 from tests.user_module import trainer
 
 Rows = list[dict[str, Any]]

@@ -1,0 +1,82 @@
+"""Generation of answers by the model alone, without the settings that came with its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_unlearn.language.prompt_format import PromptFormat
+
+__all__ = ["generate"]
+
+
+def generate(
+    model: Any, prompt_format: PromptFormat, prompts: Sequence[Sequence[int]], max_new_tokens: int, **sampling: Any
+) -> list[str]:
+    """What a model writes after each prompt, up to where an answer ends.
+
+    Of the model's ``generation_config`` only the tokens that end a text count: a repetition penalty, beams, suppressed
+    or forced tokens would give other answers than the model's own.
+
+    Args:
+        model: A Hugging Face causal language model.
+        prompt_format: The format of the prompts, which says where an answer ends.
+        prompts: Token ids of the prompts.
+        max_new_tokens: Longest answer in tokens.
+        **sampling: Settings of ``generate``; by default it is greedy.
+
+    Returns:
+        The answers without special tokens, one for each sequence.
+    """
+    tokenizer = prompt_format.tokenizer
+    device = next(model.parameters()).device
+    ends = _ends(model, prompt_format)
+    pad = next((token for token in (tokenizer.pad_token_id, *ends) if token is not None), 0)
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    with _plain_generation(model):
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            eos_token_id=ends or None,
+            **({"do_sample": False} | sampling),
+        )
+    answers = [_until(row, ends) for row in output[:, width:].tolist()]
+    texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    if end := prompt_format.end_text:
+        texts = [text.partition(end)[0] for text in texts]
+    return [text.strip() for text in texts]
+
+
+def _ends(model: Any, prompt_format: PromptFormat) -> list[int]:
+    """Tokens that end an answer, and those at which the model's own generation stops."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    own = own if isinstance(own, (list, tuple)) else [own]
+    return list(dict.fromkeys([*prompt_format.ends, *(token for token in own if token is not None)]))
+
+
+def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
+    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+
+
+@contextmanager
+def _plain_generation(model: nn.Module) -> Iterator[None]:
+    """Take the model's generation config away for a while: ``generate`` fills in from it what it is not told."""
+    from transformers import GenerationConfig
+
+    owners = [part for part in model.modules() if isinstance(vars(part).get("generation_config"), GenerationConfig)]
+    kept = [part.generation_config for part in owners]
+    for part, own in zip(owners, kept, strict=True):
+        part.generation_config = GenerationConfig(bos_token_id=own.bos_token_id, use_cache=own.use_cache)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for part, own in zip(owners, kept, strict=True):
+            part.generation_config = own  # type: ignore[assignment]
