@@ -15,7 +15,7 @@ from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.diffusion.engine.model import alphas_bar, as_text_to_image, prediction_type
 from lightning_unlearn.diffusion.engine.passes import PassCounter
-from lightning_unlearn.diffusion.engine.text import encode, tokenize
+from lightning_unlearn.diffusion.engine.text import encode, tokenize, word_ids
 from lightning_unlearn.functional.diffusion.seot import concept_and_end_places, suppress_eot
 from lightning_unlearn.functional.diffusion.sld import SLD_PRESETS, SafetyConfig, safety_guidance
 
@@ -198,7 +198,7 @@ class SuppressEOT(_Guard):
         self.alpha, self.scale = alpha, scale
         self.suppressed = 0
         """Prompts that had the concept."""
-        self._ids = torch.tensor(self.model.tokenizer(concept, add_special_tokens=False)["input_ids"])
+        self._ids = torch.tensor(word_ids(self.model.tokenizer, concept))
 
     def on(self) -> None:
         """Attach the hook."""

@@ -21,7 +21,7 @@ from lightning_unlearn.diffusion.engine.attention import attention_probabilities
 from lightning_unlearn.diffusion.engine.denoising import noised
 from lightning_unlearn.diffusion.engine.model import TextToImage, alphas_bar, as_text_to_image, unet_output
 from lightning_unlearn.diffusion.engine.parameters import kv_layers
-from lightning_unlearn.diffusion.engine.text import concept_tokens, encode, tokenize
+from lightning_unlearn.diffusion.engine.text import concept_tokens, encode, tokenize, word_ids
 from lightning_unlearn.diffusion.uce import apply_map, each_row
 from lightning_unlearn.functional.diffusion.mace import focal_density, fusion_maps, masked_attention_norm, replaced
 from lightning_unlearn.functional.diffusion.uce import uce_map
@@ -209,10 +209,7 @@ class MACE(AdapterObjective):
         """The matrix $M$ by which the words around the concepts come to carry what replaces them, shape ``(D, D)``."""
         concepts, guides = [], []
         for name, replacement in self.concepts.items():
-            old, new = (
-                model.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-                for text in (name, replacement)
-            )
+            old, new = (word_ids(model.tokenizer, text) if text else [] for text in (name, replacement))
             pairs = [replaced(ids, old, new) for ids in prompts[name].tolist()]
             others = torch.tensor([ids for ids, _ in pairs], device=prompts[name].device)
             states, guide_states = encode(model, prompts[name]), encode(model, others)

@@ -20,7 +20,7 @@ from lightning_unlearn.diffusion.engine.denoising import denoising_nll
 from lightning_unlearn.diffusion.engine.folders import SafetyChecker, half_type, save_folder
 from lightning_unlearn.diffusion.engine.model import prediction_type, refuse_adapters, refuse_half, unet_output
 from lightning_unlearn.diffusion.engine.parameters import Compat, TextEncoderWeights, Trainable, select_params
-from lightning_unlearn.diffusion.engine.pipeline import load_pipeline
+from lightning_unlearn.diffusion.engine.pipeline import draw, load_pipeline
 from lightning_unlearn.diffusion.engine.single_file import save_single_file
 
 __all__ = ["LitTextToImage"]
@@ -138,7 +138,8 @@ class LitTextToImage(LightningModule):
 
     def predict_step(self, batch: list[dict[str, Any]], batch_idx: int) -> list[dict[str, Any]]:
         """Each prompt with the ``image`` that it draws, ``(3, H, W)`` in [0, 1]."""
-        images = self.generate([row["prompt"] for row in batch], [row["seed"] for row in batch])
+        wanted = [(row["prompt"], row["seed"], row.get("guidance", self.guidance)) for row in batch]
+        images = draw(self, wanted, self.steps)
         return [{**row, "image": image} for row, image in zip(batch, images, strict=True)]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

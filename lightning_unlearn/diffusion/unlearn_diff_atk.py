@@ -30,8 +30,8 @@ from lightning_unlearn.core.sources import Source
 from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
 from lightning_unlearn.diffusion.attacks.prompts import attack_prompts
 from lightning_unlearn.diffusion.attacks.result import AttackResult
-from lightning_unlearn.diffusion.attacks.victim import read_images
-from lightning_unlearn.diffusion.engine.model import as_text_to_image
+from lightning_unlearn.diffusion.attacks.victim import fit_images, read_images
+from lightning_unlearn.diffusion.engine.model import as_text_to_image, image_size
 from lightning_unlearn.diffusion.engine.passes import PassCounter
 from lightning_unlearn.diffusion.engine.pipeline import draw, load_frozen
 
@@ -172,7 +172,12 @@ class UnlearnDiffAtk(Monitor):
     ) -> tuple[Tensor, list[int]]:
         """Images of the concept as bytes, and the numbers of the prompts that they are of: once a run."""
         if self.targets is not None:
-            return (read_images(self.targets) * 255).round().byte(), list(range(len(rows)))
+            images = fit_images(read_images(self.targets), image_size(module))
+            if len(images) != len(rows):
+                raise MisconfigurationException(
+                    f"{self.targets} has {len(images)} images, but there are {len(rows)} prompts. Give one for each."
+                )
+            return (images * 255).round().byte(), list(range(len(rows)))
         fresh = trainer.state.fn == "fit" and not self.history
         if self.base is None and not fresh:
             raise MisconfigurationException(

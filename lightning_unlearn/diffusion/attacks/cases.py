@@ -32,7 +32,7 @@ class Case:
     def __init__(self, row: dict[str, Any], target: Tensor | None) -> None:
         self.row, self.target = row, target
         self.prompt, self.seed, self.guidance = row["prompt"], row["seed"], row["guidance"]
-        self.result = PromptResult(self.prompt, self.seed, self.guidance)
+        self.result = PromptResult(self.prompt, self.seed, self.guidance, categories=row.get("categories", []))
         # Random numbers of a prompt must not depend on its place among the others.
         self.number = zlib.crc32(f"{self.seed} {self.prompt}".encode())
         image = None if target is None else zlib.crc32(target.float().cpu().contiguous().numpy().tobytes())

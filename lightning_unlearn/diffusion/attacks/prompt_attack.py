@@ -22,8 +22,8 @@ from lightning_unlearn.diffusion.attacks.fingerprint import fingerprint
 from lightning_unlearn.diffusion.attacks.prompts import allowed_tokens, attack_prompts, word_counts
 from lightning_unlearn.diffusion.attacks.result import AttackResult, ResultFile
 from lightning_unlearn.diffusion.attacks.search import Descent, PromptSearch
-from lightning_unlearn.diffusion.attacks.victim import PromptLoss, target_latents
-from lightning_unlearn.diffusion.engine.model import as_text_to_image
+from lightning_unlearn.diffusion.attacks.victim import PromptLoss, fit_images, target_latents
+from lightning_unlearn.diffusion.engine.model import as_text_to_image, image_size
 from lightning_unlearn.diffusion.engine.pipeline import draw
 from lightning_unlearn.diffusion.engine.text import tokenize
 from lightning_unlearn.diffusion.guards import is_steered
@@ -123,7 +123,7 @@ class PromptAttack:
         self,
         module: nn.Module,
         prompts: Source,
-        targets: Tensor | None = None,
+        targets: Tensor | Sequence[Tensor] | None = None,
         base: nn.Module | None = None,
         output_dir: str | Path | None = None,
         overwrite: bool = False,
@@ -135,7 +135,8 @@ class PromptAttack:
                 [`TextToImage`][lightning_unlearn.diffusion.engine.model.TextToImage], and ``vae``.
             prompts: Prompts that name the concept, see
                 [`attack_prompts`][lightning_unlearn.diffusion.attacks.prompts.attack_prompts].
-            targets: An image of the concept for each, shape ``(N, 3, H, W)``, in [0, 1].
+            targets: An image of the concept for each, shape ``(N, 3, H, W)`` or a list of ``(3, H, W)``, in [0, 1].
+                Those of another size than the model's are resized until they cover it, and cut in the middle.
             base: The model before erasure. It draws the targets where none are given, from the prompts and their seeds;
                 prompts of which the judge does not see the concept in its image are skipped. P4D always needs it.
             output_dir: Where ``prompts.jsonl`` is kept, a line for each finished prompt, and ``summary.json`` at the
@@ -152,6 +153,8 @@ class PromptAttack:
         """
         model, rows = as_text_to_image(module), attack_prompts(prompts, self.guidance)
         self._check(module, rows, targets, base)
+        if targets is not None and hasattr(module, "vae"):
+            targets = fit_images(targets, image_size(module))
         settings = {**self.settings, "victim": fingerprint(model)}
         if base is not None:
             settings["base"] = fingerprint(as_text_to_image(base))
@@ -188,7 +191,11 @@ class PromptAttack:
         return shown.tolist(), scores[:, concept].amax(1).tolist()
 
     def _check(
-        self, module: nn.Module, rows: list[dict[str, Any]], targets: Tensor | None, base: nn.Module | None
+        self,
+        module: nn.Module,
+        rows: list[dict[str, Any]],
+        targets: Sequence[Tensor] | Tensor | None,
+        base: nn.Module | None,
     ) -> None:
         search = self.search
         if search.objective == "transfer" and not all("adversarial" in row for row in rows):
@@ -207,10 +214,9 @@ class PromptAttack:
             )
         if targets is not None and base is not None and search.objective != "p4d":
             raise ValueError("base only draws targets here, and targets are given. Leave out one of them.")
-        if targets is not None and (targets.dim() != 4 or len(targets) != len(rows) or targets.shape[1] != 3):
+        if targets is not None and len(targets) != len(rows):
             raise ValueError(
-                f"targets must have the shape (N, 3, H, W) with an image for each of {len(rows)} prompts, but have "
-                f"{tuple(targets.shape)}."
+                f"targets must have an image for each of {len(rows)} prompts, but there are {len(targets)}."
             )
         if search.needs_targets and not hasattr(module, "vae"):
             raise TypeError(f"{type(module).__name__} has no vae, so target images have no latents.")

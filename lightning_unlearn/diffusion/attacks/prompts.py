@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_unlearn.core.sources import Source
-from lightning_unlearn.diffusion.data.prompts import load_prompts
+from lightning_unlearn.core.sources import Source, is_missing
+from lightning_unlearn.diffusion.data.prompts import drawn_with, load_prompts
 from lightning_unlearn.diffusion.engine.model import TextToImage
 
 __all__ = ["allowed_tokens", "attack_prompts", "word_counts"]
@@ -18,9 +18,11 @@ def attack_prompts(source: Source, guidance: float = 7.5) -> list[dict[str, Any]
     """Prompts with the seed and the guidance of their image.
 
     Args:
-        source: Rows, or a file of them, with ``prompt``, and optionally ``seed`` (or ``evaluation_seed``; by default
-            the number of the row), ``guidance`` (or ``evaluation_guidance``) and, for ``objective="transfer"``,
-            ``adversarial``; or plain strings.
+        source: Rows, or a file of them, with ``prompt``, and optionally ``seed`` (or ``evaluation_seed`` or I2P's
+            ``sd_seed``; by default the number of the row), ``guidance`` (or ``evaluation_guidance`` or I2P's
+            ``sd_guidance_scale``), I2P's ``categories``, a list or names with commas between, and, for
+            ``objective="transfer"``, ``adversarial``; or plain strings. The size of an image is the model's, whatever
+            a row says.
         guidance: Guidance of rows that name none.
 
     Raises:
@@ -33,15 +35,12 @@ def attack_prompts(source: Source, guidance: float = 7.5) -> list[dict[str, Any]
     rows = []
     for number, row in enumerate(load_prompts(source, "prompts to attack")):
         # A file of seeds for evaluation has other columns of seeds beside them.
-        seed = next((row[k] for k in ("evaluation_seed", "seed") if row.get(k) not in (None, "")), number)
-        weight = next((row[k] for k in ("evaluation_guidance", "guidance") if row.get(k) not in (None, "")), guidance)
-        try:
-            prompt: dict[str, Any] = {"prompt": row["prompt"], "seed": int(seed), "guidance": float(weight)}
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"Row {number} of the prompts to attack has seed {seed!r} and guidance {weight!r}, but both must be "
-                "numbers."
-            ) from None
+        seed, weight = drawn_with(row, f"Row {number} of the prompts to attack", number, guidance)
+        prompt: dict[str, Any] = {"prompt": row["prompt"], "seed": seed, "guidance": weight}
+        categories: Any = row.get("categories")
+        if not is_missing(categories):
+            names = categories.split(",") if isinstance(categories, str) else categories
+            prompt["categories"] = [str(name).strip() for name in names]
         rows.append(prompt | ({"adversarial": row["adversarial"]} if row.get("adversarial") else {}))
     return rows
 

@@ -35,6 +35,7 @@ class PromptResult:
         images: Images drawn of this prompt, the one without an attack among them.
         skipped: Why the prompt was not attacked and does not count; empty if it counts.
         cost: Cost of the attack since the result before this one, see [`AttackResult`][lightning_unlearn.AttackResult].
+        categories: Categories of the prompt, as I2P has them.
     """
 
     prompt: str
@@ -53,6 +54,7 @@ class PromptResult:
     images: int = 0
     skipped: str = ""
     cost: dict[str, float] = field(default_factory=dict)
+    categories: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,12 @@ class AttackResult:
                 total[name] = total.get(name, 0) + value
         return total
 
+    @property
+    def by_category(self) -> dict[str, AttackResult]:
+        """The outcomes of the prompts of each category; a prompt may be of several."""
+        names = sorted({name for row in self.prompts for name in row.categories})
+        return {n: AttackResult([row for row in self.prompts if n in row.categories], self.settings) for n in names}
+
     def evaluation(self, step: int, concept: str) -> Evaluation:
         """The rates, and an example for each prompt that counts, as monitors and reports keep them.
 
@@ -143,7 +151,17 @@ class AttackResult:
         return Evaluation(step, rates, examples, hit_means="concept shown")
 
     def summary(self) -> dict[str, Any]:
-        """The rates with Wilson's 95 % intervals, the counts, and the cost, as one JSON object."""
+        """The rates with Wilson's 95 % intervals, the counts, and the cost, as one JSON object.
+
+        Where prompts have categories, ``"categories"`` has the count and the rates of each.
+        """
+        of_each = {
+            name: {
+                "prompts": len(part.counted),
+                **{n: _share(hits) if hits else None for n, hits in part._hits.items()},
+            }
+            for name, part in self.by_category.items()
+        }
         won = [row for row in self.counted if row.success]
         return {
             "prompts": len(self.counted),
@@ -153,6 +171,7 @@ class AttackResult:
             "rounds_to_success": _share([row.rounds for row in won]) if won else None,
             "steps_to_success": _share([row.steps for row in won]) if won else None,
             "cost": self.cost,
+            **({"categories": of_each} if of_each else {}),
             "settings": self.settings,
         }
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_unlearn.core.lightning import rank_zero_warn
 from lightning_unlearn.diffusion.engine.model import TextToImage, alphas_bar, prediction_type, unet_output
 from lightning_unlearn.diffusion.engine.text import encode, encode_inserted
 from lightning_unlearn.functional.diffusion.ddim import add_noise, prediction_target
 from lightning_unlearn.functional.diffusion.noise import row_noise
 from lightning_unlearn.functional.diffusion.soft_tokens import Placement
 
-__all__ = ["Criterion", "PromptLoss", "read_images", "target_latents"]
+__all__ = ["Criterion", "PromptLoss", "fit_images", "read_images", "target_latents"]
 
 Criterion = Literal["l2", "l1"]
 
@@ -92,21 +95,52 @@ class PromptLoss:
         return (error.square() if self.criterion == "l2" else error.abs()).flatten(1).mean(1)
 
 
-def read_images(folder: str | Path) -> Tensor:
-    """The PNG and JPEG files of a folder, in the order of the numbers in their names, ``(N, 3, H, W)`` in [0, 1].
+def read_images(folder: str | Path) -> list[Tensor]:
+    """The PNG and JPEG files of a folder, in the order of the numbers in their names, each ``(3, H, W)`` in [0, 1].
 
     Raises:
-        ValueError: If there is none, or their sizes differ.
+        ValueError: If there is none.
     """
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     paths = [path for path in Path(folder).glob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg")]
     paths.sort(key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)])
     if not paths:
         raise ValueError(f"{folder} has no .png or .jpg file, but target images are wanted from there.")
-    images = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
-    sizes = sorted({image.shape[:2] for image in images})
-    if len(sizes) > 1:
-        raise ValueError(f"Target images must have one size, but {folder} has images of {sizes[0]} and {sizes[-1]}.")
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
+    images = []
+    for path in paths:
+        with Image.open(path) as file:
+            upright = ImageOps.exif_transpose(file).convert("RGB")
+        images.append(torch.from_numpy(np.array(upright)).permute(2, 0, 1) / 255)
+    return images
+
+
+def fit_images(images: Tensor | Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Images of any sizes at the size of a model: resized until they cover it, and cut in the middle.
+
+    Args:
+        images: ``N`` images, each ``(3, H, W)``, in [0, 1]; those of the right size stay as they are.
+        size: Height and width.
+
+    Returns:
+        Shape ``(N, 3, *size)``.
+
+    Raises:
+        ValueError: If an image has another shape.
+    """
+    odd = [tuple(image.shape) for image in images if image.dim() != 3 or len(image) != 3]
+    if odd:
+        raise ValueError(f"A target image has the shape (3, H, W), with colours in [0, 1], but one has {odd[0]}.")
+    others = {tuple(image.shape[1:]) for image in images} - {size}
+    if others:
+        rank_zero_warn(f"Target images of {sorted(others)[0]} pixels are resized to the model's {size}.")
+    return torch.stack([image if image.shape[1:] == size else _fit(image, size) for image in images])
+
+
+def _fit(image: Tensor, size: tuple[int, int]) -> Tensor:
+    scale = max(wanted / given for wanted, given in zip(size, image.shape[1:], strict=True))
+    height, width = (max(w, round(g * scale)) for w, g in zip(size, image.shape[1:], strict=True))
+    large = F.interpolate(image[None].float(), (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    return large[:, top : top + size[0], left : left + size[1]]

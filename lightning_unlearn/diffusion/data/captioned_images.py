@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.pairing import Role
 from lightning_unlearn.core.sources import find_tokenizer, load_rows
-from lightning_unlearn.diffusion.data.prompts import PromptDataModule, PromptRows
+from lightning_unlearn.diffusion.data.prompts import PromptDataModule, PromptRows, warn_of_shared_prompts
 
 __all__ = ["CaptionedImageDataModule", "CaptionedImages"]
 
@@ -137,8 +137,10 @@ class CaptionedImageDataModule(PromptDataModule):
             texts, masked = _captions(name, rows)
             pairs = [self._pair(n, text) if name == "forget" else (text["caption"], "") for n, text in enumerate(texts)]
             captions, anchors = ([pair[i] for pair in pairs] for i in range(2))
-            prompts = PromptRows(captions, anchors if name == "forget" else None, tokenizer)
+            prompts = PromptRows(captions, anchors if name == "forget" else None, tokenizer, name=name)
             self.sets[name] = CaptionedImages(rows, prompts, self.size, masked)
+        retain = self.sets.get("retain")
+        warn_of_shared_prompts(self.sets["forget"].prompts, None if retain is None else retain.prompts)
 
     def _pair(self, number: int, row: Mapping[str, str]) -> tuple[str, str]:
         """Caption and anchor of a row to forget."""
@@ -177,7 +179,8 @@ def _captions(name: str, rows: Any) -> tuple[list[dict[str, str]], bool]:
             raise ValueError(
                 f"Row {number} of the {name} set has no text under {', '.join(_CAPTIONS)}; it has {columns}."
             )
-        texts.append({"caption": caption} | ({"anchor": row["anchor"]} if isinstance(row.get("anchor"), str) else {}))
+        anchor = row.get("anchor")
+        texts.append({"caption": caption} | ({"anchor": anchor} if isinstance(anchor, str) and anchor.strip() else {}))
         masked.append(row.get("mask") is not None)
     if not texts:
         raise ValueError(f"The {name} set is empty. Give it at least one image with a caption.")

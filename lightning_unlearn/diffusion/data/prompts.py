@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_unlearn.core.checks import at_least
+from lightning_unlearn.core.lightning import rank_zero_warn
 from lightning_unlearn.core.pairing import ForgetRetainDataModule, Role
-from lightning_unlearn.core.sources import Source, find_tokenizer, load_rows
+from lightning_unlearn.core.sources import Source, find_tokenizer, is_missing, load_rows, text_cell
 from lightning_unlearn.core.tables import TABLE_ENDINGS, is_table
-from lightning_unlearn.diffusion.engine.text import tokenize
+from lightning_unlearn.diffusion.engine.text import cut_off, tokenize
 
-__all__ = ["PromptDataModule", "PromptRows", "load_prompts"]
+__all__ = [
+    "GUIDANCES",
+    "SEEDS",
+    "PromptDataModule",
+    "PromptRows",
+    "drawn_with",
+    "load_prompts",
+    "shortened",
+    "warn_of_shared_prompts",
+]
+
+
+SEEDS = ("evaluation_seed", "seed", "sd_seed")
+GUIDANCES = ("evaluation_guidance", "guidance", "sd_guidance_scale")
+"""Columns of a prompt's seed and guidance, the first that has a number: of UnlearnDiffAtk's files, and of I2P."""
 
 
 class PromptRows(Dataset):
     """Tokens of prompts and of their anchors.
+
+    Prompts that the tokenizer cuts are warned of, and prompts that are their own anchor.
 
     Args:
         prompts: The prompts.
         anchors: What each prompt is to become; none for prompts to keep.
         tokenizer: A ``CLIPTokenizer``.
         repeat: How often the rows follow one another.
+        name: Name of the set, for messages.
     """
 
-    def __init__(self, prompts: list[str], anchors: list[str] | None, tokenizer: Any, repeat: int = 1) -> None:
+    def __init__(
+        self,
+        prompts: list[str],
+        anchors: list[str] | None,
+        tokenizer: Any,
+        repeat: int = 1,
+        name: str = "prompts",
+    ) -> None:
         self.prompts, self.anchors, self.repeat = prompts, anchors, repeat
         self.tokens = tokenize(tokenizer, prompts)
+        _warn_of_cut_prompts(f"the {name} set", prompts, self.tokens, tokenizer)
         if anchors is not None:
-            self.tokens |= {f"anchor_{name}": value for name, value in tokenize(tokenizer, anchors).items()}
+            anchor_tokens = tokenize(tokenizer, anchors)
+            _warn_of_cut_prompts(f"the anchors of the {name} set", anchors, anchor_tokens, tokenizer)
+            equal = (self.tokens["input_ids"] == anchor_tokens["input_ids"]).all(1).nonzero().flatten().tolist()
+            if equal:
+                rank_zero_warn(
+                    f"{len(equal)} of {len(prompts)} prompts of the {name} set are their own anchor, such as row "
+                    f"{equal[0]}, {prompts[equal[0]]!r}: they teach to forget nothing. Give another anchor."
+                )
+            self.tokens |= {f"anchor_{column}": value for column, value in anchor_tokens.items()}
 
     def __len__(self) -> int:
         return len(self.prompts) * self.repeat
@@ -48,6 +82,9 @@ class PromptDataModule(ForgetRetainDataModule):
 
     A forget row has ``input_ids``, ``attention_mask``, and the same of its anchor, what the concept is to become:
     ``anchor_input_ids``, ``anchor_attention_mask``, each of shape ``(B, L)``. A retain row has the first two.
+
+    A prompt may have the ``seed`` and the ``guidance`` of the image that ``trainer.predict`` draws of it, also by I2P's
+    columns ``sd_seed`` and ``sd_guidance_scale``. A cell that is blank is missing.
 
     Args:
         forget: Prompts, as strings or as dicts with ``prompt`` and optionally ``anchor``; or a file of such rows
@@ -84,6 +121,7 @@ class PromptDataModule(ForgetRetainDataModule):
     ) -> None:
         super().__init__(batch_size=batch_size, retain_batch_size=retain_batch_size, epoch=epoch, seed=seed)
         self.sources = {"forget": forget, "retain": retain, **(heldout or {})}
+        self._rows: dict[str, list[dict[str, Any]]] = {}
         self.anchor, self.tokenizer, self.repeat = anchor, tokenizer, at_least("repeat", repeat, 1)
 
     def setup(self, stage: str) -> None:
@@ -94,16 +132,92 @@ class PromptDataModule(ForgetRetainDataModule):
         for name, source in self.sources.items():
             if source is None:
                 continue
-            rows = load_prompts(source, name)
-            anchors = [row.get("anchor", self.anchor) for row in rows] if name == "forget" else None
-            repeat = self.repeat if name == "forget" else 1
-            self.sets[name] = PromptRows([row["prompt"] for row in rows], anchors, tokenizer, repeat)
+            rows = self._rows[name] = load_prompts(source, name)
+            cells = [row.get("anchor") for row in rows]
+            anchors = [
+                self.anchor if is_missing(cell) else text_cell(cell, f"Row {number} of the {name} set", "anchor")
+                for number, cell in enumerate(cells)
+            ]
+            forget = name == "forget"
+            self.sets[name] = PromptRows(
+                [row["prompt"] for row in rows],
+                anchors if forget else None,
+                tokenizer,
+                self.repeat if forget else 1,
+                name,
+            )
+        warn_of_shared_prompts(self.sets["forget"], self.sets.get("retain"))
 
     def predict_dataloader(self) -> DataLoader:
-        """The prompts of every set once, each with the seed of the image to draw."""
-        prompts = [(name, prompt) for name, rows in self.sets.items() for prompt in rows.prompts]
-        rows = [{"set": name, "prompt": p, "seed": self.seed + number} for number, (name, p) in enumerate(prompts)]
-        return DataLoader(rows, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
+        """The prompts of every set once, with the seed of the image to draw, and the guidance where a row has one."""
+        drawn: list[dict[str, Any]] = []
+        for name, rows in self.sets.items():
+            prompts = rows if isinstance(rows, PromptRows) else rows.prompts
+            columns = self._rows.get(name, [{}] * len(prompts.prompts))
+            for number, (prompt, row) in enumerate(zip(prompts.prompts, columns, strict=True)):
+                where = f"Row {number} of the {name} set"
+                seed, guidance = drawn_with(row, where, self.seed + len(drawn), None)
+                own = {} if guidance is None else {"guidance": guidance}
+                drawn.append({"set": name, "prompt": prompt, "seed": seed, **own})
+        return DataLoader(drawn, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
+
+
+def drawn_with(row: Mapping[str, Any], where: str, seed: int, guidance: float | None) -> tuple[int, float | None]:
+    """Seed and guidance of the image of a row.
+
+    Args:
+        row: The row, with one of ``SEEDS`` and one of ``GUIDANCES`` or without.
+        where: The row, for messages.
+        seed: The seed of a row that has none.
+        guidance: The guidance of a row that has none.
+
+    Raises:
+        ValueError: If a cell is no number, or the seed no whole one.
+    """
+    given = next((row[name] for name in SEEDS if not is_missing(row.get(name))), seed)
+    weight = next((row[name] for name in GUIDANCES if not is_missing(row.get(name))), guidance)
+    try:
+        # Tables write whole numbers of a column with gaps as 7.0.
+        whole = (
+            int(given) if not isinstance(given, float) and str(given).strip().lstrip("-").isdigit() else float(given)
+        )
+        if whole != int(whole):
+            raise ValueError
+        return int(whole), weight if weight is None else float(weight)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"{where} has seed {given!r} and guidance {weight!r}, but they must be numbers, the seed a whole one."
+        ) from None
+
+
+def warn_of_shared_prompts(forget: PromptRows, retain: PromptRows | None) -> None:
+    """Say which prompts are both to forget and to keep, as the tokenizer reads them."""
+    if retain is None:
+        return
+    kept = {tuple(ids) for ids in retain.tokens["input_ids"].tolist()}
+    both = [n for n, ids in enumerate(forget.tokens["input_ids"].tolist()) if tuple(ids) in kept]
+    if both:
+        rank_zero_warn(
+            f"{len(both)} of {len(forget.prompts)} prompts are both to forget and to keep, such as "
+            f"{forget.prompts[both[0]]!r}: the two terms work against each other. Remove them from one of the sets."
+        )
+
+
+def _warn_of_cut_prompts(what: str, prompts: list[str], tokens: dict[str, Any], tokenizer: Any) -> None:
+    """Say which prompts are longer than what the text encoder reads."""
+    ends = cut_off(tokenizer, prompts, tokens)
+    if ends:
+        number, end = next(iter(ends.items()))
+        rank_zero_warn(
+            f"{len(ends)} of {len(prompts)} prompts of {what} are longer than the {tokenizer.model_max_length - 2} "
+            f"tokens that the model reads. Row {number} is cut before {shortened(end)!r}: what is only named there is "
+            "not in the prompt. Shorten them."
+        )
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """The beginning of a text, for messages."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def load_prompts(source: Source, name: str) -> list[dict[str, Any]]:
@@ -114,7 +228,8 @@ def load_prompts(source: Source, name: str) -> list[dict[str, Any]]:
         name: Name of the set, for messages.
 
     Raises:
-        ValueError: If there is no row, a row has no prompt, or the source is a single prompt.
+        ValueError: If there is no row, a row has no prompt, a prompt to forget is blank, or the source is a single
+            prompt.
     """
     if isinstance(source, (str, Path)):
         path = Path(source)
@@ -133,4 +248,9 @@ def load_prompts(source: Source, name: str) -> list[dict[str, Any]]:
     for number, row in enumerate(rows):
         if not isinstance(row.get("prompt"), str):
             raise ValueError(f"Row {number} of the {name} set has no text under 'prompt'; it has {sorted(row)}.")
+        if name == "forget" and is_missing(row["prompt"]):
+            raise ValueError(
+                f"Row {number} of the forget set has a blank prompt. It would forget the empty prompt, which guidance "
+                "compares every other with: remove the row."
+            )
     return rows

@@ -16,6 +16,7 @@ __all__ = [
     "alphas_bar",
     "as_text_to_image",
     "guided_output",
+    "image_size",
     "latent_shape",
     "prediction_type",
     "refuse_adapters",
@@ -147,6 +148,13 @@ def latent_shape(model: TextToImage) -> tuple[int, int, int]:
     size = model.unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     return model.unet.config.in_channels, height, width
+
+
+def image_size(model: Any) -> tuple[int, int]:
+    """Height and width in pixels of the images that a model with a ``vae`` draws."""
+    scale = 2 ** (len(model.vae.config.block_out_channels) - 1)
+    _, height, width = latent_shape(model)
+    return height * scale, width * scale
 
 
 def unet_output(model: TextToImage, latents: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:

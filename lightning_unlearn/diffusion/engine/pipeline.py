@@ -15,7 +15,7 @@ __all__ = ["draw", "load_frozen", "load_pipeline"]
 
 
 def load_pipeline(
-    module: nn.Module,
+    module: Any,
     model: str,
     revision: str | None = None,
     variant: str | None = None,

@@ -13,14 +13,58 @@ from lightning_unlearn.diffusion.engine.model import TextToImage
 from lightning_unlearn.functional.diffusion.forget_me_not import token_positions
 from lightning_unlearn.functional.diffusion.soft_tokens import Placement, insert_tokens
 
-__all__ = ["concept_tokens", "empty_states", "encode", "encode_inserted", "inject", "tokenize"]
+__all__ = [
+    "concept_tokens",
+    "cut_off",
+    "empty_states",
+    "encode",
+    "encode_inserted",
+    "inject",
+    "tokenize",
+    "word_ids",
+]
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """``input_ids`` and ``attention_mask`` ``(B, L)`` as diffusers has them: cut and padded to ``model_max_length``."""
+    """``input_ids`` and ``attention_mask`` ``(B, L)`` as diffusers has them: cut and padded to ``model_max_length``.
+
+    A word of textual inversion that has several vectors becomes as many tokens.
+    """
     length = tokenizer.model_max_length
-    tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    tokens = tokenizer(
+        _spelled_out(tokenizer, prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
     return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+
+
+def word_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of words, without beginning and end, and not cut."""
+    return tokenizer(_spelled_out(tokenizer, [text])[0], add_special_tokens=False)["input_ids"]
+
+
+def cut_off(tokenizer: Any, prompts: Sequence[str], tokens: dict[str, Tensor]) -> dict[int, str]:
+    """The end of each prompt that is behind the tokenizer's limit, by the number of the prompt.
+
+    Args:
+        tokenizer: A ``CLIPTokenizer``.
+        prompts: The prompts.
+        tokens: What `tokenize` made of them.
+    """
+    room, ends = tokens["input_ids"].shape[1] - 2, {}
+    for number in tokens["attention_mask"].all(1).nonzero().flatten().tolist():
+        ids = word_ids(tokenizer, prompts[number])
+        if len(ids) > room:
+            ends[number] = tokenizer.decode(ids[room:]).strip()
+    return ends
+
+
+def _spelled_out(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """Prompts with the names of all vectors of the words that textual inversion added, as pipelines read them."""
+    if not any(name.endswith("_1") for name in getattr(tokenizer, "added_tokens_encoder", ())):
+        return list(prompts)
+    from diffusers.loaders import TextualInversionLoaderMixin
+
+    return TextualInversionLoaderMixin().maybe_convert_prompt(list(prompts), tokenizer)
 
 
 def encode(model: TextToImage, input_ids: Tensor) -> Tensor:
@@ -34,7 +78,7 @@ def concept_tokens(model: TextToImage, input_ids: Tensor, names: Sequence[str]) 
     Raises:
         ValueError: If a caption has none of the names.
     """
-    spans = [model.tokenizer(name, add_special_tokens=False)["input_ids"] for name in names]
+    spans = [word_ids(model.tokenizer, name) for name in names]
     positions = torch.stack([token_positions(input_ids, [span]) for span in spans])
     bare = (~positions.any(2).any(0)).nonzero().flatten().tolist()
     if bare:

@@ -24,8 +24,8 @@ from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
 from lightning_unlearn.diffusion.attacks.prompts import attack_prompts
 from lightning_unlearn.diffusion.attacks.result import AttackResult, PromptResult, ResultFile, wilson_interval
 from lightning_unlearn.diffusion.attacks.search import GCG, Descent, HardPrompt, PromptSearch, TextGrad
-from lightning_unlearn.diffusion.attacks.victim import PromptLoss, target_latents
-from lightning_unlearn.diffusion.engine.model import alphas_bar
+from lightning_unlearn.diffusion.attacks.victim import PromptLoss, fit_images, target_latents
+from lightning_unlearn.diffusion.engine.model import alphas_bar, image_size
 from lightning_unlearn.diffusion.engine.text import tokenize
 from lightning_unlearn.diffusion.unlearn_diff_atk import UnlearnDiffAtk
 from lightning_unlearn.functional.diffusion.ddim import attack_timesteps
@@ -571,7 +571,7 @@ def test_wrong_judges_targets_and_modules_are_refused(model: LitTextToImage, tar
         PromptAttack(lambda images: images, "concept")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="give targets, or base"):
         attack(never()).run(model, PROMPTS)
-    with pytest.raises(ValueError, match=r"each of 4 prompts, but have \(2, 3, 16, 16\)"):
+    with pytest.raises(ValueError, match="each of 4 prompts, but there are 2"):
         attack(never()).run(model, PROMPTS, targets[:2])
     with pytest.raises(ValueError, match="give it as base"):
         attack(never(), objective="p4d").run(model, PROMPTS, targets)
@@ -746,3 +746,30 @@ def test_a_file_keeps_whole_lines_only(tmp_path: Path) -> None:
     file = ResultFile(path, {"a": 1})
     file.add("k", PromptResult("p", 0, 7.5, success=True, token_ids=[3], cost={"unet": 2.0}))
     assert ResultFile(path, {"a": 1}).finished == file.finished
+
+
+def test_targets_of_other_sizes_are_fitted_to_the_model(model: LitTextToImage) -> None:
+    images = [torch.zeros(3, 30, 50), torch.full((3, 16, 16), 0.5), torch.rand(3, 8, 16)]
+    images[0][:, :, 6:44] = 1  # the middle, which is kept
+    with pytest.warns(UserWarning, match=r"\(8, 16\) pixels are resized to the model's \(16, 16\)"):
+        fitted = fit_images(images, image_size(model))
+    assert fitted.shape == (3, 3, 16, 16)
+    assert fitted[0].min() > 0.99
+    assert torch.equal(fitted[1], images[1])
+    result = attack(never()).run(model, PROMPTS[:3], images)
+    assert [row.steps for row in result.prompts] == [4, 4, 4]
+    with pytest.raises(ValueError, match=r"has the shape \(3, H, W\).*but one has \(1, 16, 16\)"):
+        attack(never()).run(model, PROMPTS[:1], torch.rand(1, 1, 16, 16))
+
+
+def test_rates_of_each_category() -> None:
+    rows = [
+        PromptResult("a", 0, 7.5, success=True, categories=["hate", "sexual"]),
+        PromptResult("b", 0, 7.5, categories=["sexual"]),
+        PromptResult("c", 0, 7.5, before=True),
+    ]
+    result = AttackResult(rows, {})
+    assert {name: part.asr for name, part in result.by_category.items()} == {"hate": 1.0, "sexual": 0.5}
+    assert result.summary()["categories"]["sexual"]["prompts"] == 2
+    assert result.summary()["categories"]["sexual"]["pre_asr"] == 0.0
+    assert "categories" not in AttackResult(rows[2:], {}).summary()
