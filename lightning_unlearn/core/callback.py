@@ -30,7 +30,6 @@ from lightning_unlearn.core.reading import row_count
 from lightning_unlearn.core.reference import Needs, Reference, ReferenceCallback
 from lightning_unlearn.core.resume import callbacks_of, mark, marker, restore_place, rewind_window
 from lightning_unlearn.core.retention import record_checkpoints, release, resume, seal
-from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.core.rows import row_loader, written_date
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, training_step_loss
 from lightning_unlearn.core.transfer import Patches, patch_transfer

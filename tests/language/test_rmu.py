@@ -16,7 +16,6 @@ from lightning_unlearn import RMU, LanguageDataModule, LitCausalLM, PromptFormat
 from lightning_unlearn.core.lightning import MisconfigurationException
 from lightning_unlearn.core.reference import SnapshotReference
 from lightning_unlearn.functional.language.rmu import control_vector
-from lightning_unlearn.language.data.language import collate_tokens
 from lightning_unlearn.language.data.token_rows import collate_tokens
 from tests.helpers import save_resumable
 from tests.user_module import trainer, weights
