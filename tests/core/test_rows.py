@@ -81,11 +81,16 @@ def processes(total: int, count: int = 10, copies: int = 1, **options: Any) -> l
     assert loader is not None
     plain = SimpleNamespace(convert_input=lambda batch: batch)
     strategies = [
-        SimpleNamespace(distributed_sampler_kwargs={"rank": rank, "num_replicas": total}, batch_to_device=lambda b: b)
+        SimpleNamespace(
+            distributed_sampler_kwargs={"rank": rank, "num_replicas": total}, root_device=torch.device("cpu")
+        )
         for rank in range(total)
         for _ in range(copies)
     ]
-    runs: list[Any] = [SimpleNamespace(strategy=strategy, precision_plugin=plain) for strategy in strategies]
+    runs: list[Any] = [
+        SimpleNamespace(strategy=strategy, precision_plugin=plain, lightning_module=torch.nn.Identity())
+        for strategy in strategies
+    ]
     return [RunRows(run, loader, "rows", **options) for run in runs]
 
 
