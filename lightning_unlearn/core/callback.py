@@ -26,6 +26,7 @@ from lightning_unlearn.core.lightning import (
     Trainer,
     overrides,
 )
+from lightning_unlearn.core.own_training import OwnTraining, SkippedBatch
 from lightning_unlearn.core.reading import row_count
 from lightning_unlearn.core.reference import Needs, Reference, ReferenceCallback
 from lightning_unlearn.core.resume import callbacks_of, mark, marker, restore_place, rewind_window
@@ -66,6 +67,9 @@ class UnlearnCallback(ReferenceCallback, ABC):
             step, and are saved as ``last-finite.ckpt`` where checkpoints are enabled.
     """
 
+    makes_steps = True
+    """Whether the run makes training steps."""
+
     def __init__(self, score: Score, reference: Reference = "auto") -> None:
         if self.needs.per_example and score is training_step_loss:
             raise ValueError(
@@ -75,6 +79,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         super().__init__(score, reference)
         self._steps = 0
         self._patches = Patches()
+        self._own: OwnTraining | None = None
         self._date: str | None = None
         self._keeps_gradients = False
         self._statistics: list[tuple[Tensor, Tensor]] = []
@@ -128,8 +133,13 @@ class UnlearnCallback(ReferenceCallback, ABC):
 
         # A plain function: copies of the module (EMA) keep it as it is. Made here and not earlier, as it can't be
         # pickled for processes that are spawned.
-        def training_step(batch: dict[str, Batch], batch_idx: int) -> Tensor:
-            return self._training_step(trainer, pl_module, batch, batch_idx)
+        def training_step(batch: dict[str, Batch], batch_idx: int) -> Tensor | None:
+            try:
+                return self._training_step(trainer, pl_module, batch, batch_idx)
+            except SkippedBatch:
+                return None
+
+        training_step.replaced = vars(pl_module).get("training_step")  # type: ignore[attr-defined]
 
         self._keeps_gradients = _watches_zero_grad(trainer, pl_module)
         self._patches = Patches()
@@ -147,6 +157,9 @@ class UnlearnCallback(ReferenceCallback, ABC):
             if isinstance(child, _NormBase)
             for buffer in child.buffers(recurse=False)
         ]
+        if self.makes_steps:
+            self._own = OwnTraining(type(self).__name__, trainer, pl_module, self.score is training_step_loss)
+            self._own.patch(self._patches, trainer)
         self.caches, self.snapshot = {}, None
         self._date = written_date(trainer.train_dataloader)
         restore_place(trainer)
@@ -282,6 +295,8 @@ class UnlearnCallback(ReferenceCallback, ABC):
             values = ", ".join(f"{name}={value.item():.6g}" for name, value in parts.items())
             self._stop(trainer, f"the loss is not finite ({values})")
         self._steps += 1
+        if self._own is not None:
+            self._own.step(batch)
         module.log_dict(
             {f"unlearn/{name}": value for name, value in logged.items()},
             prog_bar=True,
@@ -318,6 +333,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
 
     def _give_back(self, module: LightningModule) -> None:
         self._patches.undo()
+        self._own = None
         for handle in self._hooks:
             handle.remove()
         self._hooks = []

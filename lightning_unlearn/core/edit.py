@@ -34,6 +34,8 @@ class Edit(UnlearnCallback):
             its weights, or resumes from a checkpoint that is edited already.
     """
 
+    makes_steps = False
+
     def __init__(self, score: Score) -> None:
         super().__init__(score)
 

@@ -6,7 +6,6 @@ likelihoods, as ``score.predictions(module, batch)``; objectives on logits (KL) 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_unlearn.core.labels import check_range, described, read_classifier, refuse_labels
 from lightning_unlearn.core.lightning import LightningModule
+from lightning_unlearn.core.own_training import own_loss
 from lightning_unlearn.functional.likelihood import IGNORE_INDEX, row_sum, token_nll
 
 __all__ = [
@@ -188,22 +188,17 @@ def training_step_loss(module: LightningModule, batch: Batch) -> Tensor:
     It is one number a batch, so it serves the objectives that are linear in it: GradientAscent, GradDiff.
 
     Args:
-        module: Any LightningModule; the ``training_step`` of its class is called.
+        module: Any LightningModule; its own ``training_step`` is called, whatever its arguments.
         batch: Whatever that method takes.
 
     Returns:
         Shape ``(1,)``.
 
     Raises:
-        TypeError: If ``training_step`` returns no loss.
+        SkippedBatch: If ``training_step`` returns None. An objective then skips the batch, as Lightning does.
+        TypeError: If it returns something else that is no loss.
     """
-    training_step = type(module).training_step
-    takes_index = len(inspect.signature(training_step).parameters) > 2
-    output = training_step(module, batch, 0) if takes_index else training_step(module, batch)
-    loss = output.get("loss") if isinstance(output, dict) else output
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"{type(module).__name__}.training_step returned {type(output).__name__} in place of a loss.")
-    return loss.reshape(1)
+    return own_loss(module, batch).reshape(1)
 
 
 @contextmanager
