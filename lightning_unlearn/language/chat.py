@@ -127,25 +127,34 @@ class ChatTemplate:
     def end(self) -> TurnEnd:
         """What ends an answer.
 
-        It is the first special token after an answer. A template that ends only other answers than the last one, with
-        the end-of-sequence token, has that; one that writes nothing after an answer has no end of its own.
+        It is the first special token after an answer; where the template ends only other answers than the last one,
+        the token between an answer and the next question. A template that writes neither has no end of its own.
         """
         after = _after(*self._render([[_QUESTION, _ANSWER]]))
-        special, other = self._tokens()
-        for tokens in (special, other):
-            if places := [(after.find(token), -len(token), token) for token in tokens if token in after]:
-                place, _, token = min(places)
-                return TurnEnd(after[: place + len(token)], tokens[token])
-        if after.strip():
-            return TurnEnd(after.rstrip(), None)
-        eos = self.tokenizer.eos_token
+        for tokens in self._tokens():
+            if found := _first(after, tokens):
+                return found
+        return TurnEnd(after.rstrip(), None) if after.strip() else self._end_between_turns()
+
+    def _end_between_turns(self) -> TurnEnd:
+        none = TurnEnd("", None)
         try:
-            between = _after(*self._render([[_QUESTION, _ANSWER, _QUESTION]])).partition(_QUESTION["content"])[0]
+            (text,) = self._render([[_QUESTION, _ANSWER, _QUESTION]])
         except ValueError:
-            return TurnEnd("", None)
+            return none
+        first, _, rest = text.partition(_QUESTION["content"])
+        asked, _, rest = rest.partition(_ANSWER["content"])
+        between = rest.partition(_QUESTION["content"])[0]
+        eos = self.tokenizer.eos_token
         if eos and eos in between:
             return TurnEnd(between[: between.find(eos) + len(eos)], self.tokenizer.eos_token_id)
-        return TurnEnd("", None)
+        # What begins a turn is a token too, of which the first question has one without an end before it.
+        special, _ = self._tokens()
+        shared = _shared(asked, between)
+        found = _first(shared, special)
+        if found and (_first(shared[len(found.text) :], special) or not first.endswith(between)):
+            return found
+        return none
 
     @cached_property
     def lead(self) -> str:
@@ -165,10 +174,10 @@ class ChatTemplate:
     @cached_property
     def _asks(self) -> bool:
         """Whether the template has a prompt that asks for an answer."""
-        return self._render([[_QUESTION]], add_generation_prompt=True) != self._render([[_QUESTION]]) or not any(
-            text.partition(_ANSWER["content"])[0].rpartition(_QUESTION["content"])[2].strip()
-            for text in self._render([[_QUESTION, _ANSWER]])
-        )
+        try:
+            return self._render([[_QUESTION]], add_generation_prompt=True) != self._render([[_QUESTION]])
+        except ValueError:  # some write a question only together with the prompt
+            return True
 
     def _tokens(self) -> tuple[dict[str, int], dict[str, int]]:
         """Ids of the special tokens and of other added ones, without those that are white space."""
@@ -284,7 +293,7 @@ def _spans(messages: Messages, text: str, outline: str) -> Iterator[tuple[int, i
     for (number, answer), later in zip(answers, [*answers[1:], None], strict=True):
         before, found, outline = outline.partition(_MARK.format(number))
         # Reasoning takes the place of the think block that a template writes where there is none.
-        place += sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, text[place:], strict=False)))
+        place += len(_shared(before, text[place : place + len(before)]))
         after = outline.partition(_MARK.format(later[0]))[0] if later else outline
         # As it is or, as some templates write it, without the white space around it.
         forms = (answer, answer.strip(), answer.lstrip(), answer.rstrip())
@@ -304,6 +313,20 @@ def _spans(messages: Messages, text: str, outline: str) -> Iterator[tuple[int, i
 def _last_line(answer: str) -> str:
     """The end of an answer, without the reasoning that templates leave out."""
     return answer.rpartition("</think>")[2].strip().rpartition("\n")[2].strip()
+
+
+def _shared(a: str, b: str) -> str:
+    """The beginning that two texts share."""
+    return a[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))]
+
+
+def _first(text: str, tokens: Mapping[str, int]) -> TurnEnd | None:
+    """The text up to the first of some tokens."""
+    places = [(text.find(token), -len(token), token) for token in tokens if token in text]
+    if not places:
+        return None
+    place, _, token = min(places)
+    return TurnEnd(text[: place + len(token)], tokens[token])
 
 
 def _first_visible(text: str, start: int) -> int:

@@ -68,6 +68,11 @@ class PromptFormat:
 
     def __post_init__(self) -> None:
         one_of("turns", self.turns, Turns)
+        if "MistralCommon" in type(self.tokenizer).__name__:
+            raise ValueError(
+                "A tokenizer of mistral-common writes conversations itself and gives no text of them. Load the one of "
+                "transformers: AutoTokenizer.from_pretrained(..., mistral_format=False)."
+            )
         if self.date is not None:
             _check_date(self.date)
         if own := sorted(_OWN_ARGUMENTS & set(self.chat_template_kwargs or {})):

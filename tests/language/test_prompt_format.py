@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from transformers import AutoTokenizer
 
 from lightning_unlearn import LanguageDataModule, LitCausalLM, PromptFormat
 from tests.user_module import trainer
+from tests.zoo.families import FAMILIES
 
 
 @pytest.fixture
@@ -105,3 +108,111 @@ def test_a_model_answers_in_the_format_of_its_data_module(tiny_lm: Path, monkeyp
     trainer().predict(module, data)
     assert module.tokenizer.decode(asked.pop()) == "Q: Hi? A:"
     assert prompt.tokenizer is None  # the format that was given stays as it is
+
+
+def templated(name: str, template: str) -> Any:
+    tokenizer = FAMILIES[name].make_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize(("name", "says"), [("Gemma", "System role not supported"), ("Llama 2", "leaves the system")])
+def test_a_system_prompt_that_the_template_does_not_write_is_refused(name: str, says: str) -> None:
+    prompt = PromptFormat(FAMILIES[name].make_tokenizer(), system_prompt="Be brief.")
+    with pytest.raises(ValueError, match=says):
+        prompt.prompt("Hi?")
+    with pytest.raises(ValueError, match=r"put its text into the question|Put its text into the question"):
+        prompt.row("Hi?", "Yo.")
+
+
+def test_an_end_may_be_text() -> None:
+    text = "{% for m in messages %}### {{ m.role }}: {{ m.content }}\n### End\n{% endfor %}"
+    tokenizer = templated("GPT-2", text + "{% if add_generation_prompt %}### assistant:{% endif %}")
+    prompt = PromptFormat(tokenizer)
+    row = prompt.row("Hi?", "Yo.")
+    assert tokenizer.decode(row.prompt) == "### user: Hi?\n### End\n### assistant:"
+    assert tokenizer.decode(row.answer) == " Yo.\n### End"
+    assert prompt.end_text == "### End"
+
+
+def test_an_answer_needs_an_end_of_the_template_or_of_the_tokenizer() -> None:
+    tokenizer = FAMILIES["Falcon"].make_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="has no eos_token, so an answer would have no end"):
+        PromptFormat(tokenizer).row("Hi?", "Yo.")
+    tokenizer = FAMILIES["Phi 3"].make_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("{% else %}{{ eos_token }}", "")
+    tokenizer.eos_token = None
+    assert tokenizer.decode(PromptFormat(tokenizer).row("Hi?", "Yo.").answer) == "Yo.<|end|>"
+
+
+def test_a_template_without_answers_is_refused() -> None:
+    tokenizer = templated(
+        "Qwen 2", "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(ValueError, match="does not write the messages of the assistant"):
+        PromptFormat(tokenizer).row("Hi?", "Yo.")
+
+
+def test_a_template_without_a_prompt_of_its_own_is_asked_by_what_it_writes_before_an_answer() -> None:
+    tokenizer = templated(
+        "Qwen 2", "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    prompt = PromptFormat(tokenizer)
+    assert prompt.text("Hi?") == "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n"
+    assert prompt.row("Hi?", "Yo.").prompt == prompt.prompt("Hi?")
+
+
+def test_a_token_of_prompt_and_answer_is_of_the_answer_if_it_holds_a_letter_of_it() -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {token: number for number, token in enumerate(["a", "b", ":", " ", "\n", ":b", "\n\n", ": ", "</s>"])}
+    merges = [(":", "b"), ("\n", "\n"), (":", " ")]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(vocab=vocab, merges=merges)), eos_token="</s>"
+    )
+
+    def parts(prompt_format: str, answer: str) -> tuple[list[str], list[str]]:
+        row = PromptFormat(tokenizer, prompt_format=prompt_format).row("a", answer)
+        return tokenizer.convert_ids_to_tokens(row.prompt), tokenizer.convert_ids_to_tokens(row.answer)
+
+    assert parts("{question}:", "ba") == (["a"], [":b", "a", "</s>"])
+    assert parts("{question}:\n", "\nba") == (["a", ":"], ["\n\n", "b", "a", "</s>"])
+    assert parts("{question}: ", "ba") == (["a", ": "], ["b", "a", "</s>"])  # only white space of it
+
+
+def test_reasoning_is_a_part_of_the_answer_and_an_empty_think_block_of_the_prompt() -> None:
+    tokenizer = FAMILIES["Qwen 3"].make_tokenizer()
+    prompt = PromptFormat(tokenizer)
+    asked = [{"role": "user", "content": "Hi?"}]
+    for answer in (
+        {"role": "assistant", "content": "Yo.", "reasoning_content": "A greeting."},
+        {"role": "assistant", "content": "<think>\nA greeting.\n</think>\n\nYo."},
+    ):
+        (row,) = prompt.rows([prompt.conversation(asked, answer)])
+        assert tokenizer.decode(row.answer) == "A greeting.\n</think>\n\nYo.<|im_end|>"
+        assert tokenizer.decode(row.prompt).endswith("<|im_start|>assistant\n<think>\n")
+    with pytest.warns(UserWarning, match=r"before an answer without reasoning.*'enable_thinking': False"):
+        LanguageDataModule([{"question": "Hi?", "answer": "Yo."}], prompt=prompt).setup("fit")
+    off = replace(prompt, chat_template_kwargs={"enable_thinking": False})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LanguageDataModule([{"question": "Hi?", "answer": "Yo."}], prompt=off).setup("fit")
+    assert off.row("Hi?", "Yo.").prompt == off.prompt("Hi?")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"chat_template_kwargs": {"tokenize": True}}, r"arguments of the template itself, but got \['tokenize'\]"),
+        ({"date": "10 April"}, "date must be a day such as '2025-04-10', but got '10 April'"),
+        ({"turns": "first"}, "turns"),
+        ({"tokenizer": type("MistralCommonBackend", (), {})()}, r"mistral-common.*mistral_format=False"),
+        ({"prompt_format": "{question} {name}"}, "no other field than"),
+        ({"prompt_format": "{question}", "chat_template": "x"}, "prompt_format replaces the chat template"),
+    ],
+)
+def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PromptFormat(**arguments)

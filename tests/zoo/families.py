@@ -111,6 +111,10 @@ EOS_BETWEEN_TURNS = (
     "{% if m['role'] == 'assistant' and not loop.last %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
 )
+PHI_BETWEEN_TURNS = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% if not (loop.last and m['role'] == 'assistant') %}"
+    "{{ '<|end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 
 
 def mistral(before: str, after: str, space: str) -> str:
@@ -398,6 +402,13 @@ FAMILIES: dict[str, Family] = {
     ),
     "end between turns": Family(
         sentencepiece, "Llama", EOS_BETWEEN_TURNS, f"USER: {QUESTION} ASSISTANT:", f" {ANSWER}</s>"
+    ),
+    "end between turns, not eos": Family(
+        lambda: byte_level("<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>", eos_token="<|endoftext|>"),
+        "Phi",
+        PHI_BETWEEN_TURNS,
+        f"<|user|>{QUESTION}<|end|><|assistant|>",
+        f"{ANSWER}<|end|>",
     ),
     "Llama 2 base": Family(sentencepiece, "Llama", None, _PLAIN, f" {ANSWER}</s>"),
     "Llama 2 base, old file": Family(lambda: sentencepiece(old=True), "Llama", None, _PLAIN, f" {ANSWER}</s>"),
