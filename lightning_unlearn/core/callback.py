@@ -29,6 +29,7 @@ from lightning_unlearn.core.lightning import (
 from lightning_unlearn.core.own_training import OwnTraining, SkippedBatch
 from lightning_unlearn.core.reading import row_count
 from lightning_unlearn.core.reference import Needs, Reference, ReferenceCallback
+from lightning_unlearn.core.resolution import warn_below_resolution
 from lightning_unlearn.core.resume import callbacks_of, mark, marker, restore_place, rewind_window
 from lightning_unlearn.core.retention import record_checkpoints, release, resume, seal
 from lightning_unlearn.core.rows import row_loader, written_date
@@ -169,6 +170,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         else:
             self._check_date(self._state.get("date", self._date))
             self._restore_reference(self._state, pl_module)
+        warn_below_resolution(trainer)
         super().on_train_start(trainer, pl_module)
 
     def on_before_optimizer_step(

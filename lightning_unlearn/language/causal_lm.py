@@ -21,6 +21,7 @@ from lightning_unlearn.core.distributed import full_tensor, rank
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.monitor import Monitor
+from lightning_unlearn.core.resolution import warn_below_resolution
 from lightning_unlearn.core.resume import callbacks_of, record_class, recorded_class, refuse_fine_tuning
 from lightning_unlearn.core.scores import causal_lm_nll
 from lightning_unlearn.functional.likelihood import token_mean
@@ -37,11 +38,13 @@ from lightning_unlearn.language.chat import Messages
 from lightning_unlearn.language.data.language import LanguageDataModule
 from lightning_unlearn.language.generation import generate
 from lightning_unlearn.language.limits import check_ids, check_rows, learned_positions
+from lightning_unlearn.language.precision import fp32_tensors, put_back
 from lightning_unlearn.language.prompt_format import PromptFormat
 from lightning_unlearn.language.starts import (
     Loading,
     open_model,
     open_module,
+    set_rates,
     tokenizer_of,
     without_dropout,
     without_quantization,
@@ -146,8 +149,7 @@ class LitCausalLM(LightningModule):
         self.prompt = _kept_prompt(model)
         """How the run that the weights are from asked questions; a data module without a prompt takes it over."""
         self.model.train()  # loaded for evaluation, in which gradient checkpointing would do nothing
-        if not dropout:
-            without_dropout(self.model)
+        self._rates = {} if dropout else without_dropout(self.model)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         if adapters is not None:
@@ -196,6 +198,20 @@ class LitCausalLM(LightningModule):
     def on_fit_start(self) -> None:
         """Keep the prompt format of the data module."""
         self.prompt = self._kept_format()
+
+    def on_train_start(self) -> None:
+        """Warn of a learning rate that half precision can't resolve, as unlearning callbacks do."""
+        if not callbacks_of(self.trainer, UnlearnCallback):
+            warn_below_resolution(self.trainer)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> LitCausalLM:
+        # Lightning casts the whole module for precision="bf16-true", but angles of rotary positions need fp32.
+        model = self._modules.get("model")
+        kept = fp32_tensors(model) if model is not None else {}
+        super()._apply(fn, recurse)
+        if model is not None:
+            put_back(model, kept)
+        return self
 
     def configure_model(self) -> None:
         """Shard the weights where the strategy asks for it (FSDP2)."""
@@ -324,7 +340,9 @@ class LitCausalLM(LightningModule):
             tied = model.state_dict().keys() - dict([*model.named_parameters(), *model.named_buffers()]).keys()
             state = {name: full_tensor(value) for name, value in model.state_dict().items() if name not in tied}
         if rank() == 0:
+            set_rates(model, self._rates)
             model.save_pretrained(folder, state_dict=state)
+            set_rates(model, dict.fromkeys(self._rates, 0.0))
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
             self._kept_format().save(folder)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from lightning_unlearn.core.sources import open_tokenizer
 from lightning_unlearn.language.adapters import check_kind, is_peft_model, merge, open_adapter
@@ -20,6 +19,7 @@ __all__ = [
     "check_causal",
     "open_model",
     "open_module",
+    "set_rates",
     "tokenizer_of",
     "without_dropout",
     "without_quantization",
@@ -202,13 +202,32 @@ def check_causal(model: Any, name: str) -> None:
         )
 
 
-def without_dropout(model: nn.Module) -> None:
-    """Switch off every dropout and noise of a model: those of layers, and the rates that layers hand to functions."""
-    for child in model.modules():
+def without_dropout(model: Any) -> dict[str, float]:
+    """Switch off every dropout and noise of a model, wherever its layers read the rate.
+
+    Args:
+        model: The model; adapters keep their own dropout.
+
+    Returns:
+        The rates of its configuration, which belong into an export.
+    """
+    for path, child in model.named_modules():
+        if "lora_dropout" in path:
+            continue
         for name, value in list(vars(child).items()):
             rate = isinstance(value, float) and re.search(r"drop|jitter", name) is not None
             if rate or (name == "p" and "dropout" in type(child).__name__.lower()):
                 setattr(child, name, 0.0)
+    config = model.config.get_text_config()
+    rates = {n: v for n, v in vars(config).items() if isinstance(v, float) and v > 0 and re.search(r"drop|jitter", n)}
+    set_rates(model, dict.fromkeys(rates, 0.0))
+    return rates
+
+
+def set_rates(model: Any, rates: dict[str, float]) -> None:
+    """Write rates of dropout into a model's configuration."""
+    for name, rate in rates.items():
+        setattr(model.config.get_text_config(), name, rate)
 
 
 def without_quantization(model: Any, weights: dict[str, torch.Tensor]) -> Any:
