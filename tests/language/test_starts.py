@@ -209,7 +209,7 @@ def test_rows_beyond_the_model_are_refused_before_training(
     larger.add_special_tokens({"eos_token": "<extra>"})
     module = LitCausalLM(str(tiny_lm))
     with pytest.raises(ValueError, match=rf"token {size} \('<extra>'\), but the model has {size} embeddings"):
-        fit(module, forget_rows, forget_rows, prompt=PromptFormat(larger))
+        fit(module, [{"text": "The <extra> end."}], forget_rows, prompt=PromptFormat(larger))
     with pytest.raises(ValueError, match=f"the token {size}, but the model has {size} embeddings"):
         module(torch.tensor([[size]]))
 
