@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_unlearn.classification.features import find_head, last_rows
+from lightning_unlearn.classification.features import find_head, head_of, last_rows
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective, batch_accuracy
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import strategy
 from lightning_unlearn.core.distributed import mean_over_ranks
 from lightning_unlearn.core.layers import watching
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
-from lightning_unlearn.core.scores import Batch, Score, classifier_nll
+from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, classifier_nll
 from lightning_unlearn.functional.likelihood import token_nll
 
 __all__ = ["BoundaryExpand"]
@@ -119,10 +119,28 @@ class BoundaryExpand(ClassifierObjective):
             (forget,) = self.predictions(module, batch, ("forget",))
         count, classes = forget.logits.shape
         if self._steps == 0:
-            _check_gives_logits(name, last_rows(name, calls.outputs, count), forget.logits)
+            self._check_gives_logits(module, name, last_rows(name, calls.outputs, count), forget, batch["forget"])
         logits = torch.cat([forget.logits, self.row(last_rows(name, calls.inputs, count))], dim=1)
         loss = self.row_mean(token_nll(logits, torch.full_like(forget.classes(), classes)))
         return {"loss": loss, "forget_accuracy": batch_accuracy(forget)}
+
+    def _check_gives_logits(
+        self, module: LightningModule, name: str, outputs: Tensor, forget: Predictions, batch: Batch
+    ) -> None:
+        logits = forget.logits
+        if outputs.shape == logits.shape and torch.equal(outputs.to(logits.dtype), logits):
+            return
+        assert isinstance(self.score, PredictionScore)
+        found = head_of(module, self.score, batch)
+        way = (
+            f"Pass head={found[0]!r}, which does."
+            if found and found[0] != name
+            else ("Name the linear layer that gives them with head=..., and let the module return them unchanged.")
+        )
+        raise MisconfigurationException(
+            f"BoundaryExpand adds a logit to those of the head, but the output of {name!r}, of shape "
+            f"{tuple(outputs.shape)}, is not the logits of shape {tuple(logits.shape)}. {way}"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The method's name and the new row."""
@@ -137,12 +155,3 @@ def _new_row(head: nn.Linear, seed: int) -> nn.Linear:
     for parameter in row.parameters():
         nn.init.uniform_(parameter, -bound, bound, generator=generator)
     return row.to(head.weight.device)
-
-
-def _check_gives_logits(name: str, outputs: Tensor, logits: Tensor) -> None:
-    if outputs.shape != logits.shape or not torch.equal(outputs.to(logits.dtype), logits):
-        raise MisconfigurationException(
-            f"BoundaryExpand adds a logit to those of the head, but the output of {name!r}, of shape "
-            f"{tuple(outputs.shape)}, is not the logits of shape {tuple(logits.shape)}. Name the linear layer that "
-            "gives them with head=..., and let the module return them unchanged."
-        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -10,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_unlearn.classification.fine_tune import FineTune
 from lightning_unlearn.core.checks import at_least, regex
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
+from lightning_unlearn.core.rows import row_loader
 from lightning_unlearn.core.scores import Score, classifier_nll
 
 __all__ = ["CFk"]
@@ -25,15 +28,16 @@ class CFk(FineTune):
     uses SGD with a learning rate of 0.01 and 10 epochs.
 
     Args:
-        k: Number of blocks to train, counted from the last one defined. Blocks are the children with weights of the
-            first submodule that has several: for a ResNet of torchvision, ``k=2`` is ``layer4`` and ``fc``.
+        k: Number of blocks to train, counted from the last one, which must be defined and called last. Blocks are the
+            children with weights of the first submodule that has several: for a ResNet of torchvision, ``k=2`` is
+            ``layer4`` and ``fc``.
         layers: Regular expression in place of ``k``; parameters train if it is found in their names.
         score: Reads likelihoods off the module; ``training_step_loss`` takes its own loss.
         keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If not exactly one of ``k`` and ``layers`` is given, or one is invalid.
-        MisconfigurationException: If all weights or none would train.
+        MisconfigurationException: If all weights or none would train, or the blocks defined last are not called last.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -78,6 +82,32 @@ class CFk(FineTune):
             parameter.grad = None
         self._frozen = list(frozen.values())
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that the blocks defined last are those that the forward pass calls last."""
+        super().on_train_start(trainer, pl_module)
+        loader = row_loader(trainer.train_dataloader, "retain")
+        if self.k is None or loader is None:
+            return
+        calls: list[str] = []
+        blocks = _blocks(pl_module).children
+
+        def watch(name: str) -> Callable[..., None]:
+            return lambda *_: calls.append(name)
+
+        handles = [block.register_forward_hook(watch(name)) for name, block in blocks.items()]
+        try:
+            self._check_rows(trainer, pl_module)
+        finally:
+            for handle in handles:
+                handle.remove()
+        called = sorted(set(calls), key=lambda name: len(calls) - calls[::-1].index(name))
+        if calls and set(called[-self.k :]) != set(list(blocks)[-self.k :]):
+            raise MisconfigurationException(
+                f"{type(self).__name__} trains the last k={self.k} blocks, but {list(blocks)[-self.k :]}, which "
+                f"{type(pl_module).__name__} defines last, are not those that its forward pass calls last, "
+                f"{called[-self.k :]}. Name the layers to train by layers=."
+            )
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze the statistics of frozen layers again: the user may have called ``train()``."""
         super().on_train_epoch_start(trainer, pl_module)
@@ -91,10 +121,7 @@ class CFk(FineTune):
 
     def _last_blocks(self, module: nn.Module) -> str:
         """A regular expression for the parameters of the last k blocks."""
-        prefix, blocks = "", _with_weights(module)
-        while len(blocks) == 1 and len(list(module.parameters(recurse=False))) == 0:
-            ((name, module),) = blocks.items()
-            prefix, blocks = f"{prefix}{name}.", _with_weights(module)
+        prefix, module, blocks = _blocks(module)
         if self.k is None or self.k >= len(blocks):
             raise MisconfigurationException(
                 f"{type(self).__name__} freezes all but the last k={self.k} blocks, but {type(module).__name__} has "
@@ -108,6 +135,22 @@ class CFk(FineTune):
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._frozen = []
+
+
+class _Blocks(NamedTuple):
+    """The first submodule that has several children with weights: its name with a dot, itself, and these children."""
+
+    prefix: str
+    parent: nn.Module
+    children: dict[str, nn.Module]
+
+
+def _blocks(module: nn.Module) -> _Blocks:
+    prefix, blocks = "", _with_weights(module)
+    while len(blocks) == 1 and len(list(module.parameters(recurse=False))) == 0:
+        ((name, module),) = blocks.items()
+        prefix, blocks = f"{prefix}{name}.", _with_weights(module)
+    return _Blocks(prefix, module, blocks)
 
 
 def _with_weights(module: nn.Module) -> dict[str, nn.Module]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_unlearn.classification.features import find_head, last_rows
+from lightning_unlearn.classification.features import find_head, head_of, last_rows
 from lightning_unlearn.classification.objective import (
     BatchNormMode,
     ClassifierObjective,
@@ -19,8 +19,8 @@ from lightning_unlearn.classification.objective import (
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import above, at_least, between
 from lightning_unlearn.core.distributed import sum_over_ranks
-from lightning_unlearn.core.layers import find_layer, watching
-from lightning_unlearn.core.lightning import LightningModule, Trainer, isolate_rng
+from lightning_unlearn.core.layers import HOOK_NOT_CALLED, find_layer, watching
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, isolate_rng
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.rows import RunRows
 from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, classifier_nll
@@ -48,7 +48,7 @@ class DUCK(ClassifierObjective):
         target_accuracy: In (0, 1]; near 0 for a class, the accuracy on unseen rows for random rows. ``None`` never
             ends the run.
         layer: Module whose flattened output is the features: the end of its dotted name, or a regular expression found
-            in one name only. By default the features are the input of the last ``nn.Linear``.
+            in one name only. By default the features are the input of the ``nn.Linear`` whose output is the logits.
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
         score: Reads predictions off the module.
@@ -91,6 +91,7 @@ class DUCK(ClassifierObjective):
         self.lambda1, self.lambda2 = at_least("lambda1", lambda1, 0), at_least("lambda2", lambda2, 0)
         self.temperature = above("temperature", temperature, 0)
         self.target_accuracy, self.layer = target_accuracy, layer
+        self._head: tuple[str, nn.Module] | None = None
         self.centroids: Tensor | None = None
         """Mean features of each class of retain rows, shape ``(M, d)``, once a run has begun."""
         self.classes = torch.empty(0, dtype=torch.int64)
@@ -104,12 +105,14 @@ class DUCK(ClassifierObjective):
 
     def begin(self, trainer: Trainer, module: LightningModule) -> None:
         """Compute the centroids."""
+        self._find_head(trainer, module)
         if self.target_accuracy is not None:  # an error now, and not after an epoch
             RunRows.of_role(trainer, "forget", "DUCK")
         self._compute_centroids(trainer, module)
 
     def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
         """Continue with the centroids of the checkpoint."""
+        self._find_head(trainer, module)
         self.centroids, self.classes = state["centroids"].to(module.device), state["classes"].to(module.device)
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
@@ -147,8 +150,24 @@ class DUCK(ClassifierObjective):
         centroids = self.centroids.cpu() if self.centroids is not None else None
         return {**super().state_dict(), "centroids": centroids, "classes": self.classes.cpu()}
 
+    def _find_head(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.layer is not None:
+            return
+        assert isinstance(self.score, PredictionScore)
+        batch, _ = next(iter(RunRows.of_role(trainer, "retain", "DUCK")))
+        with trainer.precision_plugin.forward_context():
+            self._head = head_of(module, self.score, batch)
+        if self._head is None:
+            raise MisconfigurationException(
+                f"DUCK takes the input of the nn.Linear that gives the logits for features, but no such layer of "
+                f"{type(module).__name__} does. Name the layer whose output is the features: DUCK(layer=...). "
+                f"{HOOK_NOT_CALLED}"
+            )
+
     def _layer(self, module: nn.Module) -> tuple[str, nn.Module]:
-        return find_head("DUCK", module, None) if self.layer is None else find_layer(module, self.layer)
+        if self.layer is not None:
+            return find_layer(module, self.layer)
+        return self._head or find_head("DUCK", module, None)
 
     def _featured(self, module: LightningModule, rows: Batch) -> tuple[Predictions, Tensor]:
         """Predictions of some rows, and their features, shape ``(B, d)``."""
@@ -156,6 +175,11 @@ class DUCK(ClassifierObjective):
         name, layer = self._layer(module)
         with watching(layer) as calls:
             predictions = self.score.predictions(module, rows)
+        if len(predictions.rows) != predictions.size:
+            raise MisconfigurationException(
+                f"DUCK moves the features of a row away from its class, but these {predictions.size} rows have "
+                f"{len(predictions.rows)} labels. Take UGradSL, SCRUB or RandomLabels for several labels a row."
+            )
         return predictions, last_rows(name, calls.inputs if self.layer is None else calls.outputs, predictions.size)
 
     def _read_rows(

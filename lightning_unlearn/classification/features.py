@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import torch
 from torch import Tensor, nn
 
-from lightning_unlearn.core.layers import HOOK_NOT_CALLED, find_layer
-from lightning_unlearn.core.lightning import MisconfigurationException
+from lightning_unlearn.core.layers import HOOK_NOT_CALLED, find_layer, stripped, watching
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException
+from lightning_unlearn.core.modes import undisturbed
+from lightning_unlearn.core.scores import Batch, PredictionScore
 
-__all__ = ["find_head", "last_rows"]
+__all__ = ["find_head", "head_of", "last_rows"]
 
 
 def find_head(method: str, module: nn.Module, name: str | None) -> tuple[str, nn.Linear]:
@@ -18,7 +22,7 @@ def find_head(method: str, module: nn.Module, name: str | None) -> tuple[str, nn
         method: Name of the method, for errors.
         module: The user's module.
         name: The end of the layer's dotted name, or a regular expression found in one name only; ``None`` for the
-            last ``nn.Linear``.
+            last ``nn.Linear`` in the order of definition, which has to be checked with `head_of`.
 
     Raises:
         MisconfigurationException: If there is none.
@@ -38,6 +42,32 @@ def find_head(method: str, module: nn.Module, name: str | None) -> tuple[str, nn
             "Give the model a linear head."
         )
     return linear[-1]
+
+
+def head_of(module: LightningModule, score: PredictionScore, batch: Batch) -> tuple[str, nn.Linear] | None:
+    """The linear layer whose output is the logits of a batch, and its name; whatever the order of layers is.
+
+    Args:
+        module: The user's module; it is run once, in evaluation mode.
+        score: Reads logits off it.
+        batch: Rows on its device.
+
+    Returns:
+        ``None`` if no layer's output is the logits.
+    """
+    linear = [(name, child) for name, child in module.named_modules() if isinstance(child, nn.Linear)]
+    with ExitStack() as stack:
+        calls = [stack.enter_context(watching(child)) for _, child in linear]
+        stack.enter_context(undisturbed(module))
+        logits = score.predictions(module, batch).logits
+    readings = [logits] + [logits[:, 1]] * (logits.shape[1] == 2)  # one logit z is read as (0, z)
+    for (name, child), call in reversed(list(zip(linear, calls, strict=True))):
+        for output in call.outputs:
+            if any(
+                output.numel() == z.numel() and torch.equal(output.flatten().to(z.dtype), z.flatten()) for z in readings
+            ):
+                return stripped(name), child
+    return None
 
 
 def last_rows(layer: str, tensors: list[Tensor], rows: int) -> Tensor:

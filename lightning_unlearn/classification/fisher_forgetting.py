@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_unlearn.classification.features import head_of
 from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.core.gradients import rows_of, sample_gradients
@@ -38,7 +39,9 @@ class FisherForgetting(Edit):
         forget_class: The class whose rows are all forgotten; its output weights are replaced by noise. ``None`` where
             single rows are forgotten.
         parity: ``"released"`` squares the mean gradient of a batch, weighted by the batch's mean $p_y$, as the released
-            code does, and depends on the batch size. ``None`` squares the gradient of each row, as in the formula.
+            code does, and depends on the batch size; its output layer is every tensor whose first dimension is the
+            number of classes. ``None`` squares the gradient of each row, as in the formula; its output layer is the
+            one that gives the logits.
         rows_at_once: Rows whose gradients are in memory together.
         seed: Seed of the noise, which is the same on any number of processes.
         score: Reads predictions off the module.
@@ -88,7 +91,7 @@ class FisherForgetting(Edit):
             raise ValueError("FisherForgetting takes the Fisher matrix of the retain rows, but got none. Pass retain.")
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         fisher = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        count, classes = 0, 0
+        count, classes, head = 0, 0, None
         squares = self._of_batches if self.parity == "released" else self._of_rows
         with evaluating(module), torch.enable_grad():
             for batch in retain:
@@ -101,6 +104,7 @@ class FisherForgetting(Edit):
                         f"{row_count(batch)} rows."
                     )
                 classes = likelihood.shape[1]
+                head = head if count else self._head(module, batch)
                 if self.forget_class is not None and self.forget_class >= classes:
                     raise ValueError(f"forget_class is {self.forget_class}, but the model has {classes} classes.")
                 count += 1 if self.parity == "released" else len(likelihood)
@@ -117,7 +121,16 @@ class FisherForgetting(Edit):
         with torch.no_grad():
             for name, parameter in parameters.items():
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-                parameter.copy_(fisher_forgetting(parameter, fisher[name] / count, noise, **options))  # type: ignore[arg-type]
+                output = head if head is None else name.startswith(f"{head}.")
+                parameter.copy_(fisher_forgetting(parameter, fisher[name] / count, noise, output=output, **options))  # type: ignore[arg-type]
+
+    def _head(self, module: LightningModule, batch: Batch) -> str | None:
+        """Name of the output layer; none where the released code's rule is asked for, or no layer gives the logits."""
+        assert isinstance(self.score, PredictionScore)
+        if self.parity == "released":
+            return None
+        found = head_of(module, self.score, batch)
+        return None if found is None else next(name for name, child in module.named_modules() if child is found[1])
 
     def _of_rows(
         self, module: LightningModule, batch: Batch, probabilities: Tensor, parameters: dict[str, nn.Parameter]

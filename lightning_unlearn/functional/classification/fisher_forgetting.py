@@ -8,7 +8,14 @@ __all__ = ["fisher_forgetting"]
 
 
 def fisher_forgetting(
-    weight: Tensor, fisher: Tensor, noise: Tensor, *, alpha: float, classes: int, forget_class: int | None = None
+    weight: Tensor,
+    fisher: Tensor,
+    noise: Tensor,
+    *,
+    alpha: float,
+    classes: int,
+    forget_class: int | None = None,
+    output: bool | None = None,
 ) -> Tensor:
     r"""A weight with the noise of Fisher forgetting.
 
@@ -17,8 +24,7 @@ def fisher_forgetting(
     The variance is limited by :math:`c = 10^3`, or :math:`10^2` for the output layer, and averaged over the second
     dimension. Where a whole class is forgotten, its row of the output layer has :math:`\mu = 0` and
     :math:`v = 10^{-4}`. Then the variance of the output layer and of vectors (biases, batch normalization) is
-    multiplied by 10. As in the released code, a tensor whose first dimension is the number of classes counts as the
-    output layer.
+    multiplied by 10.
 
     Args:
         weight: The weight, which is :math:`\mu` in all other cases.
@@ -27,6 +33,8 @@ def fisher_forgetting(
         alpha: Scale of the variance :math:`\alpha`.
         classes: Number of classes.
         forget_class: The class to forget as a whole; ``None`` for single rows.
+        output: Whether the weight is of the output layer. By default, as in the released code, it is if its first
+            dimension is the number of classes.
 
     Returns:
         The new weight.
@@ -40,7 +48,8 @@ def fisher_forgetting(
         Golatkar et al., *Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep Networks*,
         arXiv:1911.04933.
     """
-    output = weight.dim() > 0 and len(weight) == classes
+    if output is None:
+        output = weight.dim() > 0 and len(weight) == classes
     variance = alpha * (1 / (fisher + 1e-8)).clamp(max=1e2 if output else 1e3)
     if variance.dim() > 1:
         variance = variance.mean(1, keepdim=True).expand_as(weight).clone()
