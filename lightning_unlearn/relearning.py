@@ -122,13 +122,10 @@ class RelearningAttack:
     def _trained_rows(self, loader: Iterable[Batch]) -> Iterable[Batch]:
         if self.rows is None:
             return loader
-        loaders = {"forget": loader}
-        whole = row_loader(loaders, "forget")
-        if whole is None:
+        whole = row_loader({"forget": loader}, "forget", everywhere=False)
+        if whole is None or whole.streamed:
             raise ValueError("rows chooses from a map-style dataset. Pass a DataLoader of one, or leave rows out.")
-        chosen = row_loader(loaders, "forget", drawn_rows(whole, self.rows, self.seed))
-        assert chosen is not None
-        return chosen
+        return whole.select(drawn_rows(whole, self.rows, self.seed))
 
     def _attack(self, module: LightningModule, loader: Iterable[Batch]) -> tuple[list[int], list[float]]:
         trained = self._trained_rows(loader)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from lightning_unlearn.classification.features import head_of
+from lightning_unlearn.core.batches import row_count
 from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.core.gradients import rows_of, sample_gradients
 from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.modes import evaluating
-from lightning_unlearn.core.reading import row_count
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll, prediction_score
 from lightning_unlearn.core.transfer import transferred
 from lightning_unlearn.functional.classification.fisher_forgetting import fisher_forgetting
@@ -74,7 +73,7 @@ class FisherForgetting(Edit):
         self.parity = one_of("parity", parity, (None, "released"))
         self.rows_at_once = at_least("rows_at_once", rows_at_once, 1)
 
-    def edit(self, module: LightningModule, forget: DataLoader, retain: DataLoader | None = None) -> None:
+    def edit(self, module: LightningModule, forget: Iterable[Batch], retain: Iterable[Batch] | None = None) -> None:
         """Add the noise.
 
         Args:

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_unlearn.core.batches import row_count
 from lightning_unlearn.core.checks import above, one_of
 from lightning_unlearn.core.class_scores import binary_nll, segmentation_nll, soft_label_nll
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException
-from lightning_unlearn.core.reading import row_count
 from lightning_unlearn.core.resume import record_class
 from lightning_unlearn.core.scores import Batch, PredictionScore, classifier_nll
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lightning_unlearn.classification.metrics.accuracy import accuracy, unlearning_accuracy
 from lightning_unlearn.classification.metrics.features import FEATURES
@@ -31,7 +30,7 @@ from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.monitor import Monitor, log_table
 from lightning_unlearn.core.pairing import ForgetRetainDataModule
 from lightning_unlearn.core.reference import exchanged
-from lightning_unlearn.core.rows import RunRows, row_loader
+from lightning_unlearn.core.rows import RowLoader, RunRows, row_loader
 from lightning_unlearn.core.scores import Score, classifier_nll, prediction_score
 
 __all__ = ["ClassifierMonitor"]
@@ -171,7 +170,7 @@ class ClassifierMonitor(Monitor):
         self.reference = of_training
         self.log_metrics(trainer, module, metrics)
 
-    def _loaders(self, trainer: Trainer) -> dict[str, DataLoader]:
+    def _loaders(self, trainer: Trainer) -> dict[str, RowLoader]:
         datamodule = getattr(trainer, "datamodule", None)
         given: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
         loaders: dict[str, Any] = {}
@@ -193,9 +192,7 @@ class ClassifierMonitor(Monitor):
             )
         return {name: loader for name, loader in readable.items() if loader is not None}
 
-    def _measure(
-        self, trainer: Trainer, module: LightningModule, loaders: Mapping[str, DataLoader]
-    ) -> dict[str, float]:
+    def _measure(self, trainer: Trainer, module: LightningModule, loaders: Mapping[str, RowLoader]) -> dict[str, float]:
         outputs = {}
         with isolate_rng(), evaluating(module), trainer.precision_plugin.forward_context():
             for name, loader in loaders.items():
@@ -225,7 +222,7 @@ class ClassifierMonitor(Monitor):
         return metrics | {f"{name}/accuracy": accuracy(*rows).item() for name, rows in others.items()}
 
     def _measure_retrained(
-        self, trainer: Trainer, module: LightningModule, loaders: Mapping[str, DataLoader]
+        self, trainer: Trainer, module: LightningModule, loaders: Mapping[str, RowLoader]
     ) -> dict[str, float]:
         if isinstance(self.retrained, dict):
             return {_GAP[name]: value for name, value in self.retrained.items()}

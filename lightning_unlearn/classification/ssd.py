@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader
 
 from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.core.lightning import LightningModule, rank_zero_info, rank_zero_warn
 from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.rows import RowLoader, mixed_rows, row_loader
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.core.transfer import transferred
 from lightning_unlearn.functional.classification.synaptic_dampening import synaptic_dampening
@@ -56,7 +56,7 @@ class SSD(Edit):
         super().__init__(score)
         self.alpha, self.dampening, self.seed = above("alpha", alpha, 0), above("dampening", dampening, 0), seed
 
-    def edit(self, module: LightningModule, forget: DataLoader, retain: DataLoader | None = None) -> None:
+    def edit(self, module: LightningModule, forget: Iterable[Batch], retain: Iterable[Batch] | None = None) -> None:
         """Dampen the weights.
 
         Args:
@@ -71,9 +71,10 @@ class SSD(Edit):
         if retain is None:
             raise ValueError("SSD compares the forget rows with all rows, but got no retain rows. Pass retain.")
         parameters = [p for p in module.parameters() if p.requires_grad]
+        first, second = _rows("forget", forget), _rows("retain", retain)
         with evaluating(module), torch.enable_grad():
             forgotten = self._importance(module, forget, parameters)
-            overall = self._importance(module, _shuffled(forget, retain, self.seed), parameters)
+            overall = self._importance(module, mixed_rows(first, second, self.seed), parameters)
         if not all(s.isfinite().all() for s in (*forgotten, *overall)):
             raise FloatingPointError(
                 "SSD: a gradient is not finite, so no weight was changed. Run with precision='32-true', and check that "
@@ -111,14 +112,8 @@ class SSD(Edit):
         )
 
 
-def _shuffled(forget: DataLoader, retain: DataLoader, seed: int) -> DataLoader:
-    """The rows of both loaders in batches of mixed rows, of the size of the retain batches."""
-    # The batch samplers that row_loader makes are lists of row numbers.
-    chunks: list[list[list[int]]] = [list(loader.batch_sampler) for loader in (forget, retain)]  # type: ignore[arg-type]
-    rows = [i for chunk in chunks[0] for i in chunk]
-    rows += [len(forget.dataset) + i for chunk in chunks[1] for i in chunk]  # type: ignore[arg-type]
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    size = max(map(len, chunks[1]))
-    mixed = [[rows[i] for i in order[start : start + size]] for start in range(0, len(rows), size)]
-    both: Any = ConcatDataset([forget.dataset, retain.dataset])
-    return DataLoader(both, batch_sampler=mixed, collate_fn=retain.collate_fn)
+def _rows(role: str, loader: Any) -> RowLoader:
+    rows = row_loader({role: loader}, role)
+    if rows is None or not rows.count:
+        raise ValueError(f"SSD reads {role} rows, but got none from {type(loader).__name__}.")
+    return rows

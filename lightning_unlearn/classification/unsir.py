@@ -10,12 +10,12 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_unlearn.classification.inputs import input_of, with_input
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective, batch_accuracy
+from lightning_unlearn.core.batches import row_count
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import above, at_least, strategy
 from lightning_unlearn.core.distributed import rank, world_size
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.modes import evaluating
-from lightning_unlearn.core.reading import row_count
 from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, classifier_nll
 from lightning_unlearn.functional.classification.unsir import unsir_noise
 from lightning_unlearn.functional.likelihood import token_nll

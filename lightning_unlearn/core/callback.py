@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.utils import get_total_norm
-from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
 from lightning_unlearn.core.accumulation import full_window
 from lightning_unlearn.core.batch_norm import freeze_lone_rows
+from lightning_unlearn.core.batches import row_count
 from lightning_unlearn.core.checks import strategy, trainer_optimizes
 from lightning_unlearn.core.distributed import all_true, local_tensor, mean_over_ranks
 from lightning_unlearn.core.lightning import (
@@ -27,12 +27,11 @@ from lightning_unlearn.core.lightning import (
     overrides,
 )
 from lightning_unlearn.core.own_training import OwnTraining, SkippedBatch
-from lightning_unlearn.core.reading import row_count
 from lightning_unlearn.core.reference import Needs, Reference, ReferenceCallback
 from lightning_unlearn.core.resolution import warn_below_resolution
 from lightning_unlearn.core.resume import callbacks_of, mark, marker, restore_place, rewind_window
 from lightning_unlearn.core.retention import record_checkpoints, release, resume, seal
-from lightning_unlearn.core.rows import row_loader, written_date
+from lightning_unlearn.core.rows import RowLoader, row_loader, written_date
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, training_step_loss
 from lightning_unlearn.core.transfer import Patches, patch_transfer
 
@@ -100,19 +99,19 @@ class UnlearnCallback(ReferenceCallback, ABC):
 
     # ---- what subclasses read with -----------------------------------------------------------------------------
 
-    def row_loaders(self, trainer: Trainer) -> dict[str, DataLoader]:
-        """For each role a loader of its rows, each once and in order, the same on every process.
+    def row_loaders(self, trainer: Trainer) -> dict[str, RowLoader]:
+        """For each role its rows, each once and in order, the same on every process.
 
         Raises:
-            MisconfigurationException: If rows can't be read one by one.
+            MisconfigurationException: If there are none, or they can't be told.
         """
         loaders = {role: row_loader(trainer.train_dataloader, role) for role in self.needs.roles}
         readable = {role: loader for role, loader in loaders.items() if loader is not None}
         missing = sorted(loaders.keys() - readable.keys())
         if missing:
             raise MisconfigurationException(
-                f"{type(self).__name__} reads the {missing} rows one by one, but the run has none, or they are of an "
-                "iterable dataset. Pass trainer.fit(module, {'forget': ..., 'retain': ...}) with map-style datasets."
+                f"{type(self).__name__} reads the {missing} rows before training, but the run has none. Pass "
+                "trainer.fit(module, {'forget': ..., 'retain': ...}) with a loader for each."
             )
         return readable
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.checks import strategy
@@ -40,7 +40,7 @@ class Edit(UnlearnCallback):
         super().__init__(score)
 
     @abstractmethod
-    def edit(self, module: LightningModule, forget: DataLoader, retain: DataLoader | None = None) -> None:
+    def edit(self, module: LightningModule, forget: Iterable[Batch], retain: Iterable[Batch] | None = None) -> None:
         """Change the weights of a module in place.
 
         Args:

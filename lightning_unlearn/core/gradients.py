@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.func import functional_call, grad, vmap
-from torch.utils._pytree import tree_map
 
+from lightning_unlearn.core.batches import map_tensors, row_count, rows_at
 from lightning_unlearn.core.distributed import local_tensor, sum_over_ranks, world_size
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.modes import undisturbed
-from lightning_unlearn.core.reading import likelihood, row_count
+from lightning_unlearn.core.reading import likelihood
 from lightning_unlearn.core.rows import RunRows
 from lightning_unlearn.core.scores import Batch, Score
 
@@ -105,23 +105,26 @@ def sample_gradients(
     weights = {f"module.{name}": parameters[name].detach() for name in names}
     reader = _Reader(value, module)
 
-    def of_row(weights: dict[str, Tensor], row: Batch) -> Tensor:
-        return functional_call(reader, weights, (tree_map(_with_batch, row),))
+    leaves: list[Tensor] = []
+    map_tensors(batch, leaves.append)
 
-    dims = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, batch)
-    gradients = vmap(grad(of_row), in_dims=(None, dims))(weights, batch)
+    def of_row(weights: dict[str, Tensor], row: list[Tensor]) -> Tensor:
+        parts = iter(row)  # not the batch itself: vmap takes no dataclass, and no mapping but a dict
+        return functional_call(reader, weights, (map_tensors(batch, lambda _: next(parts).unsqueeze(0)),))
+
+    gradients = vmap(grad(of_row), in_dims=(None, 0))(weights, leaves)
     return {name.removeprefix("module."): g for name, g in gradients.items()}
 
 
 def rows_of(batch: Batch, size: int) -> Iterator[Batch]:
     """A batch in parts of at most so many rows."""
     for start in range(0, row_count(batch), size):
-        part = slice(start, start + size)
-        yield tree_map(lambda leaf, part=part: leaf[part] if isinstance(leaf, Tensor) else leaf, batch)
-
-
-def _with_batch(leaf: Any) -> Any:
-    return leaf.unsqueeze(0) if isinstance(leaf, Tensor) else leaf
+        part = rows_at(batch, slice(start, start + size))
+        if part is None:
+            raise TypeError(
+                f"A {type(batch).__name__} is to be read in parts, but its tensors have not one row for each example."
+            )
+        yield part
 
 
 class _Reader(nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any, Literal
 
 import torch
@@ -13,16 +12,16 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from lightning_unlearn.core.batches import row_count, row_fingerprint
 from lightning_unlearn.core.checks import function, one_of
 from lightning_unlearn.core.distributed import full_tensor, load_full_tensor, local_tensor
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from lightning_unlearn.core.modes import evaluating, without_gradients
-from lightning_unlearn.core.reading import Reading, read, row_count
+from lightning_unlearn.core.reading import Reading, read
 from lightning_unlearn.core.resume import ResumableCallback
 from lightning_unlearn.core.rows import RunRows, row_loader
 from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score
 from lightning_unlearn.core.transfer import own_transfer_hooks
-from lightning_unlearn.functional.random import mixed_bits
 
 __all__ = [
     "CachedReference",
@@ -33,7 +32,6 @@ __all__ = [
     "exchange",
     "exchanged",
     "reshard",
-    "row_fingerprint",
 ]
 
 Reference = Literal["auto", "cache", "snapshot"]
@@ -146,7 +144,7 @@ class CachedReference:
         """Score every row of the role once; replicas share the work."""
         loader = row_loader(trainer.train_dataloader, self.role)
         if loader is None:
-            raise ValueError("Rows can't be read one by one from an iterable dataset. Use reference='snapshot'.")
+            raise ValueError(f"The run has no {self.role} rows to read before training. Use reference='snapshot'.")
         rows = RunRows(trainer, loader, f"Reading the reference ({self.role})")
         with evaluating(module), trainer.precision_plugin.forward_context():
             read = [
@@ -187,48 +185,6 @@ class CachedReference:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a cache saved by `state_dict`."""
         self.index, self.fingerprint, self.value = state["index"], state["fingerprint"], state["value"]
-
-
-def row_fingerprint(batch: dict[str, Any]) -> Tensor:
-    """A 64-bit fingerprint of each row's content that does not depend on padding or on the other rows.
-
-    Args:
-        batch: Tensors with the rows in dimension 0. Positions where ``attention_mask`` is 0 do not count.
-
-    Returns:
-        Shape ``(B,)``, int64.
-    """
-    mask = batch.get("attention_mask")
-    total = torch.zeros_like(batch["index"], dtype=torch.int64)
-    for salt, (name, tensor) in enumerate(sorted(_tensors(batch), key=itemgetter(0))):
-        if name in ("index", "attention_mask"):
-            continue
-        values = _as_integers(tensor.reshape(len(total), -1))
-        if mask is not None and values.shape == mask.shape:
-            place = mask.long().cumsum(1) - 1
-            values = (values + 1) * mask
-        else:
-            place = torch.arange(values.shape[1], device=values.device).expand_as(values)
-        total = total + (values * (mixed_bits(place + (salt << 32)) | 1)).sum(1)
-    return total
-
-
-def _tensors(batch: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a nested batch that has rows, by its path."""
-    items = batch.items() if isinstance(batch, Mapping) else enumerate(batch)
-    for key, value in items:
-        name = f"{prefix}{key}"
-        if isinstance(value, Tensor):
-            yield from [(name, value)] if value.dim() else []
-        elif isinstance(value, (Mapping, list, tuple)):
-            yield from _tensors(value, f"{name}.")
-
-
-def _as_integers(values: Tensor) -> Tensor:
-    if values.is_floating_point():
-        # Bits, not values: sums of integers are exact in any order.
-        return values.float().contiguous().view(torch.int32).long()
-    return values.long()
 
 
 @dataclass(frozen=True)
@@ -353,8 +309,10 @@ class ReferenceCallback(ResumableCallback):
             return False  # they may augment, or normalize over the batch: a row differs from one visit to the next
         loaders = {role: row_loader(trainer.train_dataloader, role) for role in self.needs.reference_nll}
         for role, loader in loaders.items():
+            if self.reference == "auto" and (loader is None or loader.streamed):
+                return False  # a stream may be long, and is not read twice unasked
             rows = next(iter(loader), None) if loader is not None else None
-            if isinstance(rows, dict) and "index" in rows:
+            if isinstance(rows, Mapping) and "index" in rows:
                 continue
             if self.reference == "cache":
                 raise ValueError(
@@ -365,7 +323,7 @@ class ReferenceCallback(ResumableCallback):
             return False
         if self.reference == "cache":
             return True
-        sizes = {role: len(loader.dataset) for role, loader in loaders.items() if loader is not None}  # type: ignore[arg-type]
+        sizes = {role: loader.count for role, loader in loaders.items() if loader is not None}
         return max(sizes.values()) <= _CACHED_ANSWERS * sizes["forget"]
 
     def _check_drift(self, module: LightningModule, rows: Mapping[str, Batch]) -> None:

@@ -164,7 +164,7 @@ def restore_place(trainer: Trainer) -> None:
     if loop._combined_loader_states_to_load:
         loop._load_combined_loader_states()
         iter(loop._data_fetcher)
-    served, batches = loop.epoch_loop.batch_progress.current.processed, trainer.num_training_batches
+    served, batches = loop.epoch_loop.batch_progress.current.ready, trainer.num_training_batches
     forgetful = {type(x).__name__ for x in loop._combined_loader.flattened if not hasattr(x, "load_state_dict")}
     if forgetful and 0 < served < batches:
         rank_zero_warn(

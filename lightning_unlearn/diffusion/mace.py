@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.checks import above, at_least
 from lightning_unlearn.core.lightning import LightningModule, Trainer
@@ -191,7 +190,7 @@ class MACE(AdapterObjective):
             fused = fused + adapters.adapters[path].change().detach().double() @ self._maps[name]
         return fused.to(weight)
 
-    def prompts(self, module: LightningModule, forget: DataLoader) -> dict[str, Tensor]:
+    def prompts(self, module: LightningModule, forget: Iterable[Batch]) -> dict[str, Tensor]:
         """Token ids of the prompts of each concept, each of shape ``(N, L)``: templates, and captions that name it."""
         model = as_text_to_image(module)
         captions = self._captions(module, forget)
@@ -223,5 +222,5 @@ class MACE(AdapterObjective):
         """All text states of prompts, shape ``(N L, D)``."""
         return encode(model, input_ids).flatten(0, 1)
 
-    def _captions(self, module: LightningModule, loader: DataLoader) -> Tensor:
+    def _captions(self, module: LightningModule, loader: Iterable[Batch]) -> Tensor:
         return torch.stack([ids for (ids,) in each_row(module, loader, ("input_ids",))])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.checks import above, at_least
 from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.model import as_text_to_image
 from lightning_unlearn.diffusion.engine.parameters import kv_layers
 from lightning_unlearn.diffusion.engine.text import empty_states, encode
@@ -61,7 +63,7 @@ class RECE(UCE):
         self.epochs = at_least("epochs", epochs, 1, hint="UCE has no rounds")
         self.attack_lamb = above("attack_lamb", attack_lamb, 0)
 
-    def edit(self, module: LightningModule, forget: DataLoader, retain: DataLoader | None = None) -> None:
+    def edit(self, module: LightningModule, forget: Iterable[Batch], retain: Iterable[Batch] | None = None) -> None:
         """Edit the key and value weights; arguments and errors as for UCE."""
         model = as_text_to_image(module)
         layers = kv_layers(model.unet).values()

@@ -14,7 +14,7 @@ from lightning_unlearn.core.checks import at_least, between, one_of, regex
 from lightning_unlearn.core.distributed import replica
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_info
 from lightning_unlearn.core.modes import evaluating
-from lightning_unlearn.core.rows import RunRows, row_loader
+from lightning_unlearn.core.rows import RunRows
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.denoising import anchor_output, denoising_loss, noised
 from lightning_unlearn.diffusion.engine.model import as_text_to_image, guided_output
@@ -206,11 +206,10 @@ class Scissorhands(DiffusionObjective):
     def _forget_rows(self, trainer: Trainer) -> RunRows:
         """Batches of forget rows in a drawn order, over and over; of each one every process reads its share."""
         loader = self.row_loaders(trainer)["forget"]
-        chunks: list[list[int]] = list(loader.batch_sampler or ())
-        count, total = sum(map(len, chunks)), replica(trainer).total
+        chunks = loader.chunks
+        count, total = loader.count, replica(trainer).total
         size = len(chunks[0]) * total
         order = torch.randperm(count, generator=keyed_generator(self.seed, 7)).tolist()
         drawn = [[order[(j * size + i) % count] for i in range(size)] for j in range(self.batches)]
         shares = [batch[number::total] for batch in drawn for number in range(total)]
-        loader = row_loader(trainer.train_dataloader, "forget", shares) or loader
-        return RunRows(trainer, loader, "Scissorhands: forget rows")
+        return RunRows(trainer, loader.select(shares), "Scissorhands: forget rows")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.core.transfer import transferred
 from lightning_unlearn.diffusion.engine.denoising import denoising_nll
 from lightning_unlearn.diffusion.engine.model import TextToImage, as_text_to_image
@@ -68,7 +69,7 @@ class UCE(Edit):
         self.states = one_of("states", states, States)
         self.needs = Needs(roles=("forget", "retain") if preserve_scale else ("forget",))
 
-    def edit(self, module: LightningModule, forget: DataLoader, retain: DataLoader | None = None) -> None:
+    def edit(self, module: LightningModule, forget: Iterable[Batch], retain: Iterable[Batch] | None = None) -> None:
         """Edit the key and value weights.
 
         Args:
@@ -87,7 +88,7 @@ class UCE(Edit):
             keep = self.kept(module, retain) if retain is not None and self.preserve_scale else None
             self.apply(model, concepts, guides, keep)
 
-    def edits(self, module: LightningModule, forget: DataLoader) -> tuple[Tensor, Tensor]:
+    def edits(self, module: LightningModule, forget: Iterable[Batch]) -> tuple[Tensor, Tensor]:
         """Text states of the concepts and of their anchors, each of shape ``(N, D)``."""
         pairs = [
             pair
@@ -99,7 +100,7 @@ class UCE(Edit):
         concepts, guides = zip(*pairs, strict=True)
         return torch.cat(concepts), torch.cat(guides)
 
-    def kept(self, module: LightningModule, retain: DataLoader) -> Tensor:
+    def kept(self, module: LightningModule, retain: Iterable[Batch]) -> Tensor:
         """Text states of the prompts to keep, shape ``(M, D)``."""
         model = as_text_to_image(module)
         kept = []
@@ -133,7 +134,7 @@ def last_word(mask: Tensor) -> int:
     return int(mask.sum()) - 2
 
 
-def each_row(module: LightningModule, loader: DataLoader, names: tuple[str, ...]) -> list[tuple[Tensor, ...]]:
+def each_row(module: LightningModule, loader: Iterable[Batch], names: tuple[str, ...]) -> list[tuple[Tensor, ...]]:
     """Each row once, in the order of the loader."""
     rows: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
     for batch in loader:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.checks import at_least, one_of
 from lightning_unlearn.core.distributed import Replica, gather_objects, replica
@@ -28,7 +27,7 @@ from lightning_unlearn.core.monitor import Monitor, log_folder, log_table
 from lightning_unlearn.core.pairing import ForgetRetainDataModule
 from lightning_unlearn.core.plots import curve_figure
 from lightning_unlearn.core.reading import likelihood
-from lightning_unlearn.core.rows import RunRows, row_loader
+from lightning_unlearn.core.rows import RowLoader, RunRows, row_loader
 from lightning_unlearn.core.scores import Score, causal_lm_nll
 from lightning_unlearn.core.sources import Source, load_rows
 from lightning_unlearn.language.matching import Match, matcher
@@ -125,7 +124,7 @@ class UnlearnMonitor(Monitor):
         log_table(logger, f"{self.prefix}generations", _COLUMNS, rows, step)
         _log_figures(logger, self.history, step, self.prefix)
 
-    def _loaders(self, trainer: Trainer) -> dict[str, DataLoader]:
+    def _loaders(self, trainer: Trainer) -> dict[str, RowLoader]:
         loaders: dict[str, Any] = {name: row_loader(trainer.train_dataloader, name) for name in ("forget", "retain")}
         datamodule = getattr(trainer, "datamodule", None)
         if isinstance(datamodule, ForgetRetainDataModule):
@@ -133,16 +132,9 @@ class UnlearnMonitor(Monitor):
             loaders |= {name: row_loader(heldout, name) for name in heldout}
         return {name: loader for name, loader in loaders.items() if loader is not None}
 
-    def _nll(self, trainer: Trainer, module: LightningModule, name: str, loader: DataLoader) -> float:
+    def _nll(self, trainer: Trainer, module: LightningModule, name: str, loader: RowLoader) -> float:
         """Mean over the supervised tokens of the first rows."""
-        chunks, size = [], 0
-        for chunk in loader.batch_sampler or []:
-            if size >= self.limit:
-                break
-            chunks.append(list(chunk))
-            size += len(chunks[-1])
-        first = DataLoader(loader.dataset, batch_sampler=chunks, collate_fn=loader.collate_fn)
-        rows = RunRows(trainer, first, f"Evaluating {name}")
+        rows = RunRows(trainer, loader.first(self.limit), f"Evaluating {name}")
         read = [[part.cpu() for part in likelihood(self.score, module, batch)] for batch, _ in rows]
         total = count = 0.0
         left = self.limit

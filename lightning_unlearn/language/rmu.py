@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils._pytree import tree_map_only
 
+from lightning_unlearn.core.batches import row_count
 from lightning_unlearn.core.callback import Needs, UnlearnCallback
 from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.distributed import mean_over_ranks
 from lightning_unlearn.core.layers import HOOK_NOT_CALLED, find_layer, stripped
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
-from lightning_unlearn.core.reading import join, row_count
+from lightning_unlearn.core.reading import join
 from lightning_unlearn.core.scores import Batch, causal_lm_nll
 from lightning_unlearn.functional.language.rmu import control_vector, mean_norm, rmu_forget, rmu_retain
 from lightning_unlearn.functional.likelihood import IGNORE_INDEX

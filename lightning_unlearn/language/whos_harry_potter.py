@@ -118,7 +118,7 @@ class WhosHarryPotter(ForgetRetainObjective):
     def _read_labels(self, trainer: Trainer, module: LightningModule) -> CachedReference:
         loader = row_loader(trainer.train_dataloader, "forget")
         first = next(iter(loader), None) if loader is not None else None
-        if loader is None or not isinstance(first, dict) or not first.keys() >= {"input_ids", "labels", "index"}:
+        if loader is None or not isinstance(first, Mapping) or not first.keys() >= {"input_ids", "labels", "index"}:
             got = f"a dict with {sorted(first)}" if isinstance(first, dict) else type(first).__name__
             raise MisconfigurationException(
                 "WhosHarryPotter keeps new labels by row, so forget rows are dicts with 'input_ids', 'labels' and a "

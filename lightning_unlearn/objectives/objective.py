@@ -10,10 +10,11 @@ from typing import Literal
 
 from torch import Tensor
 
+from lightning_unlearn.core.batches import row_count
 from lightning_unlearn.core.callback import Reference, UnlearnCallback
 from lightning_unlearn.core.checks import at_least, one_of
 from lightning_unlearn.core.lightning import LightningModule, Trainer
-from lightning_unlearn.core.reading import Reading, row_count
+from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score
 from lightning_unlearn.functional.kl import kl_divergence
 from lightning_unlearn.objectives.embedding_difference import EmbeddingDifference, embedding_distance, of_role

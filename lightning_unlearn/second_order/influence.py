@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.core.gradients import sample_gradients
 from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.modes import evaluating
-from lightning_unlearn.core.rows import row_loader
+from lightning_unlearn.core.rows import RowLoader, row_loader
+from lightning_unlearn.core.samplers import chunked
 from lightning_unlearn.core.scores import Batch, Score, causal_lm_nll, classifier_nll
 from lightning_unlearn.core.transfer import transferred
 from lightning_unlearn.functional.curvature.conjugate_gradient import conjugate_gradient
@@ -92,7 +92,7 @@ class InfluenceUnlearning(Edit):
         self.solver, self.damping, self.samples, self.step_size = solver, damping, samples, step_size
         self.block_size, self.iterations, self.tolerance, self.seed = block_size, iterations, tolerance, seed
 
-    def edit(self, module: LightningModule, forget: DataLoader, retain: DataLoader | None = None) -> None:
+    def edit(self, module: LightningModule, forget: Iterable[Batch], retain: Iterable[Batch] | None = None) -> None:
         """Take the step.
 
         Args:
@@ -107,11 +107,11 @@ class InfluenceUnlearning(Edit):
         if retain is None:
             raise ValueError("InfluenceUnlearning takes the curvature of retain rows, but got none. Pass retain.")
         parameters = [p for p in module.parameters() if p.requires_grad]
-        size = len(retain.dataset)  # type: ignore[arg-type]
+        rows = self._rows(retain)
         with evaluating(module), torch.enable_grad():
-            gradient = [g / size for g in self._gradient(module, forget, parameters)]
+            gradient = [g / rows.count for g in self._gradient(module, forget, parameters)]
             solve = self._woodfisher if self.solver == "woodfisher" else self._conjugate_gradient
-            step = solve(module, retain, parameters, gradient)
+            step = solve(module, rows, parameters, gradient)
         if not all(s.isfinite().all() for s in step):
             raise FloatingPointError(
                 f"InfluenceUnlearning: the step is not finite. Raise damping, which is {self.damping}."
@@ -120,7 +120,9 @@ class InfluenceUnlearning(Edit):
             for parameter, change in zip(parameters, step, strict=True):
                 parameter.add_(change, alpha=self.step_size)
 
-    def _gradient(self, module: LightningModule, loader: DataLoader, parameters: list[nn.Parameter]) -> list[Tensor]:
+    def _gradient(
+        self, module: LightningModule, loader: Iterable[Batch], parameters: list[nn.Parameter]
+    ) -> list[Tensor]:
         """Gradient of the summed loss of all rows."""
         total = [torch.zeros_like(p) for p in parameters]
         for batch in loader:
@@ -129,19 +131,19 @@ class InfluenceUnlearning(Edit):
         return total
 
     def _woodfisher(
-        self, module: LightningModule, retain: DataLoader, parameters: list[nn.Parameter], vector: list[Tensor]
+        self, module: LightningModule, retain: RowLoader, parameters: list[nn.Parameter], vector: list[Tensor]
     ) -> list[Tensor]:
-        rows = self._rows(retain, self._batches(retain) if self.vectorize else [[i] for i in self._chosen(retain)])
+        rows = retain.select(self._batches(retain) if self.vectorize else [[i] for i in self._chosen(retain)])
         gradients = _SampleGradients(self, module, rows, parameters, self.block_size)
         flat = [torch.cat([v.flatten() for v in vector[block]]) for block in gradients.blocks]
         solved = torch.cat(woodfisher(gradients, flat, damping=self.damping))
         return [s.view_as(v) for s, v in zip(solved.split([v.numel() for v in vector]), vector, strict=True)]
 
     def _conjugate_gradient(
-        self, module: LightningModule, retain: DataLoader, parameters: list[nn.Parameter], vector: list[Tensor]
+        self, module: LightningModule, retain: RowLoader, parameters: list[nn.Parameter], vector: list[Tensor]
     ) -> list[Tensor]:
         batches = self._batches(retain)
-        rows, count = self._rows(retain, batches), sum(map(len, batches))
+        rows, count = retain.select(batches), sum(map(len, batches))
 
         @torch.enable_grad()
         def hessian(direction: list[Tensor]) -> list[Tensor]:
@@ -162,21 +164,18 @@ class InfluenceUnlearning(Edit):
     def _loss(self, module: LightningModule, batch: Batch) -> Tensor:
         return self.likelihood(module, transferred(module, batch)).sum()
 
-    def _chosen(self, loader: DataLoader) -> list[int]:
-        size = len(loader.dataset)  # type: ignore[arg-type]
+    def _chosen(self, loader: RowLoader) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.randperm(size, generator=generator)[: self.samples or size].tolist()
+        return torch.randperm(loader.count, generator=generator)[: self.samples or loader.count].tolist()
 
-    def _batches(self, loader: DataLoader) -> list[list[int]]:
-        chosen = self._chosen(loader)
-        width = loader.batch_size or len(next(iter(loader.batch_sampler or [[0]])))
-        return [chosen[i : i + width] for i in range(0, len(chosen), width)]
+    def _batches(self, loader: RowLoader) -> list[list[int]]:
+        return chunked(self._chosen(loader), len(loader.chunks[0]))
 
     @staticmethod
-    def _rows(loader: DataLoader, chunks: list[list[int]]) -> DataLoader:
-        rows = row_loader({"retain": loader}, "retain", chunks)
-        if rows is None:
-            raise ValueError("Retain rows can't be read one by one from an iterable dataset. Use a map-style dataset.")
+    def _rows(loader: Any) -> RowLoader:
+        rows = row_loader({"retain": loader}, "retain")
+        if rows is None or not rows.count:
+            raise ValueError(f"InfluenceUnlearning reads retain rows, but got none from {type(loader).__name__}.")
         return rows
 
 
@@ -187,7 +186,7 @@ class _SampleGradients:
         self,
         method: InfluenceUnlearning,
         module: LightningModule,
-        rows: DataLoader,
+        rows: RowLoader,
         parameters: list[nn.Parameter],
         block_size: int,
     ) -> None:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lightning_unlearn.core.batches import row_count
 from lightning_unlearn.core.callback import objective_score
 from lightning_unlearn.core.checks import at_least, one_of, strategy, trainer_optimizes
 from lightning_unlearn.core.distributed import all_true, average_over_ranks, local_tensor, mean_over_ranks, replica
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from lightning_unlearn.core.modes import evaluating
-from lightning_unlearn.core.reading import row_count
 from lightning_unlearn.core.resume import ResumableCallback
 from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score
 from lightning_unlearn.functional.curvature.gauss_newton import sample_labels

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_unlearn.core.reading import join, row_count
+from lightning_unlearn.core.batches import row_count
+from lightning_unlearn.core.reading import join
 
 
 def test_join_pads_and_stacks_dicts() -> None:

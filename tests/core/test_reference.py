@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_unlearn.core.reference import row_fingerprint
+from lightning_unlearn.core.batches import row_fingerprint
 from tests.user_module import indexed
 
 

@@ -163,8 +163,13 @@ def test_a_wrong_argument_is_named(options: dict[str, Any], message: str) -> Non
 
 
 class Stream(IterableDataset):
+    """Ends for good."""
+
+    def __init__(self) -> None:
+        self.rows = iter(pairs(8, 1).dataset)  # type: ignore[call-overload]
+
     def __iter__(self) -> Any:
-        return iter(pairs(8, 1).dataset)  # type: ignore[call-overload]
+        return self.rows
 
 
 @pytest.mark.parametrize(
@@ -174,7 +179,7 @@ class Stream(IterableDataset):
         ({"max_steps": 0}, loaders, "max_steps=0"),
         ({"min_epochs": 1}, loaders, "because of min_epochs or min_steps"),
         ({}, lambda: {"forget": pairs(8, 1)}, r"reads the \['retain'\] rows"),
-        ({}, lambda: {"forget": DataLoader(Stream()), "retain": pairs(8, 2)}, r"reads the \['forget'\] rows"),
+        ({}, lambda: {"forget": DataLoader(Stream()), "retain": pairs(8, 2)}, "gave other rows than the first time"),
         ({"strategy": ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)}, loaders, "one device or"),
     ],
 )
