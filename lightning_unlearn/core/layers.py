@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_unlearn.core.lightning import MisconfigurationException
 
-__all__ = ["HOOK_NOT_CALLED", "LayerCalls", "find_layer", "stripped", "watching"]
+__all__ = ["HOOK_NOT_CALLED", "LayerCalls", "decoder_layers", "find_layer", "stripped", "watching"]
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
@@ -54,12 +54,13 @@ def watching(layer: nn.Module) -> Iterator[LayerCalls]:
             handle.remove()
 
 
-def find_layer(module: nn.Module, layer: str) -> tuple[str, nn.Module]:
+def find_layer(module: nn.Module, layer: str | int) -> tuple[str, nn.Module]:
     """The submodule of a name.
 
     Args:
         module: The user's module.
-        layer: The end of a dotted name, or a regular expression that fits one name only.
+        layer: The end of a dotted name, a regular expression that fits one name only, or the number of a decoder block,
+            counted from 0.
 
     Returns:
         Its dotted name without wrappers, and the submodule.
@@ -67,6 +68,8 @@ def find_layer(module: nn.Module, layer: str) -> tuple[str, nn.Module]:
     Raises:
         MisconfigurationException: If there is none, or more than one.
     """
+    if isinstance(layer, int):
+        return _block(module, layer)
     # A wrapper and what it wraps have the same name: the inner one, which comes later, is kept.
     named = {stripped(name): child for name, child in module.named_modules() if name}
     matches = [name for name in named if f".{name}".endswith(f".{layer}")]
@@ -79,6 +82,37 @@ def find_layer(module: nn.Module, layer: str) -> tuple[str, nn.Module]:
             "Give one dotted name, or a regular expression that ends in $."
         )
     return matches[0], named[matches[0]]
+
+
+def decoder_layers(module: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Name and list of the decoder blocks, which may themselves hold a longer list of experts.
+
+    Args:
+        module: A model, or a module that has one.
+
+    Returns:
+        The outer list of as many entries as a configuration says, else the longest one; an empty one where there is
+        none.
+    """
+    outer: dict[str, nn.ModuleList] = {}
+    depths = set()
+    for name, child in module.named_modules():
+        if isinstance(child, nn.ModuleList) and not any(name.startswith(f"{parent}.") for parent in outer):
+            outer[name] = child
+        config: Any = getattr(child, "config", None)
+        depths.add(getattr(getattr(config, "get_text_config", lambda c=config: c)(), "num_hidden_layers", None))
+    return max(outer.items(), key=lambda item: (len(item[1]) in depths, len(item[1])), default=("", nn.ModuleList()))
+
+
+def _block(module: nn.Module, number: int) -> tuple[str, nn.Module]:
+    name, blocks = decoder_layers(module)
+    if not 0 <= number < len(blocks):
+        raise MisconfigurationException(
+            f"layer={number} has to be the number of a decoder block, but the model has {len(blocks)}"
+            + (f", {stripped(name)}.0 to {stripped(name)}.{len(blocks) - 1}." if len(blocks) else ". Name the layer.")
+        )
+    # A wrapper and what it wraps have the same name: the inner one is kept.
+    return find_layer(module, rf"^{re.escape(stripped(name))}\.{number}$")
 
 
 def stripped(name: str) -> str:

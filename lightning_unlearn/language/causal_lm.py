@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.checks import above, one_of, tensor_parallel
 from lightning_unlearn.core.distributed import full_tensor, rank
+from lightning_unlearn.core.layers import decoder_layers
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.monitor import Monitor
@@ -223,7 +224,7 @@ class LitCausalLM(LightningModule):
             return
         from torch.distributed.fsdp import fully_shard
 
-        for layer in _decoder_layers(self.model):
+        for layer in decoder_layers(self.model)[1]:
             fully_shard(layer, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
         self._sharded = True
@@ -430,15 +431,3 @@ def _freeze_all_but(model: nn.Module, pattern: str) -> None:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         example = next(iter(model.state_dict()))
         raise ValueError(f"trainable={pattern!r} is found in no parameter name. Names look like {example!r}.")
-
-
-def _decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The list of the decoder layers, which may themselves hold a longer one of experts."""
-    outer: dict[str, nn.ModuleList] = {}
-    for name, child in model.named_modules():
-        if isinstance(child, nn.ModuleList) and not any(name.startswith(f"{parent}.") for parent in outer):
-            outer[name] = child
-    config: Any = getattr(model, "config", None)
-    text_config = getattr(config, "get_text_config", lambda: config)()
-    depth = getattr(text_config, "num_hidden_layers", None)
-    return max(outer.values(), key=lambda layers: (len(layers) == depth, len(layers)), default=nn.ModuleList())

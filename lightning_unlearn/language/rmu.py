@@ -27,6 +27,8 @@ __all__ = ["RMU"]
 
 Mask = Literal["attention", "labels", "all"]
 
+_OUTPUTS = r"down_proj|dense_4h_to_h|mlp\.c_proj|fc2|fc_out|w2|mixer\.out_proj"
+
 
 class RMU(UnlearnCallback):
     r"""Representation misdirection: steer the activations of one layer to a random vector.
@@ -52,11 +54,14 @@ class RMU(UnlearnCallback):
     parameters are frozen. The reference is read without dropout: switch dropout off.
 
     Args:
-        layer: Module whose output is steered: the end of its dotted name, or a regular expression that fits one name
-            only. The default is that of the paper for 7B models. Wrappers (``_orig_mod.`` and the like) don't count as
-            part of a name.
+        layer: Module whose output is steered: the number of a decoder block, counted from 0, in any family; or the end
+            of its dotted name, or a regular expression that fits one name only. The default is that of the paper for 7B
+            models. Wrappers (``_orig_mod.`` and the like) don't count as part of a name.
         trainable: Regular expression; of the parameters that would train anyway, those in whose name it occurs do. By
-            default ``mlp.down_proj`` of the steered layer and of the two before it.
+            default the last projection of the MLP in the steered layer and in the two before it, as the families call
+            it: ``mlp.down_proj`` in Llama and its like, ``experts.down_proj`` in mixtures of experts, ``mlp.c_proj`` in
+            GPT-2, ``dense_4h_to_h`` in NeoX and Falcon, ``fc2`` in OPT and Phi, ``fc_out`` in GPT-J, and
+            ``mixer.out_proj`` in Mamba, which has no MLP.
         steering: Length of the control vector $c$, of the order of the activations' own norm. 20 in the released
             script, 6.5 in its recipe for zephyr-7b. With ``adaptive``, a multiple $\beta$ of that norm; 5 there.
         retain_weight: Weight of the retain term $\alpha$; 100 in the released script, 1200 for zephyr-7b; 0 leaves it
@@ -73,7 +78,7 @@ class RMU(UnlearnCallback):
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(callbacks=[RMU(layer="model.layers.7")], logger=False, accelerator="cpu")
+        >>> trainer = Trainer(callbacks=[RMU(layer=7)], logger=False, accelerator="cpu")
 
     References:
         Li et al., *The WMDP Benchmark: Measuring and Reducing Malicious Use With Unlearning*, arXiv:2403.03218.
@@ -85,7 +90,7 @@ class RMU(UnlearnCallback):
 
     def __init__(
         self,
-        layer: str = "model.layers.7",
+        layer: str | int = 7,
         trainable: str | None = None,
         steering: float = 20.0,
         retain_weight: float = 100.0,
@@ -278,7 +283,7 @@ class RMU(UnlearnCallback):
                 "default for trainable. Give a regular expression of the parameters that are to train."
             )
         blocks = "|".join(str(i) for i in range(max(0, int(number) - 2), int(number) + 1))
-        return rf"^{re.escape(stem)}\.({blocks})\.mlp\.down_proj\."
+        return rf"^{re.escape(stem)}\.({blocks})\.(.*\.)?({_OUTPUTS})(_bias)?(\.|$)"
 
 
 class _Reached(Exception):

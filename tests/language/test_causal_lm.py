@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_unlearn import NPO, LanguageDataModule, LitCausalLM, PromptFormat, SimNPO, causal_lm_nll
+from lightning_unlearn.core.layers import decoder_layers
 from lightning_unlearn.functional.likelihood import sequence_nll
 from lightning_unlearn.functional.objectives.simnpo import simnpo
-from lightning_unlearn.language.causal_lm import _decoder_layers
 from lightning_unlearn.language.data.token_rows import collate_tokens
 from tests.user_module import trainer
 
@@ -204,10 +204,10 @@ class Experts(nn.Module):
 
 def test_the_decoder_layers_are_sharded_and_not_the_experts_in_them() -> None:
     model = Experts(depth=2)
-    assert _decoder_layers(model) is model.layers
+    assert decoder_layers(model)[1] is model.layers
     model = Experts(depth=None)
-    assert _decoder_layers(model) is model.others  # the longest list that is in no other
-    assert len(_decoder_layers(nn.Linear(2, 2))) == 0
+    assert decoder_layers(model)[1] is model.others  # the longest list that is in no other
+    assert len(decoder_layers(nn.Linear(2, 2))[1]) == 0
 
 
 def test_only_trainable_parameters_move(tiny_lm: Path, forget_rows: Rows, retain_rows: Rows) -> None:

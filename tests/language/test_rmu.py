@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -312,6 +313,7 @@ def test_names_do_not_count_wrappers(tiny_lm: Path, forget_rows: Rows, retain_ro
     ("options", "message"),
     [
         ({"layer": "model.layers.7"}, r"fits none\. There are lm\.model\.layers\.0, lm\.model\.layers\.1\."),
+        ({"layer": 7}, r"layer=7 .* has 2, lm\.model\.layers\.0 to lm\.model\.layers\.1\."),
         ({"layer": r"layers\.\d$"}, r"fits 2\. It fits lm\.model\.layers\.0, lm\.model\.layers\.1\."),
         ({"layer": "lm.model"}, "no default for trainable"),
         ({"layer": "model.layers.1.mlp.gate_proj"}, "no default for trainable"),
@@ -352,3 +354,36 @@ def test_rows_have_to_hold_tokens() -> None:
 def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rmu(**options)
+
+
+SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+KV: dict[str, Any] = {**SMALL, "intermediate_size": 64, "num_key_value_heads": 2}
+GPT: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2}
+FAMILIES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "GPT2": (GPT, ["mlp.c_proj.weight", "mlp.c_proj.bias"]),
+    "GPTNeoX": ({**SMALL, "intermediate_size": 64}, ["mlp.dense_4h_to_h.weight", "mlp.dense_4h_to_h.bias"]),
+    "OPT": ({**SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32}, ["fc2.weight", "fc2.bias"]),
+    "Phi": (KV, ["mlp.fc2.weight", "mlp.fc2.bias"]),
+    "Falcon": (SMALL, ["mlp.dense_4h_to_h.weight"]),
+    "GPTJ": ({**GPT, "rotary_dim": 8}, ["mlp.fc_out.weight", "mlp.fc_out.bias"]),
+    "Mixtral": ({**KV, "num_local_experts": 4}, ["mlp.experts.down_proj"]),
+    "Qwen2Moe": (
+        {**KV, "num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+        ["mlp.experts.down_proj", "mlp.shared_expert.down_proj.weight"],
+    ),
+    "Mamba": ({"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}, ["mixer.out_proj.weight"]),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_block_is_named_by_its_number_in_every_family(
+    family: str, tiny_lm: Path, forget_rows: Rows, retain_rows: Rows
+) -> None:
+    fields, names = FAMILIES[family]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
+    config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), **fields)
+    torch.manual_seed(0)
+    module = LitCausalLM(AutoModelForCausalLM.from_config(config), tokenizer=tokenizer, lr=1e-2)
+    before = copy(module)
+    trainer(rmu(layer=0), max_epochs=1, limit_val_batches=0).fit(module, LanguageDataModule(forget_rows, retain_rows))
+    assert [name.partition(".0.")[2] for name in moved(module, before)] == names
