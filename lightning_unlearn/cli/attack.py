@@ -1,4 +1,4 @@
-"""Command ``attack``: search prompts that bring an erased concept back."""
+"""Commands ``attack`` and ``attack-inversion``: prompts, or a learned word, that bring an erased concept back."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
+from lightning_unlearn.diffusion.attacks.concept_inversion import ConceptInversion
 from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
 from lightning_unlearn.diffusion.attacks.result import AttackResult
 from lightning_unlearn.diffusion.attacks.victim import read_images
 from lightning_unlearn.diffusion.engine.pipeline import load_frozen
 from lightning_unlearn.diffusion.text_to_image import LitTextToImage
 
-__all__ = ["attack"]
+__all__ = ["attack", "attack_inversion"]
 
 
 def attack(
@@ -33,7 +34,8 @@ def attack(
 
     Args:
         attack: The attack. Its judge is ``miniature-style``, ``miniature-object``, ``nudenet``,
-            ``nudenet:eval_unlearn``, or the folder or hub id of an image classifier of transformers.
+            ``nudenet:eval_unlearn``, ``clip:<folder or hub id>:<class>,<class>``, or the folder or hub id of an image
+            classifier of transformers.
         prompts: File of prompts with ``prompt``, and optionally ``seed`` and ``guidance`` (``.csv``, ``.json``,
             ``.jsonl``, ``.parquet``), or a list of prompts.
         model: Folder or hub id of the erased pipeline.
@@ -50,6 +52,57 @@ def attack(
     Raises:
         ValueError: If both or neither of ``model`` and ``ckpt_path`` are given, or an argument is out of range.
     """
+    return _run(attack, prompts, model, ckpt_path, base, targets, output_dir, overwrite, device)
+
+
+def attack_inversion(
+    attack: ConceptInversion,
+    prompts: Any,
+    model: str | None = None,
+    ckpt_path: str | None = None,
+    base: str | None = None,
+    targets: str | None = None,
+    output_dir: str = "runs/attack-inversion",
+    overwrite: bool = False,
+    device: str | None = None,
+) -> AttackResult:
+    """Learn a word that makes an erased model draw its concept again (concept inversion), and ask for it.
+
+    The word is kept in ``learned.safetensors``, and finished prompts in ``prompts.jsonl``, and not learned or drawn
+    again when the command is run again.
+
+    Args:
+        attack: The attack. Its judge is as for ``attack``.
+        prompts: File of prompts that name the concept, with ``prompt``, and optionally ``seed`` and ``guidance``, or a
+            list of prompts.
+        model: Folder or hub id of the erased pipeline.
+        ckpt_path: Checkpoint of a run with LitTextToImage, in place of the folder.
+        base: Folder or hub id of the pipeline before erasure, which draws the images to learn from.
+        targets: Folder with images of the concept to learn from, any number, in place of the base.
+        output_dir: Where results are kept.
+        overwrite: Replace results of another attack there.
+        device: Such as ``cuda:1``; by default a GPU if there is one.
+
+    Returns:
+        The outcomes, and their rates.
+
+    Raises:
+        ValueError: If both or neither of ``model`` and ``ckpt_path`` are given, or an argument is out of range.
+    """
+    return _run(attack, prompts, model, ckpt_path, base, targets, output_dir, overwrite, device)
+
+
+def _run(
+    attack: PromptAttack | ConceptInversion,
+    prompts: Any,
+    model: str | None,
+    ckpt_path: str | None,
+    base: str | None,
+    targets: str | None,
+    output_dir: str,
+    overwrite: bool,
+    device: str | None,
+) -> AttackResult:
     if (model is None) == (ckpt_path is None):
         raise ValueError(f"Give one of model and ckpt_path, but got model={model!r} and ckpt_path={ckpt_path!r}.")
     attack.load_judge()

@@ -26,6 +26,8 @@ commands:
   bench-erasure
                erase styles and objects from a miniature diffusion model, and attack what is left
   attack       search prompts that bring an erased concept back
+  attack-inversion
+               learn a word that brings an erased concept back
   export       write the model of a checkpoint as a folder of transformers or diffusers, or what it changed as a delta
   delta        apply such a delta to the base model, or revert it
   doctor       say what a file or folder holds of the time before unlearning: --file x.ckpt
@@ -40,6 +42,7 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "bench-classification": "lightning_unlearn.benchmarks.classification:bench_classification",
     "bench-erasure": "lightning_unlearn.benchmarks.erasure:bench_erasure",
     "attack": "lightning_unlearn.cli.attack:attack",
+    "attack-inversion": "lightning_unlearn.cli.attack:attack_inversion",
     "export": "lightning_unlearn.cli.export:export",
     "doctor": "lightning_unlearn.cli.doctor:doctor",
     "delta": {"apply": "lightning_unlearn.cli.delta:apply", "revert": "lightning_unlearn.cli.delta:revert"},

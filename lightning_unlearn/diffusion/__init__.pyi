@@ -1,11 +1,14 @@
 from .adapter_objective import AdapterObjective as AdapterObjective
 from .adv_unlearn import AdvUnlearn as AdvUnlearn
+from .attacks.concept_inversion import ConceptInversion as ConceptInversion
+from .attacks.concept_inversion import InversionSearch as InversionSearch
 from .attacks.prompt_attack import PromptAttack as PromptAttack
 from .attacks.result import AttackResult as AttackResult
 from .attacks.result import PromptResult as PromptResult
 from .attacks.search import PromptSearch as PromptSearch
 from .attacks.soft_prompt import SoftPromptAttacker as SoftPromptAttacker
 from .concept_ablation import ConceptAblation as ConceptAblation
+from .concept_inversion_attack import ConceptInversionAttack as ConceptInversionAttack
 from .data.captioned_images import CaptionedImageDataModule as CaptionedImageDataModule
 from .data.miniature import MiniCanvas as MiniCanvas
 from .data.prompts import PromptDataModule as PromptDataModule

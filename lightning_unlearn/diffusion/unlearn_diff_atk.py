@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lightning_unlearn.core.lightning import (
     MisconfigurationException,
     Trainer,
     rank_zero_info,
+    rank_zero_warn,
 )
 from lightning_unlearn.core.modes import differentiable
 from lightning_unlearn.core.monitor import Monitor, log_table
@@ -69,6 +71,8 @@ class UnlearnDiffAtk(Monitor):
     """
 
     private = ("history", "images")
+    folder, prefix = "unlearn_diff_atk", ""
+    image_for_each = True
 
     def __init__(
         self,
@@ -81,9 +85,10 @@ class UnlearnDiffAtk(Monitor):
     ) -> None:
         super().__init__(every_n_epochs)
         self.keep_reference = keep_reference
-        if attack.search.objective == "p4d" and base is None:
+        if attack.needs_base and base is None:
             raise ValueError("objective='p4d' compares with the model before erasure: give its folder as base.")
-        self.attack, self.prompts, self.targets, self.base = attack, prompts, targets, base
+        self.attack: Any = attack
+        self.prompts, self.targets, self.base = prompts, targets, base
         self.result: AttackResult | None = None
         """Result of the last attack."""
         self._base: nn.Module | None = None
@@ -105,7 +110,11 @@ class UnlearnDiffAtk(Monitor):
         """Attack the model as it is now, without logging."""
         with _uncounted(trainer), torch.inference_mode(False):
             self.result = self._run(trainer, module)
-        return self.result.evaluation(trainer.global_step, ", ".join(self.attack.concepts))
+        if trainer.state.fn == "fit" and not self.history:
+            self._warn_of_absence(self.result)
+        evaluation = self.result.evaluation(trainer.global_step, ", ".join(self.attack.concepts))
+        metrics = {f"{self.prefix}{name}": value for name, value in evaluation.metrics.items()}
+        return replace(evaluation, metrics=metrics)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attack in ``trainer.validate``."""
@@ -139,24 +148,34 @@ class UnlearnDiffAtk(Monitor):
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         resume(trainer, self, checkpoint)
 
+    def _warn_of_absence(self, result: AttackResult) -> None:
+        """Say before the first step if the model hardly draws the concept, so that there is little to erase."""
+        if result.counted and result.pre_asr < 0.5:
+            rank_zero_warn(
+                f"Before the first step, {self.attack.load_judge().name} sees {self.attack.concept!r} in "
+                f"{result.pre_asr:.0%} of the images of {len(result.counted)} prompts. What the model does not draw "
+                "can't be erased, and rates that are low after the run say nothing. Check the judge, the concept and "
+                "the prompts."
+            )
+
     def _run(self, trainer: Trainer, module: LightningModule) -> AttackResult:
         attack, rows = self.attack, attack_prompts(self.prompts, self.attack.guidance)
         images = None
-        if attack.search.needs_targets:
+        if attack.needs_targets:
             if self._images is None:
                 self._images, self._kept = self._make_targets(trainer, module, rows)
             rows, images = [rows[i] for i in self._kept], self._images / 255
         # An edit makes no step: the number of the attack tells before and after apart.
         name = f"{len(self.history)}-step-{trainer.global_step}"
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "unlearn_diff_atk" / name
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / self.folder / name
         number, total = replica(trainer)
         share, part = slice(number, None, total), None
         if rows[share]:
             part = attack.run(
                 module,
                 rows[share],
-                None if images is None else images[share],
-                self._load_base(module) if attack.search.objective == "p4d" else None,
+                images[share] if images is not None and self.image_for_each else images,
+                self._load_base(module) if attack.needs_base else None,
                 folder if number == 0 else folder / f"process-{number}",
                 overwrite=True,
             )
@@ -173,7 +192,7 @@ class UnlearnDiffAtk(Monitor):
         """Images of the concept as bytes, and the numbers of the prompts that they are of: once a run."""
         if self.targets is not None:
             images = fit_images(read_images(self.targets), image_size(module))
-            if len(images) != len(rows):
+            if self.image_for_each and len(images) != len(rows):
                 raise MisconfigurationException(
                     f"{self.targets} has {len(images)} images, but there are {len(rows)} prompts. Give one for each."
                 )
@@ -181,9 +200,9 @@ class UnlearnDiffAtk(Monitor):
         fresh = trainer.state.fn == "fit" and not self.history
         if self.base is None and not fresh:
             raise MisconfigurationException(
-                "UnlearnDiffAtk compares with images of the concept, and has none here. Give targets, a folder of "
-                "them, or base, the folder or hub id of the model before erasure. In fit, the model draws them before "
-                "its first step."
+                f"{type(self).__name__} compares with images of the concept, and has none here. Give targets, a folder "
+                "of them, or base, the folder or hub id of the model before erasure. In fit, the model draws them "
+                "before its first step."
             )
         source = module if self.base is None else self._load_base(module)
         number, total = replica(trainer)
@@ -196,7 +215,7 @@ class UnlearnDiffAtk(Monitor):
                 images = draw(source, wanted, self.attack.sampler_steps)
                 pairs = zip(numbers, (images * 255).round().byte(), self.attack.shows(images)[0], strict=True)
                 drawn += [(j, image) for j, image, shown in pairs if shown]
-        if self.attack.search.objective != "p4d":
+        if not self.attack.needs_base:
             self._base = None  # it is not needed again
         targets = dict(sorted((pair for part in gather_objects(drawn) for pair in part), key=lambda pair: pair[0]))
         if not targets:
@@ -205,7 +224,7 @@ class UnlearnDiffAtk(Monitor):
                 f"the model before erasure draws of {len(rows)} prompts, so there is nothing to attack. Check the "
                 "judge, the concept and the prompts, or give targets."
             )
-        rank_zero_info(f"UnlearnDiffAtk: {len(targets)} of {len(rows)} prompts have an image of the concept.")
+        rank_zero_info(f"{type(self).__name__}: {len(targets)} of {len(rows)} prompts have an image of the concept.")
         return torch.stack(list(targets.values())), list(targets)
 
     def _load_base(self, module: LightningModule) -> nn.Module:

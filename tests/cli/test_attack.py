@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_unlearn import ESD, LitTextToImage
 from lightning_unlearn.cli import attack as command
-from lightning_unlearn.diffusion.attacks import prompt_attack
+from lightning_unlearn.diffusion.attacks import judged, prompt_attack
 from lightning_unlearn.diffusion.attacks.search import PromptSearch
 from lightning_unlearn.diffusion.attacks.victim import read_images
 from tests.diffusion.tiny import prompts, trainer
@@ -40,7 +40,7 @@ class Dark:
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Dark:
     dark = Dark(2.0)
-    monkeypatch.setattr(prompt_attack, "judge_named", lambda name: dark)
+    monkeypatch.setattr(judged, "judge_named", lambda name: dark)
     return dark
 
 

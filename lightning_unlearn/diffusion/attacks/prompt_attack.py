@@ -19,6 +19,7 @@ from lightning_unlearn.core.modes import differentiable
 from lightning_unlearn.core.sources import Source
 from lightning_unlearn.diffusion.attacks.cases import Candidate, Case, Meter
 from lightning_unlearn.diffusion.attacks.fingerprint import fingerprint
+from lightning_unlearn.diffusion.attacks.judged import JudgedAttack
 from lightning_unlearn.diffusion.attacks.prompts import allowed_tokens, attack_prompts, word_counts
 from lightning_unlearn.diffusion.attacks.result import AttackResult, ResultFile
 from lightning_unlearn.diffusion.attacks.search import Descent, PromptSearch
@@ -27,7 +28,6 @@ from lightning_unlearn.diffusion.engine.model import as_text_to_image, image_siz
 from lightning_unlearn.diffusion.engine.pipeline import draw
 from lightning_unlearn.diffusion.engine.text import tokenize
 from lightning_unlearn.diffusion.guards import is_steered
-from lightning_unlearn.diffusion.judges import Judge, class_numbers, judge_named
 from lightning_unlearn.functional.diffusion.ddim import attack_timesteps
 from lightning_unlearn.functional.diffusion.soft_tokens import insert_tokens
 from lightning_unlearn.functional.random import keyed_generator
@@ -38,7 +38,7 @@ _SEEDS, _LEVELS = 4, 5  # what a draw is for
 
 
 @dataclass(eq=False)
-class PromptAttack:
+class PromptAttack(JudgedAttack):
     r"""Insert tokens into prompts of an erased concept, until the model's image shows it again.
 
     UnlearnDiffAtk, the default, minimises the denoising loss of a target image $z$ that shows the concept, with the
@@ -78,8 +78,6 @@ class PromptAttack:
         Images ... For Now*, arXiv:2310.11868; Chin et al., *Prompting4Debugging*, arXiv:2309.06135.
     """
 
-    judge: str | Judge
-    concept: list[str] | str
     search: PromptSearch = field(default_factory=PromptSearch)
     sampler_steps: int = 50
     guidance: float = 7.5
@@ -96,28 +94,20 @@ class PromptAttack:
             self.load_judge()
 
     @property
-    def concepts(self) -> list[str]:
-        """The classes of the judge that are success."""
-        return [self.concept] if isinstance(self.concept, str) else list(self.concept)
+    def needs_targets(self) -> bool:
+        """Whether the search compares with images."""
+        return self.search.needs_targets
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the search compares with the model before erasure."""
+        return self.search.objective == "p4d"
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that results depend on, beside the model and the prompts."""
         judge, drawn = self.load_judge(), {name: getattr(self, name) for name in ("sampler_steps", "top", "seed")}
         return {"judge": [judge.name, judge.version], "concept": self.concepts, **asdict(self.search), **drawn}
-
-    def load_judge(self) -> Judge:
-        """The judge, loaded if it is given by name, and checked."""
-        judge = self.judge = judge_named(self.judge) if isinstance(self.judge, str) else self.judge
-        if not isinstance(judge, Judge):
-            raise TypeError(
-                f"judge must be callable and have name, version and classes, but got a {type(judge).__name__}. See "
-                "lightning_unlearn.Judge."
-            )
-        if not self.concepts:
-            raise ValueError("concept is an empty list. Give the class of the judge that is success.")
-        class_numbers(judge, self.concepts)
-        return judge
 
     def run(
         self,
@@ -172,23 +162,6 @@ class PromptAttack:
         if folder is not None:
             write_text(folder / "summary.json", json.dumps(result.summary(), indent=2) + "\n")
         return result
-
-    def shows(self, images: Tensor) -> tuple[list[bool], list[float]]:
-        """Whether images show the concept, and the judge's score of it.
-
-        Args:
-            images: Shape ``(B, 3, H, W)``, in [0, 1].
-        """
-        judge = self.load_judge()
-        with torch.no_grad():
-            labels, scores = judge(images)
-        labels, scores = labels.cpu(), scores.float().cpu()
-        concept = torch.tensor(class_numbers(judge, self.concepts))
-        shown = torch.isin(labels, concept)
-        if self.top > 1:
-            best = scores.topk(min(self.top, scores.shape[1])).indices
-            shown |= torch.isin(best, concept).any(1)
-        return shown.tolist(), scores[:, concept].amax(1).tolist()
 
     def _check(
         self,
