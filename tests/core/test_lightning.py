@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 import sys
+import venv
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -211,3 +215,78 @@ def test_the_messages_of_a_package_go_on_to_its_own_logger() -> None:
     from lightning_utilities.core import rank_zero
 
     assert rank_zero.log.name.startswith(lightning.PACKAGES[0].__name__)
+
+
+ALONE = """
+import importlib.util, json, sys
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from lightning_unlearn import *
+from importlib import import_module
+
+name = sys.argv[1]
+P = import_module(name)
+
+class Net(P.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+torch.manual_seed(0)
+rows = lambda: TensorDataset(torch.randn(8, 8), torch.randint(0, 3, (8,)))
+data = ForgetRetainDataModule(rows(), rows(), {"test": rows()}, batch_size=4)
+moved = {}
+methods = [
+    NPO(score=classifier_nll), GradDiff(score=classifier_nll), UGradSL(alpha=-0.2, p=0.5), SCRUB(), SSD(alpha=0.1),
+    Retrain(), RandomLabels(),
+]
+for method in methods:
+    for module in (Net(), LitClassifier("torch.nn.Linear", {"in_features": 8, "out_features": 3})):
+        before = {key: value.clone() for key, value in module.state_dict().items()}
+        monitors = [ClassifierMonitor(features=[]), UnlearnMonitor(score=classifier_nll)]
+        run = P.Trainer(
+            max_epochs=1, callbacks=[method, *monitors], logger=P.loggers.CSVLogger(sys.argv[2]), accelerator="cpu",
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )
+        run.fit(module, data)
+        assert all(len(monitor.history) > 1 for monitor in monitors)
+        moved[type(method).__name__] = any(not torch.equal(v, before[k]) for k, v in module.state_dict().items())
+others = {"lightning", "pytorch_lightning"} - {name.partition(".")[0]}
+found = [other for other in others if importlib.util.find_spec(other) is not None]
+print(json.dumps({"moved": moved, "others": found}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_either_package_alone_is_enough(name: str, tmp_path: Path) -> None:
+    """In an environment of its own that has everything of this one except the other package."""
+    venv.create(tmp_path / "venv", symlinks=True)
+    executable = tmp_path / "venv/bin/python"
+    (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    other = ("pytorch_lightning", "lightning_fabric") if name == "lightning.pytorch" else ("lightning",)
+    for entry in Path(torch.__file__).parents[1].iterdir():
+        if re.split(r"[-.]", entry.name)[0] not in other and not (packages / entry.name).exists():
+            (packages / entry.name).symlink_to(entry)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [executable, "-c", ALONE, name, tmp_path]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["others"] == []
+    assert all(result["moved"].values())
+    assert len(result["moved"]) == 7
