@@ -40,9 +40,15 @@ def export(
     Raises:
         ValueError: If there is nothing to write, the checkpoint is a folder of shards, as FSDP2 writes it, or of a
             module of another class, or a delta is asked for of a diffusion model.
+        FileExistsError: If the folder has files, or the delta exists.
     """
     if output_dir is None and delta is None:
         raise ValueError("There is nothing to write. Give --output_dir for a folder, --delta for a delta, or both.")
+    for path in (output_dir, delta):
+        if path is not None and (Path(path).is_file() or (Path(path).is_dir() and any(Path(path).iterdir()))):
+            raise FileExistsError(
+                f"{path} exists, and export does not write over files. Give a new name, or remove it first."
+            )
     if Path(ckpt_path).is_dir():
         raise ValueError(
             f"{ckpt_path} is a sharded checkpoint. Make one file of it first: "

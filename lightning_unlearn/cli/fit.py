@@ -68,6 +68,21 @@ class _Commands(LightningCLI):
         """Parse the command line, with shipped configuration files in place of their names."""
         self.config = parser.parse_args(with_shipped(sys.argv[1:] if args is None else args))
 
+    def before_predict(self) -> None:
+        """Refuse to write over files that are there, before anything is computed.
+
+        Raises:
+            FileExistsError: If the folder has predictions or images already.
+        """
+        folder = Path(self.trainer.default_root_dir)
+        for name in ("predictions.jsonl", "images"):
+            taken = folder / name
+            if taken.is_file() or (taken.is_dir() and any(taken.iterdir())):
+                raise FileExistsError(
+                    f"predict writes predictions.jsonl and images/ into {folder.resolve()}, where {name} is already. "
+                    "Give a new folder, --trainer.default_root_dir=..., or move it away."
+                )
+
     def after_predict(self) -> None:
         """Write the predictions of all processes as a JSON object a line, and their images as files."""
         folder = Path(self.trainer.default_root_dir)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from lightning_unlearn.core.accumulation import full_window
 from lightning_unlearn.core.batch_norm import freeze_lone_rows
 from lightning_unlearn.core.batches import row_count
 from lightning_unlearn.core.checks import strategy, trainer_optimizes
-from lightning_unlearn.core.distributed import all_true, local_tensor, mean_over_ranks
+from lightning_unlearn.core.distributed import all_true, checksums, local_tensor, mean_over_ranks
 from lightning_unlearn.core.lightning import (
     MODEL_PARALLEL,
     Callback,
@@ -25,15 +25,18 @@ from lightning_unlearn.core.lightning import (
     MisconfigurationException,
     Trainer,
     overrides,
+    rank_zero_info,
+    rank_zero_warn,
 )
 from lightning_unlearn.core.own_training import OwnTraining, SkippedBatch
 from lightning_unlearn.core.reference import Needs, Reference, ReferenceCallback
 from lightning_unlearn.core.resolution import warn_below_resolution
 from lightning_unlearn.core.resume import callbacks_of, mark, marker, restore_place, rewind_window
-from lightning_unlearn.core.retention import record_checkpoints, release, resume, seal
+from lightning_unlearn.core.retention import begin, record_checkpoints, release, resume, seal
 from lightning_unlearn.core.rows import RowLoader, row_loader, written_date
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, training_step_loss
 from lightning_unlearn.core.transfer import Patches, patch_transfer
+from lightning_unlearn.core.trend import Trend
 
 __all__ = ["Needs", "Reference", "UnlearnCallback", "objective_score"]
 
@@ -81,9 +84,16 @@ class UnlearnCallback(ReferenceCallback, ABC):
         self._patches = Patches()
         self._own: OwnTraining | None = None
         self._date: str | None = None
+        self._started: int | None = None
+        self._was_resumed = False
+        self._trend = Trend(())
+        self._checksums: dict[str, float] = {}
         self._keeps_gradients = False
         self._statistics: list[tuple[Tensor, Tensor]] = []
         self._hooks: list[RemovableHandle] = []
+
+    rises: ClassVar[tuple[str, ...]] = ()
+    """Losses that are followed from epoch to epoch, see `Trend`."""
 
     @abstractmethod
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
@@ -129,7 +139,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         self._check(trainer, pl_module)
         self.go_on(trainer, pl_module)
         record_checkpoints(trainer)
-        self._steps = 0
+        self._steps, self._started = 0, None
 
         # A plain function: copies of the module (EMA) keep it as it is. Made here and not earlier, as it can't be
         # pickled for processes that are spawned.
@@ -148,8 +158,15 @@ class UnlearnCallback(ReferenceCallback, ABC):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make or restore the reference: the first hook that comes after the checkpoint for every strategy."""
+        self._check_optimizers(trainer, pl_module)
+        begin(trainer)
+        self._started = trainer.global_step
+        self._trend = Trend(self.rises, nats=self.score is not training_step_loss)
+        self._checksums = checksums(pl_module)
         self._joinable = not any(isinstance(child, _BatchNorm) for child in pl_module.modules())
         self._check_sharded(trainer, pl_module)
+        for hook in self._hooks:  # of the trial steps of a tuner
+            hook.remove()
         self._hooks = freeze_lone_rows(pl_module)
         self._statistics = [
             (buffer, buffer.clone())
@@ -157,12 +174,13 @@ class UnlearnCallback(ReferenceCallback, ABC):
             if isinstance(child, _NormBase)
             for buffer in child.buffers(recurse=False)
         ]
-        if self.makes_steps:
+        if self.makes_steps and self._own is None:
             self._own = OwnTraining(type(self).__name__, trainer, pl_module, self.score is training_step_loss)
             self._own.patch(self._patches, trainer)
         self.caches, self.snapshot = {}, None
         self._date = written_date(trainer.train_dataloader)
         restore_place(trainer)
+        self._was_resumed = self._state is not None
         # A reference made on resuming would be the half-unlearned model.
         if self._state is None:
             self._make_reference(trainer, pl_module)
@@ -184,22 +202,21 @@ class UnlearnCallback(ReferenceCallback, ABC):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise if nothing was unlearned, and take the starting model out of the checkpoints."""
-        if self._steps == 0 and trainer.global_step == 0:
-            raise MisconfigurationException(
-                f"{type(self).__name__} ran 0 updates: the module that went in is the module that came out. Check "
-                "that the forget loader is not empty, that max_epochs, max_steps and limit_train_batches are not 0, "
-                "and that nothing else replaces training_step."
-            )
+        self._check_moved(trainer, pl_module)
+        self._trend.warn(type(self).__name__)
         release(trainer)
         super().on_fit_end(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give ``training_step`` back."""
+        trainer.__dict__.pop("save_checkpoint", None)
         self._give_back(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give ``training_step`` back, so that the module can be tested after a crash."""
         release(trainer, interrupted=True)
+        if self._started is not None:
+            _tell_checkpoint(trainer, exception)
         self._give_back(pl_module)
 
     # ---- state -------------------------------------------------------------------------------------------------
@@ -226,6 +243,9 @@ class UnlearnCallback(ReferenceCallback, ABC):
             MisconfigurationException: If the checkpoint has no state for this callback, or no longer the starting
                 model that it needs.
         """
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        if self._fresh:
+            return
         resume(trainer, self, checkpoint)
         if trainer.state.fn != "fit" or self.state_key in checkpoint.get("callbacks", {}):
             return
@@ -279,6 +299,10 @@ class UnlearnCallback(ReferenceCallback, ABC):
         self, trainer: Trainer, module: LightningModule, batch: dict[str, Batch], batch_idx: int
     ) -> Tensor:
         self._check_batch(batch)
+        if self._started is None:  # a tuner makes trial steps before the run, without callbacks
+            self.on_train_start(trainer, module)
+        if self.snapshot is not None:
+            self.snapshot.follow(module)
         if batch_idx % trainer.accumulate_grad_batches == 0:
             for buffer, copy in self._statistics:
                 copy.copy_(buffer)
@@ -286,7 +310,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
                 # Lightning drops the last gradients after the forward pass, which would need their memory.
                 for optimizer in trainer.optimizers:
                     optimizer.zero_grad()
-        if self.needs.reference_nll and self._steps == 0 and trainer.global_step == 0:
+        if self.needs.reference_nll and self._steps == 0 and not self._was_resumed:
             self._check_drift(module, {role: batch[role] for role in self.needs.reference_nll})
         parts = self.step(module, batch)
         # One reduction a step: a loss that is not finite on any process is not finite in the mean either.
@@ -296,6 +320,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
             values = ", ".join(f"{name}={value.item():.6g}" for name, value in parts.items())
             self._stop(trainer, f"the loss is not finite ({values})")
         self._steps += 1
+        self._trend.add(trainer.current_epoch, logged)
         if self._own is not None:
             self._own.step(batch)
         module.log_dict(
@@ -304,6 +329,59 @@ class UnlearnCallback(ReferenceCallback, ABC):
             batch_size=row_count(batch[self.needs.roles[0]]),
         )
         return parts["loss"] * full_window(trainer, module, batch_idx)
+
+    def _check_optimizers(self, trainer: Trainer, module: LightningModule) -> None:
+        """Refuse a run that can't move a weight, now that the module's own hooks have been called."""
+        if not self.makes_steps:
+            return
+        name = type(self).__name__
+        trainer_optimizes(name, module)
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        optimized = {id(parameter) for group in groups for parameter in group["params"]}
+        own = [parameter for parameter in module.parameters() if id(parameter) in optimized]
+        reason = None
+        if not optimized or not any(parameter.numel() for group in groups for parameter in group["params"]):
+            reason = "configure_optimizers gives no optimizer"
+        elif not own:
+            reason = "its optimizer holds no weight of the module"
+        elif not any(parameter.requires_grad for parameter in own):
+            reason = "no weight that its optimizer holds requires a gradient"
+        elif not trainer.lr_scheduler_configs and not any(float(group.get("lr", 1.0)) for group in groups):
+            reason = "its learning rate is 0, and no scheduler raises it"
+        if reason is not None:
+            raise MisconfigurationException(
+                f"{name} would move no weight of {type(module).__name__}: {reason}. Return an optimizer over "
+                "self.parameters() from configure_optimizers, with a rate above 0."
+            )
+
+    def _check_moved(self, trainer: Trainer, module: LightningModule) -> None:
+        name = type(self).__name__
+        if self._started is None:
+            raise MisconfigurationException(
+                f"{name} ran 0 updates: training did not start, since the run was complete already (epoch "
+                f"{trainer.current_epoch}, max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps}) or has no "
+                "batches. Raise max_epochs or max_steps to go on, or use a new Trainer for a new run; check that the "
+                "forget loader is not empty and limit_train_batches is not 0."
+            )
+        after = checksums(module)
+        alike = torch.tensor(after == self._checksums, device=trainer.strategy.root_device)
+        unmoved = all_true(alike)
+        if not self.makes_steps:
+            if unmoved:
+                rank_zero_warn(f"{name} has changed no weight: the module that went in is the module that came out.")
+            return
+        if self._steps == 0 or trainer.global_step == self._started:
+            raise MisconfigurationException(
+                f"{name} ran 0 updates: the module that went in is the module that came out. Check "
+                "that the forget loader is not empty, that max_epochs, max_steps and limit_train_batches are not 0, "
+                "and that nothing else replaces training_step."
+            )
+        if unmoved:
+            raise MisconfigurationException(
+                f"{name} made {trainer.global_step - self._started} updates, and no weight has changed: the module "
+                "that went in is the module that came out. Check the learning rate, that weights require gradients "
+                "and are in the optimizer, and that the weight of the forget term is not 0."
+            )
 
     def _check_batch(self, batch: Any) -> None:
         roles = self.needs.roles
@@ -338,6 +416,23 @@ class UnlearnCallback(ReferenceCallback, ABC):
         for handle in self._hooks:
             handle.remove()
         self._hooks = []
+
+
+def _tell_checkpoint(trainer: Trainer, exception: BaseException) -> None:
+    """Say which checkpoint an interrupted run can be resumed from."""
+    how = "was interrupted" if isinstance(exception, KeyboardInterrupt) else f"ended by {type(exception).__name__}"
+    callbacks = trainer.checkpoint_callbacks
+    paths = [getattr(c, name, "") for c in callbacks for name in ("last_model_path", "best_model_path", "ckpt_path")]
+    there = sorted(
+        (Path(path) for path in paths if path and Path(path).is_file()), key=lambda path: path.stat().st_mtime
+    )
+    if there:
+        rank_zero_info(
+            f"The run {how} at step {trainer.global_step}. Its last checkpoint is {there[-1]}: pass it as ckpt_path to "
+            "go on. It holds what resuming needs of the model before unlearning, so keep it to yourself."
+        )
+    else:
+        rank_zero_info(f"The run {how} at step {trainer.global_step}. It has no checkpoint to go on from.")
 
 
 def _watches_zero_grad(trainer: Trainer, module: LightningModule) -> bool:

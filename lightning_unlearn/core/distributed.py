@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_unlearn.core.lightning import Trainer
@@ -16,6 +16,7 @@ __all__ = [
     "Replica",
     "all_true",
     "average_over_ranks",
+    "checksums",
     "full_tensor",
     "gather_objects",
     "load_full_tensor",
@@ -109,6 +110,18 @@ def gather_objects(value: Any) -> list[Any]:
 def local_tensor(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds; shares memory with it."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def checksums(module: nn.Module) -> dict[str, float]:
+    """By name a number for the bits of each parameter that this process holds: equal before and after no change."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = {}
+    for name, parameter in module.named_parameters():
+        values = local_tensor(parameter.detach()).contiguous()
+        if not values.is_complex() and not values.is_meta:
+            sums[name] = values.view(kinds[values.element_size()]).sum(dtype=torch.int64).item()
+    return sums
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 __all__ = [
     "COMBINED_LOADERS",
     "CSV_LOGGERS",
+    "FINETUNING",
     "MODEL_PARALLEL",
     "MODULES",
     "PACKAGES",
+    "PRUNING",
     "TENSORBOARD_LOGGERS",
     "WANDB_LOGGERS",
     "CSVLogger",
@@ -106,6 +108,8 @@ def classes(*paths: str) -> tuple[type, ...]:
 
 COMBINED_LOADERS: tuple[type[CombinedLoader], ...] = classes("utilities.combined_loader.CombinedLoader")
 MODULES: tuple[type[LightningModule], ...] = classes("LightningModule")
+FINETUNING: Any = classes("callbacks.BaseFinetuning")
+PRUNING: Any = classes("callbacks.ModelPruning")
 MODEL_PARALLEL = classes("strategies.ModelParallelStrategy")
 CSV_LOGGERS: tuple[type[CSVLogger], ...] = classes("loggers.CSVLogger")
 TENSORBOARD_LOGGERS: tuple[type[TensorBoardLogger], ...] = classes("loggers.TensorBoardLogger")

@@ -15,7 +15,6 @@ from lightning_unlearn.core.evaluation import Evaluation
 from lightning_unlearn.core.lightning import (
     CSV_LOGGERS,
     TENSORBOARD_LOGGERS,
-    Callback,
     CSVLogger,
     LightningModule,
     Logger,
@@ -130,7 +129,7 @@ class Monitor(PrivateState, ABC):
         states = checkpoint.get("callbacks", {})
         if trainer.state.fn != "fit" or self.state_key in states:
             return
-        name, taken = type(self).__name__, {c.state_key for c in callbacks_of(trainer, Callback)}
+        name, taken = type(self).__name__, {c.state_key for c in trainer.callbacks}  # type: ignore[attr-defined]
         own = [key for key in states if key.partition("{")[0] == name and key not in taken]
         if len(own) == 1:
             self.load_state_dict(states[own[0]])

@@ -11,14 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_unlearn.core.batches import row_count, row_fingerprint
 from lightning_unlearn.core.checks import function, one_of
 from lightning_unlearn.core.distributed import full_tensor, load_full_tensor, local_tensor
-from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
+from lightning_unlearn.core.lightning import (
+    FINETUNING,
+    PRUNING,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    rank_zero_warn,
+)
 from lightning_unlearn.core.modes import evaluating, without_gradients
 from lightning_unlearn.core.reading import Reading, read
-from lightning_unlearn.core.resume import ResumableCallback
+from lightning_unlearn.core.resume import ResumableCallback, callbacks_of
 from lightning_unlearn.core.rows import RunRows, row_loader
 from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score
 from lightning_unlearn.core.transfer import own_transfer_hooks
@@ -63,19 +72,42 @@ class SnapshotReference:
             with module.reference_weights(), evaluating(module):  # type: ignore[operator]
                 yield
             return
+        gone = self.values.keys() - dict(module.named_parameters()).keys() - dict(module.named_buffers()).keys()
+        if gone:
+            raise MisconfigurationException(
+                f"{len(gone)} weights of the starting model, such as {min(gone)!r}, have other names in the module by "
+                "now, as torch.nn.utils.prune and parametrizations give them in the midst of a run. Change the module "
+                "before fit, or use reference='cache', which needs no starting weights."
+            )
         with exchanged(module, self.values), evaluating(module):
             yield
+
+    def follow(self, module: nn.Module) -> None:
+        """Take in the weights that train only now, such as layers that a schedule thaws: they have not moved yet."""
+        if self._own is not None:
+            return
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and name not in self.values:
+                self.values[name] = parameter.detach().clone()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole starting values on the CPU. Collective where they are sharded."""
         return {name: full_tensor(value) for name, value in self.values.items()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor], module: nn.Module, thaws: bool = False) -> None:
         """Take over starting values saved by `state_dict`.
+
+        Args:
+            state: The values.
+            module: The module, with its weights of now.
+            thaws: Whether a schedule thaws layers, so that there may be values of layers that are frozen now.
 
         Raises:
             ValueError: If they belong to other weights.
         """
+        tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+        for name in (state.keys() & tensors.keys()) - self.values.keys() if thaws else ():
+            self.values[name] = tensors[name].detach().clone()
         if state.keys() != self.values.keys():
             odd = sorted(state.keys() ^ self.values.keys())
             raise ValueError(
@@ -280,6 +312,12 @@ class ReferenceCallback(ResumableCallback):
             for cache in self.caches.values():
                 cache.build(trainer, module, self.likelihood)
         if needs.snapshot or needs.reference_logits or (needs.reference_nll and not self.caches):
+            if callbacks_of(trainer, PRUNING):
+                raise MisconfigurationException(
+                    f"ModelPruning renames weights in the midst of the run, so {type(self).__name__} could not put its "
+                    "starting weights in any more. Use reference='cache' and rows with an 'index' where the method "
+                    "has it, or prune in a run of its own."
+                )
             self.snapshot = SnapshotReference(module)
 
     def _restore_reference(self, state: dict[str, Any], module: LightningModule) -> None:
@@ -293,7 +331,9 @@ class ReferenceCallback(ResumableCallback):
             self.caches[role].load_state_dict(values)
         if state["snapshot"] is not None:
             self.snapshot = SnapshotReference(module)
-            self.snapshot.load_state_dict(state["snapshot"])
+            self.snapshot.load_state_dict(
+                state["snapshot"], module, thaws=bool(callbacks_of(module.trainer, FINETUNING))
+            )
         needs = self.needs
         uncached = not self.caches.keys() >= set(needs.reference_nll)
         if self.snapshot is None and (needs.snapshot or needs.reference_logits or uncached):
@@ -335,6 +375,25 @@ class ReferenceCallback(ResumableCallback):
         if drift > _REFERENCE_DRIFT:
             rank_zero_warn(
                 f"Before the first update, {' and '.join(rows)} likelihoods differ from the reference by {drift:.3g} "
-                "nats. The reference is read without dropout: switch dropout off for unlearning (module.eval() before "
-                "fit, or p=0), or the objective starts from a random offset."
+                "nats, so the objective starts from an offset. The reference is read in evaluation mode. "
+                + _cause(module)
             )
+
+
+def _cause(module: nn.Module) -> str:
+    """Why a module gives other likelihoods in training mode, and what to do."""
+    training = [child for child in module.modules() if child.training]
+    causes = []
+    if any(isinstance(child, _DropoutNd) and child.p > 0 for child in training):
+        causes.append("The module has dropout: switch it off for unlearning (p=0).")
+    if any(isinstance(child, _NormBase) and child.track_running_stats for child in training):
+        causes.append(
+            "It has batch normalization, which in training takes the statistics of the batch in place of the running "
+            "ones: set these layers to evaluation, as in module.eval() before fit."
+        )
+    if causes:
+        return " ".join(causes)
+    return (
+        "It has neither dropout nor batch normalization, so look for what else is random or changes in training mode, "
+        "such as augmentation in the module or in its dataset, or noise in forward."
+    )

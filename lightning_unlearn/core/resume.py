@@ -14,7 +14,7 @@ from lightning_unlearn.core.lightning import (
     Trainer,
     rank_zero_warn,
 )
-from lightning_unlearn.core.retention import PrivateState
+from lightning_unlearn.core.retention import PrivateState, has_begun
 
 __all__ = [
     "ResumableCallback",
@@ -46,6 +46,7 @@ class ResumableCallback(PrivateState):
     """
 
     _state: dict[str, Any] | None = None
+    _fresh = False
 
     def begin(self, trainer: Trainer, module: LightningModule) -> None:
         """Make the state of a new run."""
@@ -72,8 +73,12 @@ class ResumableCallback(PrivateState):
             self._state = self.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until ``on_train_start``."""
-        self._state = state_dict
+        """Keep the state until ``on_train_start``; that of a run that had not begun, as a tuner saves it, is none."""
+        self._state = None if self._fresh else state_dict
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Look whether the checkpoint is of a run that had begun."""
+        self._fresh = not has_begun(checkpoint)
 
 
 def continues(callback: Callback, trainer: Trainer, module: LightningModule) -> bool:

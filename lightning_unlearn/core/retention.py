@@ -21,7 +21,17 @@ from lightning_unlearn.core.lightning import (
     rank_zero_warn,
 )
 
-__all__ = ["PRIVATE", "RUN_KEY", "PrivateState", "record_checkpoints", "release", "resume", "seal"]
+__all__ = [
+    "PRIVATE",
+    "RUN_KEY",
+    "PrivateState",
+    "begin",
+    "has_begun",
+    "record_checkpoints",
+    "release",
+    "resume",
+    "seal",
+]
 
 RUN_KEY = "lightning_unlearn_run"
 """Key of a checkpoint under which it says what it holds of the time before unlearning."""
@@ -38,6 +48,7 @@ PRIVATE: dict[str, str] = {
     "row": "the extra class of the forget rows",
     "attack": "prompts that bring the concept back",
     "images": "images of the concept by the starting model",
+    "average_model_state": "an average of the weights that began with the starting ones",
     "history": "questions and answers of the rows to forget",
 }
 """Names in a callback's state that are of the time before unlearning, and what they are."""
@@ -63,6 +74,7 @@ class PrivateState(Callback):
         return {name: _EMPTY.get(name) if name in gone else value for name, value in state.items()}, gone
 
 
+_AVERAGE = "average_model_state"
 _EMPTY: dict[str, Any] = {"caches": {}, "base": {}, "adapters": {}, "attack": {}}
 
 
@@ -75,6 +87,7 @@ def _filled(value: Any) -> bool:
 @dataclass
 class _Run:
     name: str
+    begun: bool = False
     paths: set[str] = field(default_factory=set)
     ended: bool = False
     interrupted: bool = False
@@ -100,12 +113,23 @@ def record_checkpoints(trainer: Trainer) -> None:
     trainer.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
 
 
+def begin(trainer: Trainer) -> None:
+    """Note that training has started: checkpoints from now on are those of a run that can be resumed."""
+    _RUNS.setdefault(trainer, _Run(uuid.uuid4().hex)).begun = True
+
+
+def has_begun(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is of a run that had started to train, and not of a tuner before it."""
+    return (checkpoint.get(RUN_KEY) or {}).get("begun", True)
+
+
 def seal(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Mark a checkpoint that is about to be written, and leave out what it may not hold; in ``on_save_checkpoint``."""
     run = _RUNS.setdefault(trainer, _Run(uuid.uuid4().hex))
     if RUN_KEY in checkpoint:
         return
-    checkpoint[RUN_KEY] = {"run": run.name, "ended": False, "holds": _held(trainer, checkpoint), "left_out": {}}
+    held = _held(trainer, checkpoint)
+    checkpoint[RUN_KEY] = {"run": run.name, "begun": run.begun, "ended": False, "holds": held, "left_out": {}}
     if run.ended or _after_fit(trainer, run):
         _strip(trainer, checkpoint)
     elif checkpoint[RUN_KEY]["holds"] and not run.told:
@@ -128,14 +152,14 @@ def resume(trainer: Trainer, callback: Callback, checkpoint: dict[str, Any]) -> 
     mark = checkpoint.get(RUN_KEY)
     if trainer.state.fn != "fit" or not mark:
         return
-    lost = _needed(mark["left_out"].get(callback.state_key, []))
+    lost = [name for names in mark["left_out"].values() for name in _needed(names)]
     if lost:
         name = type(callback).__name__
         raise MisconfigurationException(
             f"This checkpoint was written when a run with {name} had ended, and no longer holds "
-            f"{' and '.join(PRIVATE[key] for key in lost)}, without which the run can't be resumed. To be able to "
-            f"resume after the end, run with {name}(keep_reference=True), and keep its files to yourself; to go on "
-            f"from these weights with a new run, load them ({_loader(trainer)}) and call fit without ckpt_path."
+            f"{' and '.join(dict.fromkeys(PRIVATE[key] for key in lost))}, without which the run can't be resumed. To "
+            f"be able to resume after the end, run with {name}(keep_reference=True) and keep its files to yourself; to "
+            f"go on from these weights with a new run, load them ({_loader(trainer)}) and call fit without ckpt_path."
         )
     run = _RUNS.get(trainer)
     if run is not None:
@@ -198,6 +222,11 @@ def _strip(trainer: Trainer, checkpoint: dict[str, Any]) -> bool:
         if gone and not callback.keep_reference:
             checkpoint["callbacks"][callback.state_key] = public
             left_out[callback.state_key] = gone
+    for key, state in checkpoint.get("callbacks", {}).items():
+        # StochasticWeightAveraging's: a copy of the starting weights until its average begins.
+        if isinstance(state, dict) and state.get(_AVERAGE) is not None:
+            checkpoint["callbacks"][key] = {**state, _AVERAGE: None}
+            left_out[key] = [_AVERAGE]
     if any(_needed(gone) for gone in left_out.values()):
         # The optimizer has averages of gradients of forget rows, and is of no use in a run that can't be resumed.
         for name in ("optimizer_states", "lr_schedulers"):

@@ -45,6 +45,8 @@ class ForgetRetainObjective(UnlearnCallback):
         reference: How the starting model is kept where it is needed.
     """
 
+    rises = ("forget_nll", "retain")
+
     def __init__(
         self,
         forget_weight: float,

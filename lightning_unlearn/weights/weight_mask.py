@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from lightning_unlearn.core.callback import objective_score
 from lightning_unlearn.core.checks import between, function, one_of, regex, strategy
 from lightning_unlearn.core.distributed import local_tensor, rank, sum_over_ranks
-from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
+from lightning_unlearn.core.lightning import PRUNING, LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.resume import ResumableCallback, callbacks_of, is_unlearning_checkpoint
 from lightning_unlearn.core.scores import Score
 from lightning_unlearn.functional.saliency.bits import apply_mask_, pack_mask, unpack_mask
@@ -34,11 +35,13 @@ class _Frozen(NamedTuple):
     """A parameter with weights that must not move; tensors are of the part that this process holds.
 
     Args:
+        name: Its name in the module.
         parameter: The parameter.
         live: Boolean, ``True`` where a weight may move; ``None`` where none may.
         value: The starting values of frozen weights, 0 at the others.
     """
 
+    name: str
     parameter: nn.Parameter
     live: Tensor | None
     value: Tensor
@@ -102,6 +105,7 @@ class WeightMask(ResumableCallback, ABC):
         """By parameter name the part of the mask that this process holds; ``True`` may move."""
         self._parameters: dict[str, nn.Parameter] = {}
         self._frozen: list[_Frozen] = []
+        self._trained: Collection[str] = ()
         self._hooks: list[RemovableHandle] = []
 
     @abstractmethod
@@ -190,6 +194,8 @@ class WeightMask(ResumableCallback, ABC):
         super().on_train_start(trainer, pl_module)
         counted = self._counted()
         self._freeze(everything, counted)
+        self._trained = everything.keys()
+        self._keep_averages(trainer)
         for optimizer in trainer.optimizers:
             if trainer.global_step == 0:
                 self._clear_state(optimizer)
@@ -214,7 +220,8 @@ class WeightMask(ResumableCallback, ABC):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Take the gradients of frozen weights out, after accumulation and before clipping."""
-        for parameter, live, _ in self._frozen:
+        self._refuse_thawed(pl_module)
+        for _, parameter, live, _ in self._frozen:
             if parameter.grad is None:
                 continue
             if live is None:
@@ -259,7 +266,8 @@ class WeightMask(ResumableCallback, ABC):
         Raises:
             MisconfigurationException: If the checkpoint has no state for this callback.
         """
-        if trainer.state.fn != "fit" or checkpoint.get("callbacks", {}).get(self.state_key):
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        if self._fresh or trainer.state.fn != "fit" or checkpoint.get("callbacks", {}).get(self.state_key):
             return
         was = "an unlearning run" if is_unlearning_checkpoint(checkpoint) else "a run"
         raise MisconfigurationException(
@@ -276,11 +284,39 @@ class WeightMask(ResumableCallback, ABC):
         if len(masks) > 1:
             raise MisconfigurationException(f"A run has one mask, but got {masks}. Keep one of them.")
         strategy(name, trainer)
+        if callbacks_of(trainer, PRUNING):
+            raise MisconfigurationException(
+                f"ModelPruning sets weights to zero that {name} keeps as they are. Prune the module in a run of its "
+                "own, before or after unlearning, or leave the mask out."
+            )
         for path, child in module.named_modules():
             if isinstance(child, (nn.Embedding, nn.EmbeddingBag)) and child.sparse:
                 raise MisconfigurationException(
                     f"{name} can't mask the sparse gradients of {path}. Make the embedding with sparse=False."
                 )
+
+    def _refuse_thawed(self, module: LightningModule) -> None:
+        thawed = [name for name in parameter_names(module) if name not in self._trained]
+        if thawed:
+            raise MisconfigurationException(
+                f"{len(thawed)} weights, such as {thawed[0]!r}, train only since {type(self).__name__} made its mask, "
+                "which freezes all that is not in it. Unfreeze them before fit, or leave the mask out."
+            )
+
+    def _keep_averages(self, trainer: Trainer) -> None:
+        """Let averages of the weights hold frozen ones bit for bit: an average of equal values rounds."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            average = getattr(callback, "_average_model", None)
+            update = getattr(average, "update_parameters", None)
+            if not callable(update):
+                continue
+            averaged = dict(average.module.named_parameters())  # type: ignore[union-attr]
+
+            def update_parameters(model: nn.Module, update: Any = update, averaged: Any = averaged) -> None:
+                update(model)
+                self._put_back(averaged)
+
+            average.update_parameters = update_parameters  # type: ignore[union-attr, method-assign]
 
     def _settings(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in self.own_settings}
@@ -337,11 +373,13 @@ class WeightMask(ResumableCallback, ABC):
             mask = self.masks[name] if live else None
             if mask is not None:
                 apply_mask_(value, ~mask)
-            self._frozen.append(_Frozen(parameter, mask, value))
+            self._frozen.append(_Frozen(name, parameter, mask, value))
 
     @torch.no_grad()
-    def _put_back(self) -> None:
-        for parameter, live, value in self._frozen:
+    def _put_back(self, others: Mapping[str, nn.Parameter] | None = None) -> None:
+        for name, own, live, value in self._frozen:
+            parameter = own if others is None else others[name]
+            value = value.to(parameter.device)
             if live is None:
                 local_tensor(parameter).copy_(value)
             else:
@@ -349,7 +387,7 @@ class WeightMask(ResumableCallback, ABC):
 
     def _clear_state(self, optimizer: torch.optim.Optimizer) -> None:
         """Momentum from before the mask would go on moving frozen weights, and be clipped and logged as if it did."""
-        for parameter, live, _ in self._frozen:
+        for _, parameter, live, _ in self._frozen:
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     if live is None:

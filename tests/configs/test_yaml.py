@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import shutil
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -161,6 +162,8 @@ def test_a_diffusion_model_from_the_command_line(
     checkpoint = cli.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
 
     def drawn(*more: str) -> list[dict[str, Any]]:
+        shutil.rmtree(tmp_path / "images", ignore_errors=True)  # predict does not write over files
+        (tmp_path / "predictions.jsonl").unlink(missing_ok=True)
         UnlearnCLI(["predict", *run, f"--ckpt_path={checkpoint}", *more])
         return [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
 
@@ -172,6 +175,8 @@ def test_a_diffusion_model_from_the_command_line(
     images = torch.stack([row["pixel_values"] for row in data.sets["forget"]]) / 2 + 0.5
     prompts, seeds = ([row[key] for row in rows] for key in ("prompt", "seed"))
     torch.testing.assert_close(images, cli.model.generate(prompts, seeds), atol=1 / 255, rtol=0)
+    with pytest.raises(FileExistsError, match=r"predictions\.jsonl is already.*--trainer\.default_root_dir"):
+        UnlearnCLI(["predict", *run, f"--ckpt_path={checkpoint}"])
     guard = ["--config", "callbacks/diffusion/suppress_eot.yaml", "--trainer.callbacks.options={scale: 3.0}"]
     drawn(*guard)
     guarded = torch.stack([row["pixel_values"] for row in data.sets["forget"]]) / 2 + 0.5
@@ -179,6 +184,8 @@ def test_a_diffusion_model_from_the_command_line(
     assert differs.tolist() == [True, False, False, False, False]
 
     main(["export", f"--ckpt_path={checkpoint}", f"--output_dir={tmp_path / 'out'}"])
+    with pytest.raises((FileExistsError, SystemExit)):
+        main(["export", f"--ckpt_path={checkpoint}", f"--output_dir={tmp_path / 'out'}"])
     exported = StableDiffusionPipeline.from_pretrained(tmp_path / "out", safety_checker=None).unet.state_dict()
     for key, value in cli.model.unet.state_dict().items():
         assert torch.equal(exported[key], value)
