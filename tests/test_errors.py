@@ -359,8 +359,8 @@ RUNS: list[Case] = [
     (
         "training_step without a loss",
         lambda s: s.fit(GradDiff(score=training_step_loss), module=NoLoss()),
-        TypeError,
-        ["NoLoss.training_step", "NoneType", "loss"],
+        MisconfigurationException,
+        ["GradDiff ran 0 updates", "training_step returns a loss"],
     ),
     (
         "resume of plain training",

@@ -374,7 +374,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
             raise MisconfigurationException(
                 f"{name} ran 0 updates: the module that went in is the module that came out. Check "
                 "that the forget loader is not empty, that max_epochs, max_steps and limit_train_batches are not 0, "
-                "and that nothing else replaces training_step."
+                "that the module's training_step returns a loss, and that nothing else replaces it."
             )
         if unmoved:
             raise MisconfigurationException(
