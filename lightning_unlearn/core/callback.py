@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_unlearn.core.accumulation import full_window
 from lightning_unlearn.core.batch_norm import freeze_lone_rows
-from lightning_unlearn.core.batches import row_count
+from lightning_unlearn.core.batches import rows_in
 from lightning_unlearn.core.checks import strategy, trainer_optimizes
 from lightning_unlearn.core.distributed import all_true, checksums, local_tensor, mean_over_ranks
 from lightning_unlearn.core.lightning import (
@@ -326,7 +326,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         module.log_dict(
             {f"unlearn/{name}": value for name, value in logged.items()},
             prog_bar=True,
-            batch_size=row_count(batch[self.needs.roles[0]]),
+            batch_size=rows_in(batch[self.needs.roles[0]]),
         )
         return parts["loss"] * full_window(trainer, module, batch_idx)
 

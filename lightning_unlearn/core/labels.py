@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException
+from lightning_unlearn.core.batches import as_mapping
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, rank_zero_warn
 from lightning_unlearn.functional.likelihood import IGNORE_INDEX
 
 __all__ = ["check_probabilities", "check_range", "described", "read_classifier", "refuse_labels"]
@@ -23,10 +24,17 @@ _OWN_LOSS = (
 
 def read_classifier(score: str, module: LightningModule, batch: Any) -> tuple[Tensor, Tensor]:
     """Logits and labels of a batch."""
-    name = next((name for name in _LABELS if isinstance(batch, Mapping) and name in batch), None)
+    named = as_mapping(batch) or {}
+    name = next((name for name in _LABELS if name in named), None)
+    if isinstance(batch, (tuple, list)) and len(batch) == 3 and name is None and _weighted(*batch):
+        rank_zero_warn(
+            f"{score} reads likelihoods, and leaves out the third part of (inputs, labels, weights): no row weighs "
+            "more than another. To weigh them, write a score (module, batch) -> NLL of shape (B,)."
+        )
+        batch = batch[:2]
     if name is not None:
-        labels = batch[name]
-        output = _called(module, {k: v for k, v in batch.items() if k not in (name, "index")})
+        labels = named[name]
+        output = _called(module, {k: v for k, v in named.items() if k not in (name, "index")})
     elif isinstance(batch, (tuple, list)) and len(batch) == 2:
         labels, output = batch[1], module(batch[0])
     else:
@@ -44,6 +52,16 @@ def read_classifier(score: str, module: LightningModule, batch: Any) -> tuple[Te
     if not isinstance(labels, Tensor):
         raise MisconfigurationException(f"{score} reads a tensor of labels, but got {described(labels)}.")
     return logits, labels
+
+
+def _weighted(inputs: Any, labels: Any, weights: Any) -> bool:
+    """Whether three parts of a batch are inputs, labels and a weight for each row, and not two inputs and labels."""
+    return (
+        all(isinstance(part, Tensor) for part in (inputs, labels, weights))
+        and weights.is_floating_point()
+        and weights.shape in (inputs.shape[:1], (len(labels), 1))
+        and (inputs.dim() > 1 or inputs.is_floating_point())
+    )
 
 
 def _called(module: LightningModule, inputs: dict[str, Any]) -> Any:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from lightning_unlearn.core.batches import as_mapping, named_tensors, row_count, rows_in
 from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score
 from lightning_unlearn.functional.likelihood import IGNORE_INDEX
 
-__all__ = ["Reading", "join", "likelihood", "read", "row_count"]
+__all__ = ["Reading", "join", "likelihood", "read"]
 
 
 class Reading(NamedTuple):
@@ -52,7 +53,7 @@ def read(
         A reading for each role.
     """
     joinable = joinable and isinstance(score, PredictionScore) and len(batches) > 1
-    joined = join(batches) if joinable else None
+    joined = join(batches) if joinable and all(map(_has_rows, batches)) else None
     if joined is None:
         return [_read_one(score, module, batch, logits) for batch in batches]
     whole = _read_one(score, module, joined, logits)
@@ -73,7 +74,7 @@ def likelihood(score: Score, module: LightningModule, batch: Batch) -> tuple[Ten
     nll = score(module, batch)
     if nll.dim() != 1:
         raise ValueError(
-            f"score returned shape {tuple(nll.shape)} for {row_count(batch)} rows. It must return one negative "
+            f"score returned shape {tuple(nll.shape)} for {rows_in(batch)} rows. It must return one negative "
             "log-likelihood a row, shape (B,)."
         )
     return nll, torch.ones_like(nll.detach())
@@ -86,12 +87,10 @@ def _read_one(score: Score, module: LightningModule, batch: Batch, logits: bool)
     return Reading(predictions.nll(), predictions.length(), predictions if logits else None)
 
 
-def row_count(batch: Any) -> int:
-    """Number of rows in a batch: the size of the first tensor in it."""
-    first = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim() > 0), None)
-    if first is None:
-        raise TypeError(f"Expected a batch that holds a tensor, but got {type(batch).__name__}.")
-    return len(first)
+def _has_rows(batch: Batch) -> bool:
+    """Whether each tensor of a batch has one row for each example; the edges of graphs, for one, do not."""
+    count = rows_in(batch)
+    return count is not None and all(len(tensor) == count for _, tensor in named_tensors(batch))
 
 
 def join(batches: Sequence[Any]) -> Any | None:
@@ -110,14 +109,22 @@ def join(batches: Sequence[Any]) -> Any | None:
         stackable = first.dim() > 0 and len({b.shape[1:] for b in batches}) == 1
         return torch.cat(list(batches)) if stackable else None
     if all(isinstance(b, Mapping) for b in batches) and all(b.keys() == first.keys() for b in batches):
-        joined = {key: join(_padded([b[key] for b in batches], key)) for key in first}
-        return None if any(value is None for value in joined.values()) else joined
+        joined = _joined(batches)
+        return joined if joined is None or isinstance(first, dict) else type(first)(joined)
+    if is_dataclass(first) and len({type(b) for b in batches}) == 1:
+        joined = _joined([as_mapping(b) for b in batches])
+        return None if joined is None else replace(first, **joined)  # type: ignore[type-var]
     if all(isinstance(b, (tuple, list)) for b in batches) and len({len(b) for b in batches}) == 1:
         parts = [join(part) for part in zip(*batches, strict=True)]
         if any(part is None for part in parts):
             return None
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)  # a named tuple takes each
     return None
+
+
+def _joined(batches: Sequence[Any]) -> dict[str, Any] | None:
+    joined = {key: join(_padded([b[key] for b in batches], key)) for key in batches[0]}
+    return None if any(value is None for value in joined.values()) else joined
 
 
 def _padded(values: list[Any], key: str) -> list[Any]:

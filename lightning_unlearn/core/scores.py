@@ -6,7 +6,7 @@ likelihoods, as ``score.predictions(module, batch)``; objectives on logits (KL) 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -139,7 +139,7 @@ def causal_lm_nll(module: LightningModule, batch: Batch) -> Predictions:
     Raises:
         TypeError: If the batch is not such a dict.
     """
-    if not isinstance(batch, dict) or "input_ids" not in batch or "labels" not in batch:
+    if not isinstance(batch, Mapping) or "input_ids" not in batch or "labels" not in batch:
         raise TypeError(
             f"causal_lm_nll reads a dict with 'input_ids' and 'labels', but got {described(batch)}. "
             "Use score=classifier_nll for (input, label) pairs, or score=training_step_loss for any other batch."
@@ -162,14 +162,15 @@ def classifier_nll(module: LightningModule, batch: Batch) -> Predictions:
     Args:
         module: Any LightningModule whose ``forward`` returns logits ``(B, K)`` of ``K >= 2`` classes, or an object with
             ``.logits``.
-        batch: ``(inputs, labels)``, or a dict with ``labels`` or ``label`` whose other tensors are the arguments of
-            ``forward``. Labels are class numbers of any integer type, shape ``(B,)`` or ``(B, 1)``.
+        batch: ``(inputs, labels)``, or a mapping, dataclass or named tuple with ``labels`` or ``label`` whose other
+            tensors are the arguments of ``forward``. Labels are class numbers of any integer type, shape ``(B,)`` or
+            ``(B, 1)``. Of ``(inputs, labels, weights)`` the weights ``(B,)`` are left out, and a warning says so.
 
     Returns:
         Shape ``(B,)``, fp32, in nats.
 
     Raises:
-        TypeError: If the batch is neither.
+        TypeError: If the batch is none of these.
         MisconfigurationException: If the labels are no class numbers, or there are no logits of at least two classes.
     """
     logits, labels = read_classifier("classifier_nll", module, batch)

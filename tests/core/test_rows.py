@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning_unlearn.core.lightning import CombinedLoader
+from lightning_unlearn.core.lightning import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
