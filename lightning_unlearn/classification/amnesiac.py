@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
 from lightning_unlearn.core.callback import Needs
@@ -19,7 +18,7 @@ from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.core.files import replacing
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_info
 from lightning_unlearn.core.resume import ResumableCallback
-from lightning_unlearn.core.scores import Score, classifier_nll
+from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 
 __all__ = ["Amnesiac", "AmnesiacLedger"]
 
@@ -204,7 +203,9 @@ class Amnesiac(Edit):
             raise ValueError("forget_ids is empty, so nothing would be forgotten. Give the ids of the rows to forget.")
         self.folder, self.forget_ids = folder, forget_ids
 
-    def edit(self, module: LightningModule, forget: DataLoader | None = None, retain: DataLoader | None = None) -> None:
+    def edit(
+        self, module: LightningModule, forget: Iterable[Batch] | None = None, retain: Iterable[Batch] | None = None
+    ) -> None:
         """Subtract the steps.
 
         Args:
