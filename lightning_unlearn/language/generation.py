@@ -71,12 +71,14 @@ def _plain_generation(model: nn.Module) -> Iterator[None]:
     """Take the model's generation config away for a while: ``generate`` fills in from it what it is not told."""
     from transformers import GenerationConfig
 
-    owners = [part for part in model.modules() if isinstance(vars(part).get("generation_config"), GenerationConfig)]
+    owners: list[Any] = [
+        part for part in model.modules() if isinstance(vars(part).get("generation_config"), GenerationConfig)
+    ]
     kept = [part.generation_config for part in owners]
     for part, own in zip(owners, kept, strict=True):
-        part.generation_config = GenerationConfig(bos_token_id=own.bos_token_id, use_cache=own.use_cache)  # type: ignore[assignment]
+        part.generation_config = GenerationConfig(bos_token_id=own.bos_token_id, use_cache=own.use_cache)
     try:
         yield
     finally:
         for part, own in zip(owners, kept, strict=True):
-            part.generation_config = own  # type: ignore[assignment]
+            part.generation_config = own
