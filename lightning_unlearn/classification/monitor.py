@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_unlearn.classification.metrics.accuracy import accuracy, unlearning_accuracy
 from lightning_unlearn.classification.metrics.features import FEATURES
 from lightning_unlearn.classification.metrics.gap import average_gap
-from lightning_unlearn.classification.metrics.mia import Attack, MIAEfficacy, Role, Shadow
+from lightning_unlearn.classification.metrics.mia import Attack, MIAEfficacy, Role, Shadow, attack_accuracy
 from lightning_unlearn.classification.metrics.outputs import Outputs, join_outputs, read_outputs
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.distributed import gather_objects, load_full_tensor, rank
@@ -36,6 +36,7 @@ from lightning_unlearn.core.scores import Score, classifier_nll, prediction_scor
 __all__ = ["ClassifierMonitor"]
 
 _GAP = {"ua": "forget/ua", "ra": "retain/ra", "ta": "test/ta", "mia": "forget/mia"}
+_UNMOVED = 0.5  # points of UA
 _ROLES: dict[str, Role] = {"retain": "member", "test": "nonmember", "forget": "forget"}
 
 
@@ -111,21 +112,27 @@ class ClassifierMonitor(Monitor):
         """The numbers of the retrained model on the same sets."""
         self._gap = {name: _GAP[name] for name in measured}
         self._warned = False
+        self._attack: tuple[float, float] | None = None
+        self._attacks: list[tuple[float, float] | None] = []
 
     def evaluate(self, trainer: Trainer, module: LightningModule) -> Evaluation:
         """Measure every set now, without logging."""
         loaders = self._loaders(trainer)
         metrics = self._measure(trainer, module, loaders)
+        attack = self._attack
         if self.retrained is not None:
             if self.reference is None:
                 self.reference = self._measure_retrained(trainer, module, loaders)
             pair = ({name: numbers[key] for name, key in self._gap.items()} for numbers in (metrics, self.reference))
             metrics["average_gap"] = average_gap(*pair)
+        self._attack = attack
         return Evaluation(trainer.global_step, metrics)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the outcome and show it."""
         super().on_train_end(trainer, pl_module)
+        if doubts := self._doubts():
+            rank_zero_warn(" ".join(doubts))
         lines = [" ".join(f"{cell:>{w}}" for cell, w in zip(row, (24, 8, 8, 9), strict=False)) for row in self._table()]
         rank_zero_info("\n".join(lines))
 
@@ -154,6 +161,7 @@ class ClassifierMonitor(Monitor):
 
     def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
         super()._evaluate(trainer, module)
+        self._attacks.append(self._attack)
         before, now = (self.history[i].metrics["retain/ra"] for i in (0, -1))
         if before - now > self.max_retain_drop and not self._warned:
             self._warned = True
@@ -162,6 +170,31 @@ class ClassifierMonitor(Monitor):
                 "The model forgets more than it should: lower the learning rate, give retain rows more weight, clip "
                 "gradients or stop earlier."
             )
+
+    def _doubts(self) -> list[str]:
+        """What the numbers after the run do not show."""
+        before, after = (self.history[i].metrics for i in (0, -1))
+        moved, lost = after["forget/ua"] - before["forget/ua"], before["retain/ra"] - after["retain/ra"]
+        doubts = []
+        if abs(moved) < _UNMOVED:
+            doubts.append(
+                f"UA did not move: {before['forget/ua']:.1f} before the run and {after['forget/ua']:.1f} after it. If "
+                "a retrained model errs on more of the forget rows, this run has not unlearned them: raise the "
+                "learning rate or the number of epochs."
+            )
+        if lost > self.max_retain_drop:
+            doubts.append(
+                f"RA collapsed: {before['retain/ra']:.1f} before the run and {after['retain/ra']:.1f} after it, so a "
+                "high UA says nothing. Lower the learning rate, clip gradients, or give retain rows more weight."
+            )
+        attack = self._attacks[-1] if self._attacks else None
+        if attack is not None and attack[0] - attack[1] <= 50:
+            doubts.append(
+                f"The membership attack is at chance: it tells {attack[0]:.1f} ± {attack[1]:.1f} % of the retain and "
+                "test rows that it was not fitted on apart, where guessing gives 50. Its number forget/mia, and its "
+                "part of average_gap, say nothing about forgetting."
+            )
+        return doubts
 
     def _log_evaluation(self, trainer: Trainer, module: LightningModule) -> None:
         # The retrained model is measured again: these sets need not be those of the training run.
@@ -218,8 +251,19 @@ class ClassifierMonitor(Monitor):
                 attack.update(*outputs[name], role)
             names = {name: "forget/mia" if name == "confidence" else f"forget/mia_{name}" for name in FEATURES}
             metrics |= {names[name]: value for name, value in attack.compute().items()}
+            self._attack = self._judged(outputs)
         others = {name: rows for name, rows in outputs.items() if name not in _ROLES}
         return metrics | {f"{name}/accuracy": accuracy(*rows).item() for name, rows in others.items()}
+
+    def _judged(self, outputs: Mapping[str, Outputs]) -> tuple[float, float] | None:
+        """Accuracy of the attack by confidence, or the first feature, on rows that it was not fitted on."""
+        name = "confidence" if "confidence" in self.features else self.features[0]
+        members, nonmembers = (FEATURES[name](*outputs[part]) for part in ("retain", "test"))
+        if min(len(members), len(nonmembers), self.max_shadow or 2) < 2:
+            return None
+        labels = {"member_labels": outputs["retain"].labels, "nonmember_labels": outputs["test"].labels}
+        options: Any = {"attack": self.attack, "shadow": self.shadow, "max_shadow": self.max_shadow, "seed": self.seed}
+        return attack_accuracy(members, nonmembers, **labels, **options)
 
     def _measure_retrained(
         self, trainer: Trainer, module: LightningModule, loaders: Mapping[str, RowLoader]
@@ -236,6 +280,9 @@ class ClassifierMonitor(Monitor):
         columns = [("before", before), ("after", after)]
         columns += [("retrained", self.reference)] if self.reference is not None else []
         rows = [[name, *(f"{v[name]:.2f}" if name in v else "" for _, v in columns)] for name in after]
+        if attacks := [self._attacks[0], self._attacks[-1]] if self._attacks else []:
+            cells = [f"{a[0]:.1f}±{a[1]:.1f}" if a else "" for a in attacks]
+            rows.append(["attack on other rows", *cells, *[""] * (len(columns) - len(cells))])
         return [["percent", *(title for title, _ in columns)], *rows]
 
 

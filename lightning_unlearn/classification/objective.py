@@ -29,6 +29,9 @@ __all__ = ["BatchNormMode", "ClassifierObjective"]
 
 BatchNormMode = Literal["joint", "frozen", "train"]
 
+_LATEST = 4  # batches whose accuracy is compared with that of the first
+_COLLAPSE = 0.25
+
 
 class ClassifierObjective(UnlearnCallback):
     """An objective that reads the logits of each row.
@@ -63,6 +66,9 @@ class ClassifierObjective(UnlearnCallback):
         self.bn_mode = one_of("bn_mode", bn_mode, BatchNormMode)
         self._batch_norms: list[_BatchNorm] = []
         self._thawed: list[_BatchNorm] = []
+        self._lost = False
+        self._retained: list[Tensor] = []
+        """Accuracies on retain rows: of the first batch, and of the latest ones."""
 
     def read(self, module: LightningModule, batches: Sequence[Batch], logits: bool = False) -> list[Reading]:
         """Read several roles off the module, with the statistics of ``bn_mode``."""
@@ -83,8 +89,10 @@ class ClassifierObjective(UnlearnCallback):
         """
         run = [r for r in ("retain", "forget") if r in roles or (self._joint_statistics and r in self.needs.roles)]
         readings = dict(zip(run, self.read(module, [batch[r] for r in run], logits=True), strict=True))
-        predictions = [readings[role].predictions for role in roles]
-        return [p for p in predictions if p is not None]
+        predictions = [p for role in roles if (p := readings[role].predictions) is not None]
+        if "retain" in roles:
+            self._watch(batch_accuracy(predictions[list(roles).index("retain")]))
+        return predictions
 
     def row_mean(self, values: Tensor) -> Tensor:
         """Mean over the rows of all processes: averaging this over ranks gives the mean of the joined batch."""
@@ -92,6 +100,7 @@ class ClassifierObjective(UnlearnCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find batch normalization, make the reference, and compare the epoch with the published one."""
+        self._retained, self._lost = [], False
         self._batch_norms = [child for child in pl_module.modules() if isinstance(child, _BatchNorm)]
         super().on_train_start(trainer, pl_module)
         self._joinable = not self._batch_norms or self.bn_mode != "train"
@@ -107,11 +116,40 @@ class ClassifierObjective(UnlearnCallback):
                     likelihood(self.score, module, on_device(trainer, next(iter(loader))))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Freeze statistics again: the user may have called ``train()``."""
+        """Look whether the retain rows are lost, and freeze statistics again: the user may have called ``train()``."""
+        self._check_retained(trainer)
         if self.bn_mode == "frozen":
             self._thawed += [norm for norm in self._batch_norms if norm.training]
             for norm in self._batch_norms:
                 norm.eval()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look whether the retain rows are lost."""
+        super().on_train_end(trainer, pl_module)
+        self._check_retained(trainer)
+
+    def _watch(self, accuracy: Tensor) -> None:
+        self._retained.append(accuracy.detach())
+        if len(self._retained) > 1 + _LATEST:
+            del self._retained[1]
+
+    def _check_retained(self, trainer: Trainer) -> None:
+        """Warn once if the accuracy on retain rows has collapsed since the first batch."""
+        if len(self._retained) < 1 + _LATEST or self._lost:
+            return
+        first, now = self._retained[0].item(), torch.stack(self._retained[1:]).mean().item()
+        if first - now <= _COLLAPSE:
+            return
+        self._lost = True
+        rates = ", ".join(f"{group['lr']:g}" for optimizer in trainer.optimizers for group in optimizer.param_groups)
+        clipping = trainer.gradient_clip_val
+        rank_zero_warn(
+            f"{type(self).__name__} destroys the model: accuracy on the retain rows of a batch has fallen from "
+            f"{100 * first:.0f} % in the first one to {100 * now:.0f} %. The learning rate is {rates}: unlearning "
+            "usually needs a tenth, or less, of the rate of the training. Lower it, "
+            + ("" if clipping else "set gradient_clip_val, ")
+            + "give the retain rows more weight, or train for fewer epochs."
+        )
 
     @property
     def _joint_statistics(self) -> bool:

@@ -28,6 +28,7 @@ from lightning_unlearn.core.lightning import (
     rank_zero_info,
     rank_zero_warn,
 )
+from lightning_unlearn.core.own_loss import warn_of_another_loss
 from lightning_unlearn.core.own_training import OwnTraining, SkippedBatch
 from lightning_unlearn.core.reference import Needs, Reference, ReferenceCallback
 from lightning_unlearn.core.resolution import warn_below_resolution
@@ -312,6 +313,9 @@ class UnlearnCallback(ReferenceCallback, ABC):
                     optimizer.zero_grad()
         if self.needs.reference_nll and self._steps == 0 and not self._was_resumed:
             self._check_drift(module, {role: batch[role] for role in self.needs.reference_nll})
+        if self._steps == 0 and trainer.global_step == 0:
+            role = "retain" if "retain" in self.needs.roles else self.needs.roles[0]
+            warn_of_another_loss(type(self).__name__, module, self.score, batch[role])
         parts = self.step(module, batch)
         # One reduction a step: a loss that is not finite on any process is not finite in the mean either.
         means = mean_over_ranks(torch.stack([value.detach().float() for value in parts.values()]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,17 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_unlearn import (
     SSD,
     ClassifierMonitor,
+    FineTune,
     ForgetRetainDataModule,
     GradientAscent,
+    LitClassifier,
     NegGradPlus,
     UGradSL,
     classifier_nll,
 )
 from lightning_unlearn.classification.metrics.accuracy import RA, TA, UA
 from lightning_unlearn.classification.metrics.gap import average_gap
-from lightning_unlearn.classification.metrics.mia import MIAEfficacy
+from lightning_unlearn.classification.metrics.mia import MIAEfficacy, attack_accuracy
 from lightning_unlearn.classification.metrics.outputs import collect_outputs
 from tests.language.test_monitor import plain, records
 from tests.user_module import LitNet, indexed, loaders, pairs, trainer, weights
@@ -236,6 +240,8 @@ def test_every_logger_gets_the_numbers_by_step_and_a_table(tmp_path: Path) -> No
     with (Path(files.log_dir) / "outcome.csv").open(encoding="utf-8", newline="") as file:
         columns, *rows = csv.reader(file)
     assert columns == ["percent", "before", "after", "retrained"]
+    *rows, (title, *_) = rows
+    assert title == "attack on other rows"
     assert [row[0] for row in rows] == ["forget/ua", "retain/ra", "test/ta", "forget/mia", "average_gap"]
     ua = [monitor.history[0].metrics["forget/ua"], monitor.history[-1].metrics["forget/ua"], 50.0]
     assert rows[0] == ["forget/ua", *(f"{value:.2f}" for value in ua)]
@@ -284,3 +290,44 @@ def test_weights_of_another_module_are_refused(tmp_path: Path) -> None:
 def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClassifierMonitor(**options)
+
+
+def doubts(method: Any, lr: float, **options: Any) -> tuple[str, ClassifierMonitor]:
+    """What the monitor says after a run on rows that a linear classifier knows, memorized or not."""
+    pytest.importorskip("sklearn")
+    labels = torch.arange(120) % 3
+
+    def part(seed: int) -> TensorDataset:
+        noise = 0.1 * torch.randn(120, 3, generator=torch.Generator().manual_seed(seed))
+        return TensorDataset(3 * torch.eye(3)[labels] + noise, labels)
+
+    linear = torch.nn.Linear(3, 3)
+    linear.load_state_dict({"weight": 0.3 * torch.eye(3), "bias": torch.zeros(3)})
+    data = ForgetRetainDataModule(part(1), part(2), {"test": part(3)}, batch_size=40)
+    monitor = ClassifierMonitor(**options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(method, monitor, max_epochs=3).fit(LitClassifier(linear, lr=lr), data)
+    return " ".join(str(w.message) for w in caught), monitor
+
+
+def test_numbers_that_mean_nothing_are_said_at_the_end_of_a_run() -> None:
+    said, monitor = doubts(FineTune(), 1e-6)
+    assert "UA did not move: 0.0 before the run and 0.0 after it" in said
+    assert re.search(r"attack is at chance: it tells [\d.]+ ± [\d.]+ %", said)
+    assert "RA collapsed" not in said
+    (row,) = [row for row in monitor._table() if row[0] == "attack on other rows"]
+    assert all(re.fullmatch(r"[\d.]+±[\d.]+", cell) for cell in row[1:])
+    said, _ = doubts(NegGradPlus(p=0.0), 5.0, features=())
+    assert re.search(r"RA collapsed: 100.0 before the run and [\d.]+ after it", said)
+    assert "UA did not move" not in said
+    assert "attack" not in said
+
+
+def test_an_attack_that_tells_rows_apart_is_not_doubted() -> None:
+    members, others = torch.linspace(0.8, 1, 40), torch.linspace(0, 0.2, 40)
+    assert attack_accuracy(members, others) == (100.0, 0.0)
+    accuracy, half = attack_accuracy(members, members.flip(0))
+    assert accuracy - half <= 50
+    # 20 of each side are judged: a normal interval of a share among 40.
+    assert half == pytest.approx(196 * (accuracy / 100 * (1 - accuracy / 100) / 40) ** 0.5)

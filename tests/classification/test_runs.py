@@ -287,3 +287,42 @@ def test_a_mask_of_rows_is_read_as_a_mask() -> None:
         split_rows(labels, forget_indices=[True] * 5)
     with pytest.raises(ValueError, match="list of row numbers, but is float64"):
         split_rows(labels, forget_indices=[1.5])
+
+
+# ---- what a run says of itself -----------------------------------------------------------------------------------
+
+
+def separable(rows: int, seed: int) -> TensorDataset:
+    labels = torch.arange(rows) % 3
+    return TensorDataset(3 * torch.eye(3)[labels] + 0.1 * numbers(rows, 3, seed=seed), labels)
+
+
+def known(lr: float) -> LitClassifier:
+    """A classifier that makes no error."""
+    net = nn.Linear(3, 3)
+    net.load_state_dict({"weight": 2 * torch.eye(3), "bias": torch.zeros(3)})
+    return LitClassifier(net, lr=lr)
+
+
+def said(callbacks: Any, module: Any, data: Any, **options: Any) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(*callbacks, **options).fit(module, data)
+    return [str(w.message) for w in caught if "lightning_unlearn" in w.filename]
+
+
+def test_a_run_that_destroys_the_model_says_so_and_one_that_does_not_is_silent() -> None:
+    data = ForgetRetainDataModule(separable(24, 1), separable(48, 2), batch_size=4)
+    loud = said([UGradSL(p=0.1)], known(2.0), data, max_epochs=4, limit_val_batches=0)
+    (message,) = [text for text in loud if "destroys the model" in text]
+    assert re.search(
+        r"from 100 % in the first one to \d+ %\. The learning rate is 2: .* set gradient_clip_val", message
+    )
+    quiet = said([UGradSL(p=0.9)], known(1e-4), data, max_epochs=4, limit_val_batches=0, gradient_clip_val=10.0)
+    assert quiet == []
+
+
+def test_an_ascent_that_nothing_bounds_is_said() -> None:
+    data = ForgetRetainDataModule(separable(24, 1), separable(48, 2), batch_size=4)
+    assert any("no lower bound" in text for text in said([UGradSL()], known(1e-4), data, limit_val_batches=0))
+    assert not any("no lower bound" in text for text in said([UGradSL(p=1.0)], known(1e-4), data, limit_val_batches=0))

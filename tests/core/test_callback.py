@@ -183,13 +183,13 @@ def test_forget_and_retain_share_one_forward_pass_except_with_batch_norm() -> No
             return super().forward(x)
 
     trainer(SimNPO(score=classifier_nll), max_steps=1).fit(Counting(), loaders())
-    assert calls == [8]
+    assert calls[2:] == [8]  # the first two passes compare the module's own loss with the score
 
     calls.clear()
     module = Counting()
     module.net.insert(1, nn.BatchNorm1d(16))
     trainer(SimNPO(score=classifier_nll), max_steps=1).fit(module, loaders())
-    assert calls == [4, 4]
+    assert calls[2:] == [4, 4]
 
 
 def test_the_users_own_loss_serves_gradient_difference() -> None:

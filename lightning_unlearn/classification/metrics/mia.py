@@ -13,7 +13,7 @@ from lightning_unlearn.classification.metrics.features import FEATURES
 from lightning_unlearn.classification.metrics.rows import RowMetric
 from lightning_unlearn.core.checks import at_least, finite, one_of
 
-__all__ = ["Attack", "MIAEfficacy", "Shadow", "mia_efficacy", "training_privacy"]
+__all__ = ["Attack", "MIAEfficacy", "Shadow", "attack_accuracy", "mia_efficacy", "training_privacy"]
 
 Attack = Literal["svc", "logistic"]
 Shadow = Literal["random", "stratified", "first"]
@@ -117,6 +117,29 @@ def training_privacy(
         raise ValueError(f"Two rows of each kind are needed, one to fit and one to judge, but got {len(m)}.")
     predict = _fit(m[:half], n[:half], attack)
     return 50 * (float(predict(m[half:]).mean()) + 1 - float(predict(n[half:]).mean()))
+
+
+def attack_accuracy(members: Tensor, nonmembers: Tensor, **options: Any) -> tuple[float, float]:
+    """Balanced accuracy of the attack on rows that it was not fitted on, and half of its 95 % interval.
+
+    Args:
+        members: The feature on retain rows, shape ``(R,)``, ``R >= 2``.
+        nonmembers: On test rows, shape ``(T,)``, ``T >= 2``.
+        **options: As in [`training_privacy`][lightning_unlearn.classification.metrics.mia.training_privacy].
+
+    Returns:
+        Both in percent. Where the interval contains 50, the attack can't tell members from others, and an efficacy says
+        nothing about a row.
+
+    Example:
+        >>> accuracy, half = attack_accuracy(torch.ones(40), torch.zeros(40))
+        >>> accuracy, half
+        (100.0, 0.0)
+    """
+    accuracy = training_privacy(members, nonmembers, **options)
+    shadow = min(len(members), len(nonmembers), options.get("max_shadow") or len(members))
+    share, judged = accuracy / 100, 2 * (shadow - shadow // 2)
+    return accuracy, 196 * (share * (1 - share) / judged) ** 0.5
 
 
 class MIAEfficacy(RowMetric):
