@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_unlearn.core.lightning import CombinedLoader
-from lightning_unlearn.core.lightning import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_unlearn import ForgetRetainDataModule, SimNPO, UnlearnMonitor, classifier_nll
 from lightning_unlearn.core import rows
+from lightning_unlearn.core.lightning import CombinedLoader, MisconfigurationException
 from lightning_unlearn.core.rows import RowLoader, RunRows, row_loader
 from tests.helpers import trainer
 from tests.user_module import LitNet, indexed, pairs
