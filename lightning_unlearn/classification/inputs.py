@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
@@ -44,9 +45,13 @@ def _split(batch: Batch) -> tuple[Batch, Callable[[Batch], Batch]]:
         labels = {name: batch[name] for name in ("labels", "label") if name in batch}
         return {name: value for name, value in batch.items() if name not in labels}, lambda rest: {**rest, **labels}
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], lambda rest: type(batch)((rest, batch[1]))
+        return batch[0], lambda rest: _pair(type(batch), rest, batch[1])
     return batch, lambda rest: rest
 
 
 def _is_input(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 0
+
+
+def _pair(kind: Any, inputs: Any, labels: Any) -> Any:
+    return kind(inputs, labels) if hasattr(kind, "_fields") else kind((inputs, labels))  # a named tuple takes each

@@ -61,4 +61,4 @@ def _batches(method: str, loader: Any, role: str) -> int:
             "trainer.fit(module, {'forget': ..., 'retain': ...}) with loaders that have one, or a "
             "ForgetRetainDataModule."
         )
-    return len(part)  # type: ignore[arg-type]
+    return len(part)

@@ -47,7 +47,7 @@ class Monitor(PrivateState, ABC):
         ValueError: If the number is negative.
     """
 
-    private = ("history",)
+    private: tuple[str, ...] = ("history",)
 
     def __init__(self, every_n_epochs: int = 1, show_answers: bool = False) -> None:
         self.show_answers = show_answers

@@ -251,7 +251,7 @@ class ReferenceCallback(ResumableCallback):
     needs = Needs()
     """What the objective reads; a constructor may refine it."""
 
-    private = ("snapshot", "caches")
+    private: tuple[str, ...] = ("snapshot", "caches")
 
     def __init__(self, score: Score, reference: Reference = "auto") -> None:
         self.score = function("score", score, "(module, batch) -> NLL of shape (B,)")

@@ -134,9 +134,9 @@ def seal(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         _strip(trainer, checkpoint)
     elif checkpoint[RUN_KEY]["holds"] and not run.told:
         run.told = True
-        held = " and ".join(dict.fromkeys(checkpoint[RUN_KEY]["holds"].values()))
+        what = " and ".join(dict.fromkeys(held.values()))
         rank_zero_info(
-            f"Checkpoints of this run hold {held}, so that it can be resumed. When fit has ended they no longer do, "
+            f"Checkpoints of this run hold {what}, so that it can be resumed. When fit has ended they no longer do, "
             "unless keep_reference=True. Do not hand out a checkpoint of a run that was interrupted: "
             "`lightning-unlearn doctor --file x.ckpt` says what a file holds."
         )

@@ -95,9 +95,10 @@ def open_model(name: str, loading: Loading) -> Any:
     if loading.quantization is not None:
         options["quantization_config"] = _quantization(loading.quantization)
     source = {"revision": loading.revision, "trust_remote_code": loading.trust_remote_code}
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+    opened: Any = transformers.AutoModelForCausalLM.from_pretrained(
         name, dtype=loading.dtype, output_loading_info=True, **options, **source
     )
+    model, report = opened
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"{name} lacks {len(missing)} of the weights of a {type(model).__name__}, such as {missing[0]!r}, which "
@@ -164,7 +165,7 @@ def tokenizer_of(given: Any, model: Any, name: str | None, loading: Loading) -> 
     if name is not None and Path(name).suffix.lower() == ".gguf":
         path = Path(name).expanduser()
         return open_tokenizer(str(path.parent), gguf_file=path.name)
-    candidates = [(name, loading.revision)] if name is not None else []
+    candidates: list[tuple[str | None, str | None]] = [(name, loading.revision)] if name is not None else []
     candidates.append((getattr(model.config, "_name_or_path", "") or None, None))  # an adapter's base
     for place, revision in candidates:
         if place is None:

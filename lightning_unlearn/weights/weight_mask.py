@@ -316,7 +316,7 @@ class WeightMask(ResumableCallback, ABC):
                 update(model)
                 self._put_back(averaged)
 
-            average.update_parameters = update_parameters  # type: ignore[union-attr, method-assign]
+            average.update_parameters = update_parameters  # type: ignore[union-attr]
 
     def _settings(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in self.own_settings}
