@@ -251,7 +251,7 @@ class ChatTemplate:
             answers[-1] = Span(begin, _first_visible(text, begin), end)
         # A template may leave out the end of the last turn, for the model to write.
         text = text[:end] + (self.end.text if conversation.ends else "")
-        answers[-1] = answers[-1]._replace(end=len(text))
+        answers[-1] = Span(answers[-1].start, answers[-1].first, len(text))
         return Written(text, answers, conversation.ends and not self.end.text, bool(conversation.context))
 
 
@@ -293,7 +293,8 @@ def _spans(messages: Messages, text: str, outline: str) -> Iterator[tuple[int, i
     for (number, answer), later in zip(answers, [*answers[1:], None], strict=True):
         before, found, outline = outline.partition(_MARK.format(number))
         # Reasoning takes the place of the think block that a template writes where there is none.
-        place += len(_shared(before, text[place : place + len(before)]))
+        whole = text.startswith(before, place)
+        place += len(before if whole else _shared(before, text[place : place + len(before)]))
         after = outline.partition(_MARK.format(later[0]))[0] if later else outline
         # As it is or, as some templates write it, without the white space around it.
         forms = (answer, answer.strip(), answer.lstrip(), answer.rstrip())

@@ -167,7 +167,7 @@ def test_the_date_of_the_start_stays_with_the_run(
 ) -> None:
     def fit(data: Any, epochs: int, **options: Any) -> tuple[Any, LitCausalLM]:
         module = LitCausalLM(str(dated_lm))
-        run = trainer(NPO(), max_epochs=epochs, limit_val_batches=0)
+        run = trainer(NPO(keep_reference=True), max_epochs=epochs, limit_val_batches=0)
         run.fit(module, data, **options)
         return run, module
 

@@ -237,6 +237,8 @@ class LanguageDataModule(ForgetRetainDataModule):
                 f"max_length={self.max_length} and its answer is {content_text(conversation.messages[-1])!r}. Raise "
                 "max_length or remove the row."
             )
+        if len(row.answer) <= size:
+            return row
         gaps = tuple((start, min(end, size)) for start, end in row.unlabelled if start < size)
         return row._replace(answer=row.answer[:size], unlabelled=gaps)
 
