@@ -1,6 +1,6 @@
 """Entry point of ``python -m lightning_unlearn``."""
 
-from lightning_unlearn.cli.main import main
+from lightning_unlearn.cli.main import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-__all__ = ["main"]
+__all__ = ["foreseen", "main", "run"]
 
 _USAGE = """usage: lightning-unlearn <command> [options]
 
@@ -48,6 +50,39 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "delta": {"apply": "lightning_unlearn.cli.delta:apply", "revert": "lightning_unlearn.cli.delta:revert"},
 }
 """Import paths of the commands: nothing is imported before it is needed."""
+
+
+def run() -> None:
+    """Run the command of the shell: an error that the library has foreseen is its last line, without a traceback.
+
+    ``LIGHTNING_UNLEARN_TRACEBACK=1`` in the environment shows the traceback.
+    """
+    try:
+        main()
+    except Exception as error:
+        message = foreseen(error)
+        if message is None or os.environ.get("LIGHTNING_UNLEARN_TRACEBACK"):
+            raise
+        sys.exit(f"lightning-unlearn: {message}")
+
+
+def foreseen(error: BaseException) -> str | None:
+    """The message of an error that the library itself has raised about what it was given; ``None`` of any other."""
+    while (raiser := _raiser(error)) is not None and "jsonargparse" in raiser.parts:
+        inner = error.__cause__ or error.__context__  # it tries several types, and tells of all of them
+        if inner is None:
+            return None
+        error = inner
+    kinds = (ValueError, TypeError, OSError, ImportError, RuntimeError)
+    ours = raiser is not None and raiser.is_relative_to(Path(__file__).parents[1])
+    known = isinstance(error, kinds) or type(error).__name__ == "MisconfigurationException"
+    return str(error) if ours and known and str(error) else None
+
+
+def _raiser(error: BaseException) -> Path | None:
+    """The file in which an error was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return Path(frames[-1].filename) if frames else None
 
 
 def main(args: Sequence[str] | None = None) -> None:

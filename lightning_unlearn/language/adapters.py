@@ -178,27 +178,26 @@ def merged_lora(model: Any) -> dict[str, Tensor]:
     quantised = {name for name, child in model.named_modules() if is_quantised(child)}
     state = {}
     for name, value in model.state_dict().items():
-        layer = name.rpartition(".")[0]
-        # Beside a quantised weight its layer has scales, some of them below the name of the weight.
-        inside = layer if layer in quantised else layer.rpartition(".")[0]
-        if ".lora_" in name or (inside in quantised and not name.endswith(".bias")):
+        # Beside a quantised weight its layer has scales, below the name of the weight.
+        if ".lora_" in name or any(name.startswith(f"{owner}.") and name != f"{owner}.bias" for owner in quantised):
             continue
         state[name.removeprefix(prefix).replace(".base_layer.", ".")] = full_tensor(value)
     for name in quantised:
         child = model.get_submodule(name)
         weight = dequantize_module_weight(child).detach()
         state[f"{name.removeprefix(prefix)}.weight".replace(".base_layer.", ".")] = weight
-    for name, layer_ in model.named_modules():
-        if isinstance(layer_, LoraLayer) and hasattr(layer_, "get_delta_weight"):
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and hasattr(layer, "get_delta_weight"):
             weight_name = f"{name.removeprefix(prefix)}.weight"
-            delta = full_tensor(layer_.get_delta_weight("default"))
+            delta = full_tensor(layer.get_delta_weight("default"))
             state[weight_name] = state[weight_name] + delta.to(state[weight_name].device)
     return state
 
 
 def is_quantised(layer: nn.Module) -> bool:
     """Whether the weight of a layer is quantised by bitsandbytes."""
-    return type(getattr(layer, "weight", None)).__name__ in ("Params4bit", "Int8Params")
+    # Its own weight: an adapter shows that of the layer below it.
+    return type(layer._parameters.get("weight")).__name__ in ("Params4bit", "Int8Params")
 
 
 def _kind(config: Any) -> str:

@@ -22,9 +22,8 @@ def fp32_tensors(model: nn.Module) -> dict[str, Tensor]:
     Returns:
         The tensors by name, not copied.
     """
-    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    strict: Any = getattr(plain, "_keep_in_fp32_modules_strict", None) or ()
-    named = re.compile("|".join(map(re.escape, strict)) or "$^")
+    plain: Any = getattr(model, "get_base_model", lambda: model)()
+    named = re.compile("|".join(map(re.escape, getattr(plain, "_keep_in_fp32_modules_strict", None) or ())) or "$^")
     kept = {name: b for name, b in model.named_buffers() if re.search(_ROTARY, name) or named.search(name)}
     # The data, as a cast exchanges that.
     kept |= {name: parameter.data for name, parameter in model.named_parameters() if named.search(name)}

@@ -95,10 +95,10 @@ def open_model(name: str, loading: Loading) -> Any:
     if loading.quantization is not None:
         options["quantization_config"] = _quantization(loading.quantization)
     source = {"revision": loading.revision, "trust_remote_code": loading.trust_remote_code}
-    opened: Any = transformers.AutoModelForCausalLM.from_pretrained(
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         name, dtype=loading.dtype, output_loading_info=True, **options, **source
     )
-    model, report = opened
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"{name} lacks {len(missing)} of the weights of a {type(model).__name__}, such as {missing[0]!r}, which "
@@ -165,7 +165,7 @@ def tokenizer_of(given: Any, model: Any, name: str | None, loading: Loading) -> 
     if name is not None and Path(name).suffix.lower() == ".gguf":
         path = Path(name).expanduser()
         return open_tokenizer(str(path.parent), gguf_file=path.name)
-    candidates: list[tuple[str | None, str | None]] = [(name, loading.revision)] if name is not None else []
+    candidates: list[tuple[Any, str | None]] = [(name, loading.revision)]
     candidates.append((getattr(model.config, "_name_or_path", "") or None, None))  # an adapter's base
     for place, revision in candidates:
         if place is None:
@@ -243,12 +243,14 @@ def without_quantization(model: Any, weights: dict[str, torch.Tensor]) -> Any:
         del config.quantization_config
     with torch.device("meta"):
         clean = type(model)(config)
-    clean.load_state_dict(weights, assign=True, strict=False)
+    clean.load_state_dict(weights, assign=True)
     clean.tie_weights()
     # Buffers that are computed and not saved, such as rotary frequencies, don't come with the state dict.
+    wanted = {name for name, _ in clean.named_buffers()}
     for name, buffer in model.named_buffers():
         owner, _, attribute = name.rpartition(".")
-        clean.get_submodule(owner)._buffers[attribute] = buffer
+        if name in wanted:
+            clean.get_submodule(owner)._buffers[attribute] = buffer
     return clean.eval()
 
 
@@ -404,7 +406,7 @@ def _check_quantized(config: Any, name: str, loading: Loading) -> None:
 def _quantization(given: Any) -> Any:
     if not isinstance(given, dict):
         return given
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not _has_bitsandbytes():
         raise ImportError("quantization needs bitsandbytes: pip install bitsandbytes")
     from transformers import BitsAndBytesConfig
 
@@ -412,6 +414,10 @@ def _quantization(given: Any) -> Any:
         return BitsAndBytesConfig(**given)
     except (TypeError, ValueError) as error:
         raise ValueError(f"quantization={given} are no fields of transformers.BitsAndBytesConfig: {error}.") from None
+
+
+def _has_bitsandbytes() -> bool:
+    return importlib.util.find_spec("bitsandbytes") is not None
 
 
 def _check_trained_adapter(model: Any) -> None:

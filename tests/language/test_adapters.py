@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import (
     AdaLoraConfig,
     IA3Config,
@@ -23,6 +26,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_unlearn import NPO, GradDiff, LanguageDataModule, LitCausalLM
+from lightning_unlearn.language import starts
 from tests.user_module import trainer
 
 IDS = torch.tensor([[5, 9, 40, 7, 300, 12]])
@@ -202,3 +206,67 @@ def test_what_can_not_be_merged_or_does_not_fit_is_refused(tiny_lm: Path, tmp_pa
         shutil.copy(tiny_lm / file, path)
     with pytest.raises(ValueError, match="both the weights of a model and an adapter"):
         LitCausalLM(path)
+
+
+class Params4bit(torch.nn.Parameter):
+    """A weight as bitsandbytes keeps it: bytes that do not train, and a state that says how to read them."""
+
+    quant_state: Tensor
+
+
+class Linear4bit(torch.nn.Linear):
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None)
+        scale = layer.weight.detach().abs().max() / 7
+        self.weight = Params4bit((layer.weight.detach() / scale).round().to(torch.int8), requires_grad=False)
+        self.weight.quant_state = scale  # type: ignore[attr-defined]
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight.quant_state.bitsandbytes__nf4"] = self.weight.quant_state
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, dequantize_4bit(self.weight, self.weight.quant_state), self.bias)  # type: ignore[arg-type]
+
+
+def dequantize_4bit(weight: Tensor, state: Tensor) -> Tensor:
+    return weight.float() * state
+
+
+def test_quantised_weights_train_with_lora_and_are_exported_in_floating_point(
+    tiny_lm: Path, tmp_path: Path, forget_rows: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"quantization": {"load_in_4bit": True}, "lr": 1e-2}
+    lora = {"r": 4, "target_modules": TARGETS}
+    with pytest.raises(ValueError, match=r"quantised weights do not train. Train adapters beside them: lora="):
+        LitCausalLM(str(tiny_lm), **options)
+    monkeypatch.setattr(starts, "_has_bitsandbytes", lambda: False)
+    with pytest.raises(ImportError, match="pip install bitsandbytes"):
+        LitCausalLM(str(tiny_lm), **options, lora=lora)
+
+    real = AutoModelForCausalLM.from_pretrained
+
+    def quantising(name: str, quantization_config: Any, **others: Any) -> Any:
+        model, report = real(name, **others)
+        for path, layer in list(model.named_modules()):
+            if isinstance(layer, torch.nn.Linear) and path != "lm_head":
+                model.set_submodule(path, Linear4bit(layer))
+        model.config.quantization_config = quantization_config
+        return model, report
+
+    with monkeypatch.context() as patch:
+        patch.setattr(starts, "_has_bitsandbytes", lambda: True)
+        patch.setattr(transformers, "BitsAndBytesConfig", lambda **fields: {"quant_method": "bitsandbytes", **fields})
+        patch.setattr(AutoModelForCausalLM, "from_pretrained", quantising)
+        module = LitCausalLM(str(tiny_lm), **options, lora=lora)
+    start = logits(module.model)
+    fit(module, forget_rows)
+    after = logits(module.model)
+    assert (after - start).abs().max() > 2e-3
+    library = SimpleNamespace(functional=SimpleNamespace(dequantize_4bit=dequantize_4bit))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", library)  # type: ignore[arg-type]
+    module.save_pretrained(tmp_path / "out")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert {parameter.dtype for parameter in plain.parameters()} == {torch.float32}
+    assert not hasattr(plain.config, "quantization_config")
+    torch.testing.assert_close(logits(plain), after, atol=1e-5, rtol=1e-4)
