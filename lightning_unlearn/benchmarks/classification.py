@@ -27,7 +27,7 @@ from lightning_unlearn.classification.metrics.accuracy import accuracy, unlearni
 from lightning_unlearn.classification.metrics.divergence import js_divergence
 from lightning_unlearn.classification.metrics.features import FEATURES
 from lightning_unlearn.classification.metrics.gap import average_gap
-from lightning_unlearn.classification.metrics.mia import MIAEfficacy
+from lightning_unlearn.classification.metrics.mia import MIAEfficacy, attack_accuracy
 from lightning_unlearn.classification.metrics.outputs import Outputs, collect_outputs
 from lightning_unlearn.classification.metrics.tow import tow
 from lightning_unlearn.core.checks import one_of
@@ -266,7 +266,9 @@ def measured(outputs: dict[str, Outputs]) -> dict[str, float]:
     for role, part in (("member", "retain"), ("nonmember", "test"), ("forget", "forget")):
         attack.update(*outputs[part], role=role)  # type: ignore[arg-type]
     mia = attack.compute()
+    judged = (FEATURES["confidence"](*outputs[part]) for part in ("retain", "test"))
     numbers = {
+        "attack": attack_accuracy(*judged)[0],
         "UA": float(unlearning_accuracy(*outputs["forget"])),
         "RA": float(accuracy(*outputs["retain"])),
         "TA": float(accuracy(*outputs["test"])),
@@ -279,14 +281,26 @@ def measured(outputs: dict[str, Outputs]) -> dict[str, float]:
 
 
 def table(record: dict[str, Any]) -> str:
-    """Markdown: percentages as mean ± standard deviation over seeds, the gap with its 95 % confidence interval."""
-    parts = []
+    """Markdown: percentages as mean ± standard deviation over seeds, the gap with its 95 % confidence interval.
+
+    The attack by confidence is at chance, and its MIA means nothing, where its accuracy on rows that it was not fitted
+    on is about 50.
+    """
+    parts, columns = [], ["MIA by", *FEATURES, "accuracy of the attack"]
     for name, scenario in record["scenarios"].items():
         attacks = [
-            [row, *(spread([run["metrics"][f"MIA_{feature}"] for run in _finished(runs)]) for feature in FEATURES)]
+            [
+                row,
+                *(spread([run["metrics"][f"MIA_{feature}"] for run in _finished(runs)]) for feature in FEATURES),
+                spread([run["metrics"]["attack"] for run in _finished(runs) if "attack" in run["metrics"]]),
+            ]
             for row, runs in _runs(scenario).items()
         ]
-        parts += [f"{name}:\n", markdown(["", *HEADER], _rows(scenario)), markdown(["MIA by", *FEATURES], attacks)]
+        parts += [
+            f"{name}:\n",
+            markdown(["", *HEADER], _rows(scenario)),
+            markdown(columns, attacks),
+        ]
     return "\n".join(parts)
 
 

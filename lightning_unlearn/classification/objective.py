@@ -181,6 +181,16 @@ def check_epoch(method: str, driver: str, trainer: Trainer) -> None:
         )
 
 
+def check_clipping(method: str, trainer: Trainer) -> None:
+    """Warn if nothing bounds the steps of an ascent."""
+    if not trainer.gradient_clip_val:
+        rank_zero_warn(
+            f"The loss of {method} has no lower bound, and the gradients of this run are not clipped: a few large "
+            "steps can destroy the model. Set gradient_clip_val=10.0 in the Trainer, and a learning rate of a tenth of "
+            "that of the training or less."
+        )
+
+
 def forget_accuracy(method: str, trainer: Trainer, module: LightningModule, score: Score) -> float:
     """Share of all forget rows whose likeliest class is the label, in evaluation mode.
 

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective
+from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective, check_clipping
 from lightning_unlearn.classification.passes import Passes
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import above, at_least
@@ -80,6 +80,7 @@ class SCRUB(ClassifierObjective):
         super().on_train_start(trainer, pl_module)
         self._passes = Passes.over("SCRUB", trainer.train_dataloader)
         self._check_length(trainer)
+        check_clipping("SCRUB", trainer)
 
     def _check_length(self, trainer: Trainer) -> None:
         """Warn if the run ends before the max passes do, each with its min pass."""

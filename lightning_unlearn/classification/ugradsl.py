@@ -12,11 +12,12 @@ from lightning_unlearn.classification.objective import (
     BatchNormMode,
     ClassifierObjective,
     batch_accuracy,
+    check_clipping,
     forget_accuracy,
 )
 from lightning_unlearn.core.checks import at_least, between, one_of
 from lightning_unlearn.core.distributed import gather_objects, rank, world_size
-from lightning_unlearn.core.lightning import LightningModule, Trainer, rank_zero_warn
+from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.rows import RunRows
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.functional.classification.adaptive_alpha import Distance, Rule, adaptive_alpha
@@ -111,12 +112,8 @@ class UGradSL(ClassifierObjective):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn if nothing bounds the ascent."""
         super().on_train_start(trainer, pl_module)
-        if self.p < 1 and not trainer.gradient_clip_val:
-            rank_zero_warn(
-                f"The loss of {type(self).__name__} has no lower bound, and the gradients of this run are not clipped: "
-                "a few large steps can destroy the model. Set gradient_clip_val=10.0 in the Trainer, and a learning "
-                "rate of a tenth of that of the training or less."
-            )
+        if self.p < 1:
+            check_clipping(type(self).__name__, trainer)
 
     def begin(self, trainer: Trainer, module: LightningModule) -> None:
         """Check that the rows to stop by can be read."""
