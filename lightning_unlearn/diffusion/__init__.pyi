@@ -9,6 +9,7 @@ from .attacks.search import PromptSearch as PromptSearch
 from .attacks.soft_prompt import SoftPromptAttacker as SoftPromptAttacker
 from .concept_ablation import ConceptAblation as ConceptAblation
 from .concept_inversion_attack import ConceptInversionAttack as ConceptInversionAttack
+from .concept_presence import ConceptPresence as ConceptPresence
 from .data.captioned_images import CaptionedImageDataModule as CaptionedImageDataModule
 from .data.miniature import MiniCanvas as MiniCanvas
 from .data.prompts import PromptDataModule as PromptDataModule

@@ -38,7 +38,7 @@ class ConceptInversionAttack(UnlearnDiffAtk):
         Pham et al., *Circumventing Concept Erasure Methods For Text-to-Image Generative Models*, arXiv:2308.01508.
     """
 
-    folder, prefix = "concept_inversion", "inversion_"
+    folder, label = "concept_inversion", "inversion_"
     image_for_each = False
 
     def __init__(

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_unlearn.core.checks import above, at_least
 from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.progress import progress
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.diffusion.engine.model import as_text_to_image
 from lightning_unlearn.diffusion.engine.parameters import kv_layers
@@ -73,7 +74,7 @@ class RECE(UCE):
             prompts = [encode(model, ids[None])[0] for (ids,) in each_row(module, forget, ("input_ids",))]
             guides = empty_states(model, len(prompts)).flatten(0, 1)
             keep = self.kept(module, retain) if retain is not None and self.preserve_scale else None
-            for _ in range(self.epochs):
+            for _ in progress(range(self.epochs), "RECE: rounds"):
                 adversarial = self.attack(torch.cat(prompts), [layer.weight for layer in layers], originals)
                 self.apply(model, adversarial, guides, keep)
 

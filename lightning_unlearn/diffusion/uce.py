@@ -13,6 +13,7 @@ from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.progress import progress
 from lightning_unlearn.core.scores import Batch
 from lightning_unlearn.core.transfer import transferred
 from lightning_unlearn.diffusion.engine.denoising import denoising_nll
@@ -92,8 +93,9 @@ class UCE(Edit):
         """Text states of the concepts and of their anchors, each of shape ``(N, D)``."""
         pairs = [
             pair
-            for ids, mask, anchor_ids, anchor_mask in each_row(
-                module, forget, ("input_ids", "attention_mask", "anchor_input_ids", "anchor_attention_mask")
+            for ids, mask, anchor_ids, anchor_mask in progress(
+                each_row(module, forget, ("input_ids", "attention_mask", "anchor_input_ids", "anchor_attention_mask")),
+                f"{type(self).__name__}: forget prompts",
             )
             for pair in self._aligned(module, ids, mask, anchor_ids, anchor_mask)
         ]
@@ -104,7 +106,8 @@ class UCE(Edit):
         """Text states of the prompts to keep, shape ``(M, D)``."""
         model = as_text_to_image(module)
         kept = []
-        for ids, mask in each_row(module, retain, ("input_ids", "attention_mask")):
+        rows = each_row(module, retain, ("input_ids", "attention_mask"))
+        for ids, mask in progress(rows, f"{type(self).__name__}: retain prompts"):
             states = encode(model, ids[None])[0]
             kept.append(states if self.states == "rest" else states[last_word(mask)][None])
         return torch.cat(kept)
@@ -125,7 +128,7 @@ class UCE(Edit):
 
 def apply_map(model: TextToImage, change: Tensor) -> None:
     r"""Edit every key and value layer: $W \leftarrow W + W M$, in double precision."""
-    for layer in kv_layers(model.unet).values():
+    for layer in progress(kv_layers(model.unet).values(), "Keys and values"):
         layer.weight.copy_(layer.weight.double() + layer.weight.double() @ change)
 
 

@@ -71,7 +71,7 @@ class UnlearnDiffAtk(Monitor):
     """
 
     private = ("history", "images")
-    folder, prefix = "unlearn_diff_atk", ""
+    folder, label = "unlearn_diff_atk", ""
     image_for_each = True
 
     def __init__(
@@ -113,7 +113,7 @@ class UnlearnDiffAtk(Monitor):
         if trainer.state.fn == "fit" and not self.history:
             self._warn_of_absence(self.result)
         evaluation = self.result.evaluation(trainer.global_step, ", ".join(self.attack.concepts))
-        metrics = {f"{self.prefix}{name}": value for name, value in evaluation.metrics.items()}
+        metrics = {f"{self.label}{name}": value for name, value in evaluation.metrics.items()}
         return replace(evaluation, metrics=metrics)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -258,8 +258,8 @@ def test_the_command_line_learns_a_word(tiny_sd: Path, tmp_path: Path, capsys: p
 def test_a_style_comes_back_by_a_learned_word(erased: Any) -> None:
     images = torch.stack([render(name, "negative", index) for index in range(3) for name in OBJECTS])
     rows = [{"prompt": f"a {name} image in negative style", "seed": seed} for seed, name in enumerate(OBJECTS)]
-    search = InversionSearch(("an image in {} style", "{}"), "photo", steps=150, batch_size=8, lr=0.01)
+    search = InversionSearch(("an image in {} style", "{}"), "the", steps=200, batch_size=8, lr=0.003)
     attack = ConceptInversion(MiniatureJudge("style"), "negative", "negative", search, sampler_steps=12, guidance=4.0)
     result = attack.run(erased, rows, images)
     assert result.pre_asr == 0.0
-    assert result.asr >= 0.6
+    assert result.asr >= 0.8
