@@ -7,6 +7,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -23,6 +24,12 @@ __all__ = ["OwnTraining", "SkippedBatch", "call_training_step", "own_loss"]
 _FILLS = {"add", "append", "appendleft", "extend", "insert", "setdefault", "update"}
 _LIBRARIES = ("lightning", "lightning_unlearn", "pytorch_lightning", "torch", "torchmetrics")
 _ROLES = {"forget", "retain", "idk", "alternate"}
+_BATCH_ARGUMENT = {
+    "LightningModule": {"on_train_batch_start": 0, "on_train_batch_end": 1},
+    "Callback": {"on_train_batch_start": 2, "on_train_batch_end": 3},
+}
+"""Place of the batch among the arguments of a hook; the outputs come before it, where there are any."""
+
 _THROUGHPUT = classes("callbacks.ThroughputMonitor")
 
 
@@ -111,28 +118,24 @@ class OwnTraining:
 
     def patch(self, patches: Patches, trainer: Trainer) -> None:
         """Let batch hooks that look into the batch see rows, not the dict of roles."""
-        owners = [(self.module, "LightningModule"), *((c, "Callback") for c in trainer.callbacks)]  # type: ignore[attr-defined]
-        for owner, kind in owners:
-            for hook in ("on_train_batch_start", "on_train_batch_end"):
-                if overrides(owner, hook, kind) and _reads(owner, hook, "batch"):
-                    patches.set(owner, hook, self._with_rows(getattr(owner, hook)))
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for owner, kind in [(self.module, "LightningModule"), *((callback, "Callback") for callback in callbacks)]:
+            for hook, at in _BATCH_ARGUMENT[kind].items():
+                if overrides(owner, hook, kind) and _reads(owner, hook, at):
+                    patches.set(owner, hook, self._with_rows(getattr(owner, hook), at, at - 1 if at % 2 else None))
             if isinstance(owner, _THROUGHPUT):
                 for name in ("batch_size_fn", "length_fn"):
                     if callable(count := getattr(owner, name, None)):
                         patches.set(owner, name, _sum_over_roles(count))
 
-    def _with_rows(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        names = [name for name in inspect.signature(hook).parameters]
-        at = names.index("batch")
-        outputs = names.index("outputs") if "outputs" in names else None
-
-        def with_rows(*arguments: Any, **options: Any) -> Any:
+    def _with_rows(self, hook: Callable[..., Any], at: int, outputs: int | None) -> Callable[..., Any]:
+        @wraps(hook)
+        def with_rows(*arguments: Any) -> Any:
             given = list(arguments)
-            if len(given) > at:
-                given[at] = kept_rows(given[at])
-            if outputs is not None and len(given) > outputs and isinstance(self.output, Mapping):
+            given[at] = kept_rows(given[at])
+            if outputs is not None and isinstance(self.output, Mapping):
                 given[outputs] = self.output
-            return hook(*given, **options)
+            return hook(*given)
 
         return with_rows
 
@@ -214,9 +217,10 @@ def _reader(module: LightningModule) -> str | None:
 
 def _output_reader(module: LightningModule) -> str | None:
     """Whether ``on_train_batch_end`` reads more of the outputs of ``training_step`` than the loss, in words."""
+    outputs = _argument(type(module), "on_train_batch_end", 0)
     for tree, _ in _functions(type(module), "on_train_batch_end", set()):
         for node in ast.walk(tree):
-            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "outputs":
+            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == outputs:
                 key = node.slice.value if isinstance(node.slice, ast.Constant) else None
                 if key != "loss":
                     return f"on_train_batch_end reads outputs[{key!r}]"
@@ -264,11 +268,11 @@ def _pattern(name: ast.AST | None) -> str:
     return ".*"
 
 
-def _reads(owner: Any, hook: str, argument: str) -> bool:
+def _reads(owner: Any, hook: str, at: int) -> bool:
     """Whether a hook of a user's class looks into an argument, without knowing of roles."""
-    function = inspect.unwrap(getattr(type(owner), hook))
     tree = next((tree for tree, _ in _functions(type(owner), hook, set())), None)
-    if tree is None or argument not in inspect.signature(function).parameters or _names_a_role(function):
+    argument = _argument(type(owner), hook, at)
+    if tree is None or argument is None or _names_a_role(getattr(type(owner), hook)):
         return False
     passed_on = {
         id(leaf)
@@ -283,6 +287,12 @@ def _reads(owner: Any, hook: str, argument: str) -> bool:
         and id(node) not in passed_on
         for node in ast.walk(tree)
     )
+
+
+def _argument(kind: type, hook: str, at: int) -> str | None:
+    """The name of an argument of a hook after ``self``, if it has one."""
+    arguments = inspect.getfullargspec(inspect.unwrap(getattr(kind, hook))).args[1:]
+    return arguments[at] if len(arguments) > at else None
 
 
 def _names_a_role(function: Any) -> bool:

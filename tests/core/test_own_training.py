@@ -188,8 +188,8 @@ class Looks(LitNet):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return {"loss": loss(self, batch), "logits": self(batch[0]).detach()}
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        x, y = batch
+    def on_train_batch_start(self, rows: Any, number: int) -> None:  # Lightning passes them by place
+        x, y = rows
         self.seen.append((x.shape, y.shape))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
