@@ -135,14 +135,17 @@ def test_retain_rows_of_one_class_leave_its_forget_rows_nowhere_to_go() -> None:
 
 
 class Stream(IterableDataset):
+    def __init__(self) -> None:
+        self.rows = iter(pairs(8, 1).dataset)  # type: ignore[call-overload]
+
     def __iter__(self) -> Any:
-        return iter(pairs(8, 1).dataset)
+        return self.rows
 
 
 @pytest.mark.parametrize("role", ["forget", "retain"])
-def test_rows_without_an_end_are_an_error(role: str) -> None:
+def test_rows_that_come_only_once_are_an_error(role: str) -> None:
     data = loaders() | {role: DataLoader(Stream(), batch_size=4)}
-    with pytest.raises(MisconfigurationException, match=f"the {role} rows one by one"):
+    with pytest.raises(MisconfigurationException, match=f"The {role} rows .* gave other rows"):
         trainer(DUCK()).fit(seeded(), data)
 
 

@@ -53,7 +53,8 @@ class Rows(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        self.read.append((trainer.current_epoch, batch_idx, {k: v["index"].tolist() for k, v in batch.items()}, rate))
+        rows = [batch[role]["index"].tolist() for role in ("forget", "retain")]
+        self.read.append((trainer.current_epoch, batch_idx, rows, rate))
 
     def save(self, trainer: L.Trainer, what: str) -> None:
         if self.folder is not None:
@@ -78,7 +79,9 @@ def data(workers: int = 0) -> ForgetRetainDataModule:
 def fit(schedule: str | None, rows: Rows, options: dict[str, Any], workers: int = 0, **fit_options: Any) -> Any:
     module = seeded(Scheduled)
     module.schedule = getattr(module, schedule) if schedule else None  # type: ignore[attr-defined]
-    run = trainer(NPO(score=classifier_nll), rows, **({"max_epochs": 2, "num_sanity_val_steps": 0} | options))
+    run = trainer(
+        NPO(score=classifier_nll, keep_reference=True), rows, **({"max_epochs": 2, "num_sanity_val_steps": 0} | options)
+    )
     run.fit(module, data(workers), **fit_options)
     return module
 
@@ -123,7 +126,7 @@ def test_an_exception_in_the_middle_of_a_batch_loses_no_row(tmp_path: Path) -> N
     options: dict[str, Any] = {"max_epochs": 1, "accumulate_grad_batches": 2, "limit_val_batches": 0}
     whole = fit(None, Rows(), options)
     crashed = trainer(
-        NPO(score=classifier_nll),
+        NPO(score=classifier_nll, keep_reference=True),
         Recorder(on_before_backward=fail),
         OnExceptionCheckpoint(tmp_path),
         **options,
@@ -140,7 +143,7 @@ def test_an_exception_in_the_middle_of_a_batch_loses_no_row(tmp_path: Path) -> N
 def test_a_second_fit_goes_on_with_the_rows_of_the_next_epoch() -> None:
     rows, again = Rows(), Rows()
     fit(None, rows, {"limit_val_batches": 0})
-    run = trainer(NPO(score=classifier_nll), again, limit_val_batches=0)
+    run = trainer(NPO(score=classifier_nll, keep_reference=True), again, limit_val_batches=0)
     module = seeded(Scheduled)
     run.fit(module, data())
     run.fit_loop.max_epochs = 2
