@@ -90,7 +90,7 @@ class Monitor(PrivateState, ABC):
             self._evaluate(trainer, pl_module)
             if not self.history[0].metrics:
                 rank_zero_warn(
-                    f"{type(self).__name__} has nothing to measure in this run: it finds no rows of a map-style "
+                    f"{type(self).__name__} has nothing to measure in this run: it finds no rows under "
                     "dataset under 'forget' or 'retain', no held-out sets, and no questions. Pass "
                     "trainer.fit(module, {'forget': ..., 'retain': ...}), a ForgetRetainDataModule, or questions."
                 )

@@ -18,7 +18,6 @@ from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
-from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_unlearn import (
     DUCK,
@@ -33,7 +32,7 @@ from lightning_unlearn import (
     classifier_nll,
 )
 from tests.helpers import Recorder, same, trainer
-from tests.user_module import DictNet, LitNet, indexed, loaders, seeded
+from tests.user_module import DictNet, LitNet, indexed, loaders, pairs, seeded
 
 
 def npo(**options: Any) -> NPO:
@@ -438,16 +437,10 @@ def test_early_stopping_and_checkpoints_by_what_a_monitor_measures(first: str, t
     assert stopping.best_score.isfinite()
 
 
-class Stream(IterableDataset[Any]):
-    def __iter__(self) -> Any:
-        return iter(loaders()["forget"].dataset)
-
-
 def test_a_monitor_that_measures_nothing_says_so() -> None:
     monitor = UnlearnMonitor(score=classifier_nll)
-    stream = {role: DataLoader(Stream(), batch_size=4) for role in ("forget", "retain")}
     with pytest.warns(UserWarning, match="UnlearnMonitor has nothing to measure"):
-        trainer(graddiff(), monitor).fit(seeded(), stream)
+        trainer(monitor).fit(seeded(), pairs(8, seed=1))
 
 
 # ---- ends of runs ----------------------------------------------------------------------------------------------------
