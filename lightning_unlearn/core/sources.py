@@ -129,7 +129,7 @@ def find_tokenizer(tokenizer: Any, trainer: Trainer | None, kind: str = "AutoTok
             )
             raise ValueError(
                 f"The data module has no tokenizer, and {lacks}. Pass tokenizer=, a hub id, a folder or a tokenizer "
-                "object."
+                "object; in LanguageDataModule it is prompt=PromptFormat(tokenizer=...)."
             )
     return open_tokenizer(tokenizer, kind) if isinstance(tokenizer, (str, Path)) else tokenizer
 
