@@ -27,11 +27,11 @@ def make() -> Case:
     model = NBEATSModel(
         input_chunk_length=12,
         output_chunk_length=4,
-        n_epochs=10,
+        n_epochs=30,
         num_stacks=2,
         num_blocks=1,
         layer_widths=32,
-        optimizer_kwargs={"lr": 3e-3},
+        optimizer_kwargs={"lr": 1e-3},
         pl_trainer_kwargs={"accelerator": "cpu", **QUIET},
     )
     model.fit(series)
@@ -49,4 +49,12 @@ def make() -> Case:
         model.trainer = trainer
         model.save(str(path))
 
-    return Case(model.model, loaders, Trainer, nll, lambda path: NBEATSModel.load(str(path)).model, save)
+    return Case(
+        model.model,
+        loaders,
+        Trainer,
+        nll,
+        lambda path: NBEATSModel.load(str(path)).model,
+        save,
+        options={"max_epochs": 1},
+    )

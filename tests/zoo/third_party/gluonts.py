@@ -14,9 +14,6 @@ from lightning.pytorch import Trainer
 
 from tests.zoo.third_party.case import QUIET, Case
 
-# Its loaders are endless streams of random windows, cut after a number of batches.
-REFUSED = {"NPO": "", "WAGLE": "", "SSD": ""}
-
 
 def nll(module, batch):
     targets = {name: batch[name] for name in ("future_target", "future_observed_values")}

@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader
 
 from tests.zoo.third_party.case import QUIET, Case
 
+REFUSED = {"SSD": "they come in batches that can't be joined"}
+
 
 def nll(module, batch):
     points = dict(batch)["data"]
