@@ -46,6 +46,7 @@ class Retrain(UnlearnCallback):
     """
 
     needs = Needs(roles=("retain",))
+    fills_windows = False  # it trains as the module was trained
 
     def __init__(
         self,

@@ -73,6 +73,8 @@ class UnlearnCallback(ReferenceCallback, ABC):
 
     makes_steps = True
     """Whether the run makes training steps."""
+    fills_windows = True
+    """Whether an epoch's last update takes the mean over its batches where these are fewer than are accumulated."""
 
     def __init__(self, score: Score, reference: Reference = "auto") -> None:
         if self.needs.per_example and score is training_step_loss:
@@ -332,7 +334,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
             prog_bar=True,
             batch_size=rows_in(batch[self.needs.roles[0]]),
         )
-        return parts["loss"] * full_window(trainer, module, batch_idx)
+        return parts["loss"] * full_window(trainer, module, batch_idx) if self.fills_windows else parts["loss"]
 
     def _check_optimizers(self, trainer: Trainer, module: LightningModule) -> None:
         """Refuse a run that can't move a weight, now that the module's own hooks have been called."""
