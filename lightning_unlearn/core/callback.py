@@ -392,6 +392,12 @@ class UnlearnCallback(ReferenceCallback, ABC):
     def _check_batch(self, batch: Any) -> None:
         roles = self.needs.roles
         missing = [role for role in roles if not isinstance(batch, dict) or batch.get(role) is None]
+        ended = [role for role in missing if isinstance(batch, dict) and role in batch]
+        if ended:
+            raise MisconfigurationException(
+                f"{type(self).__name__} needs {ended} in every training batch, but that loader has ended before the "
+                "others, as in CombinedLoader(..., mode='max_size'). Use mode 'max_size_cycle' or 'min_size'."
+            )
         if missing:
             got = sorted(map(str, batch)) if isinstance(batch, dict) else type(batch).__name__
             raise MisconfigurationException(

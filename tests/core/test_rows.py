@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_unlearn import ForgetRetainDataModule, SimNPO, UnlearnMonitor, classifier_nll
 from lightning_unlearn.core import rows
-from lightning_unlearn.core.lightning import CombinedLoader, MisconfigurationException
+from lightning_unlearn.core.lightning import MisconfigurationException
 from lightning_unlearn.core.rows import RowLoader, RunRows, row_loader
 from tests.helpers import trainer
 from tests.user_module import LitNet, indexed, pairs
@@ -163,3 +164,9 @@ def test_rows_that_cannot_be_read_are_refused_by_the_name_of_the_method(loaders:
     run: Any = SimpleNamespace(train_dataloader=loaders)
     with pytest.raises(MisconfigurationException, match=r"^SNIP reads the forget rows before training, but"):
         RunRows.of_role(run, "forget", "SNIP")
+
+
+def test_a_loader_that_ends_first_is_named_with_the_mode() -> None:
+    data = CombinedLoader({"forget": pairs(4, 1), "retain": pairs(8, 2)}, "max_size")
+    with pytest.raises(MisconfigurationException, match=r"\['forget'\].* ended before the others.*max_size"):
+        trainer(SimNPO(score=classifier_nll)).fit(LitNet(), data)
