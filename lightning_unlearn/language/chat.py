@@ -223,8 +223,8 @@ class ChatTemplate:
                     roles = [message.get("role") for message in messages]
                     raise ValueError(
                         f"The tokenizer's chat template can't write messages of {roles}: {error}. Give messages that "
-                        "it takes (some have no system message: put its text into the question), or pass prompt_format "
-                        "to use in place of the template."
+                        "it takes (some have no system message: leave system_prompt out, and put its text into the "
+                        "question), or pass prompt_format to use in place of the template."
                     ) from error
             raise
         for messages, text in zip(conversations, texts, strict=True):
