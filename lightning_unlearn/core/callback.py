@@ -352,12 +352,10 @@ class UnlearnCallback(ReferenceCallback, ABC):
             reason = "its optimizer holds no weight of the module"
         elif not any(parameter.requires_grad for parameter in own):
             reason = "no weight that its optimizer holds requires a gradient"
-        elif not trainer.lr_scheduler_configs and not any(float(group.get("lr", 1.0)) for group in groups):
-            reason = "its learning rate is 0, and no scheduler raises it"
         if reason is not None:
             raise MisconfigurationException(
                 f"{name} would move no weight of {type(module).__name__}: {reason}. Return an optimizer over "
-                "self.parameters() from configure_optimizers, with a rate above 0."
+                "self.parameters() from configure_optimizers."
             )
 
     def _check_moved(self, trainer: Trainer, module: LightningModule) -> None:
@@ -383,7 +381,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
                 "that the module's training_step returns a loss, and that nothing else replaces it."
             )
         if unmoved:
-            raise MisconfigurationException(
+            rank_zero_warn(
                 f"{name} made {trainer.global_step - self._started} updates, and no weight has changed: the module "
                 "that went in is the module that came out. Check the learning rate, that weights require gradients "
                 "and are in the optimizer, and that the weight of the forget term is not 0."

@@ -91,7 +91,7 @@ class Monitor(PrivateState, ABC):
             if not self.history[0].metrics:
                 rank_zero_warn(
                     f"{type(self).__name__} has nothing to measure in this run: it finds no rows under "
-                    "dataset under 'forget' or 'retain', no held-out sets, and no questions. Pass "
+                    "'forget' or 'retain', no held-out sets, and no questions. Pass "
                     "trainer.fit(module, {'forget': ..., 'retain': ...}), a ForgetRetainDataModule, or questions."
                 )
         self._resumed = False
