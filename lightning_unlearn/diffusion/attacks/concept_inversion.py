@@ -44,6 +44,7 @@ __all__ = ["ConceptInversion", "InversionSearch"]
 
 _WORD = "<learned>"
 _FILE = "learned.safetensors"
+_TEMPLATES = ("a photo of {}", "a rendering of {}", "a picture of {}", "an image of {}", "{}")
 _DRAW, _NOISE = 6, 7  # what a draw is for
 
 
@@ -65,7 +66,7 @@ class InversionSearch:
         ValueError: If a number is out of range, or a template has no ``{}``.
     """
 
-    templates: tuple[str, ...] = ("a photo of {}", "a rendering of {}", "a picture of {}", "an image of {}", "{}")
+    templates: list[str] = field(default_factory=lambda: list(_TEMPLATES))
     init: str | None = None
     vectors: int = 1
     steps: int = 5000

@@ -34,7 +34,7 @@ from tests.diffusion.tiny import prompts as prompt_data
 from tests.diffusion.tiny import same, trainer
 
 PROMPTS = ["a red circle of van gogh", "the art of Van Gogh"]
-FEW = InversionSearch(steps=4, batch_size=2, lr=0.01, templates=("a photo of {}",))
+FEW = InversionSearch(steps=4, batch_size=2, lr=0.01, templates=["a photo of {}"])
 
 
 def inversion(judge: Told, search: InversionSearch = FEW, **options: Any) -> ConceptInversion:
@@ -85,7 +85,7 @@ def test_a_word_of_several_vectors_is_read_in_their_order(tiny_sd: Path) -> None
 def test_the_gradient_is_that_of_the_denoising_loss(tiny_v: Path, images: Tensor) -> None:
     """The first step of AdamW goes against the sign of the gradient, which is computed here without the attack."""
     module = LitTextToImage(str(tiny_v))
-    attack = inversion(never(), InversionSearch(steps=1, batch_size=2, lr=0.01, templates=("{}",)))
+    attack = inversion(never(), InversionSearch(steps=1, batch_size=2, lr=0.01, templates=["{}"]))
     ids = module.tokenizer("van gogh", padding="max_length", return_tensors="pt")["input_ids"]
     assert ids.shape == (1, 16)
     latents = target_latents(module, images)
@@ -132,12 +132,12 @@ def test_the_gradient_is_that_of_the_denoising_loss(tiny_v: Path, images: Tensor
 
 def test_the_loss_falls_and_the_victim_is_left_as_it_was(tiny_sd: Path, images: Tensor) -> None:
     module, plain = LitTextToImage(str(tiny_sd)), LitTextToImage(str(tiny_sd))
-    search = InversionSearch(steps=15, batch_size=4, lr=0.05, templates=("{}",), vectors=2)
+    search = InversionSearch(steps=15, batch_size=4, lr=0.05, templates=["{}"], vectors=2)
     attack, state = inversion(never(), search), torch.get_rng_state()
     vectors, after = attack.learn(module, images)
-    _, before = inversion(
-        never(), InversionSearch(steps=15, batch_size=4, lr=1e-9, templates=("{}",), vectors=2)
-    ).learn(module, images)
+    _, before = inversion(never(), InversionSearch(steps=15, batch_size=4, lr=1e-9, templates=["{}"], vectors=2)).learn(
+        module, images
+    )
     assert vectors.shape == (2, 32)
     assert after < before
     assert torch.equal(torch.get_rng_state(), state)
@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_refused(tiny_sd: Path, images: Tensor) -> None:
         (lambda: inversion(never()).run(module, PROMPTS, []), "targets has no image"),
         (lambda: ConceptInversion(never(), "concept", " "), "name is empty"),
         (lambda: ConceptInversion(never(), "church", "a"), "no class of told"),
-        (lambda: InversionSearch(templates=("a photo",)), "captions with {} where the word goes"),
+        (lambda: InversionSearch(templates=["a photo"]), "captions with {} where the word goes"),
         (lambda: InversionSearch(vectors=0), "vectors must be at least 1"),
     ]
     for run, match in tries:
@@ -258,7 +258,7 @@ def test_the_command_line_learns_a_word(tiny_sd: Path, tmp_path: Path, capsys: p
 def test_a_style_comes_back_by_a_learned_word(erased: Any) -> None:
     images = torch.stack([render(name, "negative", index) for index in range(3) for name in OBJECTS])
     rows = [{"prompt": f"a {name} image in negative style", "seed": seed} for seed, name in enumerate(OBJECTS)]
-    search = InversionSearch(("an image in {} style", "{}"), "the", steps=200, batch_size=8, lr=0.003)
+    search = InversionSearch(["an image in {} style", "{}"], "the", steps=200, batch_size=8, lr=0.003)
     attack = ConceptInversion(MiniatureJudge("style"), "negative", "negative", search, sampler_steps=12, guidance=4.0)
     result = attack.run(erased, rows, images)
     assert result.pre_asr == 0.0
