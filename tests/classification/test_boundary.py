@@ -202,7 +202,7 @@ def test_expand_is_a_head_with_one_more_row_that_is_dropped() -> None:
 
     fresh = BoundaryExpand(seed=3)
     run = trainer(fresh, max_steps=1)
-    run.fit(LitNet(lr=0.0), loaders())  # the row as it starts, but for weight decay of a step of size 0
+    run.fit(LitNet(lr=1e-6), loaders())  # the row as it starts, but for a step of next to nothing
     assert fresh.row is not None
     old, wide = plain.net[-1], nn.Linear(16, 4)
     with torch.no_grad():
@@ -236,7 +236,7 @@ def test_the_new_row_starts_as_a_linear_layer_does_and_draws_nothing() -> None:
         pass
 
     before, after = State(), After()
-    trainer(before, method, after, max_steps=1).fit(LitNet(lr=0.0), loaders())
+    trainer(before, method, after, max_steps=1).fit(LitNet(lr=1e-6), loaders())
     assert torch.equal(before.state, after.state)
     assert method.row is not None
     assert method.row.weight.shape == (1, 16)

@@ -204,7 +204,7 @@ def trained() -> dict[str, Tensor]:
     return module.state_dict()
 
 
-def class_2_forgotten(trained: dict[str, Tensor], method: UnlearnCallback, lr: float = 0.0) -> tuple[NormNet, float]:
+def class_2_forgotten(trained: dict[str, Tensor], method: UnlearnCallback, lr: float = 1e-7) -> tuple[NormNet, float]:
     """The accuracy on class 2 after three epochs, and the module."""
     module = NormNet(lr=lr)
     module.load_state_dict(trained)
@@ -229,7 +229,8 @@ def test_statistics_of_one_class_forget_it_without_a_step_and_joint_ones_do_not(
     ascent, forgot = class_2_forgotten(trained, GradientAscent(score=classifier_nll))
     joint, accuracy_after = class_2_forgotten(trained, UGradSL(p=0.0))
     frozen, same_as_before = class_2_forgotten(trained, UGradSL(p=0.0, bn_mode="frozen"))
-    assert all(torch.equal(weights(module), weights(frozen)) for module in (ascent, joint))  # lr = 0
+    for module in (ascent, joint):  # a rate of 1e-7 moves next to nothing
+        torch.testing.assert_close(weights(module), weights(frozen), atol=1e-4, rtol=0)
     assert forgot < 0.7
     assert same_as_before == 1.0
     assert accuracy_after > 0.95  # joint batches are half class 2, the training data a third
@@ -240,7 +241,7 @@ def test_statistics_of_one_class_forget_it_without_a_step_and_joint_ones_do_not(
 
 @pytest.mark.parametrize(("mode", "updates"), [("joint", 12), ("train", 24), ("frozen", 0)])
 def test_how_often_the_statistics_move(trained: dict[str, Tensor], mode: Any, updates: int) -> None:
-    module = NormNet(lr=0.0)
+    module = NormNet(lr=1e-7)
     module.load_state_dict(trained)
     before = int(module.net[1].num_batches_tracked)
     trainer(UGradSL(bn_mode=mode), max_epochs=3).fit(module, loaders())
