@@ -136,7 +136,7 @@ def test_the_attack_is_without_dropout_and_the_training_is_with_it() -> None:
     run.fit(module, data)
     failures = (across(start, x, y, 0.1) == y).float().mean()
     assert run.callback_metrics["unlearn/attack_failures"] == failures
-    assert modes == [False, False, True]
+    assert modes[2:] == [False, False, True]  # the first two passes compare the loss of the module
     assert module.training
 
 
