@@ -28,6 +28,7 @@ class ConceptInversionAttack(UnlearnDiffAtk):
         targets: Folder with images of the concept, any number. Where none is given, the base model draws one of each
             prompt, or in ``fit`` the model as it is before the first step.
         base: Folder or hub id of the model before erasure.
+        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 
     Raises:
         ValueError: If an argument is out of range, or a prompt does not name the concept; with the name of a judge,
@@ -48,8 +49,9 @@ class ConceptInversionAttack(UnlearnDiffAtk):
         every_n_epochs: int = 0,
         targets: str | Path | None = None,
         base: str | None = None,
+        keep_reference: bool = False,
     ) -> None:
-        super().__init__(attack, prompts, every_n_epochs, targets, base)  # type: ignore[arg-type]
+        super().__init__(attack, prompts, every_n_epochs, targets, base, keep_reference)  # type: ignore[arg-type]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load the judge, and check that every prompt names the concept."""
