@@ -93,7 +93,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         self._checksums: dict[str, float] = {}
         self._keeps_gradients = False
         self._statistics: list[tuple[Tensor, Tensor]] = []
-        self._hooks: list[RemovableHandle] = []
+        self._lone_rows: list[RemovableHandle] = []
 
     rises: ClassVar[tuple[str, ...]] = ()
     """Losses that are followed from epoch to epoch, see `Trend`."""
@@ -168,9 +168,9 @@ class UnlearnCallback(ReferenceCallback, ABC):
         self._checksums = checksums(pl_module)
         self._joinable = not any(isinstance(child, _BatchNorm) for child in pl_module.modules())
         self._check_sharded(trainer, pl_module)
-        for hook in self._hooks:  # of the trial steps of a tuner
+        for hook in self._lone_rows:  # of the trial steps of a tuner
             hook.remove()
-        self._hooks = freeze_lone_rows(pl_module)
+        self._lone_rows = freeze_lone_rows(pl_module)
         self._statistics = [
             (buffer, buffer.clone())
             for child in pl_module.modules()
@@ -423,9 +423,9 @@ class UnlearnCallback(ReferenceCallback, ABC):
     def _give_back(self, module: LightningModule) -> None:
         self._patches.undo()
         self._own = None
-        for handle in self._hooks:
+        for handle in self._lone_rows:
             handle.remove()
-        self._hooks = []
+        self._lone_rows = []
 
 
 def _tell_checkpoint(trainer: Trainer, exception: BaseException) -> None:
