@@ -22,6 +22,7 @@ from lightning_unlearn.core.transfer import Patches, attached_trainer
 __all__ = ["OwnTraining", "SkippedBatch", "call_training_step", "own_loss"]
 
 _FILLS = {"add", "append", "appendleft", "extend", "insert", "setdefault", "update"}
+_ENTRIES = ("items", "keys", "values")
 _LIBRARIES = ("lightning", "lightning_unlearn", "pytorch_lightning", "torch", "torchmetrics")
 _ROLES = {"forget", "retain", "idk", "alternate"}
 _BATCH_ARGUMENT = {
@@ -269,7 +270,10 @@ def _pattern(name: ast.AST | None) -> str:
 
 
 def _reads(owner: Any, hook: str, at: int) -> bool:
-    """Whether a hook of a user's class looks into an argument, without knowing of roles."""
+    """Whether a hook of a user's class looks into an argument, without knowing of roles.
+
+    One that goes through all entries of a batch, whatever they are called, is at home with roles too.
+    """
     tree = next((tree for tree, _ in _functions(type(owner), hook, set())), None)
     argument = _argument(type(owner), hook, at)
     if tree is None or argument is None or _names_a_role(getattr(type(owner), hook)):
@@ -279,7 +283,7 @@ def _reads(owner: Any, hook: str, at: int) -> bool:
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == hook
         for leaf in ast.walk(node)
-    }
+    } | {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in _ENTRIES}
     return any(
         isinstance(node, ast.Name)
         and node.id == argument

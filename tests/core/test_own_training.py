@@ -212,14 +212,20 @@ class KnowsRoles(Watches):
         self.rows.append(len(batch["forget"][0]))
 
 
+class TakesAnyMapping(Watches):
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.rows += [len(rows[0]) for _, rows in batch.items()]
+
+
 def test_batch_hooks_see_rows() -> None:
-    module, watches, knows = seeded(Looks), Watches(), KnowsRoles()
+    module, watches, knows, takes_any = seeded(Looks), Watches(), KnowsRoles(), TakesAnyMapping()
     module.seen = []
     data = {"forget": pairs(8, seed=1, batch_size=4), "retain": pairs(12, seed=2, batch_size=6)}
-    trainer(NPO(score=classifier_nll), watches, knows).fit(module, data)
+    trainer(NPO(score=classifier_nll), watches, knows, takes_any).fit(module, data)
     assert module.seen == 2 * [((6, 8), (6,)), True]
     assert watches.rows == [6, 6]
     assert knows.rows == [4, 4]
+    assert takes_any.rows == [4, 6, 4, 6]
     assert not {"on_train_batch_start", "on_train_batch_end"} & (vars(module).keys() | vars(watches).keys())
 
 
