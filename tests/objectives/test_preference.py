@@ -95,7 +95,9 @@ def test_answers_that_change_are_an_error(method: str, model: Any, data: Any) ->
 
     def change(*_: Any) -> None:
         follower = rows.followers[ROLE[method]]
-        follower.answers = [[[*answer[:-1], 7] for answer in answers] for answers in follower.answers]
+        follower.answers = [
+            [row._replace(answer=[*row.answer[:-1], 7]) for row in answers] for answers in follower.answers
+        ]
 
     with pytest.raises(ValueError, match=rf"stale: {ROLE[method]} rows with index \[\d+, \d+\]"):
         run(METHODS[method](reference="cache"), Recorder(on_train_epoch_end=change)).fit(model(), rows)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_unlearn import NPO, SOUL, WAGLE, GradDiff, GradientAscent, Sophia, classifier_nll, training_step_loss
 from lightning_unlearn.cli.fit import UnlearnCLI
 from lightning_unlearn.functional.curvature.gauss_newton import sample_labels
-from tests.helpers import Recorder, bits, same, trainer, weights
+from tests.helpers import Recorder, bits, same, save_resumable, trainer, weights
 from tests.user_module import LitNet, loaders, pairs
 from tests.user_module import seeded as seeded_net
 
@@ -204,7 +204,7 @@ def test_a_resumed_run_equals_the_whole_one_bit_for_bit(options: dict[str, Any],
 
     _, whole = fit(*callbacks(), max_epochs=4, **options)
     half, _ = fit(*callbacks(), max_epochs=2, **options)
-    half.save_checkpoint(tmp_path / "half.ckpt")
+    save_resumable(half, tmp_path / "half.ckpt")
     module = seeded()
     run = trainer(*callbacks(), max_epochs=4, **options)
     run.fit(module, loaders(), ckpt_path=tmp_path / "half.ckpt")

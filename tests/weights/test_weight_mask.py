@@ -534,13 +534,33 @@ class Stream(IterableDataset):
         yield from zip(*next(iter(pairs(4, 1))), strict=True)
 
 
+class Anew(Stream):
+    """Other rows in each pass."""
+
+    passes = 0
+
+    def __iter__(self) -> Any:
+        self.passes += 1
+        for input, label in super().__iter__():
+            yield input + self.passes, label
+
+
+def test_rows_of_a_stream_make_the_mask_of_these_rows() -> None:
+    masks = []
+    for forget in (pairs(4, 1), DataLoader(Stream(), 4)):
+        mask = SNIP(0.5)
+        trainer(objective(), mask, max_steps=1).fit(seeded(), {"forget": forget, "retain": pairs(4, 2)})
+        masks.append(mask)
+    assert all(torch.equal(value, masks[1].masks[name]) for name, value in masks[0].masks.items())
+
+
 @pytest.mark.parametrize(
     ("callbacks", "module", "data", "message"),
     [
         ([SNIP(0.5), RandomMask(0.5)], seeded, loaders, "A run has one mask"),
         ([SNIP(0.5, parameters="attention")], seeded, loaders, "has no weights to choose from"),
         ([SNIP(0.5)], Sparse, loaders, "sparse gradients of table"),
-        ([SNIP(0.5)], seeded, lambda: {"forget": DataLoader(Stream(), 2), "retain": pairs(4, 2)}, "rows one by one"),
+        ([SNIP(0.5)], seeded, lambda: {"forget": DataLoader(Anew(), 2), "retain": pairs(4, 2)}, "gave other rows than"),
     ],
 )
 def test_bad_runs(callbacks: Any, module: Any, data: Any, message: str) -> None:
