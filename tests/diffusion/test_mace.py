@@ -323,10 +323,14 @@ def test_what_does_not_fit_is_refused_before_a_weight_moves(tiny_sd: Path) -> No
         run(tiny_sd, MACE({"van gogh": "art", "red circle": "art"}, []))
 
     class Stream(IterableDataset):
-        def __iter__(self) -> Any:
-            return iter([first_batch(LitTextToImage(str(tiny_sd)))["forget"]])
+        passes = 0
 
-    with pytest.raises(MisconfigurationException, match="map-style"):
+        def __iter__(self) -> Any:
+            type(self).passes += 1
+            rows = first_batch(LitTextToImage(str(tiny_sd)))["forget"]
+            return iter([{**rows, "pixel_values": rows["pixel_values"] + self.passes}])
+
+    with pytest.raises(MisconfigurationException, match="gave other rows than"):
         run(tiny_sd, mace(), data={"forget": DataLoader(Stream(), batch_size=None)})
 
     class Own(LitTextToImage):

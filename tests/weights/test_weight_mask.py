@@ -540,7 +540,7 @@ class Anew(Stream):
     passes = 0
 
     def __iter__(self) -> Any:
-        self.passes += 1
+        type(self).passes += 1  # a copy is read before the run
         for input, label in super().__iter__():
             yield input + self.passes, label
 
