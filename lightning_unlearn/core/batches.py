@@ -61,18 +61,35 @@ def row_count(batch: Any) -> int:
 
 
 def rows_in(batch: Any) -> int | None:
-    """Number of rows in a batch: that of its graphs, the size of the first tensor in it, or its length.
+    """Number of rows in a batch: that of its first part that tells one.
+
+    A tensor tells its size, an object with a length this: graphs that share tensors (``num_graphs`` of PyTorch
+    Geometric, ``BatchMolGraph`` of chemprop) are counted, not their nodes.
 
     Returns:
         The number; ``None`` where the batch does not tell.
     """
-    graphs = getattr(batch, "num_graphs", None)  # a batch of PyTorch Geometric: its tensors have nodes and edges
+    count = _first_count(batch, _DEPTH)
+    if count is not None or not isinstance(batch, Sized) or isinstance(batch, (str, bytes, Mapping, tuple)):
+        return count
+    return len(batch)
+
+
+def _first_count(batch: Any, depth: int) -> int | None:
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.dim() else None
+    if depth == 0 or isinstance(batch, (str, bytes, type)):
+        return None
+    graphs = getattr(batch, "num_graphs", None)
     if isinstance(graphs, int):
         return graphs
-    first = next(named_tensors(batch), None)
-    if first is not None:
-        return len(first[1])
-    return len(batch) if isinstance(batch, Sized) and not isinstance(batch, (str, bytes, Mapping, tuple)) else None
+    parts: Any = batch if isinstance(batch, (list, tuple)) else None
+    if parts is None:
+        named = as_mapping(batch)
+        if not isinstance(batch, Mapping) and isinstance(batch, Sized):
+            return len(batch)
+        parts = (named if named is not None else getattr(batch, "__dict__", {})).values()
+    return next((count for part in parts if (count := _first_count(part, depth - 1)) is not None), None)
 
 
 def map_tensors(batch: Any, function: Callable[[Tensor], Any]) -> Any:

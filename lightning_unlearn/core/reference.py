@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from lightning_unlearn.core.batches import row_fingerprint, rows_in
+from lightning_unlearn.core.batches import named_tensors, row_fingerprint, rows_in
 from lightning_unlearn.core.checks import function, one_of
 from lightning_unlearn.core.distributed import full_tensor, load_full_tensor, local_tensor
 from lightning_unlearn.core.lightning import (
@@ -280,7 +280,8 @@ class ReferenceCallback(ResumableCallback):
 
     def _checked_score(self, module: LightningModule, batch: Batch) -> Tensor:
         nll = self.score(module, batch)
-        if nll.dim() != 1 or (self.needs.per_example and rows_in(batch) not in (None, len(nll))):
+        sizes = {len(tensor) for _, tensor in named_tensors(batch)}  # of nodes and edges, too, in a batch of graphs
+        if nll.dim() != 1 or (self.needs.per_example and len(sizes) == 1 and len(nll) not in sizes):
             raise ValueError(
                 f"score returned shape {tuple(nll.shape)} for {rows_in(batch)} rows; {type(self).__name__} needs "
                 "one negative log-likelihood a row, shape (B,)."

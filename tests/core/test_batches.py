@@ -25,7 +25,7 @@ from lightning_unlearn import (
 )
 from lightning_unlearn.core.batches import as_mapping, row_fingerprint, rows_at, rows_in
 from lightning_unlearn.core.reading import join
-from tests.helpers import same, trainer
+from tests.helpers import same, trainer, weights
 from tests.user_module import LitNet, pairs, seeded
 
 
@@ -137,6 +137,32 @@ def test_rows_are_counted_and_taken_or_not(kind: str) -> None:
     joined = join([first, rows_at(batch, slice(1, 3))])
     assert type(joined) is type(batch)
     assert torch.equal(parts(joined)[0], x)
+
+
+class Molecules:
+    """Graphs in one object: as many rows as its length says, not as it has atoms."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.atoms, self.of = x.repeat_interleave(3, 0), torch.arange(len(x)).repeat_interleave(3)
+
+    def __len__(self) -> int:
+        return int(self.of.max()) + 1
+
+
+def test_graphs_are_counted_and_not_their_nodes() -> None:
+    x = torch.randn(4, 8)
+    assert rows_in((Molecules(x), None, torch.zeros(4))) == rows_in({"graphs": Molecules(x)}) == 4
+
+    def score(module: Any, batch: Any) -> Tensor:
+        atoms = module(batch[0].atoms).logsumexp(1)
+        return torch.zeros(len(batch[0])).index_add(0, batch[0].of, atoms)
+
+    module = seeded()
+    start = weights(module)
+    batches = [(Molecules(x), torch.zeros(4))]
+    loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    trainer(NPO(score=score)).fit(module, {"forget": loader, "retain": loader})
+    assert not torch.equal(weights(module), start)
 
 
 def test_what_has_no_rows_goes_without() -> None:
