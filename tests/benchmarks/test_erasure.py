@@ -45,6 +45,7 @@ def test_a_target_that_is_not_there_is_an_error() -> None:
         bench_erasure(methods=["magic"])
 
 
+@pytest.mark.slow
 def test_the_miniature_draws_what_it_is_asked_for() -> None:
     base = LitTextToImage(str(miniature_pipeline())).eval()
     found = drawn(base, base, "negative", seed=0, images=1)

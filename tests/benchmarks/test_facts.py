@@ -113,6 +113,7 @@ def test_the_score_wants_both_forgetting_and_keeping() -> None:
     assert module.score({"error": "not finite"}) == 0.0
 
 
+@pytest.mark.slow
 def test_the_best_setting_is_run_on_every_seed_and_nothing_twice(
     tiny_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,6 +91,7 @@ def test_at_the_start_nothing_kept_has_changed(tiny_sd: Path, eta: float) -> Non
     torch.testing.assert_close(log.values[0]["forget"], (1 + eta) ** 2 * apart, rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow
 def test_the_retain_loss_keeps_what_it_is_given(tiny_sd: Path) -> None:
     """After the same steps, prompts to keep have moved less with gamma than without."""
 
@@ -285,6 +286,7 @@ def test_latest_begins_where_the_row_s_last_attack_ended(tiny_sd: Path) -> None:
 # ---- cost ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [0.0, 0.5])
 def test_a_trajectory_takes_an_eighth_of_the_passes(gamma: float, tiny_sd: Path) -> None:
     passes = {}

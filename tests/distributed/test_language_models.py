@@ -68,6 +68,7 @@ def test_a_sharded_model_exports_the_weights_of_one_process(runs: Runs, case: st
     torch.testing.assert_close(sharded, one, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["ddp", "ddp_spawn"])
 @pytest.mark.parametrize("case", ["NPO"])
 def test_lightnings_own_launchers_train_the_same_weights(runs: Runs, case: str, layout: str, tmp_path: Path) -> None:
