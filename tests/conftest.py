@@ -34,6 +34,11 @@ def question(country: str) -> dict[str, Any]:
     }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that no worker waits for one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(autouse=True)
 def _no_process_group_is_left() -> Iterator[None]:
     """A run that is refused leaves the group of its strategy, and later tests would take themselves for distributed."""

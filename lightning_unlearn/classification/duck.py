@@ -154,7 +154,8 @@ class DUCK(ClassifierObjective):
         if self.layer is not None:
             return
         assert isinstance(self.score, PredictionScore)
-        batch, _ = next(iter(RunRows.of_role(trainer, "retain", "DUCK")))
+        with isolate_rng():  # even a loader that does not shuffle draws a seed
+            batch, _ = next(iter(RunRows.of_role(trainer, "retain", "DUCK")))
         with trainer.precision_plugin.forward_context():
             self._head = head_of(module, self.score, batch)
         if self._head is None:

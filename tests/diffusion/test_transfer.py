@@ -25,6 +25,7 @@ class FineTuned(LitTextToImage):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_erases_in_a_fine_tuned_pipeline(tmp_path: Path) -> None:
     eraser = next(e for e in ERASERS if e.name == "AdvUnlearn on the text encoder")
     hardened, _ = erase(eraser, "ember", seed=0)
