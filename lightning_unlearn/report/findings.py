@@ -1,4 +1,4 @@
-"""What a file or folder holds of the time before unlearning."""
+"""Traces of the starting model and of forgotten rows in files: what `doctor` reports."""
 
 from __future__ import annotations
 

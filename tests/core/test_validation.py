@@ -1,4 +1,4 @@
-"""What modules validate on: hooks with the usual arguments take one set, hooks with ``dataloader_idx`` take all."""
+"""Validation sets: one for hooks with the usual arguments, all for hooks with ``dataloader_idx``."""
 
 from __future__ import annotations
 

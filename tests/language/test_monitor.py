@@ -1,4 +1,4 @@
-"""What is measured along a run, and what each logger keeps of it."""
+"""Measurements along a run, and their record in each logger."""
 
 from __future__ import annotations
 

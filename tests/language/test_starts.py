@@ -1,4 +1,4 @@
-"""What `LitCausalLM` starts from: objects, checkpoints and folders, and what it refuses before anything trains."""
+"""Starting models of `LitCausalLM`: objects, checkpoints and folders, and refusals before anything trains."""
 
 from __future__ import annotations
 

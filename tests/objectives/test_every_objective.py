@@ -1,4 +1,4 @@
-"""What holds for every public objective on a real language model, whatever its formula."""
+"""Properties of every public objective on a real language model, whatever its formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What files hold of the time before unlearning, said without running what is in them."""
+"""Traces of the starting model in files, found without running what is in them."""
 
 from __future__ import annotations
 
