@@ -28,10 +28,13 @@ PARTS = {
     "diffusion": "Diffusion models",
     "relearning": "Relearning",
     "report": "Reports",
+    "audit": "Audit",
 }
 MODULES = {
     "functional": "Functional",
     "classification.metrics": "Classification metrics",
+    "language.metrics": "Language metrics",
+    "language.attacks": "Attacks on language models",
 }
 
 

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_unlearn.audit import *
     from lightning_unlearn.classification import *
     from lightning_unlearn.core import *
     from lightning_unlearn.diffusion import *
@@ -21,7 +22,7 @@ __version__ = version("lightning-unlearn")
 
 _PARTS = (
     *("core", "objectives", "weights", "second_order", "language", "classification", "diffusion", "relearning"),
-    "report",
+    *("report", "audit"),
 )
 
 

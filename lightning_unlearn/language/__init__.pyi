@@ -6,6 +6,8 @@ from .data.muse import MUSEDataModule as MUSEDataModule
 from .data.tofu import TOFUDataModule as TOFUDataModule
 from .data.wmdp import WMDPDataModule as WMDPDataModule
 from .monitor import UnlearnMonitor as UnlearnMonitor
+from .probes import Probe as Probe
+from .probes import probes_of as probes_of
 from .prompt_format import PromptFormat as PromptFormat
 from .rmu import RMU as RMU
 from .whos_harry_potter import WhosHarryPotter as WhosHarryPotter

@@ -34,6 +34,10 @@ class Columns:
         system: Optional; a system prompt of the row's own.
         messages: A conversation, in rows without a question: dicts with ``role`` and ``content``, of which the last one
             is the assistant's.
+        paraphrased_question: Optional, read by audits; the question in other words, or a list of such questions.
+        paraphrased_answer: Optional, read by audits; the answer in other words.
+        perturbed_answer: Optional, read by audits; wrong answers of the same form, as a list.
+        entity: Optional, read by audits; whom or what a row is about.
 
     Raises:
         ValueError: If a template has a field without a name.
@@ -53,6 +57,10 @@ class Columns:
     alternate: str = "alternate"
     system: str = "system"
     messages: str = "messages"
+    paraphrased_question: str = "paraphrased_question"
+    paraphrased_answer: str = "paraphrased_answer"
+    perturbed_answer: str = "perturbed_answer"
+    entity: str = "entity"
 
     def __post_init__(self) -> None:
         for template in self._templates():

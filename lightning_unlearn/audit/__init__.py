@@ -1,0 +1,5 @@
+"""Audit of unlearned language models: evidence, verdict and record."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

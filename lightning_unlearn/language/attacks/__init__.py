@@ -1,0 +1,5 @@
+"""Attacks on unlearned language models: what brings a forgotten row back."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

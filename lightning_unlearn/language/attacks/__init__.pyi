@@ -1,0 +1,2 @@
+from .attack import Cost as Cost
+from .attack import LanguageAttack as LanguageAttack
