@@ -1,0 +1,12 @@
+from .evidence import Evidence as Evidence
+from .evidence import Membership as Membership
+from .evidence import Thresholds as Thresholds
+from .gates import Degeneration as Degeneration
+from .gates import GateResult as GateResult
+from .gates import Utility as Utility
+from .gates import degeneration as degeneration
+from .gates import gate as gate
+from .gates import utility as utility
+from .verdict import Verdict as Verdict
+from .verdict import conclude as conclude
+from .verdict import decide as decide

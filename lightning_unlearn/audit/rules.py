@@ -1,0 +1,184 @@
+"""Rules of the verdict: the first that holds decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from lightning_unlearn.audit.evidence import Case
+from lightning_unlearn.audit.gates import GATES, GateResult
+
+__all__ = ["RULES", "remarks"]
+
+Rule: TypeAlias = Callable[[Case], "dict[str, Any] | None"]
+
+
+def _no_verdict(case: Case) -> dict[str, Any] | None:
+    if case.evidence.faults:
+        reason = "; ".join(case.evidence.faults)
+    elif not case.base:
+        gaps = ", ".join(f"{gate.score} {gate.gap:.2f}" for gate in case.evidence.gates if gate.gate == "base")
+        reason = (
+            "the original model knows hardly more of these rows than the control, so there was nothing to forget, or "
+            f"the questions do not show it (difference of the scores: {gaps}; at least "
+            f"{case.evidence.thresholds.gap:.2f} is needed)"
+        )
+    else:
+        return None
+    return {
+        "name": "no verdict",
+        "headline": f"No verdict: {reason}.",
+        "action": "This audit supports no answer to the request. Mend what is named, and audit again.",
+    }
+
+
+def _damaged(case: Case) -> dict[str, Any] | None:
+    limits, found = case.evidence.thresholds, []
+    for ability in case.evidence.retain:
+        if ability.upper < 0:
+            found.append(f"{ability.name} is at {ability.unlearned:.2f}, the control at {ability.control:.2f}")
+    for rate in case.evidence.quality:
+        if rate.lower > limits.degenerate:
+            found.append(f"{rate.unlearned:.0%} of the answers are {rate.name}, of the control's {rate.control:.0%}")
+    if case.evidence.perplexity is not None and case.evidence.perplexity > limits.perplexity:
+        found.append(f"the perplexity of neutral text is {case.evidence.perplexity:.1f} times the control's")
+    if not found:
+        return None
+    knows = [gate for gate in case.run if gate.recovers or (gate.gate == "base" and gate.known)]
+    also = f" It still knows the rows all the same: {_listed(knows)}." if knows else ""
+    return {
+        "name": "damaged",
+        "headline": f"Damaged: the model has lost what it was to keep: {'; '.join(found)}.{also}",
+        "action": "Do not release this model, and do not record the request as carried out with it: that a broken "
+        "model does not answer shows nothing. Unlearn again with a stronger retain term or fewer steps, and audit "
+        "again.",
+    }
+
+
+def _not_forgotten(case: Case) -> dict[str, Any] | None:
+    known = [gate for gate in case.base if gate.known]
+    if not known:
+        return None
+    return {
+        "name": "not forgotten",
+        "headline": f"Not forgotten: asked as it was trained, the model still knows the rows: {_listed(known)}.",
+        "action": "Do not record the request as carried out. Unlearn further or retrain, and audit again.",
+    }
+
+
+def _recoverable(case: Case) -> dict[str, Any] | None:
+    found = [gate for gate in case.run if gate.recovers]
+    if not found:
+        return None
+    base = [gate for gate in found if gate.gate == "base"]
+    under = [gate for gate in found if gate.gate != "base"]
+    if base:
+        also = f" More comes back under {_tries(under)}: {_listed(under)}." if under else ""
+        return {
+            "name": "partly forgotten",
+            "headline": f"Partly forgotten: a part of the rows is still answered: {_listed(base)}.{also}",
+            "action": "Do not record the request as carried out: a part of the rows is still there. Unlearn further or "
+            "retrain, and audit again.",
+        }
+    return {
+        "name": "suppressed but recoverable",
+        "headline": f"Suppressed but recoverable: the rows come back under {_tries(under)}: {_listed(under)}.",
+        "action": "Do not record the request as carried out: the rows are hidden, not gone, and whoever has the "
+        "weights can bring them back. Unlearn with a method that withstands this, or retrain, and audit again.",
+    }
+
+
+def _forgotten(case: Case) -> dict[str, Any] | None:
+    evidence, limits = case.evidence, case.evidence.thresholds
+    if case.unsettled or case.blind_scores or not evidence.retain:
+        return None
+    outside = evidence.membership is not None and evidence.membership.outside
+    mark = " (traceable)" if outside or any(gate.traceable for gate in case.run) else ""
+    mark += ", for these rows and phrasings" if case.small else ""
+    tests = f"in {len(case.run)} test{'s' if len(case.run) > 1 else ''}"
+    if evidence.control == "none":
+        return {
+            "name": "no trace found, no control",
+            "headline": f"No trace found{mark}: {tests} the model shows at most {limits.d:.0%} of what the original "
+            "knows of the rows, but there is no control to compare it with.",
+            "action": "Record the tests and their results. Without a control they do not show that the model is as if "
+            "it had never seen the rows.",
+        }
+    return {
+        "name": "forgotten",
+        "headline": f"Forgotten{mark}: {tests} the model is shown to know at most {limits.d:.0%} of what the original "
+        "knows of the rows beyond the control.",
+        "action": "The request can be recorded as carried out for the weights of this model, together with the tests, "
+        "those that were not run, and the limits. The rows themselves, backups, indexes, other copies of the model and "
+        "recipients are not covered.",
+    }
+
+
+def _undecided(case: Case) -> dict[str, Any]:
+    probes = case.evidence.thresholds.probes
+    reasons = []
+    if case.unsettled:
+        reasons.append(f"neither knowledge nor its absence is established: {_listed(case.unsettled)}")
+    if case.blind_scores:
+        reasons.append(f"the original itself hardly shows by {', '.join(case.blind_scores)} that it knows the rows")
+    if not case.evidence.retain:
+        reasons.append("what the model was to keep was not measured, so it may be damaged")
+    needs = [gate.needed for gate in case.unsettled]
+    needed = max(probes, *(need for need in needs if need is not None)) if needs and None not in needs else None
+    ask = f" About {needed} probes would decide." if needed is not None else ""
+    return {
+        "name": "undecided",
+        "headline": f"Undecided: {'; '.join(reasons)}.{ask}",
+        "action": "Do not record the request as carried out yet. Measure what is missing, ask more questions about the "
+        "rows, for example in other words, and audit again.",
+        "needed": needed,
+    }
+
+
+RULES: tuple[Rule, ...] = (_no_verdict, _damaged, _not_forgotten, _recoverable, _forgotten, _undecided)
+"""Each gives fields of the verdict, or ``None`` where it does not hold; the last one always holds."""
+
+
+def remarks(case: Case) -> list[str]:
+    """What a reader has to know beside the headline."""
+    evidence, found = case.evidence, []
+    if case.blind_scores:
+        found.append(f"Not used, since the original itself scores low by it: {', '.join(case.blind_scores)}.")
+    if len(scores := {gate.score for gate in case.run}) == 1:
+        found.append(f"One score alone was measured, {', '.join(scores)}; the rules are meant for two.")
+    if traceable := [gate for gate in case.run if gate.traceable]:
+        found.append(f"Traceable: the model knows less than one that never saw the rows: {_listed(traceable)}.")
+    if evidence.membership is not None and evidence.membership.outside:
+        found.append(
+            f"Traceable: membership inference has an AUC of {evidence.membership.auc:.3f}, outside the control's "
+            f"{evidence.membership.control_lower:.3f} to {evidence.membership.control_upper:.3f}."
+        )
+    if case.small:
+        found.append("A small request: its rows are the whole population, and the bounds are about phrasings of them.")
+    floors = [gate.noise_floor for gate in case.run if gate.noise_floor is not None]
+    if floors and max(map(abs, floors)) > evidence.thresholds.d:
+        found.append(f"Two controls differ by a kappa of {max(floors, key=abs):.2f}, more than the threshold d.")
+    if evidence.control == "none":
+        found.append("Without a control, answers that anyone could guess count as knowledge.")
+    if few := [gate.clusters for gate in case.run if gate.clusters and gate.method == "normal"]:
+        found.append(f"The rows are about {max(few)} entities only, so the bounds take rows as independent.")
+    return found
+
+
+def _listed(gates: Sequence[GateResult]) -> str:
+    """The gates with their kappa; of many, those with the highest."""
+    ranked = sorted(gates, key=lambda gate: -(gate.kappa or 0.0))
+    rest = f" and {len(gates) - 4} more" if len(gates) > 4 else ""
+    return ", ".join(f"{gate.name} kappa {_kappa(gate)}" for gate in ranked[:4]) + rest
+
+
+def _kappa(gate: GateResult) -> str:
+    if gate.kappa is None:
+        return "undefined"
+    if gate.kappa_lower is None or gate.kappa_upper is None:
+        return f"{gate.kappa:.2f}"
+    return f"{gate.kappa:.2f} [{gate.kappa_lower:.2f}, {gate.kappa_upper:.2f}]"
+
+
+def _tries(gates: Sequence[GateResult]) -> str:
+    return " and ".join(dict.fromkeys(GATES.get(gate.gate, gate.gate) for gate in gates))
