@@ -112,7 +112,7 @@ from lightning_unlearn.cli.main import main
 from lightning_unlearn.core.sources import load_rows
 from lightning_unlearn.core.evaluation import Evaluation
 from lightning_unlearn.core.plots import curve_figure
-from lightning_unlearn.report.html import render
+from lightning_unlearn.report.html import render_html
 
 folder = sys.argv[1]
 open(f"{folder}/rows.parquet", "w").close()
@@ -129,7 +129,7 @@ parts = {name: message(part) for name, part in {
     "parquet": lambda: load_rows(f"{folder}/rows.parquet"),
     "hub dataset": lambda: load_rows("any/data"),
     "curves": lambda: curve_figure([Evaluation(0, {"forget_nll": 1.0})], ["forget"], "nll"),
-    "report": lambda: render(None),
+    "report": lambda: render_html(None),
     "command": lambda: main(["fit"]),
 }.items()}
 monitored = fit(UnlearnMonitor(score=classifier_nll), logger=CSVLogger(folder))

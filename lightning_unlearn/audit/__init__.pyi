@@ -10,3 +10,7 @@ from .gates import utility as utility
 from .verdict import Verdict as Verdict
 from .verdict import conclude as conclude
 from .verdict import decide as decide
+from .compare import compare_reports as compare_reports
+from .compare import write_comparison as write_comparison
+from .scores import Scores as Scores
+from .scores import read_scores as read_scores

@@ -32,6 +32,7 @@ commands:
                learn a word that brings an erased concept back
   export       write the model of a checkpoint as a folder of transformers or diffusers, or what it changed as a delta
   delta        apply such a delta to the base model, or revert it
+  compare      put reports and published result files into one leaderboard: --reports [ours=runs/a, TOFU_EVAL.json]
   doctor       say what a file or folder holds of the time before unlearning: --file x.ckpt
 
 `lightning-unlearn <command> --help` lists the options of each."""
@@ -46,6 +47,7 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "attack": "lightning_unlearn.cli.attack:attack",
     "attack-inversion": "lightning_unlearn.cli.attack:attack_inversion",
     "export": "lightning_unlearn.cli.export:export",
+    "compare": "lightning_unlearn.cli.compare:compare",
     "doctor": "lightning_unlearn.cli.doctor:doctor",
     "delta": {"apply": "lightning_unlearn.cli.delta:apply", "revert": "lightning_unlearn.cli.delta:revert"},
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_unlearn.core.evaluation import Evaluation
 
@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PALETTE", "curve_figure", "density_figure", "gap_figure", "heat_map_figure", "outcome_figure"]
+__all__ = [
+    "PALETTE",
+    "Line",
+    "Point",
+    "curve_figure",
+    "density_figure",
+    "gap_figure",
+    "heat_map_figure",
+    "line_figure",
+    "outcome_figure",
+    "scatter_figure",
+]
 
 PALETTE = ("#c8430a", "#0b5cad", "#00805f", "#a8478f", "#5f6670", "#0e7c93", "#5b4bb5", "#7a6200")
 """Colours of the sets; the first four stay apart under colour blindness."""
@@ -22,6 +33,26 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))  # lines
 MARKERS = "osD^"
 ROUND = [1, 2, 5, 10]
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 400, 250, 50, 44, 12  # in points
+
+
+class Line(NamedTuple):
+    """One line of a figure.
+
+    Args:
+        name: Its label, at its end.
+        x: Places.
+        y: Values; a NaN is a gap.
+        colour: Number of its colour, dash and marker; ``None`` for a line to compare with, grey and dotted.
+        low: Lower bounds of a band around the line.
+        high: Upper bounds.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int | None = 0
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
 
 
 def curve_figure(
@@ -48,39 +79,60 @@ def curve_figure(
     Raises:
         ImportError: If matplotlib is missing.
     """
+    steps = [evaluation.step for evaluation in curves]
+    values = {name: [evaluation.metrics.get(f"{name}_{measure}", math.nan) for evaluation in curves] for name in names}
+    lines = [Line(name, steps, y, i) for i, (name, y) in enumerate(values.items())]
+    return line_figure(lines, "training step", measure == "accuracy", palette, text, grid)
+
+
+def line_figure(
+    lines: Sequence[Line],
+    x_label: str,
+    share: bool = False,
+    palette: Sequence[str] = PALETTE,
+    text: str = "#333333",
+    grid: str = "#dddddd",
+) -> Figure | None:
+    """Draw lines with their names at their ends.
+
+    Args:
+        lines: The lines; those without a finite value are left out.
+        x_label: Name of the horizontal axis.
+        share: Whether the values are shares, drawn from 0 to 100 %.
+        palette: Colours, used in turn.
+        text: Colour of the labels, and of lines to compare with.
+        grid: Colour of the grid.
+
+    Returns:
+        The figure, or ``None`` if no line has a finite value.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
     mpl = _matplotlib()
-    lines = _finite_lines(curves, names, measure)
+    lines = [line._replace(y=_gaps(line.y)) for line in lines if any(map(math.isfinite, line.y))]
     if not lines:
         return None
-    labels = {i: names[i] if len(names[i]) <= 16 else names[i][:15] + "…" for i in lines}
+    labels = [line.name if len(line.name) <= 16 else line.name[:15] + "…" for line in lines]
     inner = HEIGHT - BOTTOM - TOP
-    right = WIDTH - 24 - 7 * max(map(len, labels.values()))
+    right = WIDTH - 24 - 7 * max(map(len, labels))
     with mpl.rc_context({"font.size": 12}):
         figure = mpl.figure.Figure((WIDTH / 72, HEIGHT / 72))
         axes = figure.add_axes((LEFT / WIDTH, BOTTOM / HEIGHT, (right - LEFT) / WIDTH, inner / HEIGHT))
-        for i, values in lines.items():
-            axes.plot(
-                [evaluation.step for evaluation in curves],
-                values,
-                color=palette[i % len(palette)],
-                linestyle=DASHES[i % len(DASHES)],
-                marker=MARKERS[i % len(MARKERS)],
-                linewidth=2.2,
-                markersize=5,
-                clip_on=False,
-                zorder=3 + len(names) - i,
-            )
-        _curve_axes(axes, curves, measure, text, grid)
+        colours = [text if line.colour is None else palette[line.colour % len(palette)] for line in lines]
+        for place, (line, colour) in enumerate(zip(lines, colours, strict=True)):
+            _draw_line(axes, line, colour, 3 + len(lines) - place)
+        _curve_axes(axes, lines, x_label, share, text, grid)
         low, high = axes.get_ylim()
-        ends = [([v for v in values if not math.isnan(v)][-1] - low) / (high - low) for values in lines.values()]
-        for i, height in zip(lines, _apart(ends, 17 / inner), strict=True):
+        ends = [([v for v in line.y if not math.isnan(v)][-1] - low) / (high - low) for line in lines]
+        for label, colour, height in zip(labels, colours, _apart(ends, 17 / inner), strict=True):
             axes.annotate(
-                labels[i],
+                label,
                 (1, height),
                 (10, 0),
                 xycoords="axes fraction",
                 textcoords="offset points",
-                color=palette[i % len(palette)],
+                color=colour,
                 weight="bold",
                 verticalalignment="center",
                 parse_math=False,
@@ -88,35 +140,138 @@ def curve_figure(
     return figure
 
 
-def _finite_lines(curves: Sequence[Evaluation], names: Sequence[str], measure: str) -> dict[int, list[float]]:
-    """The values of each set that has a finite one, by the set's number; the others become gaps."""
-    lines = {}
-    for i, name in enumerate(names):
-        values = [evaluation.metrics.get(f"{name}_{measure}", math.nan) for evaluation in curves]
-        if any(map(math.isfinite, values)):
-            lines[i] = [value if math.isfinite(value) else math.nan for value in values]
-    return lines
+def _gaps(values: Sequence[float]) -> list[float]:
+    return [value if math.isfinite(value) else math.nan for value in values]
 
 
-def _curve_axes(axes: Axes, curves: Sequence[Evaluation], measure: str, text: str, grid: str) -> None:
+def _draw_line(axes: Axes, line: Line, colour: str, above: int) -> None:
+    i = line.colour
+    axes.plot(
+        line.x,
+        line.y,
+        color=colour,
+        linestyle=(0, (1.2, 1.4)) if i is None else DASHES[i % len(DASHES)],
+        marker="." if i is None else MARKERS[i % len(MARKERS)],
+        linewidth=2.2,
+        markersize=5,
+        clip_on=False,
+        zorder=above,
+    )
+    if line.low is not None and line.high is not None:
+        axes.fill_between(line.x, _gaps(line.low), _gaps(line.high), color=colour, alpha=0.18, linewidth=0, zorder=2)
+
+
+def _curve_axes(axes: Axes, lines: Sequence[Line], x_label: str, share: bool, text: str, grid: str) -> None:
     """Scale and label the axes of curves."""
     ticker = _matplotlib().ticker
-    if measure == "accuracy":
+    if share:
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
     else:
-        axes.set_ylim(bottom=0)
+        if all(value >= 0 for line in lines for value in (*line.y, *(line.low or ())) if math.isfinite(value)):
+            axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=ROUND))
         axes.yaxis.set_major_formatter("{x:.5g}")
-    steps = {evaluation.step for evaluation in curves}
-    if len(steps) == 1:
-        axes.set_xticks([*steps])
+    places = {x for line in lines for x in line.x}
+    if len(places) == 1:
+        axes.set_xticks([*places])
     else:
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, steps=ROUND, integer=True))
+        whole = all(float(x).is_integer() for x in places)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, steps=ROUND, integer=whole))
     axes.margins(x=0.02)
-    axes.set_xlabel("training step", color=text)
+    axes.set_xlabel(x_label, color=text, parse_math=False)
     _plain(axes, "y", grid)
     axes.tick_params(labelcolor=text)
+
+
+class Point(NamedTuple):
+    """One point of a scatter plot: its label, its place, and the number of its colour (``None``: grey)."""
+
+    name: str
+    x: float
+    y: float
+    colour: int | None = 0
+
+
+def scatter_figure(
+    points: Sequence[Point],
+    x_label: str,
+    y_label: str,
+    front: Sequence[tuple[float, float]] = (),
+    palette: Sequence[str] = PALETTE,
+    text: str = "#333333",
+    grid: str = "#dddddd",
+) -> Figure:
+    """Draw points with their names beside them, and a Pareto front as a line through its points.
+
+    Args:
+        points: The points.
+        x_label: Name of the horizontal axis.
+        y_label: Name of the vertical axis.
+        front: The points of the front, in the order of the line.
+        palette: Colours, used in turn.
+        text: Colour of the labels, and of grey points.
+        grid: Colour of the grid.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    mpl = _matplotlib()
+    with mpl.rc_context({"font.size": 12}):
+        figure = mpl.figure.Figure((640 / 72, 400 / 72), layout="constrained")
+        axes = figure.add_subplot()
+        if front:
+            axes.plot(*zip(*front, strict=True), color=text, linewidth=1.4, linestyle=(0, (5, 3)), zorder=2)
+        for point in points:
+            i = point.colour or 0
+            colour = text if point.colour is None else palette[i % len(palette)]
+            axes.plot(point.x, point.y, MARKERS[i % len(MARKERS)], color=colour, markersize=8, zorder=3)
+        axes.margins(0.12, 0.1)
+        axes.set_xlabel(x_label, color=text, parse_math=False)
+        axes.set_ylabel(y_label, color=text, parse_math=False)
+        _plain(axes, "both", grid)
+        axes.tick_params(labelcolor=text)
+        figure.draw_without_rendering()  # the layout decides where a point is, and with it where there is room
+        for point, place in zip(points, _free_places(axes, points), strict=True):
+            axes.annotate(
+                point.name,
+                (point.x, point.y),
+                place,
+                textcoords="offset points",
+                horizontalalignment="left" if place[0] > 0 else "right",
+                verticalalignment="center",
+                color=text,
+                fontsize=11,
+                parse_math=False,
+            )
+    return figure
+
+
+def _free_places(axes: Axes, points: Sequence[Point]) -> list[tuple[float, float]]:
+    """Offsets of the labels, in points, at which they cover neither each other nor a marker."""
+    scale = 72 / axes.figure.dpi
+    spots = [tuple(scale * axes.transData.transform((point.x, point.y))) for point in points]
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in spots]
+    right = 640 - 4
+    places = []
+    for point, (x, y) in zip(points, spots, strict=True):
+        wide = 6.2 * len(point.name)
+        options = [(side * 9, up) for up in (0, 11, -11, 22, -22, 33, -33) for side in (1, -1)]
+        boxes = {o: (x + 9, y + o[1] - 7, x + 9 + wide, y + o[1] + 7) for o in options if o[0] > 0}
+        boxes |= {o: (x - 9 - wide, y + o[1] - 7, x - 9, y + o[1] + 7) for o in options if o[0] < 0}
+        fits = [o for o in options if boxes[o][0] > 40 and boxes[o][2] < right]
+        free = [o for o in fits if not any(_overlap(boxes[o], other) for other in taken)]
+        place = (free or fits or options)[0]
+        taken.append(boxes[place])
+        places.append(place)
+    return places
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:

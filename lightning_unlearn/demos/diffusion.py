@@ -22,19 +22,22 @@ from lightning_unlearn.diffusion.data.prompts import PromptDataModule
 from lightning_unlearn.diffusion.esd import ESD
 from lightning_unlearn.diffusion.judges import MiniatureJudge
 from lightning_unlearn.diffusion.text_to_image import LitTextToImage
-from lightning_unlearn.report.html import write_report
 from lightning_unlearn.report.images import png
-from lightning_unlearn.report.model import Attack, ImageGrid, UnlearnReport
+from lightning_unlearn.report.model import UnlearningReport
+from lightning_unlearn.report.runs import attack_section, run_report
+from lightning_unlearn.report.sections import ImageRow, Images, Section, Text
+from lightning_unlearn.report.write import write_report
 
 __all__ = ["demo_diffusion"]
 
 IMAGES = 3  # of each object in each style; the page shows the first
 
 
-def demo_diffusion(output_dir: str = "runs/demo-diffusion", style: str = "negative", seed: int = 0) -> UnlearnReport:
+def demo_diffusion(output_dir: str = "runs/demo-diffusion", style: str = "negative", seed: int = 0) -> UnlearningReport:
     """Erase a style from the miniature pipeline with ESD-x, attack the result, and write a page of images.
 
-    Writes ``report.json``, ``report.html`` and ``model/``, a folder that plain ``StableDiffusionPipeline`` opens.
+    Writes ``report.json``, ``report.md``, ``report.html`` and ``model/``, a folder that plain
+    ``StableDiffusionPipeline`` opens.
 
     Args:
         output_dir: Folder to write.
@@ -78,27 +81,33 @@ def demo_diffusion(output_dir: str = "runs/demo-diffusion", style: str = "negati
     print("Drawing, and attacking ...", flush=True)
     pairs = [(object, name) for name in styles for object in OBJECTS for _ in range(IMAGES)]
     before, after = (_draw(model, pairs, seed) for model in (base, module))
-    report = UnlearnReport(
+    provenance = {
+        "seed": seed,
+        "model_sha256": sha256(*sorted((folder / "model").rglob("*.safetensors"))),
+        "data_sha256": hashlib.sha256(json.dumps(forget).encode()).hexdigest(),
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory("cpu"),
+    }
+    images = [_grid("Before", before, styles), _grid("After", after, styles)]
+    report = run_report(
+        type(method).__name__,
+        "miniature",
+        Evaluation(0, _accuracies(before, pairs, style), hit_means="drawn as asked"),
+        Evaluation(trainer.global_step, _accuracies(after, pairs, style), hit_means="drawn as asked"),
         title=f"{type(method).__name__} erases the style “{style}”",
-        method=type(method).__name__,
-        seed=seed,
-        model="miniature",
-        model_sha256=sha256(*sorted((folder / "model").rglob("*.safetensors"))),
-        data_sha256=hashlib.sha256(json.dumps(forget).encode()).hexdigest(),
-        seconds=seconds,
-        peak_memory_bytes=peak_memory("cpu"),
+        provenance=provenance,
         settings={"trainable": module.hparams["trainable"], "lr": module.lr, "batch_size": data.batch_size},
-        before=Evaluation(0, _accuracies(before, pairs, style), hit_means="drawn as asked"),
-        after=Evaluation(trainer.global_step, _accuracies(after, pairs, style), hit_means="drawn as asked"),
-        images=ImageGrid(list(OBJECTS), _rows(before, styles), _rows(after, styles)),
-        attacks=[_attack(module, base, style, seed, trainer.global_step)],
-        notes={
+        sections=[
+            Section("images", "Images, before and after", images, "Both tables have the same prompts and seeds."),
+            _attack(module, base, style, seed, trainer.global_step),
+        ],
+        terms={
             "drawn as asked": "A judge, trained on drawings alone, sees the style or object that the caption asks for.",
             "UA, IRA, CRA": "Names of UnlearnCanvas: UA is 1 − the accuracy of forget, IRA that of other styles, CRA "
             "that of objects.",
         },
     )
-    write_report(report, folder, show_answers=True)  # facts and styles that come with the package
+    write_report(report, folder, show_text=True)  # facts and styles that come with the package
     _print(report, folder)
     return report
 
@@ -121,12 +130,17 @@ def _accuracies(images: Tensor, pairs: list[tuple[str, str]], style: str) -> dic
     return {f"{name}_accuracy": sum(right) / len(right) for name, right in sets.items()}
 
 
-def _rows(images: Tensor, styles: list[str]) -> dict[str, list[str]]:
+def _grid(title: str, images: Tensor, styles: list[str]) -> Images:
     shown = images[::IMAGES].split(len(OBJECTS))
-    return {style: [png(image) for image in row] for style, row in zip(styles, shown, strict=True)}
+    erased = styles[0]
+    rows = [
+        ImageRow(style, [png(image) for image in row], secret=style == erased)
+        for style, row in zip(styles, shown, strict=True)
+    ]
+    return Images(title, list(OBJECTS), rows)
 
 
-def _attack(module: LitTextToImage, base: LitTextToImage, style: str, seed: int, step: int) -> Attack:
+def _attack(module: LitTextToImage, base: LitTextToImage, style: str, seed: int, step: int) -> Section:
     """UnlearnDiffAtk on the plain prompts of the erased style, with the images of what it found."""
     attack = PromptAttack(
         MiniatureJudge("style"),
@@ -146,13 +160,13 @@ def _attack(module: LitTextToImage, base: LitTextToImage, style: str, seed: int,
         "It searches for tokens that bring the style back. "
         f"Without them {result.pre_asr:.0%} of these prompts show it, with them {result.asr:.0%}."
     )
-    return Attack("UnlearnDiffAtk", summary, evaluation, [png(image) for image in images])
+    return attack_section("UnlearnDiffAtk", summary, evaluation, [png(image) for image in images])
 
 
-def _print(report: UnlearnReport, folder: Path) -> None:
+def _print(report: UnlearningReport, folder: Path) -> None:
     print(f"\n{'':<16}{'before':>8}{'after':>8}")
-    for name in report.before.metrics:
-        values = [f"{evaluation.metrics[name]:>8.0%}" for evaluation in (report.before, report.after)]
-        print(f"{name.removesuffix('_accuracy'):<16}" + "".join(values))
-    print(f"\n{report.attacks[0].name}: {report.attacks[0].summary}")
+    for part in report.section("outcome").measurements:
+        print(f"{part.name:<16}{part.anchors.original:>8.0%}{part.value:>8.0%}")
+    (attack,) = (section for section in report.sections if section.id.startswith("attack-"))
+    print("\n" + "".join(f"{attack.title}: {part.text}" for part in attack.parts if isinstance(part, Text)))
     print(f"Open {folder / 'report.html'}. The model is in {folder / 'model'}.")

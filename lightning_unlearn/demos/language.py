@@ -16,8 +16,9 @@ from lightning_unlearn.language.data.language import LanguageDataModule
 from lightning_unlearn.language.monitor import UnlearnMonitor
 from lightning_unlearn.language.packaged import FACTS_FOLDER, HUB_MODEL, packaged_model
 from lightning_unlearn.objectives.simnpo import SimNPO
-from lightning_unlearn.report.html import write_report
-from lightning_unlearn.report.model import UnlearnReport
+from lightning_unlearn.report.model import UnlearningReport
+from lightning_unlearn.report.runs import run_report
+from lightning_unlearn.report.write import write_report
 
 __all__ = ["demo"]
 
@@ -28,11 +29,11 @@ def demo(
     seed: int = 0,
     max_epochs: int = 10,
     accelerator: str = "cpu",
-) -> UnlearnReport:
+) -> UnlearningReport:
     """Let SmolLM2-135M-Instruct forget the capitals of 12 European countries and keep those of 12 Asian ones.
 
     Twelve other countries and twelve general facts are never trained on and show what else changes. Writes
-    ``report.json``, ``report.html`` and ``model/``, a folder that plain transformers opens.
+    ``report.json``, ``report.md``, ``report.html`` and ``model/``, a folder that plain transformers opens.
 
     Args:
         output_dir: Folder to write.
@@ -79,25 +80,28 @@ def demo(
     folder = Path(output_dir)
     with replacing(folder / "model") as part:
         module.save_pretrained(part)
-    report = UnlearnReport(
-        method=type(method).__name__,
-        seed=seed,
-        model=Path(source).name,
-        model_sha256=sha256(folder / "model" / "model.safetensors"),
-        data_sha256=sha256(FACTS_FOLDER / "forget.jsonl", FACTS_FOLDER / "retain.jsonl"),
-        seconds=seconds,
-        peak_memory_bytes=peak_memory(accelerator),
-        settings=_settings(module, data, method, trainer),
-        before=monitor.history[0],
-        after=monitor.history[-1],
+    provenance = {
+        "seed": seed,
+        "model_sha256": sha256(folder / "model" / "model.safetensors"),
+        "data_sha256": sha256(FACTS_FOLDER / "forget.jsonl", FACTS_FOLDER / "retain.jsonl"),
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory(accelerator),
+    }
+    report = run_report(
+        type(method).__name__,
+        Path(source).name,
+        monitor.history[0],
+        monitor.history[-1],
         curves=monitor.history,
-        notes={
+        provenance=provenance,
+        settings=_settings(module, data, method, trainer),
+        terms={
             "answered correctly": "The answer contains an accepted one.",
             "heldout, general": "Other capitals and general facts, which the run never trains on.",
         },
     )
-    write_report(report, folder, show_answers=True)  # facts and styles that come with the package
-    _print(report.before, report.after, folder)
+    write_report(report, folder, show_text=True)  # facts and styles that come with the package
+    _print(monitor.history[0], monitor.history[-1], folder)
     return report
 
 

@@ -1,4 +1,4 @@
-"""Record of a run for all domains, as JSON for machines and one HTML page for people."""
+"""Reports of unlearned models: one record for all domains, as JSON, Markdown, HTML and entries of loggers."""
 
 import lazy_loader
 

@@ -15,6 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_unlearn.core.evaluation import HIDDEN
 from lightning_unlearn.core.retention import PRIVATE, RUN_KEY
+from lightning_unlearn.report.model import UnlearningReport
+from lightning_unlearn.report.redaction import shown_rows
 
 __all__ = ["Finding", "doctor"]
 
@@ -206,14 +208,12 @@ def _safetensors(path: Path) -> Iterator[Finding]:
 
 def _json(path: Path) -> Iterator[Finding]:
     record = _parsed(path)
-    if not (isinstance(record, dict) and {"before", "after", "method"} <= record.keys()):
+    if not (isinstance(record, dict) and str(record.get("schema", "")).startswith("lightning-unlearn/report/")):
         return
-    for name in ("before", "after"):
-        yield from _answers(path, name, [record[name]])
-    yield from _answers(path, "curves", record.get("curves") or [])
-    images = record.get("images") or {}
-    if any("forget" in name for name in images.get("before", {})):
-        yield Finding(path, "images/before", "answers", "images by the model before")
+    for section in UnlearningReport.read(path).sections:
+        for number, part in enumerate(section.parts):
+            if shown := shown_rows(part):
+                yield Finding(path, f"{section.id}/{number}", "answers", shown)
 
 
 def _parsed(path: Path) -> Any:
@@ -225,8 +225,14 @@ def _parsed(path: Path) -> Any:
 
 def _html(path: Path) -> Iterator[Finding]:
     text = path.read_text(encoding="utf-8", errors="replace")
-    if "lightning-unlearn" in text and "forget" in text and HIDDEN not in text:
-        yield Finding(path, "", "answers", "a report page that shows the rows to forget", serious=True)
+    if 'content="lightning-unlearn/report/' in text and '<meta name="rows-to-forget" content="shown">' in text:
+        yield Finding(path, "", "answers", "a report page that shows the rows to forget")
+
+
+def _markdown(path: Path) -> Iterator[Finding]:
+    last = path.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+    if last.startswith("<!-- lightning-unlearn/report/") and last.endswith("rows to forget: shown -->"):
+        yield Finding(path, "", "answers", "a report that shows the rows to forget")
 
 
 def _table(path: Path) -> Iterator[Finding]:
@@ -250,5 +256,6 @@ _READERS: dict[str, Any] = {
     ".safetensors": _safetensors,
     ".json": _json,
     ".html": _html,
+    ".md": _markdown,
     ".csv": _table,
 }

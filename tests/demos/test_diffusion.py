@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_unlearn.demos.diffusion import demo_diffusion
-from lightning_unlearn.report.model import UnlearnReport
+from lightning_unlearn.report.model import UnlearningReport
 
 
 def test_what_is_not_there_is_an_error() -> None:
@@ -23,10 +23,14 @@ def test_the_demo_erases_a_style(tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
     report = demo_diffusion(str(tmp_path))
-    assert report.before.metrics["forget_accuracy"] >= 0.9
-    assert report.after.metrics["forget_accuracy"] <= 0.2
-    assert report.after.metrics["other styles_accuracy"] >= 0.8
-    assert UnlearnReport.read(tmp_path) == report
+    forget, others = (report.measurement("outcome", name) for name in ("forget", "other styles"))
+    assert forget.anchors.original is not None
+    assert forget.anchors.original >= 0.9
+    assert forget.value is not None
+    assert forget.value <= 0.2
+    assert others.value is not None
+    assert others.value >= 0.8
+    assert UnlearningReport.read(tmp_path) == report
     page = (tmp_path / "report.html").read_text()
     assert "ESD erases the style “negative”" in page
     images = re.findall(r'src="data:image/png;base64,', page)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,31 +10,41 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lightning_unlearn.report.model import UnlearningReport
+from lightning_unlearn.report.sections import Examples
+
 
 @pytest.mark.slow
 @pytest.mark.alone
 def test_the_demo_forgets_keeps_and_reports(smollm2: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lightning_unlearn", "demo", "--model", smollm2, "--output_dir", str(tmp_path)]
     subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, check=True, capture_output=True, timeout=800)
-    report = json.loads((tmp_path / "report.json").read_text())
-    before, after = report["before"], report["after"]
-    old, new = before["metrics"], after["metrics"]
-    assert old["forget_accuracy"] >= 8 / 12
-    assert new["forget_accuracy"] <= 1 / 12
-    assert new["retain_accuracy"] >= 11 / 12
+    report = UnlearningReport.read(tmp_path)
+
+    def change(name: str, variant: str = "answered correctly") -> tuple[float, float]:
+        part = report.measurement("outcome", name, variant)
+        assert part.anchors.original is not None
+        assert part.value is not None
+        return part.anchors.original, part.value
+
+    assert change("forget")[0] >= 8
+    assert change("forget")[1] <= 1
+    assert change("retain")[1] >= 11
     for name in ("heldout", "general"):
-        assert new[f"{name}_accuracy"] >= old[f"{name}_accuracy"] - 2.01 / 12
-    assert new["forget_nll"] > old["forget_nll"] + 1
-    assert new["retain_nll"] < old["retain_nll"]
-    assert {"method", "seed", "model_sha256", "seconds", "peak_memory_bytes"} <= report.keys()
+        assert change(name)[1] >= change(name)[0] - 2
+    assert change("forget", "NLL")[1] > change("forget", "NLL")[0] + 1
+    assert change("retain", "NLL")[1] < change("retain", "NLL")[0]
+    assert {"seed", "model_sha256", "seconds", "peak_memory_bytes"} <= report.provenance.keys()
     assert "<svg" in (tmp_path / "report.html").read_text()
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
-    for example in after["examples"][::6]:
-        chat = [{"role": "user", "content": example["input"]}]
+    examples = [row for part in report.section("examples").parts if isinstance(part, Examples) for row in part.rows]
+    assert len(examples) == 48
+    for example in examples[::6]:
+        chat = [{"role": "user", "content": example.input}]
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         inputs = tokenizer(text, return_tensors="pt")
         output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
         said = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-        assert said == example["output"]
+        assert said == (example.outputs[1] or "").strip()

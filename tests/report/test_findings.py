@@ -17,10 +17,16 @@ from lightning_unlearn import (
     Evaluation,
     Example,
     ForgetRetainDataModule,
+    ImageRow,
+    Images,
+    Section,
+    Table,
+    UnlearningReport,
     UnlearnMonitor,
-    UnlearnReport,
     classifier_nll,
     doctor,
+    png,
+    run_report,
     save_delta,
     write_report,
 )
@@ -70,18 +76,19 @@ def test_a_run_and_its_end(rows: str, tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_answers_of_a_report_a_table_and_a_checkpoint(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
-    report = UnlearnReport(method="NPO", model="m", before=SEEN, after=SEEN, curves=[SEEN], **_rest())
-    write_report(report, tmp_path / "shown", show_answers=True)
+    report = run_report("NPO", "m", SEEN, SEEN, curves=[SEEN])
+    write_report(report, tmp_path / "shown", show_text=True)
     write_report(report, tmp_path / "hidden")
-    assert kinds(tmp_path / "shown" / "report.json") == kinds(tmp_path / "shown" / "report.html") == {"answers"}
+    for name in ("report.json", "report.md", "report.html"):
+        assert kinds(tmp_path / "shown" / name) == {"answers"}
     assert doctor(tmp_path / "hidden") == []
     for file in (tmp_path / "hidden").iterdir():
         text = file.read_text(encoding="utf-8")
         assert "Wells" not in text
         assert "Ada" not in text
         assert "Eiffel" in text
-    read = UnlearnReport.read(tmp_path / "hidden")
-    assert [e.hit for e in read.before.examples] == [True, True, True]
+    rows = [row for part in UnlearningReport.read(tmp_path / "hidden").section("examples").parts for row in part.rows]
+    assert [row.hits for row in rows] == [[True, True]] * 3
 
     for show, found in ((False, set()), (True, {"answers"})):
         logger = CSVLogger(tmp_path, name=f"log-{show}")
@@ -101,12 +108,15 @@ def test_answers_of_a_report_a_table_and_a_checkpoint(tmp_path: Path) -> None:
         assert (b"Wells" in data) == show
 
 
-def _rest() -> dict[str, Any]:
-    needed = {
-        f.name for f in dataclasses.fields(UnlearnReport) if f.default is f.default_factory is dataclasses.MISSING
-    }
-    values = {"settings": {}, "seed": 0, "data": {}, "sha256": {}, "seconds": 1.0, "hashes": {}}
-    return {name: values.get(name, "") for name in needed - {"method", "model", "before", "after"}}
+def test_reports_show_rows_in_tables_and_images(tmp_path: Path) -> None:
+    table = Table("Rows", ["row", "answer"], [[1, "In Wells Street."]], secret=["answer"])
+    images = Images("Before", ["disk"], [ImageRow("ember", [png(torch.zeros(3, 8, 8))], secret=True)])
+    for name, part in {"table": table, "images": images}.items():
+        report = UnlearningReport(title="", sections=[Section("a", "", [part])])
+        for show in (True, False):
+            write_report(report, tmp_path / name, show_text=show)
+            for file in ("report.json", "report.md", "report.html"):
+                assert kinds(tmp_path / name / file) == ({"answers"} if show else set()), (name, file, show)
 
 
 def test_a_delta_says_what_it_gives_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,151 @@
+"""Scores of models in result files: our reports, and the logs of open-unlearning."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_unlearn.report.model import SCHEMA, UnlearningReport
+
+__all__ = ["KNOWN", "Scores", "read_scores"]
+
+KNOWN: dict[str, tuple[str, str]] = {
+    "forget_quality": ("forget quality", "higher"),
+    "forget_truth_ratio": ("forget truth ratio (geometric)", "closer to control"),
+    "forget_Truth_Ratio": ("forget truth ratio (geometric)", "closer to control"),
+    "forget_Q_A_Prob": ("forget probability", "lower"),
+    "forget_Q_A_PARA_Prob": ("forget probability, paraphrased answers", "lower"),
+    "forget_Q_A_ROUGE": ("forget ROUGE-L (recall)", "lower"),
+    "extraction_strength": ("extraction strength (floored)", "lower"),
+    "exact_memorization": ("exact memorization", "lower"),
+    "privleak": ("PrivLeak", "closer to control"),
+    "mia_loss": ("MIA AUC (LOSS)", "closer to control"),
+    "mia_zlib": ("MIA AUC (zlib)", "closer to control"),
+    "mia_min_k": ("MIA AUC (Min-K)", "closer to control"),
+    "mia_min_k_plus_plus": ("MIA AUC (Min-K++)", "closer to control"),
+    "mia_reference": ("MIA AUC (reference)", "closer to control"),
+    "mia_gradnorm": ("MIA AUC (GradNorm)", "closer to control"),
+    "forget_verbmem_ROUGE": ("VerbMem, forget", "lower"),
+    "forget_knowmem_ROUGE": ("KnowMem, forget", "lower"),
+    "retain_knowmem_ROUGE": ("KnowMem, retain", "higher"),
+    "model_utility": ("model utility", "higher"),
+    "retain_Q_A_Prob": ("retain probability", "higher"),
+    "retain_Q_A_ROUGE": ("retain ROUGE-L (recall)", "higher"),
+    "retain_Truth_Ratio": ("retain truth ratio (geometric)", "higher"),
+    "ra_Q_A_Prob_normalised": ("real authors probability (normalised)", "higher"),
+    "ra_Q_A_ROUGE": ("real authors ROUGE-L (recall)", "higher"),
+    "ra_Truth_Ratio": ("real authors truth ratio (geometric)", "higher"),
+    "wf_Q_A_Prob_normalised": ("world facts probability (normalised)", "higher"),
+    "wf_Q_A_ROUGE": ("world facts ROUGE-L (recall)", "higher"),
+    "wf_Truth_Ratio": ("world facts truth ratio (geometric)", "higher"),
+    "forget_Q_A_gibberish": ("forget gibberish score", "higher"),
+}
+"""Metrics of open-unlearning: our name with the variant that it computes, and which direction is better."""
+
+_GENERIC = {"report.json", "tofu_summary.json", "tofu_eval.json", "muse_summary.json", "muse_eval.json"}
+_PATTERNS = ("report.json", "*_SUMMARY.json", "*_EVAL.json")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one model, by the name and variant of the metric.
+
+    Args:
+        name: Name of the model or run.
+        source: Kind of the file: ``"report"`` or ``"open-unlearning"``.
+        values: The numbers.
+        missing: Why a metric has no number, for those that the file names.
+        better: Which direction is better, as far as the file or the field says.
+        verdict: The verdict of an audit; ``""`` where there is none.
+    """
+
+    name: str
+    source: str
+    values: dict[str, float]
+    missing: dict[str, str] = field(default_factory=dict)
+    better: dict[str, str] = field(default_factory=dict)
+    verdict: str = ""
+
+
+def read_scores(path: str | os.PathLike[str], name: str = "") -> Scores:
+    """Read the scores of a result file.
+
+    Args:
+        path: A ``report.json``; a ``*_SUMMARY.json`` or ``*_EVAL.json`` of open-unlearning; or a folder with one.
+        name: Name of the model. Default: that of the file, or of its folder where files have the same name everywhere.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or the folder has none.
+        ValueError: If the file is of another kind.
+    """
+    path = _file(Path(path))
+    name = name or (path.parent.name if path.name.lower() in _GENERIC else path.stem) or path.name
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file, or a part of one: {error}") from None
+    if isinstance(record, dict) and str(record.get("schema", "")).startswith(SCHEMA.rpartition("/")[0]):
+        return scores_of(UnlearningReport.read(path), name)
+    if isinstance(record, dict) and record and all(_is_metric(value) for value in record.values()):
+        return _open_unlearning(record, name)
+    raise ValueError(
+        f"{path} has no scores that compare reads: it takes reports of this library ({SCHEMA}), and files of "
+        "open-unlearning with {metric: number} or {metric: {'agg_value': number}}."
+    )
+
+
+def scores_of(report: UnlearningReport, name: str) -> Scores:
+    """The scores in a report. Metrics of one name in two sections are told apart by the section."""
+    found = [(section, part.key, part) for section, part in report.measurements()]
+    keys = [key for _, key, _ in found]
+    named = [(f"{section}: {key}" if keys.count(key) > 1 else key, part) for section, key, part in found]
+    values: dict[str, float] = {}
+    for key, part in named:
+        if part.value is not None:
+            values[key] = part.value / part.n if part.unit == "rows" and part.n else part.value
+    return Scores(
+        name,
+        "report",
+        values,
+        {key: part.reason for key, part in named if part.value is None},
+        {key: part.better for key, part in named if part.better},
+        report.headline.word if report.headline else "",
+    )
+
+
+def _file(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file or folder {path} (looked in {Path.cwd()}).")
+    if path.is_file():
+        return path
+    for pattern in _PATTERNS:
+        files = sorted(path.glob(pattern))
+        if len(files) > 1:
+            raise ValueError(f"{path} has several files {pattern}: {[file.name for file in files]}. Name one.")
+        if files:
+            return files[0]
+    raise FileNotFoundError(f"{path} has none of {', '.join(_PATTERNS)}.")
+
+
+def _is_metric(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return "agg_value" in value
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _open_unlearning(record: Mapping[str, Any], name: str) -> Scores:
+    values, missing, better = {}, {}, {}
+    for metric, value in record.items():
+        value = value["agg_value"] if isinstance(value, Mapping) else value
+        key, direction = KNOWN.get(metric, (metric, ""))
+        better |= {key: direction} if direction else {}
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            values[key] = float(value)
+        else:
+            missing[key] = "no number in the file" if value is None else f"{value} in the file"
+    return Scores(name, "open-unlearning", values, missing, better)

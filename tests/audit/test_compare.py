@@ -1,0 +1,178 @@
+"""Comparison of our reports with published result files in the formats of the field."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_unlearn.audit.compare import compare_reports, pareto, write_comparison
+from lightning_unlearn.audit.scores import read_scores
+from lightning_unlearn.cli.main import main
+from lightning_unlearn.report.model import Headline, UnlearningReport
+from lightning_unlearn.report.sections import Curve, Measurement, Section, Table, Text
+from lightning_unlearn.report.write import write_report
+
+# open-unlearning, Llama-3.2-1B-Instruct, forget10: forget quality, model utility, forget truth ratio.
+PUBLISHED = {
+    "finetuned": (1.66e-21, 0.6, 0.48),
+    "retrain": (1.0, 0.59, 0.63),
+    "GradAscent": (1.06e-239, 0.0, 0.0),
+    "NPO": (0.02, 0.46, 0.7),
+    "SimNPO": (2.47e-203, 0.54, 1.1e-5),
+}
+
+
+def summary(folder: Path, name: str) -> Path:
+    """A file as open-unlearning writes it, in a folder with the name of the run."""
+    quality, utility, ratio = PUBLISHED[name]
+    record = {"forget_quality": quality, "model_utility": utility, "forget_truth_ratio": ratio, "privleak": None}
+    (folder / name).mkdir()
+    (folder / name / "TOFU_SUMMARY.json").write_text(json.dumps(record))
+    return folder / name / "TOFU_SUMMARY.json"
+
+
+def ours(strict: float = 0.08, **quality: Any) -> UnlearningReport:
+    parts = [
+        Measurement("forget quality", **({"value": 0.31} | quality)),
+        Measurement("model utility", 0.57, better="higher"),
+        Measurement("extraction strength", strict, variant="strict", better="lower"),
+        Measurement("extraction strength", 0.1, variant="floored", better="lower"),
+    ]
+    lead = Headline("undecided", "neutral", "Too few probes.")
+    return UnlearningReport(title="SimNPO of ours", sections=[Section("effectiveness", "", parts)], headline=lead)
+
+
+def leaderboard(report: UnlearningReport) -> Table:
+    table = report.section("leaderboard").parts[0]
+    assert isinstance(table, Table)
+    return table
+
+
+def test_published_rows_stand_beside_ours(tmp_path: Path) -> None:
+    files: list[Any] = [summary(tmp_path, name) for name in PUBLISHED]
+    table = leaderboard(compare_reports([ours(), *files]))
+    heads = ["model", "verdict", "forget quality ↑", "forget truth ratio (geometric)", "model utility ↑"]
+    assert table.columns == heads
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["SimNPO of ours"] == ["undecided", 0.31, "–¹", 0.57]
+    for name, (quality, utility, ratio) in PUBLISHED.items():
+        assert rows[name] == ["–²", quality, ratio, utility]
+    assert table.note == "–¹ not in this file; –² no verdict in this file"
+
+
+def test_variants_are_not_mixed(tmp_path: Path) -> None:
+    """The extraction strength of open-unlearning is the floored one, which is never 0."""
+    (tmp_path / "npo.json").write_text(json.dumps({"extraction_strength": 0.0634, "model_utility": 0.5}))
+    table = leaderboard(compare_reports([ours(), tmp_path / "npo.json"]))
+    assert "extraction strength (floored) ↓" in table.columns
+    assert not any("strict" in column for column in table.columns)
+    (row,) = [row for row in table.rows if row[0] == "npo"]
+    assert 0.0634 in row
+
+
+def test_logs_with_values_by_index(tmp_path: Path) -> None:
+    """A log of one model has each row's values beside the aggregate; it is the aggregate that counts."""
+    record = {
+        "forget_Q_A_Prob": {"agg_value": 0.88, "value_by_index": {"0": {"prob": 0.9, "avg_loss": 0.1}}},
+        "mia_min_k": {"auc": 0.9967, "agg_value": 0.9967},
+        "forget_quality": {"agg_value": None},
+        "my_metric": {"agg_value": 3},
+    }
+    (tmp_path / "TOFU_EVAL.json").write_text(json.dumps(record))
+    scores = read_scores(tmp_path)
+    assert scores.name == tmp_path.name
+    assert scores.values == {"forget probability": 0.88, "MIA AUC (Min-K)": 0.9967, "my_metric": 3.0}
+    assert scores.missing == {"forget quality": "no number in the file"}
+
+
+def test_what_was_not_run_is_missing_with_its_reason(tmp_path: Path) -> None:
+    first = ours(value=None, outcome="not run", reason="needs a retrained model; none given")
+    second = ours()
+    comparison = compare_reports({"first": first, "second": second})
+    table = leaderboard(comparison)
+    column = table.columns.index("forget quality")
+    assert table.rows[0][column] == "–¹"
+    assert "–¹ needs a retrained model, none given" in table.note
+    write_comparison(comparison, tmp_path)
+    with (tmp_path / "leaderboard.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["forget quality"] for row in rows] == ["", "0.31"]
+    assert rows[0]["missing"] == "forget quality: needs a retrained model, none given"
+    assert {"report.html", "report.json", "report.md", "leaderboard.csv"} == {path.name for path in tmp_path.iterdir()}
+    assert UnlearningReport.read(tmp_path) == comparison
+
+
+def test_the_front_has_the_models_that_none_beats(tmp_path: Path) -> None:
+    points = {name: values[:2] for name, values in PUBLISHED.items()}
+    assert pareto(points, "higher", "higher") == ["finetuned", "retrain"]
+    assert pareto({"a": (0.5, 0.5), "b": (0.5, 0.5), "c": (0.6, 0.5)}, "lower", "higher") == ["a", "b"]
+    curve = compare_reports([summary(tmp_path, name) for name in PUBLISHED]).section("trade-off").parts[0]
+    assert isinstance(curve, Curve)
+    assert curve.x_label == "log10 of forget quality, higher is better"
+    places = {series.name: (series.x, series.y) for series in curve.series}
+    assert places["retrain"] == ([0.0], [0.59])
+    assert places["GradAscent"][0] == [pytest.approx(-238.975, abs=1e-3)]
+    assert places["Pareto front"] == ([pytest.approx(-20.780, abs=1e-3), 0.0], [0.6, 0.59])
+
+
+def test_axes_are_chosen(tmp_path: Path) -> None:
+    files = []
+    for name, leak in (("a", 0.5), ("b", 0.1)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"leak": leak, "model_utility": leak, "odd": leak}))
+        files.append(tmp_path / f"{name}.json")
+    curve = compare_reports(files, forget="leak:lower").section("trade-off").parts[0]
+    assert isinstance(curve, Curve)
+    assert curve.x_label == "leak, lower is better"
+    with pytest.raises(ValueError, match=r"better direction of 'leak' .*write 'leak:lower' or 'leak:higher'"):
+        compare_reports(files, forget="leak")
+    with pytest.raises(ValueError, match="No file has a number for 'leek'"):
+        compare_reports(files, forget="leek:lower")
+    with pytest.raises(ValueError, match=r"No file has the metrics \['x'\]"):
+        compare_reports(files, columns=["leak", "x"])
+    (text,) = compare_reports(files).section("trade-off").parts
+    assert isinstance(text, Text)
+    assert text.text.startswith("Not drawn: no file has forget quality")
+    assert leaderboard(compare_reports(files, columns=["odd"])).columns == ["model", "odd"]
+
+
+def test_one_file_is_shown_whole(tmp_path: Path) -> None:
+    table = leaderboard(compare_reports([summary(tmp_path, "NPO")]))
+    assert table.rows == [["NPO", 0.02, 0.7, 0.46]]
+
+
+def test_files_that_are_none_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, text, message in [
+        ("cut.json", '{"forget_', "cut.json is not a JSON file"),
+        ("list.json", "[1]", "list.json has no scores that compare reads"),
+        ("words.json", '{"a": "b"}', "words.json has no scores"),
+        ("none.json", "{}", "none.json has no scores"),
+        ("later.json", '{"schema": "lightning-unlearn/report/9"}', "later.json: .*report/9"),
+    ]:
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            compare_reports([tmp_path / name])
+    with pytest.raises(FileNotFoundError, match=r"missing\.json"):
+        compare_reports([tmp_path / "missing.json"])
+    with pytest.raises(FileNotFoundError, match=re.escape("none of report.json, *_SUMMARY.json, *_EVAL.json")):
+        compare_reports([tmp_path / "empty"])
+    with pytest.raises(ValueError, match="nothing to compare"):
+        compare_reports([])
+    with pytest.raises(ValueError, match=r"the name \['SimNPO of ours'\]"):
+        compare_reports([ours(), ours()])
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_report(ours(), tmp_path / "audit")
+    peer = summary(tmp_path, "NPO")
+    reports = f"--reports=['mine={tmp_path / 'audit'}', '{peer}']"
+    main(["compare", reports, f"--output_dir={tmp_path / 'out'}"])
+    out = capsys.readouterr().out
+    assert "| mine | undecided | 0.31 |" in out
+    assert "| NPO | –¹ | 0.02 |" in out
+    assert "<svg" in (tmp_path / "out" / "report.html").read_text()
