@@ -1,3 +1,5 @@
+from .compare import compare_reports as compare_reports
+from .compare import write_comparison as write_comparison
 from .evidence import Evidence as Evidence
 from .evidence import Membership as Membership
 from .evidence import Thresholds as Thresholds
@@ -7,10 +9,8 @@ from .gates import Utility as Utility
 from .gates import degeneration as degeneration
 from .gates import gate as gate
 from .gates import utility as utility
+from .scores import Scores as Scores
+from .scores import read_scores as read_scores
 from .verdict import Verdict as Verdict
 from .verdict import conclude as conclude
 from .verdict import decide as decide
-from .compare import compare_reports as compare_reports
-from .compare import write_comparison as write_comparison
-from .scores import Scores as Scores
-from .scores import read_scores as read_scores
