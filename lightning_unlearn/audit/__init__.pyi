@@ -14,5 +14,3 @@ from .scores import read_scores as read_scores
 from .verdict import Verdict as Verdict
 from .verdict import conclude as conclude
 from .verdict import decide as decide
-from .scores import Scores as Scores
-from .scores import read_scores as read_scores
