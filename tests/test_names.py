@@ -16,7 +16,7 @@ from lightning_unlearn import functional
 
 PARTS = [import_module(f"lightning_unlearn.{part}") for part in lightning_unlearn._PARTS]
 ROOT_FUNCTIONS = {"keyed_generator", "keyed_seed", "kl_divergence", "length_normalised", "mixed_bits"}
-ROOT_FUNCTIONS |= {"sequence_nll", "token_mean", "token_nll"}
+ROOT_FUNCTIONS |= {"auc", "delong", "sequence_nll", "token_mean", "token_nll", "tpr_at_fpr"}
 
 
 def functional_parts() -> list[ModuleType]:

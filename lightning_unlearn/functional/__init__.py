@@ -9,9 +9,12 @@ from lightning_unlearn.functional.language import *
 from lightning_unlearn.functional.likelihood import length_normalised, sequence_nll, token_mean, token_nll
 from lightning_unlearn.functional.objectives import *
 from lightning_unlearn.functional.random import keyed_generator, keyed_seed, mixed_bits
+from lightning_unlearn.functional.roc import auc, delong, tpr_at_fpr
 from lightning_unlearn.functional.saliency import *
 
 __all__ = [
+    "auc",
+    "delong",
     "keyed_generator",
     "keyed_seed",
     "kl_divergence",
@@ -20,6 +23,7 @@ __all__ = [
     "sequence_nll",
     "token_mean",
     "token_nll",
+    "tpr_at_fpr",
 ]
 __all__ += objectives.__all__
 __all__ += language.__all__

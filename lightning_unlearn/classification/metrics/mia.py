@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from lightning_unlearn.classification.metrics.features import FEATURES
-from lightning_unlearn.classification.metrics.rows import RowMetric
-from lightning_unlearn.core.checks import at_least, finite, one_of
+from lightning_unlearn.core.checks import one_of
+from lightning_unlearn.core.membership import Attack, Shadow, check_attack, check_features, draw_shadow, fit_attack
+from lightning_unlearn.core.row_metric import RowMetric
 
 __all__ = ["Attack", "MIAEfficacy", "Shadow", "attack_accuracy", "mia_efficacy", "training_privacy"]
 
-Attack = Literal["svc", "logistic"]
-Shadow = Literal["random", "stratified", "first"]
 Role = Literal["member", "nonmember", "forget"]
 
 
@@ -67,10 +64,10 @@ def mia_efficacy(
         Jia et al., *Model Sparsity Can Simplify Machine Unlearning*, arXiv:2304.04934.
         Song and Mittal, *Systematic Evaluation of Privacy Risks of Machine Learning Models*, arXiv:2003.10595.
     """
-    _check_features(members=members, nonmembers=nonmembers, forget=forget)
-    _check_options(attack, shadow, max_shadow)
-    m, n = _draw(members, nonmembers, member_labels, nonmember_labels, shadow, max_shadow, seed)
-    return 100 * (1 - float(_fit(m, n, attack)(forget).mean()))
+    check_features(members=members, nonmembers=nonmembers, forget=forget)
+    check_attack(attack, shadow, max_shadow)
+    m, n = draw_shadow(members, nonmembers, member_labels, nonmember_labels, shadow, max_shadow, seed)
+    return 100 * (1 - float(fit_attack(m, n, attack)(forget).mean()))
 
 
 def training_privacy(
@@ -109,13 +106,13 @@ def training_privacy(
     References:
         Jia et al., *Model Sparsity Can Simplify Machine Unlearning*, arXiv:2304.04934.
     """
-    _check_features(members=members, nonmembers=nonmembers)
-    _check_options(attack, shadow, max_shadow)
-    m, n = _draw(members, nonmembers, member_labels, nonmember_labels, shadow, max_shadow, seed)
+    check_features(members=members, nonmembers=nonmembers)
+    check_attack(attack, shadow, max_shadow)
+    m, n = draw_shadow(members, nonmembers, member_labels, nonmember_labels, shadow, max_shadow, seed)
     half = len(m) // 2
     if half == 0:
         raise ValueError(f"Two rows of each kind are needed, one to fit and one to judge, but got {len(m)}.")
-    predict = _fit(m[:half], n[:half], attack)
+    predict = fit_attack(m[:half], n[:half], attack)
     return 50 * (float(predict(m[half:]).mean()) + 1 - float(predict(n[half:]).mean()))
 
 
@@ -185,7 +182,7 @@ class MIAEfficacy(RowMetric):
         unknown = [name for name in features if name not in FEATURES]
         if unknown or not features or isinstance(features, str):
             raise ValueError(f"features must be a list of names from {sorted(FEATURES)}, but got {features!r}.")
-        _check_options(attack, shadow, max_shadow)
+        check_attack(attack, shadow, max_shadow)
         self.features, self.attack, self.shadow = tuple(features), attack, shadow
         self.max_shadow, self.seed = max_shadow, seed
         for role in ("member", "nonmember", "forget"):
@@ -224,94 +221,3 @@ class MIAEfficacy(RowMetric):
     def _feature(self, role: str, name: str) -> Tensor:
         values = self.values(f"{role}_{name}")  # of a row, as many as there are classes, or one
         return values.view(len(self.values(f"{role}_labels")), -1) if len(values) else values
-
-
-def _check_features(**sets: Tensor) -> None:
-    for name, values in sets.items():
-        if values.dim() not in (1, 2):
-            raise ValueError(
-                f"{name} must be of shape (N,), or (N, D) for D numbers a row, but got {tuple(values.shape)}."
-            )
-        finite(name, values)
-    widths = {name: values.shape[1:] for name, values in sets.items()}
-    if len(set(widths.values())) > 1:
-        shapes = {name: tuple(values.shape) for name, values in sets.items()}
-        raise ValueError(f"Every set needs equally many numbers a row, but got {shapes}. Take them off one model.")
-
-
-def _check_options(attack: str, shadow: str, max_shadow: int | None) -> None:
-    one_of("attack", attack, Attack)
-    one_of("shadow", shadow, Shadow)
-    if max_shadow is not None:
-        at_least("max_shadow", max_shadow, 1)
-
-
-def _draw(
-    members: Tensor,
-    nonmembers: Tensor,
-    member_labels: Tensor | None,
-    nonmember_labels: Tensor | None,
-    shadow: Shadow,
-    max_shadow: int | None,
-    seed: int,
-) -> tuple[Tensor, Tensor]:
-    """Equally many members and non-members."""
-    members, nonmembers = _table(members), _table(nonmembers)
-    size = min(len(members), len(nonmembers))
-    if shadow == "first":
-        size = min(size, max_shadow or size)
-        return members[:size], nonmembers[:size]
-    generator = torch.Generator().manual_seed(seed)
-    if shadow == "random":
-        size = min(size, max_shadow or size)
-        return _sample(members, size, generator), _sample(nonmembers, size, generator)
-    if member_labels is None or nonmember_labels is None:
-        raise ValueError("shadow='stratified' needs member_labels and nonmember_labels. Or use shadow='random'.")
-    if len(member_labels) != len(members) or len(nonmember_labels) != len(nonmembers):
-        raise ValueError(
-            f"There are {len(members)} members with {len(member_labels)} labels and {len(nonmembers)} non-members with "
-            f"{len(nonmember_labels)}. Pass one label a row."
-        )
-    member_labels, nonmember_labels = member_labels.cpu(), nonmember_labels.cpu()
-    by_class: list[tuple[Tensor, Tensor]] = []
-    for label in member_labels.unique():
-        m, n = members[member_labels == label], nonmembers[nonmember_labels == label]
-        size = min(len(m), len(n))
-        by_class.append((_sample(m, size, generator), _sample(n, size, generator)))
-    m, n = (torch.cat(side) for side in zip(*by_class, strict=True))
-    if len(m) == 0:
-        raise ValueError("Members and non-members have no class in common. Use shadow='random'.")
-    chosen = torch.randperm(len(m), generator=generator)[:max_shadow]
-    return m[chosen], n[chosen]
-
-
-def _table(values: Tensor) -> Tensor:
-    values = values.detach().cpu().double()
-    return values[:, None] if values.dim() == 1 else values
-
-
-def _sample(values: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    # Sorted first, so that the draw is the same however the rows were spread over processes.
-    order = torch.arange(len(values))
-    for column in reversed(values.unbind(1)):
-        order = order[column[order].argsort(stable=True)]
-    return values[order[torch.randperm(len(values), generator=generator)[:size]]]
-
-
-def _fit(members: Tensor, nonmembers: Tensor, attack: Attack) -> Callable[[Tensor], Any]:
-    try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.svm import SVC
-    except ImportError:
-        raise ImportError('Membership attacks need scikit-learn: pip install "lightning-unlearn[metrics]"') from None
-    features = torch.cat([members, nonmembers])
-    if (features == features[0]).all():
-        warnings.warn(
-            f"All members and non-members have the feature {features[0].tolist()}, so this attack can't tell them "
-            "apart and its number means nothing. Use another feature, such as modified_entropy.",
-            stacklevel=3,
-        )
-    classes = torch.cat([torch.ones(len(members)), torch.zeros(len(nonmembers))])
-    model = SVC(C=3, kernel="rbf", gamma="auto") if attack == "svc" else LogisticRegression(class_weight="balanced")
-    model.fit(features.numpy(), classes.numpy())
-    return lambda values: model.predict(_table(values).numpy())

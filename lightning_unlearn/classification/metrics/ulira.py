@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_unlearn.classification.metrics.features import log_odds
-from lightning_unlearn.classification.metrics.rows import RowMetric
 from lightning_unlearn.core.checks import above, at_least, finite, inside
+from lightning_unlearn.core.row_metric import RowMetric
+from lightning_unlearn.functional.roc import tpr_at_fpr
 
 __all__ = ["ULiRA", "ULiRAResult", "u_lira"]
 
@@ -143,11 +144,10 @@ class ULiRA(RowMetric):
         tpr = _mean_where(says, unlearned)
         tnr = _mean_where(1 - says, ~unlearned)
         accuracy = 50 * (tpr + tnr)
-        threshold = _threshold(scores[~unlearned], self.fpr)
         return ULiRAResult(
             float(accuracy.mean()),
             float(accuracy.std(correction=0)),
-            100 * float((scores[unlearned] > threshold).double().mean()),
+            100 * float(tpr_at_fpr(scores[unlearned], scores[~unlearned], self.fpr)),
         )
 
 
@@ -172,9 +172,3 @@ def _log_density(phi: Tensor, chosen: Tensor, left_out: Tensor, min_std: float) 
 
 def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum(1) / mask.sum(1)
-
-
-def _threshold(negatives: Tensor, fpr: float) -> Tensor:
-    """The score that at most a share ``fpr`` of the negatives exceeds."""
-    allowed = int(fpr * len(negatives))
-    return negatives.sort(descending=True).values[allowed]

@@ -1,0 +1,82 @@
+"""Confidence intervals of shares and means."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_unlearn.core.checks import at_least, finite, inside
+
+__all__ = ["Interval", "bootstrap_mean", "clopper_pearson"]
+
+
+class Interval(NamedTuple):
+    """A number with its two-sided confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def clopper_pearson(hits: int, n: int, level: float = 0.95) -> Interval:
+    r"""A share with its exact binomial interval.
+
+    $$[B^{-1}(\tfrac\alpha2; k, n-k+1),\ B^{-1}(1-\tfrac\alpha2; k+1, n-k)]$$
+
+    Args:
+        hits: Number of hits $k$.
+        n: Number of trials, at least 1.
+        level: Level $1 - \alpha$, in (0, 1).
+
+    Raises:
+        ValueError: If the counts are impossible or the level is out of range.
+        ImportError: If scipy is missing.
+
+    Example:
+        >>> clopper_pearson(0, 100)
+        Interval(value=0.0, low=0.0, high=0.036...)
+    """
+    at_least("n", n, 1)
+    inside("level", level, 0, 1)
+    if not 0 <= hits <= n:
+        raise ValueError(f"There can't be {hits} hits in {n} trials.")
+    try:
+        from scipy.stats import beta
+    except ImportError:
+        raise ImportError('Confidence intervals need scipy: pip install "lightning-unlearn[metrics]"') from None
+    tail = (1 - level) / 2
+    low = float(beta.ppf(tail, hits, n - hits + 1)) if hits else 0.0
+    high = float(beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0
+    return Interval(hits / n, low, high)
+
+
+def bootstrap_mean(values: Tensor, level: float = 0.95, draws: int = 2000, seed: int = 0) -> Interval:
+    """Mean with its percentile bootstrap interval over rows.
+
+    Args:
+        values: One number a row, shape ``(N,)``.
+        level: Level of the interval, in (0, 1).
+        draws: Number of resamples.
+        seed: Seed of the draw, apart from the global random state.
+
+    Raises:
+        ValueError: If there are no values, one is not finite, or an option is out of range.
+
+    Example:
+        >>> bootstrap_mean(torch.tensor([1.0, 1.0, 1.0]))
+        Interval(value=1.0, low=1.0, high=1.0)
+    """
+    finite("values", values)
+    inside("level", level, 0, 1)
+    at_least("draws", draws, 1)
+    values = values.detach().cpu().double()
+    generator = torch.Generator().manual_seed(seed)
+    # Draw by draw: all at once would take draws x N numbers.
+    means = torch.stack(
+        [values[torch.randint(len(values), (len(values),), generator=generator)].mean() for _ in range(draws)]
+    )
+    tail = (1 - level) / 2
+    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return Interval(float(values.mean()), low, high)
