@@ -1,17 +1,35 @@
-"""Losses on a language model's hidden states and generic predictions, and formulas of its evaluation."""
+"""Losses on a language model's hidden states, and formulas of its evaluation."""
 
+from lightning_unlearn.functional.language.depth_score import depth_score
+from lightning_unlearn.functional.language.leak import (
+    clopper_pearson_upper,
+    deviation_upper_bound,
+    dkw_epsilon,
+    expected_best_of_k,
+    leak_at_k,
+    mean_upper_bound,
+    tail_upper_bound,
+)
 from lightning_unlearn.functional.language.privacy import priv_leak, s_mia
 from lightning_unlearn.functional.language.rmu import control_vector, mean_norm, rmu_forget, rmu_retain
 from lightning_unlearn.functional.language.truth_ratio import truth_ratio, truth_ratio_score
 from lightning_unlearn.functional.language.whos_harry_potter import whp_labels, whp_logits
 
 __all__ = [
+    "clopper_pearson_upper",
     "control_vector",
+    "depth_score",
+    "deviation_upper_bound",
+    "dkw_epsilon",
+    "expected_best_of_k",
+    "leak_at_k",
     "mean_norm",
+    "mean_upper_bound",
     "priv_leak",
     "rmu_forget",
     "rmu_retain",
     "s_mia",
+    "tail_upper_bound",
     "truth_ratio",
     "truth_ratio_score",
     "whp_labels",

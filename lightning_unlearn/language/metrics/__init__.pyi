@@ -66,3 +66,4 @@ from .semantic import SentenceEmbeddings as SentenceEmbeddings
 from .semantic import semantic_accuracy as semantic_accuracy
 from .text_classifier import TextClassifier as TextClassifier
 from .truth_ratio import TruthRatio as TruthRatio
+from .leak_at_k import LeakAtK as LeakAtK
