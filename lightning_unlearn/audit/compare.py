@@ -160,7 +160,7 @@ def _mark(reasons: dict[str, str], reason: str) -> str:
 
 
 def _reasons(note: str) -> dict[str, str]:
-    return dict(part.split(" ", 1) for part in note.split("; ")) if note else {}  # type: ignore[misc]
+    return dict(part.split(" ", 1) for part in note.split("; ")) if note else {}
 
 
 def _axis(scores: Sequence[Scores], asked: str | None, preferred: Sequence[str]) -> tuple[str, str] | None:
@@ -201,8 +201,8 @@ def _trade_off(
     left = [row.name for row in scores if row not in both]
     note = f"On the front, no other model is better on one axis and no worse on the other: {', '.join(front)}."
     note += f" Not drawn, as a number is missing: {', '.join(left)}." if left else ""
-    labels = [f"{_label(name)}, {direction} is better" for name, direction in (forget, utility)]
-    return Curve(f"{forget[0]} against {utility[0]}", *labels, shown, "scatter", note=note)
+    x_label, y_label = (f"{_label(name)}, {direction} is better" for name, direction in (forget, utility))
+    return Curve(f"{forget[0]} against {utility[0]}", x_label, y_label, shown, "scatter", note=note)
 
 
 def pareto(points: Mapping[str, tuple[float, float]], x_better: str, y_better: str) -> list[str]:

@@ -139,7 +139,9 @@ def _is_metric(value: Any) -> bool:
 
 
 def _open_unlearning(record: Mapping[str, Any], name: str) -> Scores:
-    values, missing, better = {}, {}, {}
+    values: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    better: dict[str, str] = {}
     for metric, value in record.items():
         value = value["agg_value"] if isinstance(value, Mapping) else value
         key, direction = KNOWN.get(metric, (metric, ""))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lightning_unlearn.report.layout import (
     cell,
@@ -71,7 +72,7 @@ def _items(items: Sequence[str]) -> str:
     return "\n".join(f"- {escape(item)}" for item in items)
 
 
-def _pairs(values: dict[str, object]) -> str:  # type: ignore[type-arg, unused-ignore]
+def _pairs(values: Mapping[str, Any]) -> str:
     flat: list[list[str]] = []
     for name, value in values.items():
         inner = value.items() if isinstance(value, dict) else [("", value)]

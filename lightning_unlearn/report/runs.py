@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lightning_unlearn.core.evaluation import Evaluation, Example
-from lightning_unlearn.report.model import JSON, UnlearningReport
+from lightning_unlearn.report.model import UnlearningReport
 from lightning_unlearn.report.sections import (
     Anchors,
     Better,
@@ -43,8 +44,8 @@ def run_report(
     *,
     curves: Sequence[Evaluation] = (),
     title: str = "",
-    provenance: Mapping[str, JSON] | None = None,
-    settings: Mapping[str, JSON] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
     sections: Sequence[Section] = (),
     terms: Mapping[str, str] | None = None,
 ) -> UnlearningReport:
@@ -226,8 +227,9 @@ def _examples(before: Evaluation, after: Evaluation, names: Sequence[str], hit: 
         for old, new in pairs(before, after, name):
             one = old or new
             assert one is not None
-            outputs = [example and example.output for example in (old, new)]
-            rows.append(ExampleRow(name, one.input, one.expected, outputs, [e and e.hit for e in (old, new)]))
+            outputs = [None if example is None else example.output for example in (old, new)]
+            hits = [None if example is None else example.hit for example in (old, new)]
+            rows.append(ExampleRow(name, one.input, one.expected, outputs, hits))
         if rows:
             parts.append(Examples(name, ["before", "after"], rows, hit))
     return parts

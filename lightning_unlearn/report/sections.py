@@ -164,7 +164,7 @@ class Table:
 
     title: str
     columns: list[str]
-    rows: list[list[Cell]]
+    rows: Sequence[Sequence[Cell]]
     note: str = ""
     secret: list[str] = field(default_factory=list)
 
@@ -199,10 +199,10 @@ class Series:
     """
 
     name: str
-    x: list[float]
-    y: list[float | None]
-    low: list[float | None] | None = None
-    high: list[float | None] | None = None
+    x: Sequence[float]
+    y: Sequence[float | None]
+    low: Sequence[float | None] | None = None
+    high: Sequence[float | None] | None = None
     role: Role = "other"
 
     def __post_init__(self) -> None:
@@ -268,8 +268,8 @@ class ExampleRow:
     set: str
     input: str
     expected: str
-    outputs: list[str | None]
-    hits: list[bool | None] = field(default_factory=list)
+    outputs: Sequence[str | None]
+    hits: Sequence[bool | None] = field(default_factory=list)
     secret: bool = False
 
     def __post_init__(self) -> None:
@@ -331,7 +331,7 @@ class ImageRow:
     name: str
     images: list[str]
     captions: list[str] = field(default_factory=list)
-    hits: list[bool | None] = field(default_factory=list)
+    hits: Sequence[bool | None] = field(default_factory=list)
     secret: bool = False
 
     def __post_init__(self) -> None:
@@ -418,7 +418,7 @@ class Section:
 
     id: str
     title: str
-    parts: list[Part] = field(default_factory=list)
+    parts: Sequence[Part] = field(default_factory=list)
     note: str = ""
 
     def __post_init__(self) -> None:
