@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_SILENT", "true")
 
+import gc
 import importlib.util
 import subprocess
 import sys
@@ -17,7 +18,11 @@ from zipfile import ZipFile
 import pytest
 import torch
 
+from tests.lightning_costs import spare
+from tests.tiny_models import read_once
+
 torch.set_num_threads(1)
+spare()
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -37,6 +42,12 @@ def question(country: str) -> dict[str, Any]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests first, so that no worker waits for one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_collection_finish() -> None:
+    """The collector of garbage need not go through some millions of objects of imported packages again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +102,7 @@ def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=fast.eos_token_id,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return read_once(folder)
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +119,7 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline that predicts noise, with two blocks."""
     from tests.diffusion.tiny import write_pipeline
 
-    return write_pipeline(tmp_path_factory.mktemp("tiny_sd"))
+    return read_once(write_pipeline(tmp_path_factory.mktemp("tiny_sd")))
 
 
 @pytest.fixture(scope="session")

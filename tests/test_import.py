@@ -68,6 +68,25 @@ loaded = {name.partition(".")[0] for name in sys.modules} - before
 looked_for = list(asked)
 """
 
+# Names come to light one by one, so this is for a process in which nothing else has asked for them.
+NAMES = """
+before = set(sys.modules)
+import lightning_unlearn.report
+reporting = set(sys.modules) - before
+import lightning_unlearn.functional
+
+def unlisted(module):
+    names = {}
+    exec(f"from {module} import *", names)
+    return sorted(set(sys.modules[module].__all__) - names.keys())
+
+star = {"lightning_unlearn.functional": unlisted("lightning_unlearn.functional")}
+lightning_unlearn.ESD()
+lightning_unlearn.UCE()
+constructing = {name.partition(".")[0] for name in sys.modules}
+star["lightning_unlearn"] = unlisted("lightning_unlearn")
+"""
+
 TRAIN = """
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -154,10 +173,32 @@ def blocked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return python(sys.executable, BLOCK, IMPORT, TRAIN, PARTS, returns=returns, folder=folder)
 
 
-def test_the_import_loads_no_optional_package(tmp_path: Path) -> None:
-    found = python(sys.executable, IMPORT, returns=("loaded",), folder=tmp_path)
-    assert "lightning_unlearn" in found["loaded"]
-    assert set(found["loaded"]) & {*OPTIONAL, "PIL", "gguf", "pandas", "rich", "scipy"} == set()
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a process finds that begins with the import."""
+    folder = tmp_path_factory.mktemp("fresh")
+    returns = ("loaded", "reporting", "star", "constructing")
+    return python(sys.executable, IMPORT, NAMES, returns=returns, folder=folder)
+
+
+def test_the_import_loads_no_optional_package(fresh: dict[str, Any]) -> None:
+    assert "lightning_unlearn" in fresh["loaded"]
+    assert set(fresh["loaded"]) & {*OPTIONAL, "PIL", "gguf", "pandas", "rich", "scipy"} == set()
+
+
+def test_the_part_of_reports_is_light(fresh: dict[str, Any]) -> None:
+    assert "lightning_unlearn.report" in fresh["reporting"]
+    assert not {"matplotlib", "jinja2"} & set(fresh["reporting"])
+
+
+def test_constructing_an_eraser_needs_no_diffusers(fresh: dict[str, Any]) -> None:
+    assert "lightning_unlearn" in fresh["constructing"]
+    assert "diffusers" not in fresh["constructing"]
+
+
+@pytest.mark.parametrize("module", ["lightning_unlearn", "lightning_unlearn.functional"])
+def test_star_imports_the_public_names(module: str, fresh: dict[str, Any]) -> None:
+    assert fresh["star"][module] == []
 
 
 def test_the_import_does_not_even_look_for_one(blocked: dict[str, Any]) -> None:

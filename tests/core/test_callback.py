@@ -91,6 +91,9 @@ def test_a_users_module_unlearns_unchanged(method: str, tmp_path: Path) -> None:
     assert same(loaded, module)
 
 
+SINGLE = ("accumulate", "clip", "bf16")
+
+
 def options(kind: str) -> dict[str, Any]:
     return {
         "plain": {},
@@ -101,7 +104,8 @@ def options(kind: str) -> dict[str, Any]:
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["plain", "accumulate", "clip", "bf16", "all"])
+# "all" has each of the others, which are slow tests by themselves.
+@pytest.mark.parametrize("kind", ["plain", "all", *(pytest.param(k, marks=pytest.mark.slow) for k in SINGLE)])
 @pytest.mark.parametrize("method", METHODS)
 def test_two_epochs_and_a_resume_equal_four_bit_for_bit(method: str, kind: str, tmp_path: Path) -> None:
     whole = seeded()

@@ -19,7 +19,19 @@ from tests.helpers import Recorder, same, trainer
 
 ROWS = [{"question": f"Where is number {i}?", "answer": f"In street {i % 5}."} for i in range(20)]
 # Epochs have 7 steps and checkpoints come every 3: the run is killed in its second epoch, two steps after the last.
-KILLED = "import sys; from tests.core.test_kill import run; run(sys.argv[1], sys.argv[2], int(sys.argv[3]), kill_at=11)"
+# Imports take longer than the runs, so these are children of one process, which itself begins nothing.
+KILLED = """
+import os, sys
+from tests.core.test_kill import run
+
+for workers in map(int, sys.argv[3:]):
+    child = os.fork()
+    if child == 0:
+        run(sys.argv[1], f"{sys.argv[2]}/{workers}", workers, kill_at=11)
+        os._exit(0)
+    print("ended by", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+WORKERS = [0, 1]
 
 
 def run(model: str, folder: str, workers: int, kill_at: int = -1, **options: Any) -> LitCausalLM:
@@ -40,13 +52,22 @@ def run(model: str, folder: str, workers: int, kill_at: int = -1, **options: Any
     return module
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_kill_and_resume(tiny_lm: Path, tmp_path: Path, workers: int) -> None:
-    command = [sys.executable, "-c", KILLED, str(tiny_lm), str(tmp_path / "killed"), str(workers)]
-    killed = subprocess.run(command, cwd=Path(__file__).parents[2], env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert killed.returncode == -signal.SIGKILL
-    last = tmp_path / "killed" / "last.ckpt"
+@pytest.fixture(scope="module")
+def killed(tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the checkpoints of a run for each number of workers."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-c", KILLED, str(tiny_lm), str(folder), *map(str, WORKERS)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, stdout=subprocess.PIPE, text=True)
+    ends = [line for line in done.stdout.splitlines() if line.startswith("ended by")]
+    assert ends == [f"ended by {-signal.SIGKILL}"] * len(WORKERS)
+    return folder
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_kill_and_resume(killed: Path, tiny_lm: Path, tmp_path: Path, workers: int) -> None:
+    last = killed / str(workers) / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 9
     whole = run(str(tiny_lm), str(tmp_path / "whole"), workers)
-    resumed = run(str(tiny_lm), str(tmp_path / "killed"), workers, ckpt_path=last, weights_only=True)
+    resumed = run(str(tiny_lm), str(last.parent), workers, ckpt_path=last, weights_only=True)
     assert same(resumed, whole)
