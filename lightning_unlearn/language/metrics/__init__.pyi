@@ -14,6 +14,7 @@ from .forget_quality import ForgetQualityResult as ForgetQualityResult
 from .forget_quality import forget_quality as forget_quality
 from .general import GeneralAbility as GeneralAbility
 from .general import general_ability as general_ability
+from .leak_at_k import LeakAtK as LeakAtK
 from .membership import MembershipInference as MembershipInference
 from .membership import MembershipResult as MembershipResult
 from .membership import TruePositiveRate as TruePositiveRate
@@ -66,4 +67,3 @@ from .semantic import SentenceEmbeddings as SentenceEmbeddings
 from .semantic import semantic_accuracy as semantic_accuracy
 from .text_classifier import TextClassifier as TextClassifier
 from .truth_ratio import TruthRatio as TruthRatio
-from .leak_at_k import LeakAtK as LeakAtK
