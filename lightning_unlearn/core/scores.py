@@ -26,6 +26,8 @@ __all__ = [
     "causal_lm_nll",
     "classifier_nll",
     "from_predictions",
+    "head_only_at",
+    "output_head",
     "prediction_score",
     "training_step_loss",
 ]
@@ -146,13 +148,15 @@ def causal_lm_nll(module: LightningModule, batch: Batch) -> Predictions:
         )
     labels = batch["labels"][:, 1:]
     rows, columns = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
+    targets = labels[rows, columns]
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids", "token_type_ids") if k in batch}
-    with _head_only_at(module, rows, columns):
+    columns = columns - batch["input_ids"].shape[1]  # from the end: some adapters put virtual tokens before a row
+    with head_only_at(module, rows, columns):
         output = module(**inputs)
     logits = getattr(output, "logits", output)
     if logits.dim() == 3:
         logits = logits[rows, columns]
-    return Predictions(logits, labels[rows, columns], rows, labels.shape[0])
+    return Predictions(logits, targets, rows, labels.shape[0])
 
 
 @from_predictions
@@ -203,7 +207,7 @@ def training_step_loss(module: LightningModule, batch: Batch) -> Tensor:
 
 
 @contextmanager
-def _head_only_at(module: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
+def head_only_at(module: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
     """Let the output head see only the hidden states at ``(rows, columns)``, where there is one to be found."""
     head = output_head(module)
     if head is None:

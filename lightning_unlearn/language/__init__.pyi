@@ -10,4 +10,7 @@ from .probes import Probe as Probe
 from .probes import probes_of as probes_of
 from .prompt_format import PromptFormat as PromptFormat
 from .rmu import RMU as RMU
+from .scorer import KnowledgeScorer as KnowledgeScorer
+from .token_stats import TokenStats as TokenStats
+from .token_stats import token_stats as token_stats
 from .whos_harry_potter import WhosHarryPotter as WhosHarryPotter

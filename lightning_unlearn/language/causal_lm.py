@@ -37,7 +37,7 @@ from lightning_unlearn.language.adapters import (
 )
 from lightning_unlearn.language.chat import Messages
 from lightning_unlearn.language.data.language import LanguageDataModule
-from lightning_unlearn.language.generation import generate
+from lightning_unlearn.language.generation import generate_all
 from lightning_unlearn.language.limits import check_ids, check_rows, learned_positions
 from lightning_unlearn.language.precision import fp32_tensors, put_back
 from lightning_unlearn.language.prompt_format import PromptFormat
@@ -291,11 +291,8 @@ class LitCausalLM(LightningModule):
         """
         prompt_format = self._prompt_format()
         prompts = prompt_format.prompts(questions)
-        answers: list[str] = []
-        with evaluating(self), _casts_kept(self.device.type):
-            for i in range(0, len(prompts), batch_size):
-                answers += generate(self.model, prompt_format, prompts[i : i + batch_size], max_new_tokens)
-        return answers
+        with evaluating(self):
+            return generate_all(self.model, prompt_format, prompts, max_new_tokens, batch_size)
 
     def _prompt_format(self) -> PromptFormat:
         """The prompt format of the data module, or of the run that the weights are from."""
@@ -377,16 +374,6 @@ class LitCausalLM(LightningModule):
             return step / max(1, warmup)
         share = min(1.0, (step - warmup) / max(1, total - warmup))
         return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[self.schedule]
-
-
-@contextmanager
-def _casts_kept(device: str) -> Iterator[None]:
-    """Cast each weight once and not for every token: Lightning's mixed precision keeps no casts."""
-    if not torch.is_autocast_enabled(device):
-        yield
-        return
-    with torch.autocast(device, dtype=torch.get_autocast_dtype(device), cache_enabled=True):
-        yield
 
 
 def _of_checkpoint(path: Path) -> LitCausalLM:

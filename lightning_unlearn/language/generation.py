@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_unlearn.language.batching import like_lengths
 from lightning_unlearn.language.prompt_format import PromptFormat
 
-__all__ = ["generate"]
+__all__ = ["generate", "generate_all"]
 
 
 def generate(
@@ -53,6 +54,45 @@ def generate(
     if end := prompt_format.end_text:
         texts = [text.partition(end)[0] for text in texts]
     return [text.strip() for text in texts]
+
+
+@torch.no_grad()
+def generate_all(
+    model: Any,
+    prompt_format: PromptFormat,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int = 64,
+) -> list[str]:
+    """What a model writes greedily after each of many prompts, in batches of prompts of like lengths.
+
+    Args:
+        model: A Hugging Face causal language model, in evaluation mode.
+        prompt_format: The format of the prompts, which says where an answer ends.
+        prompts: Token ids of the prompts.
+        max_new_tokens: Longest answer in tokens.
+        batch_size: Prompts generated after together.
+
+    Returns:
+        The answers without special tokens, in the order of the prompts.
+    """
+    lengths = list(map(len, prompts))
+    answers: dict[int, str] = {}
+    with _casts_kept(next(model.parameters()).device.type):
+        for rows in like_lengths(lengths, range(len(prompts)), batch_size * max(lengths, default=1), batch_size):
+            texts = generate(model, prompt_format, [prompts[row] for row in rows], max_new_tokens)
+            answers |= zip(rows, texts, strict=True)
+    return [answers[row] for row in range(len(prompts))]
+
+
+@contextmanager
+def _casts_kept(device: str) -> Iterator[None]:
+    """Cast each weight once and not for every token: Lightning's mixed precision keeps no casts."""
+    if not torch.is_autocast_enabled(device):
+        yield
+        return
+    with torch.autocast(device, dtype=torch.get_autocast_dtype(device), cache_enabled=True):
+        yield
 
 
 def _ends(model: Any, prompt_format: PromptFormat) -> list[int]:

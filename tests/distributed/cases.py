@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -554,6 +555,34 @@ def drawn(layout: str, models: Path, path: Path) -> dict[str, Any]:
     return {"rows": rows, "images": images}
 
 
+# ---- token statistics ------------------------------------------------------------------------------------------------
+
+
+def statistics(layout: str, models: Path, path: Path) -> dict[str, Any]:
+    """Token statistics and scores of an uneven number of probes, of a model that is whole or sharded."""
+    processes = LAYOUTS[layout].processes
+    if processes > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo")
+    module = lu.LitCausalLM(str(models / "lm"))
+    if layout == "fsdp2":
+        mesh = init_device_mesh("cpu", (2,))
+        for layer in module.model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(module.model, mesh=mesh)
+    probes = [
+        lu.Probe(i, f"What is the capital of {name}?", f"It is {name[::-1]}.", perturbed_answers=("Rome.", "No."))
+        for i, name in enumerate(["France", "the old Peru", "Cuba", "Italy", "Japan and of Spain", "Peru", "Madrid"])
+    ]
+    kinds: tuple[Any, ...] = ("answer", "perturbed")
+    found = {size: lu.token_stats(module, probes, kinds, max_tokens=size) for size in (40, 10_000)}
+    knowledge = lu.KnowledgeScorer(max_new_tokens=3, batch_size=2)(module, probes)
+    return {
+        "keys": {size: [(part.index, part.kind, part.choice) for part in parts] for size, parts in found.items()},
+        "values": {size: [(p.log_prob, p.mean, p.variance, p.hit) for p in parts] for size, parts in found.items()},
+        "knowledge": (knowledge.strength, knowledge.matched, knowledge.answers),
+    }
+
+
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 CASES: dict[str, Training | Measurement] = {
@@ -575,4 +604,5 @@ CASES: dict[str, Training | Measurement] = {
     "duals": Measurement(duals, ("ddp", "fsdp2", "tp")),
     **ERASERS,
     "drawn": Measurement(drawn),
+    "statistics": Measurement(statistics, ("ddp", "fsdp2")),
 }

@@ -88,6 +88,16 @@ def test_a_tensor_parallel_group_of_whole_models_is_refused(runs: Runs, case: st
         assert found["batches"] == 0
 
 
+@with_layouts(["statistics"])
+def test_token_statistics_of_uneven_shares_are_those_of_one_process(runs: Runs, case: str, layout: str) -> None:
+    one = runs.one(case)
+    for found in runs.each(case, layout):
+        assert found["keys"] == one["keys"]
+        torch.testing.assert_close(found["values"], one["values"], atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(found["knowledge"][:2], one["knowledge"][:2], atol=1e-6, rtol=0)
+        assert found["knowledge"][2] == one["knowledge"][2]
+
+
 # ---- masks -----------------------------------------------------------------------------------------------------------
 
 

@@ -89,6 +89,27 @@ def test_a_peft_model_answers_greedily_too(loud_lm: Path) -> None:
     assert module.model.get_base_model().generation_config.repetition_penalty == 1.7
 
 
+def test_batches_of_like_lengths_say_what_each_prompt_alone_says(
+    loud_lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = LitCausalLM(str(loud_lm))
+    questions = ["Who?", *(f"What is the capital of {'far ' * n}France?" for n in range(9)), "Where?"]
+    alone = [module.answer([question], max_new_tokens=12)[0] for question in questions]
+    widths: list[tuple[int, ...]] = []
+    real = type(module.model).generate
+
+    def counted(self: Any, *args: Any, **options: Any) -> Any:
+        widths.append(tuple(options["attention_mask"].sum(1).tolist()))
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(type(module.model), "generate", counted)
+    assert module.answer(questions, max_new_tokens=12, batch_size=4) == alone
+    assert len(set(alone)) > 3
+    assert [len(batch) for batch in widths] == [4, 4, 3]
+    assert widths == sorted(widths, reverse=True)
+    assert module.answer([]) == []
+
+
 PROMPTS: dict[str, Callable[[Any], PromptFormat]] = {
     "plain": lambda _: PromptFormat(prompt_format="Q: {question} A:"),
     "system": lambda _: PromptFormat(system_prompt="Be brief."),

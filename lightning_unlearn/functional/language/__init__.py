@@ -34,4 +34,35 @@ __all__ = [
     "truth_ratio_score",
     "whp_labels",
     "whp_logits",
+"""Losses on a language model's hidden states and generic predictions, and what likelihoods say of memorised rows."""
+
+from lightning_unlearn.functional.language.extraction import answer_probability, exact_memorization, extraction_strength
+from lightning_unlearn.functional.language.membership import (
+    loss_score,
+    min_k,
+    min_k_plus_plus,
+    reference_score,
+    zlib_score,
+)
+from lightning_unlearn.functional.language.rmu import control_vector, mean_norm, rmu_forget, rmu_retain
+from lightning_unlearn.functional.language.token_statistics import TokenStatistics, token_statistics
+from lightning_unlearn.functional.language.whos_harry_potter import whp_labels, whp_logits
+
+__all__ = [
+    "TokenStatistics",
+    "answer_probability",
+    "control_vector",
+    "exact_memorization",
+    "extraction_strength",
+    "loss_score",
+    "mean_norm",
+    "min_k",
+    "min_k_plus_plus",
+    "reference_score",
+    "rmu_forget",
+    "rmu_retain",
+    "token_statistics",
+    "whp_labels",
+    "whp_logits",
+    "zlib_score",
 ]

@@ -1,0 +1,124 @@
+"""Keys and values of token sequences, computed once for all sequences that begin with them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_unlearn.core.scores import head_only_at
+from lightning_unlearn.language.adapters import is_peft_model
+from lightning_unlearn.language.causal_lm import LitCausalLM
+
+__all__ = ["Prefix", "PrefixModel", "prefix_model"]
+
+
+_NAMES = ("cache", "past_key_values")  # of the newer and the older releases of transformers
+
+
+class Prefix:
+    """Keys and values of token sequences of one length.
+
+    Args:
+        cache: The model's cache.
+        length: Tokens of each sequence.
+    """
+
+    def __init__(self, cache: Any, length: int) -> None:
+        self.cache, self.length = cache, length
+
+    def select(self, rows: Sequence[int]) -> Any:
+        """A cache with the given sequences, which a forward pass may extend."""
+        chosen = copy.copy(self.cache)
+        chosen.layers = [copy.copy(layer) for layer in self.cache.layers]
+        chosen.batch_select_indices(torch.tensor(rows, device=self._device))
+        return chosen
+
+    @property
+    def _device(self) -> torch.device:
+        keys: Tensor = self.cache.layers[0].keys
+        return keys.device
+
+
+class PrefixModel:
+    """A Hugging Face model that goes on from keys and values.
+
+    Args:
+        model: The model.
+        name: Its argument for keys and values, and its output.
+    """
+
+    def __init__(self, model: Any, name: str) -> None:
+        self.model, self.name = model, name
+
+    def begin(self, ids: Tensor) -> Prefix:
+        """Keys and values of sequences of one length.
+
+        Args:
+            ids: Token ids, shape ``(B, T)``.
+        """
+        first = torch.zeros(1, dtype=torch.long, device=ids.device)
+        with head_only_at(self.model, first, first):  # no logits are wanted
+            output = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+        return Prefix(getattr(output, self.name), ids.shape[1])
+
+    def extend(self, ids: Tensor, mask: Tensor, prefix: Prefix, rows: Sequence[int]) -> Any:
+        """The model's output after prefixes, at the tokens after them.
+
+        Args:
+            ids: Token ids after the prefixes, padded on the right, shape ``(B, T)``.
+            mask: 0 where they are padded, shape ``(B, T)``.
+            prefix: The prefixes.
+            rows: Number of the prefix that each sequence goes on from.
+        """
+        mask = torch.cat([mask.new_ones(len(mask), prefix.length), mask], 1)
+        cache = {self.name: prefix.select(rows)}
+        return self.model(input_ids=ids, attention_mask=mask, use_cache=True, **cache)
+
+
+def prefix_model(module: nn.Module, longest: int) -> PrefixModel | None:
+    """The model in a module, where sequences can go on from a prefix exactly; tried with a forward pass of two tokens.
+
+    That is so where every layer keeps the keys and values of all tokens. A recurrent layer keeps a state, and one with
+    a window drops tokens.
+
+    Args:
+        module: A LightningModule around a model, or the model.
+        longest: Tokens of the longest sequence; a window of so many tokens drops none.
+    """
+    from transformers import DynamicCache, PreTrainedModel
+
+    plain = isinstance(module, LitCausalLM) and type(module).forward is LitCausalLM.forward
+    model: Any = module.model if plain else module
+    base = model.get_base_model() if is_peft_model(model) else model
+    if not isinstance(base, PreTrainedModel) or base.config.is_encoder_decoder:
+        return None
+    if is_peft_model(model) and any(part.is_prompt_learning for part in model.peft_config.values()):
+        return None  # it puts keys and values of its own before the sequence
+    if any(part._forward_hooks or part._forward_pre_hooks for part in module.modules()):
+        return None  # hooks are to see whole sequences
+    arguments = inspect.signature(base.forward).parameters
+    name = next((name for name in _NAMES if name in arguments), None)
+    if name is None:
+        return None
+    found = PrefixModel(model, name)
+    device = next(model.parameters()).device
+    try:
+        cache = found.begin(torch.zeros(1, 2, dtype=torch.long, device=device)).cache
+    except (AttributeError, TypeError, ValueError):
+        return None  # it returns no cache, or takes none
+    if type(cache) is not DynamicCache or not all(_keeps_all(layer, longest) for layer in cache.layers):
+        return None
+    return found
+
+
+def _keeps_all(layer: Any, longest: int) -> bool:
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    if type(layer) is DynamicSlidingWindowLayer:
+        return bool(longest < layer.sliding_window)
+    return type(layer) is DynamicLayer
