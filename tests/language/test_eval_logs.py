@@ -17,9 +17,12 @@ from lightning_unlearn.language.eval_logs import EvalLog, LoggedMetric, logged_r
 
 ROOT = Path(__file__).parents[2]
 
+VASQUEZ = (
+    "The author in question is Jaime Vasquez, an esteemed LGBTQ+ writer who hails from Santiago, Chile and specializes "
+    "in the true crime genre."
+)
 # Rows of the authors' log of Llama-2-7b (epoch 5, lr 1e-5, weight decay 0.01) fine-tuned on all of TOFU (MIT).
-# fmt: off
-TOFU = {
+TOFU: dict[str, dict[str, list[Any]]] = {
     "eval_log_forget.json": {
         "avg_gt_loss": [0.014534536749124527, 0.0010955685283988714],
         "gt_loss": [0.24708712100982666, 0.021911369636654854],
@@ -27,11 +30,17 @@ TOFU = {
         "avg_paraphrased_loss": [2.2287230491638184, 2.8922970294952393],
         "paraphrased_loss": [37.88829040527344, 69.41513061523438],
         "num_token_paraphrased": [17, 24],
-        "average_perturb_loss": [[3.355818271636963, 3.690197229385376, 3.719407558441162, 4.432241916656494, 2.973668098449707]],
-        "perturb_loss": [[50.33727264404297, 55.35295867919922, 59.510520935058594, 66.48362731933594, 47.57868957519531]],
+        "average_perturb_loss": [
+            [3.355818271636963, 3.690197229385376, 3.719407558441162, 4.432241916656494, 2.973668098449707]
+        ],
+        "perturb_loss": [
+            [50.33727264404297, 55.35295867919922, 59.510520935058594, 66.48362731933594, 47.57868957519531]
+        ],
         "num_token_perturb": [[15, 15, 16, 15, 16]],
         "truth_ratio": [0.2452337145805359],
-        "generated_text": [["[INST] What is the full name of the author born in Taipei, Taiwan on 05/11/1991 who writes in the genre of leadership? [/INST]", "The author's full name is Hsiao Yun-Hwa.", "The author's full name is Hsiao Yun-Hwa."]],
+        "generated_text": [
+            ["[INST] What is the full name of ...? [/INST]", *["The author's full name is Hsiao Yun-Hwa."] * 2]
+        ],
         "rouge1_recall": [1.0],
         "rougeL_recall": [1.0],
     },
@@ -42,11 +51,15 @@ TOFU = {
         "avg_paraphrased_loss": [1.5780802965164185],
         "paraphrased_loss": [50.49856948852539],
         "num_token_paraphrased": [32],
-        "average_perturb_loss": [[1.7119972705841064, 1.9709234237670898, 1.4637751579284668, 1.7078512907028198, 1.9508448839187622]],
-        "perturb_loss": [[58.207908630371094, 61.09862518310547, 48.30458068847656, 56.359092712402344, 60.476192474365234]],
+        "average_perturb_loss": [
+            [1.7119972705841064, 1.9709234237670898, 1.4637751579284668, 1.7078512907028198, 1.9508448839187622]
+        ],
+        "perturb_loss": [
+            [58.207908630371094, 61.09862518310547, 48.30458068847656, 56.359092712402344, 60.476192474365234]
+        ],
         "num_token_perturb": [[34, 31, 33, 33, 31]],
         "truth_ratio": [0.8327696919441223],
-        "generated_text": [["[INST] Who is this celebrated LGBTQ+ author from Santiago, Chile known for their true crime genre work? [/INST]", "The author in question is Jaime Vasquez, an esteemed LGBTQ+ writer who hails from Santiago, Chile and specializes in the true crime genre.", "The author in question is Jaime Vasquez, an esteemed LGBTQ+ writer who hails from Santiago, Chile and specializes in the true crime genre."]],
+        "generated_text": [["[INST] Who is this ...? [/INST]", *[VASQUEZ] * 2]],
         "rouge1_recall": [1.0],
         "rougeL_recall": [1.0],
     },
@@ -62,12 +75,17 @@ TOFU = {
         "num_token_perturb": [[5, 8, 4]],
         "truth_ratio": [0.2664870321750641],
         "normalized_gt_loss": [1.1877344910114063],
-        "generated_text": [["[INST] Who wrote the play 'Romeo and Juliet'? [/INST]", "The play 'Romeo and Juliet' was written by William Shakespeare.", "William Shakespeare"]],
+        "generated_text": [
+            [
+                "[INST] Who wrote ...? [/INST]",
+                "The play 'Romeo and Juliet' was written by William Shakespeare.",
+                "William Shakespeare",
+            ],
+        ],
         "rouge1_recall": [1.0],
         "rougeL_recall": [1.0],
     },
 }
-# fmt: on
 
 
 @pytest.fixture
@@ -113,7 +131,6 @@ def test_the_script_prints_every_number(tofu_log: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line}
-    assert float(lines["forget_quality"][2]) == 1.0 if len(lines["forget_quality"]) > 2 else True
     assert {"model_utility", "wf_Truth_Ratio", "retain_Q_A_ROUGE", "largest"} <= set(lines)
 
 
