@@ -33,6 +33,10 @@ commands:
   export       write the model of a checkpoint as a folder of transformers or diffusers, or what it changed as a delta
   delta        apply such a delta to the base model, or revert it
   compare      put reports and published result files into one leaderboard: --reports [ours=runs/a, TOFU_EVAL.json]
+  record       keep a signed record of an unlearning request: key, create, append, sign
+  verify-record
+               check such a record, and the files that it is about
+  export-card  write the verdict of a record into the README.md of a model
   doctor       say what a file or folder holds of the time before unlearning: --file x.ckpt
 
 `lightning-unlearn <command> --help` lists the options of each."""
@@ -48,6 +52,9 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "attack-inversion": "lightning_unlearn.cli.attack:attack_inversion",
     "export": "lightning_unlearn.cli.export:export",
     "compare": "lightning_unlearn.cli.compare:compare",
+    "record": {name: f"lightning_unlearn.cli.record:{name}" for name in ("key", "create", "append", "sign")},
+    "verify-record": "lightning_unlearn.cli.record:verify_record",
+    "export-card": "lightning_unlearn.cli.record:export_card",
     "doctor": "lightning_unlearn.cli.doctor:doctor",
     "delta": {"apply": "lightning_unlearn.cli.delta:apply", "revert": "lightning_unlearn.cli.delta:revert"},
 }
