@@ -103,7 +103,7 @@ def bench_facts(
     if any(_reads_reinforced(setting) for settings in chosen.values() for setting in settings):
         trained = grid.run(prepare, {"reinforced": replace(start, source=folder, steps=steps)}, "reinforced model")
         (reinforced,) = trained["reinforced"]["files"]
-    data_sha256 = sha256(*sorted(FACTS_FOLDER.glob("*.jsonl")))
+    data_sha256 = sha256(*(FACTS_FOLDER / f"{name}.jsonl" for name in sorted(SETS)))
     run: Any = {"data_sha256": data_sha256, "steps": steps, "precision": precision, "threads": threads}
 
     def cell(entry: str, setting: Setting, seed: int) -> FactsCell:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lightning_unlearn.benchmarks.sources import import_paths, sources
+from lightning_unlearn.core.code import import_paths, sources
 from lightning_unlearn.core.files import write_text
 
 __all__ = ["Cell", "Grid", "Outcome", "select", "separate_seeds"]

@@ -19,7 +19,7 @@ import pytest
 
 from lightning_unlearn.benchmarks import grid as module
 from lightning_unlearn.benchmarks.grid import Cell, Grid, select, separate_seeds
-from lightning_unlearn.benchmarks.sources import import_paths, sources
+from lightning_unlearn.core.code import import_paths, sources
 
 
 @dataclass(frozen=True, kw_only=True)

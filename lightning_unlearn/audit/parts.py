@@ -1,0 +1,102 @@
+"""Finished parts of an audit in files, so that it can be killed and resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_unlearn.core.code import sources
+from lightning_unlearn.core.distributed import gather_objects, rank
+from lightning_unlearn.core.files import write_text
+
+__all__ = ["PartKey", "Parts"]
+
+_PLAN = "audit.json"
+
+
+@dataclass(frozen=True)
+class PartKey:
+    """All that the outcome of a part depends on.
+
+    Args:
+        model: Content hash of the model.
+        rows: Hash of the rows that are asked for.
+        name: Name of the part, such as ``"int4"``.
+        settings: Its settings, as JSON values.
+        code: Hash of the source code that it uses.
+    """
+
+    model: str
+    rows: str
+    name: str
+    settings: Mapping[str, Any]
+    code: str
+
+    @property
+    def digest(self) -> str:
+        """Name of the file.
+
+        Example:
+            >>> PartKey("a", "b", "int4", {"bits": 4}, "c").digest
+            'int4-7c5a2b0ee4c7e1f3'
+        """
+        text = json.dumps(
+            [self.model, self.rows, self.name, dict(self.settings), self.code], sort_keys=True, default=str
+        )
+        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def code_hash(function: Any, classes: Iterable[type]) -> str:
+    """Hash of the source code that a function and some classes use, without comments and docstrings."""
+    paths = sorted({f"{kind.__module__}.{kind.__qualname__}" for kind in classes})
+    return hashlib.sha256(json.dumps(sources(function, paths), sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Parts:
+    """Outcomes of parts in ``<folder>/parts``, each in a file of its own.
+
+    The first process reads and writes; every process gets the same outcome.
+
+    Args:
+        folder: The output folder of the audit.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def claim(self, audited: Mapping[str, Any]) -> None:
+        """Say what the folder is the audit of, so that another one does not mix with it.
+
+        Raises:
+            FileExistsError: If it is the output of an audit of something else.
+        """
+        path = self.folder / _PLAN
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if known is not None and known != dict(audited):
+            differing = sorted(key for key in {*known, *audited} if known.get(key) != audited.get(key))
+            raise FileExistsError(
+                f"{self.folder} is the output of another audit: it differs in {', '.join(differing)}. Give another "
+                "output_dir, or remove that one."
+            )
+        if known is None and rank() == 0:
+            write_text(path, json.dumps(dict(audited), indent=2) + "\n")
+
+    def get(self, key: PartKey) -> Any:
+        """The outcome of a finished part, or ``None``. A collective call."""
+        path = self._path(key)
+        found = json.loads(path.read_text(encoding="utf-8"))["outcome"] if rank() == 0 and path.is_file() else None
+        return gather_objects(found)[0]
+
+    def put(self, key: PartKey, outcome: Any) -> None:
+        """Keep the outcome of a part."""
+        if rank() == 0:
+            record = {"name": key.name, "model": key.model, "settings": dict(key.settings), "outcome": outcome}
+            write_text(self._path(key), json.dumps(record, default=str) + "\n")
+
+    def _path(self, key: PartKey) -> Path:
+        return self.folder / "parts" / f"{key.digest}.json"

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lightning_unlearn.audit.parts import PartKey, Parts, code_hash
+from lightning_unlearn.language.probes import Probe, probes_of
+
+KEY = PartKey("weights", "rows", "int4", {"bits": 4}, "code")
+
+
+def test_a_part_is_found_again_by_all_that_it_depends_on(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    assert parts.get(KEY) is None
+    parts.put(KEY, {"strength": [0.5, 0.25]})
+    assert Parts(tmp_path).get(KEY) == {"strength": [0.5, 0.25]}
+    others = [
+        replace(KEY, model="other weights"),
+        replace(KEY, rows="other rows"),
+        replace(KEY, name="int8"),
+        replace(KEY, settings={"bits": 3}),
+        replace(KEY, code="other code"),
+    ]
+    assert [parts.get(other) for other in others] == [None] * 5
+    assert len({KEY.digest, *(other.digest for other in others)}) == 6
+
+
+def test_a_folder_belongs_to_one_audit(tmp_path: Path) -> None:
+    Parts(tmp_path).claim({"original": "a", "unlearned": "b"})
+    Parts(tmp_path).claim({"unlearned": "b", "original": "a"})
+    with pytest.raises(FileExistsError, match="differs in unlearned"):
+        Parts(tmp_path).claim({"original": "a", "unlearned": "c"})
+
+
+def test_the_code_of_a_part_is_that_which_it_uses() -> None:
+    assert code_hash(probes_of, [Probe]) == code_hash(probes_of, [Probe])
+    assert code_hash(probes_of, [Probe]) != code_hash(code_hash, [])
