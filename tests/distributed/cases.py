@@ -27,7 +27,7 @@ from lightning_unlearn.classification.metrics.runtime import RTE
 from lightning_unlearn.classification.metrics.ulira import ULiRA
 from lightning_unlearn.core.distributed import full_tensor
 from tests.diffusion.tiny import SgdTextToImage, images, prompts
-from tests.helpers import Recorder, save_resumable, trainer, weights
+from tests.helpers import Recorder, trainer, weights
 from tests.tiny_runs import CASES as OBJECTIVES
 from tests.tiny_runs import LORA, RAGGED, SgdLM
 from tests.user_module import DictNet, indexed
@@ -55,14 +55,14 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Training:
-    """A case that trains: as a whole, and again from a checkpoint in the middle.
+    """A case that trains: as a whole, and again from a checkpoint in the midst of that run.
 
     Args:
         callbacks: Makes them from the folder of models.
         module: Makes it from the folder of models.
         data: Makes it for a number of replicas, with the same global batch.
         layouts: What it is tried in beside one process.
-        epochs: How long it trains; the checkpoint comes half way.
+        epochs: How long it trains; the checkpoint is written half way.
         resumes: Whether to resume it.
         record: What to keep of a run beside its weights; takes the trainer and the name of the run.
         options: Options of the Trainer.
@@ -79,23 +79,26 @@ class Training:
     options: Mapping[str, Any] = field(default_factory=dict)
     atol: float = 1e-6
 
-    def fit(self, layout: str, models: Path, ckpt_path: Path | None = None, **options: Any) -> Trainer:
-        """Train in a layout."""
+    def fit(self, layout: str, models: Path, *beside: Any, ckpt_path: Path | None = None) -> Trainer:
+        """Train in a layout, with further callbacks beside the case's own."""
         processes, replicas, strategy = LAYOUTS[layout]
         torch.manual_seed(0)
-        settings = {"max_epochs": self.epochs, "limit_val_batches": 0, **self.options, **options}
-        run = trainer(*self.callbacks(models), devices=processes, strategy=strategy(), **settings)
+        settings = {"max_epochs": self.epochs, "limit_val_batches": 0, **self.options}
+        callbacks = [*self.callbacks(models), *beside]
+        for own in callbacks:
+            own.keep_reference = True  # so that the checkpoint can be resumed though this run goes on to its end
+        run = trainer(*callbacks, devices=processes, strategy=strategy(), **settings)
         run.fit(self.module(models), self.data(replicas), ckpt_path=ckpt_path)
         return run
 
     def __call__(self, layout: str, models: Path, path: Path) -> dict[str, Any]:
         """The whole weights at the end, those of the resumed run, and what is recorded of both."""
-        run = self.fit(layout, models)
+        checkpoint = path.with_suffix(".ckpt")
+        saver = [saves(checkpoint, self.epochs // 2)] if self.resumes else []
+        run = self.fit(layout, models, *saver)
         result: dict[str, Any] = {"weights": whole_state(run), **self.record(run, path.with_suffix(".whole"))}
         if self.resumes:
-            checkpoint = path.with_suffix(".ckpt")
-            save_resumable(self.fit(layout, models, max_epochs=self.epochs // 2), checkpoint)
-            run = self.fit(layout, models, checkpoint)
+            run = self.fit(layout, models, ckpt_path=checkpoint)
             result["resumed"] = {"weights": whole_state(run), **self.record(run, path.with_suffix(".resumed"))}
         return result
 
@@ -120,6 +123,16 @@ class Measurement:
 def whole_state(run: Trainer) -> dict[str, Tensor]:
     """Every tensor of the module, gathered from its shards. A collective call."""
     return {name: full_tensor(value) for name, value in run.lightning_module.state_dict().items()}
+
+
+def saves(path: Path, epochs: int) -> Recorder:
+    """Writes a checkpoint when so many epochs are over."""
+
+    def save(run: Trainer, *_: Any) -> None:
+        if run.current_epoch + 1 == epochs:
+            run.save_checkpoint(path)
+
+    return Recorder(on_train_epoch_end=save)
 
 
 def callback(run: Trainer, kind: type) -> Any:
@@ -378,12 +391,17 @@ def rewound(layout: str, models: Path, path: Path) -> dict[str, Any]:
 METRIC_ROWS, METRIC_MODELS = 41, 8
 
 
-def metrics(layout: str, models: Path, path: Path) -> dict[str, Any]:
-    """Each metric of the same outputs, whose rows the processes share."""
+def grouped(layout: str) -> tuple[int, int]:
+    """The rank of this process and how many there are, for what needs no Trainer."""
     processes = LAYOUTS[layout].processes
     if processes > 1 and not dist.is_initialized():
         dist.init_process_group("gloo")
-    rank = dist.get_rank() if processes > 1 else 0
+    return (dist.get_rank() if processes > 1 else 0), processes
+
+
+def metrics(layout: str, models: Path, path: Path) -> dict[str, Any]:
+    """Each metric of the same outputs, whose rows the processes share."""
+    rank, processes = grouped(layout)
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(METRIC_MODELS, METRIC_ROWS, 3, generator=generator)
     labels = torch.randint(3, (METRIC_ROWS,), generator=generator)
@@ -583,6 +601,13 @@ def statistics(layout: str, models: Path, path: Path) -> dict[str, Any]:
     }
 
 
+def image_metrics(layout: str, models: Path, path: Path) -> dict[str, Any]:
+    """Metrics of images, of which the processes have unlike numbers."""
+    from tests.diffusion.metrics.test_images import shared
+
+    return {"found": shared(*grouped(layout))}
+
+
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 CASES: dict[str, Training | Measurement] = {
@@ -605,4 +630,5 @@ CASES: dict[str, Training | Measurement] = {
     **ERASERS,
     "drawn": Measurement(drawn),
     "statistics": Measurement(statistics, ("ddp", "fsdp2")),
+    "image-metrics": Measurement(image_metrics),
 }

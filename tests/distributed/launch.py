@@ -30,15 +30,14 @@ class Runs:
     """Results of cases by layout: those of one process are made here, all others in one launch of two.
 
     Args:
-        cases: Names of the cases.
+        words: Each a layout and a case of the tests that are going to run, see `chosen`.
         models: Folder of what they start from.
         results: Folder for what they leave.
     """
 
-    def __init__(self, cases: Collection[str], models: Path, results: Path) -> None:
+    def __init__(self, words: Collection[str], models: Path, results: Path) -> None:
         self.models, self.results = models, results
         self.alone: dict[str, Any] = {}
-        words = [f"{layout}:{case}" for case in cases for layout in CASES[case].layouts]
         if words:
             launch(models, results, words)
 
@@ -60,14 +59,19 @@ def load(results: Path, name: str, processes: int) -> list[Any]:
     return [torch.load(results / f"{name}.{rank}.pt", weights_only=False) for rank in range(processes)]
 
 
-def chosen_cases(request: pytest.FixtureRequest) -> list[str]:
-    """The cases of the tests of a module that are going to run."""
+def chosen(request: pytest.FixtureRequest) -> list[str]:
+    """What the tests of a module that are going to run need of several processes: ``layout:case`` each.
+
+    A test with a ``case`` and no ``layout`` needs all of them; one that needs what a process alone finds calls it else.
+    """
     calls = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
-    return sorted({call.params["case"] for call in calls if call is not None and "case" in call.params})
+    needed = [call.params for call in calls if call is not None and "case" in call.params]
+    pairs = {(p["case"], layout) for p in needed for layout in ([p["layout"]] if "layout" in p else LAYOUTS)}
+    return sorted(f"{layout}:{case}" for case, layout in pairs if layout in CASES[case].layouts)
 
 
-def with_layouts(cases: Collection[str], *more: str) -> pytest.MarkDecorator:
-    """Parametrize a test with cases and each of their layouts."""
-    return pytest.mark.parametrize(
-        ("case", "layout"), [(case, layout) for case in cases for layout in (*more, *CASES[case].layouts)]
-    )
+def with_layouts(cases: Collection[str], *more: str, slow: Collection[tuple[str, str]] = ()) -> pytest.MarkDecorator:
+    """Parametrize a test with cases and each of their layouts, some of which are left to the slow tests."""
+    pairs = [(case, layout) for case in cases for layout in (*more, *CASES[case].layouts)]
+    marked = [pytest.param(*pair, marks=[pytest.mark.slow] if pair in slow else []) for pair in pairs]
+    return pytest.mark.parametrize(("case", "layout"), marked)

@@ -12,7 +12,7 @@ import torch
 import lightning_unlearn
 from lightning_unlearn import UnlearnCallback, WeightMask
 from tests.distributed.cases import CASES, CLASSIFIERS, EDIT, ERASERS, LANGUAGE, MASKED, Faster, Training
-from tests.distributed.launch import Runs, chosen_cases, with_layouts
+from tests.distributed.launch import Runs, chosen, with_layouts
 from tests.helpers import same
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(3000)]
@@ -27,7 +27,7 @@ def runs(request: pytest.FixtureRequest, tiny_sd: Path, tmp_path_factory: pytest
     (models / "pipeline").symlink_to(tiny_sd)
     torch.manual_seed(0)
     torch.save({name: -value for name, value in Faster().state_dict().items()}, models / "retrained.pt")
-    return Runs(chosen_cases(request), models, tmp_path_factory.mktemp("results"))
+    return Runs(chosen(request), models, tmp_path_factory.mktemp("results"))
 
 
 @with_layouts(TRAININGS)
@@ -38,9 +38,9 @@ def test_both_processes_have_the_weights_of_one(runs: Runs, case: str, layout: s
         torch.testing.assert_close(found["weights"], runs.one(case)["weights"], atol=training.atol, rtol=0)
 
 
-@pytest.mark.parametrize("case", TRAININGS)
-def test_every_run_moves_the_weights(runs: Runs, case: str) -> None:
-    training, end = CASES[case], runs.one(case)["weights"]
+@pytest.mark.parametrize("alone", TRAININGS)
+def test_every_run_moves_the_weights(runs: Runs, alone: str) -> None:
+    training, end = CASES[alone], runs.one(alone)["weights"]
     assert isinstance(training, Training)
     assert max((end[name] - value).abs().max() for name, value in training.start(runs.models).items()) > 1e-3
 
@@ -150,3 +150,9 @@ def test_two_processes_draw_what_one_draws(runs: Runs, case: str) -> None:
     assert [row["seed"] for row in one["rows"]] == [0, 1, 2, 3, 4]
     for image, other in zip(one["images"], two["images"], strict=True):
         assert (image - other).abs().max() <= 1
+
+
+@pytest.mark.parametrize("case", ["image-metrics"])
+def test_two_processes_measure_images_as_one_does(runs: Runs, case: str) -> None:
+    for found in runs.each(case, "ddp"):
+        assert found["found"] == pytest.approx(runs.one(case)["found"], rel=1e-5)

@@ -10,13 +10,22 @@ from safetensors.torch import load_file
 
 from lightning_unlearn import LitCausalLM, load_mask
 from tests.distributed.cases import CASES, CURVATURE, LANGUAGE, MASKED, MASKS, Training
-from tests.distributed.launch import Runs, chosen_cases, launch, load, with_layouts
+from tests.distributed.launch import Runs, chosen, launch, load, with_layouts
 from tests.helpers import bits, same
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(3000)]
 
 TRAININGS = [*LANGUAGE, *MASKED, *CURVATURE, "InfluenceUnlearning"]
 RESUMED = [*LANGUAGE, *MASKED, *CURVATURE]
+# Shards are read and exchanged in as many ways as objectives read the model: each way is among the quick tests, and
+# further losses of what is read in one of these ways are slow tests.
+SLOW = {
+    (case, "fsdp2")
+    for case in (
+        *("AltPO", "CEU", "GradDiff", "GradDiff-ramp", "GradDiff-refusal", "GradientAscent", "IdkDPO", "IdkNLL"),
+        *("IdkDPO-snapshot", "KTO-snapshot", "NPO-kl", "NPO-snapshot", "SatImp", "UNDIAL-retain", "WGA"),
+    )
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +36,10 @@ def runs(request: pytest.FixtureRequest, tiny_lm: Path, tmp_path_factory: pytest
     state = LitCausalLM(str(tiny_lm)).state_dict()
     state = {name: value + 0.1 * torch.randn(value.shape, generator=noise) for name, value in state.items()}
     torch.save({"state_dict": state}, models / "reinforced.ckpt")  # another model of the same shape
-    return Runs(chosen_cases(request), models, tmp_path_factory.mktemp("results"))
+    return Runs(chosen(request), models, tmp_path_factory.mktemp("results"))
 
 
-@with_layouts(TRAININGS)
+@with_layouts(TRAININGS, slow=SLOW)
 def test_both_processes_have_the_weights_of_one(runs: Runs, case: str, layout: str) -> None:
     training = CASES[case]
     assert isinstance(training, Training)
@@ -38,21 +47,21 @@ def test_both_processes_have_the_weights_of_one(runs: Runs, case: str, layout: s
         torch.testing.assert_close(found["weights"], runs.one(case)["weights"], atol=training.atol, rtol=0)
 
 
-@with_layouts(RESUMED, "one")
+@with_layouts(RESUMED, "one", slow=SLOW)
 def test_a_resumed_run_ends_in_the_same_bits(runs: Runs, case: str, layout: str) -> None:
     for found in runs.each(case, layout):
         assert same(found["resumed"]["weights"], found["weights"])
 
 
-@pytest.mark.parametrize("case", TRAININGS)
-def test_every_run_moves_the_weights(runs: Runs, case: str) -> None:
-    training, end = CASES[case], runs.one(case)["weights"]
+@pytest.mark.parametrize("alone", TRAININGS)
+def test_every_run_moves_the_weights(runs: Runs, alone: str) -> None:
+    training, end = CASES[alone], runs.one(alone)["weights"]
     assert isinstance(training, Training)
     moved = max((end[name] - value).abs().max() for name, value in training.start(runs.models).items())
     assert moved > 1e-4
 
 
-@with_layouts(LANGUAGE)
+@with_layouts(LANGUAGE, slow=SLOW)
 def test_monitors_of_both_processes_measure_what_one_measures(runs: Runs, case: str, layout: str) -> None:
     expected = runs.one(case)["history"]
     assert len(expected) == 3
@@ -161,9 +170,9 @@ def test_a_resumed_run_has_the_same_momentum_and_curvature(runs: Runs, case: str
             assert torch.equal(found["resumed"][name], found[name])
 
 
-@pytest.mark.parametrize("case", CURVATURE)
-def test_not_all_steps_are_clipped(runs: Runs, case: str) -> None:
-    assert runs.one(case)["soul/clip_fraction"] < 0.9
+@pytest.mark.parametrize("alone", CURVATURE)
+def test_not_all_steps_are_clipped(runs: Runs, alone: str) -> None:
+    assert runs.one(alone)["soul/clip_fraction"] < 0.9
 
 
 @pytest.mark.parametrize("case", ["sharded-second-derivative"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -304,7 +301,7 @@ def test_clip_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def shared(rank: int, processes: int) -> list[float]:
-    """Some of the images each; processes have unlike numbers of batches."""
+    """Some of the images each; processes have unlike numbers of batches. See tests/distributed."""
     x, y = normal(31, 0), normal(31, 1) * 2 + 1
     metrics: list[Any] = [FID(Identity()), KID(Identity(), 1, 31)]
     for part in x[rank::processes].split(7 - 4 * rank):
@@ -316,23 +313,3 @@ def shared(rank: int, processes: int) -> list[float]:
     score = CLIPScore(angle_clip())
     score.update(0.4 * IMAGES[rank::processes], PROMPTS[rank::processes])
     return [float(metrics[0].compute()), float(metrics[1].compute()[0]), float(score.compute())]
-
-
-@pytest.mark.distributed
-def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
-    root = Path(__file__).parents[3]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["--module", "tests.diffusion.metrics.test_images", str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-6000:]
-    alone = shared(0, 1)
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt")
-        assert found == pytest.approx(alone, rel=1e-5)
-
-
-if __name__ == "__main__":
-    dist.init_process_group("gloo")
-    torch.save(shared(dist.get_rank(), 2), Path(sys.argv[1]) / f"{dist.get_rank()}.pt")
-    dist.destroy_process_group()
