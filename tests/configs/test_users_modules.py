@@ -12,7 +12,7 @@ import lightning as L
 import pytest
 import torch
 
-from examples.classifiers import TabularData, TabularMLP, TextData, TextTransformer, forget, train
+from examples.classifiers import TabularData, TabularMLP, TextData, TextTransformer, forget
 from lightning_unlearn import ClassifierMonitor
 from lightning_unlearn.cli.fit import UnlearnCLI
 from lightning_unlearn.cli.main import main
@@ -27,13 +27,12 @@ QUIET = [f"--trainer.{name}=false" for name in ("logger", "enable_checkpointing"
 class Example(NamedTuple):
     module: Any
     data: Any
-    lr: float
     unlearning_lr: float
 
 
 EXAMPLES = {
-    "tabular": Example(TabularMLP, TabularData, 0.05, 2.5e-3),
-    "text": Example(TextTransformer, TextData, 2e-3, 9e-4),
+    "tabular": Example(TabularMLP, TabularData, 2.5e-3),
+    "text": Example(TextTransformer, TextData, 9e-4),
 }
 
 
@@ -43,12 +42,22 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["lightning-unlearn"])
 
 
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The script has run, with the trained weights in this folder."""
+    folder = tmp_path_factory.mktemp("script")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "examples/classifiers.py"), "--output", str(folder)]
+    return folder, subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_same_callback_forgets_a_class_from_python_and_from_files(name: str, tmp_path: Path) -> None:
-    kind, make, lr, unlearning_lr = EXAMPLES[name]
-    path = tmp_path / f"{name}.pt"
+def test_the_same_callback_forgets_a_class_from_python_and_from_files(
+    name: str, script: tuple[Path, Any], tmp_path: Path
+) -> None:
+    kind, make, unlearning_lr = EXAMPLES[name]
+    path = script[0] / f"{name}.pt"
     L.seed_everything(0, verbose=False)
-    train(kind(lr=lr), make(), path)
 
     module = kind(lr=unlearning_lr, weights=str(path))
     trained = weights(module)
@@ -69,14 +78,12 @@ def test_the_same_callback_forgets_a_class_from_python_and_from_files(name: str,
     assert measured.history[-1].metrics == after
 
 
-def test_the_script_runs(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "examples/classifiers.py"), "--output", str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+def test_the_script_runs(script: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = script
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["tabular", "text"]
     assert done.stderr.count("forget/ua") == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tabular.pt", "text.pt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["tabular.pt", "text.pt"]
 
 
 def test_the_command_finds_modules_of_the_current_folder(

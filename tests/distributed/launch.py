@@ -21,7 +21,7 @@ def launch(models: Path, results: Path, words: Iterable[str], processes: int = 2
     command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "tests.distributed.run"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*command, models, results, *words], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1200
+        [*command, models, results, *words], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=2400
     )
     assert done.returncode == 0, done.stderr[-6000:]
 
