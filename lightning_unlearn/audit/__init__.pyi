@@ -1,6 +1,6 @@
+from .card import model_card as model_card
 from .compare import compare_reports as compare_reports
 from .compare import write_comparison as write_comparison
-from .card import model_card as model_card
 from .deadlines import deadline as deadline
 from .entries import model_entry as model_entry
 from .entries import report_entry as report_entry
@@ -15,8 +15,6 @@ from .gates import Utility as Utility
 from .gates import degeneration as degeneration
 from .gates import gate as gate
 from .gates import utility as utility
-from .scores import Scores as Scores
-from .scores import read_scores as read_scores
 from .hashes import ContentHash as ContentHash
 from .hashes import TensorHash as TensorHash
 from .hashes import content_hash as content_hash
@@ -27,6 +25,8 @@ from .keys import new_key_pair as new_key_pair
 from .record import AuditRecord as AuditRecord
 from .record import Entry as Entry
 from .record import Head as Head
+from .scores import Scores as Scores
+from .scores import read_scores as read_scores
 from .verdict import Verdict as Verdict
 from .verdict import conclude as conclude
 from .verdict import decide as decide
