@@ -1,6 +1,7 @@
 """Losses on a language model's hidden states, and formulas of its evaluation."""
 
 from lightning_unlearn.functional.language.depth_score import depth_score
+from lightning_unlearn.functional.language.extraction import answer_probability, exact_memorization, extraction_strength
 from lightning_unlearn.functional.language.leak import (
     clopper_pearson_upper,
     deviation_upper_bound,
@@ -10,33 +11,6 @@ from lightning_unlearn.functional.language.leak import (
     mean_upper_bound,
     tail_upper_bound,
 )
-from lightning_unlearn.functional.language.privacy import priv_leak, s_mia
-from lightning_unlearn.functional.language.rmu import control_vector, mean_norm, rmu_forget, rmu_retain
-from lightning_unlearn.functional.language.truth_ratio import truth_ratio, truth_ratio_score
-from lightning_unlearn.functional.language.whos_harry_potter import whp_labels, whp_logits
-
-__all__ = [
-    "clopper_pearson_upper",
-    "control_vector",
-    "depth_score",
-    "deviation_upper_bound",
-    "dkw_epsilon",
-    "expected_best_of_k",
-    "leak_at_k",
-    "mean_norm",
-    "mean_upper_bound",
-    "priv_leak",
-    "rmu_forget",
-    "rmu_retain",
-    "s_mia",
-    "tail_upper_bound",
-    "truth_ratio",
-    "truth_ratio_score",
-    "whp_labels",
-    "whp_logits",
-"""Losses on a language model's hidden states and generic predictions, and what likelihoods say of memorised rows."""
-
-from lightning_unlearn.functional.language.extraction import answer_probability, exact_memorization, extraction_strength
 from lightning_unlearn.functional.language.membership import (
     loss_score,
     min_k,
@@ -44,24 +18,38 @@ from lightning_unlearn.functional.language.membership import (
     reference_score,
     zlib_score,
 )
+from lightning_unlearn.functional.language.privacy import priv_leak, s_mia
 from lightning_unlearn.functional.language.rmu import control_vector, mean_norm, rmu_forget, rmu_retain
 from lightning_unlearn.functional.language.token_statistics import TokenStatistics, token_statistics
+from lightning_unlearn.functional.language.truth_ratio import truth_ratio, truth_ratio_score
 from lightning_unlearn.functional.language.whos_harry_potter import whp_labels, whp_logits
 
 __all__ = [
     "TokenStatistics",
     "answer_probability",
+    "clopper_pearson_upper",
     "control_vector",
+    "depth_score",
+    "deviation_upper_bound",
+    "dkw_epsilon",
     "exact_memorization",
+    "expected_best_of_k",
     "extraction_strength",
+    "leak_at_k",
     "loss_score",
     "mean_norm",
+    "mean_upper_bound",
     "min_k",
     "min_k_plus_plus",
+    "priv_leak",
     "reference_score",
     "rmu_forget",
     "rmu_retain",
+    "s_mia",
+    "tail_upper_bound",
     "token_statistics",
+    "truth_ratio",
+    "truth_ratio_score",
     "whp_labels",
     "whp_logits",
     "zlib_score",
