@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_unlearn.core.checks import at_least, finite, inside
+from lightning_unlearn.functional.language.leak import clopper_pearson_upper
 
 __all__ = ["Interval", "bootstrap_mean", "clopper_pearson"]
 
@@ -32,7 +33,6 @@ def clopper_pearson(hits: int, n: int, level: float = 0.95) -> Interval:
 
     Raises:
         ValueError: If the counts are impossible or the level is out of range.
-        ImportError: If scipy is missing.
 
     Example:
         >>> clopper_pearson(0, 100)
@@ -42,14 +42,9 @@ def clopper_pearson(hits: int, n: int, level: float = 0.95) -> Interval:
     inside("level", level, 0, 1)
     if not 0 <= hits <= n:
         raise ValueError(f"There can't be {hits} hits in {n} trials.")
-    try:
-        from scipy.stats import beta
-    except ImportError:
-        raise ImportError('Confidence intervals need scipy: pip install "lightning-unlearn[metrics]"') from None
     tail = (1 - level) / 2
-    low = float(beta.ppf(tail, hits, n - hits + 1)) if hits else 0.0
-    high = float(beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0
-    return Interval(hits / n, low, high)
+    bounds = clopper_pearson_upper(torch.tensor([n - hits, hits]), n, tail)
+    return Interval(hits / n, 1 - float(bounds[0]), float(bounds[1]))
 
 
 def bootstrap_mean(values: Tensor, level: float = 0.95, draws: int = 2000, seed: int = 0) -> Interval:

@@ -27,6 +27,7 @@ from lightning_unlearn.classification.metrics.runtime import RTE
 from lightning_unlearn.classification.metrics.ulira import ULiRA
 from lightning_unlearn.core.distributed import full_tensor
 from tests.diffusion.tiny import SgdTextToImage, images, prompts
+from tests.distributed.language_metrics import language_metrics
 from tests.helpers import Recorder, trainer, weights
 from tests.tiny_runs import CASES as OBJECTIVES
 from tests.tiny_runs import LORA, RAGGED, SgdLM
@@ -621,6 +622,7 @@ CASES: dict[str, Training | Measurement] = {
     "ClassifierMonitor": MONITOR,
     "Rewind": Measurement(rewound),
     "metrics": Measurement(metrics),
+    "language-metrics": Measurement(language_metrics),
     "NPO-users": users(npo_on_users_net),
     "KLMinimization-users": users(lambda: lu.KLMinimization(score=lu.classifier_nll)),
     "odd": Measurement(odd),

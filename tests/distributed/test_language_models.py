@@ -185,3 +185,13 @@ def test_a_second_derivative_of_sharded_weights_is_refused(runs: Runs, case: str
 def test_every_process_makes_the_same_edit(runs: Runs, case: str) -> None:
     first, second = runs.each(case, "ddp")
     assert same(first["weights"], second["weights"])
+
+
+@pytest.mark.parametrize("case", ["language-metrics"])
+def test_metrics_of_shared_rows_count_each_row_once(runs: Runs, case: str) -> None:
+    pytest.importorskip("scipy")
+    one = runs.one(case)
+    for found in runs.each(case, "ddp"):
+        assert found.keys() == one.keys()
+        for name, numbers in one.items():
+            assert found[name] == pytest.approx(numbers, abs=1e-12, nan_ok=True), name

@@ -93,7 +93,6 @@ def membership_inference(
 
     Raises:
         ValueError: If a set is empty, a score is not finite, or an option is out of range.
-        ImportError: If scipy is missing.
 
     Example:
         >>> result = membership_inference(torch.tensor([0.2, 0.5, 0.9]), torch.tensor([1.0, 0.8, 1.5]))
@@ -174,7 +173,6 @@ class MembershipInference(IndexedMetric):
 
     Raises:
         ValueError: If an option is out of range, a set is empty, or a score is missing.
-        ImportError: If scipy is missing; raised by ``compute``.
 
     Example:
         >>> metric = MembershipInference(("loss",))

@@ -186,7 +186,6 @@ def multiple_choice(scores: Tensor, answers: Tensor) -> MultipleChoiceResult:
 
     Raises:
         ValueError: If there are no questions, or the shapes do not fit.
-        ImportError: If scipy is missing.
 
     Example:
         >>> result = multiple_choice(torch.tensor([[0.0, -1.0], [-1.0, 0.0]]), torch.tensor([0, 0]))
@@ -215,7 +214,6 @@ class MultipleChoice(IndexedMetric):
 
     Raises:
         ValueError: If no row was seen, or the shapes do not fit.
-        ImportError: If scipy is missing; raised by ``compute``.
 
     Example:
         >>> metric = MultipleChoice()

@@ -19,7 +19,6 @@ from lightning_unlearn.language.metrics.composite import (
 )
 from lightning_unlearn.language.metrics.membership import MembershipInference, membership_inference, nonmember_share
 
-pytest.importorskip("scipy")
 FORGET, HOLDOUT = torch.tensor([0.2, 0.5, 0.9]), torch.tensor([1.0, 0.8, 1.5])
 
 

@@ -99,7 +99,6 @@ def test_options_are_shuffled_by_seed_and_row_and_the_answer_with_them() -> None
 
 
 def test_a_broken_model_answers_one_letter() -> None:
-    pytest.importorskip("scipy")
     scores = torch.tensor([[0.0, -1, -1, -1]]).repeat(8, 1)
     answers = torch.arange(8) % 4
     result = multiple_choice(scores, answers)
@@ -114,7 +113,6 @@ def test_a_broken_model_answers_one_letter() -> None:
 
 
 def test_a_random_model_is_at_chance(module: LitCausalLM) -> None:
-    pytest.importorskip("scipy")
     questions = [Choice(f"Question {row}?", ("w", "x", "y", "z"), row % 4) for row in range(120)]
     questions = [question.shuffled(1, row) for row, question in enumerate(questions)]
     answers = torch.tensor([question.answer for question in questions])

@@ -1,0 +1,300 @@
+"""TOFU: fictitious authors that a model is taught, and of whom some have to be forgotten."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_unlearn.benchmarks.entries import TOFU
+from lightning_unlearn.benchmarks.grid import Grid, select
+from lightning_unlearn.benchmarks.unlearning import Attacks, LanguageBenchmark, Protocol, Rows, bench_language
+from lightning_unlearn.core.checks import at_least, between
+from lightning_unlearn.core.files import sha256
+from lightning_unlearn.core.sources import load_rows
+from lightning_unlearn.functional.language.extraction import (
+    answer_probability,
+    exact_memorization,
+    extraction_strength,
+)
+from lightning_unlearn.functional.language.truth_ratio import truth_ratio, truth_ratio_score
+from lightning_unlearn.language.attacks import (
+    LanguageRelearning,
+    QuantizationAttack,
+    RelearningRecipe,
+    RelearningRows,
+)
+from lightning_unlearn.language.causal_lm import LitCausalLM
+from lightning_unlearn.language.eval_logs import UTILITY_METRICS, EvalLog, LoggedMetric, logged_rows
+from lightning_unlearn.language.metrics.forget_quality import forget_quality
+from lightning_unlearn.language.metrics.model_utility import harmonic_mean
+from lightning_unlearn.language.metrics.probability import mean_log_prob, mean_log_probs, normalised_probability
+from lightning_unlearn.language.metrics.rouge import rouge
+from lightning_unlearn.language.packaged import FACTS_FOLDER, HUB_MODEL, packaged_model
+from lightning_unlearn.language.probes import Probe, probes_of
+from lightning_unlearn.language.token_stats import TokenStats, token_stats
+
+__all__ = ["TOFUBenchmark", "bench_tofu"]
+
+QUESTIONS = 20
+"""Rows of an author."""
+PERTURBED_RETAIN = 20
+"""Authors at the beginning whose rows have perturbed answers."""
+
+
+class TOFUBenchmark(LanguageBenchmark):
+    """A part of TOFU of any size: the first authors are kept, and the last ones forgotten.
+
+    The rows are those of the data set: authors to keep are the first ones, whose rows come with perturbed answers, and
+    authors to forget are the last ones of the data set, as in its own splits. 180 and 20 authors are ``forget10``.
+
+    Args:
+        path: A folder with ``full.json``, ``forget10_perturbed.json``, ``retain_perturbed.json``,
+            ``real_authors_perturbed.json`` and ``world_facts_perturbed.json``, an object a line.
+        retained: Authors to keep.
+        forgotten: Authors to forget, at most 20.
+        measured: Rows of each set other than the forget set that are measured, spread evenly.
+        max_new_tokens: Longest generated answer. The published evaluation takes 200.
+
+    Raises:
+        ValueError: If a number is out of range.
+        FileNotFoundError: If a file is missing.
+
+    References:
+        Maini et al., *TOFU: A Task of Fictitious Unlearning for LLMs*, arXiv:2401.06121.
+    """
+
+    name: ClassVar[str] = "tofu"
+
+    def __init__(
+        self, path: str, retained: int = 18, forgotten: int = 2, measured: int = 60, max_new_tokens: int = 64
+    ) -> None:
+        self.path = Path(path)
+        self.retained, self.forgotten = at_least("retained", retained, 1), between("forgotten", forgotten, 1, 20)
+        self.measured = at_least("measured", measured, 1)
+        self.max_new_tokens = at_least("max_new_tokens", max_new_tokens, 1)
+        if retained + forgotten > 200:
+            raise ValueError(f"TOFU has 200 authors, but got retained={retained} and forgotten={forgotten}.")
+        for file in self.files():
+            if not file.is_file():
+                raise FileNotFoundError(f"There is no file {file}. Give the folder of TOFU's JSON files.")
+
+    def files(self) -> list[Path]:
+        """The files that are read."""
+        names = ("full", "forget10_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed")
+        return [self.path / f"{name}.json" for name in names]
+
+    def rows(self) -> Rows:
+        """Rows by set; those to forget and the measured ones have perturbed answers."""
+        full, forget, retain, authors, facts = map(_read, self.files())
+        forget, kept = forget[-self.forgotten * QUESTIONS :], full[: self.retained * QUESTIONS]
+        known = retain[: min(self.retained, PERTURBED_RETAIN) * QUESTIONS]
+        return {
+            "forget": forget,
+            "retain": kept,
+            "retain_measured": _spread(known, self.measured),
+            "real_authors": _spread(authors, self.measured),
+            "world_facts": _spread(facts, self.measured),
+        }
+
+    def probes(self) -> list[Probe]:
+        """Questions to the forget rows, by author."""
+        rows = [{**row, "entity": f"author {i // QUESTIONS}"} for i, row in enumerate(self.rows()["forget"])]
+        return probes_of(rows)
+
+    def attacks(self) -> Attacks:
+        """Rounding to 8 and 4 bits, and relearning: from a fifth of the forget rows, other authors, and plain facts."""
+        probes = self.probes()
+        split = RelearningRows.tofu(probes, per_author=QUESTIONS)
+        unseen = _read(self.path / "full.json")[self.retained * QUESTIONS :][:QUESTIONS]
+        taught = {
+            "in_domain": (split.taught, split.held_out),
+            "form": (probes_of(unseen), probes),
+            "far": (probes_of(load_rows(FACTS_FOLDER / "general.jsonl")), probes),
+        }
+        found: Attacks = {scheme: (QuantizationAttack(scheme), probes) for scheme in ("int8", "int4", "nf4")}
+        recipe = RelearningRecipe(lr=5e-5, steps=(0, 5, 10, 20))
+        for kind, (rows, scored) in taught.items():
+            found[f"relearning, {kind}"] = LanguageRelearning(rows, kind, recipe), scored  # type: ignore[arg-type]
+        return found
+
+    def evaluate(self, module: LitCausalLM, generate: bool) -> EvalLog:
+        """All metrics of TOFU under open-unlearning's names; those of answers where they are generated."""
+        rows = self.rows()
+        sets = {"forget": "forget", "retain": "retain_measured", "ra": "real_authors", "wf": "world_facts"}
+        metrics = self._forget(module, rows["forget"])
+        for short in ("retain", "ra", "wf"):
+            metrics |= _kept(module, rows[sets[short]], short)
+        if generate:
+            metrics |= {f"{short}_Q_A_ROUGE": self._rouge(module, rows[name]) for short, name in sets.items()}
+            metrics["model_utility"] = LoggedMetric(_utility(metrics))
+        return EvalLog(metrics)
+
+    def compared(self, log: EvalLog, retrained: EvalLog) -> dict[str, float]:
+        """The columns of the table; forget quality with its statistic D."""
+        quality = forget_quality(*(part.metrics["forget_Truth_Ratio"].column("ratio") for part in (log, retrained)))
+        assert quality is not None
+        names = {
+            "ES": "extraction_strength",
+            "EM": "exact_memorization",
+            "forget prob.": "forget_Q_A_Prob",
+            "forget ROUGE": "forget_Q_A_ROUGE",
+            "forget TR": "forget_Truth_Ratio",
+            "retain prob.": "retain_Q_A_Prob",
+            "retain ROUGE": "retain_Q_A_ROUGE",
+            "MU": "model_utility",
+        }
+        values = log.values()
+        return {
+            "FQ": quality.p_value,
+            "D": quality.statistic,
+            **{c: v for c, n in names.items() if (v := values[n]) is not None},
+        }
+
+    def score(self, log: EvalLog, original: EvalLog, retrained: EvalLog) -> float:
+        """Half what is forgotten, half what is kept, each relative to the retrained model.
+
+        Forgotten is one less the share of the original's extraction strength that is left above the retrained model's;
+        kept is the harmonic mean of the columns of model utility that are read off likelihoods, relative to the
+        retrained model's.
+        """
+        left, start, end = (part.values()["extraction_strength"] or 0.0 for part in (log, original, retrained))
+        forgotten = 1 - min(1.0, max(0.0, (left - end) / max(start - end, 1e-6)))
+        kept = min(1.0, _utility(log.metrics, False) / max(_utility(retrained.metrics, False), 1e-6))
+        return (forgotten + kept) / 2
+
+    def _forget(self, module: LitCausalLM, rows: list[dict[str, Any]]) -> dict[str, LoggedMetric]:
+        stats = _by_row(module, rows)
+        own = [row["answer"][0] for row in stats]
+        _, right, wrong = _likelihoods(stats)
+        scores, ratios = truth_ratio_score(right, wrong, "forget"), truth_ratio(right, wrong)
+        strength = torch.stack([extraction_strength(part.hit, drop_last=part.ended) for part in own])
+        memory = torch.stack([exact_memorization(part.hit, drop_last=part.ended) for part in own])
+        return {
+            "forget_Q_A_Prob": logged_rows({"prob": _probabilities(own)}, of="prob"),
+            "forget_Truth_Ratio": logged_rows({"score": scores, "ratio": ratios}, of="score"),
+            "extraction_strength": logged_rows({"score": strength}, of="score"),
+            "exact_memorization": logged_rows({"score": memory}, of="score"),
+        }
+
+    def _rouge(self, module: LitCausalLM, rows: list[dict[str, Any]]) -> LoggedMetric:
+        texts = module.answer([row["question"] for row in rows], self.max_new_tokens)
+        recalls = rouge(texts, [row["answer"] for row in rows])
+        return logged_rows({"rougeL_recall": recalls, "generation": texts}, of="rougeL_recall")
+
+
+def _kept(module: LitCausalLM, rows: list[dict[str, Any]], short: str) -> dict[str, LoggedMetric]:
+    stats = _by_row(module, rows)
+    answers, right, wrong = _likelihoods(stats)
+    scores, ratios = truth_ratio_score(right, wrong, "retain"), truth_ratio(right, wrong)
+    found = {f"{short}_Truth_Ratio": logged_rows({"score": scores, "ratio": ratios}, of="score")}
+    if short == "retain":
+        own = _probabilities([row["answer"][0] for row in stats])
+        return {**found, "retain_Q_A_Prob": logged_rows({"prob": own}, of="prob")}
+    normalised = normalised_probability(answers.exp(), wrong.exp())
+    return {**found, f"{short}_Q_A_Prob_normalised": logged_rows({"prob": normalised}, of="prob")}
+
+
+def bench_tofu(
+    path: str,
+    output_dir: str = "runs/tofu",
+    model: str | None = None,
+    retained: int = 18,
+    forgotten: int = 2,
+    measured: int = 60,
+    entries: Sequence[str] = (),
+    seeds: Sequence[int] = (1, 2),
+    tuning_seed: int = 0,
+    learn_epochs: int = 8,
+    epochs: int = 5,
+    precision: str = "bf16-mixed",
+    threads: int = 1,
+    workers: int = 2,
+    keep_stale: bool = False,
+) -> dict[str, Any]:
+    """Teach a model some authors of TOFU, let each method forget a few of them, and compare with retraining.
+
+    The original model is trained on all rows, and two retrained ones on those to keep; the second shows what two
+    retrained models differ by. Each method runs with each of its settings on ``tuning_seed``, and with the best one on
+    ``seeds``, where it is measured whole and attacked. Writes ``tofu.json`` and ``tofu.md``; the evaluation of each
+    model is in ``logs/``, in the format of open-unlearning.
+
+    Finished runs are kept: the same command, after a kill or with more entries, runs what is missing.
+
+    Args:
+        path: Folder of TOFU's JSON files.
+        output_dir: Folder to write.
+        model: Hub id, folder or GGUF file of a chat model; by default that of the demo.
+        retained: Authors to keep.
+        forgotten: Authors to forget, at most 20.
+        measured: Rows of each set to keep that are measured.
+        entries: Names of the methods to run; all if empty.
+        seeds: Seeds that are reported.
+        tuning_seed: Seed that settings are chosen on.
+        learn_epochs: Passes over the rows to train a model that knows them.
+        epochs: Passes over the forget rows to unlearn.
+        precision: Precision of the Trainer.
+        threads: Threads of a run.
+        workers: Runs at a time; 0 runs in this process.
+        keep_stale: Keep the results of runs whose source files have changed since.
+
+    Returns:
+        What ``tofu.json`` holds.
+
+    Raises:
+        FileNotFoundError: If a file of the data set is missing.
+        ValueError: If an entry is unknown, a number out of range or a seed used twice.
+    """
+    chosen = select("entries", entries, {entry.name: entry for entry in TOFU})
+    arguments = {"path": str(Path(path).resolve()), "retained": retained, "forgotten": forgotten, "measured": measured}
+    files = TOFUBenchmark(**arguments).files()
+    return bench_language(
+        {"class_path": "lightning_unlearn.benchmarks.tofu.TOFUBenchmark", "init_args": arguments},
+        chosen,
+        Grid(output_dir, workers, keep_stale),
+        model or packaged_model() or HUB_MODEL,
+        sha256(*files),
+        Protocol(learn_epochs=learn_epochs, epochs=epochs, precision=precision),
+        tuning_seed,
+        seeds,
+        threads,
+    )
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _spread(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """At most so many rows, at even distances."""
+    size = min(count, len(rows))
+    return [rows[i * len(rows) // size] for i in range(size)]
+
+
+def _by_row(module: LitCausalLM, rows: list[dict[str, Any]]) -> list[dict[str, list[TokenStats]]]:
+    """Statistics of each row's answers, by kind."""
+    found: list[dict[str, list[TokenStats]]] = [{} for _ in rows]
+    for stats in token_stats(module, probes_of(rows), ("answer", "paraphrased", "perturbed")):
+        found[stats.index].setdefault(stats.kind, []).append(stats)
+    return found
+
+
+def _likelihoods(stats: list[dict[str, list[TokenStats]]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean log-probabilities of the answers, of right ones in other words (where there are such), and of wrong ones."""
+    answers = mean_log_prob([row["answer"][0].log_prob for row in stats])
+    right = mean_log_prob([row.get("paraphrased", row["answer"])[0].log_prob for row in stats])
+    return answers, right, mean_log_probs([[part.log_prob for part in row["perturbed"]] for row in stats])
+
+
+def _probabilities(stats: list[TokenStats]) -> Tensor:
+    return torch.stack([answer_probability(part.log_prob) for part in stats])
+
+
+def _utility(metrics: Mapping[str, LoggedMetric], answers: bool = True) -> float:
+    """Model utility; without the columns of generated answers, a part of it."""
+    names = [name for name in UTILITY_METRICS if answers or not name.endswith("ROUGE")]
+    return harmonic_mean(metrics[name].value or 0.0 for name in names)
