@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_unlearn.core.batch_norm import lone_rows_frozen
 from lightning_unlearn.core.checks import above, at_least, finite
 from lightning_unlearn.core.lightning import LightningModule, isolate_rng
 from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.relearning import RelearningCurve, attacked_copy, fine_tune
 from lightning_unlearn.core.rows import drawn_rows, row_loader
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
 from lightning_unlearn.core.seeds import SeedMetric
@@ -29,21 +26,6 @@ __all__ = [
     "anamnesis_index",
     "relearn_time",
 ]
-
-
-@dataclass(frozen=True)
-class RelearningCurve:
-    """A metric of the attacked model against the steps of the attack.
-
-    Args:
-        steps: Optimizer updates before each measurement, the first 0.
-        values: The metric at each measurement.
-        control: The curve of the control model, where there is one.
-    """
-
-    steps: list[int]
-    values: list[float]
-    control: RelearningCurve | None = None
 
 
 class RelearningAttack:
@@ -100,24 +82,31 @@ class RelearningAttack:
         self.metric, self.stop_at, self.score, self.seed = metric, stop_at, score, seed
 
     def __call__(
-        self, module: LightningModule, loader: Iterable[Batch], control: LightningModule | None = None
+        self,
+        module: LightningModule,
+        loader: Iterable[Batch],
+        control: LightningModule | None = None,
+        original: LightningModule | None = None,
     ) -> RelearningCurve:
-        """Attack a model, and the control model likewise.
+        """Attack a model, and the control and the original model likewise.
 
         Args:
             module: The unlearned model.
             loader: Batches of forget rows, read again for each epoch and each measurement.
             control: A model that never saw these rows, such as the retrained one.
+            original: The model before unlearning.
 
         Returns:
-            The curve of the unlearned model, with that of the control model.
+            The curve of the unlearned model, with those of the other two.
 
         Raises:
             ValueError: If the loader is empty, a loss is not finite, or ``rows`` is given for a loader whose rows can't
                 be chosen.
         """
-        of_control = None if control is None else RelearningCurve(*self._attack(control, loader))
-        return RelearningCurve(*self._attack(module, loader), of_control)
+        others = [
+            None if other is None else RelearningCurve(*self._attack(other, loader)) for other in (control, original)
+        ]
+        return RelearningCurve(*self._attack(module, loader), *others)
 
     def _trained_rows(self, loader: Iterable[Batch]) -> Iterable[Batch]:
         if self.rows is None:
@@ -129,26 +118,24 @@ class RelearningAttack:
 
     def _attack(self, module: LightningModule, loader: Iterable[Batch]) -> tuple[list[int], list[float]]:
         trained = self._trained_rows(loader)
-        with ExitStack() as stack:
-            for context in (isolate_rng(), torch.inference_mode(False), torch.enable_grad()):
-                stack.enter_context(context)
-            torch.manual_seed(self.seed)
-            model = copy.deepcopy(module)
-            stack.enter_context(lone_rows_frozen(model))
-            optimizer = self.optimizer([p for p in model.parameters() if p.requires_grad])
-            step, steps, values = 0, [0], [self._measure(model, loader)]
-            while not self._ends(step, values[-1]):
-                for batch in trained:
-                    model.train()
-                    optimizer.zero_grad()
-                    self.score(model, transferred(model, batch)).mean().backward()
-                    optimizer.step()
-                    step += 1
-                    if step % self.every_n_steps == 0 or step == self.max_steps:
-                        steps.append(step)
-                        values.append(self._measure(model, loader))
-                        if self._ends(step, values[-1]):
-                            break
+        steps: list[int] = []
+        values: list[float] = []
+        with attacked_copy(module, self.seed) as model:
+
+            def measured(step: int) -> bool:
+                if step % self.every_n_steps and step != self.max_steps:
+                    return False
+                steps.append(step)
+                values.append(self._measure(model, loader))
+                return self._ends(step, values[-1])
+
+            fine_tune(
+                model,
+                trained,
+                self.optimizer([p for p in model.parameters() if p.requires_grad]),
+                lambda copied, batch: self.score(copied, batch).mean(),
+                measured,
+            )
         return steps, values
 
     def _ends(self, step: int, value: float) -> bool:

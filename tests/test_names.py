@@ -15,6 +15,17 @@ from lightning_unlearn import functional
 PARTS = [import_module(f"lightning_unlearn.{part}") for part in lightning_unlearn._PARTS]
 ROOT_FUNCTIONS = {"keyed_generator", "keyed_seed", "kl_divergence", "length_normalised", "mixed_bits"}
 ROOT_FUNCTIONS |= {"auc", "delong", "sequence_nll", "token_mean", "token_nll", "tpr_at_fpr"}
+ROOT_FUNCTIONS |= {
+    "QUANTIZATION_SCHEMES",
+    "QuantizationScheme",
+    "Quantized",
+    "code_overlap",
+    "dequantize",
+    "quantize",
+    "round_weight",
+}
+ROOT_FUNCTIONS |= {"curve_area", "meta_robustness", "quantization_robustness", "recovery", "recovery_area"}
+ROOT_FUNCTIONS |= {"precision_usable", "recovery_ratio", "relearning_robustness", "self_recovery", "steps_to_recovery"}
 
 
 def functional_parts() -> list[ModuleType]:

@@ -8,6 +8,15 @@ from lightning_unlearn.functional.kl import kl_divergence
 from lightning_unlearn.functional.language import *
 from lightning_unlearn.functional.likelihood import length_normalised, sequence_nll, token_mean, token_nll
 from lightning_unlearn.functional.objectives import *
+from lightning_unlearn.functional.quantization import (
+    QUANTIZATION_SCHEMES,
+    QuantizationScheme,
+    Quantized,
+    code_overlap,
+    dequantize,
+    quantize,
+    round_weight,
+)
 from lightning_unlearn.functional.random import keyed_generator, keyed_seed, mixed_bits
 from lightning_unlearn.functional.roc import auc, delong, tpr_at_fpr
 from lightning_unlearn.functional.saliency import *
@@ -15,12 +24,44 @@ from lightning_unlearn.functional.saliency import *
 __all__ = [
     "auc",
     "delong",
+from lightning_unlearn.functional.robustness import (
+    curve_area,
+    meta_robustness,
+    precision_usable,
+    quantization_robustness,
+    recovery,
+    recovery_area,
+    recovery_ratio,
+    relearning_robustness,
+    self_recovery,
+    steps_to_recovery,
+)
+from lightning_unlearn.functional.saliency import *
+
+__all__ = [
+    "QUANTIZATION_SCHEMES",
+    "QuantizationScheme",
+    "Quantized",
+    "code_overlap",
+    "curve_area",
+    "dequantize",
     "keyed_generator",
     "keyed_seed",
     "kl_divergence",
     "length_normalised",
+    "meta_robustness",
     "mixed_bits",
+    "precision_usable",
+    "quantization_robustness",
+    "quantize",
+    "recovery",
+    "recovery_area",
+    "recovery_ratio",
+    "relearning_robustness",
+    "round_weight",
+    "self_recovery",
     "sequence_nll",
+    "steps_to_recovery",
     "token_mean",
     "token_nll",
     "tpr_at_fpr",

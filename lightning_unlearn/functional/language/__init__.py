@@ -19,6 +19,7 @@ from lightning_unlearn.functional.language.membership import (
     zlib_score,
 )
 from lightning_unlearn.functional.language.privacy import priv_leak, s_mia
+from lightning_unlearn.functional.language.activation_noise import relative_noise
 from lightning_unlearn.functional.language.rmu import control_vector, mean_norm, rmu_forget, rmu_retain
 from lightning_unlearn.functional.language.token_statistics import TokenStatistics, token_statistics
 from lightning_unlearn.functional.language.truth_ratio import truth_ratio, truth_ratio_score
@@ -54,3 +55,4 @@ __all__ = [
     "whp_logits",
     "zlib_score",
 ]
+__all__ = ["control_vector", "mean_norm", "relative_noise", "rmu_forget", "rmu_retain", "whp_labels", "whp_logits"]

@@ -1,2 +1,16 @@
+from .activation_noise import ActivationNoise as ActivationNoise
+from .activation_noise import NoiseCell as NoiseCell
+from .activation_noise import NoiseScores as NoiseScores
+from .activation_noise import choose_noise as choose_noise
 from .attack import Cost as Cost
 from .attack import LanguageAttack as LanguageAttack
+from .interpolation import InterpolationAttack as InterpolationAttack
+from .pruning import PruningAttack as PruningAttack
+from .quantization import QuantizationAttack as QuantizationAttack
+from .relearning import RELEARNING_RECIPES as RELEARNING_RECIPES
+from .relearning import LanguageRelearning as LanguageRelearning
+from .relearning import RelearningRecipe as RelearningRecipe
+from .relearning import RelearningTrace as RelearningTrace
+from .relearning import learning_rates as learning_rates
+from .relearning import relearning_curve as relearning_curve
+from .taught_rows import RelearningRows as RelearningRows

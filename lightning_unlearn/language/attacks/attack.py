@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.knowledge import Knowledge, Scorer
@@ -36,9 +36,9 @@ class LanguageAttack(ABC):
     A subclass supplies ``knowledge``, and its constructor's arguments are its settings.
     """
 
-    name: ClassVar[str]
+    name: str
     """Name in reports, such as ``"int4"``."""
-    gate: ClassVar[str | None] = None
+    gate: str | None = None
     """The gate of the verdict that it belongs to; ``None`` for evidence that does not enter the verdict."""
 
     @abstractmethod

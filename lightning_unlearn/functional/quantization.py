@@ -1,0 +1,226 @@
+"""Round-to-nearest quantisation of weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = [
+    "QUANTIZATION_SCHEMES",
+    "QuantizationScheme",
+    "Quantized",
+    "code_overlap",
+    "dequantize",
+    "quantize",
+    "round_weight",
+]
+
+_NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+    *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
+    *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+_FP4 = tuple(sign * value / 12 for sign in (1, -1) for value in (0, 0.0625, 8, 12, 4, 6, 2, 3))
+_CHUNK = 1 << 22  # weights whose codes are looked up together
+
+
+@dataclass(frozen=True)
+class QuantizationScheme:
+    r"""A grid of values that weights are rounded to.
+
+    Args:
+        kind: ``"symmetric"`` has codes $-h..h$ and the scale $\max|w| / h$. ``"asymmetric"`` has codes $0..h$, the
+            scale $(\max w - \min w) / h$ with 0 inside the range, and the zero point $-\min w / s$, rounded.
+            ``"codebook"`` has the values of a table, times $\max|w|$.
+        group: Weights that share a scale: so many neighbours along the input dimension, or all of an output row
+            (``None``). A codebook takes neighbours in row-major order, which cross rows.
+        high: Largest code $h$; of a codebook, unused.
+        low: Smallest code, where it is not the natural one.
+        values: Table of a codebook, in the order of its codes.
+        floor: Smallest scale; below it a group is rounded to zeros.
+    """
+
+    kind: Literal["symmetric", "asymmetric", "codebook"]
+    group: int | None = None
+    high: int = 7
+    low: int | None = None
+    values: tuple[float, ...] = ()
+    floor: float = 0.0
+
+
+QUANTIZATION_SCHEMES: dict[str, QuantizationScheme] = {
+    "int8": QuantizationScheme("symmetric", None, 127),
+    "int4": QuantizationScheme("symmetric", 64),
+    "int4_g128": QuantizationScheme("symmetric", 128),
+    "int4_g32": QuantizationScheme("symmetric", 32),
+    "int4_row": QuantizationScheme("symmetric", None),
+    "int4_durableun": QuantizationScheme("symmetric", None, 7, -8, floor=1e-8 / 7),
+    "int4_asym": QuantizationScheme("asymmetric", 64, 15),
+    "nf4": QuantizationScheme("codebook", 64, values=_NF4, floor=1e-38),
+    "fp4": QuantizationScheme("codebook", 64, values=_FP4, floor=1e-38),
+}
+"""Schemes by name.
+
+``int4`` has groups of 64; 128 is the habit of GPTQ and AWQ, 32 that of GGUF. ``int4_durableun`` is what the code that
+was released with DurableUn (arXiv:2605.02196) rounds to: its lowest code, -8, is never reached. ``nf4`` and ``fp4`` are
+those of bitsandbytes without its second quantisation, that of the scales.
+"""
+
+
+class Quantized(NamedTuple):
+    """A quantised weight.
+
+    Args:
+        codes: Codes in the shape of the weight, int8; the values of a codebook are numbered in its order.
+        scale: Scale of each group, shape ``(groups,)``, fp32.
+        zero: Zero point of each group, shape ``(groups,)``, fp32; ``None`` where the scheme has none.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None = None
+
+
+@torch.no_grad()
+def quantize(weight: Tensor, scheme: QuantizationScheme) -> Quantized:
+    """Codes and scales of a weight.
+
+    Args:
+        weight: Shape ``(out, in)``, any floating type; the arithmetic is that of fp32.
+        scheme: The grid. A last group may be short.
+
+    Raises:
+        TypeError: If the weight is not floating: it is quantised already.
+        ValueError: If a weight is NaN or infinite.
+
+    Example:
+        >>> weight = torch.tensor([[0.10, -0.25, 1.0, -1.27]])
+        >>> quantize(weight, QUANTIZATION_SCHEMES["int8"]).codes
+        tensor([[  10,  -25,  100, -127]], dtype=torch.int8)
+        >>> quantize(weight, QUANTIZATION_SCHEMES["nf4"]).codes
+        tensor([[ 8,  5, 14,  0]], dtype=torch.int8)
+    """
+    if not weight.is_floating_point():
+        raise TypeError(
+            f"A weight to quantise must be floating, but this one is {weight.dtype}: it is quantised already. Attack "
+            "the model in floating point, as it was before."
+        )
+    blocks = _blocks(weight.detach().float(), scheme)
+    scale, zero = _scales(blocks, scheme)
+    if not bool(torch.isfinite(scale).all()):
+        raise ValueError("A weight is NaN or infinite, so it can't be quantised. Has the model diverged?")
+    rows = max(1, _CHUNK // max(1, blocks.shape[1]))
+    parts = [
+        _codes(
+            part,
+            scale[i * rows : (i + 1) * rows, None],
+            None if zero is None else zero[i * rows :][: len(part)],
+            scheme,
+        )
+        for i, part in enumerate(blocks.split(rows))
+    ]
+    return Quantized(_whole(torch.cat(parts), weight.shape, scheme), scale, zero)
+
+
+@torch.no_grad()
+def dequantize(quantized: Quantized, scheme: QuantizationScheme) -> Tensor:
+    """The weight that codes stand for, fp32.
+
+    Example:
+        >>> weight = torch.tensor([[0.10, -0.25, 1.0, -1.27]])
+        >>> dequantize(quantize(weight, QUANTIZATION_SCHEMES["int4_row"]), QUANTIZATION_SCHEMES["int4_row"])
+        tensor([[ 0.1814, -0.1814,  1.0886, -1.2700]])
+    """
+    blocks = _blocks(quantized.codes, scheme)
+    if scheme.kind == "codebook":
+        values = torch.tensor(scheme.values, device=blocks.device)
+        rows = max(1, _CHUNK // max(1, blocks.shape[1]))
+        numbers = torch.cat([values[part.int()] for part in blocks.split(rows)])
+    else:
+        numbers = blocks.float()
+    if quantized.zero is not None:
+        numbers = numbers - quantized.zero[:, None]
+    return _whole(numbers.mul_(quantized.scale[:, None]), quantized.codes.shape, scheme)
+
+
+def round_weight(weight: Tensor, scheme: QuantizationScheme) -> Tensor:
+    """The weight rounded to the grid: quantised, dequantised in fp32, then cast to its own type.
+
+    Example:
+        >>> round_weight(torch.tensor([[0.10, -0.25, 1.0, -1.27]]), QUANTIZATION_SCHEMES["int4_row"])
+        tensor([[ 0.1814, -0.1814,  1.0886, -1.2700]])
+    """
+    return dequantize(quantize(weight, scheme), scheme).to(weight.dtype)
+
+
+def code_overlap(weight: Tensor, other: Tensor, scheme: QuantizationScheme) -> float:
+    """Share of the codes of a weight that are those of another one.
+
+    Where an unlearned model has the codes of the original, quantisation undoes the unlearning.
+
+    Args:
+        weight: Shape ``(out, in)``.
+        other: The same weight of the other model.
+        scheme: The grid.
+
+    Example:
+        >>> before, after = torch.tensor([[1.27, 0.50]]), torch.tensor([[1.27, 0.55]])
+        >>> (
+        ...     code_overlap(before, after, QUANTIZATION_SCHEMES["int4"]),
+        ...     code_overlap(before, after, QUANTIZATION_SCHEMES["int8"]),
+        ... )
+        (1.0, 0.5)
+
+    References:
+        Zhang et al., *Catastrophic Failure of LLM Unlearning via Quantization*, arXiv:2410.16454.
+    """
+    return float((quantize(weight, scheme).codes == quantize(other, scheme).codes).float().mean())
+
+
+def _blocks(weight: Tensor, scheme: QuantizationScheme) -> Tensor:
+    """One row a group; a short one is filled with zeros, which change neither a scale nor a zero point."""
+    if scheme.kind == "codebook":
+        flat, size = weight.reshape(-1), scheme.group or weight.shape[-1]
+        return F.pad(flat, (0, -len(flat) % size)).reshape(-1, size)
+    rows = weight.reshape(-1, weight.shape[-1])
+    size = scheme.group or rows.shape[1]
+    return F.pad(rows, (0, -rows.shape[1] % size)).reshape(-1, size)
+
+
+def _whole(blocks: Tensor, shape: torch.Size, scheme: QuantizationScheme) -> Tensor:
+    if scheme.kind == "codebook":
+        return blocks.reshape(-1)[: shape.numel()].view(shape)
+    rows = shape.numel() // shape[-1]
+    return blocks.reshape(rows, -1)[:, : shape[-1]].reshape(shape)
+
+
+def _scales(blocks: Tensor, scheme: QuantizationScheme) -> tuple[Tensor, Tensor | None]:
+    if scheme.kind == "asymmetric":
+        low, high = blocks.amin(1).clamp(max=0.0), blocks.amax(1).clamp(min=0.0)
+        scale = (high - low) / scheme.high
+        scale = torch.where(scale > scheme.floor, scale, 1.0 + 0 * scale)
+        return scale, torch.round(-low / scale)
+    largest = blocks.abs().amax(1)
+    if scheme.kind == "codebook":
+        return largest.clamp(min=scheme.floor), None
+    scale = (largest / scheme.high).clamp(min=scheme.floor)
+    return torch.where(scale > 0, scale, 1.0 + 0 * scale), None
+
+
+def _codes(blocks: Tensor, scale: Tensor, zero: Tensor | None, scheme: QuantizationScheme) -> Tensor:
+    if scheme.kind == "codebook":
+        # As many decision points as steps between the values: the midpoints. At one, the lower value wins.
+        order = sorted(set(scheme.values))
+        values = torch.tensor(order, device=blocks.device)
+        points = (values[1:] + values[:-1]) / 2
+        places = torch.bucketize((blocks / scale).clamp(-1, 1), points, out_int32=True)
+        numbers = torch.tensor([scheme.values.index(value) for value in order], dtype=torch.int8, device=blocks.device)
+        return numbers[places]
+    codes = torch.round(blocks / scale)
+    if zero is not None:
+        return (codes + zero[:, None]).clamp(0, scheme.high).to(torch.int8)
+    return codes.clamp(-scheme.high if scheme.low is None else scheme.low, scheme.high).to(torch.int8)

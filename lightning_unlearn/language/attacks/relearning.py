@@ -1,0 +1,349 @@
+"""Relearning attack on language models: fine-tuning on a few rows, scored on others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_unlearn.core.checks import above, at_least, between, one_of
+from lightning_unlearn.core.lightning import isolate_rng
+from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.relearning import RelearningCurve, attacked_copy, fine_tune
+from lightning_unlearn.core.scores import causal_lm_nll
+from lightning_unlearn.core.transfer import transferred
+from lightning_unlearn.functional.likelihood import IGNORE_INDEX
+from lightning_unlearn.functional.random import keyed_generator
+from lightning_unlearn.language.adapters import lora_config
+from lightning_unlearn.language.attacks.attack import Cost, LanguageAttack
+from lightning_unlearn.language.attacks.swapping import check_whole, merged
+from lightning_unlearn.language.attacks.token_batches import token_rows
+from lightning_unlearn.language.causal_lm import LitCausalLM
+from lightning_unlearn.language.data.token_rows import TokenRows, collate_tokens
+from lightning_unlearn.language.knowledge import Knowledge, Scorer
+from lightning_unlearn.language.probes import Probe
+
+__all__ = [
+    "RELEARNING_RECIPES",
+    "LanguageRelearning",
+    "RelearningRecipe",
+    "RelearningTrace",
+    "learning_rates",
+    "relearning_curve",
+]
+
+RelearningKind = Literal["in_domain", "form", "far"]
+
+_GATES = {"in_domain": "relearning", "form": "relearning_out_of_domain", "far": "relearning_out_of_domain"}
+
+
+@dataclass(frozen=True)
+class RelearningRecipe:
+    """Settings of the fine-tuning in a relearning attack, by AdamW with a constant learning rate.
+
+    Args:
+        lr: Learning rate; `learning_rates` gives those to try.
+        steps: Updates before each measurement, ascending from 0. The last one counts, fixed in advance.
+        epochs: Passes over the taught rows, in place of ``steps``; measured after each.
+        batch_size: Rows an update.
+        weight_decay: Decoupled weight decay.
+        warmup: Share of the updates over which the learning rate rises from 0; at least one update, unless 0.
+        clip: Largest norm of the gradient; ``None`` leaves it as it is.
+        max_length: Longest row in tokens; it is cut there.
+        rows: Taught rows at most, the first of those given.
+        scores_taught: Whether the taught rows are scored too. Some published recipes teach all forget rows and score
+            the same ones: that measures teaching, and enters no verdict.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    lr: float = 1e-5
+    steps: tuple[int, ...] = (0, 1, 2, 5, 10, 20)
+    epochs: int | None = None
+    batch_size: int = 4
+    weight_decay: float = 0.0
+    warmup: float = 0.0
+    clip: float | None = 1.0
+    max_length: int = 512
+    rows: int | None = None
+    scores_taught: bool = False
+
+    def __post_init__(self) -> None:
+        above("lr", self.lr, 0)
+        at_least("batch_size", self.batch_size, 1)
+        at_least("max_length", self.max_length, 2)
+        between("warmup", self.warmup, 0, 1)
+        if self.epochs is not None:
+            at_least("epochs", self.epochs, 1)
+        steps = tuple(self.steps)
+        if steps[:1] != (0,) or len(steps) < 2 or list(steps) != sorted(set(steps)):
+            raise ValueError(f"steps must ascend from 0 to at least one update, but got {steps}.")
+
+    def measured(self, rows: int) -> tuple[int, ...]:
+        """Updates before each measurement, with so many taught rows."""
+        if self.epochs is None:
+            return tuple(self.steps)
+        per_epoch = math.ceil(rows / self.batch_size)
+        return tuple(per_epoch * epoch for epoch in range(self.epochs + 1))
+
+    def factor(self, step: int, total: int) -> float:
+        """Share of the learning rate at an update, of so many."""
+        warmup = max(1, int(self.warmup * total)) if self.warmup else 0
+        return step / warmup if step < warmup else 1.0
+
+
+RELEARNING_RECIPES: dict[str, RelearningRecipe] = {
+    "default": RelearningRecipe(),
+    "full": RelearningRecipe(steps=(0, 1, 2, 5, 10, 20, 50, 100)),
+    "unlearn_smooth_wmdp": RelearningRecipe(steps=(0, 5, 10, 15), warmup=0.1, rows=60),
+    "unlearn_smooth_muse_news": RelearningRecipe(steps=(0, 100, 125, 150), max_length=2048, scores_taught=True),
+    "unlearn_smooth_muse_books": RelearningRecipe(steps=(0, 50, 75, 100), max_length=2048, scores_taught=True),
+    "rtt": RelearningRecipe(lr=5e-6, epochs=6),
+    "open_unlearning_tofu": RelearningRecipe(lr=2e-5, epochs=1, batch_size=32, scores_taught=True),
+}
+"""Recipes by name.
+
+The last five are published: those of Unlearn-Smooth (arXiv:2502.05374) for WMDP and MUSE; that of Deeb and Roger
+(arXiv:2410.08827), whose learning rates are 1e-7 to 5e-6 by factors of 2, here the largest; and open-unlearning's for
+TOFU. Where a publication trains weights of half precision, these train fp32 copies: at such learning rates, most
+updates of bf16 weights round to nothing.
+"""
+
+
+@dataclass(frozen=True)
+class RelearningTrace:
+    """What one model knows in the course of a relearning attack.
+
+    Args:
+        steps: Updates before each measurement.
+        knowledge: What the model knows of the scored rows at each.
+        taught_loss: Mean negative log-likelihood per token of the taught rows at each, in nats: whether the model has
+            learned what it was taught.
+        tokens: Supervised tokens that were taught, counted each time.
+    """
+
+    steps: list[int]
+    knowledge: list[Knowledge]
+    taught_loss: list[float]
+    tokens: int
+
+    def values(self, score: Literal["strength", "matched"] = "strength") -> list[float]:
+        """Mean score of the rows at each measurement.
+
+        Raises:
+            ValueError: If the scorer did not measure it.
+        """
+        scores = [getattr(part, one_of("score", score, ("strength", "matched"))) for part in self.knowledge]
+        if any(part is None for part in scores):
+            raise ValueError(f"The scorer measured no {score}. Choose the other score.")
+        return [float(part.mean()) for part in scores]
+
+
+def relearning_curve(
+    unlearned: RelearningTrace,
+    control: RelearningTrace,
+    original: RelearningTrace,
+    score: Literal["strength", "matched"] = "strength",
+) -> RelearningCurve:
+    """Mean scores of three models that were attacked alike, with their recovered share and area as methods.
+
+    Args:
+        unlearned: Trace of the unlearned model.
+        control: Trace of a model that never saw the rows.
+        original: Trace of the model before unlearning.
+        score: Which score.
+    """
+    others = (RelearningCurve(trace.steps, trace.values(score)) for trace in (control, original))
+    return RelearningCurve(unlearned.steps, unlearned.values(score), *others)
+
+
+def learning_rates(module: LitCausalLM, lora: bool = False) -> tuple[float, ...]:
+    """Learning rates to attack with; the one at which most comes back counts.
+
+    Args:
+        module: The attacked model.
+        lora: Whether the attack trains adapters.
+
+    Returns:
+        1e-5, also 5e-5 below a billion parameters, and 2e-4 for adapters alone.
+    """
+    if lora:
+        return (2e-4,)
+    small = sum(p.numel() for p in module.model.parameters()) < 1_000_000_000
+    return (1e-5, 5e-5) if small else (1e-5,)
+
+
+class LanguageRelearning(LanguageAttack):
+    """Fine-tunes a copy of a model on a few rows, and measures what it then knows of others.
+
+    The unlearned, the control and the original model are taught the same rows in the same order. Rows that are taught
+    are never scored: any model learns those. The copy has fp32 weights, all of which train, and no dropout; adapters
+    are merged first. Copy, gradients and optimizer take 16 bytes a parameter.
+
+    Args:
+        taught: Rows to teach, such as [`RelearningRows`][lightning_unlearn.language.attacks.RelearningRows] chooses.
+        kind: ``"in_domain"``: forget rows. ``"form"``: rows of the same form about a subject that no model was trained
+            on. ``"far"``: unrelated text. The last two need no forget row.
+        recipe: Settings of the fine-tuning, or the name of one of ``RELEARNING_RECIPES``.
+        lora: Train new adapters in place of the weights: fields of ``peft.LoraConfig`` such as
+            ``{"r": 8, "target_modules": "all-linear"}``.
+        seed: Seed of the order of the rows.
+
+    Raises:
+        ValueError: If there is no row to teach, or an argument is none of its choices.
+
+    Example:
+        >>> LanguageRelearning([Probe(0, "Who?", "Ada.")]).name
+        'relearn_in_domain_1e-05'
+
+    References:
+        Lynch et al., *Eight Methods to Evaluate Robust Unlearning in LLMs*, arXiv:2402.16835.
+        Deeb and Roger, *Do Unlearning Methods Remove Information from Language Model Weights?*, arXiv:2410.08827.
+        Fan et al., *Towards LLM Unlearning Resilient to Relearning Attacks*, arXiv:2502.05374.
+    """
+
+    def __init__(
+        self,
+        taught: Sequence[Probe],
+        kind: RelearningKind = "in_domain",
+        recipe: RelearningRecipe | str = "default",
+        lora: dict[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(recipe, str):
+            recipe = RELEARNING_RECIPES[one_of("recipe", recipe, tuple(RELEARNING_RECIPES))]
+        self.recipe, self.kind, self.seed = recipe, one_of("kind", kind, RelearningKind), seed
+        self.taught = list(taught)[: recipe.rows]
+        if not self.taught:
+            raise ValueError("There is no row to teach. Give at least one.")
+        self.lora = lora
+        self.name = f"relearn_{kind}_{recipe.lr:g}" + ("_lora" if lora is not None else "")
+        self.gate = None if recipe.scores_taught else _GATES[kind]
+
+    @property
+    def measured(self) -> tuple[int, ...]:
+        """Updates before each measurement."""
+        return self.recipe.measured(len(self.taught))
+
+    def held_out(self, probes: Sequence[Probe]) -> list[Probe]:
+        """The probes that are scored: those that are not taught.
+
+        Raises:
+            ValueError: If none is left.
+        """
+        if self.kind != "in_domain" or self.recipe.scores_taught:
+            return list(probes)
+        known = {_content(probe) for probe in self.taught}
+        left = [probe for probe in probes if _content(probe) not in known]
+        if not left:
+            raise ValueError("All probes are taught, and a taught row says nothing. Teach some and score the others.")
+        return left
+
+    def knowledge(self, module: LitCausalLM, probes: Sequence[Probe], scorer: Scorer) -> Knowledge:
+        """What the attacked copy knows of the probes that it was not taught, after the last update."""
+        return self._attacked(module, probes, scorer, self.measured[-1:]).knowledge[-1]
+
+    def trace(self, module: LitCausalLM, probes: Sequence[Probe], scorer: Scorer) -> RelearningTrace:
+        """What it knows at every measurement of the recipe; the last one is what ``knowledge`` gives.
+
+        Args:
+            module: The model.
+            probes: Questions to the forget rows; those that are taught are left out.
+            scorer: Measures a model.
+
+        Raises:
+            TypeError: If weights are quantised.
+            ValueError: If no probe is left, weights are sharded, or the model diverges.
+        """
+        return self._attacked(module, probes, scorer, self.measured)
+
+    def cost(self, rows: int) -> Cost:
+        """The updates, and one measurement."""
+        return Cost(passes=1, generations=1, steps=self.measured[-1])
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments, with the numbers of the taught rows."""
+        taught = [probe.row for probe in self.taught]
+        return {"kind": self.kind, "taught": taught, **asdict(self.recipe), "lora": self.lora, "seed": self.seed}
+
+    def _attacked(
+        self, module: LitCausalLM, probes: Sequence[Probe], scorer: Scorer, measured: Sequence[int]
+    ) -> RelearningTrace:
+        scored = self.held_out(probes)
+        trace, last, recipe = RelearningTrace([], [], [], 0), self.measured[-1], self.recipe
+        rows = TokenRows(token_rows(module, self.taught, recipe.max_length))
+        order = _Order(rows, recipe.batch_size, self.seed)
+        with merged(module), attacked_copy(module, self.seed) as model:
+            assert isinstance(model, LitCausalLM)
+            trained = self._trained(model)
+
+            def ends(step: int) -> bool:
+                if step in measured:
+                    trace.steps.append(step)
+                    with isolate_rng(), evaluating(model):
+                        trace.taught_loss.append(_mean_loss(model, order))
+                        trace.knowledge.append(scorer(model, scored))
+                return step == last
+
+            optimizer = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=recipe.weight_decay)
+            rates = partial(recipe.factor, total=last)
+            fine_tune(model, order, optimizer, _loss, ends, rates, recipe.clip, dropout=False)
+        return RelearningTrace(trace.steps, trace.knowledge, trace.taught_loss, order.tokens)
+
+    def _trained(self, model: LitCausalLM) -> list[torch.nn.Parameter]:
+        """The weights of the copy that train."""
+        check_whole(model.model)
+        model.float()
+        model.requires_grad_(True)
+        if self.lora is not None:
+            from peft import get_peft_model
+
+            model.model = get_peft_model(model.model, lora_config(self.lora))
+        return [p for p in model.parameters() if p.requires_grad]
+
+
+class _Order:
+    """Batches of the taught rows, in an order of its own in each epoch; the same for every model."""
+
+    def __init__(self, rows: TokenRows, batch_size: int, seed: int) -> None:
+        self.rows, self.batch_size, self.seed, self.epoch, self.tokens = rows, batch_size, seed, 0, 0
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        order = torch.randperm(len(self.rows), generator=keyed_generator(self.seed, self.epoch)).tolist()
+        self.epoch += 1
+        for batch in self.batches(order):
+            self.tokens += int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+            yield batch
+
+    def batches(self, order: Sequence[int]) -> Iterator[dict[str, Tensor]]:
+        """The rows of some numbers, in batches."""
+        for first in range(0, len(order), self.batch_size):
+            yield collate_tokens([self.rows[i] for i in order[first : first + self.batch_size]])
+
+
+def _loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Mean negative log-likelihood of the supervised tokens of a batch."""
+    predictions = causal_lm_nll.predictions(model, batch)
+    return predictions.nll().sum() / predictions.length().sum()
+
+
+def _mean_loss(model: LitCausalLM, order: _Order) -> float:
+    total, count = 0.0, 0
+    for batch in order.batches(range(len(order.rows))):
+        predictions = causal_lm_nll.predictions(model, transferred(model, batch))
+        total, count = total + float(predictions.nll().sum()), count + len(predictions.rows)
+    if not math.isfinite(total):
+        raise ValueError(
+            "The loss of the taught rows is not finite: the attacked copy diverged. Lower the learning rate."
+        )
+    return total / count
+
+
+def _content(probe: Probe) -> tuple[str, str]:
+    return str(probe.question), probe.answer
