@@ -31,14 +31,26 @@ def without_gradients() -> Iterator[None]:
 @contextmanager
 def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
     """Run with every submodule in evaluation mode, then restore each submodule's own mode."""
-    training = [child for module in modules for child in module.modules() if child.training]
+    children = [child for module in modules for child in module.modules()]
+    training = [child for child in children if child.training]
     try:
-        for module in modules:
-            module.eval()
+        if all(type(child).train is nn.Module.train and type(child).eval is nn.Module.eval for child in children):
+            _set_training(training, False)
+        else:
+            for module in modules:
+                module.eval()
         yield
     finally:
-        for child in training:
-            child.training = True
+        _set_training(training, True)
+
+
+def _set_training(modules: list[nn.Module], mode: bool) -> None:
+    """What ``train(mode)`` does to each of them, without the checks of ``nn.Module.__setattr__``."""
+    for module in modules:
+        if "training" in vars(module):
+            vars(module)["training"] = mode
+        else:  # a ScriptModule
+            module.training = mode
 
 
 @contextmanager

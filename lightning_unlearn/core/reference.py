@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -72,14 +73,16 @@ class SnapshotReference:
             with module.reference_weights(), evaluating(module):  # type: ignore[operator]
                 yield
             return
-        gone = self.values.keys() - dict(module.named_parameters()).keys() - dict(module.named_buffers()).keys()
+        reshard(module)
+        tensors = _named_tensors(module)
+        gone = self.values.keys() - tensors.keys()
         if gone:
             raise MisconfigurationException(
                 f"{len(gone)} weights of the starting model, such as {min(gone)!r}, have other names in the module by "
                 "now, as torch.nn.utils.prune and parametrizations give them in the midst of a run. Change the module "
                 "before fit, or use reference='cache', which needs no starting weights."
             )
-        with exchanged(module, self.values), evaluating(module):
+        with exchanged(module, self.values, tensors), evaluating(module):
             yield
 
     def follow(self, module: nn.Module) -> None:
@@ -119,10 +122,16 @@ class SnapshotReference:
 
 
 @torch.no_grad()
-def exchange(module: nn.Module, values: dict[str, Tensor]) -> None:
-    """Exchange the module's weights with stored ones of the same names; a second call puts them back."""
+def exchange(module: nn.Module, values: dict[str, Tensor], tensors: Mapping[str, Tensor] | None = None) -> None:
+    """Exchange the module's weights with stored ones of the same names; a second call puts them back.
+
+    Args:
+        module: The module.
+        values: The stored values.
+        tensors: The weights and buffers of the module, where the caller has them; to list them takes time.
+    """
     reshard(module)
-    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    tensors = _named_tensors(module) if tensors is None else tensors
     for name, stored in values.items():
         tensor = tensors[name]
         if isinstance(tensor, DTensor):  # FSDP2 keeps its own pointers to the shard, so the values have to move
@@ -135,20 +144,38 @@ def exchange(module: nn.Module, values: dict[str, Tensor]) -> None:
 
 
 @contextmanager
-def exchanged(module: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
-    """Run with other weights of the same names, then put the module's own back."""
-    exchange(module, values)
+def exchanged(
+    module: nn.Module, values: dict[str, Tensor], tensors: Mapping[str, Tensor] | None = None
+) -> Iterator[None]:
+    """Run with other weights of the same names, then put the module's own back; arguments are those of `exchange`."""
+    if tensors is None:
+        reshard(module)
+        tensors = _named_tensors(module)
+    exchange(module, values, tensors)
     try:
         yield
     finally:
-        exchange(module, values)
+        exchange(module, values, tensors)
 
 
 def reshard(module: nn.Module) -> None:
     """Let go of gathered weights before the shards change: FSDP2 keeps the root's, and would use them again."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
     for child in module.modules():
         if isinstance(child, FSDPModule):
             child.reshard()
+
+
+def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """All weights and buffers by name, in one walk through the module."""
+    return {
+        f"{path}.{name}" if path else name: tensor
+        for path, child in module.named_modules()
+        for tensors in (child._parameters, child._buffers)
+        for name, tensor in tensors.items()
+        if tensor is not None
+    }
 
 
 def _movable(module: nn.Module) -> dict[str, Tensor]:

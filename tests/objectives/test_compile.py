@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 from lightning_unlearn import LitCausalLM
 from tests.tiny_runs import CASES, LORA, Run, fit, rows_of
 
-# Tracing takes seconds. These have each kind of pass: of two, three and one role, with a snapshot, with hooks, and with
-# a loss of their own; all others are slow tests.
-QUICK = ("AltPO", "GradDiff-layer", "KTO", "NPO-snapshot-kl", "RMU", "SatImp", "SimNPO", "UNDIAL")
+# Tracing takes seconds. These have each kind of pass: of two, three and one role, with a snapshot, and with hooks; all
+# others are slow tests.
+QUICK = ("AltPO", "GradDiff-layer", "KTO", "NPO-snapshot-kl", "SimNPO", "UNDIAL")
 every_objective = pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES]
 )
