@@ -36,7 +36,6 @@ from lightning_unlearn.functional.robustness import (
     self_recovery,
     steps_to_recovery,
 )
-from lightning_unlearn.functional.saliency import *
 
 __all__ = [
     "QUANTIZATION_SCHEMES",

@@ -1,5 +1,6 @@
 """Losses on a language model's hidden states, and formulas of its evaluation."""
 
+from lightning_unlearn.functional.language.activation_noise import relative_noise
 from lightning_unlearn.functional.language.depth_score import depth_score
 from lightning_unlearn.functional.language.extraction import answer_probability, exact_memorization, extraction_strength
 from lightning_unlearn.functional.language.leak import (
@@ -19,7 +20,6 @@ from lightning_unlearn.functional.language.membership import (
     zlib_score,
 )
 from lightning_unlearn.functional.language.privacy import priv_leak, s_mia
-from lightning_unlearn.functional.language.activation_noise import relative_noise
 from lightning_unlearn.functional.language.rmu import control_vector, mean_norm, rmu_forget, rmu_retain
 from lightning_unlearn.functional.language.token_statistics import TokenStatistics, token_statistics
 from lightning_unlearn.functional.language.truth_ratio import truth_ratio, truth_ratio_score
@@ -44,6 +44,7 @@ __all__ = [
     "min_k_plus_plus",
     "priv_leak",
     "reference_score",
+    "relative_noise",
     "rmu_forget",
     "rmu_retain",
     "s_mia",
@@ -55,4 +56,3 @@ __all__ = [
     "whp_logits",
     "zlib_score",
 ]
-__all__ = ["control_vector", "mean_norm", "relative_noise", "rmu_forget", "rmu_retain", "whp_labels", "whp_logits"]
