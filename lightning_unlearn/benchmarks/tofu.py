@@ -211,6 +211,7 @@ def bench_tofu(
     tuning_seed: int = 0,
     learn_epochs: int = 8,
     epochs: int = 5,
+    max_new_tokens: int = 64,
     precision: str = "bf16-mixed",
     threads: int = 1,
     workers: int = 2,
@@ -237,6 +238,7 @@ def bench_tofu(
         tuning_seed: Seed that settings are chosen on.
         learn_epochs: Passes over the rows to train a model that knows them.
         epochs: Passes over the forget rows to unlearn.
+        max_new_tokens: Longest generated answer; the published evaluation takes 200.
         precision: Precision of the Trainer.
         threads: Threads of a run.
         workers: Runs at a time; 0 runs in this process.
@@ -250,7 +252,13 @@ def bench_tofu(
         ValueError: If an entry is unknown, a number out of range or a seed used twice.
     """
     chosen = select("entries", entries, {entry.name: entry for entry in TOFU})
-    arguments = {"path": str(Path(path).resolve()), "retained": retained, "forgotten": forgotten, "measured": measured}
+    arguments: dict[str, Any] = {
+        "path": str(Path(path).resolve()),
+        "retained": retained,
+        "forgotten": forgotten,
+        "measured": measured,
+        "max_new_tokens": max_new_tokens,
+    }
     files = TOFUBenchmark(**arguments).files()
     return bench_language(
         {"class_path": "lightning_unlearn.benchmarks.tofu.TOFUBenchmark", "init_args": arguments},

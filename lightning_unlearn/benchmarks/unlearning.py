@@ -48,6 +48,8 @@ class LanguageBenchmark(ABC):
 
     name: ClassVar[str]
     """Name of the benchmark, and of the files that are written."""
+    max_new_tokens: int
+    """Longest generated answer."""
 
     @abstractmethod
     def rows(self) -> Rows:
@@ -234,8 +236,10 @@ def unlearn(cell: RunCell, folder: Path) -> Outcome:
 
 def _attacked(benchmark: LanguageBenchmark, module: LitCausalLM) -> dict[str, Any]:
     """What the model knows of each probe as it is and under each attack, and the curves of relearning."""
-    scorer, probes = KnowledgeScorer(), benchmark.probes()
-    known, curves = {"none": _scores(scorer(module, probes))}, {}
+    scorer = KnowledgeScorer(max_new_tokens=benchmark.max_new_tokens)
+    probes = benchmark.probes()
+    known = {"none": _scores(scorer(module, probes))}
+    curves: dict[str, dict[str, list[Any]]] = {}
     for name, (attack, scored) in benchmark.attacks().items():
         if isinstance(attack, LanguageRelearning):
             trace = attack.trace(module, scored, _strength)

@@ -23,6 +23,7 @@ commands:
   demo-diffusion
                let a small diffusion model forget a style, attack it, and write a report
   bench-facts  compare objectives, masks and optimizers on the demo's facts
+  bench-tofu   teach a model fictitious authors, and compare the methods that let it forget some with retraining
   bench-classification
                compare the methods on small classifiers with retraining
   bench-erasure
@@ -46,6 +47,7 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "demo": "lightning_unlearn.demos.language:demo",
     "demo-diffusion": "lightning_unlearn.demos.diffusion:demo_diffusion",
     "bench-facts": "lightning_unlearn.benchmarks.facts:bench_facts",
+    "bench-tofu": "lightning_unlearn.benchmarks.tofu:bench_tofu",
     "bench-classification": "lightning_unlearn.benchmarks.classification:bench_classification",
     "bench-erasure": "lightning_unlearn.benchmarks.erasure:bench_erasure",
     "attack": "lightning_unlearn.cli.attack:attack",

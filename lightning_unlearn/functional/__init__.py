@@ -18,12 +18,6 @@ from lightning_unlearn.functional.quantization import (
     round_weight,
 )
 from lightning_unlearn.functional.random import keyed_generator, keyed_seed, mixed_bits
-from lightning_unlearn.functional.roc import auc, delong, tpr_at_fpr
-from lightning_unlearn.functional.saliency import *
-
-__all__ = [
-    "auc",
-    "delong",
 from lightning_unlearn.functional.robustness import (
     curve_area,
     meta_robustness,
@@ -36,13 +30,17 @@ from lightning_unlearn.functional.robustness import (
     self_recovery,
     steps_to_recovery,
 )
+from lightning_unlearn.functional.roc import auc, delong, tpr_at_fpr
+from lightning_unlearn.functional.saliency import *
 
 __all__ = [
     "QUANTIZATION_SCHEMES",
     "QuantizationScheme",
     "Quantized",
+    "auc",
     "code_overlap",
     "curve_area",
+    "delong",
     "dequantize",
     "keyed_generator",
     "keyed_seed",

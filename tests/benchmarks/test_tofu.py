@@ -88,7 +88,7 @@ def test_from_the_targets_to_the_table_and_nothing_twice(
     arguments: dict[str, Any] = {
         "path": str(folder), "output_dir": str(tmp_path), "model": str(tiny_lm), "retained": 2, "forgotten": 1,
         "measured": 4, "entries": ["GradDiff"], "seeds": (1,), "learn_epochs": 2, "epochs": 1, "precision": "32-true",
-        "workers": 0,
+        "workers": 0, "max_new_tokens": 2,
     }  # fmt: skip
     record = bench_tofu(**arguments)
     anchors = record["anchors"]
