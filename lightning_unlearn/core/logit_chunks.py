@@ -63,7 +63,7 @@ class ChunkedLogits:
 
 
 def _read_returned(logits: Tensor, places: Places, read: Read) -> None:
-    rows, columns = places
+    rows, columns = (part.to(logits.device) for part in places)
     size = _positions(logits.shape[-1], logits.device)
     for start in range(0, len(rows), size):
         part = slice(start, min(start + size, len(rows)))
@@ -138,7 +138,7 @@ class _Tail:
         def enter_head(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
             if self.chunk is not None:
                 return (self.chunk, *args[1:])
-            rows, columns = places
+            rows, columns = (part.to(args[0].device) for part in places)
             hidden = args[0][rows, columns]
             if not self._can_run_alone():
                 return (hidden, *args[1:])
@@ -203,7 +203,7 @@ class _Tail:
 @contextmanager
 def _returning(part: nn.Module, output: Any) -> Iterator[None]:
     own = vars(part).get("forward")
-    part.forward = lambda *_, **__: output  # type: ignore[method-assign]
+    part.forward = lambda *_, **__: output
     try:
         yield
     finally:

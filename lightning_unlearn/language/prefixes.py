@@ -94,6 +94,7 @@ def prefix_model(module: nn.Module, longest: int) -> PrefixModel | None:
 
     plain = isinstance(module, LitCausalLM) and type(module).forward is LitCausalLM.forward
     model: Any = module.model if plain else module
+    model = getattr(model, "_orig_mod", model)  # of a compiled one
     base = model.get_base_model() if is_peft_model(model) else model
     if not isinstance(base, PreTrainedModel) or base.config.is_encoder_decoder:
         return None

@@ -133,7 +133,8 @@ def token_stats(
         )
     if not scored:
         return result
-    with evaluating(module):
+    # A compiled model would not see the hooks, or be compiled anew for every number of tokens.
+    with evaluating(module), torch.compiler.set_stance("force_eager"):
         records, result.tokens = _Reader(module, scored, max_tokens, batch_size, share_prefixes).read()
     result.row_tokens = sum(len(row.tokens.prompt) + len(row.tokens.answer) for row in scored)
     result += _named(scored, records, _ends_and_tokenizer(module, prompt_format))
@@ -303,7 +304,7 @@ class _Reader:
 
         def keep(logits: Tensor, part: slice) -> None:
             with torch.autocast(logits.device.type, enabled=False):
-                parts[part.start] = token_statistics(logits, labels[part])
+                parts[part.start] = token_statistics(logits, labels[part].to(logits.device))
 
         chunks(run, places, keep)
         ordered = [parts[begin] for begin in sorted(parts)]

@@ -182,6 +182,20 @@ def test_adapters_and_their_modes_are_left_as_they_were() -> None:
     assert found.tokens < token_stats(model, rows, share_prefixes=False).tokens
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_of_a_compiled_model_the_head_sees_answer_tokens_only(in_place: bool) -> None:
+    model, rows, counts = family("llama"), items(answers=1), []
+    before = token_stats(model, rows)
+    handle = model.lm_head.register_forward_hook(lambda _, __, logits: counts.append(logits.numel() // VOCABULARY))
+    if in_place:
+        model.compile(backend="eager")
+    found = token_stats(model if in_place else torch.compile(model, backend="eager"), rows)
+    handle.remove()
+    assert sum(counts) == sum(map(len, found)) + len(counts) / 2  # and one position of each batch, to compare
+    for part, other in zip(found, before, strict=True):
+        torch.testing.assert_close(part.log_prob, other.log_prob, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["prompt", "prefix"])
 def test_virtual_tokens_before_a_sequence_are_no_part_of_it(kind: str) -> None:
     from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
