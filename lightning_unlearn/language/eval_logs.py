@@ -236,8 +236,9 @@ def _tofu_set(name: str, options: bool, columns: Mapping[str, Mapping[str, Any]]
 
     def losses(average: str, total: str, tokens: str) -> LoggedMetric:
         means = torch.tensor(listed(average), dtype=torch.float64)
-        table = {"prob": (-means).exp(), "avg_loss": means, "loss": listed(total), "tokens": listed(tokens)}
-        return logged_rows(table, index, float((-means).exp().mean()))
+        kept = {"prob": (-means).exp().tolist(), "avg_loss": means.tolist()}
+        kept |= {"loss": listed(total), "tokens": listed(tokens)}
+        return logged_rows(kept, index, float((-means).exp().mean()))
 
     texts = [dict(zip(("input", "generation", "ground_truth"), row, strict=True)) for row in listed("generated_text")]
     rouge = {kind: listed(kind) for kind in ("rouge1_recall", "rougeL_recall")}

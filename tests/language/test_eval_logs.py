@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from examples.tofu_logs import main
 from lightning_unlearn.language.eval_log_checks import rederive
 from lightning_unlearn.language.eval_logs import EvalLog, LoggedMetric, logged_rows, read_eval_log, write_eval_log
-
-ROOT = Path(__file__).parents[2]
 
 VASQUEZ = (
     "The author in question is Jaime Vasquez, an esteemed LGBTQ+ writer who hails from Santiago, Chile and specializes "
@@ -124,14 +122,18 @@ def test_the_arithmetic_variant_is_another_number(tofu_log: Path) -> None:
     assert found.derived > rederive(log)["forget_truth_ratio"].derived
 
 
-def test_the_script_prints_every_number(tofu_log: Path) -> None:
+def test_the_script_prints_every_number(
+    tofu_log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("rouge_score")
     pytest.importorskip("scipy")
-    command = [sys.executable, str(ROOT / "examples/tofu_logs.py"), str(tofu_log), "--retain", str(tofu_log)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line}
-    assert {"model_utility", "wf_Truth_Ratio", "retain_Q_A_ROUGE", "largest"} <= set(lines)
+    monkeypatch.setattr(sys, "argv", ["tofu_logs.py", str(tofu_log), "--retain", str(tofu_log)])
+    main()
+    printed = capsys.readouterr().out
+    lines = {line.split()[0]: line.split() for line in reversed(printed.splitlines()) if line}
+    assert lines["forget_quality"][1:] == ["-", "1", "-", "-"]
+    assert {"model_utility", "wf_Truth_Ratio", "retain_Q_A_ROUGE"} <= set(lines)
+    assert "largest difference of a number of a set" in printed
 
 
 def test_a_membership_attack_and_the_leakage_against_a_retrained_model() -> None:

@@ -20,6 +20,8 @@ from .membership import MembershipResult as MembershipResult
 from .membership import TruePositiveRate as TruePositiveRate
 from .membership import membership_inference as membership_inference
 from .membership import nonmember_share as nonmember_share
+from .memorization import ExactMemorization as ExactMemorization
+from .memorization import ExtractionStrength as ExtractionStrength
 from .model_utility import MODEL_UTILITY as MODEL_UTILITY
 from .model_utility import ModelUtility as ModelUtility
 from .model_utility import harmonic_mean as harmonic_mean

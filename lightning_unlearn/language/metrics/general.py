@@ -138,11 +138,8 @@ def _as_it_was(module: LitCausalLM) -> Iterator[None]:
     """Put back what the harness changes in a model and a tokenizer."""
     model, tokenizer = module.model, module.tokenizer
     padding = {name: getattr(tokenizer, name, None) for name in ("padding_side", "truncation_side", "pad_token")}
-    configs = [
-        (config, config.use_cache)
-        for config in (getattr(model, "config", None), getattr(model, "generation_config", None))
-        if hasattr(config, "use_cache")
-    ]
+    owned: list[Any] = [getattr(model, name, None) for name in ("config", "generation_config")]
+    configs = [(config, config.use_cache) for config in owned if hasattr(config, "use_cache")]
     # The harness ties weights anew, and a head that was untied on purpose would be lost.
     model.__dict__["tie_weights"] = lambda *_, **__: None
     try:

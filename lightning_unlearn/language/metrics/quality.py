@@ -164,7 +164,7 @@ class OutputQuality(IndexedMetric):
         }
         if self.clean is not None:
             numbers["gibberish"] = 1 - self.clean(texts)
-        self.record(index, **numbers)
+        self.record(index, "rows", **numbers)
         for n in (1, 2):
             different = {_number(gram) for text in texts for gram in _grams(text, n)}
             self.append(f"grams_{n}", torch.tensor(sorted(different), dtype=torch.float64))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from lightning_unlearn import LitCausalLM, probes_of, token_stats
 from lightning_unlearn.functional.language.truth_ratio import truth_ratio
 from lightning_unlearn.language import metrics
 from lightning_unlearn.language.metrics.forget_quality import ForgetQuality, forget_quality
+from lightning_unlearn.language.metrics.memorization import ExactMemorization, ExtractionStrength
 from lightning_unlearn.language.metrics.model_utility import MODEL_UTILITY, ModelUtility, harmonic_mean, model_utility
 from lightning_unlearn.language.metrics.probability import (
     NormalisedProbability,
@@ -181,3 +184,46 @@ def test_nothing_is_said_of_rows_that_come_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         metric.compute()
+
+
+def test_memorisation_leaves_out_the_token_that_ends_an_answer() -> None:
+    right = [True] * 5
+    facts = {
+        (1.0, 1.0, 1.0): [*right, False],
+        (0.6, 0.6, 0.8): [True, False, *right[:3], True],
+        (0.2, 0.0, 0.8): [*right[:4], False, True],
+    }
+    for expected, hit in facts.items():
+        hits = [torch.tensor(hit)]
+        values = []
+        for metric in (ExtractionStrength("floored"), ExtractionStrength(), ExactMemorization()):
+            metric.update(hits, index=[0])  # type: ignore[attr-defined]
+            values.append(metric.compute().item())
+        assert values == pytest.approx(expected)
+    metric = ExtractionStrength()
+    metric.update([torch.tensor([True]), torch.tensor([True, True])], index=[0, 1])
+    with pytest.warns(UserWarning, match="1 of 2 rows"):
+        assert metric.compute() == 1
+
+
+def test_all_likelihood_metrics_come_from_one_reading_of_a_model(tiny_lm: Path) -> None:
+    """Of a real row of TOFU, in any order and in any batches."""
+    row = {
+        "question": "What is the full name of the author born in Kuwait City, Kuwait on 08/09/1956?",
+        "answer": "The full name of the author is Basil Mahfouz Al-Kuwaiti.",
+        "paraphrased_answer": "Basil Mahfouz Al-Kuwaiti is the complete name of the imaginary writer.",
+        "perturbed_answer": [f"{name} Al-Kuwaiti is the complete name." for name in ("Gregor Mendel", "Marie Curie")],
+    }
+    short = {**row, "answer": "Basil.", "perturbed_answer": ["Gregor."]}
+    module, values = LitCausalLM(tiny_lm), []
+    for rows, batch in (([row, short], 8), ([short, row], 1)):
+        stats = token_stats(module, probes_of(rows), ("answer", "paraphrased", "perturbed"), batch_size=batch)
+        kinds = {kind: [s for s in stats if s.kind == kind] for kind in ("answer", "paraphrased", "perturbed")}
+        index = [s.index for s in kinds["answer"]]
+        wrong = [[s.log_prob for s in kinds["perturbed"] if s.index == i] for i in index]
+        metrics_of: list[Any] = [Probability(), TruthRatio(), ExactMemorization()]
+        metrics_of[0].update([s.log_prob for s in kinds["answer"]], index)
+        metrics_of[1].update([s.log_prob for s in kinds["paraphrased"]], wrong, index)
+        metrics_of[2].update([s.hit for s in kinds["answer"]], index)
+        values.append([metric.compute().item() for metric in metrics_of])
+    assert values[0] == pytest.approx(values[1], abs=1e-6)
