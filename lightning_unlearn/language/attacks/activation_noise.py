@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_unlearn.core.checks import at_least, one_of
 from lightning_unlearn.core.layers import decoder_layers
+from lightning_unlearn.functional.language.leak import expected_best_of_k
 from lightning_unlearn.functional.random import keyed_generator
 from lightning_unlearn.language.attacks.attack import Cost, LanguageAttack
 from lightning_unlearn.language.attacks.noise_hooks import PromptNoise
@@ -48,7 +49,9 @@ class NoiseScores:
     norms: list[float]
 
     def leak(self, k: int) -> Tensor:
-        """Chance that at least one of ``k`` of all answers to a probe is right, without bias, shape ``(N,)``.
+        """Expected best of ``k`` of all answers to a probe, without bias, shape ``(N,)``.
+
+        Of answers that are right or not, the chance that at least one is.
 
         Args:
             k: Answers, of those that were drawn in all cells.
@@ -61,7 +64,7 @@ class NoiseScores:
         answers = self.matched.flatten(0, 1)
         if not 1 <= k <= len(answers):
             raise ValueError(f"k must be in [1, {len(answers)}], the number of answers drawn, but got {k}.")
-        return _leak_at_k(answers, k)
+        return expected_best_of_k(answers.t(), k).float()
 
     def knowledge(self, k: int) -> Knowledge:
         """All cells together: mean likelihood score, and the chance of a right answer among ``k``."""
@@ -267,12 +270,3 @@ def _stacked(scores: list[list[Tensor | None]]) -> Tensor | None:
     if any(part is None for cell in scores for part in cell):
         return None
     return torch.stack([torch.stack([part for part in cell if part is not None]) for cell in scores])
-
-
-def _leak_at_k(right: Tensor, k: int) -> Tensor:
-    """``1 - C(n - c, k) / C(n, k)`` of each column of answers, with a running product."""
-    n, count = len(right), (right > 0).sum(0).double()
-    miss = torch.ones_like(count)
-    for i in range(k):
-        miss *= ((n - count - i) / (n - i)).clamp(min=0)
-    return (1 - miss).float()

@@ -39,6 +39,7 @@ class PromptNoise:
         for probe, prompts in zip(probes, prompt_ids(module, probes), strict=True):
             for prompt in prompts:
                 self.rows.setdefault(prompt, probe.row)
+        self.rows.pop((), None)
         self.lengths = sorted({len(prompt) for prompt in self.rows}, reverse=True)
         self._places: list[tuple[int, int, tuple[int, ...]]] = []
         self.norm = 0.0
