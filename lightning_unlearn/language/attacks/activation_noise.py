@@ -202,8 +202,8 @@ class ActivationNoise(LanguageAttack):
         return NoiseScores(cells, None if means is None else means.mean(1), _stacked(matched), answers, norms)
 
     def cost(self, rows: int) -> Cost:
-        """One measurement for each draw of each cell, in a model with many blocks."""
-        layers = 4 if self.layers is None else len(self.layers)
+        """One measurement for each draw of each cell; of all blocks, those of a model with 32 are counted."""
+        layers = len(self.layers) if self.layers is not None else {"default": 4, "full": 32}[self.depth]
         count = layers * len(self.sigmas) * self.draws
         return Cost(passes=count, generations=count)
 

@@ -187,7 +187,7 @@ class LanguageRelearning(LanguageAttack):
     are merged first. Copy, gradients and optimizer take 16 bytes a parameter.
 
     Args:
-        taught: Rows to teach, such as [`RelearningRows`][lightning_unlearn.language.attacks.RelearningRows] chooses.
+        taught: Rows to teach, such as `RelearningRows` chooses.
         kind: ``"in_domain"``: forget rows. ``"form"``: rows of the same form about a subject that no model was trained
             on. ``"far"``: unrelated text. The last two need no forget row.
         recipe: Settings of the fine-tuning, or the name of one of ``RELEARNING_RECIPES``.

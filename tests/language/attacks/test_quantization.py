@@ -185,6 +185,33 @@ def test_bitsandbytes_is_called_as_its_layers_call_it(tiny_lm: Path, monkeypatch
     assert calls == [(torch.float16,)] * 14
 
 
+def test_torchao_is_given_a_layer_and_the_settings_of_the_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    class Rounded(nn.Parameter):
+        def dequantize(self) -> torch.Tensor:
+            return self.data.round()
+
+    def quantize_(layer: nn.Module, config: Any) -> None:
+        seen.append((layer.weight.shape, config))
+        layer.weight = Rounded(layer.weight.data, requires_grad=False)
+
+    quantization: Any = ModuleType("torchao.quantization")
+    quantization.quantize_, quantization.Int8WeightOnlyConfig = quantize_, lambda: "int8"
+    quantization.IntxWeightOnlyConfig = lambda weight_dtype, granularity: (weight_dtype, granularity)
+    granularity: Any = ModuleType("torchao.quantization.granularity")
+    granularity.PerGroup = lambda group: f"groups of {group}"
+    for name, module in (("torchao", ModuleType("torchao")), (quantization.__name__, quantization)):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, granularity.__name__, granularity)
+    weight = torch.randn(3, 64) * 4
+    assert torch.equal(rounding("int8", "torchao")(weight), weight.round())
+    assert torch.equal(rounding("int4_g32", "torchao")(weight), weight.round())
+    assert seen == [((3, 64), "int8"), ((3, 64), (torch.int4, "groups of 32"))]
+    with pytest.raises(ValueError, match="whole groups of 64, but a layer has 40 inputs"):
+        rounding("int4", "torchao")(torch.randn(3, 40))
+
+
 def test_what_is_missing_or_unknown_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for backend in ("bitsandbytes", "torchao"):
         monkeypatch.setitem(sys.modules, backend, None)
