@@ -133,7 +133,8 @@ class PromptFormat:
         """A question as messages, with the system prompt first.
 
         Args:
-            question: A question, or the messages before an answer.
+            question: A question, or the messages before an answer. A last message of the assistant with
+                ``"prefix": True`` is the beginning of the answer, which the model goes on with.
             system: System prompt of this question; by default that of the format.
         """
         system = system or self.system_prompt
@@ -194,11 +195,13 @@ class PromptFormat:
             target: The part of it that gets labels.
         """
         message = {"role": "assistant", "content": answer} if isinstance(answer, str) else dict(answer)
-        if not target:
+        messages, prefix = _split_prefix(messages)
+        if not target and not prefix:
             return Conversation([*messages, message])
         text = content_text(message)
-        before = text[: text.index(target)]
-        return Conversation([*messages, {**message, "content": before + target}], before.rstrip(), ends=False)
+        before = prefix + text[: text.index(target)] if target else prefix
+        whole = before + (target or text)
+        return Conversation([*messages, {**message, "content": whole}], before.rstrip(), ends=not target)
 
     def for_tokenizer(self, tokenizer: Any) -> PromptFormat:
         """The same format for another tokenizer, whatever chat template that one has."""
@@ -231,8 +234,12 @@ class PromptFormat:
         return [] if self.is_chat else beginning(self.tokenizer)
 
     def _texts(self, questions: Sequence[str | Messages]) -> list[str]:
-        messages = [self.messages(question) for question in questions]
-        return self.template.prompts(messages) if self.is_chat else [self._plain_text(part) for part in messages]
+        asked = [_split_prefix(self.messages(question)) for question in questions]
+        plain = [messages for messages, prefix in asked if not prefix]
+        texts = iter(self.template.prompts(plain) if self.is_chat else [self._plain_text(part) for part in plain])
+        begun = [self.conversation(messages, prefix.rstrip(), prefix.rstrip()) for messages, prefix in asked if prefix]
+        written = iter(self.template.write(begun) if self.is_chat else [self._write_plain(part) for part in begun])
+        return [next(written).text if prefix else next(texts) for _, prefix in asked]
 
     def _plain_text(self, messages: Messages) -> str:
         system = "".join(content_text(message) for message in messages if message.get("role") == "system")
@@ -258,6 +265,14 @@ class PromptFormat:
         start = len(prompt) if not conversation.context else len(prompt + white + conversation.context)
         first = len(text) - len(text[start:].lstrip())
         return Written(text, [Span(start, first, len(text))], conversation.ends, bool(conversation.context))
+
+
+def _split_prefix(messages: Messages) -> tuple[Messages, str]:
+    """The messages before an answer, and the beginning of it with white space after it."""
+    if not messages or not messages[-1].get("prefix"):
+        return messages, ""
+    prefix = content_text(messages[-1])
+    return list(messages[:-1]), prefix if prefix[-1:].isspace() else f"{prefix} "
 
 
 def _check_date(date: str) -> None:

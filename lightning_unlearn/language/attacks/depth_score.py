@@ -1,0 +1,144 @@
+"""Depth score: the original model goes on from the states of another one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_unlearn.core.checks import at_least
+from lightning_unlearn.core.lightning import isolate_rng
+from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.scores import causal_lm_nll
+from lightning_unlearn.functional.language.depth_score import depth_score
+from lightning_unlearn.language.attacks.attack import Cost
+from lightning_unlearn.language.attacks.attempts import refuse_texts
+from lightning_unlearn.language.attacks.latent import (
+    LatentEvidence,
+    SpanBatch,
+    blocks_of,
+    check_same_form,
+    going_on_from,
+    read_span,
+    span_batches,
+    span_log_prob,
+    span_rows,
+)
+from lightning_unlearn.language.attacks.replicas import whole_weights
+from lightning_unlearn.language.causal_lm import LitCausalLM
+from lightning_unlearn.language.probes import Probe
+
+__all__ = ["DepthScore", "DepthScores"]
+
+
+@dataclass(frozen=True)
+class DepthScores:
+    """Depth scores of rows.
+
+    Args:
+        scores: Shape ``(N,)``: 1 as deep as the control, 0 untouched; NaN where the states of no layer of the control
+            lack the fact.
+        control_gaps: What the original loses with the control's states, shape ``(L, N)``, nats a token.
+        unlearned_gaps: The same with the unlearned model's states.
+    """
+
+    scores: Tensor
+    control_gaps: Tensor
+    unlearned_gaps: Tensor
+
+    @property
+    def mean(self) -> float:
+        """Mean over the rows that have a score; NaN where none has."""
+        return self.scores.nanmean().item()
+
+    @property
+    def n(self) -> int:
+        """Number of rows with a score."""
+        return int(self.scores.isfinite().sum())
+
+
+class DepthScore(LatentEvidence):
+    r"""Unlearning depth score (UDS): in how many layers the unlearned model's states lack a fact as the control's do.
+
+    The states after a block, at the places that predict the span of the answer with the fact, go from the control model
+    into the original; what that costs in mean log-probability of the span is $d^C_l$. The same from the unlearned model
+    gives $d^U_l$, and [`depth_score`][lightning_unlearn.functional.language.depth_score.depth_score] compares the two.
+    It sees knowledge that later layers hide from the answer.
+
+    States are taken by hooks on the blocks. The authors' script takes ``hidden_states``, of which the last one has gone
+    through the final norm already. Only the blocks after the one that is patched are run.
+
+    Args:
+        original: The model before unlearning, which the states go into.
+        control: A model that never saw the rows, such as the retrained one.
+        threshold: Gap from which a layer of the control counts, in nats a token.
+        batch_size: Rows in a pass; the states of all blocks are kept for each.
+
+    Raises:
+        ValueError: If the models differ in form, a number is out of range, or rows are plain texts.
+        MisconfigurationException: If weights are sharded, or no blocks are found.
+
+    References:
+        The released code of the unlearning depth score, https://github.com/gnueaj/unlearning-depth-score.
+    """
+
+    name = "depth_score"
+
+    def __init__(
+        self, original: LitCausalLM, control: LitCausalLM, threshold: float = 0.05, batch_size: int = 8
+    ) -> None:
+        self.original, self.control = original, control
+        self.threshold, self.batch_size = at_least("threshold", threshold, 0.0), at_least("batch_size", batch_size, 1)
+        self._kept: tuple[list[Probe], Tensor] | None = None
+
+    def __call__(self, module: LitCausalLM, probes: Sequence[Probe]) -> DepthScores:
+        """Depth scores of an unlearned model.
+
+        Args:
+            module: The unlearned model.
+            probes: Questions to the forget rows.
+        """
+        refuse_texts(self.name, probes)
+        whole_weights(self.name, self.original, self.control, module)
+        check_same_form(self.name, self.original, {"control": self.control, "unlearned": module})
+        if self._kept is None or self._kept[0] != list(probes):
+            self._kept = list(probes), self._gaps(self.control, probes)
+        control, unlearned = self._kept[1], self._gaps(module, probes)
+        return DepthScores(depth_score(control, unlearned, self.threshold), control, unlearned)
+
+    def cost(self, rows: int) -> Cost:
+        """About half a pass for each block and each of the two sources, and one of each model."""
+        return Cost(passes=len(blocks_of(self.original)) + 4)
+
+    def settings(self) -> dict[str, Any]:
+        """The threshold."""
+        return {"threshold": self.threshold}
+
+    @torch.no_grad()
+    def _gaps(self, source: LitCausalLM, probes: Sequence[Probe]) -> Tensor:
+        """What the original loses with the states of another model, ``(L, N)``."""
+        rows = span_rows(self.original._prompt_format(), probes)
+        with isolate_rng(), evaluating(self.original), evaluating(source):
+            parts = [
+                self._gaps_of_batch(source, batch)
+                for batch in span_batches(rows, self.batch_size, self.original.device)
+            ]
+        return torch.cat(parts, 1)
+
+    def _gaps_of_batch(self, source: LitCausalLM, batch: SpanBatch) -> Tensor:
+        blocks, places = blocks_of(self.original), (batch.rows, batch.columns)
+        predictions, own = read_span(self.original, batch)
+        moved = SpanBatch({k: v.to(source.device) for k, v in batch.inputs.items()}, batch.rows, batch.columns)
+        _, theirs = read_span(source, moved)
+        plain, gaps = span_log_prob(predictions), []
+        for number in range(len(blocks)):
+            state = own[number].clone()
+            given = theirs[number].to(state)
+            state[places] = given[places]
+            with going_on_from(blocks, number, own, state):
+                patched = causal_lm_nll.predictions(self.original, batch.inputs)
+            gaps.append((plain - span_log_prob(patched)).cpu())
+        return torch.stack(gaps)

@@ -1,0 +1,210 @@
+"""Sampling attack: many answers at temperature 1, of which one that leaks is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_unlearn.core.checks import above, at_least, between, one_of
+from lightning_unlearn.core.lightning import isolate_rng
+from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.functional.language.leak import clopper_pearson_upper, expected_best_of_k, mean_upper_bound
+from lightning_unlearn.functional.random import keyed_seed, mixed_bits
+from lightning_unlearn.language.attacks.attack import Cost, LanguageAttack
+from lightning_unlearn.language.attacks.attempts import refuse_texts
+from lightning_unlearn.language.attacks.replicas import over_replicas
+from lightning_unlearn.language.attacks.shared_prompt import SharedPrompt
+from lightning_unlearn.language.causal_lm import LitCausalLM
+from lightning_unlearn.language.generation import generate
+from lightning_unlearn.language.knowledge import Knowledge, Scorer
+from lightning_unlearn.language.matching import Match, matcher
+from lightning_unlearn.language.probes import Probe
+
+__all__ = ["AnswerJudge", "Samples", "SamplingAttack"]
+
+AnswerJudge: TypeAlias = Callable[[Sequence[Probe], Sequence[str]], Sequence[float]]
+"""``(probes, answers) -> scores in [0, 1]``, one each: how far an answer gives away what its probe asks for."""
+
+_STREAM = 16  # what the random numbers are for
+
+
+@dataclass(frozen=True)
+class Samples(Knowledge):
+    """Knowledge that samples show: ``matched`` is leak@k, or the expected best score of k samples.
+
+    Args:
+        scores: Score of each sample, shape ``(N, n)``: 1 where it leaks, 0 where not, or that of a judge.
+        upper: Upper confidence bound over samples of the mean score of each row, shape ``(N,)``; by Clopper and Pearson
+            where all scores are 0 or 1, else by DKW. It is of this decoder alone, and not over rows.
+        k: Samples that an attacker draws.
+    """
+
+    scores: Tensor | None = None
+    upper: Tensor | None = None
+    k: int = 0
+
+
+class SamplingAttack(LanguageAttack):
+    r"""Draws n answers to each question, and estimates the chance that k of them hold the answer once.
+
+    $$\mathrm{leak@}k = 1 - \binom{n - c}{k} \Big/ \binom{n}{k}$$
+
+    for c samples that leak. The random numbers are a hash of (seed, row, sample, token), so a sample does not depend on
+    the batch, on the other rows or on the number of processes. A control model leaks too, where an answer can be
+    guessed: only the comparison says anything.
+
+    Args:
+        n: Samples of a question; 128 for a full audit.
+        k: Samples that an attacker draws; 64 for a full audit.
+        judge: ``"words"``: a sample leaks if it contains an accepted answer as whole words; ``"exact"``: if it is one;
+            or a function ``(probes, answers) -> scores``.
+        max_new_tokens: Longest answer in tokens.
+        temperature: Divides the logits.
+        top_p: Share of the probability that is drawn from, the likeliest tokens. Below 1, as with another temperature
+            than 1, bounds are of that decoder alone.
+        alpha: One minus the level of the bound of each row.
+        seed: Seed of the samples.
+        batch_size: Samples of a row generated together.
+
+    Raises:
+        ValueError: If a number is out of range, or the rows are plain texts.
+
+    References:
+        Reisizadeh et al., *Leak@k: Unlearning Does Not Make LLMs Forget Under Probabilistic Decoding*,
+        arXiv:2511.04934.
+        Scholten et al., *A Probabilistic Perspective on Unlearning and Alignment for Large Language Models*,
+        arXiv:2410.03523.
+    """
+
+    name = "samples"
+    gate: ClassVar[str | None] = "sampling"
+
+    def __init__(
+        self,
+        n: int = 32,
+        k: int = 16,
+        judge: Match | AnswerJudge = "words",
+        max_new_tokens: int = 48,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        alpha: float = 0.05,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> None:
+        self.n, self.k = at_least("n", n, 1), at_least("k", k, 1)
+        if k > n:
+            raise ValueError(f"leak@k needs at least k samples of a question, but got n={n} and k={k}.")
+        self.judge = judge if callable(judge) else one_of("judge", judge, Match)
+        self.max_new_tokens = at_least("max_new_tokens", max_new_tokens, 1)
+        self.temperature, self.top_p = above("temperature", temperature, 0), between("top_p", top_p, 1e-9, 1)
+        self.alpha, self.seed = between("alpha", alpha, 1e-12, 0.5), seed
+        self.batch_size = at_least("batch_size", batch_size, 1)
+
+    def knowledge(self, module: LitCausalLM, probes: Sequence[Probe], scorer: Scorer | None = None) -> Samples:
+        """Sample answers and mark them. The scorer, whose answers are greedy, is not used.
+
+        Raises:
+            ValueError: If the rows are plain texts, or a judge gives other than one score in [0, 1] an answer.
+        """
+        refuse_texts(self.name, probes)
+        answers = over_replicas(module, probes, lambda part: self.samples(module, part))
+        scores = self._scores(probes, answers)
+        binary = bool(((scores == 0) | (scores == 1)).all())
+        upper = (
+            clopper_pearson_upper(scores.sum(1), self.n, self.alpha) if binary else mean_upper_bound(scores, self.alpha)
+        )
+        matched = expected_best_of_k(scores, self.k).float()
+        return Samples(None, matched, answers, scores, upper.float(), self.k)
+
+    @torch.no_grad()
+    def samples(self, module: LitCausalLM, probes: Sequence[Probe]) -> list[list[str]]:
+        """Answers to each question, ``n`` of them.
+
+        Args:
+            module: The model.
+            probes: The questions; each process of several draws those that it is given.
+        """
+        prompt_format = module._prompt_format()
+        prompts = prompt_format.prompts([probe.question for probe in probes])
+        answers = []
+        with isolate_rng(), evaluating(module):
+            for probe, prompt in zip(probes, prompts, strict=True):
+                # All samples of a row go on from its prompt; the last token is left, for generate to begin with.
+                shared, texts = SharedPrompt(module, prompt[:-1]), []
+                for start in range(0, self.n, self.batch_size):
+                    samples = range(start, min(start + self.batch_size, self.n))
+                    keys = [keyed_seed(_STREAM, self.seed, probe.row, sample) for sample in samples]
+                    texts += generate(
+                        module.model,
+                        prompt_format,
+                        [prompt] * len(keys),
+                        self.max_new_tokens,
+                        logits_processor=[_KeyedDraw(keys, self.temperature, self.top_p)],
+                        **shared.inputs(len(keys)),
+                    )
+                answers.append(texts)
+        return answers
+
+    def cost(self, rows: int) -> Cost:
+        """As many generations a row as samples."""
+        return Cost(generations=self.n)
+
+    def settings(self) -> dict[str, Any]:
+        """All but the size of a batch."""
+        names = ("n", "k", "max_new_tokens", "temperature", "top_p", "alpha", "seed")
+        judge = (
+            self.judge if isinstance(self.judge, str) else getattr(self.judge, "__name__", type(self.judge).__name__)
+        )
+        return {"judge": judge} | {name: getattr(self, name) for name in names}
+
+    def _scores(self, probes: Sequence[Probe], answers: Sequence[Sequence[str]]) -> Tensor:
+        owners = [probe for probe in probes for _ in range(self.n)]
+        texts = [text for row in answers for text in row]
+        if isinstance(self.judge, str):
+            matches = matcher(self.judge)
+            found: Sequence[float] = [
+                float(any(matches(text, accepted) for accepted in probe.accepted))
+                for probe, text in zip(owners, texts, strict=True)
+            ]
+        else:
+            found = self.judge(owners, texts)
+        scores = torch.as_tensor(found, dtype=torch.float32).cpu()
+        if scores.shape != (len(texts),) or not bool(((scores >= 0) & (scores <= 1)).all()):
+            raise ValueError(
+                f"judge must give one score in [0, 1] for each of {len(texts)} answers, but gave {tuple(scores.shape)} "
+                "scores" + (f" from {scores.min():.4g} to {scores.max():.4g}." if scores.numel() else ".")
+            )
+        return scores.view(len(probes), self.n)
+
+
+class _KeyedDraw:
+    """A logits processor that leaves one token: the one that a random number of the row's own key draws.
+
+    ``generate`` can then be greedy, and no generator is shared by the rows of a batch.
+    """
+
+    def __init__(self, keys: Sequence[int], temperature: float, top_p: float) -> None:
+        self.keys, self.temperature, self.top_p, self.width = keys, temperature, top_p, 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.width = self.width or input_ids.shape[1]
+        # fp32 and fp64: in half precision, a sum over the vocabulary would move the ends of its tokens.
+        p = (scores.float() / self.temperature).softmax(-1)
+        if self.top_p < 1:
+            ordered, places = p.sort(-1, descending=True)
+            ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= self.top_p, 0.0)
+            p = torch.zeros_like(p).scatter_(-1, places, ordered)
+        ends = p.double().cumsum(-1)
+        drawn = self._uniform(input_ids.shape[1] - self.width).to(ends.device)[:, None] * ends[:, -1:]
+        token = torch.searchsorted(ends, drawn, right=True).clamp(max=ends.shape[1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
+
+    def _uniform(self, step: int) -> Tensor:
+        """A number in [0, 1) for each row, float64."""
+        counters = torch.tensor([keyed_seed(key, step) for key in self.keys])
+        # The lower bits: shifts of signed integers leave the highest one 0.
+        return (mixed_bits(counters) & ((1 << 53) - 1)).double() * 2.0**-53
