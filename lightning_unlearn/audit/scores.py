@@ -1,15 +1,14 @@
-"""Scores of models in result files: our reports, and the logs of open-unlearning."""
+"""Scores of models in result files: our reports, and the logs of open-unlearning and of TOFU's authors."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from lightning_unlearn.language.eval_logs import EvalLog, read_eval_log
 from lightning_unlearn.report.model import SCHEMA, UnlearningReport
 
 __all__ = ["KNOWN", "Scores", "read_scores"]
@@ -47,8 +46,15 @@ KNOWN: dict[str, tuple[str, str]] = {
 }
 """Metrics of open-unlearning: our name with the variant that it computes, and which direction is better."""
 
-_GENERIC = {"report.json", "tofu_summary.json", "tofu_eval.json", "muse_summary.json", "muse_eval.json"}
-_PATTERNS = ("report.json", "*_SUMMARY.json", "*_EVAL.json")
+_GENERIC = {
+    "report.json",
+    "tofu_summary.json",
+    "tofu_eval.json",
+    "muse_summary.json",
+    "muse_eval.json",
+    "eval_log_aggregated.json",
+}
+_PATTERNS = ("report.json", "*_SUMMARY.json", "*_EVAL.json", "eval_log_aggregated.json")
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Scores:
 
     Args:
         name: Name of the model or run.
-        source: Kind of the file: ``"report"`` or ``"open-unlearning"``.
+        source: Kind of the file: ``"report"``, ``"open-unlearning"`` or ``"tofu"``.
         values: The numbers.
         missing: Why a metric has no number, for those that the file names.
         better: Which direction is better, as far as the file or the field says.
@@ -76,7 +82,8 @@ def read_scores(path: str | os.PathLike[str], name: str = "") -> Scores:
     """Read the scores of a result file.
 
     Args:
-        path: A ``report.json``; a ``*_SUMMARY.json`` or ``*_EVAL.json`` of open-unlearning; or a folder with one.
+        path: A ``report.json``; a ``*_SUMMARY.json`` or ``*_EVAL.json`` of open-unlearning; an
+            ``eval_log_aggregated.json`` of TOFU's authors; or a folder with one of them.
         name: Name of the model. Default: that of the file, or of its folder where files have the same name everywhere.
 
     Raises:
@@ -91,12 +98,13 @@ def read_scores(path: str | os.PathLike[str], name: str = "") -> Scores:
         raise ValueError(f"{path} is not a JSON file, or a part of one: {error}") from None
     if isinstance(record, dict) and str(record.get("schema", "")).startswith(SCHEMA.rpartition("/")[0]):
         return scores_of(UnlearningReport.read(path), name)
-    if isinstance(record, dict) and record and all(_is_metric(value) for value in record.values()):
-        return _open_unlearning(record, name)
-    raise ValueError(
-        f"{path} has no scores that compare reads: it takes reports of this library ({SCHEMA}), and files of "
-        "open-unlearning with {metric: number} or {metric: {'agg_value': number}}."
-    )
+    try:
+        return _logged(read_eval_log(path), name)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} has no scores that compare reads: it takes reports of this library ({SCHEMA}), logs and summaries "
+            f"of open-unlearning, and logs of TOFU's authors. {error}"
+        ) from None
 
 
 def scores_of(report: UnlearningReport, name: str) -> Scores:
@@ -132,22 +140,15 @@ def _file(path: Path) -> Path:
     raise FileNotFoundError(f"{path} has none of {', '.join(_PATTERNS)}.")
 
 
-def _is_metric(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return "agg_value" in value
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
-
-
-def _open_unlearning(record: Mapping[str, Any], name: str) -> Scores:
+def _logged(log: EvalLog, name: str) -> Scores:
     values: dict[str, float] = {}
     missing: dict[str, str] = {}
     better: dict[str, str] = {}
-    for metric, value in record.items():
-        value = value["agg_value"] if isinstance(value, Mapping) else value
+    for metric, value in log.values().items():
         key, direction = KNOWN.get(metric, (metric, ""))
         better |= {key: direction} if direction else {}
-        if isinstance(value, (int, float)) and math.isfinite(value):
-            values[key] = float(value)
+        if value is not None and math.isfinite(value):
+            values[key] = value
         else:
-            missing[key] = "no number in the file" if value is None else f"{value} in the file"
-    return Scores(name, "open-unlearning", values, missing, better)
+            missing[key] = "no number in the file"
+    return Scores(name, log.source, values, missing, better)

@@ -256,7 +256,7 @@ def _free_places(axes: Axes, points: Sequence[Point]) -> list[tuple[float, float
     spots = [tuple(scale * axes.transData.transform((point.x, point.y))) for point in points]
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in spots]
     right = 640 - 4
-    places = []
+    places: list[tuple[float, float]] = []
     for point, (x, y) in zip(points, spots, strict=True):
         wide = 6.2 * len(point.name)
         options = [(side * 9, up) for up in (0, 11, -11, 22, -22, 33, -33) for side in (1, -1)]

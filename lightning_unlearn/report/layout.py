@@ -36,12 +36,12 @@ def number(value: float | None, unit: str = "", n: int | None = None) -> str:
         >>> number(0.0682, "share"), number(9.0, "rows", 12), number(1234567.0), number(1.27e-5), number(None)
         ('6.8 %', '9 of 12', '1,234,567', '1.27e-05', '–')
         >>> number(3 * 2**29, "bytes"), number(98.25, "s"), number(-0.0004)
-        ('1.50 GiB', '98.2 s', '-0.0004')
+        ('1.50 GiB', '98.2 s', '−0.0004')
     """
     if value is None or not math.isfinite(value):
         return MISSING if value is None else "not finite"
     if unit == "share":
-        return f"{100 * value:.1f} %"
+        return _minus(f"{100 * value:.1f} %")
     if unit == "rows":
         return f"{value:g} of {n}" if n is not None else f"{value:g}"
     if unit == "bytes":
@@ -54,10 +54,14 @@ def number(value: float | None, unit: str = "", n: int | None = None) -> str:
 def _digits(value: float) -> str:
     """Three significant digits, and whole numbers in full."""
     if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
+        return _minus(f"{int(value):,}")
     if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if 10 <= abs(value) < 1000 else f"{value:.3g}"
+        return _minus(f"{value:,.0f}" if abs(value) < 1e15 else f"{value:.3g}")
+    return _minus(f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}")
+
+
+def _minus(text: str) -> str:
+    return f"−{text[1:]}" if text.startswith("-") else text
 
 
 def interval(of: Interval | None, unit: str = "") -> str:

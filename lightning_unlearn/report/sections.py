@@ -467,13 +467,15 @@ def built(cls: type[T], record: Any, where: str) -> T:
 def _value(of: Any, value: Any, where: str) -> Any:
     """A value of a field, with the nested objects built and its JSON type checked."""
     one, many = of.metadata.get("one"), of.metadata.get("many")
-    kinds: dict[str, tuple[type, str]] = {
+    kinds: dict[str, tuple[type[Any], str]] = {
         "str": (str, "a string"),
         "list": (list, "a list"),
+        "Sequence": (list, "a list"),
         "dict": (dict, "an object"),
     }
     kind, name = kinds.get(str(of.type).partition("[")[0], (object, ""))
-    if not (isinstance(value, kind) or (value is None and "None" in str(of.type))):
+    fits = isinstance(value, kind) or (value is None and "None" in str(of.type))
+    if not fits:
         raise ValueError(f"{where} must be {name}, but got {value!r}.")
     if one is not None and value is not None:
         return built(one, value, where)

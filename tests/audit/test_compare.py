@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,9 @@ def test_files_that_are_none_are_named(tmp_path: Path) -> None:
             compare_reports([tmp_path / name])
     with pytest.raises(FileNotFoundError, match=r"missing\.json"):
         compare_reports([tmp_path / "missing.json"])
-    with pytest.raises(FileNotFoundError, match=re.escape("none of report.json, *_SUMMARY.json, *_EVAL.json")):
+    with pytest.raises(
+        FileNotFoundError, match=re.escape("none of report.json, *_SUMMARY.json, *_EVAL.json, eval_log")
+    ):
         compare_reports([tmp_path / "empty"])
     with pytest.raises(ValueError, match="nothing to compare"):
         compare_reports([])
@@ -176,3 +179,39 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "| mine | undecided | 0.31 |" in out
     assert "| NPO | –¹ | 0.02 |" in out
     assert "<svg" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_log_of_the_authors_of_tofu(tmp_path: Path) -> None:
+    """Rows of the authors' log of Llama-2-7b, fine-tuned on all of TOFU (MIT), in the layout of their script."""
+    (tmp_path / "llama").mkdir()
+    columns = {
+        "avg_gt_loss": [0.014534536749124527],
+        "gt_loss": [0.24708712100982666],
+        "num_token_gt": [17],
+        "avg_paraphrased_loss": [2.2287230491638184],
+        "paraphrased_loss": [37.88829040527344],
+        "num_token_paraphrased": [17],
+        "average_perturb_loss": [
+            [3.355818271636963, 3.690197229385376, 3.719407558441162, 4.432241916656494, 2.973668098449707]
+        ],
+        "perturb_loss": [
+            [50.33727264404297, 55.35295867919922, 59.510520935058594, 66.48362731933594, 47.57868957519531]
+        ],
+        "num_token_perturb": [[15, 15, 16, 15, 16]],
+        "truth_ratio": [0.2452337145805359],
+        "generated_text": [["[INST] What is the full name of ...? [/INST]", "Hsiao Yun-Hwa.", "Hsiao Yun-Hwa."]],
+        "rouge1_recall": [1.0],
+        "rougeL_recall": [1.0],
+    }
+    log = {"eval_log_forget.json": {name: {"0": values[0]} for name, values in columns.items()}}
+    (tmp_path / "llama" / "eval_log_aggregated.json").write_text(json.dumps(log))
+    scores = read_scores(tmp_path / "llama")
+    assert (scores.name, scores.source) == ("llama", "tofu")
+    assert scores.values["forget probability"] == pytest.approx(math.exp(-0.014534536749124527), abs=1e-12)
+    assert scores.values["forget ROUGE-L (recall)"] == 1.0
+    assert scores.values["forget truth ratio (geometric)"] == pytest.approx(0.2452337145805359, abs=1e-6)
+    peer = {"forget_Q_A_Prob": 0.15, "forget_Q_A_ROUGE": 0.4}
+    (tmp_path / "TOFU_SUMMARY.json").write_text(json.dumps(peer))
+    table = leaderboard(compare_reports([tmp_path / "llama", ("retrained", tmp_path)]))
+    assert [row[0] for row in table.rows] == ["llama", "retrained"]
+    assert table.columns[1:] == ["forget probability ↓", "forget ROUGE-L (recall) ↓"]

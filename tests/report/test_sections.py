@@ -89,6 +89,7 @@ def test_keys_with_a_default_may_be_missing() -> None:
         (["sections", 0, "id"], "Request!", "lower-case letters"),
         (["headline", "tone"], "green", "tone must be"),
         (["title"], 3, "report.title must be a string"),
+        (["sections", 3, "parts", 0, "rows", 0, "outputs"], "abc", r"rows\[0\].outputs must be a list"),
     ],
 )
 def test_a_wrong_value_is_named_by_the_reader_and_refused_by_the_schema(
