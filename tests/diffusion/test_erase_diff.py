@@ -174,14 +174,14 @@ def test_only_the_subset_moves_and_no_second_model_is_kept(tiny_sd: Path) -> Non
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_two_epochs_and_a_resume_equal_four_bit_for_bit(precision: Any, tiny_sd: Path, tmp_path: Path) -> None:
+def test_one_epoch_and_a_resume_equal_two_bit_for_bit(precision: Any, tiny_sd: Path, tmp_path: Path) -> None:
     def make() -> EraseDiff:
         return EraseDiff(multiplier="value", inner_steps=1)
 
-    whole = erase(tiny_sd, make(), max_epochs=4, precision=precision)
-    half = erase(tiny_sd, make(), max_epochs=2, precision=precision)
+    whole = erase(tiny_sd, make(), max_epochs=2, precision=precision)
+    half = erase(tiny_sd, make(), max_epochs=1, precision=precision)
     save_resumable(half.trainer, tmp_path / "half.ckpt")
-    resumed = erase(tiny_sd, make(), max_epochs=4, precision=precision, ckpt_path=tmp_path / "half.ckpt")
+    resumed = erase(tiny_sd, make(), max_epochs=2, precision=precision, ckpt_path=tmp_path / "half.ckpt")
     for a, b in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(a, b)
 

@@ -244,10 +244,10 @@ def test_each_concept_has_its_own_adapters(tiny_sd: Path) -> None:
 
 
 @pytest.mark.parametrize("preserve", [0.0, 0.5])
-def test_two_epochs_and_a_resume_equal_four_bit_for_bit(preserve: float, tiny_sd: Path, tmp_path: Path) -> None:
+def test_one_epoch_and_a_resume_equal_two_bit_for_bit(preserve: float, tiny_sd: Path, tmp_path: Path) -> None:
     class Saves(L.Callback):
         def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-            if trainer.current_epoch == 1:
+            if trainer.current_epoch == 0:
                 trainer.save_checkpoint(tmp_path / "mid.ckpt")
 
     def go(*others: Any, **options: Any) -> Any:
@@ -255,15 +255,15 @@ def test_two_epochs_and_a_resume_equal_four_bit_for_bit(preserve: float, tiny_sd
         method.keep_reference = True
         return run(tiny_sd, method, *others, **options)
 
-    whole, half = go(Saves(), max_epochs=4), go(max_epochs=2)
+    whole, half = go(Saves(), max_epochs=2), go(max_epochs=1)
     loaded = LitTextToImage.load_from_checkpoint(tmp_path / "mid.ckpt")
     assert same(loaded, half)
     save_resumable(half.trainer, tmp_path / "end.ckpt")
     for name in ("mid", "end"):
-        assert same(go(max_epochs=4, ckpt_path=tmp_path / f"{name}.ckpt"), whole)
+        assert same(go(max_epochs=2, ckpt_path=tmp_path / f"{name}.ckpt"), whole)
     assert not same(half, whole)
     with pytest.raises(MisconfigurationException, match="Resume with the same arguments"):
-        run(tiny_sd, MACE({"gogh": "green"}, TEMPLATES), max_epochs=4, ckpt_path=tmp_path / "mid.ckpt")
+        run(tiny_sd, MACE({"gogh": "green"}, TEMPLATES), max_epochs=2, ckpt_path=tmp_path / "mid.ckpt")
 
 
 def test_a_crash_leaves_the_module_as_it_was(tiny_sd: Path) -> None:

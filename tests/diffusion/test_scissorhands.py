@@ -170,12 +170,12 @@ def test_layers_filter_what_the_whole_model_ranks(tiny_sd: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in module.named_parameters())
 
 
-def test_two_epochs_and_a_resume_equal_four_bit_for_bit(tiny_sd: Path, tmp_path: Path) -> None:
-    whole = erase(tiny_sd, Scissorhands(0.99, batches=2), max_epochs=4)
-    half = erase(tiny_sd, Scissorhands(0.99, batches=2), max_epochs=2)
+def test_one_epoch_and_a_resume_equal_two_bit_for_bit(tiny_sd: Path, tmp_path: Path) -> None:
+    whole = erase(tiny_sd, Scissorhands(0.99, batches=2), max_epochs=2)
+    half = erase(tiny_sd, Scissorhands(0.99, batches=2), max_epochs=1)
     save_resumable(half.trainer, tmp_path / "half.ckpt")
     method = Scissorhands(0.99, batches=2)
-    resumed = erase(tiny_sd, method, max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
+    resumed = erase(tiny_sd, method, max_epochs=2, ckpt_path=tmp_path / "half.ckpt")
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
     assert method.reinitialized == whole.trainer.callbacks[0].reinitialized
     assert method.passes.state_dict() == whole.trainer.callbacks[0].passes.state_dict()
