@@ -200,6 +200,16 @@ def test_every_process_makes_the_same_edit(runs: Runs, case: str) -> None:
     assert same(first["weights"], second["weights"])
 
 
+@pytest.mark.parametrize("case", ["language-metrics"])
+def test_metrics_of_shared_rows_count_each_row_once(runs: Runs, case: str) -> None:
+    pytest.importorskip("scipy")
+    one = runs.one(case)
+    for found in runs.each(case, "ddp"):
+        assert found.keys() == one.keys()
+        for name, numbers in one.items():
+            assert found[name] == pytest.approx(numbers, abs=1e-12, nan_ok=True), name
+
+
 # ---- classifiers, a user's own net and pipelines --------------------------------------------------------------------
 
 
