@@ -134,8 +134,9 @@ class TOFUBenchmark(LanguageBenchmark):
             metrics["model_utility"] = LoggedMetric(_utility(metrics))
         return EvalLog(metrics)
 
-    def compared(self, log: EvalLog, retrained: EvalLog) -> dict[str, float]:
+    def compared(self, log: EvalLog, retrained: EvalLog | None) -> dict[str, float]:
         """The columns of the table; forget quality with its statistic D."""
+        assert retrained is not None
         quality = forget_quality(*(part.metrics["forget_Truth_Ratio"].column("ratio") for part in (log, retrained)))
         assert quality is not None
         names = {
@@ -155,13 +156,14 @@ class TOFUBenchmark(LanguageBenchmark):
             **{c: v for c, n in names.items() if (v := values[n]) is not None},
         }
 
-    def score(self, log: EvalLog, original: EvalLog, retrained: EvalLog) -> float:
+    def score(self, log: EvalLog, original: EvalLog, retrained: EvalLog | None) -> float:
         """Half what is forgotten, half what is kept, each relative to the retrained model.
 
         Forgotten is one less the share of the original's extraction strength that is left above the retrained model's;
         kept is the harmonic mean of the columns of model utility that are read off likelihoods, relative to the
         retrained model's.
         """
+        assert retrained is not None
         left, start, end = (part.values()["extraction_strength"] or 0.0 for part in (log, original, retrained))
         forgotten = 1 - min(1.0, max(0.0, (left - end) / max(start - end, 1e-6)))
         kept = min(1.0, _utility(log.metrics, False) / max(_utility(retrained.metrics, False), 1e-6))

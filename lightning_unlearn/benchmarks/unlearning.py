@@ -48,12 +48,29 @@ class LanguageBenchmark(ABC):
 
     name: ClassVar[str]
     """Name of the benchmark, and of the files that are written."""
+    targets: ClassVar[dict[str, tuple[str, ...]]] = {
+        "original": ("forget", "retain"),
+        "retrained": ("retain",),
+        "retrained again": ("retain",),
+    }
+    """The sets that each model to compare with is trained on, none for the model as it is. ``"original"`` is what
+    unlearning starts from; ``"retrained"`` is the control, which a benchmark may lack."""
     max_new_tokens: int
     """Longest generated answer."""
 
     @abstractmethod
     def rows(self) -> Rows:
         """Rows by set: ``"forget"``, ``"retain"``, and further sets that are never trained on."""
+
+    def data(self, rows: Rows, protocol: Protocol, seed: int = 0) -> LanguageDataModule:
+        """A data module of rows to forget, or to train on, and of rows to keep, where there are some."""
+        return LanguageDataModule(
+            rows["forget"],
+            rows.get("retain"),
+            max_length=protocol.max_length,
+            batch_size=protocol.batch_size,
+            seed=seed,
+        )
 
     @abstractmethod
     def evaluate(self, module: LitCausalLM, generate: bool) -> EvalLog:
@@ -64,20 +81,20 @@ class LanguageBenchmark(ABC):
             generate: Whether to measure generated answers too, which takes most of the time.
         """
 
-    @abstractmethod
     def probes(self) -> list[Probe]:
-        """Questions to the forget rows, for attacks."""
+        """Questions to the forget rows, for attacks; none where there are no attacks."""
+        return []
 
     def attacks(self) -> Attacks:
         """Attacks on the original, the retrained models and the reported runs."""
         return {}
 
     @abstractmethod
-    def compared(self, log: EvalLog, retrained: EvalLog) -> dict[str, float]:
-        """The numbers of the table, from the log of a model and of the retrained one."""
+    def compared(self, log: EvalLog, retrained: EvalLog | None) -> dict[str, float]:
+        """The numbers of the table, from the log of a model and of the retrained one, if there is one."""
 
     @abstractmethod
-    def score(self, log: EvalLog, original: EvalLog, retrained: EvalLog) -> float:
+    def score(self, log: EvalLog, original: EvalLog, retrained: EvalLog | None) -> float:
         """What tuning maximises."""
 
 
@@ -159,12 +176,9 @@ def bench_language(
     separate_seeds([tuning_seed], seeds)
     (built,) = build([benchmark])
     shared: Any = {"benchmark": benchmark, "protocol": protocol, "data_sha256": data_sha256, "threads": threads}
-    retained = tuple(name for name in ("retain",) if name in built.rows())
-    target = TargetCell(**shared, seed=tuning_seed, source=source, sets=("forget", *retained))
     targets = {
-        "original": target,
-        "retrained": replace(target, sets=retained),
-        "retrained again": replace(target, sets=retained, seed=tuning_seed + 1),
+        name: TargetCell(**shared, seed=tuning_seed + name.endswith("again"), source=source, sets=sets)
+        for name, sets in built.targets.items()
     }
     folders = {name: outcome["files"][0] for name, outcome in grid.run(train, targets, "targets").items()}
     untouched = RunCell(**shared, seed=tuning_seed, model="", setting=Setting(lr=1.0), generate=True, attacked=True)
@@ -179,7 +193,7 @@ def bench_language(
     def score(outcome: Outcome) -> float:
         if "error" in outcome:
             return 0.0
-        return built.score(_log(grid.folder, outcome), logs["original"], logs["retrained"])
+        return built.score(_log(grid.folder, outcome), logs["original"], logs.get("retrained"))
 
     methods = {name: entry.settings for name, entry in entries.items()}
     tuned = grid.tune(unlearn, methods, cell, score, [tuning_seed], seeds)
@@ -193,21 +207,23 @@ def bench_language(
 
 
 def train(cell: TargetCell, folder: Path) -> Outcome:
-    """Fine-tune the source on some sets, and save it as a folder that is named by the hash of its weights."""
+    """Fine-tune the source on some sets, if any, and save it as a folder that is named by the hash of its weights."""
     quiet_libraries("transformers")
     seed_everything(cell.seed, verbose=False)
     (benchmark,) = build([cell.benchmark])
     protocol, rows = cell.protocol, benchmark.rows()
     module = LitCausalLM(cell.source, lr=protocol.learn_lr, schedule="linear", warmup=0.1)
-    data = LanguageDataModule([row for name in cell.sets for row in rows[name]], max_length=protocol.max_length)
-    data.prompt = replace(data.prompt, tokenizer=module.tokenizer)
-    data.setup("fit")
-    generator = torch.Generator().manual_seed(cell.seed)
-    loader = DataLoader(
-        data.sets["forget"], protocol.batch_size, shuffle=True, collate_fn=collate_tokens, generator=generator
-    )
     start = time.perf_counter()
-    trainer(max_epochs=protocol.learn_epochs, gradient_clip_val=1.0, precision=protocol.precision).fit(module, loader)
+    if cell.sets:
+        data = benchmark.data({"forget": [row for name in cell.sets for row in rows[name]]}, protocol, cell.seed)
+        data.prompt = replace(data.prompt, tokenizer=module.tokenizer)
+        data.setup("fit")
+        generator = torch.Generator().manual_seed(cell.seed)
+        loader = DataLoader(
+            data.sets["forget"], protocol.batch_size, shuffle=True, collate_fn=collate_tokens, generator=generator
+        )
+        options: Any = {"gradient_clip_val": 1.0, "precision": protocol.precision}
+        trainer(max_epochs=protocol.learn_epochs, **options).fit(module, loader)
     seconds = time.perf_counter() - start
     draft = folder / "models" / cell.key
     module.save_pretrained(draft)
@@ -238,6 +254,8 @@ def _attacked(benchmark: LanguageBenchmark, module: LitCausalLM) -> dict[str, An
     """What the model knows of each probe as it is and under each attack, and the curves of relearning."""
     scorer = KnowledgeScorer(max_new_tokens=benchmark.max_new_tokens)
     probes = benchmark.probes()
+    if not probes:
+        return {"knowledge": {}, "curves": {}}
     known = {"none": _scores(scorer(module, probes))}
     curves: dict[str, dict[str, list[Any]]] = {}
     for name, (attack, scored) in benchmark.attacks().items():
@@ -261,13 +279,7 @@ def _fit(cell: RunCell, benchmark: LanguageBenchmark, module: LitCausalLM) -> di
     if optimizer := setting.optimizer:
         described = {**optimizer, "init_args": {**optimizer["init_args"], "lr": setting.lr}}
         module.configure_optimizers = lambda: resolve("cli.instantiate_class")(module.parameters(), described)  # type: ignore[method-assign]
-    data = LanguageDataModule(
-        rows["forget"],
-        rows.get("retain"),
-        max_length=protocol.max_length,
-        batch_size=protocol.batch_size,
-        seed=cell.seed,
-    )
+    data = benchmark.data({name: rows[name] for name in ("forget", "retain") if name in rows}, protocol, cell.seed)
     # If a run diverges, its last finite checkpoint is of no use here.
     with tempfile.TemporaryDirectory() as scratch:
         options: Any = {"precision": protocol.precision, "gradient_clip_val": 1.0, "default_root_dir": scratch}
@@ -293,17 +305,19 @@ def _compare(record: dict[str, Any], benchmark: LanguageBenchmark, folder: Path,
     """Of each reported model the numbers of the table, and the knowledge that each attack finds."""
     anchors = record["anchors"]
     for name, outcome in anchors.items():
-        outcome["compared"] = benchmark.compared(logs[name], logs["retrained"])
+        outcome["compared"] = benchmark.compared(logs[name], logs.get("retrained"))
         outcome["kappa"] = _kappas(outcome, anchors)
     for entry in record["entries"].values():
         for run in entry["runs"]:
             if "error" not in run:
-                run["compared"] = benchmark.compared(_log(folder, run), logs["retrained"])
+                run["compared"] = benchmark.compared(_log(folder, run), logs.get("retrained"))
                 run["kappa"] = _kappas(run, anchors)
 
 
 def _kappas(outcome: Outcome, anchors: dict[str, Outcome]) -> dict[str, dict[str, float | None]]:
     found: dict[str, dict[str, float | None]] = {}
+    if "retrained" not in anchors:
+        return found
     for attack, scores in outcome["knowledge"].items():
         for score, values in scores.items():
             original, control = (anchors[n]["knowledge"][attack][score] for n in ("original", "retrained"))

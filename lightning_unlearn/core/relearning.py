@@ -37,7 +37,9 @@ class RelearningCurve:
     original: RelearningCurve | None = None
 
     def recovery(self) -> list[float | None]:
-        """Recovered share of the knowledge at each step; see [`recovery`][lightning_unlearn.functional.robustness.recovery].
+        """Recovered share of the knowledge at each step.
+
+        See [`recovery`][lightning_unlearn.functional.robustness.recovery].
 
         Raises:
             ValueError: If control or original is missing, or was measured at other steps.

@@ -25,7 +25,7 @@ _NF4 = (
     *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
 _FP4 = tuple(sign * value / 12 for sign in (1, -1) for value in (0, 0.0625, 8, 12, 4, 6, 2, 3))
-_CHUNK = 1 << 22  # weights whose codes are looked up together
+_CHUNK = 1 << 18  # weights that are rounded together: on a CPU they stay in the core's cache
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def dequantize(quantized: Quantized, scheme: QuantizationScheme) -> Tensor:
     if scheme.kind == "codebook":
         values = torch.tensor(scheme.values, device=blocks.device)
         rows = max(1, _CHUNK // max(1, blocks.shape[1]))
-        numbers = torch.cat([values[part.int()] for part in blocks.split(rows)])
+        numbers = torch.cat([_looked_up(values, part) for part in blocks.split(rows)])
     else:
         numbers = blocks.float()
     if quantized.zero is not None:
@@ -181,6 +181,10 @@ def code_overlap(weight: Tensor, other: Tensor, scheme: QuantizationScheme) -> f
     return float((quantize(weight, scheme).codes == quantize(other, scheme).codes).float().mean())
 
 
+def _looked_up(table: Tensor, numbers: Tensor) -> Tensor:
+    return table.to(numbers.device).index_select(0, numbers.reshape(-1).int()).view(numbers.shape)
+
+
 def _blocks(weight: Tensor, scheme: QuantizationScheme) -> Tensor:
     """One row a group; a short one is filled with zeros, which change neither a scale nor a zero point."""
     if scheme.kind == "codebook":
@@ -217,9 +221,11 @@ def _codes(blocks: Tensor, scale: Tensor, zero: Tensor | None, scheme: Quantizat
         order = sorted(set(scheme.values))
         values = torch.tensor(order, device=blocks.device)
         points = (values[1:] + values[:-1]) / 2
-        places = torch.bucketize((blocks / scale).clamp(-1, 1), points, out_int32=True)
-        numbers = torch.tensor([scheme.values.index(value) for value in order], dtype=torch.int8, device=blocks.device)
-        return numbers[places]
+        shares, places = (blocks / scale).clamp(-1, 1), torch.zeros_like(blocks, dtype=torch.int8)
+        for point in points.tolist():  # on a CPU, twice as fast as bucketize
+            places += shares > point
+        numbers = [scheme.values.index(value) for value in order]
+        return places if numbers == sorted(numbers) else _looked_up(torch.tensor(numbers, dtype=torch.int8), places)
     codes = torch.round(blocks / scale)
     if zero is not None:
         return (codes + zero[:, None]).clamp(0, scheme.high).to(torch.int8)

@@ -81,10 +81,9 @@ class PromptNoise:
                 "called otherwise. Score with token ids, and without a static cache."
             )
         self._places = []
-        # Transformers has called it past_key_values, and calls it cache.
-        caches = [value for value in kwargs.values() if hasattr(value, "get_seq_length")]
-        cached = any(cache.get_seq_length() > 0 for cache in caches)
-        if cached or (mask is not None and mask.shape[1] > ids.shape[1]):
+        if ids.shape[1] == 1:
+            return  # the first position of a prompt, or one behind it
+        if any(map(_filled, kwargs.values())) or (mask is not None and mask.shape[1] > ids.shape[1]):
             return  # behind the prompt: the cache carries the noise
         for number, row in enumerate(ids.tolist()):
             real = [i for i, one in enumerate(mask[number].tolist()) if one] if mask is not None else range(len(row))
@@ -130,3 +129,13 @@ class PromptNoise:
         key = (self.seed, self.rows[whole], layer, round(sigma * 1_000_000), draw)
         noise = torch.randn(len(whole), width, generator=keyed_generator(*key))
         return noise[1 : len(prompt)]
+
+
+def _filled(argument: Any) -> bool:
+    """Whether an argument of a model is a cache with tokens in it; its name has changed with releases."""
+    if not hasattr(argument, "get_seq_length"):
+        return False
+    try:
+        return bool(argument.get_seq_length() > 0)
+    except ValueError:  # recurrent layers alone, which keep no tokens
+        return False

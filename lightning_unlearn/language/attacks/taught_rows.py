@@ -148,7 +148,7 @@ def _facts(probes: Sequence[Probe]) -> list[list[Probe]]:
             keys: list[object] = [("document", probe.entity)] if probe.entity else [("text", question, answer)]
         else:
             # Of a short answer without an entity, such as "yes", nobody knows whether it is the same fact.
-            own = probe.entity or (len(answer.split()) <= _SHORT and probe.row)
+            own = probe.entity or (f"row {probe.row}" if len(answer.split()) <= _SHORT else "")
             keys = [("question", question), ("answer", own, answer)]
         known = sorted({owner[key] for key in keys if key in owner})
         first = known[0] if known else probe.row
