@@ -71,13 +71,14 @@ def model_card(
         old = ModelCard(text if text.lstrip().startswith("---") else f"---\n{{}}\n---\n\n{text}")
     except Exception as error:  # a YAML error, or one of huggingface_hub
         raise ValueError(f"The metadata of {existing} can't be read: {error}. Mend or remove the file.") from None
-    data: dict[str, Any] = {key: value for key, value in old.data.to_dict().items() if key != "model-index"}
-    others = [result for result in old.data.eval_results or [] if result.metric_type != _KAPPA]
+    before: Any = old.data
+    data: dict[str, Any] = {key: value for key, value in before.to_dict().items() if key != "model-index"}
+    others = [result for result in before.eval_results or [] if result.metric_type != _KAPPA]
     given = {"base_model": base_model, "license": license, "language": language}
     data |= {key: value for key, value in given.items() if value is not None}
     data["tags"] = list(dict.fromkeys([*(data.get("tags") or []), *_TAGS]))
     data["unlearning"] = _summary(verdict, head, key_id, content_hash)
-    named = old.data.model_name if others else None
+    named = before.model_name if others else None
     results = [*others, *(_result(gate) for gate in verdict.evidence.gates if gate.kappa is not None)]
     if results:
         data |= {"eval_results": results, "model_name": named or model_name}

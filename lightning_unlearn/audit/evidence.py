@@ -122,9 +122,10 @@ def blind(evidence: Evidence) -> dict[str, str]:
     """The gates that can't see anything, and why."""
     found = {}
     for gate in evidence.gates:
+        control = gate.original - gate.gap
         if gate.gap_lower <= 0 or gate.gap < evidence.thresholds.gap:
             found[gate.name] = (
-                f"says nothing: here the original scores {gate.original:.2f} and the control {gate.control:.2f}, too "
+                f"says nothing: here the original scores {gate.original:.2f} and the control {control:.2f}, too "
                 "near one another to tell"
             )
     scores = {gate.score for gate in evidence.gates if gate.gate == "base" and gate.name in found}

@@ -59,6 +59,8 @@ class GateResult:
         large: At the threshold :math:`D`.
         zero_bound: Where no probe leaks: the largest rate of leaks that so many probes can miss, at the level.
         noise_floor: ``kappa`` of a second control against the first; ``None`` without a second one.
+        original_matched: Where matched rows are the control: their mean score on the original; ``control`` is that on
+            the unlearned model.
     """
 
     gate: str
@@ -82,6 +84,7 @@ class GateResult:
     large: Bounds
     zero_bound: float | None = None
     noise_floor: float | None = None
+    original_matched: float | None = None
 
     @property
     def name(self) -> str:
@@ -241,7 +244,8 @@ def gate(
     o_h, u_h = _scores("matched original", matched[0]), _scores("matched unlearned", matched[1])
     if len(o_h) != len(u_h):
         raise ValueError(f"The matched rows have {len(o_h)} scores on the original and {len(u_h)} on the unlearned.")
-    return result([Sample(u, o, groups), Sample(-u_h, -o_h)], float(u_h.mean()))
+    found = result([Sample(u, o, groups), Sample(-u_h, -o_h)], float(u_h.mean()))
+    return replace(found, original_matched=float(o_h.mean()))
 
 
 def utility(name: str, control: ArrayLike, unlearned: ArrayLike, share: float = 0.9, level: float = 0.95) -> Utility:

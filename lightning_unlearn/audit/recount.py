@@ -31,7 +31,8 @@ def recounted(evidence: Evidence) -> Iterator[str]:
 
 def _gate(gate: GateResult) -> Iterator[str]:
     if gate.noise_floor is None:  # of several controls, each bound is the worse one
-        gap, above = gate.original - gate.control, gate.unlearned - gate.control
+        base = gate.control if gate.original_matched is None else gate.original_matched
+        gap, above = gate.original - base, gate.unlearned - gate.control
         if not _near(gate.gap, gap):
             yield f"gap is {gate.gap}, but the means give {gap}"
         kappa = above / gap if gate.gap > 0 and gap else None

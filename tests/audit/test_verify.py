@@ -17,16 +17,19 @@ from lightning_unlearn import (
     AuditRecord,
     Head,
     decide,
+    gate,
     model_entry,
     report_entry,
     rows_root,
     verdict_entry,
     verify_record,
 )
-from lightning_unlearn.audit.canonical import canonical, parsed
+from lightning_unlearn.audit.canonical import canonical, parsed, rebuilt, writable
+from lightning_unlearn.audit.evidence import Evidence
 from lightning_unlearn.audit.keys import key_id, signature
 from lightning_unlearn.audit.record import digests, record_hash
-from tests.audit.sets import RETAINED, SOUND, kept, result_of
+from lightning_unlearn.audit.recount import recounted
+from tests.audit.sets import RETAINED, SOUND, kept, result_of, rows
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 OTHER = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -188,6 +191,26 @@ def test_another_schema_is_named(case: Path) -> None:
     assert faults(case) == ["entry 1: unknown schema"]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"models": {"after": {}}},
+        {"models": {"after": {"content_hash": "", "kind": "tensors", "files": [1], "tensors": [[]]}}},
+        {"report": {"numbers": 3}},
+        {"report": {"numbers": [["a"]]}},
+        {"event": "verdict", "rule": "lu-verdict/1", "evidence": {"gates": 1}},
+        {"event": "verdict", "rule": "lu-verdict/1", "evidence": []},
+        {"forget": {}, "recorded_at": 3, "models": [], "report": []},
+    ],
+)
+def test_a_record_of_any_content_is_checked_to_its_end(case: Path, damage: dict[str, Any]) -> None:
+    lines = lines_of(case)
+    lines[3]["record"]["body"] = damage
+    write(case, rehashed(lines, KEY))
+    (case / "report.json").write_text(json.dumps({"headline": {"word": "a"}, "sections": [{"parts": [{}]}]}))
+    assert faults(case) != []
+
+
 def test_every_flipped_bit_of_a_model_is_found(case: Path) -> None:
     file = case / "model.safetensors"
     content = file.read_bytes()
@@ -209,7 +232,7 @@ def test_a_number_of_the_report_is_named_by_its_place(case: Path) -> None:
     report = case / "report.json"
     report.write_text(report.read_text().replace("0.25", "0.05"))
     (fault,) = verify_record(case / "r.jsonl", KEY.public_key(), report=report)
-    assert (fault.kind, fault.what) == ("number differs", "/sections/0/value is 0.05, and 0.25 was recorded")
+    assert (fault.kind, fault.what) == ("number differs", "/sections/0/value is 0.05, but 0.25 was recorded")
     report.write_text(report.read_text().replace("0.05", "0.25").replace('"a"', '"b"'))
     assert faults(case) == ["report.json: report differs"]
     report.write_text("{")
@@ -243,9 +266,46 @@ def test_a_verdict_must_follow_from_its_numbers(case: Path) -> None:
     assert found() == []
 
 
+def test_a_report_that_never_agreed_with_the_verdict_is_named(case: Path) -> None:
+    kappa = lines_of(case)[3]["record"]["body"]["evidence"]["gates"][0]["kappa"]
+    measured = {"kind": "measurement", "name": "kappa: questions as they were trained", "variant": "score"}
+
+    def found(word: str, value: float) -> list[str]:
+        part = {**measured, "value": value}
+        report = {"headline": {"word": word}, "sections": [{"id": "a", "parts": [part]}]}
+        (case / "report.json").write_text(json.dumps(report))
+        lines = lines_of(case)
+        lines[2]["record"]["body"]["report"] = report_entry(case / "report.json")
+        write(case, rehashed(lines, KEY))
+        return faults(case)
+
+    assert found("forgotten", float(kappa)) == []
+    assert found("not forgotten", float(kappa)) == ["report.json: verdict differs"]
+    assert found("forgotten", 0.5) == ["report.json: number differs"]
+
+
 def test_rows_are_checked_with_their_secret(case: Path) -> None:
     assert faults(case, rows=ROWS[:1]) == ["rows: rows differ"]
     assert faults(case, secret=bytes(32)) == ["rows: rows differ"]
+    assert faults(case, rows=[{**row, "entity": "Ada"} for row in ROWS]) == []  # question and answer are those
+
+
+@pytest.mark.parametrize("two_controls", [False, True])
+def test_numbers_of_every_kind_of_control_agree_with_one_another(two_controls: bool) -> None:
+    o, c, u = rows(SOUND)
+    unseen, later = [1.0] * 6 + [0.0] * 44, [1.0] * 2 + [0.0] * 48
+    control = [c, [0.0] * 100] if two_controls else c
+    entities = [f"author {k // 5}" for k in range(100)]
+    for gates in (
+        [gate(o, control, u)],
+        [gate(o, control, u, clusters=entities)],
+        [gate(o, None, u, matched=(unseen, later))],
+        [gate(o, None, u, matched=(unseen, later), clusters=entities)],
+        [gate(o, None, u)],
+    ):
+        evidence = decide(gates, [kept(RETAINED)]).evidence
+        again = rebuilt(Evidence, parsed(canonical(writable(evidence))))
+        assert list(recounted(again)) == []
 
 
 def test_what_was_not_recorded_is_incomplete(tmp_path: Path) -> None:
