@@ -31,6 +31,8 @@ FORGET = (
 )
 UTILITY = ("model utility", "retain ROUGE-L (recall)", "retain probability", "KnowMem, retain")
 NOT_THERE = "not in this file"
+AUXILIARY = ("_PERT_Prob", "_PARA_Prob", "ra_Q_A_Prob", "wf_Q_A_Prob")
+"""Metrics of logs that others are computed from; they are shown where they are asked for."""
 FLOOR = 1e-300  # of p-values on a logarithmic axis
 
 
@@ -129,7 +131,7 @@ def _named(reports: Mapping[str, Any] | Sequence[Any]) -> list[tuple[str, Any]]:
 def _shared(scores: Sequence[Scores]) -> list[str]:
     """Metrics that at least two files have, those of the field first."""
     order = {name: place for place, (name, _) in enumerate(KNOWN.values())}
-    names = dict.fromkeys(name for row in scores for name in row.values)
+    names = dict.fromkeys(name for row in scores for name in row.values if not name.endswith(AUXILIARY))
     told = {name: sum(name in row.values or name in row.missing for row in scores) for name in names}
     shared = [name for name in names if told[name] >= min(2, len(scores))]
     return sorted(shared, key=lambda name: order.get(name, len(order)))

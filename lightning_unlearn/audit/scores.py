@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lightning_unlearn.language.eval_logs import EvalLog, read_eval_log
 from lightning_unlearn.report.model import SCHEMA, UnlearningReport
+from lightning_unlearn.report.sections import Measurement
 
 __all__ = ["KNOWN", "Scores", "read_scores"]
 
@@ -45,6 +46,9 @@ KNOWN: dict[str, tuple[str, str]] = {
     "forget_Q_A_gibberish": ("forget gibberish score", "higher"),
 }
 """Metrics of open-unlearning: our name with the variant that it computes, and which direction is better."""
+
+OURS = {("effectiveness", "probability of the answer (geometric mean per token)"): "forget probability"}
+"""Measurements of our audits that are metrics of the field under another name."""
 
 _GENERIC = {
     "report.json",
@@ -109,7 +113,7 @@ def read_scores(path: str | os.PathLike[str], name: str = "") -> Scores:
 
 def scores_of(report: UnlearningReport, name: str) -> Scores:
     """The scores in a report. Metrics of one name in two sections are told apart by the section."""
-    found = [(section, part.key, part) for section, part in report.measurements()]
+    found = [(section, _key(section, part), part) for section, part in report.measurements()]
     keys = [key for _, key, _ in found]
     named = [(f"{section}: {key}" if keys.count(key) > 1 else key, part) for section, key, part in found]
     values: dict[str, float] = {}
@@ -124,6 +128,13 @@ def scores_of(report: UnlearningReport, name: str) -> Scores:
         {key: part.better for key, part in named if part.better},
         report.headline.word if report.headline else "",
     )
+
+
+def _key(section: str, part: Measurement) -> str:
+    """Name and variant as the field has them; the variant of a p-value is a note on its test, and no definition."""
+    if part.name in ("forget quality", "model utility"):
+        return part.name
+    return OURS.get((section, part.key), part.key)
 
 
 def _file(path: Path) -> Path:

@@ -246,6 +246,7 @@ def scatter_figure(
                 color=text,
                 fontsize=11,
                 parse_math=False,
+                arrowprops={"arrowstyle": "-", "color": text, "linewidth": 0.6} if abs(place[1]) > 11 else None,
             )
     return figure
 

@@ -25,7 +25,7 @@ from lightning_unlearn.diffusion.text_to_image import LitTextToImage
 from lightning_unlearn.report.images import png
 from lightning_unlearn.report.model import UnlearningReport
 from lightning_unlearn.report.runs import attack_section, run_report
-from lightning_unlearn.report.sections import ImageRow, Images, Section, Text
+from lightning_unlearn.report.sections import ImageRow, Images, Part, Section, Text
 from lightning_unlearn.report.write import write_report
 
 __all__ = ["demo_diffusion"]
@@ -85,10 +85,8 @@ def demo_diffusion(output_dir: str = "runs/demo-diffusion", style: str = "negati
         "seed": seed,
         "model_sha256": sha256(*sorted((folder / "model").rglob("*.safetensors"))),
         "data_sha256": hashlib.sha256(json.dumps(forget).encode()).hexdigest(),
-        "seconds": seconds,
-        "peak_memory_bytes": peak_memory("cpu"),
     }
-    images = [_grid("Before", before, styles), _grid("After", after, styles)]
+    images: list[Part] = [_grid("Before", before, styles), _grid("After", after, styles)]
     report = run_report(
         type(method).__name__,
         "miniature",
@@ -96,6 +94,8 @@ def demo_diffusion(output_dir: str = "runs/demo-diffusion", style: str = "negati
         Evaluation(trainer.global_step, _accuracies(after, pairs, style), hit_means="drawn as asked"),
         title=f"{type(method).__name__} erases the style “{style}”",
         provenance=provenance,
+        seconds=seconds,
+        peak_memory_bytes=peak_memory("cpu"),
         settings={"trainable": module.hparams["trainable"], "lr": module.lr, "batch_size": data.batch_size},
         sections=[
             Section("images", "Images, before and after", images, "Both tables have the same prompts and seeds."),

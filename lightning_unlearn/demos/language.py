@@ -84,8 +84,6 @@ def demo(
         "seed": seed,
         "model_sha256": sha256(folder / "model" / "model.safetensors"),
         "data_sha256": sha256(FACTS_FOLDER / "forget.jsonl", FACTS_FOLDER / "retain.jsonl"),
-        "seconds": seconds,
-        "peak_memory_bytes": peak_memory(accelerator),
     }
     report = run_report(
         type(method).__name__,
@@ -94,6 +92,8 @@ def demo(
         monitor.history[-1],
         curves=monitor.history,
         provenance=provenance,
+        seconds=seconds,
+        peak_memory_bytes=peak_memory(accelerator),
         settings=_settings(module, data, method, trainer),
         terms={
             "answered correctly": "The answer contains an accepted one.",

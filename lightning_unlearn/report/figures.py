@@ -69,7 +69,9 @@ def svg(curve: Curve, prefix: str) -> str:
 
 
 def _colours(curve: Curve) -> list[int | None]:
-    """Colours by role: models to compare with are grey, all others have a colour each."""
+    """Colours by role: models to compare with are grey; of lines, all others have a colour each."""
+    if curve.plot == "scatter":
+        return [0 if series.role == "unlearned" else None for series in curve.series]
     colours: list[int | None] = []
     for series in curve.series:
         grey = series.role in ("control", "front")

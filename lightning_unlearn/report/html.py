@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_unlearn.report.figures import svg
 from lightning_unlearn.report.layout import (
+    MISSING,
     cell,
     columns_of,
     curve_table,
@@ -99,9 +100,10 @@ def _hits(part: Examples, column: int) -> str:
 
 
 def _numeric(part: Table, column: int) -> bool:
-    """Whether a column has numbers and no words."""
+    """Whether a column has numbers and no words, but dashes for missing ones."""
     values = [row[column] for row in part.rows]
-    return any(isinstance(value, (int, float)) for value in values) and not any(isinstance(v, str) for v in values)
+    words = any(isinstance(value, str) and not value.startswith(MISSING) for value in values)
+    return not words and any(isinstance(value, (int, float)) for value in values)
 
 
 def _nothing(curve: Curve, prefix: str) -> str:

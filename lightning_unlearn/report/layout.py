@@ -111,8 +111,8 @@ def grouped(section: Section) -> list[list[Measurement] | Part]:
 
 COLUMNS = {
     "outcome": "outcome",
-    "value": "after",
     "original": "before",
+    "value": "after",
     "control": "control",
     "chance": "chance",
     "n": "n",
@@ -122,7 +122,7 @@ COLUMNS = {
 
 def columns_of(parts: Sequence[Measurement]) -> dict[str, str]:
     """The columns of a table of measurements that have something to say, and their headings."""
-    used = {
+    used: dict[str, bool] = {
         "outcome": any(part.outcome != "info" for part in parts),
         "value": True,
         "n": any(part.n is not None and part.unit != "rows" for part in parts),

@@ -46,6 +46,8 @@ def run_report(
     title: str = "",
     provenance: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
+    seconds: float | None = None,
+    peak_memory_bytes: int = 0,
     sections: Sequence[Section] = (),
     terms: Mapping[str, str] | None = None,
 ) -> UnlearningReport:
@@ -58,8 +60,10 @@ def run_report(
         after: The evaluation after the last one.
         curves: Evaluations along the run, such as the history of a monitor.
         title: Headline of the page. Default: a sentence made from the evaluations.
-        provenance: Seed, hashes, time and memory.
+        provenance: Seed and hashes.
         settings: Settings of the method and the trainer.
+        seconds: Wall-clock time of the training part, in seconds.
+        peak_memory_bytes: Peak memory of the training part, in bytes; 0 where it was not measured.
         sections: Further sections, before the examples: images, attacks.
         terms: Further terms and their meaning.
 
@@ -78,7 +82,8 @@ def run_report(
     along = Section("curves", "Along the way", _curves(curves, names))
     examples = Section("examples", "Examples", _examples(before, after, names, hit))
     others = Section("measures", "Other measures", _others(before, after, names))
-    shown = [section for section in (outcome, along, *sections, examples, others) if section.parts]
+    cost = Section("efficiency", "Efficiency", _cost(seconds, peak_memory_bytes))
+    shown = [section for section in (outcome, along, *sections, examples, others, cost) if section.parts]
     meanings = {hit: "What accuracy counts: the share of a set."} if hit != "correct" else {}
     known = {name: text for name, text in TERMS.items() if name in names or (name == "NLL" and _any_nll(evaluations))}
     return UnlearningReport(
@@ -239,6 +244,15 @@ def _others(before: Evaluation, after: Evaluation, names: Sequence[str]) -> list
     claimed = {f"{name}_{measure}" for name in names for measure in MEASURES}
     metrics = [metric for metric in before.metrics | after.metrics if metric not in claimed]
     return [_change(m, before.metrics.get(m), after.metrics.get(m), "", "", "") for m in metrics]
+
+
+def _cost(seconds: float | None, peak_memory_bytes: int) -> list[Part]:
+    parts: list[Part] = []
+    if seconds is not None:
+        parts.append(Measurement("training time", seconds, unit="s", better="lower"))
+    if peak_memory_bytes:
+        parts.append(Measurement("peak memory", peak_memory_bytes, unit="bytes", better="lower"))
+    return parts
 
 
 def _any_nll(evaluations: Sequence[Evaluation]) -> bool:

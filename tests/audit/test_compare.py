@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lightning_unlearn.audit.compare import compare_reports, pareto, write_comparison
-from lightning_unlearn.audit.scores import read_scores
+from lightning_unlearn.audit.scores import read_scores, scores_of
 from lightning_unlearn.cli.main import main
 from lightning_unlearn.report.model import Headline, UnlearningReport
 from lightning_unlearn.report.sections import Curve, Measurement, Section, Table, Text
@@ -74,6 +74,18 @@ def test_variants_are_not_mixed(tmp_path: Path) -> None:
     assert not any("strict" in column for column in table.columns)
     (row,) = [row for row in table.rows if row[0] == "npo"]
     assert 0.0634 in row
+
+
+def test_an_audit_has_metrics_of_the_field_under_their_names() -> None:
+    probability = Measurement("probability of the answer", 0.2, variant="geometric mean per token", unit="share")
+    quality = Measurement("forget quality", 0.3, variant="p of a KS test with D = 0.425")
+    sections = [Section("effectiveness", "", [probability]), Section("utility", "", [probability, quality])]
+    scores = scores_of(UnlearningReport(title="", sections=sections), "ours")
+    assert scores.values == {
+        "forget probability": 0.2,
+        "probability of the answer (geometric mean per token)": 0.2,
+        "forget quality": 0.3,
+    }
 
 
 def test_logs_with_values_by_index(tmp_path: Path) -> None:

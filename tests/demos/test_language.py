@@ -34,7 +34,8 @@ def test_the_demo_forgets_keeps_and_reports(smollm2: str, tmp_path: Path) -> Non
         assert change(name)[1] >= change(name)[0] - 2
     assert change("forget", "NLL")[1] > change("forget", "NLL")[0] + 1
     assert change("retain", "NLL")[1] < change("retain", "NLL")[0]
-    assert {"seed", "model_sha256", "seconds", "peak_memory_bytes"} <= report.provenance.keys()
+    assert {"seed", "model_sha256", "data_sha256", "settings"} <= report.provenance.keys()
+    assert [part.name for part in report.section("efficiency").measurements] == ["training time", "peak memory"]
     assert "<svg" in (tmp_path / "report.html").read_text()
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")

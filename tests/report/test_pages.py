@@ -136,7 +136,7 @@ def test_the_verdict_is_a_word_and_a_colour_before_the_evidence_and_the_limits()
     assert places[1:] == sorted(places[1:])
     assert 'class="verdict warning"' in page
     words = " ".join(re.sub(r"<[^>]*>", " ", page).split())
-    assert "extraction strength strict ✓ pass 0.071 95 %: 0.052 to 0.094 0.742 0.066 0 40 lower" in words
+    assert "extraction strength strict ✓ pass 0.742 0.071 95 %: 0.052 to 0.094 0.066 0 40 lower" in words
     assert "activation noise ○ not run –" in words
     assert "needs --depth full" in words
     assert "95 %: at least 0.61" in words
@@ -147,10 +147,10 @@ def test_markdown_says_the_same() -> None:
     text = render_markdown(full_report())
     assert text.startswith("# Two authors removed from SmolLM2\n\n**Verdict: suppressed but recoverable.** The model")
     assert (
-        "| extraction strength (strict) | pass | 0.071 (95 %: 0.052 to 0.094) | 0.742 | 0.066 | 0 | 40 | lower |"
+        "| extraction strength (strict) | pass | 0.742 | 0.071 (95 %: 0.052 to 0.094) | 0.066 | 0 | 40 | lower |"
         in text
     )
-    assert "| activation noise | not run | – |" in text
+    assert "| activation noise | not run | – | – |" in text
     assert "| 10 | 50.0 % | – | 90.0 % |" in text
     assert "2 images; the HTML page shows them." in text
     assert "- Absence of evidence under the listed attacks is no proof of removal." in text

@@ -48,7 +48,7 @@ def words(page: str) -> str:
 
 
 def test_what_a_run_changed() -> None:
-    whole = report(settings={"beta": 2.5}, provenance={"seed": 42})
+    whole = report(settings={"beta": 2.5}, provenance={"seed": 42}, seconds=98.25, peak_memory_bytes=3 * 2**29)
     found = {part.key: (part.anchors.original, part.value, part.n) for part in whole.section("outcome").measurements}
     assert found == {
         "forget (answered correctly)": (4.0, 1.0, 4),
@@ -63,7 +63,9 @@ def test_what_a_run_changed() -> None:
     assert [part.title for part in parts if isinstance(part, Examples)] == ["forget", "retain"]
     assert whole.subject == {"method": "SimNPO", "model": "SmolLM2-135M-Instruct", "training steps": 80}
     assert whole.provenance == {"seed": 42, "settings": {"beta": 2.5}}
-    assert words(render_html(whole)).count("1 of 4") == 2
+    text = words(render_html(whole))
+    assert text.count("1 of 4") == 2
+    assert "training time 98.2 s lower peak memory 1.50 GiB lower" in text
     jsonschema.validate(json.loads(json.dumps(whole.to_dict())), report_schema())
 
 
@@ -167,7 +169,7 @@ def test_a_model_that_draws() -> None:
     assert shown == [*(i for part in grids for row in part.rows for i in row.images), *gallery.rows[0].images]
     text = words(page)
     assert "ESD erases the style “ember” method SimNPO model SmolLM2-135M-Instruct training steps 7" in text
-    assert "forget drawn as asked 10.0 % 100.0 % lower objects drawn as asked 50.0 % 50.0 % higher" in text
+    assert "forget drawn as asked 100.0 % 10.0 % lower objects drawn as asked 50.0 % 50.0 % higher" in text
     assert "Under attack: UnlearnDiffAtk 33% without and 67% with it." in text
     assert "a disk shows it without an attack hoop &lt;b&gt; a ring came back x a box stays erased" in text
     assert "objects The cross-domain retain accuracy." in text
