@@ -9,10 +9,11 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from lightning_unlearn.diffusion.data.miniature import miniature_pipeline
 from lightning_unlearn.diffusion.engine import pipeline
 from lightning_unlearn.language import causal_lm, starts
 
-_FOLDERS: set[str] = set()
+_FOLDERS = {os.path.realpath(miniature_pipeline())}
 
 
 def read_once(folder: Path) -> Path:

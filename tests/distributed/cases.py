@@ -516,6 +516,7 @@ def eraser(make: Callable[[], Any], trainable: Any, lr: float = 1.0, data: Any =
         lambda models: SgdTextToImage(str(models / "pipeline"), trainable=trainable, lr=lr),
         lambda replicas: (data or thrice)(2 // replicas),
         layouts=("ddp",),
+        epochs=1 if data is None else 2,
         resumes=False,
         atol=1e-5,
     )
