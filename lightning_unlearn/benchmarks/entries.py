@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_unlearn.benchmarks.runs import Description, describe
 
-__all__ = ["FACTS", "TOFU", "WEIGHTS", "Entry", "Setting"]
+__all__ = ["FACTS", "TEXT", "TOFU", "WEIGHTS", "Entry", "Setting"]
 
 
 @dataclass(frozen=True)
@@ -91,3 +91,6 @@ TOFU = (
     ),
 )
 """Methods of the comparison on fictitious authors, which a model of this size has learned at a rate of 1e-4."""
+
+TEXT = tuple(entry for entry in TOFU if entry.name != "IdkNLL")
+"""Those that need no question to refuse."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,9 +11,16 @@ from torch import Tensor
 
 from lightning_unlearn.benchmarks.entries import TOFU
 from lightning_unlearn.benchmarks.grid import Grid, select
-from lightning_unlearn.benchmarks.unlearning import Attacks, LanguageBenchmark, Protocol, Rows, bench_language
+from lightning_unlearn.benchmarks.unlearning import (
+    Attacks,
+    LanguageBenchmark,
+    Protocol,
+    Rows,
+    bench_language,
+    data_hash,
+    located,
+)
 from lightning_unlearn.core.checks import at_least, between
-from lightning_unlearn.core.files import sha256
 from lightning_unlearn.core.sources import load_rows
 from lightning_unlearn.functional.language.extraction import (
     answer_probability,
@@ -54,7 +60,7 @@ class TOFUBenchmark(LanguageBenchmark):
 
     Args:
         path: A folder with ``full.json``, ``forget10_perturbed.json``, ``retain_perturbed.json``,
-            ``real_authors_perturbed.json`` and ``world_facts_perturbed.json``, an object a line.
+            ``real_authors_perturbed.json`` and ``world_facts_perturbed.json``, or the data set's hub id.
         retained: Authors to keep.
         forgotten: Authors to forget, at most 20.
         measured: Rows of each set other than the forget set that are measured, spread evenly.
@@ -73,24 +79,26 @@ class TOFUBenchmark(LanguageBenchmark):
     def __init__(
         self, path: str, retained: int = 18, forgotten: int = 2, measured: int = 60, max_new_tokens: int = 64
     ) -> None:
-        self.path = Path(path)
+        self.path = path
         self.retained, self.forgotten = at_least("retained", retained, 1), between("forgotten", forgotten, 1, 20)
         self.measured = at_least("measured", measured, 1)
         self.max_new_tokens = at_least("max_new_tokens", max_new_tokens, 1)
         if retained + forgotten > 200:
             raise ValueError(f"TOFU has 200 authors, but got retained={retained} and forgotten={forgotten}.")
-        for file in self.files():
-            if not file.is_file():
-                raise FileNotFoundError(f"There is no file {file}. Give the folder of TOFU's JSON files.")
+        missing = [file for file in self.sources() if Path(path).is_dir() and not Path(file).is_file()]
+        if missing:
+            raise FileNotFoundError(f"There is no file {missing[0]}. Give the folder of TOFU's JSON files.")
 
-    def files(self) -> list[Path]:
-        """The files that are read."""
+    def sources(self) -> list[str]:
+        """The tables that are read: files of a folder, or names on the hub."""
         names = ("full", "forget10_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed")
-        return [self.path / f"{name}.json" for name in names]
+        if Path(self.path).is_dir():
+            return [str(Path(self.path) / f"{name}.json") for name in names]
+        return [f"{self.path}:{name}:train" for name in names]
 
     def rows(self) -> Rows:
         """Rows by set; those to forget and the measured ones have perturbed answers."""
-        full, forget, retain, authors, facts = map(_read, self.files())
+        full, forget, retain, authors, facts = map(load_rows, self.sources())
         forget, kept = forget[-self.forgotten * QUESTIONS :], full[: self.retained * QUESTIONS]
         known = retain[: min(self.retained, PERTURBED_RETAIN) * QUESTIONS]
         return {
@@ -110,7 +118,7 @@ class TOFUBenchmark(LanguageBenchmark):
         """Rounding to 8 and 4 bits, and relearning: from a fifth of the forget rows, other authors, and plain facts."""
         probes = self.probes()
         split = RelearningRows.tofu(probes, per_author=QUESTIONS)
-        unseen = _read(self.path / "full.json")[self.retained * QUESTIONS :][:QUESTIONS]
+        unseen = load_rows(self.sources()[0])[self.retained * QUESTIONS :][:QUESTIONS]
         taught = {
             "in_domain": (split.taught, split.held_out),
             "form": (probes_of(unseen), probes),
@@ -229,7 +237,7 @@ def bench_tofu(
     Finished runs are kept: the same command, after a kill or with more entries, runs what is missing.
 
     Args:
-        path: Folder of TOFU's JSON files.
+        path: Folder of TOFU's JSON files, or the data set's hub id, ``locuslab/TOFU``.
         output_dir: Folder to write.
         model: Hub id, folder or GGUF file of a chat model; by default that of the demo.
         retained: Authors to keep.
@@ -255,28 +263,24 @@ def bench_tofu(
     """
     chosen = select("entries", entries, {entry.name: entry for entry in TOFU})
     arguments: dict[str, Any] = {
-        "path": str(Path(path).resolve()),
+        "path": located(path),
         "retained": retained,
         "forgotten": forgotten,
         "measured": measured,
         "max_new_tokens": max_new_tokens,
     }
-    files = TOFUBenchmark(**arguments).files()
+    sources = TOFUBenchmark(**arguments).sources()
     return bench_language(
         {"class_path": "lightning_unlearn.benchmarks.tofu.TOFUBenchmark", "init_args": arguments},
         chosen,
         Grid(output_dir, workers, keep_stale),
         model or packaged_model() or HUB_MODEL,
-        sha256(*files),
+        data_hash(sources),
         Protocol(learn_epochs=learn_epochs, epochs=epochs, precision=precision),
         tuning_seed,
         seeds,
         threads,
     )
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _spread(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

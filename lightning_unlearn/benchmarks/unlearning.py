@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,13 +28,24 @@ from lightning_unlearn.language.attacks import LanguageAttack, LanguageRelearnin
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.data.language import LanguageDataModule
 from lightning_unlearn.language.data.token_rows import collate_tokens
-from lightning_unlearn.language.eval_logs import EvalLog, read_eval_log, write_eval_log
+from lightning_unlearn.language.eval_logs import EvalLog, LoggedMetric, logged_rows, read_eval_log, write_eval_log
 from lightning_unlearn.language.knowledge import Knowledge
 from lightning_unlearn.language.probes import Probe
 from lightning_unlearn.language.scorer import KnowledgeScorer
-from lightning_unlearn.language.token_stats import token_stats
+from lightning_unlearn.language.token_stats import format_of, token_stats
+from lightning_unlearn.language.tokens import TokenRow
 
-__all__ = ["LanguageBenchmark", "Protocol", "RunCell", "TargetCell", "bench_language"]
+__all__ = [
+    "LanguageBenchmark",
+    "Protocol",
+    "RunCell",
+    "TargetCell",
+    "bench_language",
+    "data_hash",
+    "located",
+    "question_row",
+    "row_losses",
+]
 
 Rows = dict[str, list[dict[str, Any]]]
 Attacks = dict[str, tuple[LanguageAttack, list[Probe]]]
@@ -248,6 +260,38 @@ def unlearn(cell: RunCell, folder: Path) -> Outcome:
     write_eval_log(path, benchmark.evaluate(module, cell.generate))
     found = _attacked(benchmark, module) if cell.attacked else {"knowledge": {}, "curves": {}}
     return {**cost, **found, "files": [str(path.relative_to(folder))]}
+
+
+def located(source: str) -> str:
+    """The absolute path of a local file or folder, which a run finds from anywhere; a hub id as it is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
+def data_hash(sources: Iterable[str]) -> str:
+    """Hash of the contents of local files; of rows on the hub, of their names alone."""
+    digests = [sha256(source) if Path(source).is_file() else source for source in sources]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def question_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with ``question`` and ``answer`` of one with ``prompt`` and ``response``; another one as it is."""
+    if "prompt" in row and "response" in row:
+        return {"question": row["prompt"], "answer": row["response"]}
+    return row
+
+
+def row_losses(module: LitCausalLM, rows: Sequence[dict[str, Any]]) -> LoggedMetric:
+    """Mean negative log-likelihood per token of questions with answers, or of texts, in nats."""
+    prompt_format = format_of(module)
+    tokens = [
+        prompt_format.row(row["question"], row["answer"])
+        if "question" in row
+        else TokenRow([], prompt_format.tokenizer(row["text"], verbose=False)["input_ids"])
+        for row in rows
+    ]
+    losses = torch.stack([-part.log_prob.mean() for part in token_stats(module, tokens)])
+    return logged_rows({"avg_loss": losses}, of="avg_loss")
 
 
 def _attacked(benchmark: LanguageBenchmark, module: LitCausalLM) -> dict[str, Any]:
