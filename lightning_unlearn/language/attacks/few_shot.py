@@ -135,6 +135,6 @@ class InContextAttack(PromptAttack):
 
 
 def _gives_away(shot: Probe, probe: Probe) -> bool:
-    """Whether a row of the context contains an accepted answer."""
+    """Whether a row of the context contains an accepted answer, or the part of the answer with the fact."""
     text = f"{shot.question if isinstance(shot.question, str) else shot.question[-1].get('content')} {shot.answer}"
-    return any(contains_words(text, accepted) for accepted in probe.accepted)
+    return any(contains_words(text, given) for given in (*probe.accepted, probe.target) if given)

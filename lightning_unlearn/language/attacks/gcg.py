@@ -19,11 +19,11 @@ from lightning_unlearn.language.attacks.attack import Cost, LanguageAttack
 from lightning_unlearn.language.attacks.attempts import refuse_texts
 from lightning_unlearn.language.attacks.latent import head_on_last, span_batches
 from lightning_unlearn.language.attacks.replicas import whole_weights
-from lightning_unlearn.language.attacks.shared_prompt import SharedPrompt
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.chat import Messages, content_text
 from lightning_unlearn.language.knowledge import Knowledge, Scorer
 from lightning_unlearn.language.matching import contains_words
+from lightning_unlearn.language.prefixes import prefix_model
 from lightning_unlearn.language.probes import Probe
 from lightning_unlearn.language.prompt_format import PromptFormat
 from lightning_unlearn.language.tokens import TokenRow
@@ -201,27 +201,40 @@ class _Slot(NamedTuple):
 
 
 class _Prompt:
-    """The loss of many suffixes of one prompt, whose tokens before the suffix are computed once."""
+    """The loss of many suffixes of one prompt, whose tokens before the suffix are computed once.
 
-    def __init__(self, module: LitCausalLM, slot: _Slot, batch_size: int) -> None:
+    Args:
+        module: The model.
+        slot: The prompt.
+        batch_size: Suffixes in a pass.
+        shared: Whether to compute what comes before the suffix once, where the model can go on from it.
+    """
+
+    def __init__(self, module: LitCausalLM, slot: _Slot, batch_size: int, shared: bool = True) -> None:
         self.module, self.slot, self.batch_size = module, slot, batch_size
-        self.shared = SharedPrompt(module, slot.before)
+        self.model = prefix_model(module, sum(map(len, slot))) if shared and slot.before else None
+        if self.model is not None:
+            with torch.no_grad():
+                self.prefix = self.model.begin(torch.tensor([slot.before], device=module.device))
 
     def loss(self, suffixes: Tensor) -> Tensor:
         return torch.cat([self._loss(part) for part in suffixes.split(self.batch_size)])
 
     def _loss(self, suffixes: Tensor) -> Tensor:
-        device, size, slot = self.module.device, len(suffixes), self.slot
-        before = [] if self.shared.works else slot.before
-        around = [torch.tensor([ids], dtype=torch.long).expand(size, -1) for ids in (before, slot.after + slot.answer)]
-        ids = torch.cat([around[0], suffixes.cpu(), around[1]], 1).to(device)
-        mask = torch.ones(size, len(slot.before) - len(before) + ids.shape[1], dtype=torch.long, device=device)
-        labels = torch.tensor(slot.answer, device=device)
-        inputs = {"use_cache": False} | self.shared.inputs(size)
+        device, size = self.module.device, len(suffixes)
+        rest = torch.tensor([self.slot.after + self.slot.answer]).expand(size, -1)
+        ids = torch.cat([suffixes.cpu(), rest], 1).to(device)
+        labels = torch.tensor(self.slot.answer, device=device)
         with head_on_last(self.module, len(labels) + 1):
-            logits = self.module.model(input_ids=ids, attention_mask=mask, **inputs).logits
-        logits = logits[:, -len(labels) - 1 : -1]
+            logits = self._output(ids).logits[:, -len(labels) - 1 : -1]
         return token_nll(logits.flatten(0, 1), labels.repeat(size)).view(size, -1).mean(1).cpu()
+
+    def _output(self, ids: Tensor) -> Any:
+        if self.model is not None:
+            return self.model.extend(ids, torch.ones_like(ids), self.prefix, [0] * len(ids))
+        before = torch.tensor([self.slot.before], dtype=torch.long, device=ids.device).expand(len(ids), -1)
+        ids = torch.cat([before, ids], 1)
+        return self.module.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
 
 def _gradient(module: LitCausalLM, slot: _Slot, suffix: Tensor) -> Tensor:
@@ -275,8 +288,8 @@ def _surviving(
 ) -> list[Tensor]:
     """Suffixes whose texts give the same tokens in the whole prompt of every row, and no accepted answer."""
     texts = prompt_format.tokenizer.batch_decode(suffixes.tolist())
-    answers = [accepted for probe in probes for accepted in probe.accepted]
-    survive = [not any(contains_words(text, accepted) for accepted in answers) for text in texts]
+    answers = [given for probe in probes for given in (*probe.accepted, probe.target) if given]
+    survive = [not any(contains_words(text, given) for given in answers) for text in texts]
     for probe, slot in zip(probes, slots, strict=True):
         prompts = prompt_format.prompts([_with_suffix(probe, text).question for text in texts])
         for number, (prompt, suffix) in enumerate(zip(prompts, suffixes.tolist(), strict=True)):

@@ -17,12 +17,13 @@ from lightning_unlearn.functional.random import keyed_seed, mixed_bits
 from lightning_unlearn.language.attacks.attack import Cost, LanguageAttack
 from lightning_unlearn.language.attacks.attempts import refuse_texts
 from lightning_unlearn.language.attacks.replicas import over_replicas
-from lightning_unlearn.language.attacks.shared_prompt import SharedPrompt
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.generation import generate
 from lightning_unlearn.language.knowledge import Knowledge, Scorer
 from lightning_unlearn.language.matching import Match, matcher
+from lightning_unlearn.language.prefixes import PrefixModel, prefix_model
 from lightning_unlearn.language.probes import Probe
+from lightning_unlearn.language.scorer import KnowledgeScorer
 
 __all__ = ["AnswerJudge", "Samples", "SamplingAttack"]
 
@@ -60,8 +61,9 @@ class SamplingAttack(LanguageAttack):
     Args:
         n: Samples of a question; 128 for a full audit.
         k: Samples that an attacker draws; 64 for a full audit.
-        judge: ``"words"``: a sample leaks if it contains an accepted answer as whole words; ``"exact"``: if it is one;
-            or a function ``(probes, answers) -> scores``.
+        judge: How far a sample leaks. By default as the scorer marks its own answers, where that is a
+            [`KnowledgeScorer`][lightning_unlearn.KnowledgeScorer]. ``"words"``: it leaks if it contains an accepted
+            answer as whole words; ``"exact"``: if it is one; or a function ``(probes, answers) -> scores``.
         max_new_tokens: Longest answer in tokens.
         temperature: Divides the logits.
         top_p: Share of the probability that is drawn from, the likeliest tokens. Below 1, as with another temperature
@@ -87,7 +89,7 @@ class SamplingAttack(LanguageAttack):
         self,
         n: int = 32,
         k: int = 16,
-        judge: Match | AnswerJudge = "words",
+        judge: Match | AnswerJudge | None = None,
         max_new_tokens: int = 48,
         temperature: float = 1.0,
         top_p: float = 1.0,
@@ -98,21 +100,21 @@ class SamplingAttack(LanguageAttack):
         self.n, self.k = at_least("n", n, 1), at_least("k", k, 1)
         if k > n:
             raise ValueError(f"leak@k needs at least k samples of a question, but got n={n} and k={k}.")
-        self.judge = judge if callable(judge) else one_of("judge", judge, Match)
+        self.judge = judge if judge is None or callable(judge) else one_of("judge", judge, Match)
         self.max_new_tokens = at_least("max_new_tokens", max_new_tokens, 1)
         self.temperature, self.top_p = above("temperature", temperature, 0), between("top_p", top_p, 1e-9, 1)
         self.alpha, self.seed = between("alpha", alpha, 1e-12, 0.5), seed
         self.batch_size = at_least("batch_size", batch_size, 1)
 
     def knowledge(self, module: LitCausalLM, probes: Sequence[Probe], scorer: Scorer | None = None) -> Samples:
-        """Sample answers and mark them. The scorer, whose answers are greedy, is not used.
+        """Sample answers and mark them. Of the scorer, whose own answers are greedy, only the marking is used.
 
         Raises:
             ValueError: If the rows are plain texts, or a judge gives other than one score in [0, 1] an answer.
         """
         refuse_texts(self.name, probes)
         answers = over_replicas(module, probes, lambda part: self.samples(module, part))
-        scores = self._scores(probes, answers)
+        scores = self._scores(probes, answers, scorer)
         binary = bool(((scores == 0) | (scores == 1)).all())
         upper = (
             clopper_pearson_upper(scores.sum(1), self.n, self.alpha) if binary else mean_upper_bound(scores, self.alpha)
@@ -128,26 +130,27 @@ class SamplingAttack(LanguageAttack):
             module: The model.
             probes: The questions; each process of several draws those that it is given.
         """
-        prompt_format = module._prompt_format()
-        prompts = prompt_format.prompts([probe.question for probe in probes])
-        answers = []
+        prompts = module._prompt_format().prompts([probe.question for probe in probes])
         with isolate_rng(), evaluating(module):
-            for probe, prompt in zip(probes, prompts, strict=True):
-                # All samples of a row go on from its prompt; the last token is left, for generate to begin with.
-                shared, texts = SharedPrompt(module, prompt[:-1]), []
-                for start in range(0, self.n, self.batch_size):
-                    samples = range(start, min(start + self.batch_size, self.n))
-                    keys = [keyed_seed(_STREAM, self.seed, probe.row, sample) for sample in samples]
-                    texts += generate(
-                        module.model,
-                        prompt_format,
-                        [prompt] * len(keys),
-                        self.max_new_tokens,
-                        logits_processor=[_KeyedDraw(keys, self.temperature, self.top_p)],
-                        **shared.inputs(len(keys)),
-                    )
-                answers.append(texts)
-        return answers
+            longest = max(map(len, prompts), default=0) + self.max_new_tokens
+            model = prefix_model(module, longest)
+            return [self._of_row(module, model, p.row, ids) for p, ids in zip(probes, prompts, strict=True)]
+
+    def _of_row(self, module: LitCausalLM, model: PrefixModel | None, row: int, prompt: list[int]) -> list[str]:
+        """All samples of a row; where the model can, they go on from one pass over its prompt."""
+        texts: list[str] = []
+        # The last token is left, for generate to begin with.
+        begun = torch.tensor([prompt[:-1]], device=module.device)
+        prefix = model.begin(begun) if model is not None and len(prompt) > 1 else None
+        for start in range(0, self.n, self.batch_size):
+            samples = range(start, min(start + self.batch_size, self.n))
+            keys = [keyed_seed(_STREAM, self.seed, row, sample) for sample in samples]
+            options: dict[str, Any] = {"logits_processor": [_KeyedDraw(keys, self.temperature, self.top_p)]}
+            if model is not None and prefix is not None:
+                options |= {model.name: prefix.select([0] * len(keys)), "use_cache": True}
+            prompts = [prompt] * len(keys)
+            texts += generate(module.model, module._prompt_format(), prompts, self.max_new_tokens, **options)
+        return texts
 
     def cost(self, rows: int) -> Cost:
         """As many generations a row as samples."""
@@ -156,17 +159,19 @@ class SamplingAttack(LanguageAttack):
     def settings(self) -> dict[str, Any]:
         """All but the size of a batch."""
         names = ("n", "k", "max_new_tokens", "temperature", "top_p", "alpha", "seed")
-        judge = (
-            self.judge if isinstance(self.judge, str) else getattr(self.judge, "__name__", type(self.judge).__name__)
-        )
+        judge = self.judge or "scorer"
+        judge = judge if isinstance(judge, str) else getattr(judge, "__name__", type(judge).__name__)
         return {"judge": judge} | {name: getattr(self, name) for name in names}
 
-    def _scores(self, probes: Sequence[Probe], answers: Sequence[Sequence[str]]) -> Tensor:
+    def _scores(self, probes: Sequence[Probe], answers: Sequence[Sequence[str]], scorer: Scorer | None) -> Tensor:
         owners = [probe for probe in probes for _ in range(self.n)]
         texts = [text for row in answers for text in row]
-        if isinstance(self.judge, str):
-            matches = matcher(self.judge)
-            found: Sequence[float] = [
+        found: Sequence[float]
+        if self.judge is None and isinstance(scorer, KnowledgeScorer):
+            found = [scorer.marked(probe, text) for probe, text in zip(owners, texts, strict=True)]
+        elif self.judge is None or isinstance(self.judge, str):
+            matches = matcher(self.judge or "words")
+            found = [
                 float(any(matches(text, accepted) for accepted in probe.accepted))
                 for probe, text in zip(owners, texts, strict=True)
             ]

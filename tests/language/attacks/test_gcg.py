@@ -16,7 +16,6 @@ from lightning_unlearn.core.scores import causal_lm_nll
 from lightning_unlearn.language.attacks import GCG
 from lightning_unlearn.language.attacks.gcg import _gradient, _Prompt, _slot, _with_suffix
 from lightning_unlearn.language.attacks.latent import span_batches
-from lightning_unlearn.language.attacks.shared_prompt import SharedPrompt
 from tests.language.attacks.families import FAMILIES, family
 from tests.language.attacks.tiny import capitals, scorer
 
@@ -58,10 +57,9 @@ def test_losses_with_a_shared_prompt_are_those_of_whole_prompts(name: str, tiny_
     suffixes = torch.randint(60, 200, (5, 4), generator=torch.Generator().manual_seed(0))
     with differentiable(module):
         prompt = _Prompt(module, slot, 2)
+        assert (prompt.model is None) == (name == "gemma 2")  # whose window is shorter than the prompt
         shared = prompt.loss(suffixes)
-        assert prompt.shared.works
-        prompt.shared = SharedPrompt(module, [])
-        whole = prompt.loss(suffixes)
+        whole = _Prompt(module, slot, 2, shared=False).loss(suffixes)
         (batch,) = span_batches([slot.row(row) for row in suffixes.tolist()], 5, module.device)
         plain = causal_lm_nll(module, batch.inputs) / len(slot.answer)
     torch.testing.assert_close(shared, plain, rtol=1e-4, atol=1e-4)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_unlearn import LitCausalLM, Probe
+from lightning_unlearn import KnowledgeScorer, LitCausalLM, Probe
 from lightning_unlearn.functional import clopper_pearson_upper, keyed_seed, leak_at_k, mean_upper_bound
 from lightning_unlearn.language.attacks import SamplingAttack
 from lightning_unlearn.language.attacks.sampling import _KeyedDraw
@@ -106,6 +106,22 @@ def test_a_judge_of_the_user_scores_each_answer(module: LitCausalLM, monkeypatch
     attack.judge = lambda probes, answers: [1.0]
     with pytest.raises(ValueError, match=r"gave \(1,\) scores"):
         attack.knowledge(module, capitals("France", "Peru"))
+
+
+def test_samples_are_marked_as_the_scorer_marks_greedy_answers(
+    module: LitCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A long answer, which no sample gives word for word, counts by the share of its words.
+    answer = "The author's full name is Hsiao Yun-Hwa."
+    probe, said = Probe(0, "Who is it?", answer), ["Her full name is Hsiao Yun-Hwa.", "I do not know.", answer]
+    attack, scorer = SamplingAttack(n=3, k=3), KnowledgeScorer()
+    monkeypatch.setattr(attack, "samples", lambda _, probes: [said])
+    found = attack.knowledge(module, [probe], scorer)
+    assert found.scores.tolist()[0] == pytest.approx([scorer.marked(probe, text) for text in said])
+    assert 0.5 < found.scores[0, 0] < 1
+    assert found.matched.tolist() == [1.0]
+    attack.judge = "words"
+    assert attack.knowledge(module, [probe], scorer).scores.tolist() == [[0.0, 0.0, 1.0]]
 
 
 def test_numbers_out_of_range_are_refused() -> None:
