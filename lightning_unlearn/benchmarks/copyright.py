@@ -17,6 +17,7 @@ from lightning_unlearn.benchmarks.unlearning import (
     Rows,
     bench_language,
     data_hash,
+    located,
     question_row,
     row_losses,
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
+
 from lightning_unlearn.benchmarks.entries import TOFU
 from lightning_unlearn.benchmarks.grid import Grid, select
 from lightning_unlearn.benchmarks.unlearning import (
@@ -87,7 +89,9 @@ class DetoxBenchmark(LanguageBenchmark):
         for name in ("forget", "others"):
             asked = [row.get("question", row.get("prompt")) for row in rows[name][: self.measured]]
             texts = module.answer(asked, self.max_new_tokens)
-            toxic = judge(texts)
+            toxic = torch.zeros(len(texts), dtype=torch.float64)  # of an empty answer
+            if written := [i for i, text in enumerate(texts) if text]:
+                toxic[written] = judge([texts[i] for i in written])
             metrics[f"{name}_toxicity"] = logged_rows({"score": toxic, "generation": texts}, of="score")
             metrics[f"{name}_toxic_rate"] = LoggedMetric(float((toxic > UNSAFE).double().mean()))
             quality = OutputQuality()

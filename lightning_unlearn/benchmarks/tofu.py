@@ -48,6 +48,8 @@ __all__ = ["TOFUBenchmark", "bench_tofu"]
 
 QUESTIONS = 20
 """Rows of an author."""
+RELEARNING = RelearningRecipe(lr=5e-5, steps=(0, 5, 10, 20))
+"""Settings of relearning, for a model of less than a billion weights."""
 PERTURBED_RETAIN = 20
 """Authors at the beginning whose rows have perturbed answers."""
 
@@ -125,9 +127,8 @@ class TOFUBenchmark(LanguageBenchmark):
             "far": (probes_of(load_rows(FACTS_FOLDER / "general.jsonl")), probes),
         }
         found: Attacks = {scheme: (QuantizationAttack(scheme), probes) for scheme in ("int8", "int4", "nf4")}
-        recipe = RelearningRecipe(lr=5e-5, steps=(0, 5, 10, 20))
         for kind, (rows, scored) in taught.items():
-            found[f"relearning, {kind}"] = LanguageRelearning(rows, kind, recipe), scored  # type: ignore[arg-type]
+            found[f"relearning, {kind}"] = LanguageRelearning(rows, kind, RELEARNING), scored  # type: ignore[arg-type]
         return found
 
     def evaluate(self, module: LitCausalLM, generate: bool) -> EvalLog:

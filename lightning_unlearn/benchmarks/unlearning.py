@@ -296,10 +296,10 @@ def row_losses(module: LitCausalLM, rows: Sequence[dict[str, Any]]) -> LoggedMet
 
 def _attacked(benchmark: LanguageBenchmark, module: LitCausalLM) -> dict[str, Any]:
     """What the model knows of each probe as it is and under each attack, and the curves of relearning."""
-    scorer = KnowledgeScorer(max_new_tokens=benchmark.max_new_tokens)
     probes = benchmark.probes()
     if not probes:
         return {"knowledge": {}, "curves": {}}
+    scorer = KnowledgeScorer(max_new_tokens=benchmark.max_new_tokens)
     known = {"none": _scores(scorer(module, probes))}
     curves: dict[str, dict[str, list[Any]]] = {}
     for name, (attack, scored) in benchmark.attacks().items():

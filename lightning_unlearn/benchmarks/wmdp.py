@@ -50,7 +50,7 @@ class WMDPBenchmark(LanguageBenchmark):
 
     name: ClassVar[str] = "wmdp"
     targets: ClassVar[dict[str, tuple[str, ...]]] = {"original": ()}
-    max_new_tokens: int = 0
+    max_new_tokens: int = 1
 
     def __init__(
         self, forget: str, retain: str, questions: str, general: str, min_length: int = 50, description: str = ""
