@@ -48,7 +48,7 @@ class PruningAttack(LanguageAttack):
 
     Example:
         >>> PruningAttack(0.3, "layer").name
-        'prune_layer_0.3'
+        'pruning_layer_0.3'
 
     References:
         Han et al., *Learning both Weights and Connections for Efficient Neural Networks*, arXiv:1506.02626.
@@ -69,7 +69,7 @@ class PruningAttack(LanguageAttack):
                 f"{len(calibration)}."
             )
         self.calibration, self.batch_size = list(calibration), batch_size
-        self.name = f"prune_{kind}_{share:g}"
+        self.name = f"pruning_{kind}_{share:g}"
 
     def knowledge(self, module: LitCausalLM, probes: Sequence[Probe], scorer: Scorer) -> Knowledge:
         """What the pruned model knows."""

@@ -76,9 +76,8 @@ def _torchao(scheme: str, weight: Tensor) -> Tensor:
                 f"torchao needs whole groups of {group}, but a layer has {weight.shape[1]} inputs. Use "
                 "backend='torch', or a scheme with smaller groups."
             )
-        config = quantization.IntxWeightOnlyConfig(
-            weight_dtype=torch.int4, granularity=import_module("torchao.quantization.granularity").PerGroup(group)
-        )
+        granularity = import_module("torchao.quantization.granularity").PerGroup(group)
+        config = quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=granularity)  # type: ignore[attr-defined]
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
     quantization.quantize_(layer, config)

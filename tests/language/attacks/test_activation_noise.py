@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lightning_unlearn.language.attacks import ActivationNoise, NoiseScores, cho
 from lightning_unlearn.language.attacks.noise_hooks import PromptNoise
 from lightning_unlearn.language.attacks.token_batches import token_batches, token_rows
 from lightning_unlearn.language.knowledge import Knowledge
+from lightning_unlearn.language.scorer import KnowledgeScorer
 from tests.language.attacks.worlds import PROBES, Unchanged, answers, likelihoods, log_likelihoods, victim
 
 
@@ -89,6 +91,26 @@ def test_a_row_has_the_same_noise_in_every_batch_and_order(tiny_lm: Path) -> Non
     assert attack.scores(module, PROBES, one_by_one).answers == attack.scores(module, PROBES, together).answers
     other = ActivationNoise(layers=[1], sigmas=[0.4], draws=2, seed=1).knowledge(module, PROBES, partial(scorer, 6))
     assert not torch.allclose(other.strength, whole)  # type: ignore[arg-type]
+
+
+def test_the_scorer_of_audits_sees_the_same_noise(tiny_lm: Path) -> None:
+    """With targets, plain texts, and rows with the same prompt, whose prefixes are otherwise computed once."""
+    module = victim(tiny_lm)
+    targets = [replace(probe, target=probe.accept[0]) for probe in PROBES[:3]]
+    texts = [
+        Probe(10 + i, f"The capital of Peru, number {i}, is", "Lima, as all know.", is_text=True) for i in range(2)
+    ]
+    twins = [Probe(20 + i, "Who is it?", answer) for i, answer in enumerate(("It is Ada.", "It is Bob, I think."))]
+    for probes in ([*targets, *texts], twins):
+        attack = ActivationNoise(layers=[0], sigmas=[0.4], draws=1)
+        with Unchanged(module):
+            plain = KnowledgeScorer("probability", max_new_tokens=4)(module, probes)
+            noisy = attack.knowledge(module, probes, KnowledgeScorer("probability", max_new_tokens=4))
+            alone = attack.knowledge(module, probes, KnowledgeScorer("probability", max_new_tokens=4, max_tokens=1))
+        assert plain.strength is not None
+        assert noisy.strength is not None
+        assert not torch.isclose(noisy.strength, plain.strength, rtol=1e-5).any()
+        torch.testing.assert_close(noisy.strength, alone.strength)
 
 
 def test_hooks_go_after_an_exception_and_random_numbers_are_not_used(tiny_lm: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,35 @@ def test_a_copy_is_taught_and_only_other_rows_are_scored(tiny_lm: Path) -> None:
     assert (attack.gate, attack.cost(6).steps) == ("relearning", 3)
     with pytest.raises(ValueError, match="All probes are taught"):
         attack.knowledge(module, PROBES[:2], likelihoods)
+
+
+def trained(module: LitCausalLM, probes: list[Probe], steps: int, lr: float, sign: int = 1) -> LitCausalLM:
+    """Full-batch fine-tuning on answers, or gradient ascent."""
+    (batch,) = token_batches(module, probes, len(probes))
+    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=0.0)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        predictions = causal_lm_nll.predictions(module, batch)
+        (sign * predictions.nll().sum() / len(predictions.rows)).backward()
+        optimizer.step()
+    return module
+
+
+def test_a_suppressed_model_relearns_what_it_is_not_taught_and_a_control_does_not(tiny_lm: Path) -> None:
+    """Gradient ascent hides six answers; two of them are taught, and the other four come back."""
+    others = [replace(probe, answer=f"Nobody knows {i}.") for i, probe in enumerate(PROBES)]
+    original = trained(victim(tiny_lm), PROBES, 100, 1e-2)
+    control = trained(victim(tiny_lm), others, 40, 1e-2)
+    unlearned = trained(copy.deepcopy(original), PROBES, 10, 1e-3, sign=-1)
+    attack = LanguageRelearning(PROBES[:2], recipe=RelearningRecipe(lr=1e-3, steps=(0, 2, 5, 10), batch_size=2))
+    curve = relearning_curve(*[attack.trace(part, PROBES, likelihoods) for part in (unlearned, control, original)])
+    before, *_, after = curve.recovery()
+    assert before is not None
+    assert after is not None
+    assert before < 0.35
+    assert after > 0.7
+    assert curve.control is not None
+    assert curve.control.values[-1] < 0.2
 
 
 def test_the_attack_is_plain_training(tiny_lm: Path) -> None:
