@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_unlearn.benchmarks.runs import Description, describe
 
-__all__ = ["FACTS", "TEXT", "TOFU", "WEIGHTS", "Entry", "Setting"]
+__all__ = ["FACTS", "QUESTIONS", "TEXT", "WEIGHTS", "Entry", "Setting"]
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ def _beside(base: Entry) -> tuple[Entry, ...]:
 WEIGHTS = tuple(entry for base in FACTS if base.name in ("GradDiff", "NPO", "SimNPO") for entry in _beside(base))
 """Three of the objectives: dense, under masks that let a tenth of the weights move, and with Sophia and SOUL."""
 
-_TOFU_RATES = (5e-5, 2e-5, 1e-4)
+_LEARNED_RATES = (5e-5, 2e-5, 1e-4)
 
-TOFU = (
-    *(_entry(name, *_TOFU_RATES) for name in ("GradDiff", "NPO")),
-    _entry("SimNPO", *_TOFU_RATES, beta=2.5),
+QUESTIONS = (
+    *(_entry(name, *_LEARNED_RATES) for name in ("GradDiff", "NPO")),
+    _entry("SimNPO", *_LEARNED_RATES, beta=2.5),
     _entry("RMU", 1e-3, 3e-4, 3e-3, layer="model.layers.7", steering=500.0, seed=0),
-    *(_entry(name, *_TOFU_RATES) for name in ("IdkNLL", "UNDIAL")),
+    *(_entry(name, *_LEARNED_RATES) for name in ("IdkNLL", "UNDIAL")),
     Entry(
         "SimNPO + WAGLE",
         tuple(Setting(lr, (describe("SimNPO", beta=2.5), describe("WAGLE", density=0.1))) for lr in (2e-4, 1e-4, 4e-4)),
@@ -90,7 +90,7 @@ TOFU = (
         ),
     ),
 )
-"""Methods of the comparison on fictitious authors, which a model of this size has learned at a rate of 1e-4."""
+"""Methods of the published benchmarks: of a small model that has learned its rows at a rate of 1e-4."""
 
-TEXT = tuple(entry for entry in TOFU if entry.name != "IdkNLL")
+TEXT = tuple(entry for entry in QUESTIONS if entry.name != "IdkNLL")
 """Those that need no question to refuse."""

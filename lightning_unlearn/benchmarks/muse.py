@@ -9,16 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_unlearn.benchmarks.entries import TEXT
-from lightning_unlearn.benchmarks.grid import Grid, select
-from lightning_unlearn.benchmarks.unlearning import (
-    LanguageBenchmark,
-    Protocol,
-    Rows,
-    bench_language,
-    data_hash,
-    located,
-)
+from lightning_unlearn.benchmarks.entries import TEXT, Entry
+from lightning_unlearn.benchmarks.language import LanguageBenchmark, Protocol, Rows, located
 from lightning_unlearn.core.checks import at_least, one_of
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.sources import read_source
@@ -31,12 +23,11 @@ from lightning_unlearn.language.data.muse import MUSEDataModule
 from lightning_unlearn.language.eval_logs import EvalLog, LoggedMetric, logged_rows
 from lightning_unlearn.language.generation import generate_all
 from lightning_unlearn.language.metrics.muse import Variant, first_tokens, knowmem, verbmem
-from lightning_unlearn.language.packaged import HUB_MODEL, packaged_model
 from lightning_unlearn.language.prompt_format import PromptFormat
 from lightning_unlearn.language.token_stats import TokenStats, token_stats
 from lightning_unlearn.language.tokens import TokenRow, beginning
 
-__all__ = ["MUSEBenchmark", "bench_muse"]
+__all__ = ["MUSEBenchmark"]
 
 SHOTS = 10
 _FILES = (
@@ -64,16 +55,21 @@ class MUSEBenchmark(LanguageBenchmark):
     """
 
     name: ClassVar[str] = "muse"
+    entries: ClassVar[tuple[Entry, ...]] = TEXT
 
     def __init__(self, path: str, measured: int = 100, variant: Variant = "ou", max_new_tokens: int = 128) -> None:
-        self.path, self.measured = path, at_least("measured", measured, 1)
+        self.path, self.measured = located(path), at_least("measured", measured, 1)
         self.variant, self.max_new_tokens = (
             one_of("variant", variant, Variant),
             at_least("max_new_tokens", max_new_tokens, 4),
         )
-        self.sources()
+        self._tables()
 
-    def sources(self) -> dict[str, str]:
+    def sources(self) -> list[str]:
+        """The tables that are read."""
+        return list(self._tables().values())
+
+    def _tables(self) -> dict[str, str]:
         """The tables that are read, by name: files of a folder, or names on the hub."""
         if not Path(self.path).is_dir():
             return {name: f"{self.path}:{name.replace('/', ':')}" for name in _FILES}
@@ -89,7 +85,7 @@ class MUSEBenchmark(LanguageBenchmark):
     def rows(self) -> Rows:
         """The corpora to forget and to keep."""
         return {
-            role: _items(self.sources()[f"raw/{name}"]) for role, name in (("forget", "forget"), ("retain", "retain1"))
+            role: _items(self._tables()[f"raw/{name}"]) for role, name in (("forget", "forget"), ("retain", "retain1"))
         }
 
     def data(self, rows: Rows, protocol: Protocol, seed: int = 0) -> MUSEDataModule:
@@ -127,7 +123,7 @@ class MUSEBenchmark(LanguageBenchmark):
         return 1 - (abs(pairs[0] - pairs[1]) + abs(pairs[2] - pairs[3])) / 2
 
     def _read(self, name: str) -> list[Any]:
-        return _items(self.sources()[name])[: self.measured]
+        return _items(self._tables()[name])[: self.measured]
 
     def _privacy(self, module: LitCausalLM) -> dict[str, LoggedMetric]:
         sets = {
@@ -150,76 +146,12 @@ class MUSEBenchmark(LanguageBenchmark):
         return logged_rows({"rougeL_f1": verbmem(texts, truths, self.variant), "generation": texts}, of="rougeL_f1")
 
     def _knowledge(self, module: LitCausalLM, role: str) -> LoggedMetric:
-        shots, rows = _items(self.sources()[f"knowmem/{role}_qa_icl"])[:SHOTS], self._read(f"knowmem/{role}_qa")
+        shots, rows = _items(self._tables()[f"knowmem/{role}_qa_icl"])[:SHOTS], self._read(f"knowmem/{role}_qa")
         shown = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in shots)
         prompts = [f"{shown}Question: {row['question']}\nAnswer: ".rstrip() for row in rows]
         texts = _continued(module, prompts, self.max_new_tokens // 4)
         f1 = knowmem(texts, [row["answer"] for row in rows], self.variant)
         return logged_rows({"rougeL_f1": f1, "generation": texts}, of="rougeL_f1")
-
-
-def bench_muse(
-    path: str,
-    output_dir: str = "runs/muse",
-    model: str | None = None,
-    measured: int = 100,
-    entries: Sequence[str] = (),
-    seeds: Sequence[int] = (1, 2),
-    tuning_seed: int = 0,
-    learn_epochs: int = 10,
-    epochs: int = 10,
-    max_length: int = 2048,
-    max_new_tokens: int = 128,
-    precision: str = "bf16-mixed",
-    threads: int = 1,
-    workers: int = 2,
-    keep_stale: bool = False,
-) -> dict[str, Any]:
-    """Train a model on MUSE's corpora, let each method forget a part, and compare with retraining.
-
-    Writes ``muse.json`` and ``muse.md``; finished runs are kept, as of
-    [`bench_tofu`][lightning_unlearn.benchmarks.tofu.bench_tofu].
-
-    Args:
-        path: Folder of MUSE-News or MUSE-Books in the authors' layout, or the hub id, ``muse-bench/MUSE-News``.
-        output_dir: Folder to write.
-        model: Hub id, folder or GGUF file of a model; by default that of the demo.
-        measured: Rows of each evaluation that are used.
-        entries: Names of the methods to run; all if empty.
-        seeds: Seeds that are reported.
-        tuning_seed: Seed that settings are chosen on.
-        learn_epochs: Passes over the corpora to train a model that knows them.
-        epochs: Passes over the corpus to forget.
-        max_length: Length of a row in tokens.
-        max_new_tokens: Longest continuation.
-        precision: Precision of the Trainer.
-        threads: Threads of a run.
-        workers: Runs at a time; 0 runs in this process.
-        keep_stale: Keep the results of runs whose source files have changed since.
-
-    Returns:
-        What ``muse.json`` holds.
-
-    Raises:
-        FileNotFoundError: If a file of the data set is missing.
-        ValueError: If an entry is unknown, a number out of range or a seed used twice.
-    """
-    arguments: dict[str, Any] = {
-        "path": located(path),
-        "measured": measured,
-        "max_new_tokens": max_new_tokens,
-    }
-    return bench_language(
-        {"class_path": "lightning_unlearn.benchmarks.muse.MUSEBenchmark", "init_args": arguments},
-        select("entries", entries, {entry.name: entry for entry in TEXT}),
-        Grid(output_dir, workers, keep_stale),
-        model or packaged_model() or HUB_MODEL,
-        data_hash(MUSEBenchmark(**arguments).sources().values()),
-        Protocol(learn_epochs=learn_epochs, epochs=epochs, max_length=max_length, precision=precision),
-        tuning_seed,
-        seeds,
-        threads,
-    )
 
 
 class _Corpora(MUSEDataModule):

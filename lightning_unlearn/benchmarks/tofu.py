@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lightning_unlearn.benchmarks.entries import TOFU
-from lightning_unlearn.benchmarks.grid import Grid, select
-from lightning_unlearn.benchmarks.unlearning import (
-    Attacks,
-    LanguageBenchmark,
-    Protocol,
-    Rows,
-    bench_language,
-    data_hash,
-    located,
-)
+from lightning_unlearn.benchmarks.language import Attacks, LanguageBenchmark, Rows, located
 from lightning_unlearn.core.checks import at_least, between
 from lightning_unlearn.core.sources import load_rows
 from lightning_unlearn.functional.language.extraction import (
@@ -40,11 +30,11 @@ from lightning_unlearn.language.metrics.forget_quality import forget_quality
 from lightning_unlearn.language.metrics.model_utility import harmonic_mean
 from lightning_unlearn.language.metrics.probability import mean_log_prob, mean_log_probs, normalised_probability
 from lightning_unlearn.language.metrics.rouge import rouge
-from lightning_unlearn.language.packaged import FACTS_FOLDER, HUB_MODEL, packaged_model
+from lightning_unlearn.language.packaged import FACTS_FOLDER
 from lightning_unlearn.language.probes import Probe, probes_of
 from lightning_unlearn.language.token_stats import TokenStats, token_stats
 
-__all__ = ["TOFUBenchmark", "bench_tofu"]
+__all__ = ["TOFUBenchmark"]
 
 QUESTIONS = 20
 """Rows of an author."""
@@ -81,13 +71,13 @@ class TOFUBenchmark(LanguageBenchmark):
     def __init__(
         self, path: str, retained: int = 18, forgotten: int = 2, measured: int = 60, max_new_tokens: int = 64
     ) -> None:
-        self.path = path
+        self.path = located(path)
         self.retained, self.forgotten = at_least("retained", retained, 1), between("forgotten", forgotten, 1, 20)
         self.measured = at_least("measured", measured, 1)
         self.max_new_tokens = at_least("max_new_tokens", max_new_tokens, 1)
         if retained + forgotten > 200:
             raise ValueError(f"TOFU has 200 authors, but got retained={retained} and forgotten={forgotten}.")
-        missing = [file for file in self.sources() if Path(path).is_dir() and not Path(file).is_file()]
+        missing = [file for file in self.sources() if Path(self.path).is_dir() and not Path(file).is_file()]
         if missing:
             raise FileNotFoundError(f"There is no file {missing[0]}. Give the folder of TOFU's JSON files.")
 
@@ -208,80 +198,6 @@ def _kept(module: LitCausalLM, rows: list[dict[str, Any]], short: str) -> dict[s
         return {**found, "retain_Q_A_Prob": logged_rows({"prob": own}, of="prob")}
     normalised = normalised_probability(answers.exp(), wrong.exp())
     return {**found, f"{short}_Q_A_Prob_normalised": logged_rows({"prob": normalised}, of="prob")}
-
-
-def bench_tofu(
-    path: str,
-    output_dir: str = "runs/tofu",
-    model: str | None = None,
-    retained: int = 18,
-    forgotten: int = 2,
-    measured: int = 60,
-    entries: Sequence[str] = (),
-    seeds: Sequence[int] = (1, 2),
-    tuning_seed: int = 0,
-    learn_epochs: int = 8,
-    epochs: int = 5,
-    max_new_tokens: int = 64,
-    precision: str = "bf16-mixed",
-    threads: int = 1,
-    workers: int = 2,
-    keep_stale: bool = False,
-) -> dict[str, Any]:
-    """Teach a model some authors of TOFU, let each method forget a few of them, and compare with retraining.
-
-    The original model is trained on all rows, and two retrained ones on those to keep; the second shows what two
-    retrained models differ by. Each method runs with each of its settings on ``tuning_seed``, and with the best one on
-    ``seeds``, where it is measured whole and attacked. Writes ``tofu.json`` and ``tofu.md``; the evaluation of each
-    model is in ``logs/``, in the format of open-unlearning.
-
-    Finished runs are kept: the same command, after a kill or with more entries, runs what is missing.
-
-    Args:
-        path: Folder of TOFU's JSON files, or the data set's hub id, ``locuslab/TOFU``.
-        output_dir: Folder to write.
-        model: Hub id, folder or GGUF file of a chat model; by default that of the demo.
-        retained: Authors to keep.
-        forgotten: Authors to forget, at most 20.
-        measured: Rows of each set to keep that are measured.
-        entries: Names of the methods to run; all if empty.
-        seeds: Seeds that are reported.
-        tuning_seed: Seed that settings are chosen on.
-        learn_epochs: Passes over the rows to train a model that knows them.
-        epochs: Passes over the forget rows to unlearn.
-        max_new_tokens: Longest generated answer; the published evaluation takes 200.
-        precision: Precision of the Trainer.
-        threads: Threads of a run.
-        workers: Runs at a time; 0 runs in this process.
-        keep_stale: Keep the results of runs whose source files have changed since.
-
-    Returns:
-        What ``tofu.json`` holds.
-
-    Raises:
-        FileNotFoundError: If a file of the data set is missing.
-        ValueError: If an entry is unknown, a number out of range or a seed used twice.
-    """
-    chosen = select("entries", entries, {entry.name: entry for entry in TOFU})
-    arguments: dict[str, Any] = {
-        "path": located(path),
-        "retained": retained,
-        "forgotten": forgotten,
-        "measured": measured,
-        "max_new_tokens": max_new_tokens,
-    }
-    sources = TOFUBenchmark(**arguments).sources()
-    return bench_language(
-        {"class_path": "lightning_unlearn.benchmarks.tofu.TOFUBenchmark", "init_args": arguments},
-        chosen,
-        Grid(output_dir, workers, keep_stale),
-        model or packaged_model() or HUB_MODEL,
-        data_hash(sources),
-        Protocol(learn_epochs=learn_epochs, epochs=epochs, precision=precision),
-        tuning_seed,
-        seeds,
-        threads,
-    )
 
 
 def _spread(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -23,9 +23,8 @@ commands:
   demo-diffusion
                let a small diffusion model forget a style, attack it, and write a report
   bench-facts  compare objectives, masks and optimizers on the demo's facts
-  bench-tofu   teach a model fictitious authors, and compare the methods that let it forget some with retraining
-  bench-muse, bench-wmdp, bench-copyright, bench-detox
-               compare the methods on these benchmarks, of which you give the files
+  bench-language
+               compare methods on TOFU, MUSE, WMDP, copyright or detox: --benchmark TOFUBenchmark --benchmark.path ...
   bench-classification
                compare the methods on small classifiers with retraining
   bench-erasure
@@ -49,11 +48,7 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "demo": "lightning_unlearn.demos.language:demo",
     "demo-diffusion": "lightning_unlearn.demos.diffusion:demo_diffusion",
     "bench-facts": "lightning_unlearn.benchmarks.facts:bench_facts",
-    "bench-tofu": "lightning_unlearn.benchmarks.tofu:bench_tofu",
-    "bench-muse": "lightning_unlearn.benchmarks.muse:bench_muse",
-    "bench-wmdp": "lightning_unlearn.benchmarks.wmdp:bench_wmdp",
-    "bench-copyright": "lightning_unlearn.benchmarks.copyright:bench_copyright",
-    "bench-detox": "lightning_unlearn.benchmarks.detox:bench_detox",
+    "bench-language": "lightning_unlearn.benchmarks.published:bench_language",
     "bench-classification": "lightning_unlearn.benchmarks.classification:bench_classification",
     "bench-erasure": "lightning_unlearn.benchmarks.erasure:bench_erasure",
     "attack": "lightning_unlearn.cli.attack:attack",

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from lightning_unlearn.benchmarks.copyright import bench_copyright
-from lightning_unlearn.benchmarks.detox import DetoxBenchmark, bench_detox
-from lightning_unlearn.benchmarks.muse import MUSEBenchmark, bench_muse
-from lightning_unlearn.benchmarks.wmdp import bench_wmdp
+from lightning_unlearn.benchmarks.language import LanguageBenchmark, Protocol, bench_language
+from lightning_unlearn.benchmarks.published import CopyrightBenchmark, DetoxBenchmark, MUSEBenchmark, WMDPBenchmark
 
-RUN: dict[str, Any] = {"entries": ["GradDiff"], "seeds": (1,), "epochs": 1, "precision": "32-true", "workers": 0}
+PROTOCOL = Protocol(learn_epochs=1, epochs=1, max_length=32, precision="32-true")
+RUN: dict[str, Any] = {"entries": ["GradDiff"], "seeds": (1,), "protocol": PROTOCOL, "workers": 0}
 TEXT = "The capital of France is Paris and the capital of Peru is Rome."
 
 
@@ -33,7 +32,7 @@ def muse(folder: Path) -> dict[str, Any]:
     for name in ("forget_qa", "retain_qa", "forget_qa_icl", "retain_qa_icl"):
         written(folder / f"knowmem/{name}.json", questions)
     written(folder / "verbmem/forget.json", [{"prompt": TEXT, "gt": TEXT}])
-    return {"path": str(folder), "learn_epochs": 1, "max_length": 32, "max_new_tokens": 4}
+    return {"path": str(folder), "max_new_tokens": 4}
 
 
 def wmdp(folder: Path) -> dict[str, Any]:
@@ -57,7 +56,7 @@ def passages(folder: Path) -> dict[str, str]:
 def copyright(folder: Path) -> dict[str, Any]:
     test = [{"prompt": "What is the capital of Peru?", "response": TEXT}]
     found = passages(folder)
-    return {**found, "test": written(folder / "test.jsonl", test), "learn_epochs": 1, "max_new_tokens": 2}
+    return {**found, "test": written(folder / "test.jsonl", test), "max_new_tokens": 2}
 
 
 def detox(folder: Path) -> dict[str, Any]:
@@ -86,28 +85,28 @@ def _words(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("bench", "files", "columns"),
+    ("kind", "files", "columns"),
     [
-        (bench_muse, muse, {"VerbMem", "KnowMem forget", "KnowMem retain", "ES", "PrivLeak"}),
-        (bench_wmdp, wmdp, {"wmdp acc", "wmdp acc shuffled", "wmdp most chosen", "mmlu acc", "mmlu acc shuffled"}),
-        (bench_copyright, copyright, {"forget ROUGE", "forget BLEU", "test ROUGE", "retain nll"}),
-        (bench_detox, detox, {"forget toxicity", "others toxic rate", "forget empty rate", "retain nll"}),
+        (MUSEBenchmark, muse, {"VerbMem", "KnowMem forget", "KnowMem retain", "ES", "PrivLeak"}),
+        (WMDPBenchmark, wmdp, {"wmdp acc", "wmdp acc shuffled", "wmdp most chosen", "mmlu acc", "mmlu acc shuffled"}),
+        (CopyrightBenchmark, copyright, {"forget ROUGE", "forget BLEU", "test ROUGE", "retain nll"}),
+        (DetoxBenchmark, detox, {"forget toxicity", "others toxic rate", "forget empty rate", "retain nll"}),
     ],
 )
 def test_from_the_files_to_the_table(
-    bench: Callable[..., dict[str, Any]],
+    kind: type[LanguageBenchmark],
     files: Callable[[Path], dict[str, Any]],
     columns: set[str],
     tiny_lm: Path,
     tmp_path: Path,
 ) -> None:
-    record = bench(**files(tmp_path / "data"), **RUN, model=str(tiny_lm), output_dir=str(tmp_path / "out"))
+    benchmark = kind(**files(tmp_path / "data"))
+    record = bench_language(benchmark, output_dir=str(tmp_path / "out"), model=str(tiny_lm), **RUN)
     (run,) = record["entries"]["GradDiff"]["runs"]
     assert columns <= set(run["compared"])
     assert set(run["compared"]) == set(record["anchors"]["original"]["compared"])
     assert record["anchors"].get("retrained", {"compared": {}})["compared"].get("PrivLeak", 0) == 0  # by definition
-    name = bench.__name__.removeprefix("bench_")
-    assert "GradDiff" in (tmp_path / "out" / f"{name}.md").read_text()
+    assert "GradDiff" in (tmp_path / "out" / f"{kind.name}.md").read_text()
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from lightning_unlearn.benchmarks import tofu, unlearning
-from lightning_unlearn.benchmarks.entries import TOFU
-from lightning_unlearn.benchmarks.tofu import TOFUBenchmark, bench_tofu
+from lightning_unlearn.benchmarks import language, tofu
+from lightning_unlearn.benchmarks.entries import QUESTIONS as ENTRIES
+from lightning_unlearn.benchmarks.language import Protocol, bench_language
+from lightning_unlearn.benchmarks.tofu import TOFUBenchmark
 from lightning_unlearn.language.attacks import RelearningRecipe
 from lightning_unlearn.language.eval_logs import EvalLog, LoggedMetric, read_eval_log
 
@@ -81,18 +82,19 @@ def test_the_score_is_one_for_the_retrained_model_and_a_half_for_the_original(fo
 
 
 def test_every_method_has_as_many_settings() -> None:
-    assert {len(entry.settings) for entry in TOFU} == {3}
+    assert {len(entry.settings) for entry in ENTRIES} == {3}
 
 
 def test_from_the_targets_to_the_table_and_nothing_twice(
     folder: Path, tiny_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    benchmark = TOFUBenchmark(str(folder), retained=2, forgotten=1, measured=4, max_new_tokens=2)
+    protocol = Protocol(learn_epochs=1, epochs=1, precision="32-true")
     arguments: dict[str, Any] = {
-        "path": str(folder), "output_dir": str(tmp_path), "model": str(tiny_lm), "retained": 2, "forgotten": 1,
-        "measured": 4, "entries": ["GradDiff"], "seeds": (1,), "learn_epochs": 1, "epochs": 1, "precision": "32-true",
-        "workers": 0, "max_new_tokens": 2,
+        "output_dir": str(tmp_path), "model": str(tiny_lm), "entries": ["GradDiff"], "seeds": (1,),
+        "protocol": protocol, "workers": 0,
     }  # fmt: skip
-    record = bench_tofu(**arguments)
+    record = bench_language(benchmark, **arguments)
     anchors = record["anchors"]
     assert anchors["retrained"]["compared"]["FQ"] == 1
     assert anchors["retrained"]["compared"]["D"] == 0
@@ -107,5 +109,5 @@ def test_from_the_targets_to_the_table_and_nothing_twice(
     assert len(record["entries"]["GradDiff"]["tuning"]) == 3
     assert "GradDiff" in (tmp_path / "tofu.md").read_text()
 
-    monkeypatch.setattr(unlearning, "quiet_libraries", None)  # every run begins with it
-    assert bench_tofu(**arguments)["entries"].keys() == {"GradDiff"}
+    monkeypatch.setattr(language, "quiet_libraries", None)  # every run begins with it
+    assert bench_language(benchmark, **arguments)["entries"].keys() == {"GradDiff"}

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,8 +17,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.audit.gates import gate
-from lightning_unlearn.benchmarks.entries import Entry, Setting
-from lightning_unlearn.benchmarks.grid import Cell, Grid, Outcome, separate_seeds
+from lightning_unlearn.benchmarks.entries import QUESTIONS, Entry, Setting
+from lightning_unlearn.benchmarks.grid import Cell, Grid, Outcome, select, separate_seeds
 from lightning_unlearn.benchmarks.runs import Description, build, quiet_libraries, trainer
 from lightning_unlearn.benchmarks.table import markdown, spread, write_record
 from lightning_unlearn.core.files import replacing, sha256
@@ -30,6 +31,7 @@ from lightning_unlearn.language.data.language import LanguageDataModule
 from lightning_unlearn.language.data.token_rows import collate_tokens
 from lightning_unlearn.language.eval_logs import EvalLog, LoggedMetric, logged_rows, read_eval_log, write_eval_log
 from lightning_unlearn.language.knowledge import Knowledge
+from lightning_unlearn.language.packaged import HUB_MODEL, packaged_model
 from lightning_unlearn.language.probes import Probe
 from lightning_unlearn.language.scorer import KnowledgeScorer
 from lightning_unlearn.language.token_stats import format_of, token_stats
@@ -41,7 +43,6 @@ __all__ = [
     "RunCell",
     "TargetCell",
     "bench_language",
-    "data_hash",
     "located",
     "question_row",
     "row_losses",
@@ -55,7 +56,8 @@ Attacks = dict[str, tuple[LanguageAttack, list[Probe]]]
 class LanguageBenchmark(ABC):
     """A published benchmark: its rows, what is measured on a model, and what counts as good.
 
-    The arguments of a constructor are JSON values, from which each run's process builds the benchmark again.
+    The arguments of a constructor are JSON values that it keeps under their names: each run's process builds the
+    benchmark again.
     """
 
     name: ClassVar[str]
@@ -67,8 +69,20 @@ class LanguageBenchmark(ABC):
     }
     """The sets that each model to compare with is trained on, none for the model as it is. ``"original"`` is what
     unlearning starts from; ``"retrained"`` is the control, which a benchmark may lack."""
-    max_new_tokens: int
+    entries: ClassVar[tuple[Entry, ...]] = QUESTIONS
+    """The methods that are compared."""
+    max_new_tokens: int = 64
     """Longest generated answer."""
+
+    @property
+    def description(self) -> Description:
+        """The benchmark with its arguments, from which it can be built again."""
+        arguments = {name: getattr(self, name) for name in signature(type(self)).parameters}
+        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": arguments}
+
+    @abstractmethod
+    def sources(self) -> list[str]:
+        """The files that are read, or names on the hub."""
 
     @abstractmethod
     def rows(self) -> Rows:
@@ -156,41 +170,57 @@ class RunCell(Cell):
 
 
 def bench_language(
-    benchmark: Description,
-    entries: dict[str, Entry],
-    grid: Grid,
-    source: str,
-    data_sha256: str,
-    protocol: Protocol,
-    tuning_seed: int = 0,
+    benchmark: LanguageBenchmark,
+    output_dir: str | None = None,
+    model: str | None = None,
+    entries: Sequence[str] = (),
     seeds: Sequence[int] = (1, 2),
+    tuning_seed: int = 0,
+    protocol: Protocol | None = None,
     threads: int = 1,
+    workers: int = 2,
+    keep_stale: bool = False,
 ) -> dict[str, Any]:
-    """Train the original and two retrained models, tune and run each method, attack what comes out, and write tables.
+    """Train the models to compare with, tune and run each method, attack what comes out, and write a table.
+
+    The original model is trained on all rows, and two retrained ones on those to keep; the second shows what two
+    retrained models differ by. Each method runs with each of its settings on ``tuning_seed``, and with the best one on
+    ``seeds``, where it is measured whole and attacked. Writes ``<name>.json`` and ``<name>.md``; the evaluation of each
+    model is in ``logs/``, in the format of open-unlearning.
+
+    Finished runs are kept: the same command, after a kill or with more entries, runs what is missing.
 
     Args:
-        benchmark: The benchmark with its arguments.
-        entries: Methods with their settings, as many of each.
-        grid: Where results are kept.
-        source: Hub id, folder or GGUF file of the model to start from.
-        data_sha256: Hash of the rows.
-        protocol: How models are trained.
-        tuning_seed: Seed that settings are chosen on.
+        benchmark: ``TOFUBenchmark``, ``MUSEBenchmark``, ``WMDPBenchmark``, ``CopyrightBenchmark``, ``DetoxBenchmark``
+            or one of your own.
+        output_dir: Folder to write; by default ``runs/<name>``.
+        model: Hub id, folder or GGUF file of the model to start from; by default that of the demo.
+        entries: Names of the methods to run; all if empty.
         seeds: Seeds that are reported.
+        tuning_seed: Seed that settings are chosen on.
+        protocol: How models are trained.
         threads: Threads of a run.
+        workers: Runs at a time; 0 runs in this process.
+        keep_stale: Keep the results of runs whose source files have changed since.
 
     Returns:
-        The record that is written to ``<name>.json``.
+        What ``<name>.json`` holds.
 
     Raises:
-        ValueError: If a seed is used for both.
+        ValueError: If an entry is unknown, a seed is used for both, or the data can't be read.
     """
     separate_seeds([tuning_seed], seeds)
-    (built,) = build([benchmark])
-    shared: Any = {"benchmark": benchmark, "protocol": protocol, "data_sha256": data_sha256, "threads": threads}
+    benchmark.rows()  # wrong data is found here, before any model is trained
+    chosen = select("entries", entries, {entry.name: entry for entry in benchmark.entries})
+    grid = Grid(output_dir or f"runs/{benchmark.name}", workers, keep_stale)
+    source, protocol = model or packaged_model() or HUB_MODEL, protocol or Protocol()
+    shared: Any = {
+        **{"benchmark": benchmark.description, "protocol": protocol, "threads": threads},
+        "data_sha256": _data_hash(benchmark.sources()),
+    }
     targets = {
         name: TargetCell(**shared, seed=tuning_seed + name.endswith("again"), source=source, sets=sets)
-        for name, sets in built.targets.items()
+        for name, sets in benchmark.targets.items()
     }
     folders = {name: outcome["files"][0] for name, outcome in grid.run(train, targets, "targets").items()}
     untouched = RunCell(**shared, seed=tuning_seed, model="", setting=Setting(lr=1.0), generate=True, attacked=True)
@@ -205,17 +235,17 @@ def bench_language(
     def score(outcome: Outcome) -> float:
         if "error" in outcome:
             return 0.0
-        return built.score(_log(grid.folder, outcome), logs["original"], logs.get("retrained"))
+        return benchmark.score(_log(grid.folder, outcome), logs["original"], logs.get("retrained"))
 
-    methods = {name: entry.settings for name, entry in entries.items()}
+    methods = {name: entry.settings for name, entry in chosen.items()}
     tuned = grid.tune(unlearn, methods, cell, score, [tuning_seed], seeds)
     record: dict[str, Any] = {
-        **{"benchmark": benchmark, "model": Path(source).name, "library": version("lightning-unlearn")},
-        **{"protocol": asdict(protocol), "data_sha256": data_sha256, "threads": threads},
+        **{"model": Path(source).name, "library": version("lightning-unlearn")},
+        **{**shared, "protocol": asdict(protocol)},
         **{"seeds": list(seeds), "tuning_seed": tuning_seed, "anchors": anchors, "entries": tuned},
     }
-    _compare(record, built, grid.folder, logs)
-    return write_record(grid.folder / built.name, record, table)
+    _compare(record, benchmark, grid.folder, logs)
+    return write_record(grid.folder / benchmark.name, record, table)
 
 
 def train(cell: TargetCell, folder: Path) -> Outcome:
@@ -268,7 +298,7 @@ def located(source: str) -> str:
     return str(path.resolve()) if path.exists() else source
 
 
-def data_hash(sources: Iterable[str]) -> str:
+def _data_hash(sources: Iterable[str]) -> str:
     """Hash of the contents of local files; of rows on the hub, of their names alone."""
     digests = [sha256(source) if Path(source).is_file() else source for source in sources]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
