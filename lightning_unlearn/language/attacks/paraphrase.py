@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.sources import is_missing
@@ -33,7 +33,7 @@ class ParaphraseAttack(PromptAttack):
     """
 
     name = "paraphrase"
-    gate: ClassVar[str | None] = "paraphrase"
+    gate = "paraphrase"
 
     def __init__(self, limit: int = 4) -> None:
         self.limit = at_least("limit", limit, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ class SamplingAttack(LanguageAttack):
     """
 
     name = "samples"
-    gate: ClassVar[str | None] = "sampling"
+    gate = "sampling"
 
     def __init__(
         self,
