@@ -17,6 +17,7 @@ from lightning_unlearn import LitCausalLM
 
 ROOT = Path(__file__).parents[1]
 OPTIONAL = (
+    "cryptography",
     "datasets",
     "diffusers",
     "gguf",

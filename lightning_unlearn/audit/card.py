@@ -138,7 +138,7 @@ def _text(verdict: Verdict, head: Head | None, content_hash: str | None) -> str:
         f"{verdict.thresholds.d:g}. No row is shown here.",
     ]
     if verdict.not_run:
-        lines += ["", "Tests that say nothing:", ""]
+        lines += ["", "Tests that were not run, or say nothing:", ""]
         lines += [f"- {name}: {reason}" for name, reason in verdict.not_run.items()]
     lines += ["", *(f"- {note}" for note in (*verdict.notes, *verdict.limits))]
     if head is not None:

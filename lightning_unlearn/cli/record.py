@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sys
@@ -9,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_unlearn.audit.canonical import parsed, rebuilt
+from lightning_unlearn.audit.canonical import rebuilt
 from lightning_unlearn.audit.card import model_card
 from lightning_unlearn.audit.entries import model_entry, report_entry, request_entry
 from lightning_unlearn.audit.evidence import Evidence
@@ -80,6 +81,8 @@ def create(
         body["forget"] = _rows_entry(forget, secret)
     head = AuditRecord(record).append(body, _private(private_key))
     print(f"The request is to be answered by {request['extended_to'] or request['due_at']}.")
+    if extended is not None:
+        print(f"The person is to be told of the extension and its reason by {request['due_at']}.")
     print(f"Its subject is {request['subject_ref']} in the record: note it in the case file, which has the name.")
     _say_head(record, head)
 
@@ -99,14 +102,14 @@ def append(
     Args:
         record: File of the record.
         event: Kind of the entry, such as method, models, audit, approval; by default that of the body.
-        body: JSON file with the content of the entry. Measured numbers are written as strings in it.
+        body: JSON file with the content of the entry.
         before: Folder of the model before unlearning.
         after: Folder of the unlearned model.
         control: Folder of the control model.
         report: Report of the audit, as JSON.
         private_key: Key that signs the entry.
     """
-    content: dict[str, Any] = parsed(Path(body).read_bytes()) if body is not None else {}
+    content = _content(body) if body is not None else {}
     models = {"before": before, "after": after, "control": control}
     hashed = {role: model_entry(path) for role, path in models.items() if path is not None}
     if hashed:
@@ -217,6 +220,16 @@ def export_card(
     )
     card.save(Path(model) / "README.md")
     print(f"Wrote {Path(model) / 'README.md'}")
+
+
+def _content(path: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f'{path} must hold a JSON object, such as {{"event": "method", "name": "NPO"}}.')
+    return content
 
 
 def _after(body: dict[str, Any]) -> Any:

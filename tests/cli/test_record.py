@@ -95,8 +95,9 @@ def test_a_card_anchors_the_record(case: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_entries_of_a_file_are_signed_later(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("method.json").write_text('{"event": "method", "name": "NPO", "beta": "0.1"}')
+    Path("method.json").write_text('{"event": "method", "name": "NPO", "beta": 0.1}')
     main(["record", "append", "--record=r.jsonl", "--body=method.json"])
+    assert AuditRecord("r.jsonl").entries[-1].body["beta"] == "0.1"
     assert verified(ALL, capsys)[1].startswith("entry 4: missing signature")
     main(["record", "sign", "--record=r.jsonl", "--private_key=key.pem"])
     assert "Signed 1 of 5 entries" in capsys.readouterr().out
@@ -115,7 +116,20 @@ def test_what_can_not_be_done_is_said(case: Path) -> None:
     }.items():
         with pytest.raises((ValueError, OSError), match=message):
             main(list(words))
-    Path("number.json").write_text('{"event": "method", "beta": 0.1}')
-    with pytest.raises(ValueError, match="Measured numbers are decimal strings"):
-        main(["record", "append", *signed, "--body=number.json"])
+    for text, message in {
+        '{"event": "a", "b": NaN}': "no place for nan",
+        "[1]": "a JSON object",
+        "{": "no JSON",
+    }.items():
+        Path("body.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            main(["record", "append", *signed, "--body=body.json"])
     assert not Path("new.jsonl").exists()
+
+
+def test_an_extended_request_is_due_after_three_months(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--received_at=2026-01-31", "--extended=many copies", "--holidays=[2026-04-30]"]
+    main(["record", "create", f"--record={tmp_path / 'r.jsonl'}", *words])
+    said = capsys.readouterr().out
+    assert "is to be answered by 2026-05-01" in said
+    assert "told of the extension and its reason by 2026-03-02" in said
