@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_unlearn import LitCausalLM, Probe, PromptFormat, TokenStats, token_stats
+from lightning_unlearn import LitCausalLM, Probe, PromptFormat, TokenStats, causal_lm_nll, token_stats
 from lightning_unlearn.functional import (
     answer_probability,
     exact_memorization,
@@ -22,6 +22,7 @@ from lightning_unlearn.functional import (
     min_k,
     min_k_plus_plus,
 )
+from lightning_unlearn.language.data.token_rows import collate_tokens
 from lightning_unlearn.language.tokens import TokenRow
 from tests.language.families import FAMILIES, SHARES_PREFIXES, VOCABULARY, family
 
@@ -210,6 +211,9 @@ def test_virtual_tokens_before_a_sequence_are_no_part_of_it(kind: str) -> None:
         wanted.append(logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None])[:, 0])
     for part, log_prob in zip(token_stats(model, rows), wanted, strict=True):
         torch.testing.assert_close(part.log_prob, log_prob, atol=1e-5, rtol=1e-5)
+    batch = collate_tokens([{"prompt": prompt, "answer": answer, "index": 0} for prompt, answer in rows])
+    nll = torch.stack([-log_prob.sum() for log_prob in wanted])
+    torch.testing.assert_close(causal_lm_nll(model, batch), nll, atol=1e-4, rtol=1e-5)
 
 
 def test_rows_without_a_label_are_counted_and_left_out() -> None:
