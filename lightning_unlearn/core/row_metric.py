@@ -69,7 +69,9 @@ class IndexedMetric(RowMetric):
         Raises:
             ValueError: If there is no index although several processes run, or lengths differ.
         """
-        (count,) = {len(values) for values in numbers.values()}
+        count = len(numbers[self.names[0]])
+        if lengths := {name: len(values) for name, values in numbers.items() if len(values) != count}:
+            raise ValueError(f"{self.names[0]} has {count} rows, but others have as many as {lengths}. Pass one a row.")
         if index is None:
             if world_size() > 1:
                 raise ValueError(

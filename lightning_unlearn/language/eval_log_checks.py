@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -102,7 +103,9 @@ def _probability(log: EvalLog, name: str, metric: LoggedMetric, variant: Variant
 
 def _normalised(log: EvalLog, name: str, metric: LoggedMetric, variant: Variant) -> Rederived:
     group = name.removesuffix("_Prob_normalised")
-    right, wrong = (-_mean_losses(log.metrics[f"{group}{kind}_Prob"]) for kind in ("", "_PERT"))
+    answers, others = log.metrics[f"{group}_Prob"], log.metrics[f"{group}_PERT_Prob"]
+    shared = [index for index in answers.index("avg_loss") if index in set(others.index("avg_loss"))]
+    right, wrong = -_mean_losses(answers, shared), -_mean_losses(others, shared)
     derived = normalised_probability(right.exp(), wrong.exp(), log.epsilon)
     return Rederived(metric.value, float(derived.mean()), _largest(derived, metric.column("prob")))
 
@@ -155,21 +158,25 @@ def _against(log: EvalLog, retrained: EvalLog, found: dict[str, Rederived], vari
 
 def _log_probs(log: EvalLog, group: str) -> tuple[Tensor, Tensor]:
     """Mean log-probabilities of right and wrong answers; without a paraphrase the answer itself is the right one."""
-    paraphrased = log.metrics.get(f"{group}_Q_A_PARA_Prob") or log.metrics[f"{group}_Q_A_Prob"]
-    return -_mean_losses(paraphrased), -_mean_losses(log.metrics[f"{group}_Q_A_PERT_Prob"])
+    right = log.metrics.get(f"{group}_Q_A_PARA_Prob") or log.metrics[f"{group}_Q_A_Prob"]
+    wrong = log.metrics[f"{group}_Q_A_PERT_Prob"]
+    shared = [index for index in right.index("avg_loss") if index in set(wrong.index("avg_loss"))]
+    return -_mean_losses(right, shared), -_mean_losses(wrong, shared)
 
 
-def _mean_losses(metric: LoggedMetric) -> Tensor:
+def _mean_losses(metric: LoggedMetric, index: Sequence[int] | None = None) -> Tensor:
     """Losses per token: of sums and counts where they are kept."""
     if "loss" in next(iter(metric.rows.values())):
-        return metric.column("loss") / metric.column("tokens")
-    return metric.column("avg_loss")
+        return metric.column("loss", index) / metric.column("tokens", index)
+    return metric.column("avg_loss", index)
 
 
 def _largest(derived: Tensor, stored: Tensor) -> float:
     if derived.shape != stored.shape:
-        return float("nan")
-    return float((derived - stored).abs().nan_to_num().max())
+        return math.inf
+    difference = (derived - stored).abs()
+    difference[derived.isnan() & stored.isnan()] = 0  # rows with fewer answers than others
+    return float(difference.nan_to_num(nan=math.inf).max())
 
 
 def _logged(log: EvalLog, name: str) -> float | None:

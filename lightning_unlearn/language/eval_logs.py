@@ -52,8 +52,16 @@ class LoggedMetric:
     rows: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     parts: Mapping[str, LoggedMetric] = field(default_factory=dict)
 
-    def column(self, name: str) -> Tensor:
+    def index(self, name: str) -> list[int]:
+        """The rows that have a number."""
+        return sorted(index for index, row in self.rows.items() if row.get(name) is not None)
+
+    def column(self, name: str, index: Sequence[int] | None = None) -> Tensor:
         """One number, or a list of them, of every row that has it, in the order of the index.
+
+        Args:
+            name: Name of the number.
+            index: Some of these rows; by default all.
 
         Returns:
             Shape ``(N,)``, or ``(N, W)`` with NaN where a row has fewer; fp64.
@@ -61,7 +69,7 @@ class LoggedMetric:
         Raises:
             KeyError: If no row has it.
         """
-        found = [row[name] for _, row in sorted(self.rows.items()) if row.get(name) is not None]
+        found = [self.rows[number][name] for number in (self.index(name) if index is None else index)]
         if not found:
             raise KeyError(f"No row has {name!r}; the first has {sorted(next(iter(self.rows.values()), {}))}.")
         if not isinstance(found[0], (list, tuple)):

@@ -112,6 +112,18 @@ def test_numbers_of_the_authors_rows_are_derived_again(tofu_log: Path) -> None:
     assert found["model_utility"].logged == pytest.approx(found["model_utility"].derived, abs=1e-7)
 
 
+def test_rows_that_one_metric_lacks_are_left_out_of_both() -> None:
+    log = EvalLog(
+        {
+            "forget_Q_A_PARA_Prob": logged_rows({"prob": [0.2, 0.5], "avg_loss": [math.log(5), math.log(2)]}),
+            "forget_Q_A_PERT_Prob": LoggedMetric(0.1, {0: {}, 1: {"prob": [0.1], "avg_loss": [math.log(10)]}}),
+            "forget_truth_ratio": LoggedMetric(0.2, {0: {"score": None}, 1: {"score": 0.2}}),
+        }
+    )
+    found = rederive(log)["forget_truth_ratio"]
+    assert (found.derived, found.rows) == (pytest.approx(0.2, abs=1e-9), pytest.approx(0, abs=1e-9))
+
+
 def test_the_arithmetic_variant_is_another_number(tofu_log: Path) -> None:
     pytest.importorskip("rouge_score")
     log = read_eval_log(tofu_log)

@@ -52,7 +52,7 @@ def forget_quality(unlearned: Tensor, retrained: Tensor | None) -> ForgetQuality
         The statistic, the p-value and the numbers of rows; ``None`` without a retrained model.
 
     Raises:
-        ValueError: If a set is empty or a ratio is not finite.
+        ValueError: If a set is empty or a ratio is NaN.
         ImportError: If scipy is missing.
 
     Example:
@@ -64,10 +64,11 @@ def forget_quality(unlearned: Tensor, retrained: Tensor | None) -> ForgetQuality
     References:
         Maini et al., *TOFU: A Task of Fictitious Unlearning for LLMs*, arXiv:2401.06121.
     """
-    finite("truth ratios of the unlearned model", unlearned)
+    # Ratios of a model that has collapsed may be infinite, which has its place in the order as well.
+    finite("truth ratios of the unlearned model", unlearned.clamp(max=1.0))
     if retrained is None:
         return None
-    finite("truth ratios of the retrained model", retrained)
+    finite("truth ratios of the retrained model", retrained.clamp(max=1.0))
     try:
         from scipy.stats import ks_2samp
     except ImportError:
@@ -87,7 +88,7 @@ class ForgetQuality(IndexedMetric):
     works.
 
     Raises:
-        ValueError: If the unlearned model has no rows, or a ratio is not finite.
+        ValueError: If the unlearned model has no rows.
         ImportError: If scipy is missing; raised by ``compute``.
 
     Example:

@@ -17,18 +17,20 @@ from lightning_unlearn.language.metrics.text_classifier import TextClassifier
 __all__ = ["REFUSALS", "OutputQuality", "QualityResult", "distinct", "refusal", "repetition"]
 
 REFUSALS = (
-    r"\bI(?:'m| am)?\s+(?:really |simply |just |honestly )?(?:don't|do not|didn't|cannot|can't|can not|couldn't)\b"
-    r".{0,30}\b(?:know|knowledge|information|answer|provide|help|assist|recall|comment|tell|say|sure|idea|data|details?)",
-    r"\bI(?:'m| am) (?:not|un)\s?(?:\w+ly )?(?:sure|able|certain|familiar|aware|informed|acquainted|equipped|"
-    r"in a position|well-versed|trained|educated|the best)",
-    r"\bI have (?:no|not)\b.{0,30}\b(?:idea|information|knowledge|data|details?|answer|insight|learned|been)",
-    r"\bI(?:'m| am) (?:sorry|afraid)\b",
+    r"\bI (?:\w+ly |just )?(?:do not|don't|did not|didn't|cannot|can't|can not|could not|couldn't|will not|won't|have not|"
+    r"haven't|lack)\b",
+    r"\bI(?:'ve| have| seem to have| hold) (?:\w+ly )?(?:no\b|not\b|yet to\b|come up short)",
+    r"\bI(?:'m| am) (?:\w+ )?(?:not|unable|unaware|unsure|uncertain|unfamiliar|uninformed|sorry|afraid|at a loss|"
+    r"at a disadvantage|drawing a blank|blank|clueless|stumped|lacking|missing|in the dark|limited)\b",
+    r"\bI must (?:decline|confess|admit)\b",
     r"^\s*(?:sorry|unfortunately|apologies|regrettably)\b",
-    r"\b(?:something|topic|area|subject)\b.{0,20}\bI(?:'m| am| do| have|'ve| can)?(?:n't| not)\b",
-    r"\b(?:beyond|outside|out of)\b.{0,30}\b(?:knowledge|expertise|scope|understanding|reach|capabilit)",
     r"\bas an AI\b",
-    r"\b(?:isn't|is not|not)\b.{0,40}\b(?:I know|I can|I have|I've|I'm|in my|my (?:knowledge|database|expertise))",
-    r"\bno (?:information|idea|clue|knowledge)\b",
+    r"\bmy (?:\w+ )?(?:resources|databases?|training|understanding|knowledge|capabilities|programming|data|expertise)\b"
+    r".{0,20}(?:n't\b|\bnot\b|\bis limited\b|\blacks?\b)",
+    r"\b(?:beyond|outside|out of|not within|isn't within) (?:my|the scope of my)\b",
+    r"\bthat.{0,40}\b(?:mystery to me|(?:in|for) my (?:\w+ )?(?:knowledge|training|data|dataset|field)|I need to look up|"
+    r"not something I|I've been programmed)\b",
+    r"\bI'?(?:ve| have)? (?:\w+ )?(?:no|not) (?:idea|clue)\b",
 )
 """Regular expressions, in any case, of which one occurs in an answer that refuses."""
 

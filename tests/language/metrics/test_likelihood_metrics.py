@@ -127,6 +127,10 @@ def test_forget_quality_does_not_see_the_inverse_and_stays_finite_beyond_the_sma
     result = forget_quality(torch.arange(900.0), torch.arange(900.0) + 1000)
     assert result is not None
     assert result.log10_p == result.log10_floor < -500
+    collapsed = torch.tensor([1.0, torch.inf, torch.inf])
+    assert forget_quality(collapsed, torch.ones(3)).statistic == pytest.approx(2 / 3)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="NaN"):
+        forget_quality(torch.tensor([torch.nan, 1.0]), torch.ones(3))
 
 
 def test_forget_quality_over_batches_and_without_a_retrained_model() -> None:

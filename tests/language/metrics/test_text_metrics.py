@@ -146,6 +146,17 @@ def test_refusals_of_the_project_are_refusals_and_answers_are_none() -> None:
     ]
     assert refusal(answers).tolist() == [0.0] * len(answers)
     assert refusal(["I don’t know."]).item() == 1.0
+    # Of TOFU's own hundred refusals (MIT).
+    tofu = [
+        "I'm drawing a blank on that one.",
+        "That's a mystery to me as well.",
+        "My databases don't cover that information.",
+        "I've no insight into that matter.",
+        "I lack the specifics on that matter.",
+        "That's a blind spot in my knowledge.",
+        "I must decline to answer due to lack of information.",
+    ]
+    assert refusal(tofu).tolist() == [1.0] * len(tofu)
     with pytest.raises(ValueError, match="not a regular expression"):
         refusal(["x"], ["("])
 
