@@ -1,6 +1,9 @@
+from .callback import Audit as Audit
 from .card import model_card as model_card
 from .compare import compare_reports as compare_reports
 from .compare import write_comparison as write_comparison
+from .data import AuditData as AuditData
+from .data import read_audit_data as read_audit_data
 from .deadlines import deadline as deadline
 from .entries import model_entry as model_entry
 from .entries import report_entry as report_entry
@@ -22,6 +25,8 @@ from .hashes import rows_root as rows_root
 from .keys import load_private_key as load_private_key
 from .keys import load_public_key as load_public_key
 from .keys import new_key_pair as new_key_pair
+from .protocol import AuditResult as AuditResult
+from .protocol import run_audit as run_audit
 from .record import AuditRecord as AuditRecord
 from .record import Entry as Entry
 from .record import Head as Head

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lightning_unlearn.language.chat import content_text
 from lightning_unlearn.language.data.columns import Columns
 from lightning_unlearn.language.probes import Probe, probes_of
 
-__all__ = ["MIN_PROBES", "AuditData", "read_audit_data", "with_phrasings"]
+__all__ = ["MIN_PROBES", "AuditData", "audit_data", "read_audit_data", "with_phrasings"]
 
 MIN_PROBES = 30
 """Probes that a verdict needs: with fewer, not even a model that answers none of them is shown to know below 10 %."""
@@ -78,7 +79,7 @@ class AuditData:
         """Whether forget rows name whom or what they are about."""
         return all(probe.entity for probe in self.forget)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of everything that is asked; it names parts of an audit, and is no identifier to publish."""
         text = json.dumps(asdict(self) | {"source": ""}, sort_keys=True, ensure_ascii=False)
@@ -130,37 +131,43 @@ def read_audit_data(
             raise FileNotFoundError(f"There is no folder or file {path} (looked in {Path.cwd()}).")
         name = str(path)
         tables = _by_set(path) if path.is_file() else _folder(path) if split is None else _tofu(path, split)
-    return _data(tables, columns, name, limit, seed)
+    return audit_data(tables, columns, name, limit, seed)
 
 
 def with_phrasings(probes: Sequence[Probe], wanted: int = MIN_PROBES) -> list[Probe]:
     """Probes with some of their paraphrased questions as probes of their own, until there are enough.
 
     The paraphrases that are left are shared among the probes of a row, so that an attack by paraphrases asks others
-    than these. A row is a cluster: its phrasings name the same entity.
+    than these. It gets at least one for each probe, unless all are needed to have enough probes. A row is a cluster:
+    its phrasings name the same entity.
 
     Args:
         probes: Probes, some with paraphrased questions.
         wanted: How many probes there should be.
 
     Example:
-        >>> [p.question for p in with_phrasings([Probe(0, "Who?", "Ada.", paraphrased_questions=("Say who.",))])]
-        ['Who?', 'Say who.']
+        >>> probe = Probe(0, "Who?", "Ada.", paraphrased_questions=("Say who.",))
+        >>> [p.question for p in with_phrasings([probe], wanted=2)], len(with_phrasings([probe]))
+        (['Who?', 'Say who.'], 1)
     """
     rounds = max(1, -(-wanted // max(1, len(probes))))
-    asked: list[list[Probe]] = []
-    for probe in probes:
-        taken = probe.paraphrased_questions[: rounds - 1]
-        rest = probe.paraphrased_questions[len(taken) :]
-        entity = probe.entity or f"row {probe.row}"
-        phrasings = [probe.question, *taken]
-        asked.append(
-            [
-                replace(probe, question=question, entity=entity, paraphrased_questions=rest[number :: len(phrasings)])
-                for number, question in enumerate(phrasings)
-            ]
-        )
+    counts = [len(probe.paraphrased_questions) for probe in probes]
+    shared = [min(rounds, (count + 1) // 2 or 1) for count in counts]  # as many are left as are taken
+    every = [min(rounds, count + 1) for count in counts]
+    phrasings = every if sum(shared) < wanted <= sum(every) else shared
+    asked = [_phrased(probe, count) for probe, count in zip(probes, phrasings, strict=True)]
     return [group[turn] for turn in range(rounds) for group in asked if turn < len(group)]
+
+
+def _phrased(probe: Probe, count: int) -> list[Probe]:
+    """A probe in so many phrasings, each with its share of those that are left."""
+    questions = [probe.question, *probe.paraphrased_questions[: count - 1]]
+    rest = probe.paraphrased_questions[count - 1 :]
+    entity = probe.entity or f"row {probe.row}"
+    return [
+        replace(probe, question=question, entity=entity, paraphrased_questions=rest[number::count])
+        for number, question in enumerate(questions)
+    ]
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -234,7 +241,15 @@ def _by_set(path: Path) -> dict[str, list[dict[str, Any]]]:
 # ---- probes ----------------------------------------------------------------------------------------------------------
 
 
-def _data(tables: dict[str, list[dict[str, Any]]], columns: Columns, source: str, limit: int, seed: int) -> AuditData:
+def audit_data(
+    tables: Mapping[str, list[dict[str, Any]]],
+    columns: Columns | None = None,
+    source: str = "the given rows",
+    limit: int = 400,
+    seed: int = 0,
+) -> AuditData:
+    """The sets of an audit from tables by name; arguments and errors as for `read_audit_data`."""
+    columns = columns or Columns()
     for role in ("forget", "retain"):
         if not tables.get(role):
             raise ValueError(f"The {role} set of {source} is empty. An audit needs at least one row in it.")

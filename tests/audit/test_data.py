@@ -46,6 +46,17 @@ def test_many_rows_are_asked_once() -> None:
     assert [probe.question for probe in with_phrasings(probes)] == [probe.question for probe in probes]
 
 
+def test_paraphrases_go_to_the_plain_questions_only_where_they_suffice() -> None:
+    def count(rows: int, paraphrases: int) -> tuple[int, int]:
+        texts = tuple(f"paraphrase {i}" for i in range(paraphrases))
+        probes = with_phrasings([Probe(i, f"What is {i}?", "That.", paraphrased_questions=texts) for i in range(rows)])
+        return len(probes), min(len(probe.paraphrased_questions) for probe in probes)
+
+    assert count(12, 5) == (36, 1)  # enough, with one left for each
+    assert count(10, 2) == (30, 0)  # enough, and none left
+    assert count(4, 5) == (12, 1)  # never enough: the other test is kept
+
+
 def test_rows_without_paraphrases_stay_few() -> None:
     assert len(with_phrasings([Probe(0, "Who?", "Ada.")])) == 1
 

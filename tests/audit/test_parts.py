@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_unlearn.audit.data import with_phrasings
 from lightning_unlearn.audit.parts import PartKey, Parts, code_hash
 from lightning_unlearn.language.probes import Probe, probes_of
 
@@ -35,5 +36,5 @@ def test_a_folder_belongs_to_one_audit(tmp_path: Path) -> None:
 
 
 def test_the_code_of_a_part_is_that_which_it_uses() -> None:
-    assert code_hash(probes_of, [Probe]) == code_hash(probes_of, [Probe])
-    assert code_hash(probes_of, [Probe]) != code_hash(code_hash, [])
+    assert code_hash(probes_of, (Probe,)) == code_hash(probes_of, (Probe,))
+    assert code_hash(probes_of, (Probe,)) != code_hash(with_phrasings, ())

@@ -1,0 +1,209 @@
+"""Models of an audit: opened one at a time, and asked in the same words."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lightning_unlearn.audit.hashes import content_hash
+from lightning_unlearn.core.distributed import full_tensor
+from lightning_unlearn.core.sources import open_tokenizer
+from lightning_unlearn.language.causal_lm import LitCausalLM
+from lightning_unlearn.language.prompt_format import PromptFormat
+
+__all__ = [
+    "AuditedModel",
+    "Role",
+    "check_tokenizers",
+    "common_prompt",
+    "model_hash",
+    "tokenizer_difference",
+    "tokenizer_facts",
+]
+
+Role = Literal["original", "control", "unlearned"]
+
+_TEXT = "In 1984 the naïve “Ω-team” paid 3,50 €\n\tfor  it."
+_MOVED = "Audit models that were made of one another, or give the tokenizer that the first was trained with."
+
+
+@dataclass(frozen=True)
+class AuditedModel:
+    """A model of an audit.
+
+    Args:
+        role: What it is in the audit.
+        source: Whatever [`LitCausalLM`][lightning_unlearn.LitCausalLM] opens, or a live module, which stays open.
+        dtype: Type of the weights that it is opened with.
+    """
+
+    role: Role
+    source: Any
+    dtype: str = "float32"
+
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+        if isinstance(self.source, LitCausalLM):
+            return str(self.source.hparams.get("model") or type(self.source.model).__name__)
+        path = Path(str(self.source)).expanduser()
+        return path.name if path.exists() else str(self.source)
+
+    @cached_property
+    def content(self) -> str:
+        """Hash of the weights."""
+        return model_hash(self.source)
+
+    @contextmanager
+    def opened(self, device: torch.device | str, prompt: PromptFormat | None) -> Iterator[LitCausalLM]:
+        """The model on a device, asked in a prompt format; its memory is free again afterwards.
+
+        Args:
+            device: Where to.
+            prompt: The prompt format of the audit, without tokenizer.
+        """
+        if isinstance(self.source, LitCausalLM):
+            kept, self.source.prompt = self.source.prompt, prompt or self.source.prompt
+            try:
+                yield self.source
+            finally:
+                self.source.prompt = kept
+            return
+        module = LitCausalLM(self.source, dtype=self.dtype)  # type: ignore[arg-type]
+        module.prompt = prompt or module.prompt
+        for parameter in module.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        try:
+            yield module.to(device)
+        finally:
+            del module
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def tokenizer(self) -> Any:
+        """Its tokenizer, where that can be had without the weights; ``None`` otherwise."""
+        if isinstance(self.source, LitCausalLM):
+            return self.source.tokenizer
+        path = Path(str(self.source)).expanduser()
+        if path.is_file():
+            return None  # a GGUF file or a checkpoint
+        if path.is_dir() and not (path / "tokenizer_config.json").is_file():
+            return None  # an adapter has the tokenizer of its base
+        return open_tokenizer(str(path) if path.is_dir() else str(self.source))
+
+    def prompt(self) -> PromptFormat | None:
+        """The prompt format that its run asked with, where one is kept."""
+        if isinstance(self.source, LitCausalLM):
+            return self.source._kept_format()
+        path = Path(str(self.source)).expanduser()
+        return PromptFormat.load(path) if path.is_dir() else None
+
+
+def model_hash(source: Any) -> str:
+    """Hash of the weights of a model: of its files, of those of a hub id, or of a live module's tensors."""
+    if isinstance(source, LitCausalLM):
+        digest = hashlib.sha256()
+        for name, tensor in sorted(source.model.state_dict().items()):
+            digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+            flat = full_tensor(tensor).contiguous().view(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+        return digest.hexdigest()
+    path = Path(str(source)).expanduser()
+    if not path.exists():
+        from huggingface_hub import snapshot_download
+
+        path = Path(snapshot_download(str(source), allow_patterns=["*.safetensors", "*.bin", "*.json", "*.jinja"]))
+    return content_hash(path).root
+
+
+def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
+    """What has to be equal in the tokenizers of models that are compared, as JSON."""
+    if tokenizer is None:
+        raise ValueError("A model of the audit has no tokenizer. Write it beside its weights with save_pretrained.")
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
+    template = getattr(tokenizer, "chat_template", None)
+    return {
+        "size": len(tokenizer.get_vocab()),
+        "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "eos_token": str(tokenizer.eos_token),
+        "bos_token": str(tokenizer.bos_token),
+        "chat_template": template and hashlib.sha256(str(template).encode()).hexdigest(),
+        "cuts": list(tokenizer(_TEXT)["input_ids"]),
+    }
+
+
+def tokenizer_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+    """How two tokenizers write texts in different ways; ``None`` where they agree.
+
+    Args:
+        ours: What `tokenizer_facts` gives.
+        theirs: The same of the other.
+
+    Example:
+        >>> facts = {
+        ...     "size": 2,
+        ...     "vocabulary": "a",
+        ...     "eos_token": "</s>",
+        ...     "bos_token": "",
+        ...     "chat_template": "",
+        ...     "cuts": [],
+        ... }
+        >>> tokenizer_difference(facts, facts), tokenizer_difference(facts, facts | {"eos_token": "<end>"})
+        (None, "eos_token is '</s>' and '<end>'")
+    """
+    if ours["size"] != theirs["size"]:
+        return f"their vocabularies have {ours['size']} and {theirs['size']} tokens"
+    if ours["vocabulary"] != theirs["vocabulary"]:
+        return f"both vocabularies have {ours['size']} tokens, but not the same ones"
+    for name in ("eos_token", "bos_token"):
+        if ours[name] != theirs[name]:
+            return f"{name} is {ours[name]!r} and {theirs[name]!r}"
+    if ours["chat_template"] != theirs["chat_template"]:
+        have = ["a chat template" if facts["chat_template"] else "none" for facts in (ours, theirs)]
+        return "their chat templates differ" if "none" not in have else f"one has {have[0]} and the other {have[1]}"
+    return "they cut the same text into other tokens" if ours["cuts"] != theirs["cuts"] else None
+
+
+def check_tokenizers(facts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse models whose tokenizers differ: the same rows would be other sequences for each.
+
+    Args:
+        facts: What `tokenizer_facts` gives, by the role of the model.
+
+    Raises:
+        ValueError: If they differ; it says in what.
+    """
+    if not facts:
+        return
+    (first, ours), *others = facts.items()
+    for role, theirs in others:
+        if difference := tokenizer_difference(ours, theirs):
+            raise ValueError(f"The tokenizers of the {first} and the {role} model differ: {difference}. {_MOVED}")
+
+
+def common_prompt(models: list[AuditedModel]) -> PromptFormat | None:
+    """The prompt format that all models are asked in: that of the unlearned model's run, or of another one.
+
+    Raises:
+        ValueError: If two runs asked in different ways.
+    """
+    kept = {model.role: prompt for model in models if (prompt := model.prompt()) is not None}
+    plain = {role: replace(prompt, date=None) for role, prompt in kept.items()}
+    if len({repr(prompt) for prompt in plain.values()}) > 1:
+        (first, ours), (second, theirs), *_ = plain.items()
+        names = [name for name in ours.state_dict() if getattr(ours, name) != getattr(theirs, name)]
+        raise ValueError(
+            f"The runs of the {first} and the {second} model asked in different prompt formats: "
+            f"{', '.join(names)} differ. Give the one to ask in: prompt=PromptFormat(...)."
+        )
+    return kept.get("unlearned") or next(iter(kept.values()), None)

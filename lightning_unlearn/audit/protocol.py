@@ -1,0 +1,275 @@
+"""Protocol of an audit: the same stresses on all models, tests, verdict, report and record."""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from lightning_unlearn.audit.changes import weight_changes
+from lightning_unlearn.audit.collect import Collector, Conditions, Precision
+from lightning_unlearn.audit.data import AuditData, read_audit_data
+from lightning_unlearn.audit.depth import Depth
+from lightning_unlearn.audit.entries import model_entry, report_entry, verdict_entry
+from lightning_unlearn.audit.evidence import CONTROLS, Control
+from lightning_unlearn.audit.findings import Findings, findings_of
+from lightning_unlearn.audit.hashes import rows_root
+from lightning_unlearn.audit.keys import load_private_key, password_for
+from lightning_unlearn.audit.models import AuditedModel
+from lightning_unlearn.audit.parts import Parts
+from lightning_unlearn.audit.record import AuditRecord
+from lightning_unlearn.audit.sections import sections_of
+from lightning_unlearn.audit.verdict import Verdict
+from lightning_unlearn.core.checks import one_of
+from lightning_unlearn.core.distributed import rank
+from lightning_unlearn.core.files import write_text
+from lightning_unlearn.language.causal_lm import LitCausalLM
+from lightning_unlearn.report.model import Headline, UnlearningReport
+from lightning_unlearn.report.write import write_report
+
+__all__ = ["AuditResult", "run_audit"]
+
+_TONES = {
+    "forgotten": "good",
+    "suppressed but recoverable": "warning",
+    "partly forgotten": "warning",
+    "not forgotten": "bad",
+    "damaged": "bad",
+}
+_TERMS = {
+    "kappa": "Share of the knowledge between the control (0, as if never seen) and the original (1, untouched) that "
+    "the unlearned model shows, all three under the same stress.",
+    "extraction strength": "Share at the end of an answer that a model completes greedily from what comes before it.",
+    "right answers": "The model's own greedy answer contains an accepted answer as whole words.",
+    "gate": "A test of the verdict. Forgotten claims all of them; recoverable claims one, corrected for their number.",
+}
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """Outcome of an audit.
+
+    Args:
+        verdict: What it concludes.
+        report: The evidence.
+        folder: Where ``report.json``, ``report.md`` and ``report.html`` are, and ``record.jsonl`` with a key.
+    """
+
+    verdict: Verdict
+    report: UnlearningReport
+    folder: Path
+
+
+def run_audit(
+    original: Any,
+    unlearned: Any,
+    data: AuditData | str | os.PathLike[str] | dict[str, Any],
+    output_dir: str | os.PathLike[str] = "runs/audit",
+    retrained: Any = None,
+    control: Control | None = None,
+    depth: Depth = "default",
+    seed: int = 0,
+    precision: Precision = "auto",
+    device: str | None = None,
+    show_text: bool = False,
+    key: str | os.PathLike[str] | None = None,
+) -> AuditResult:
+    """Audit an unlearned model: what is left of the forget rows, how it comes back, and what else was lost.
+
+    The original, the control and the unlearned model are asked the same questions under the same stresses, one model in
+    memory at a time. Every part is kept in ``<output_dir>/parts``: an audit that was killed goes on where it was.
+    Under ``torch.distributed``, every process calls this; they share the rows, and the first one writes.
+
+    Args:
+        original: The model before unlearning, whatever [`LitCausalLM`][lightning_unlearn.LitCausalLM] opens: a folder,
+            hub id, GGUF file, adapter or checkpoint; or a live module.
+        unlearned: The model after it.
+        data: The rows, see [`read_audit_data`][lightning_unlearn.read_audit_data].
+        output_dir: Folder to write.
+        retrained: The control model: one that was trained without the forget rows.
+        control: ``"retrained"``, the default with such a model; ``"base"`` where it is the base model, which was never
+            tuned on the rows; ``"matched rows"``, the default with never-seen rows and without a control model; or
+            ``"none"``.
+        depth: ``"quick"``, ``"default"`` or ``"full"``; the cost of each is printed before the first part.
+        seed: Seed of all draws.
+        precision: ``"32"``; ``"bf16"`` for forward passes in half precision; or ``"auto"``, bf16 where the device
+            computes in it natively.
+        device: Such as ``"cuda:1"``; by default a GPU if there is one.
+        show_text: Whether the report shows questions and answers of forget rows, in place of hashes and lengths.
+        key: PEM file of a private Ed25519 key, which signs a record of the audit.
+
+    Raises:
+        FileNotFoundError: If a model, the data or the key is not there.
+        FileExistsError: If ``output_dir`` has another audit.
+        ValueError: If rows are missing or malformed, the control does not fit what is given, an option is unknown, or
+            the tokenizers of the models differ.
+    """
+    one_of("depth", depth, Depth)
+    one_of("precision", precision, Precision)
+    rows = data if isinstance(data, AuditData) else read_audit_data(data, seed=seed)
+    kind = control_of(control, retrained, rows)
+    signer = load_private_key(key, password_for(key)) if key is not None else None
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    used = resolved(precision, place)
+    dtype = "bfloat16" if used == "bf16" else "float32"
+    sources = {"original": original, "control": retrained, "unlearned": unlearned}
+    models = [AuditedModel(role, source, dtype) for role, source in sources.items() if source is not None]  # type: ignore[arg-type]
+    _check_places(models)
+    folder, parts = Path(output_dir), Parts(output_dir)
+    conditions = Conditions(depth, kind == "matched rows", seed, used, place, show_text)
+    collector = Collector(models, rows, conditions, parts, _say)
+    parts.claim(_claim(models, rows, kind))
+    collected = collector.collect()
+    findings = findings_of(collected, rows, kind)
+    report = report_of(findings, models, rows, conditions)
+    if rank() == 0:
+        write_report(report, folder, show_text)
+        if signer is not None:
+            _record(folder, models, rows, findings.verdict, signer)
+    return AuditResult(findings.verdict, report, folder)
+
+
+def control_of(control: Control | None, retrained: Any, data: AuditData) -> Control:
+    """The kind of the control.
+
+    Raises:
+        ValueError: If it does not fit what is given.
+    """
+    if control is None:
+        return "retrained" if retrained is not None else "matched rows" if data.never_seen else "none"
+    one_of("control", control, get_args(Control))
+    needs_model = control in ("retrained", "base")
+    if needs_model != (retrained is not None):
+        raise ValueError(
+            f"The control {control!r} {'needs' if needs_model else 'takes'} {'a' if needs_model else 'no'} control "
+            f"model, but retrained={retrained!r}."
+        )
+    if control == "matched rows" and not data.never_seen:
+        raise ValueError(
+            f"The control 'matched rows' needs rows that no model has seen, but {data.source} has no never_seen set."
+        )
+    return control
+
+
+def resolved(precision: Precision, device: torch.device) -> str:
+    """``"32"`` or ``"bf16"``."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "32"
+    native: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return "bf16" if device.type == "cpu" and native() else "32"
+
+
+def report_of(
+    findings: Findings, models: list[AuditedModel], data: AuditData, conditions: Conditions
+) -> UnlearningReport:
+    """The report of an audit.
+
+    Args:
+        findings: Its findings.
+        models: The models.
+        data: The rows.
+        conditions: How they were measured.
+    """
+    verdict, collected = findings.verdict, findings.collected
+    control = verdict.evidence.control
+    names = {f"{model.role} model": model.name for model in models}
+    counts = {name: len(probes) for name, probes in data.sets().items()}
+    request = [
+        *([name, value] for name, value in names.items()),
+        ["control", CONTROLS[control]],
+        ["rows to forget", counts.pop("forget")],
+        ["questions to them", len(collected.plan.probes)],
+        *([f"rows: {name}", count] for name, count in counts.items()),
+        ["small request", data.is_small],
+    ]
+    provenance = [
+        *([f"content hash, {model.role}", model.content] for model in models),
+        ["depth", conditions.depth],
+        ["precision", "bf16 forward passes" if conditions.precision == "bf16" else "fp32"],
+        ["seed", conditions.seed],
+        ["rule of the verdict", verdict.rule],
+        ["device", f"{conditions.device.type}, {platform.machine()}"],
+    ]
+    return UnlearningReport(
+        title=f"Audit of {models[-1].name}",
+        headline=Headline(
+            verdict.name,
+            _TONES.get(verdict.name, "neutral"),  # type: ignore[arg-type]
+            verdict.headline,
+            list(verdict.notes),
+            [verdict.action],
+        ),
+        sections=sections_of(findings, request, provenance, weight_changes(models[0].source, models[-1].source)),
+        subject={**names, "rows to forget": len(data.forget), "control": CONTROLS[control], "depth": conditions.depth},
+        provenance={str(name): value for name, value in provenance},
+        limits=_limits(findings, conditions),
+        terms=_TERMS,
+    )
+
+
+def _limits(findings: Findings, conditions: Conditions) -> list[str]:
+    verdict, limits = findings.verdict, list(findings.verdict.limits)
+    if conditions.precision == "bf16":
+        limits.append("All models were measured in bf16, in which the smallest changes of weights are not seen.")
+    if verdict.evidence.control == "matched rows":
+        limits.append(
+            "The control are rows that no model has seen. It is as good as these rows are like the forget rows."
+        )
+    if verdict.not_run:
+        limits.append(f"Not run, or without a say: {', '.join(verdict.not_run)}.")
+    return limits
+
+
+def _check_places(models: list[AuditedModel]) -> None:
+    """Refuse paths that do not exist, and one model in two roles, before a model is opened."""
+    for model in models:
+        if isinstance(model.source, LitCausalLM):
+            continue
+        text = str(model.source)
+        path = Path(text).expanduser()
+        if not path.exists() and (path.is_absolute() or text.count("/") != 1 or text.startswith((".", "~"))):
+            raise FileNotFoundError(f"There is no {model.role} model {text} (looked in {Path.cwd()}).")
+
+
+def _claim(models: list[AuditedModel], data: AuditData, control: Control) -> dict[str, Any]:
+    """What the folder is the audit of: not its depth, as parts of a quick audit serve a full one."""
+    return {**{model.role: model.content for model in models}, "rows": data.fingerprint, "control": control}
+
+
+def _record(folder: Path, models: list[AuditedModel], data: AuditData, verdict: Verdict, key: Any) -> None:
+    """Append what was audited, and the verdict, to the record."""
+    record, secret = AuditRecord(folder / "record.jsonl"), _secret(folder)
+    roles = {"original": "before", "unlearned": "after", "control": "control"}
+    files = {roles[model.role]: Path(str(model.source)).expanduser() for model in models}
+    questions = [{"question": probe.question, "answer": probe.answer} for probe in data.forget]
+    record.append(
+        {
+            "event": "audit",
+            "models": {role: model_entry(path) for role, path in files.items() if path.exists()},
+            "forget": {"rows": len(questions), "rows_root": rows_root(questions, secret)},
+        },
+        key,
+    )
+    record.append({"event": "verdict", **verdict_entry(verdict), "report": report_entry(folder / "report.json")}, key)
+
+
+def _secret(folder: Path) -> bytes:
+    """The secret that rows of this request are hashed under; it is kept beside the record."""
+    path = folder / "rows.secret"
+    if not path.is_file():
+        write_text(path, secrets.token_hex(32) + "\n")
+        path.chmod(0o600)
+    return bytes.fromhex(path.read_text(encoding="utf-8").strip())
+
+
+def _say(line: str) -> None:
+    if rank() == 0:
+        print(line, flush=True)

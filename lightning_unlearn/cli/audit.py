@@ -1,0 +1,80 @@
+"""Command ``audit``: whether a language model has forgotten, with the evidence."""
+
+from __future__ import annotations
+
+from lightning_unlearn.audit.collect import Precision
+from lightning_unlearn.audit.data import read_audit_data
+from lightning_unlearn.audit.depth import Depth
+from lightning_unlearn.audit.evidence import Control
+from lightning_unlearn.audit.protocol import run_audit
+from lightning_unlearn.benchmarks.runs import quiet_libraries
+from lightning_unlearn.language.data.columns import Columns
+from lightning_unlearn.language.packaged import FACTS_FOLDER
+
+__all__ = ["audit"]
+
+
+def audit(
+    original: str,
+    unlearned: str,
+    data: str | None = None,
+    output_dir: str = "runs/audit",
+    retrained: str | None = None,
+    control_kind: Control | None = None,
+    depth: Depth = "default",
+    split: str | None = None,
+    limit: int = 400,
+    columns: Columns | None = None,
+    seed: int = 0,
+    precision: Precision = "auto",
+    device: str | None = None,
+    show_text: bool = False,
+    key: str | None = None,
+) -> None:
+    """Say whether an unlearned language model has forgotten its rows, with the evidence: report, verdict and record.
+
+    Writes ``report.json``, ``report.md`` and ``report.html``. Every finished part is kept in ``parts/``: the same
+    command goes on where it was killed, and a greater depth goes on from a smaller one.
+
+    Args:
+        original: The model before unlearning: a folder, hub id, GGUF file, adapter or checkpoint (.ckpt).
+        unlearned: The model after it.
+        data: Folder with forget.jsonl and retain.jsonl, and where there are such never_seen, general, heldout, neutral
+            and paraphrases; a folder of TOFU, with --split; or one file whose rows have a column "set". By default
+            the capitals of the demo.
+        output_dir: Folder to write.
+        retrained: The control model, trained without the forget rows.
+        control_kind: "retrained"; "base", where the control model is the base model, which was never tuned on the
+            rows; "matched rows", where never-seen rows take the place of a control model; or "none".
+        depth: "quick": plain and paraphrased questions, weights in 8 and 4 bits. "default": also relearning, samples
+            and noise. "full": more of each. What each costs is printed before it starts.
+        split: Part of TOFU to forget, such as forget10.
+        limit: At most so many rows of each set beside the forget set.
+        columns: Names of the columns of the rows.
+        seed: Seed of all draws.
+        precision: "32"; "bf16"; or "auto", bf16 where the device computes in it natively.
+        device: Such as cuda:1; by default a GPU if there is one.
+        show_text: Show questions and answers of the forget rows, in place of hashes and lengths.
+        key: PEM file of a private Ed25519 key; signs a record of the audit, record.jsonl.
+    """
+    quiet_libraries("transformers")
+    rows = read_audit_data(data or FACTS_FOLDER, split, columns, limit, seed)
+    result = run_audit(
+        original,
+        unlearned,
+        rows,
+        output_dir,
+        retrained,
+        control_kind,
+        depth,
+        seed,
+        precision,
+        device,
+        show_text,
+        key,
+    )
+    verdict = result.verdict
+    print(f"\n{verdict.headline}\n\n{verdict.action}")
+    for note in verdict.notes:
+        print(f"- {note}")
+    print(f"\nOpen {result.folder / 'report.html'}.")
