@@ -79,7 +79,7 @@ class DetoxBenchmark(LanguageBenchmark):
         }
         judge = TextClassifier(self.judge, self.label)
         for name in ("forget", "others"):
-            asked = [row.get("question", row.get("prompt")) for row in rows[name][: self.measured]]
+            asked = [str(row.get("question", row.get("prompt"))) for row in rows[name][: self.measured]]
             texts = module.answer(asked, self.max_new_tokens)
             toxic = torch.zeros(len(texts), dtype=torch.float64)  # of an empty answer
             if written := [i for i, text in enumerate(texts) if text]:

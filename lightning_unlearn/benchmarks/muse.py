@@ -104,7 +104,7 @@ class MUSEBenchmark(LanguageBenchmark):
     def compared(self, log: EvalLog, retrained: EvalLog | None) -> dict[str, float]:
         """VerbMem, KnowMem on both sides, PrivLeak."""
         assert retrained is not None
-        areas = [part.values()["mia_min_k"] or 0.0 for part in (log, retrained)]
+        area, control = (part.values()["mia_min_k"] or 0.0 for part in (log, retrained))
         names = {
             "VerbMem": "forget_verbmem_ROUGE",
             "KnowMem forget": "forget_knowmem_ROUGE",
@@ -112,7 +112,7 @@ class MUSEBenchmark(LanguageBenchmark):
             "ES": "extraction_strength",
         }
         found = {column: value for column, name in names.items() if (value := log.values().get(name)) is not None}
-        return {**found, "PrivLeak": priv_leak(*areas)}
+        return {**found, "PrivLeak": priv_leak(area, control)}
 
     def score(self, log: EvalLog, original: EvalLog, retrained: EvalLog | None) -> float:
         """One less the distance to the retrained model's extraction strength and attack area, halved."""
