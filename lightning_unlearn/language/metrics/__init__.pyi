@@ -1,11 +1,6 @@
 from .composite import Composite as Composite
 from .composite import CompositeResult as CompositeResult
-from .composite import RecoveryResult as RecoveryResult
 from .composite import composite as composite
-from .composite import quantisation_robustness as quantisation_robustness
-from .composite import recovery as recovery
-from .composite import relearning_robustness as relearning_robustness
-from .composite import robustness as robustness
 from .entailment import Entailment as Entailment
 from .entailment import disagreement as disagreement
 from .entailment import entailed as entailed

@@ -1,28 +1,15 @@
-"""Composite scores of memorisation, privacy and utility, and the robustness of a metric to attacks on the model."""
+"""Composite scores of memorisation, privacy and utility."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-import torch
-
-from lightning_unlearn.core.checks import between, one_of
+from lightning_unlearn.core.checks import between
 from lightning_unlearn.core.seeds import SeedMetric
 from lightning_unlearn.language.metrics.model_utility import harmonic_mean
 
-__all__ = [
-    "Composite",
-    "CompositeResult",
-    "RecoveryResult",
-    "composite",
-    "quantisation_robustness",
-    "recovery",
-    "relearning_robustness",
-    "robustness",
-]
-
-Direction = Literal["comes_back", "goes_away", "symmetric"]
+__all__ = ["Composite", "CompositeResult", "composite"]
 
 _MEMORISATION = ("extraction_strength", "exact_memorization", "paraphrase_probability", "truth_ratio_prob_mean")
 _PRIVACY = ("s_loss", "s_zlib", "s_min_k", "s_min_k_plus_plus")
@@ -103,129 +90,3 @@ class Composite(SeedMetric):
     def update(self, parts: Mapping[str, float]) -> None:
         """Count the parts of one seed."""
         self.add(composite(parts).overall)
-
-
-def relearning_robustness(
-    unlearned: tuple[float, float], retrained: tuple[float, float], direction: Direction = "comes_back"
-) -> float | None:
-    r"""Whether a metric rises under relearning no faster than on a retrained model.
-
-    $$R = \min\Big(\frac{m_r^{a} - m_r^{b}}{m_u^{a} - m_u^{b}}, 1\Big)$$
-
-    Args:
-        unlearned: The metric, higher for more knowledge, of the unlearned model before ($b$) and after ($a$)
-            relearning.
-        retrained: The same of the retrained model.
-        direction: ``"comes_back"`` as above; ``"symmetric"`` for
-            $1 - \mathrm{clip}(|\Delta_u - \Delta_r| / (|\Delta_u| + |\Delta_r|), 0, 1)$.
-
-    Returns:
-        At most 1, which is robust; ``None`` where the unlearned model did not move, so that the ratio says nothing.
-
-    Raises:
-        ValueError: If the direction is unknown.
-
-    Example:
-        >>> round(relearning_robustness((0.2, 0.6), (0.15, 0.45)), 10)
-        0.75
-
-    References:
-        Dorna et al., *OpenUnlearning*, arXiv:2506.12618.
-    """
-    one_of("direction", direction, ("comes_back", "symmetric"))
-    moved, expected = unlearned[1] - unlearned[0], retrained[1] - retrained[0]
-    if direction == "symmetric":
-        return _symmetric(moved, expected)
-    return min(expected / moved, 1.0) if moved else None
-
-
-def quantisation_robustness(before: float, after: float, direction: Direction = "comes_back") -> float | None:
-    r"""Whether a metric of the unlearned model stays what it was when the weights are quantised.
-
-    Args:
-        before: The metric, higher for more knowledge, of the model as it is, $b$.
-        after: Of the quantised model, $a$.
-        direction: ``"comes_back"``: $\min(b/a, 1)$ punishes knowledge that quantisation brings back. ``"goes_away"``:
-            $\min(a/b, 1)$, as one released script documents. ``"symmetric"``:
-            $1 - \mathrm{clip}(|a - b| / (|a| + |b|), 0, 1)$.
-
-    Returns:
-        At most 1, which is robust; ``None`` where the ratio divides by 0.
-
-    Raises:
-        ValueError: If the direction is unknown.
-
-    Example:
-        >>> quantisation_robustness(0.2, 0.5)
-        0.4
-
-    References:
-        Dorna et al., *OpenUnlearning*, arXiv:2506.12618.
-    """
-    one_of("direction", direction, Direction)
-    if direction == "symmetric":
-        return _symmetric(after, before)
-    above, below = (before, after) if direction == "comes_back" else (after, before)
-    return min(above / below, 1.0) if below else None
-
-
-def robustness(relearning: float | None, quantisation: float | None) -> float | None:
-    """Harmonic mean of both; ``None`` where either is undefined.
-
-    Example:
-        >>> round(robustness(0.75, 0.4), 10)
-        0.5217391304
-    """
-    return None if relearning is None or quantisation is None else harmonic_mean([relearning, quantisation])
-
-
-class RecoveryResult(NamedTuple):
-    """How much of a metric relearning brings back.
-
-    Args:
-        curve: Recovery at each measurement, $(m(s) - m(0)) / (m_o - m(0))$; 1 is the original's value.
-        end: Recovery at the last step.
-        area: Area under the curve by trapezoids, over the range of steps. Good is that of the retrained model.
-        half: First measured step with a recovery of at least one half; ``None`` where there is none.
-    """
-
-    curve: tuple[float, ...]
-    end: float
-    area: float
-    half: int | None
-
-
-def recovery(steps: Sequence[int], values: Sequence[float], original: float) -> RecoveryResult | None:
-    r"""Recovery of a metric under relearning, $\rho(s) = \frac{m(s) - m(0)}{m_o - m(0)}$, and the area under it.
-
-    Any model learns in time: compare with the same curve of the retrained model.
-
-    Args:
-        steps: Optimizer updates before each measurement, rising, the first 0.
-        values: The metric at each of them, at least two.
-        original: The metric of the original model $m_o$.
-
-    Returns:
-        The curve and its summaries; ``None`` where the model starts at the original's value.
-
-    Raises:
-        ValueError: If lengths differ, there are fewer than two, or steps do not rise.
-
-    Example:
-        >>> result = recovery(range(0, 120, 20), [0.26, 0.40, 0.50, 0.55, 0.58, 0.60], original=0.64)
-        >>> round(result.end, 10), round(result.area, 10), result.half
-        (0.8947368421, 0.6105263158, 40)
-    """
-    steps, values = list(steps), [float(value) for value in values]
-    if len(steps) != len(values) or len(steps) < 2 or sorted(set(steps)) != steps:
-        raise ValueError(f"Rising steps with a value each, at least two, are needed, but got {steps} and {values}.")
-    if original == values[0]:
-        return None
-    curve = [(value - values[0]) / (original - values[0]) for value in values]
-    area = float(torch.trapezoid(torch.tensor(curve, dtype=torch.float64), torch.tensor(steps, dtype=torch.float64)))
-    half = next((step for step, share in zip(steps, curve, strict=True) if share >= 0.5), None)
-    return RecoveryResult(tuple(curve), curve[-1], area / (steps[-1] - steps[0]), half)
-
-
-def _symmetric(a: float, b: float) -> float | None:
-    return 1 - min(1.0, abs(a - b) / (abs(a) + abs(b))) if a or b else None

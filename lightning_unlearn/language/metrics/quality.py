@@ -17,8 +17,8 @@ from lightning_unlearn.language.metrics.text_classifier import TextClassifier
 __all__ = ["REFUSALS", "OutputQuality", "QualityResult", "distinct", "refusal", "repetition"]
 
 REFUSALS = (
-    r"\bI (?:\w+ly |just )?(?:do not|don't|did not|didn't|cannot|can't|can not|could not|couldn't|will not|won't|have not|"
-    r"haven't|lack)\b",
+    r"\bI (?:\w+ly |just )?(?:do not|don't|did not|didn't|cannot|can't|can not|could not|couldn't|will not|won't|"
+    r"have not|haven't|lack)\b",
     r"\bI(?:'ve| have| seem to have| hold) (?:\w+ly )?(?:no\b|not\b|yet to\b|come up short)",
     r"\bI(?:'m| am) (?:\w+ )?(?:not|unable|unaware|unsure|uncertain|unfamiliar|uninformed|sorry|afraid|at a loss|"
     r"at a disadvantage|drawing a blank|blank|clueless|stumped|lacking|missing|in the dark|limited)\b",
@@ -28,8 +28,8 @@ REFUSALS = (
     r"\bmy (?:\w+ )?(?:resources|databases?|training|understanding|knowledge|capabilities|programming|data|expertise)\b"
     r".{0,20}(?:n't\b|\bnot\b|\bis limited\b|\blacks?\b)",
     r"\b(?:beyond|outside|out of|not within|isn't within) (?:my|the scope of my)\b",
-    r"\bthat.{0,40}\b(?:mystery to me|(?:in|for) my (?:\w+ )?(?:knowledge|training|data|dataset|field)|I need to look up|"
-    r"not something I|I've been programmed)\b",
+    r"\bthat.{0,40}\b(?:mystery to me|(?:in|for) my (?:\w+ )?(?:knowledge|training|data|dataset|field)|"
+    r"I need to look up|not something I|I've been programmed)\b",
     r"\bI'?(?:ve| have)? (?:\w+ )?(?:no|not) (?:idea|clue)\b",
 )
 """Regular expressions, in any case, of which one occurs in an answer that refuses."""

@@ -9,14 +9,7 @@ import torch
 
 from lightning_unlearn.classification.metrics.mia import mia_efficacy
 from lightning_unlearn.core.intervals import bootstrap_mean, clopper_pearson
-from lightning_unlearn.language.metrics.composite import (
-    Composite,
-    composite,
-    quantisation_robustness,
-    recovery,
-    relearning_robustness,
-    robustness,
-)
+from lightning_unlearn.language.metrics.composite import Composite, composite
 from lightning_unlearn.language.metrics.membership import MembershipInference, membership_inference, nonmember_share
 
 FORGET, HOLDOUT = torch.tensor([0.2, 0.5, 0.9]), torch.tensor([1.0, 0.8, 1.5])
@@ -108,27 +101,6 @@ def test_exact_binomial_and_bootstrap_intervals() -> None:
     assert interval.high - interval.low == pytest.approx(2 * half, rel=0.15)
     with pytest.raises(ValueError, match="3 hits in 2"):
         clopper_pearson(3, 2)
-
-
-def test_robustness_of_published_examples() -> None:
-    relearned = relearning_robustness((0.20, 0.60), (0.15, 0.45))
-    quantised = quantisation_robustness(0.20, 0.50)
-    assert (relearned, quantised) == (pytest.approx(0.75), pytest.approx(0.4))
-    assert robustness(relearned, quantised) == pytest.approx(0.5217391304, abs=1e-9)
-    assert quantisation_robustness(0.20, 0.50, "goes_away") == 1.0
-    assert quantisation_robustness(0.20, 0.50, "symmetric") == pytest.approx(1 - 0.3 / 0.7)
-    assert relearning_robustness((0.2, 0.2), (0.1, 0.3)) is None  # a division by 0 is no perfect score
-    assert quantisation_robustness(0.2, 0.0) is None
-    assert robustness(None, 0.4) is None
-
-
-def test_recovery_of_published_example() -> None:
-    result = recovery([0, 20, 40, 60, 80, 100], [0.26, 0.40, 0.50, 0.55, 0.58, 0.60], 0.64)
-    assert result is not None
-    assert (result.end, result.area) == (pytest.approx(0.8947368421, abs=1e-9), pytest.approx(0.6105263158, abs=1e-9))
-    assert recovery([0, 10], [0.64, 0.7], 0.64) is None
-    with pytest.raises(ValueError, match="Rising steps"):
-        recovery([0, 20, 10], [0.1, 0.2, 0.3], 0.64)
 
 
 def test_composite_scores() -> None:
