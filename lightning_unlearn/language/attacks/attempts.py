@@ -51,8 +51,8 @@ class Attempts(Knowledge):
 
     def mean(self) -> Knowledge:
         """Mean over the attempts of each row, which tells a broad recovery from a lucky phrasing."""
-        both = (values.nanmean(0) if values is not None else None for values in (self.strengths, self.matches))
-        return Knowledge(*both, self.answers)
+        strength, matched = (v.nanmean(0) if v is not None else None for v in (self.strengths, self.matches))
+        return Knowledge(strength, matched, self.answers)
 
 
 class PromptAttack(LanguageAttack):

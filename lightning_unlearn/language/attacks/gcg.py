@@ -189,12 +189,21 @@ class GCG(LanguageAttack):
 
 
 class _Slot(NamedTuple):
-    """Tokens around the suffix of one prompt."""
+    """Tokens around the suffix of one prompt.
+
+    Args:
+        before: Up to the suffix.
+        suffix: A suffix to begin with.
+        after: From the suffix to the answer.
+        answer: The answer.
+        asked: What follows the suffix where the model is asked: a template may go on otherwise before an answer.
+    """
 
     before: list[int]
     suffix: list[int]
     after: list[int]
     answer: list[int]
+    asked: list[int]
 
     def row(self, suffix: Sequence[int]) -> TokenRow:
         return TokenRow([*self.before, *suffix, *self.after], self.answer)
@@ -212,7 +221,11 @@ class _Prompt:
 
     def __init__(self, module: LitCausalLM, slot: _Slot, batch_size: int, shared: bool = True) -> None:
         self.module, self.slot, self.batch_size = module, slot, batch_size
-        self.model = prefix_model(module, sum(map(len, slot))) if shared and slot.before else None
+        self.model = (
+            prefix_model(module, len(slot.row(slot.suffix).prompt) + len(slot.answer))
+            if shared and slot.before
+            else None
+        )
         if self.model is not None:
             with torch.no_grad():
                 self.prefix = self.model.begin(torch.tensor([slot.before], device=module.device))
@@ -280,7 +293,7 @@ def _slot(prompt_format: PromptFormat, probe: Probe, length: int) -> _Slot:
             f"The attack 'gcg' can't tell the tokens of a suffix from those of the question in the prompt of row "
             f"{probe.row}. Leave the attack out for this tokenizer."
         )
-    return _Slot(a[:shared], a[shared:end], row.prompt[end:], row.answer)
+    return _Slot(a[:shared], a[shared:end], row.prompt[end:], row.answer, a[end:])
 
 
 def _surviving(
@@ -293,8 +306,7 @@ def _surviving(
     for probe, slot in zip(probes, slots, strict=True):
         prompts = prompt_format.prompts([_with_suffix(probe, text).question for text in texts])
         for number, (prompt, suffix) in enumerate(zip(prompts, suffixes.tolist(), strict=True)):
-            wanted = [*slot.before, *suffix, *slot.after]
-            survive[number] &= prompt[: len(wanted)] == wanted
+            survive[number] &= prompt == [*slot.before, *suffix, *slot.asked]
     return [suffix for suffix, survives in zip(suffixes, survive, strict=True) if survives]
 
 

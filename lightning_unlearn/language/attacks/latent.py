@@ -295,14 +295,14 @@ class FixedDecoder:
 def _giving(block: nn.Module, output: Any) -> Iterator[None]:
     """Replace what a block computes by a given output."""
     own = vars(block).get("forward")
-    block.forward = lambda *_, **__: output  # type: ignore[method-assign]
+    block.forward = lambda *_, **__: output
     try:
         yield
     finally:
         if own is None:
             del block.forward
         else:
-            block.forward = own  # type: ignore[method-assign]
+            block.forward = own
 
 
 def _first(output: Any) -> Tensor:

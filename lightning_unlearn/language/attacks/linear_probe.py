@@ -200,7 +200,8 @@ class LinearProbe(LatentEvidence):
             self._centred(_Examples(self._features(model, asked), labels, groups, question))
             for model in (self.original, self.control, module)
         ]
-        return ProbeResult(self.layers, chance, len(labels), folds, *self._accuracies(examples, folds))
+        original, control, unlearned = self._accuracies(examples, folds)
+        return ProbeResult(self.layers, chance, len(labels), folds, original, control, unlearned)
 
     def cost(self, rows: int) -> Cost:
         """One pass of each model over the rows and those that were never seen."""
@@ -325,7 +326,7 @@ class LinearProbe(LatentEvidence):
             return lambda other: np.full(len(other), np.mean(y) - 0.5)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the optimiser's iterations, and of names that scikit-learn will change
-            model = regression(Cs=list(_PENALTIES if cuts else _PENALTIES[-1:]), cv=cuts or 2, max_iter=500)
+            model = regression(Cs=list(_PENALTIES if cuts else _PENALTIES[-1:]), cv=cuts or 2, max_iter=200)
             model.fit(standard @ basis, y)
         return lambda other: model.decision_function((other - mean) / scale @ basis)
 

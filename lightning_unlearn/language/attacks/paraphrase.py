@@ -137,11 +137,16 @@ class TranslatedQuestion(PromptAttack):
     ) -> None:
         if isinstance(languages, str) or not languages:
             raise ValueError(f"languages must be a list of languages, such as ['de', 'fr'], but got {languages!r}.")
-        columns = {
-            language: [name.replace("{language}", language) for name in (question, answer, accept)]
+        self._asked = {
+            language: _asked(
+                self.name,
+                rows,
+                question.replace("{language}", language),
+                answer.replace("{language}", language),
+                accept.replace("{language}", language),
+            )
             for language in languages
         }
-        self._asked = {language: _asked(self.name, rows, *names) for language, names in columns.items()}
 
     @property
     def size(self) -> int:

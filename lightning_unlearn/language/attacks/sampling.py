@@ -159,7 +159,7 @@ class SamplingAttack(LanguageAttack):
     def settings(self) -> dict[str, Any]:
         """All but the size of a batch."""
         names = ("n", "k", "max_new_tokens", "temperature", "top_p", "alpha", "seed")
-        judge = self.judge or "scorer"
+        judge: Any = self.judge or "scorer"
         judge = judge if isinstance(judge, str) else getattr(judge, "__name__", type(judge).__name__)
         return {"judge": judge} | {name: getattr(self, name) for name in names}
 

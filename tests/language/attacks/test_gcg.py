@@ -10,14 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_unlearn import LitCausalLM, PromptFormat
+from lightning_unlearn import LitCausalLM, Probe, PromptFormat
 from lightning_unlearn.core.modes import differentiable
 from lightning_unlearn.core.scores import causal_lm_nll
 from lightning_unlearn.language.attacks import GCG
-from lightning_unlearn.language.attacks.gcg import _gradient, _Prompt, _slot, _with_suffix
+from lightning_unlearn.language.attacks.gcg import _gradient, _Prompt, _slot, _surviving, _with_suffix
 from lightning_unlearn.language.attacks.latent import span_batches
 from tests.language.attacks.families import FAMILIES, family
 from tests.language.attacks.tiny import capitals, scorer
+from tests.zoo.families import FAMILIES as TOKENIZERS
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,18 @@ def test_no_suffix_says_the_answer(module: LitCausalLM, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(attack, "_candidates", says_it)
     assert "Paris" not in attack.search(module, probes).text
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_suffix_has_its_place_in_the_prompts_of_every_family(name: str) -> None:
+    prompt_format = PromptFormat(TOKENIZERS[name].make_tokenizer(), chat_template_kwargs=TOKENIZERS[name].arguments)
+    probe = Probe(0, "Where was Ada Quill born?", "Ada Quill was born in Lima.", accept=("Lima",))
+    slot = _slot(prompt_format, probe, 4)
+    asked = _with_suffix(probe, "! ! ! !")
+    (row,) = prompt_format.rows([prompt_format.conversation(prompt_format.messages(asked.question), probe.answer)])
+    assert slot.row(slot.suffix) == row._replace(continues_answer=False)
+    kept = _surviving(prompt_format, [probe], [slot], torch.tensor([slot.suffix]))
+    assert [suffix.tolist() for suffix in kept] == [slot.suffix]
 
 
 def test_one_suffix_a_row(module: LitCausalLM) -> None:

@@ -31,6 +31,7 @@ from lightning_unlearn.language.attacks.attempts import after_turns, with_system
 from lightning_unlearn.language.knowledge import Knowledge
 from tests.conftest import CAPITALS, CHAT_TEMPLATE
 from tests.language.attacks.tiny import capitals, scorer, snapshot, unchanged
+from tests.zoo.families import ANSWER, FAMILIES, QUESTION
 
 TOFU = {  # row 3600 of TOFU (MIT)
     "question": "What is the full name of the author born in Taipei, Taiwan on 05/11/1991 who writes in the genre of "
@@ -149,6 +150,19 @@ def test_a_prefix_in_a_plain_format_stands_where_the_answer_does(module: LitCaus
     assert begun[1]["prefix"] is True
     # Without the mark, a last message of the assistant is an answer that was given before.
     assert module._prompt_format().text([{**m, "prefix": False} for m in begun]).count("assistant") == 2
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_prefix_is_what_training_on_such_an_answer_would_read(name: str) -> None:
+    prompt_format = PromptFormat(FAMILIES[name].make_tokenizer(), chat_template_kwargs=FAMILIES[name].arguments)
+    begun = [*prompt_format.messages(QUESTION), {"role": "assistant", "content": "I do know:", "prefix": True}]
+    (row,) = prompt_format.rows([prompt_format.conversation(begun, ANSWER)])
+    trained = prompt_format.row(QUESTION, f"I do know: {ANSWER}")
+    assert [*row.prompt, *row.answer] == [*trained.prompt, *trained.answer]
+    assert prompt_format.prompt(begun) == row.prompt
+    tokenizer = prompt_format.tokenizer
+    assert tokenizer.decode(row.prompt).endswith("I do know:")
+    assert tokenizer.decode(row.answer).strip().startswith(ANSWER)
 
 
 def test_earlier_questions_stand_in_a_plain_prompt_as_they_do_in_training(module: LitCausalLM) -> None:
