@@ -165,7 +165,8 @@ def _left_out(sample: Sample) -> tuple[Array, Array]:
 def _sums(sample: Sample) -> tuple[Array, Array, Array]:
     """Number of rows, and sums of ``a`` and ``b``, of each entity."""
     groups = np.arange(len(sample.a)) if sample.groups is None else sample.groups
-    return np.bincount(groups).astype(float), np.bincount(groups, sample.a), np.bincount(groups, sample.b)
+    sizes, a, b = np.bincount(groups), np.bincount(groups, sample.a), np.bincount(groups, sample.b)
+    return sizes.astype(np.float64), a.astype(np.float64), b.astype(np.float64)
 
 
 def _bca(draws: Array, value: float, left_out: Sequence[Array], quantiles: Sequence[float]) -> list[float]:

@@ -192,8 +192,8 @@ def gate(
 ) -> GateResult:
     r"""Compare what a model knows of some rows with the model before and a control, all under the same stress.
 
-    The ratio :math:`\kappa = (\bar u - \bar c) / (\bar o - \bar c)` of the mean scores is at most :math:`\theta` where the
-    mean of :math:`t_i = u_i - (1 - \theta) c_i - \theta o_i` is at most 0. Decisions use the latter, which needs no
+    The ratio :math:`\kappa = (\bar u - \bar c) / (\bar o - \bar c)` of the mean scores is at most :math:`\theta` where
+    the mean of :math:`t_i = u_i - (1 - \theta) c_i - \theta o_i` is at most 0. Decisions use the latter, which needs no
     division. Its bounds are :math:`\bar t \pm z s / \sqrt n`; with 10 or more clusters, those of the BCa bootstrap over
     clusters (Efron 1987). Without a control, :math:`c = 0`. Of several controls, each bound is the worse one.
 
