@@ -20,16 +20,24 @@ from lightning_unlearn.report.write import write_report
 
 __all__ = ["compare_reports", "write_comparison"]
 
-FORGET = (
-    "forget quality",
-    "extraction strength (strict)",
-    "extraction strength (floored)",
-    "forget ROUGE-L (recall)",
-    "forget probability",
-    "KnowMem, forget",
-    "VerbMem, forget",
+FORGET = {
+    "forget quality": "higher",
+    "extraction strength (strict)": "lower",
+    "extraction strength (floored)": "lower",
+    "forget ROUGE-L (recall)": "lower",
+    "forget probability": "lower",
+    "KnowMem, forget": "lower",
+    "VerbMem, forget": "lower",
+}
+"""Metrics of the horizontal axis by preference, and which direction is better."""
+UTILITY = dict.fromkeys(
+    (
+        *("model utility", "retain ROUGE-L (recall)", "retain probability", "KnowMem, retain"),
+        *("retain (right answers)", "retain (extraction strength)"),  # of our audits
+    ),
+    "higher",
 )
-UTILITY = ("model utility", "retain ROUGE-L (recall)", "retain probability", "KnowMem, retain")
+"""The same of the vertical axis."""
 NOT_THERE = "not in this file"
 AUXILIARY = ("_PERT_Prob", "_PARA_Prob", "ra_Q_A_Prob", "wf_Q_A_Prob")
 """Metrics of logs that others are computed from; they are shown where they are asked for."""
@@ -165,13 +173,12 @@ def _reasons(note: str) -> dict[str, str]:
     return dict(part.split(" ", 1) for part in note.split("; ")) if note else {}
 
 
-def _axis(scores: Sequence[Scores], asked: str | None, preferred: Sequence[str]) -> tuple[str, str] | None:
+def _axis(scores: Sequence[Scores], asked: str | None, preferred: Mapping[str, str]) -> tuple[str, str] | None:
     """Metric and better direction of an axis; ``None`` if no file has one of the preferred metrics."""
     if asked is None:
         counts = {name: sum(name in row.values for row in scores) for name in preferred}
         name = max(preferred, key=lambda name: counts[name])  # the first of those that most files have
-        direction = next(better for known, better in KNOWN.values() if known.split(" (")[0] == name.split(" (")[0])
-        return (name, direction) if counts[name] else None
+        return (name, preferred[name]) if counts[name] else None
     name, _, direction = asked.rpartition(":") if asked.endswith((":lower", ":higher")) else (asked, "", "")
     there = dict.fromkeys(known for row in scores for known in row.values)
     if name not in there:
@@ -190,7 +197,7 @@ def _trade_off(
     scores: Sequence[Scores], forget: tuple[str, str] | None, utility: tuple[str, str] | None
 ) -> Curve | Text:
     if forget is None or utility is None:
-        wanted = FORGET if forget is None else UTILITY
+        wanted = list(FORGET if forget is None else UTILITY)
         return Text(f"Not drawn: no file has {', '.join(wanted[:-1])} or {wanted[-1]}. Name the axes to draw others.")
     both = [row for row in scores if forget[0] in row.values and utility[0] in row.values]
     if not both:

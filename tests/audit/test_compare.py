@@ -133,6 +133,20 @@ def test_the_front_has_the_models_that_none_beats(tmp_path: Path) -> None:
     assert places["Pareto front"] == ([pytest.approx(-20.780, abs=1e-3), 0.0], [0.6, 0.59])
 
 
+def test_audits_without_metrics_of_a_benchmark_are_drawn() -> None:
+    def audited(title: str, strength: float, kept: float) -> UnlearningReport:
+        part = Measurement("extraction strength", strength, variant="strict", unit="share")
+        kept_part = Measurement("retain (right answers)", kept, unit="share", better="higher")
+        return UnlearningReport(title=title, sections=[Section("a", "", [part]), Section("utility", "", [kept_part])])
+
+    models = [audited("a", 0.1, 0.9), audited("b", 0.7, 0.95), audited("c", 0.8, 0.5)]
+    (curve,) = compare_reports(models).section("trade-off").parts
+    assert isinstance(curve, Curve)
+    assert curve.title == "extraction strength (strict) against retain (right answers)"
+    front = next(series for series in curve.series if series.role == "front")
+    assert (front.x, front.y) == ([0.1, 0.7], [0.9, 0.95])
+
+
 def test_axes_are_chosen(tmp_path: Path) -> None:
     files = []
     for name, leak in (("a", 0.5), ("b", 0.1)):
