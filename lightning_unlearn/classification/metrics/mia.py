@@ -129,6 +129,7 @@ def attack_accuracy(members: Tensor, nonmembers: Tensor, **options: Any) -> tupl
         nothing about a row.
 
     Example:
+        >>> import torch
         >>> accuracy, half = attack_accuracy(torch.ones(40), torch.zeros(40))
         >>> accuracy, half
         (100.0, 0.0)
