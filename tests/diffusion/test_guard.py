@@ -42,14 +42,14 @@ def hooks(module: LitTextToImage) -> int:
 
 @pytest.mark.parametrize("name", ["SafeLatentDiffusion", "SuppressEOT"])
 def test_images_are_drawn_within_the_guard_and_it_is_taken_off(name: Any, tiny_sd: Path) -> None:
-    module = LitTextToImage(str(tiny_sd), steps=14, guidance=4.0)
+    module = LitTextToImage(str(tiny_sd), steps=6, guidance=4.0)
     plain = drawn(module)
-    torch.testing.assert_close(plain, module.generate(PROMPTS, [3, 4], 14, 4.0, batch_size=1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(plain, module.generate(PROMPTS, [3, 4], 6, 4.0, batch_size=1), atol=1e-5, rtol=0)
     options: dict[str, Any] = {"config": "max"} if name == "SafeLatentDiffusion" else {"scale": 3.0}
     found = drawn(module, Guard(name, "van gogh", options))
     context: Any = {"SafeLatentDiffusion": SafeLatentDiffusion, "SuppressEOT": SuppressEOT}[name]
     with context(module, "van gogh", **options):
-        expected = module.generate(PROMPTS, [3, 4], 14, 4.0, batch_size=1)
+        expected = module.generate(PROMPTS, [3, 4], 6, 4.0, batch_size=1)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert (found - plain)[0].abs().max() > 1e-3
     assert hooks(module) == 0
