@@ -44,10 +44,16 @@ def _once(opens: Callable[..., Any], copied: Callable[[Any], Any] = copy.deepcop
 
 
 def _copied_pipeline(opened: Any) -> Any:
-    """A pipeline and its safety checker; its configurations are frozen, and can't be copied."""
-    parts = [opened[0], *vars(opened[0]).values()]
-    frozen = [part._internal_dict for part in parts if hasattr(part, "_internal_dict")]
-    return copy.deepcopy(opened, {id(configuration): configuration for configuration in frozen})
+    """A pipeline and its safety checker.
+
+    Configurations are frozen, and can't be copied; a copied tokenizer of CLIP decodes otherwise, so it is read again.
+    """
+    parts, tokenizer = [opened[0], *vars(opened[0]).values()], opened[0].tokenizer
+    kept: dict[int, Any] = {
+        id(part._internal_dict): part._internal_dict for part in parts if hasattr(part, "_internal_dict")
+    }
+    kept[id(tokenizer)] = type(tokenizer).from_pretrained(tokenizer.name_or_path)
+    return copy.deepcopy(opened, kept)
 
 
 causal_lm.open_model = _once(causal_lm.open_model)
