@@ -33,7 +33,9 @@ def keyed_generator(*key: int, device: torch.device | str = "cpu") -> torch.Gene
 
 
 def mixed_bits(counter: Tensor, seed: int = 0) -> Tensor:
-    """64 pseudo-random bits for each counter (splitmix64); integer overflow wraps around on purpose.
+    """63 pseudo-random bits for each counter, after splitmix64; integer overflow wraps around on purpose.
+
+    The shifts keep the sign, so numbers are not negative, and differ from those of splitmix64 itself.
 
     Args:
         counter: Any shape, int64.
