@@ -12,6 +12,8 @@ import time
 import torch
 
 from lightning_unlearn import LitCausalLM
+from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.language.generation import generate
 from lightning_unlearn.language.packaged import packaged_model
 
 COUNTRIES = "France Italy Spain Japan Peru Cuba Kenya Norway Egypt Chile India Ghana Nepal Qatar Fiji Mali".split()  # noqa: SIM905
@@ -29,14 +31,22 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     module = LitCausalLM(args.model)
     questions = [form.format(country) for form in FORMS for country in COUNTRIES]
-    taken: dict[int, list[float]] = {1: [], args.batch_size: []}
-    texts: dict[int, list[str]] = {}
-    module.answer(questions[:1], args.max_new_tokens)  # warms up
-    for _ in range(args.repeats):
-        for size, seconds in taken.items():
-            start = time.process_time()
-            texts[size] = module.answer(questions, args.max_new_tokens, size)
-            seconds.append(time.process_time() - start)
+    prompt_format = module._prompt_format()
+    prompts = prompt_format.prompts(questions)
+
+    def one_by_one() -> list[str]:
+        return [generate(module.model, prompt_format, [prompt], args.max_new_tokens)[0] for prompt in prompts]
+
+    runs = {"one": one_by_one, "many": lambda: module.answer(questions, args.max_new_tokens, args.batch_size)}
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    texts: dict[str, list[str]] = {}
+    with evaluating(module):
+        module.answer(questions[:1], args.max_new_tokens)  # warms up
+        for _ in range(args.repeats):
+            for name, run in runs.items():
+                start = time.process_time()
+                texts[name] = run()
+                taken[name].append(time.process_time() - start)
     one, many = (statistics.median(seconds) for seconds in taken.values())
     same = sum(a == b for a, b in zip(*texts.values(), strict=True))
     print(f"{len(questions)} answers one by one: {one:.1f} s; {args.batch_size} at a time: {many:.1f} s")

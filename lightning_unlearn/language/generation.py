@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from lightning_unlearn.language.batching import like_lengths
+from lightning_unlearn.language.greedy import greedy
+from lightning_unlearn.language.prefixes import PrefixModel, prefix_model
 from lightning_unlearn.language.prompt_format import PromptFormat
 
 __all__ = ["generate", "generate_all"]
@@ -49,11 +52,7 @@ def generate(
             eos_token_id=ends or None,
             **({"do_sample": False} | sampling),
         )
-    answers = [_until(row, ends) for row in output[:, width:].tolist()]
-    texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-    if end := prompt_format.end_text:
-        texts = [text.partition(end)[0] for text in texts]
-    return [text.strip() for text in texts]
+    return _texts(output[:, width:].tolist(), ends, prompt_format)
 
 
 @torch.no_grad()
@@ -66,6 +65,9 @@ def generate_all(
 ) -> list[str]:
     """What a model writes greedily after each of many prompts, in batches of prompts of like lengths.
 
+    Where the model keeps the keys and values of all tokens, what the prompts of a batch begin with is computed once,
+    and an answer that has ended no longer. Any other model writes with its own ``generate``.
+
     Args:
         model: A Hugging Face causal language model, in evaluation mode.
         prompt_format: The format of the prompts, which says where an answer ends.
@@ -76,13 +78,38 @@ def generate_all(
     Returns:
         The answers without special tokens, in the order of the prompts.
     """
+    if not prompts:
+        return []
     lengths = list(map(len, prompts))
     answers: dict[int, str] = {}
+    own = _prefix_model(model, max(lengths) + max_new_tokens) if len(prompts) > 1 and min(lengths) else None
+    ends = _ends(model, prompt_format)
     with _casts_kept(next(model.parameters()).device.type):
-        for rows in like_lengths(lengths, range(len(prompts)), batch_size * max(lengths, default=1), batch_size):
-            texts = generate(model, prompt_format, [prompts[row] for row in rows], max_new_tokens)
+        for rows in like_lengths(lengths, range(len(prompts)), batch_size * max(lengths), batch_size):
+            asked = [prompts[row] for row in rows]
+            if own is not None:
+                texts = _texts(greedy(own, asked, max_new_tokens, ends), ends, prompt_format)
+            else:
+                texts = generate(model, prompt_format, asked, max_new_tokens)
             answers |= zip(rows, texts, strict=True)
     return [answers[row] for row in range(len(prompts))]
+
+
+def _prefix_model(model: nn.Module, longest: int) -> PrefixModel | None:
+    """The model, where it can go on from keys and values in a batch of prompts of several lengths."""
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return None
+    found = prefix_model(model, longest)
+    return found if found is not None and found.takes_positions else None
+
+
+def _texts(tokens: Sequence[list[int]], ends: Sequence[int], prompt_format: PromptFormat) -> list[str]:
+    """Texts of generated tokens, up to where an answer ends."""
+    answers = [_until(row, ends) for row in tokens]
+    texts = prompt_format.tokenizer.batch_decode(answers, skip_special_tokens=True)
+    if end := prompt_format.end_text:
+        texts = [text.partition(end)[0] for text in texts]
+    return [text.strip() for text in texts]
 
 
 @contextmanager

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_unlearn.core.scores import head_only_at
 from lightning_unlearn.language.adapters import is_peft_model
-from lightning_unlearn.language.causal_lm import LitCausalLM
 
 __all__ = ["Prefix", "PrefixModel", "prefix_model"]
 
@@ -50,10 +49,15 @@ class PrefixModel:
     Args:
         model: The model.
         name: Its argument for keys and values, and its output.
+
+    Attributes:
+        takes_positions: Whether it is told the positions of tokens.
     """
 
     def __init__(self, model: Any, name: str) -> None:
         self.model, self.name = model, name
+        base = model.get_base_model() if is_peft_model(model) else model
+        self.takes_positions = "position_ids" in inspect.signature(base.forward).parameters
 
     def begin(self, ids: Tensor) -> Prefix:
         """Keys and values of sequences of one length.
@@ -80,27 +84,25 @@ class PrefixModel:
         return self.model(input_ids=ids, attention_mask=mask, use_cache=True, **cache)
 
 
-def prefix_model(module: nn.Module, longest: int) -> PrefixModel | None:
-    """The model in a module, where sequences can go on from a prefix exactly; tried with a forward pass of two tokens.
+def prefix_model(model: Any, longest: int) -> PrefixModel | None:
+    """A model whose sequences can go on from a prefix exactly, if they can; tried with a forward pass of two tokens.
 
     That is so where every layer keeps the keys and values of all tokens. A recurrent layer keeps a state, and one with
     a window drops tokens.
 
     Args:
-        module: A LightningModule around a model, or the model.
+        model: A model of transformers or PEFT; any other module can't.
         longest: Tokens of the longest sequence; a window of so many tokens drops none.
     """
     from transformers import DynamicCache, PreTrainedModel
 
-    plain = isinstance(module, LitCausalLM) and type(module).forward is LitCausalLM.forward
-    model: Any = module.model if plain else module
     model = getattr(model, "_orig_mod", model)  # of a compiled one
     base = model.get_base_model() if is_peft_model(model) else model
     if not isinstance(base, PreTrainedModel) or base.config.is_encoder_decoder:
         return None
     if is_peft_model(model) and any(part.is_prompt_learning for part in model.peft_config.values()):
         return None  # it puts keys and values of its own before the sequence
-    if any(part._forward_hooks or part._forward_pre_hooks for part in module.modules()):
+    if any(part._forward_hooks or part._forward_pre_hooks for part in model.modules()):
         return None  # hooks are to see whole sequences
     arguments = inspect.signature(base.forward).parameters
     name = next((name for name in _NAMES if name in arguments), None)

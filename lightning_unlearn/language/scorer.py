@@ -127,7 +127,8 @@ class KnowledgeScorer:
     def _matches(self, text: str, accepted: str) -> float:
         if self.match == "words" and len(accepted.split()) > _SHORT:
             return word_recall(text, accepted)
-        return float(matcher(self.match)(text, accepted))
+        matches = self.match if callable(self.match) else matcher(self.match)
+        return float(matches(text, accepted))
 
     def _strength(self, part: TokenStats) -> Tensor:
         if self.strength == "probability":

@@ -247,7 +247,8 @@ class _Reader:
         own: dict[int, TokenStatistics] = {}
         for batch in self.batches[self.share.rank :: self.share.total]:
             own |= self._shared(batch) if batch.prefix else self._plain(batch)
-        found, tokens = {}, {}
+        found: dict[int, TokenStatistics] = {}
+        tokens: dict[int, int] = {}
         for rank, records, count in gather_objects((self.share.rank, own, self.tokens)):
             found |= records
             tokens[rank] = count
@@ -256,7 +257,12 @@ class _Reader:
     def _prefixes(self, prompts: Sequence[tuple[int, ...]]) -> PrefixModel | None:
         if len(set(prompts)) == len(prompts):
             return None
-        return prefix_model(self.module, max(map(len, self.sequences)))
+        module: Any = self.module
+        if isinstance(module, LitCausalLM) and type(module).forward is LitCausalLM.forward:
+            if module._forward_hooks or module._forward_pre_hooks:
+                return None
+            module = module.model
+        return prefix_model(module, max(map(len, self.sequences)))
 
     def _plain(self, batch: Batch) -> dict[int, TokenStatistics]:
         ids, mask = self._padded(batch.rows, 0)

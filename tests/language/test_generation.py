@@ -14,7 +14,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from peft import LoraConfig, get_peft_model
 
 from lightning_unlearn import NPO, GradDiff, LanguageDataModule, LitCausalLM, PromptFormat
+from lightning_unlearn.language import generation
+from lightning_unlearn.language.greedy import greedy
+from lightning_unlearn.language.prefixes import prefix_model
 from tests.helpers import trainer
+from tests.language.families import SHARES_PREFIXES, family
 
 Rows = list[dict[str, Any]]
 
@@ -89,25 +93,48 @@ def test_a_peft_model_answers_greedily_too(loud_lm: Path) -> None:
     assert module.model.get_base_model().generation_config.repetition_penalty == 1.7
 
 
+@pytest.mark.parametrize("shared", [True, False])
 def test_batches_of_like_lengths_say_what_each_prompt_alone_says(
-    loud_lm: Path, monkeypatch: pytest.MonkeyPatch
+    shared: bool, loud_lm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = LitCausalLM(str(loud_lm))
     questions = ["Who?", *(f"What is the capital of {'far ' * n}France?" for n in range(9)), "Where?"]
     alone = [module.answer([question], max_new_tokens=12)[0] for question in questions]
     widths: list[tuple[int, ...]] = []
-    real = type(module.model).generate
+    real = generation.greedy if shared else generation.generate
 
-    def counted(self: Any, *args: Any, **options: Any) -> Any:
-        widths.append(tuple(options["attention_mask"].sum(1).tolist()))
-        return real(self, *args, **options)
+    def counted(*args: Any, **options: Any) -> Any:
+        widths.append(tuple(map(len, args[1 if shared else 2])))
+        return real(*args, **options)
 
-    monkeypatch.setattr(type(module.model), "generate", counted)
+    monkeypatch.setattr(generation, real.__name__, counted)
+    if not shared:
+        monkeypatch.setattr(generation, "prefix_model", lambda *_: None)
     assert module.answer(questions, max_new_tokens=12, batch_size=4) == alone
     assert len(set(alone)) > 3
     assert [len(batch) for batch in widths] == [4, 4, 3]
     assert widths == sorted(widths, reverse=True)
     assert module.answer([]) == []
+
+
+@pytest.mark.parametrize("name", sorted(SHARES_PREFIXES - {"bloom"}))
+def test_greedy_tokens_of_every_family_are_the_most_likely_ones(name: str) -> None:
+    model = family(name)
+    prompts = [[5, 6, 7, 8], [5, 6, 9], [5, 6, 20, 21, 22, 23, 24], [5, 6, 11, 12]]
+    plain = [argmax(model, prompt, 10, []) for prompt in prompts]
+    ends = {plain[0][2], plain[2][5]}  # so that some rows end before others
+    own = prefix_model(model, 20)
+    assert own is not None
+    assert own.takes_positions
+    with torch.no_grad():
+        assert greedy(own, prompts, 10, ()) == plain
+        assert greedy(own, prompts, 10, ends) == [argmax(model, prompt, 10, list(ends)) for prompt in prompts]
+        assert greedy(own, [[5], [5, 6]], 3, ()) == [argmax(model, prompt, 3, []) for prompt in ([5], [5, 6])]
+
+
+@pytest.mark.parametrize("name", ["bloom", "mistral", "mamba"])
+def test_other_families_write_with_their_own_method(name: str) -> None:
+    assert generation._prefix_model(family(name), 20) is None
 
 
 PROMPTS: dict[str, Callable[[Any], PromptFormat]] = {
