@@ -209,7 +209,7 @@ def _returning(part: nn.Module, output: Any) -> Iterator[None]:
     finally:
         del part.forward
         if own is not None:
-            part.forward = own  # type: ignore[method-assign]
+            part.forward = own
 
 
 def _head_of(module: nn.Module) -> Any:

@@ -172,7 +172,7 @@ def _rows(
         )
     if isinstance(items[0], Probe):
         return scored_rows(format_of(module, prompt_format), items, kinds)
-    rows = [item if isinstance(item, TokenRow) else TokenRow(*map(_ints, item)) for item in items]
+    rows = [item if isinstance(item, TokenRow) else TokenRow(_ints(item[0]), _ints(item[1])) for item in items]
     return [ScoredRow(row, number) for number, row in enumerate(rows)]
 
 

@@ -200,6 +200,16 @@ def test_every_process_makes_the_same_edit(runs: Runs, case: str) -> None:
     assert same(first["weights"], second["weights"])
 
 
+@with_layouts(["statistics"])
+def test_token_statistics_of_uneven_shares_are_those_of_one_process(runs: Runs, case: str, layout: str) -> None:
+    one = runs.one(case)
+    for found in runs.each(case, layout):
+        assert found["keys"] == one["keys"]
+        torch.testing.assert_close(found["values"], one["values"], atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(found["knowledge"][:2], one["knowledge"][:2], atol=1e-6, rtol=0)
+        assert found["knowledge"][2] == one["knowledge"][2]
+
+
 @pytest.mark.parametrize("case", ["language-metrics"])
 def test_metrics_of_shared_rows_count_each_row_once(runs: Runs, case: str) -> None:
     pytest.importorskip("scipy")
