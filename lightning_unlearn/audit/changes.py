@@ -56,9 +56,10 @@ def weight_changes(before: Any, after: Any) -> WeightChanges | str:
         if first.shape != second.shape:
             return f"{name} has another shape before and after"
         difference, layer = second.double() - first.double(), _LAYER.search(name)
-        changed = (difference != 0).sum()
-        sums = [changed, difference.numel(), difference.square().sum(), first.double().square().sum()]
-        totals[layer[1] if layer else "other"] += torch.tensor([float(value) for value in sums], dtype=torch.float64)
+        sums = [(difference != 0).sum(), difference.square().sum(), first.double().square().sum()]
+        changed, moved, length = (float(value) for value in sums)
+        row = torch.tensor([changed, difference.numel(), moved, length], dtype=torch.float64)
+        totals[layer[1] if layer else "other"] += row
     if not totals:
         return "the two models have no tensor name in common"
     layers = {
@@ -73,7 +74,7 @@ def _pairs(before: Path, after: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
 
     owners = []
     for folder in (before, after):
-        opened = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]  # type: ignore[no-untyped-call]
+        opened = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
         owners.append({name: file for file in opened for name in file.keys()})  # noqa: SIM118
     for name in sorted(owners[0].keys() & owners[1].keys()):
         yield name, owners[0][name].get_tensor(name), owners[1][name].get_tensor(name)
