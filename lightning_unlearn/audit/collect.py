@@ -133,7 +133,7 @@ class Collector:
     def _run(self, model: AuditedModel, module: LitCausalLM) -> None:
         missing = self._missing(model)
         if not self._announced:
-            self._announce(len(missing))
+            self._announce(model, len(missing))
         for task in progress(missing, f"Audit of the {model.role} model"):
             start = time.perf_counter()
             outcome = task.run(module)
@@ -201,7 +201,7 @@ class Collector:
         (facts,) = list(self.facts.values())[:1]
         return plan_of(depth, self.data, self.conditions.matched, facts["parameters"], self.conditions.seed)
 
-    def _announce(self, missing: int) -> None:
+    def _announce(self, model: AuditedModel, missing: int) -> None:
         """Say what each depth costs, before the first part is run."""
         self._announced = True
         assert self.plan is not None
@@ -209,7 +209,7 @@ class Collector:
         self.say(
             f"Audit of {len(self.models)} models with {len(self.plan.probes)} questions to the forget rows"
             + (f" and {len(self.plan.never_seen)} to rows never seen" if self.plan.never_seen else "")
-            + f"; {total - missing} of {total} parts of the first model are there already."
+            + f"; {total - missing} of {total} parts of the {model.role} model are there already."
         )
         self.say(f"{'depth':<9}{'passes':>8}{'answers':>9}{'steps':>7}  seconds (of all models, estimated)")
         for depth in DEPTHS:
