@@ -318,7 +318,8 @@ def _check_lengths(probes: Sequence[Probe], name: str, source: str) -> None:
 def _phrasings(rows: Sequence[Mapping[str, Any]], columns: Columns, source: str) -> dict[str, tuple[str, ...]]:
     found = {}
     for number, row in enumerate(rows):
-        question, others = row.get(columns.question), row.get(columns.paraphrased_question)
+        question = row.get(columns.question)
+        others: Any = row.get(columns.paraphrased_question)
         if is_missing(question) or is_missing(others):
             raise ValueError(
                 f"Row {number} of the paraphrases of {source} needs {columns.question!r} and "

@@ -109,7 +109,8 @@ class Case:
     @property
     def unsettled(self) -> list[GateResult]:
         """Gates for which it is not established that the rows are forgotten."""
-        return [gate for gate in self.run if not gate.passed or gate.n < self.evidence.thresholds.probes]
+        few = [gate for gate in self.base if gate.n < self.evidence.thresholds.probes]  # a relearning attack asks fewer
+        return [gate for gate in self.run if not gate.passed or gate in few]
 
     @property
     def small(self) -> bool:

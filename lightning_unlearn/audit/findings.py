@@ -200,8 +200,8 @@ def _quality(outcomes: dict[str, JSON], control: Control, thresholds: Thresholds
     roles = reference_of(control), "unlearned"
     for label, chosen in {"rows to forget": ("forget",), "rows to keep": _kept(outcomes["unlearned"])}.items():
         for kind in _DEGENERATE:
-            rates = [[x for name in chosen for x in outcomes[role]["sets"][name][kind]] for role in roles]
-            found.append(degeneration(f"{kind} ({label})", *rates, level=thresholds.level))
+            before, after = ([x for name in chosen for x in outcomes[role]["sets"][name][kind]] for role in roles)
+            found.append(degeneration(f"{kind} ({label})", before, after, level=thresholds.level))
     return found
 
 

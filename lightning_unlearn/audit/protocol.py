@@ -31,6 +31,7 @@ from lightning_unlearn.core.distributed import rank
 from lightning_unlearn.core.files import write_text
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.report.model import Headline, UnlearningReport
+from lightning_unlearn.report.sections import Cell
 from lightning_unlearn.report.write import write_report
 
 __all__ = ["AuditResult", "run_audit"]
@@ -182,22 +183,22 @@ def report_of(
     control = verdict.evidence.control
     names = {f"{model.role} model": model.name for model in models}
     counts = {name: len(probes) for name, probes in data.sets().items()}
-    request = [
-        *([name, value] for name, value in names.items()),
-        ["control", CONTROLS[control]],
-        ["rows to forget", counts.pop("forget")],
-        ["questions to them", len(collected.plan.probes)],
-        *([f"rows: {name}", count] for name, count in counts.items()),
-        ["small request", data.is_small],
-    ]
-    provenance = [
-        *([f"content hash, {model.role}", model.content] for model in models),
-        ["depth", conditions.depth],
-        ["precision", "bf16 forward passes" if conditions.precision == "bf16" else "fp32"],
-        ["seed", conditions.seed],
-        ["rule of the verdict", verdict.rule],
-        ["device", f"{conditions.device.type}, {platform.machine()}"],
-    ]
+    request: dict[str, Cell] = {
+        **names,
+        "control": CONTROLS[control],
+        "rows to forget": counts.pop("forget"),
+        "questions to them": len(collected.plan.probes),
+        **{f"rows: {name}": count for name, count in counts.items()},
+        "small request": data.is_small,
+    }
+    provenance: dict[str, Cell] = {
+        **{f"content hash, {model.role}": model.content for model in models},
+        "depth": conditions.depth,
+        "precision": "bf16 forward passes" if conditions.precision == "bf16" else "fp32",
+        "seed": conditions.seed,
+        "rule of the verdict": verdict.rule,
+        "device": f"{conditions.device.type}, {platform.machine()}",
+    }
     return UnlearningReport(
         title=f"Audit of {models[-1].name}",
         headline=Headline(
@@ -209,7 +210,7 @@ def report_of(
         ),
         sections=sections_of(findings, request, provenance, weight_changes(models[0].source, models[-1].source)),
         subject={**names, "rows to forget": len(data.forget), "control": CONTROLS[control], "depth": conditions.depth},
-        provenance={str(name): value for name, value in provenance},
+        provenance=dict(provenance),
         limits=_limits(findings, conditions),
         terms=_TERMS,
     )

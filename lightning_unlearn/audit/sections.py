@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from lightning_unlearn.audit.changes import WeightChanges
 from lightning_unlearn.audit.collect import ROWS
 from lightning_unlearn.audit.findings import MEMBERSHIP, SCORES, Findings
 from lightning_unlearn.audit.gates import GATES, Degeneration, GateResult, Utility
+from lightning_unlearn.core.intervals import Interval as MeanWithInterval
 from lightning_unlearn.core.intervals import bootstrap_mean
 from lightning_unlearn.functional.language.privacy import s_mia
 from lightning_unlearn.language.metrics.forget_quality import forget_quality
@@ -19,6 +22,7 @@ from lightning_unlearn.report.sections import (
     Examples,
     Interval,
     Measurement,
+    Outcome,
     Part,
     Section,
     Series,
@@ -39,7 +43,7 @@ _LIKELIHOODS = {
 
 
 def sections_of(
-    findings: Findings, request: list[list[Cell]], provenance: list[list[Cell]], changes: WeightChanges | str
+    findings: Findings, request: Mapping[str, Cell], provenance: Mapping[str, Cell], changes: WeightChanges | str
 ) -> list[Section]:
     """The evidence in the order of the assessment framework, nothing left out: what was not run says why.
 
@@ -50,8 +54,10 @@ def sections_of(
         changes: What the run changed in the weights, or why that is not known.
     """
     return [
-        Section("request", "Request", [Table("What was asked", [], request)]),
-        Section("provenance", "Provenance", [Table("How it was measured", [], provenance)]),
+        Section("request", "Request", [Table("What was asked", [], [[*pair] for pair in request.items()])]),
+        Section(
+            "provenance", "Provenance", [Table("How it was measured", [], [[*pair] for pair in provenance.items()])]
+        ),
         _interaction(changes),
         _effectiveness(findings),
         _hard(findings),
@@ -132,7 +138,7 @@ def _privacy(findings: Findings) -> Section:
         if "control" in models and models["control"].auc.value > 0:
             share = s_mia(area.value, models["control"].auc.value)
             parts.append(Measurement(f"privacy, {name}", share, variant="s_mia", better="higher"))
-    rates = [
+    rates: list[list[Cell]] = [
         [name, role, rate.fpr, rate.rate.value, rate.rate.low, rate.rate.high, rate.allowed]
         for name, models in findings.membership.items()
         for role, result in models.items()
@@ -241,7 +247,7 @@ def _interaction(changes: WeightChanges | str) -> Section:
         return Section("interaction", title, [_reason(name, changes) for name in names])
     n, values = changes.parameters, (changes.share, changes.relative)
     parts: list[Part] = [Measurement(name, value, n=n, unit="share") for name, value in zip(names, values, strict=True)]
-    rows = [[layer, *pair] for layer, pair in changes.layers.items()]
+    rows: list[list[Cell]] = [[layer, *pair] for layer, pair in changes.layers.items()]
     parts.append(Table("By decoder layer", ["layer", "share changed", "relative length"], rows))
     return Section("interaction", title, parts)
 
@@ -302,7 +308,7 @@ def _gate_part(findings: Findings, gate: GateResult, decides: bool = True) -> Me
     both = gate.kappa_lower is not None and gate.kappa_upper is not None
     interval = Interval(gate.kappa_lower, gate.kappa_upper, 2 * gate.level - 1, gate.method) if both else None
     reason = f"at most {thresholds.d} is to be established" if decides else "does not enter the verdict"
-    outcome = "info"
+    outcome: Outcome = "info"
     if decides:
         outcome = "pass" if gate.passed else "fail" if gate.recovers or gate.known else "info"
     return Measurement(
@@ -315,7 +321,7 @@ def _gate_part(findings: Findings, gate: GateResult, decides: bool = True) -> Me
         "lower",
         anchors,
         outcome,
-        reason,  # type: ignore[arg-type]
+        reason,
     )
 
 
@@ -338,9 +344,15 @@ def _row_part(
 
 
 def _measured(
-    name: str, mean: object, n: int, variant: str = "", better: str = "", unit: str = "", anchors: Anchors | None = None
+    name: str,
+    mean: MeanWithInterval,
+    n: int,
+    variant: str = "",
+    better: str = "",
+    unit: str = "",
+    anchors: Anchors | None = None,
 ) -> Measurement:
-    value, low, high = mean  # type: ignore[misc]
+    value, low, high = mean
     interval = Interval(low, high, _LEVEL, "bootstrap over rows")
     return Measurement(name, value, interval, n, unit, variant, better, anchors or Anchors())  # type: ignore[arg-type]
 

@@ -82,7 +82,7 @@ def decide(
     4. *suppressed but recoverable*: ``kappa > d`` is established for some gate, Bonferroni over all tests; for plain
        questions, *partly forgotten*.
     5. *forgotten*: ``kappa <= d`` is established for all of them (intersection-union: each at the full level), with at
-       least 30 probes in each, and what was to be kept was measured. Without a control, *no trace found, no control*.
+       least 30 plain questions, and what was to be kept was measured. Without a control, *no trace found, no control*.
     6. *undecided*.
 
     Args:

@@ -79,8 +79,8 @@ def probes_of(rows: Sequence[Mapping[str, Any]], columns: Columns | None = None,
 def _probe(number: int, row: Mapping[str, Any], columns: Columns, name: str) -> Probe:
     where = f"Row {number} of the {name} set"
     if not _cell(row, columns.question) and not is_missing(row.get(columns.messages)):
-        *question, last = columns.conversation(row, where)
-        return Probe(number, question, str(last["content"]), **_extras(row, columns))
+        *before, last = columns.conversation(row, where)
+        return Probe(number, before, str(last["content"]), **_extras(row, columns))
     question, answer = _cell(row, columns.question), _cell(row, columns.answer)
     if not question or not answer:
         raise ValueError(
@@ -107,7 +107,7 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
 
 
 def _cells(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    value = row.get(name)
+    value: Any = row.get(name)
     if is_missing(value):
         return ()
     values = [value] if isinstance(value, str) else list(value)

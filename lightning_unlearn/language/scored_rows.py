@@ -22,13 +22,13 @@ class ScoredRow(NamedTuple):
 
     Args:
         tokens: Its tokens; those of the answer are scored.
-        index: Number of the row.
+        row: Number of the row.
         kind: Which of the row's answers it is.
         choice: Number of the perturbed answer.
     """
 
     tokens: TokenRow
-    index: int
+    row: int
     kind: Kind = "answer"
     choice: int = 0
 

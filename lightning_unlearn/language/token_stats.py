@@ -197,7 +197,7 @@ def _named(
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True) if tokenizer is not None else [""] * len(ids)
     return [
         TokenStats(
-            *record, torch.tensor(labels), text, row.index, row.kind, row.choice,
+            *record, torch.tensor(labels), text, row.row, row.kind, row.choice,
             ended=labels[-1] in ends if ends else True,
         )
         for row, record, labels, text in zip(rows, records, ids, texts, strict=True)
