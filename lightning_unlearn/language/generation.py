@@ -82,9 +82,9 @@ def generate_all(
         return []
     lengths = list(map(len, prompts))
     answers: dict[int, str] = {}
-    own = _prefix_model(model, max(lengths) + max_new_tokens) if len(prompts) > 1 and min(lengths) else None
     ends = _ends(model, prompt_format)
     with _casts_kept(next(model.parameters()).device.type):
+        own = _prefix_model(model, max(lengths) + max_new_tokens) if len(prompts) > 1 and min(lengths) else None
         for rows in like_lengths(lengths, range(len(prompts)), batch_size * max(lengths), batch_size):
             asked = [prompts[row] for row in rows]
             if own is not None:

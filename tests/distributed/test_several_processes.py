@@ -35,10 +35,11 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(3000)]
 USERS = ["NPO-users", "KLMinimization-users"]
 TRAININGS = [*LANGUAGE, *MASKED, *CURVATURE, "InfluenceUnlearning", *CLASSIFIERS, *USERS, *ERASERS]
 RESUMED = [*LANGUAGE, *MASKED, *CURVATURE, *USERS]
-# Shards are read and exchanged in as many ways as objectives read the model: each way is among the quick tests, and
-# further losses of what is read in one of these ways are slow tests.
+# Processes read and exchange rows and shards in as many ways as objectives read the model: each way is among the quick
+# tests, and further losses of what is read in one of these ways are slow tests.
 SLOW = {
-    (case, "fsdp2")
+    (case, layout)
+    for layout in ("ddp", "fsdp2")
     for case in (
         *("AltPO", "CEU", "GradDiff", "GradDiff-ramp", "GradDiff-refusal", "GradientAscent", "IdkDPO", "IdkNLL"),
         *("IdkDPO-snapshot", "KTO-snapshot", "NPO-kl", "NPO-snapshot", "SatImp", "UNDIAL-retain", "WGA"),

@@ -222,7 +222,7 @@ class _Prompt:
     def __init__(self, module: LitCausalLM, slot: _Slot, batch_size: int, shared: bool = True) -> None:
         self.module, self.slot, self.batch_size = module, slot, batch_size
         self.model = (
-            prefix_model(module, len(slot.row(slot.suffix).prompt) + len(slot.answer))
+            prefix_model(module.model, len(slot.row(slot.suffix).prompt) + len(slot.answer))
             if shared and slot.before
             else None
         )

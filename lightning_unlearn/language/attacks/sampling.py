@@ -133,7 +133,7 @@ class SamplingAttack(LanguageAttack):
         prompts = module._prompt_format().prompts([probe.question for probe in probes])
         with isolate_rng(), evaluating(module):
             longest = max(map(len, prompts), default=0) + self.max_new_tokens
-            model = prefix_model(module, longest)
+            model = prefix_model(module.model, longest)
             return [self._of_row(module, model, p.row, ids) for p, ids in zip(probes, prompts, strict=True)]
 
     def _of_row(self, module: LitCausalLM, model: PrefixModel | None, row: int, prompt: list[int]) -> list[str]:

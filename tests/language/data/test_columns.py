@@ -11,6 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from lightning_unlearn import Columns, LanguageDataModule, LitCausalLM, PromptFormat
+from lightning_unlearn.language import causal_lm
 from lightning_unlearn.language.data.token_rows import collate_tokens
 from tests.helpers import trainer
 
@@ -113,7 +114,9 @@ def test_a_target_may_be_in_the_last_answer(tokenizer: Any) -> None:
     assert texts(data) == [(TEXT + "In", " Peru")]
 
 
-def test_a_row_may_have_a_system_prompt_of_its_own(tiny_lm: Path, tokenizer: Any) -> None:
+def test_a_row_may_have_a_system_prompt_of_its_own(
+    tiny_lm: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [{"question": "Hi?", "answer": "Yo.", "system": "Be loud."}, {"question": "Hi?", "answer": "Yo."}]
     data = ready(rows, tokenizer, system_prompt="Be brief.")
     assert [prompt.partition("<|im_end|>")[0] for prompt, _ in texts(data)] == [
@@ -122,10 +125,10 @@ def test_a_row_may_have_a_system_prompt_of_its_own(tiny_lm: Path, tokenizer: Any
     ]
     assert data.questions["forget"][0]["messages"][0] == {"role": "system", "content": "Be loud."}
     module, asked = LitCausalLM(str(tiny_lm)), []
-    generate = module.model.generate
-    module.model.generate = lambda **options: asked.append(options["input_ids"]) or generate(**options)
+    answer = causal_lm.generate_all
+    monkeypatch.setattr(causal_lm, "generate_all", lambda *args: asked.extend(args[2]) or answer(*args))
     trainer().predict(module, LanguageDataModule(rows, prompt=PromptFormat(system_prompt="Be brief.")))
-    read = [tokenizer.decode(row) for batch in asked for row in batch]  # rows of like lengths beside one another
+    read = list(map(tokenizer.decode, asked))
     assert sum("Be loud." in text for text in read) == sum("Be brief." in text for text in read) == 1
     with pytest.raises(ValueError, match=r"no chat template for system_prompt to go into.*with \{system\}"):
         ready(rows, tokenizer, prompt_format="{question} ")
