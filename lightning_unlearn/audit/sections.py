@@ -246,7 +246,10 @@ def _interaction(changes: WeightChanges | str) -> Section:
     if isinstance(changes, str):
         return Section("interaction", title, [_reason(name, changes) for name in names])
     n, values = changes.parameters, (changes.share, changes.relative)
-    parts: list[Part] = [Measurement(name, value, n=n, unit="share") for name, value in zip(names, values, strict=True)]
+    units = "share", ""  # a change of some hundredths of a percent
+    parts: list[Part] = [
+        Measurement(name, value, n=n, unit=unit) for name, value, unit in zip(names, values, units, strict=True)
+    ]
     rows: list[list[Cell]] = [[layer, *pair] for layer, pair in changes.layers.items()]
     parts.append(Table("By decoder layer", ["layer", "share changed", "relative length"], rows))
     return Section("interaction", title, parts)

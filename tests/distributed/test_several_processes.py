@@ -43,6 +43,8 @@ SLOW = {
     for case in (
         *("AltPO", "CEU", "GradDiff", "GradDiff-ramp", "GradDiff-refusal", "GradientAscent", "IdkDPO", "IdkNLL"),
         *("IdkDPO-snapshot", "KTO-snapshot", "NPO-kl", "NPO-snapshot", "SatImp", "UNDIAL-retain", "WGA"),
+        *("ESD-newer", "ESD-ldm", "ESD-text-encoder", "RECE", "AdvUnlearn-unet", "SPM"),
+        *("ConceptAblation", "ForgetMeNot", "DiffusionSalUn", "Scissorhands"),
     )
 }
 
