@@ -1,4 +1,4 @@
-"""What samples leak: published numbers, scipy's quantiles, and bounds that hold where the truth is known."""
+"""Estimators and bounds of leaks: published numbers, scipy's quantiles, and coverage where the truth is known."""
 
 from __future__ import annotations
 
