@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.audit.gates import gate
+from lightning_unlearn.audit.measures import half_precision
 from lightning_unlearn.benchmarks.entries import QUESTIONS, Entry, Setting
 from lightning_unlearn.benchmarks.grid import Cell, Grid, Outcome, select, separate_seeds
 from lightning_unlearn.benchmarks.runs import Description, build, quiet_libraries, trainer
@@ -33,7 +34,6 @@ from lightning_unlearn.language.eval_logs import EvalLog, LoggedMetric, logged_r
 from lightning_unlearn.language.knowledge import Knowledge
 from lightning_unlearn.language.packaged import HUB_MODEL, packaged_model
 from lightning_unlearn.language.probes import Probe
-from lightning_unlearn.language.scorer import KnowledgeScorer
 from lightning_unlearn.language.token_stats import format_of, token_stats
 from lightning_unlearn.language.tokens import TokenRow
 
@@ -134,11 +134,11 @@ class Protocol:
         epochs: Passes over the forget rows to unlearn.
         batch_size: Rows of a step; forget rows when unlearning, with as many to keep.
         max_length: Longest row in tokens.
-        precision: Precision of the Trainer.
+        precision: Precision of the Trainer, and of the forward passes of what is measured.
     """
 
-    learn_epochs: int = 8
-    learn_lr: float = 1e-4
+    learn_epochs: int = 5
+    learn_lr: float = 3e-4
     epochs: int = 5
     batch_size: int = 4
     max_length: int = 512
@@ -287,8 +287,9 @@ def unlearn(cell: RunCell, folder: Path) -> Outcome:
         if "error" in cost:
             return cost
     path = folder / "logs" / f"{cell.key}.json"
-    write_eval_log(path, benchmark.evaluate(module, cell.generate))
-    found = _attacked(benchmark, module) if cell.attacked else {"knowledge": {}, "curves": {}}
+    with half_precision(module, "bf16" if cell.protocol.precision.startswith("bf16") else "32"):
+        write_eval_log(path, benchmark.evaluate(module, cell.generate))
+        found = _attacked(benchmark, module) if cell.attacked else {"knowledge": {}, "curves": {}}
     return {**cost, **found, "files": [str(path.relative_to(folder))]}
 
 
@@ -329,8 +330,7 @@ def _attacked(benchmark: LanguageBenchmark, module: LitCausalLM) -> dict[str, An
     probes = benchmark.probes()
     if not probes:
         return {"knowledge": {}, "curves": {}}
-    scorer = KnowledgeScorer(max_new_tokens=benchmark.max_new_tokens)
-    known = {"none": _scores(scorer(module, probes))}
+    known = {"none": _scores(_strength(module, probes))}
     curves: dict[str, dict[str, list[Any]]] = {}
     for name, (attack, scored) in benchmark.attacks().items():
         if isinstance(attack, LanguageRelearning):
@@ -338,12 +338,12 @@ def _attacked(benchmark: LanguageBenchmark, module: LitCausalLM) -> dict[str, An
             known[name] = _scores(trace.knowledge[-1])
             curves[name] = {"steps": trace.steps, "values": trace.values(), "taught_loss": trace.taught_loss}
         else:
-            known[name] = _scores(attack.knowledge(module, scored, scorer))
+            known[name] = _scores(attack.knowledge(module, scored, _strength))
     return {"knowledge": known, "curves": curves}
 
 
 def _strength(module: LitCausalLM, probes: Sequence[Probe]) -> Knowledge:
-    """Extraction strength alone: answers at each point of a curve would take most of its time."""
+    """Extraction strength alone: generated answers would take most of the time of an attack."""
     stats = token_stats(module, probes)
     return Knowledge(torch.stack([extraction_strength(part.hit, drop_last=part.ended) for part in stats]), None)
 

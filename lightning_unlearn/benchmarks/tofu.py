@@ -38,7 +38,7 @@ __all__ = ["TOFUBenchmark"]
 
 QUESTIONS = 20
 """Rows of an author."""
-RELEARNING = RelearningRecipe(lr=5e-5, steps=(0, 5, 10, 20))
+RELEARNING = RelearningRecipe(lr=1e-4, steps=(0, 5, 10))
 """Settings of relearning, for a model of less than a billion weights."""
 PERTURBED_RETAIN = 20
 """Authors at the beginning whose rows have perturbed answers."""

@@ -291,7 +291,7 @@ class LanguageRelearning(LanguageAttack):
                         trace.knowledge.append(scorer(model, scored))
                 return step == last
 
-            optimizer = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=recipe.weight_decay)
+            optimizer = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
             rates = partial(recipe.factor, total=last)
             fine_tune(model, order, optimizer, _loss, ends, rates, recipe.clip, dropout=False)
         return RelearningTrace(trace.steps, trace.knowledge, trace.taught_loss, order.tokens)
