@@ -1,0 +1,1 @@
+"""UnlearnCanvas: names, data, answer sets and their scores, of the published size and in miniature."""
