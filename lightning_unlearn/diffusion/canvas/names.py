@@ -139,8 +139,8 @@ UNLEARN_CANVAS = CanvasNames(
 """The 50 styles and 20 objects of the published study, in its order.
 
 References:
-    Zhang et al., *UnlearnCanvas: Stylized Image Dataset for Enhanced Machine Unlearning Evaluation in Diffusion Models*,
-    arXiv:2402.11846.
+    Zhang et al., *UnlearnCanvas: Stylized Image Dataset for Enhanced Machine Unlearning Evaluation in Diffusion
+    Models*, arXiv:2402.11846.
 """
 
 MINI_CANVAS = CanvasNames(

@@ -48,8 +48,11 @@ def test_scores_survive_their_file(tmp_path: Path) -> None:
     scores.write(tmp_path / "scores.csv")
     back = AnswerScores.read(tmp_path / "scores.csv", names)
     assert back.seeds == (188, 288)
-    assert torch.equal(back.style, scores.style) and torch.equal(back.object, scores.object)
-    assert int(back.seen.sum()) == 2 and back.style_right[0, 1, 0] and back.object_right[0, 1, 0]
+    assert torch.equal(back.style, scores.style)
+    assert torch.equal(back.object, scores.object)
+    assert int(back.seen.sum()) == 2
+    assert back.style_right[0, 1, 0]
+    assert back.object_right[0, 1, 0]
     assert back.missing() == [
         *("A_x_seed188.jpg", "A_x_seed288.jpg", "A_y_seed288.jpg"),
         *("B_C_x_seed188.jpg", "B_C_y_seed188.jpg", "B_C_y_seed288.jpg"),
