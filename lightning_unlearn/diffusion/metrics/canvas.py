@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,7 +124,7 @@ class AccuracyMatrix:
         targets = tuple(sorted(unlearned, key=lambda name: known.index(name) if name in known else -1))
         without = [_without_target(unlearned[target], target, seeds, photo) for target in targets]
         rows = [_row(scores, seeds, photo) for scores in (base, *(unlearned[target] for target in targets))]
-        return cls(names, targets, torch.stack(rows), torch.tensor(without, dtype=torch.float64), photo)
+        return cls(names, targets, torch.stack(rows), _fp64(without), photo)
 
     @classmethod
     def mean(cls, matrices: Sequence[AccuracyMatrix]) -> AccuracyMatrix:
@@ -212,7 +213,7 @@ class AccuracyMatrix:
         try:
             accuracy = [[float(rows[name][concept]) / scale for concept in concepts] for name in (BASE, *targets)]
             without = [float(rows[name].get(_WITHOUT) or math.nan) / scale for name in targets]
-            return cls(names, targets, torch.tensor(accuracy).double(), torch.tensor(without).double(), photo)
+            return cls(names, targets, _fp64(accuracy), _fp64(without), photo)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -247,7 +248,7 @@ def canvas_summary(
         if not runs:
             continue
         measures = [*_MEASURES, *([_WITHOUT] if all(_WITHOUT in run for run in runs) else [])]
-        values = torch.tensor([[run[measure] for measure in measures] for run in runs], dtype=torch.float64)
+        values = _fp64([[run[measure] for measure in measures] for run in runs])
         intervals = bootstrap(values, _means_and_harmonic, level, draws, seed)
         if len(runs) == 1:
             intervals = [Interval(interval.value, math.nan, math.nan) for interval in intervals]
@@ -257,7 +258,11 @@ def canvas_summary(
 
 def _means_and_harmonic(values: Tensor) -> Tensor:
     means = values.mean(0)
-    return torch.cat([means, torch.tensor([harmonic_mean(means[: len(_MEASURES)].tolist())], dtype=means.dtype)])
+    return torch.cat([means, _fp64([harmonic_mean(means[: len(_MEASURES)].tolist())])])
+
+
+def _fp64(numbers: Any) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def _row(scores: AnswerScores, seeds: Sequence[int], photo: bool) -> Tensor:
