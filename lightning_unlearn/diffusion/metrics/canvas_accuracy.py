@@ -135,7 +135,7 @@ class CanvasAccuracy(Metric):
         counts = AnswerCounts(*(state[:rows].cpu() for state in states))
         style, object = self._places(target)
         if style is not None and object is not None:
-            pair = pair_quadrants(*counts.n.shape, style, object)[0]
+            pair = pair_quadrants(counts.n.shape[0], counts.n.shape[1], style, object)[0]
             self._refuse_uneven(counts.n, pair)
             return pair_accuracies(getattr(counts, self.test), counts.n, style, object)._asdict()
         self._refuse_uneven(counts.n, torch.zeros_like(counts.n, dtype=torch.bool))

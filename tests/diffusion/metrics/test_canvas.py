@@ -12,7 +12,8 @@ from lightning_unlearn.core.intervals import bootstrap_mean
 from lightning_unlearn.diffusion.canvas.counts import IncompleteAnswers, columns, target_cells
 from lightning_unlearn.diffusion.canvas.names import UNLEARN_CANVAS, CanvasNames
 from lightning_unlearn.diffusion.canvas.scores import AnswerScores
-from lightning_unlearn.diffusion.metrics.canvas import AccuracyMatrix, canvas_summary
+from lightning_unlearn.diffusion.metrics.canvas import AccuracyMatrix
+from lightning_unlearn.diffusion.metrics.canvas_summary import canvas_summary
 from tests.diffusion.canvas.grids import AB, by_hand, noise, perfect
 
 # UA, IRA, CRA of styles, then of objects, in percent: Table 2 of arXiv:2402.11846.
