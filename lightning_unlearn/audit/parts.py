@@ -71,6 +71,11 @@ class Parts:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
 
+    @property
+    def claimed(self) -> bool:
+        """Whether the folder is the output of an audit. A collective call."""
+        return bool(gather_objects((self.folder / _PLAN).is_file())[0])
+
     def claim(self, audited: Mapping[str, Any]) -> None:
         """Say what the folder is the audit of, so that another one does not mix with it.
 
