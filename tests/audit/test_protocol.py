@@ -19,6 +19,7 @@ from lightning_unlearn import (
     LanguageDataModule,
     LitCausalLM,
     UnlearningReport,
+    doctor,
     load_public_key,
     new_key_pair,
     run_audit,
@@ -119,6 +120,7 @@ def test_finished_parts_are_not_computed_again(
     again = run_audit(*arguments, depth="quick", precision="32")
     assert opened[2:] == ["original" if model == AuditedModel("original", models["original"]).content else "unlearned"]
     assert again.verdict == first.verdict
+    assert [finding.file.name for finding in doctor(tmp_path)] == ["rows.secret"]
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     new_key_pair(tmp_path / "key.pem", tmp_path / "pub.pem", None)
     run_audit(*arguments, depth="quick", precision="32", key=tmp_path / "key.pem")
