@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lightning_unlearn.benchmarks import tofu
+from lightning_unlearn.benchmarks import language_runs, tofu
 from lightning_unlearn.benchmarks.entries import QUESTIONS as ENTRIES
 from lightning_unlearn.benchmarks.language import Protocol, bench_language
 from lightning_unlearn.benchmarks.tofu import TOFUBenchmark
