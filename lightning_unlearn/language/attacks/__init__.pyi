@@ -15,7 +15,7 @@ from .gcg import GCG as GCG
 from .gcg import Suffix as Suffix
 from .gcg import SuffixKnowledge as SuffixKnowledge
 from .interpolation import InterpolationAttack as InterpolationAttack
-from .latent import LatentEvidence as LatentEvidence
+from .latent_evidence import LatentEvidence as LatentEvidence
 from .linear_probe import LinearProbe as LinearProbe
 from .linear_probe import ProbeAccuracy as ProbeAccuracy
 from .linear_probe import ProbeResult as ProbeResult

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.lightning import isolate_rng
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import causal_lm_nll
 from lightning_unlearn.functional.language.depth_score import depth_score
 from lightning_unlearn.language.attacks.attack import Cost
-from lightning_unlearn.language.attacks.attempts import refuse_texts
 from lightning_unlearn.language.attacks.latent import (
-    LatentEvidence,
     SpanBatch,
     blocks_of,
-    check_same_form,
     going_on_from,
     read_span,
     span_batches,
     span_log_prob,
     span_rows,
 )
-from lightning_unlearn.language.attacks.replicas import whole_weights
+from lightning_unlearn.language.attacks.latent_evidence import SpanEvidence
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.probes import Probe
 
@@ -60,7 +55,7 @@ class DepthScores:
         return int(self.scores.isfinite().sum())
 
 
-class DepthScore(LatentEvidence):
+class DepthScore(SpanEvidence):
     r"""Unlearning depth score (UDS): in how many layers the unlearned model's states lack a fact as the control's do.
 
     The states after a block, at the places that predict the span of the answer with the fact, go from the control model
@@ -87,13 +82,6 @@ class DepthScore(LatentEvidence):
 
     name = "depth_score"
 
-    def __init__(
-        self, original: LitCausalLM, control: LitCausalLM, threshold: float = 0.05, batch_size: int = 8
-    ) -> None:
-        self.original, self.control = original, control
-        self.threshold, self.batch_size = at_least("threshold", threshold, 0.0), at_least("batch_size", batch_size, 1)
-        self._kept: tuple[list[Probe], Tensor] | None = None
-
     def __call__(self, module: LitCausalLM, probes: Sequence[Probe]) -> DepthScores:
         """Depth scores of an unlearned model.
 
@@ -101,21 +89,13 @@ class DepthScore(LatentEvidence):
             module: The unlearned model.
             probes: Questions to the forget rows.
         """
-        refuse_texts(self.name, probes)
-        whole_weights(self.name, self.original, self.control, module)
-        check_same_form(self.name, self.original, {"control": self.control, "unlearned": module})
-        if self._kept is None or self._kept[0] != list(probes):
-            self._kept = list(probes), self._gaps(self.control, probes)
-        control, unlearned = self._kept[1], self._gaps(module, probes)
+        self._check(module, probes)
+        control, unlearned = self._once(probes, lambda: self._gaps(self.control, probes)), self._gaps(module, probes)
         return DepthScores(depth_score(control, unlearned, self.threshold), control, unlearned)
 
     def cost(self, rows: int) -> Cost:
         """About half a pass for each block and each of the two sources, and one of each model."""
         return Cost(passes=len(blocks_of(self.original)) + 4)
-
-    def settings(self) -> dict[str, Any]:
-        """The threshold."""
-        return {"threshold": self.threshold}
 
     @torch.no_grad()
     def _gaps(self, source: LitCausalLM, probes: Sequence[Probe]) -> Tensor:

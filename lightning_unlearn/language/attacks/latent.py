@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from lightning_unlearn.core.layers import HOOK_NOT_CALLED, decoder_layers
 from lightning_unlearn.core.lightning import MisconfigurationException
 from lightning_unlearn.core.scores import Predictions, causal_lm_nll, output_head
 from lightning_unlearn.functional.likelihood import IGNORE_INDEX
-from lightning_unlearn.language.attacks.attack import Cost
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.probes import Probe
 from lightning_unlearn.language.prompt_format import PromptFormat
@@ -23,7 +21,6 @@ from lightning_unlearn.language.tokens import TokenRow
 __all__ = [
     "BlockStates",
     "FixedDecoder",
-    "LatentEvidence",
     "SpanBatch",
     "blocks_of",
     "check_same_form",
@@ -39,28 +36,6 @@ __all__ = [
 
 _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
 _TOLERANCE = 1e-5  # of the largest logit: a norm and a head in another order of summation
-
-
-class LatentEvidence(ABC):
-    """What hidden states of an unlearned model show, held against the original and the control model.
-
-    It is evidence and no gate of the verdict: the control model has features of related things as well.
-    """
-
-    name: ClassVar[str]
-    """Name in reports."""
-
-    @abstractmethod
-    def __call__(self, module: LitCausalLM, probes: Sequence[Probe]) -> Any:
-        """The evidence of an unlearned model on the forget rows."""
-
-    @abstractmethod
-    def cost(self, rows: int) -> Cost:
-        """What it costs with so many probes, all models together."""
-
-    def settings(self) -> dict[str, Any]:
-        """Everything that the outcome depends on beside the models, as JSON values."""
-        return {}
 
 
 class SpanBatch(NamedTuple):

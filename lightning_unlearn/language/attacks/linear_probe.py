@@ -18,13 +18,12 @@ from lightning_unlearn.functional.random import keyed_generator, keyed_seed
 from lightning_unlearn.language.attacks.attack import Cost
 from lightning_unlearn.language.attacks.attempts import refuse_texts
 from lightning_unlearn.language.attacks.latent import (
-    LatentEvidence,
     blocks_of,
-    check_same_form,
     head_on_last,
     reading_blocks,
 )
-from lightning_unlearn.language.attacks.replicas import digest, over_replicas, whole_weights
+from lightning_unlearn.language.attacks.latent_evidence import LatentEvidence
+from lightning_unlearn.language.attacks.replicas import digest, over_replicas
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.chat import content_text
 from lightning_unlearn.language.probes import Probe
@@ -160,7 +159,8 @@ class LinearProbe(LatentEvidence):
         seed: int = 0,
         batch_size: int = 16,
     ) -> None:
-        self.original, self.control, self.never_seen = original, control, list(never_seen or ())
+        super().__init__(original, control)
+        self.never_seen = list(never_seen or ())
         self.target, self.folds, self.seed = one_of("target", target, Target), at_least("folds", folds, 2), seed
         self.batch_size = at_least("batch_size", batch_size, 1)
         depth = len(blocks_of(original))
@@ -188,9 +188,7 @@ class LinearProbe(LatentEvidence):
         Raises:
             ValueError: If the rows are plain texts, or have no perturbed answers for ``"options"``.
         """
-        refuse_texts(self.name, probes)
-        whole_weights(self.name, self.original, self.control, module)
-        check_same_form(self.name, self.original, {"control": self.control, "unlearned": module})
+        self._check(module, probes)
         asked, labels, groups, question = self._asked(probes)
         chance = self._chance(labels, question)
         folds = min(self.folds, *(len(set(groups[labels == label])) for label in (0, 1)))

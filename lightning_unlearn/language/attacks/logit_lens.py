@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.lightning import isolate_rng
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.functional.language.depth_score import depth_score
 from lightning_unlearn.functional.likelihood import row_sum, token_nll
 from lightning_unlearn.language.attacks.attack import Cost
-from lightning_unlearn.language.attacks.attempts import refuse_texts
 from lightning_unlearn.language.attacks.latent import (
     FixedDecoder,
-    LatentEvidence,
     SpanBatch,
-    check_same_form,
     read_span,
     span_batches,
     span_rows,
 )
-from lightning_unlearn.language.attacks.replicas import whole_weights
+from lightning_unlearn.language.attacks.latent_evidence import SpanEvidence
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.probes import Probe
 
@@ -70,7 +65,7 @@ class LensScores:
         return self.scores.nanmean().item()
 
 
-class LogitLens(LatentEvidence):
+class LogitLens(SpanEvidence):
     r"""Decodes the state after each block, at the places that predict the answer, as if it were the last.
 
     $$\log p_l(y_t) = \log \mathrm{softmax}(W\, \mathrm{norm}(h_{l,t}))_{y_t}$$
@@ -97,9 +92,7 @@ class LogitLens(LatentEvidence):
     def __init__(
         self, original: LitCausalLM, control: LitCausalLM, threshold: float = 0.05, batch_size: int = 8
     ) -> None:
-        self.original, self.control = original, control
-        self.threshold, self.batch_size = at_least("threshold", threshold, 0.0), at_least("batch_size", batch_size, 1)
-        self._kept: tuple[list[Probe], LensReading, LensReading] | None = None
+        super().__init__(original, control, threshold, batch_size)
         FixedDecoder(original)
 
     def __call__(self, module: LitCausalLM, probes: Sequence[Probe]) -> LensScores:
@@ -109,12 +102,8 @@ class LogitLens(LatentEvidence):
             module: The unlearned model.
             probes: Questions to the forget rows.
         """
-        refuse_texts(self.name, probes)
-        whole_weights(self.name, self.original, self.control, module)
-        check_same_form(self.name, self.original, {"control": self.control, "unlearned": module})
-        if self._kept is None or self._kept[0] != list(probes):
-            self._kept = list(probes), self.read(self.original, probes), self.read(self.control, probes)
-        _, original, control = self._kept
+        self._check(module, probes)
+        original, control = self._once(probes, lambda: [self.read(m, probes) for m in (self.original, self.control)])
         unlearned = self.read(module, probes)
         gaps = [original.log_prob - reading.log_prob for reading in (control, unlearned)]
         return LensScores(depth_score(gaps[0], gaps[1], self.threshold), original, control, unlearned)
@@ -122,10 +111,6 @@ class LogitLens(LatentEvidence):
     def cost(self, rows: int) -> Cost:
         """One pass of each model."""
         return Cost(passes=3)
-
-    def settings(self) -> dict[str, Any]:
-        """The threshold."""
-        return {"threshold": self.threshold}
 
     @torch.no_grad()
     def read(self, module: LitCausalLM, probes: Sequence[Probe]) -> LensReading:
