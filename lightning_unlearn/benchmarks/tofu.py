@@ -107,13 +107,11 @@ class TOFUBenchmark(LanguageBenchmark):
         return probes_of(rows)
 
     def attacks(self) -> Attacks:
-        """Rounding to 8 and 4 bits, and relearning: from a fifth of the forget rows, other authors, and plain facts."""
+        """Rounding to 8 and 4 bits, and relearning: from a fifth of the forget rows, and from unrelated facts."""
         probes = self.probes()
         split = RelearningRows.tofu(probes, per_author=QUESTIONS)
-        unseen = load_rows(self.sources()[0])[self.retained * QUESTIONS :][:QUESTIONS]
         taught = {
             "in_domain": (split.taught, split.held_out),
-            "form": (probes_of(unseen), probes),
             "far": (probes_of(load_rows(FACTS_FOLDER / "general.jsonl")), probes),
         }
         found: Attacks = {scheme: (QuantizationAttack(scheme), probes) for scheme in ("int8", "int4", "nf4")}
