@@ -10,6 +10,7 @@ from lightning_unlearn.audit.collect import Precision
 from lightning_unlearn.audit.data import AuditData, audit_data, read_audit_data
 from lightning_unlearn.audit.depth import Depth
 from lightning_unlearn.audit.evidence import Control
+from lightning_unlearn.audit.parts import Parts
 from lightning_unlearn.audit.protocol import AuditResult, control_of, run_audit
 from lightning_unlearn.core.checks import one_of, strategy
 from lightning_unlearn.core.distributed import rank
@@ -32,8 +33,9 @@ class Audit(Callback):
 
     The same as [`run_audit`][lightning_unlearn.run_audit] on folders: all stresses are put on the model before the run
     and on the one after it. What is missing for it is said before the first step. The original is opened when the run
-    has ended, so two models are in memory then, beside the optimizer's state. Processes of a distributed run share the
-    rows; weights that are sharded can't be audited in the run: export the model, and audit the folder.
+    has ended, so two models are in memory then. Processes of a distributed run share the rows, and each has the result;
+    only where Lightning spawns them, as for ``ddp_spawn``, the result is in ``output_dir`` alone. Weights that are
+    sharded can't be audited in the run: export the model, and audit the folder.
 
     Args:
         data: Folder or file of the rows, see [`read_audit_data`][lightning_unlearn.read_audit_data]. By default the
@@ -52,7 +54,8 @@ class Audit(Callback):
     Raises:
         ValueError: If an option is unknown.
         MisconfigurationException: If the module is no ``LitCausalLM``, was made of an object and there is no
-            ``original``, there are no rows, or the strategy shards weights.
+            ``original``, there are no rows, the strategy shards weights, or ``output_dir`` has an audit and the run is
+            not resumed.
 
     Example:
         >>> Audit(depth="quick").depth
@@ -86,6 +89,10 @@ class Audit(Callback):
         control_of(self.control, self.retrained, self._rows(trainer))
         if self.key is not None and not os.path.isfile(self.key):
             raise MisconfigurationException(f"Audit(key={self.key!r}): there is no such file.")
+        if trainer.ckpt_path is None and Parts(self.output_dir).claimed:
+            raise MisconfigurationException(
+                f"{self.output_dir} has the audit of another run. Give Audit another output_dir, or remove that folder."
+            )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Audit the model."""
@@ -100,7 +107,7 @@ class Audit(Callback):
                 self.depth,
                 self.seed,
                 self.precision,
-                str(pl_module.device),
+                str(trainer.strategy.root_device),  # Lightning has moved the module to the CPU by now
                 self.show_text,
                 self.key,
             )

@@ -104,6 +104,7 @@ class Collector:
         self.prompt = common_prompt(list(models))
         early = {model.role: tokenizer for model in models if (tokenizer := model.tokenizer()) is not None}
         check_tokenizers({role: tokenizer_facts(tokenizer) for role, tokenizer in early.items()})
+        self.rows = data.fingerprint(parts.secret)
         self.facts: dict[str, JSON] = {}
         self.plan: Plan | None = None
         self._announced = False
@@ -173,13 +174,11 @@ class Collector:
 
     def _key(self, model: AuditedModel, task: Task) -> PartKey:
         function = rows_measured if task.name == ROWS else attacked
-        return PartKey(
-            model.content, self.data.fingerprint, task.name, task.settings, code_hash(function, task.classes)
-        )
+        return PartKey(model.content, self.rows, task.name, task.settings, code_hash(function, task.classes))
 
     def _facts_key(self, model: AuditedModel) -> PartKey:
         settings = {"precision": self.conditions.precision}
-        return PartKey(model.content, self.data.fingerprint, "facts", settings, code_hash(tokenizer_facts, ()))
+        return PartKey(model.content, self.rows, "facts", settings, code_hash(tokenizer_facts, ()))
 
     def _prompt_state(self) -> JSON | None:
         return self.prompt.state_dict() if self.prompt is not None else None

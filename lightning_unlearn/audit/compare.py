@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,19 +29,23 @@ FORGET = {
     "forget probability": "lower",
     "KnowMem, forget": "lower",
     "VerbMem, forget": "lower",
+    "WMDP-Bio accuracy": "lower",
+    "WMDP-Cyber accuracy": "lower",
+    "WMDP accuracy": "lower",
 }
 """Metrics of the horizontal axis by preference, and which direction is better."""
 UTILITY = dict.fromkeys(
     (
         *("model utility", "retain ROUGE-L (recall)", "retain probability", "KnowMem, retain"),
+        "MMLU accuracy",
         *("retain (right answers)", "retain (extraction strength)"),  # of our audits
     ),
     "higher",
 )
 """The same of the vertical axis."""
 NOT_THERE = "not in this file"
-AUXILIARY = ("_PERT_Prob", "_PARA_Prob", "ra_Q_A_Prob", "wf_Q_A_Prob")
-"""Metrics of logs that others are computed from; they are shown where they are asked for."""
+AUXILIARY = re.compile(r".*_PERT_Prob|.*_PARA_Prob|ra_Q_A_Prob|wf_Q_A_Prob|.*_stderr(,.*)?|mmlu_.*/.*")
+"""Metrics that others are computed from, and standard errors; they are shown where they are asked for."""
 FLOOR = 1e-300  # of p-values on a logarithmic axis
 
 
@@ -139,7 +144,7 @@ def _named(reports: Mapping[str, Any] | Sequence[Any]) -> list[tuple[str, Any]]:
 def _shared(scores: Sequence[Scores]) -> list[str]:
     """Metrics that at least two files have, those of the field first."""
     order = {name: place for place, (name, _) in enumerate(KNOWN.values())}
-    names = dict.fromkeys(name for row in scores for name in row.values if not name.endswith(AUXILIARY))
+    names = dict.fromkeys(name for row in scores for name in row.values if not AUXILIARY.fullmatch(name))
     told = {name: sum(name in row.values or name in row.missing for row in scores) for name in names}
     shared = [name for name in names if told[name] >= min(2, len(scores))]
     return sorted(shared, key=lambda name: order.get(name, len(order)))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,14 @@ class AuditData:
         """Whether forget rows name whom or what they are about."""
         return all(probe.entity for probe in self.forget)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of everything that is asked; it names parts of an audit, and is no identifier to publish."""
+    def fingerprint(self, secret: bytes) -> str:
+        """HMAC-SHA256 of everything that is asked; it names the parts of an audit.
+
+        Args:
+            secret: The key. Without it, short rows can't be found by trying.
+        """
         text = json.dumps(asdict(self) | {"source": ""}, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()
 
     def sets(self) -> dict[str, list[Probe]]:
         """All sets by name."""

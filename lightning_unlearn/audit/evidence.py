@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from lightning_unlearn.audit.gates import Degeneration, GateResult, Utility
 
-__all__ = ["CONTROLS", "Case", "Control", "Evidence", "Membership", "Thresholds", "blind", "check"]
+__all__ = ["CONTROLS", "Case", "Control", "Evidence", "Membership", "Thresholds", "blind", "check", "reference_of"]
 
 Control: TypeAlias = Literal["retrained", "base", "matched rows", "none"]
 CONTROLS: dict[Control, str] = {
@@ -19,6 +19,11 @@ CONTROLS: dict[Control, str] = {
 """Kinds of control, and what each is, in words."""
 
 
+def reference_of(control: Control) -> Literal["control", "original"]:
+    """The model that abilities are compared with, which has learned what is to be kept: a base model has not."""
+    return "control" if control == "retrained" else "original"
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """Thresholds of the verdict.
@@ -27,9 +32,9 @@ class Thresholds:
         d: Ratio up to which rows count as forgotten.
         D: Ratio from which on they count as not forgotten.
         gap: Least difference between original and control with which a test can see anything.
-        retain: Share of the control's abilities that is to be left.
-        degenerate: Rate of degenerate answers above the control's that counts as damage.
-        perplexity: Perplexity of neutral text, as a multiple of the control's, above which a model counts as damaged.
+        retain: Share of the reference's abilities that is to be left, see `reference_of`.
+        degenerate: Rate of degenerate answers above the reference's that counts as damage.
+        perplexity: Perplexity of neutral text, as a multiple of the reference's, above which a model counts as damaged.
         probes: Least number of probes.
         level: Level of each one-sided bound.
     """
@@ -73,7 +78,7 @@ class Evidence:
         retain: What is left of abilities that were to be kept.
         quality: Rates of degenerate answers.
         control: Kind of the control.
-        perplexity: Perplexity of neutral text, divided by the control's.
+        perplexity: Perplexity of neutral text, divided by the reference's, see `reference_of`.
         membership: Membership inference.
         rows: Number of rows of the request; ``None`` where each is one probe.
         not_run: Gates that were not run, and why.
@@ -126,7 +131,9 @@ def blind(evidence: Evidence) -> dict[str, str]:
         control = gate.original - gate.gap
         if gate.gap_lower <= 0 or gate.gap < evidence.thresholds.gap:
             found[gate.name] = (
-                f"says nothing: here the original scores {gate.original:.2f} and the control {control:.2f}, too "
+                f"says nothing: here the original scores {gate.original:.2f}, too little to tell"
+                if evidence.control == "none"
+                else f"says nothing: here the original scores {gate.original:.2f} and the control {control:.2f}, too "
                 "near one another to tell"
             )
     scores = {gate.score for gate in evidence.gates if gate.gate == "base" and gate.name in found}

@@ -10,7 +10,7 @@ import torch
 
 from lightning_unlearn.audit.collect import ROWS, Collected
 from lightning_unlearn.audit.data import AuditData
-from lightning_unlearn.audit.evidence import Control, Membership, Thresholds
+from lightning_unlearn.audit.evidence import Control, Membership, Thresholds, reference_of
 from lightning_unlearn.audit.gates import GATES, Degeneration, GateResult, Utility, degeneration, gate, utility
 from lightning_unlearn.audit.measures import JSON
 from lightning_unlearn.audit.verdict import Verdict, decide
@@ -136,11 +136,6 @@ def findings_of(
         thresholds=thresholds,
     )
     return Findings(collected, verdict, others, found, abilities, rates, data.sets())
-
-
-def reference_of(control: Control) -> str:
-    """The model that has learned what is to be kept: a base model, for example, has not."""
-    return "control" if control == "retrained" else "original"
 
 
 def _scores(collected: Collected, control: Control) -> Iterator[Scores]:

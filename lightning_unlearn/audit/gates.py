@@ -130,8 +130,8 @@ class Utility:
     Args:
         name: What was measured, such as ``"retain"``.
         n: Number of rows.
-        share: Share of the control's score that is to be left.
-        control: Mean score of the control, or of the original where the control never learned these rows.
+        share: Share of the reference's score that is to be left.
+        control: Mean score of the reference: the retrained model, or the original where there is none.
         unlearned: Mean score of the unlearned model.
         mean: Mean of ``u - share * c``.
         error: Its standard error.
@@ -152,12 +152,12 @@ class Utility:
 
 @dataclass(frozen=True)
 class Degeneration:
-    """How much more often than the control's the answers are empty, repeated or gibberish.
+    """How much more often than the reference's the answers are empty, repeated or gibberish.
 
     Args:
         name: What was counted, such as ``"empty"``.
         n: Number of answers.
-        control: Rate of the control.
+        control: Rate of the reference: the retrained model, or the original where there is none.
         unlearned: Rate of the unlearned model.
         mean: Difference of the rates.
         error: Its standard error.

@@ -65,7 +65,7 @@ class AuditedModel:
 
     @contextmanager
     def opened(self, device: torch.device | str, prompt: PromptFormat | None) -> Iterator[LitCausalLM]:
-        """The model on a device, asked in a prompt format; its memory is free again afterwards.
+        """The model on a device, asked in a prompt format; afterwards its memory is free, and a live module is back.
 
         Args:
             device: Where to.
@@ -73,10 +73,12 @@ class AuditedModel:
         """
         if isinstance(self.source, LitCausalLM):
             kept, self.source.prompt = self.source.prompt, prompt or self.source.prompt
+            home = self.source.device
             try:
-                yield self.source
+                yield self.source.to(device)
             finally:
                 self.source.prompt = kept
+                self.source.to(home)
             return
         module = LitCausalLM(self.source, dtype=self.dtype)  # type: ignore[arg-type]
         module.prompt = prompt or module.prompt

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lightning_unlearn.core.files import write_text
 __all__ = ["PartKey", "Parts"]
 
 _PLAN = "audit.json"
+_SECRET = "rows.secret"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class PartKey:
 
     Args:
         model: Content hash of the model.
-        rows: Hash of the rows that are asked for.
+        rows: Keyed hash of the rows that are asked for.
         name: Name of the part, such as ``"int4"``.
         settings: Its settings, as JSON values.
         code: Hash of the source code that it uses.
@@ -70,6 +72,30 @@ class Parts:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+
+    @property
+    def claimed(self) -> bool:
+        """Whether the folder is the output of an audit. A collective call."""
+        return bool(gather_objects((self.folder / _PLAN).is_file())[0])
+
+    @cached_property
+    def secret(self) -> bytes:
+        """The key that the rows of the audit are hashed under, kept in ``rows.secret``. A collective call.
+
+        Raises:
+            FileNotFoundError: If the folder has an audit, but its secret is gone.
+        """
+        path = self.folder / _SECRET
+        if not path.is_file():
+            if (self.folder / _PLAN).is_file():
+                raise FileNotFoundError(
+                    f"{self.folder} has an audit, but not {_SECRET}, which tells its rows from others. Put that file "
+                    "back, or give another output_dir."
+                )
+            if rank() == 0:
+                write_text(path, secrets.token_hex(32) + "\n")
+                path.chmod(0o600)
+        return bytes.fromhex(gather_objects(path.read_text(encoding="utf-8").strip() if rank() == 0 else None)[0])
 
     def claim(self, audited: Mapping[str, Any]) -> None:
         """Say what the folder is the audit of, so that another one does not mix with it.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,6 @@ from lightning_unlearn.audit.sections import sections_of
 from lightning_unlearn.audit.verdict import Verdict
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.distributed import rank
-from lightning_unlearn.core.files import write_text
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.report.model import Headline, UnlearningReport
 from lightning_unlearn.report.sections import Cell
@@ -106,7 +104,7 @@ def run_audit(
         key: PEM file of a private Ed25519 key, which signs a record of the audit.
 
     Raises:
-        FileNotFoundError: If a model, the data or the key is not there.
+        FileNotFoundError: If a model, the data, the key, or rows.secret of the folder's audit is not there.
         FileExistsError: If ``output_dir`` has another audit.
         ValueError: If rows are missing or malformed, the control does not fit what is given, an option is unknown, or
             the tokenizers of the models differ.
@@ -125,14 +123,14 @@ def run_audit(
     folder, parts = Path(output_dir), Parts(output_dir)
     conditions = Conditions(depth, kind == "matched rows", seed, used, place, show_text)
     collector = Collector(models, rows, conditions, parts, _say)
-    parts.claim(_claim(models, rows, kind))
+    parts.claim(_claim(models, collector.rows, kind))
     collected = collector.collect()
     findings = findings_of(collected, rows, kind)
     report = report_of(findings, models, rows, conditions)
     if rank() == 0:
         write_report(report, folder, show_text)
         if signer is not None:
-            _record(folder, models, rows, findings.verdict, signer)
+            _record(folder, models, rows, findings.verdict, signer, parts.secret)
     return AuditResult(findings.verdict, report, folder)
 
 
@@ -240,14 +238,16 @@ def _check_places(models: list[AuditedModel]) -> None:
             raise FileNotFoundError(f"There is no {model.role} model {text} (looked in {Path.cwd()}).")
 
 
-def _claim(models: list[AuditedModel], data: AuditData, control: Control) -> dict[str, Any]:
+def _claim(models: list[AuditedModel], rows: str, control: Control) -> dict[str, Any]:
     """What the folder is the audit of: not its depth, as parts of a quick audit serve a full one."""
-    return {**{model.role: model.content for model in models}, "rows": data.fingerprint, "control": control}
+    return {**{model.role: model.content for model in models}, "rows": rows, "control": control}
 
 
-def _record(folder: Path, models: list[AuditedModel], data: AuditData, verdict: Verdict, key: Any) -> None:
+def _record(
+    folder: Path, models: list[AuditedModel], data: AuditData, verdict: Verdict, key: Any, secret: bytes
+) -> None:
     """Append what was audited, and the verdict, to the record."""
-    record, secret = AuditRecord(folder / "record.jsonl"), _secret(folder)
+    record = AuditRecord(folder / "record.jsonl")
     roles = {"original": "before", "unlearned": "after", "control": "control"}
     files = {roles[model.role]: Path(str(model.source)).expanduser() for model in models}
     questions = [{"question": probe.question, "answer": probe.answer} for probe in data.forget]
@@ -260,15 +260,6 @@ def _record(folder: Path, models: list[AuditedModel], data: AuditData, verdict: 
         key,
     )
     record.append({"event": "verdict", **verdict_entry(verdict), "report": report_entry(folder / "report.json")}, key)
-
-
-def _secret(folder: Path) -> bytes:
-    """The secret that rows of this request are hashed under; it is kept beside the record."""
-    path = folder / "rows.secret"
-    if not path.is_file():
-        write_text(path, secrets.token_hex(32) + "\n")
-        path.chmod(0o600)
-    return bytes.fromhex(path.read_text(encoding="utf-8").strip())
 
 
 def _say(line: str) -> None:

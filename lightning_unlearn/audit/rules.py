@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from lightning_unlearn.audit.evidence import Case
+from lightning_unlearn.audit.evidence import Case, reference_of
 from lightning_unlearn.audit.gates import GATES, GateResult
 
 __all__ = ["RULES", "remarks"]
@@ -18,8 +18,9 @@ def _no_verdict(case: Case) -> dict[str, Any] | None:
         reason = "; ".join(case.evidence.faults)
     elif not case.base:
         gaps = ", ".join(f"{gate.score} {gate.gap:.2f}" for gate in case.evidence.gates if gate.gate == "base")
+        knows = "more of these rows than the control" if case.evidence.control != "none" else "anything of these rows"
         reason = (
-            "the original model knows hardly more of these rows than the control, so there was nothing to forget, or "
+            f"the original model knows hardly {knows}, so there was nothing to forget, or "
             f"the questions do not show it (difference of the scores: {gaps}; at least "
             f"{case.evidence.thresholds.gap:.2f} is needed)"
         )
@@ -33,15 +34,15 @@ def _no_verdict(case: Case) -> dict[str, Any] | None:
 
 
 def _damaged(case: Case) -> dict[str, Any] | None:
-    limits, found = case.evidence.thresholds, []
+    limits, anchor, found = case.evidence.thresholds, reference_of(case.evidence.control), []
     for ability in case.evidence.retain:
         if ability.upper < 0:
-            found.append(f"{ability.name} is at {ability.unlearned:.2f}, the control at {ability.control:.2f}")
+            found.append(f"{ability.name} is at {ability.unlearned:.2f}, the {anchor} at {ability.control:.2f}")
     for rate in case.evidence.quality:
         if rate.lower > limits.degenerate:
-            found.append(f"{rate.unlearned:.0%} of the answers are {rate.name}, of the control's {rate.control:.0%}")
+            found.append(f"{rate.unlearned:.0%} of the answers are {rate.name}, of the {anchor}'s {rate.control:.0%}")
     if case.evidence.perplexity is not None and case.evidence.perplexity > limits.perplexity:
-        found.append(f"the perplexity of neutral text is {case.evidence.perplexity:.1f} times the control's")
+        found.append(f"the perplexity of neutral text is {case.evidence.perplexity:.1f} times the {anchor}'s")
     if not found:
         return None
     knows = [gate for gate in case.run if gate.recovers or (gate.gate == "base" and gate.known)]
@@ -147,7 +148,9 @@ def remarks(case: Case) -> list[str]:
     if len(scores := {gate.score for gate in case.run}) == 1:
         found.append(f"One score alone was measured, {', '.join(scores)}; the rules are meant for two.")
     if traceable := [gate for gate in case.run if gate.traceable]:
-        found.append(f"Traceable: the model knows less than one that never saw the rows: {_listed(traceable)}.")
+        matched = evidence.control == "matched rows"
+        less = "of the rows than of ones that it never saw" if matched else "than one that never saw the rows"
+        found.append(f"Traceable: the model knows less {less}: {_listed(traceable)}.")
     if evidence.membership is not None and evidence.membership.outside:
         found.append(
             f"Traceable: membership inference has an AUC of {evidence.membership.auc:.3f}, outside the control's "

@@ -76,8 +76,9 @@ def decide(
     The verdict is the first of these that holds:
 
     1. *no verdict*: the audit has a fault, or the original knows no more than the control.
-    2. *damaged*: less than 90 % is left of an ability, degenerate answers are more than 10 points above the control's,
-       or the perplexity of neutral text is above 1.5 times the control's.
+    2. *damaged*: less than 90 % is left of an ability, degenerate answers are 10 points more frequent than the
+       reference's, or the perplexity of neutral text is above 1.5 times the reference's. The reference is the retrained
+       model, or the original where there is none.
     3. *not forgotten*: ``kappa > D`` is established for plain questions.
     4. *suppressed but recoverable*: ``kappa > d`` is established for some gate, Bonferroni over all tests; for plain
        questions, *partly forgotten*.
@@ -91,7 +92,7 @@ def decide(
         quality: Results of `degeneration`.
         control: Kind of the control: ``"retrained"`` without the rows; the ``"base"`` model, never tuned on them;
             ``"matched rows"`` that the models never saw; ``"none"``.
-        perplexity: Perplexity of neutral text, divided by the control's.
+        perplexity: Perplexity of neutral text, divided by the reference's.
         membership: Membership inference.
         rows: Number of rows of the request, where several probes ask for one row.
         not_run: Gates that were not run, and why.

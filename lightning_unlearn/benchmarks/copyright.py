@@ -7,7 +7,14 @@ from typing import ClassVar
 import torch
 from torchmetrics.functional.text import sacre_bleu_score
 
-from lightning_unlearn.benchmarks.language import Attacks, LanguageBenchmark, Rows, located, question_row, row_losses
+from lightning_unlearn.benchmarks.language_base import (
+    Attacks,
+    LanguageBenchmark,
+    Rows,
+    located,
+    question_row,
+    row_losses,
+)
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.sources import load_rows
 from lightning_unlearn.functional.language.extraction import answer_probability, extraction_strength

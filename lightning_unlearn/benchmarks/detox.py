@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from lightning_unlearn.benchmarks.language import LanguageBenchmark, Rows, located, question_row, row_losses
+from lightning_unlearn.benchmarks.language_base import LanguageBenchmark, Rows, located, question_row, row_losses
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.sources import load_rows
 from lightning_unlearn.language.causal_lm import LitCausalLM

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_unlearn.benchmarks.entries import TEXT, Entry
-from lightning_unlearn.benchmarks.language import LanguageBenchmark, Protocol, Rows, located
+from lightning_unlearn.benchmarks.language_base import LanguageBenchmark, Protocol, Rows, located
 from lightning_unlearn.core.checks import at_least, one_of
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.sources import read_source

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_unlearn.benchmarks.language import Attacks, LanguageBenchmark, Rows, located
+from lightning_unlearn.benchmarks.language_base import Attacks, LanguageBenchmark, Rows, located
 from lightning_unlearn.core.checks import at_least, between
 from lightning_unlearn.core.sources import load_rows
 from lightning_unlearn.functional.language.extraction import (

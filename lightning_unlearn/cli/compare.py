@@ -24,8 +24,8 @@ def compare(
 
     Args:
         reports: Files or folders, each with a name where you like: ``[ours=runs/audit, npo=saves/npo/TOFU_EVAL.json]``.
-            A file is a ``report.json``, a ``*_SUMMARY.json`` or ``*_EVAL.json`` of open-unlearning, or an
-            ``eval_log_aggregated.json`` of TOFU's authors.
+            A file is a ``report.json``, a ``*_SUMMARY.json`` or ``*_EVAL.json`` of open-unlearning, an
+            ``eval_log_aggregated.json`` of TOFU's authors, or a ``results_*.json`` of lm-evaluation-harness.
         output_dir: Folder to write.
         columns: Metrics to show. Default: those that at least two files have.
         forget: Metric of the horizontal axis, such as ``"extraction strength (strict)"``.

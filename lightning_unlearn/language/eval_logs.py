@@ -37,6 +37,10 @@ _TOFU = {  # file in the authors' log: name of the set in open-unlearning's, whe
 }
 
 
+_NOT_MEASURED = "N/A"
+"""What lm-evaluation-harness writes for a standard error that it has not computed."""
+
+
 @dataclass(frozen=True)
 class LoggedMetric:
     """A metric of a log.
@@ -184,12 +188,13 @@ def write_eval_log(path: str | os.PathLike[str], log: EvalLog, summary: bool = F
 
 
 def _metric(content: Any, name: str, path: Path) -> LoggedMetric:
-    if content is None or isinstance(content, (int, float)):
-        return LoggedMetric(_number(content))
+    if content is None or isinstance(content, (int, float)) or content == _NOT_MEASURED:
+        return LoggedMetric(None if content == _NOT_MEASURED else _number(content))
     if not isinstance(content, dict) or "agg_value" not in content:
         raise ValueError(
             f"{path} is no evaluation log: {name!r} has no 'agg_value'. Wanted are logs of open-unlearning "
-            "(TOFU_EVAL.json, MUSE_EVAL.json, their summaries) or of TOFU (eval_log_aggregated.json)."
+            "(TOFU_EVAL.json, MUSE_EVAL.json, their summaries, LMEval_SUMMARY.json) or of TOFU "
+            "(eval_log_aggregated.json)."
         )
     rows = {int(index): row or {} for index, row in (content.get("value_by_index") or {}).items()}
     parts = {

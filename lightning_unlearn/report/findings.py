@@ -44,7 +44,8 @@ class Finding(NamedTuple):
 def doctor(path: str | Path) -> list[Finding]:
     """Say what a file, or all files of a folder, hold of the time before unlearning.
 
-    It reads checkpoints, weight files, deltas, exported folders, ledgers, reports and tables of answers. Nothing that a
+    It reads checkpoints, weight files, deltas, exported folders, ledgers, reports, tables of answers and what an audit
+    keeps. Nothing that a
     file holds is run: checkpoints are loaded with ``weights_only=True``.
 
     Args:
@@ -208,12 +209,29 @@ def _safetensors(path: Path) -> Iterator[Finding]:
 
 def _json(path: Path) -> Iterator[Finding]:
     record = _parsed(path)
+    if isinstance(record, dict) and {"name", "model", "settings", "outcome"} == record.keys():
+        yield from _part(path, record["outcome"])
     if not (isinstance(record, dict) and str(record.get("schema", "")).startswith("lightning-unlearn/report/")):
         return
     for section in UnlearningReport.read(path).sections:
         for number, part in enumerate(section.parts):
             if shown := shown_rows(part):
                 yield Finding(path, f"{section.id}/{number}", "answers", shown)
+
+
+def _part(path: Path, outcome: Any) -> Iterator[Finding]:
+    """What a part of an audit has of the rows beside their scores."""
+    sets = outcome.get("sets") if isinstance(outcome, dict) else None
+    answers = (sets or {}).get("forget", {}).get("answers")
+    if answers:
+        yield Finding(
+            path, "outcome/sets/forget", "answers", f"answers of a model to {len(answers)} questions to forget"
+        )
+
+
+def _secret(path: Path) -> Iterator[Finding]:
+    text = "the key that rows are hashed under in audits and records: with it, short rows are found by trying"
+    yield Finding(path, "", "rows", text)
 
 
 def _parsed(path: Path) -> Any:
@@ -258,4 +276,5 @@ _READERS: dict[str, Any] = {
     ".html": _html,
     ".md": _markdown,
     ".csv": _table,
+    ".secret": _secret,
 }

@@ -103,6 +103,80 @@ def test_logs_with_values_by_index(tmp_path: Path) -> None:
     assert scores.missing == {"forget quality": "no number in the file"}
 
 
+def log(path: Path, **metrics: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(metrics))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "name"),
+    [
+        ("saves/unlearn/NPO/evals/TOFU_SUMMARY.json", "saves/unlearn/NPO", "NPO"),
+        ("unlearn/NPO/checkpoint-60/evals/TOFU_SUMMARY.json", "unlearn/NPO/checkpoint-60", "NPO/checkpoint-60"),
+        ("saves/eval/full/evals_forget10/TOFU_SUMMARY.json", "saves/eval/full", "full/evals_forget10"),
+        ("saves/eval/retain90/MUSE_SUMMARY.json", "saves/eval/retain90/MUSE_SUMMARY.json", "retain90"),
+        ("saves/eval/zephyr/LMEval_SUMMARY.json", "saves/eval/zephyr", "zephyr"),
+        ("llama_full/eval_results/ds_size300/TOFU_EVAL.json", "llama_full", "llama_full"),
+        ("npo.json", "npo.json", "npo"),
+    ],
+)
+def test_a_model_has_the_name_of_its_folder(file: str, given: str, name: str, tmp_path: Path) -> None:
+    log(tmp_path / file, model_utility=0.5)
+    assert read_scores(tmp_path / given).name == name
+
+
+def test_several_files_of_one_model_are_to_be_named(tmp_path: Path) -> None:
+    for split in ("forget01", "forget10"):
+        log(tmp_path / f"full/evals_{split}/TOFU_SUMMARY.json", model_utility=0.5)
+    with pytest.raises(ValueError, match=r"evals_forget01/TOFU_SUMMARY.json', 'evals_forget10.*Name one"):
+        read_scores(tmp_path / "full")
+
+
+def test_privleak_against_one_half_is_another_metric(tmp_path: Path) -> None:
+    """Without the log of a retrained model, open-unlearning takes its AUC for 0.5."""
+    alone = log(tmp_path / "retain.json", mia_min_k=0.38, privleak=24.0, forget_quality=None)
+    files = [alone, *(log(tmp_path / f"{name}.json", mia_min_k=0.99, privleak=-98.4) for name in ("full", "npo"))]
+    assert read_scores(alone).values == {"MIA AUC (Min-K)": 0.38, "PrivLeak (against an AUC of 0.5)": 24.0}
+    table = leaderboard(compare_reports(files))
+    assert table.columns == ["model", "PrivLeak", "MIA AUC (Min-K)"]
+    assert table.rows[0] == ["retain", "–¹", 0.38]
+    assert table.note == "–¹ compares with an AUC of 0.5 here, and not with a retrained model"
+
+
+def test_accuracies_of_the_harness(tmp_path: Path) -> None:
+    """In open-unlearning's summary and in the harness' own file, which has every part of a group beside it."""
+    summary = {"wmdp_bio/acc": 0.31, "wmdp_bio/acc_stderr": 0.013, "mmlu/acc": 0.56, "mmlu/acc_stderr": "N/A"}
+    results = {
+        "results": {
+            "wmdp_bio": {"alias": "wmdp_bio", "sample_len": 1273, "acc,none": 0.64, "acc_stderr,none": 0.013},
+            "mmlu": {"alias": "mmlu", "acc,none": 0.58, "acc_stderr,none": "N/A"},
+            "mmlu_anatomy": {"alias": " - anatomy", "acc,none": 0.5, "acc_stderr,none": 0.04},
+            "gsm8k": {"exact_match,strict-match": 0.4, "exact_match,flexible-extract": 0.5},
+        },
+        "groups": {"mmlu": {"alias": "mmlu", "acc,none": 0.58, "acc_stderr,none": "N/A"}},
+        "n-shot": {"wmdp_bio": 0, "mmlu": 0},
+    }
+    ours = log(tmp_path / "RMU/evals/LMEval_SUMMARY.json", **summary)
+    base = log(tmp_path / "zephyr/results_2025-01-01T00-00-00.json", **results)
+    scores = read_scores(base)
+    assert (scores.name, scores.source) == ("zephyr", "lm-eval")
+    assert scores.values["gsm8k/exact_match,strict-match"] == 0.4
+    assert scores.missing == {"mmlu/acc_stderr": "no number in the file"}
+    assert "wmdp_bio/sample_len" not in scores.values
+    comparison = compare_reports([base, ours, ("again", base)])
+    table = leaderboard(comparison)
+    assert table.columns[:3] == ["model", "WMDP-Bio accuracy ↓", "MMLU accuracy ↑"]
+    assert table.rows[1][:3] == ["RMU", 0.31, 0.56]
+    assert not any("stderr" in column or "anatomy" in column for column in table.columns)
+    (curve,) = comparison.section("trade-off").parts
+    assert isinstance(curve, Curve)
+    assert curve.title == "WMDP-Bio accuracy against MMLU accuracy"
+    samples = log(tmp_path / "LMEval_EVAL.json", wmdp_bio={"wmdp_bio": [{"doc_id": 0, "acc": 1.0}]})
+    with pytest.raises(ValueError, match=r"'wmdp_bio' has no 'agg_value'.*LMEval_SUMMARY.json"):
+        read_scores(samples)
+
+
 def test_what_was_not_run_is_missing_with_its_reason(tmp_path: Path) -> None:
     first = ours(value=None, outcome="not run", reason="needs a retrained model; none given")
     second = ours()

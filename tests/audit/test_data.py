@@ -12,6 +12,7 @@ from lightning_unlearn.language.probes import Probe
 
 ROW = {"question": "Who wrote it?", "answer": "Ada did."}
 OTHER = {"question": "Who paid?", "answer": "Bob did."}
+KEY = bytes(range(32))
 
 
 def folder_of(path: Path, **tables: list[dict[str, Any]]) -> Path:
@@ -66,7 +67,7 @@ def test_a_folder_a_file_and_tables_in_memory_are_the_same_data(tmp_path: Path) 
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({**row, "set": s}) + "\n" for s, row in (("forget", ROW), ("retain", OTHER))))
     three = [read_audit_data(folder), read_audit_data(file), read_audit_data({"forget": [ROW], "retain": [OTHER]})]
-    assert len({data.fingerprint for data in three}) == 1
+    assert len({data.fingerprint(KEY) for data in three}) == 1
 
 
 def test_real_rows_of_tofu(tmp_path: Path) -> None:
@@ -138,4 +139,5 @@ def test_bad_places_are_named(tmp_path: Path) -> None:
 def test_other_rows_have_another_fingerprint() -> None:
     data = AuditData([Probe(0, "Who?", "Ada.")], [Probe(0, "What?", "That.")])
     other = AuditData([Probe(0, "Who?", "Bob.")], [Probe(0, "What?", "That.")])
-    assert data.fingerprint != other.fingerprint
+    assert data.fingerprint(KEY) != other.fingerprint(KEY)
+    assert data.fingerprint(KEY) != data.fingerprint(bytes(32))

@@ -38,3 +38,14 @@ def test_a_folder_belongs_to_one_audit(tmp_path: Path) -> None:
 def test_the_code_of_a_part_is_that_which_it_uses() -> None:
     assert code_hash(probes_of, (Probe,)) == code_hash(probes_of, (Probe,))
     assert code_hash(probes_of, (Probe,)) != code_hash(with_phrasings, ())
+
+
+def test_a_folder_keeps_the_key_of_its_rows(tmp_path: Path) -> None:
+    secret = Parts(tmp_path).secret
+    assert len(secret) == 32
+    assert Parts(tmp_path).secret == secret != Parts(tmp_path / "other").secret
+    assert (tmp_path / "rows.secret").stat().st_mode & 0o777 == 0o600
+    Parts(tmp_path).claim({"rows": "a"})
+    (tmp_path / "rows.secret").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has an audit, but not rows\.secret"):
+        _ = Parts(tmp_path).secret

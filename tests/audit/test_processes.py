@@ -17,10 +17,12 @@ ROOT = Path(__file__).parents[2]
 
 def outcomes(folder: Path) -> dict[str, Any]:
     """The outcomes of all parts but what depends on the machine."""
-    found = {file.name: json.loads(file.read_text())["outcome"] for file in sorted((folder / "parts").iterdir())}
+    parts = [json.loads(file.read_text()) for file in (folder / "parts").iterdir()]
     return {
-        name: {key: value for key, value in part.items() if key not in ("seconds", "timing")}
-        for name, part in found.items()
+        f"{part['name']} of {part['model']}": {
+            key: value for key, value in part["outcome"].items() if key not in ("seconds", "timing")
+        }
+        for part in parts
     }
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers import AutoTokenizer
 
 from lightning_unlearn import (
@@ -17,6 +19,7 @@ from lightning_unlearn import (
     LanguageDataModule,
     LitCausalLM,
     UnlearningReport,
+    doctor,
     load_public_key,
     new_key_pair,
     run_audit,
@@ -117,6 +120,7 @@ def test_finished_parts_are_not_computed_again(
     again = run_audit(*arguments, depth="quick", precision="32")
     assert opened[2:] == ["original" if model == AuditedModel("original", models["original"]).content else "unlearned"]
     assert again.verdict == first.verdict
+    assert [finding.file.name for finding in doctor(tmp_path)] == ["rows.secret"]
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     new_key_pair(tmp_path / "key.pem", tmp_path / "pub.pem", None)
     run_audit(*arguments, depth="quick", precision="32", key=tmp_path / "key.pem")
@@ -223,7 +227,9 @@ def test_bad_options_are_refused_first(
         run_audit(**arguments)
 
 
-def test_an_audit_at_the_end_of_a_run(tiny_lm: Path, tmp_path: Path) -> None:
+def test_an_audit_at_the_end_of_a_run(tiny_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places, opened = set(), AuditedModel.opened
+    monkeypatch.setattr(AuditedModel, "opened", lambda *given: places.add(given[1]) or opened(*given))
     module = LitCausalLM(tiny_lm, lr=1e-3)
     rows = LanguageDataModule(
         forget=[question(c) for c in ("France", "Italy")],
@@ -232,18 +238,28 @@ def test_an_audit_at_the_end_of_a_run(tiny_lm: Path, tmp_path: Path) -> None:
         batch_size=2,
     )
     audit = Audit(depth="quick", output_dir=str(tmp_path / "audit"), precision="32")
-    trainer(GradientAscent(), audit, max_steps=1).fit(module, rows)
+    device = torch.device("cpu", 0)  # Lightning leaves the module on torch.device("cpu")
+    trainer(GradientAscent(), audit, max_steps=1, strategy=SingleDeviceStrategy(device)).fit(module, rows)
+    assert places == {device}
     assert audit.result is not None
     assert audit.result.verdict.evidence.control == "matched rows"
     assert audit.result.verdict.name == "no verdict"  # random weights knew nothing that could be forgotten
     assert (tmp_path / "audit" / "report.html").is_file()
     names = {m.name for m in audit.result.report.section("utility").measurements}
     assert names
+    with pytest.raises(MisconfigurationException, match="has the audit of another run"):
+        trainer(GradientAscent(), Audit(output_dir=audit.output_dir), max_steps=1).fit(module, rows)
+
+
+def test_a_live_module_is_on_the_device_while_it_is_measured(tiny_lm: Path) -> None:
+    module = LitCausalLM(tiny_lm)
+    with AuditedModel("unlearned", module).opened(torch.device("cpu", 0), None) as opened:
+        assert opened is module
+        assert module.device == torch.device("cpu", 0)
+    assert module.device == torch.device("cpu")
 
 
 def test_an_audit_says_what_it_lacks_before_the_first_step(tiny_lm: Path, tmp_path: Path) -> None:
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
     module = LitCausalLM(LitCausalLM(tiny_lm).model, tokenizer=str(tiny_lm))
     rows = LanguageDataModule(forget=[question("France")], retain=[question("Japan")], batch_size=1)
     with pytest.raises(MisconfigurationException, match=r"Audit\(original=...\)"):

@@ -61,6 +61,17 @@ def test_a_wreck_is_damaged_though_it_passes_every_gate() -> None:
     assert "still knows the rows" in decide(gates(int8=UNTOUCHED), [kept(RUINED)]).headline
 
 
+@pytest.mark.parametrize(
+    ("control", "reference"), [("retrained", "control"), ("base", "original"), ("matched rows", "original")]
+)
+def test_damage_is_told_against_the_model_that_abilities_are_compared_with(control: Any, reference: str) -> None:
+    empty = degeneration("empty", [0.0] * 100, [1.0] * 30 + [0.0] * 70)
+    verdict = decide(gates(), [kept(RUINED)], [empty], control=control, perplexity=2.0)
+    assert f"retain is at 0.02, the {reference} at 0.90" in verdict.headline
+    assert f"30% of the answers are empty, of the {reference}'s 0%" in verdict.headline
+    assert f"2.0 times the {reference}'s" in verdict.headline
+
+
 def test_a_model_is_not_called_forgotten_without_a_look_at_what_it_was_to_keep() -> None:
     verdict = decide(gates(**dict.fromkeys(GATES, WRECK)))
     assert verdict.name == "undecided"
@@ -92,6 +103,9 @@ def test_nothing_to_forget_or_files_that_do_not_match_give_no_verdict() -> None:
     verdict = judged([result_of(ignorant)])
     assert verdict.name == "no verdict"
     assert "score 0.15; at least 0.20 is needed" in verdict.headline
+    alone = judged([gate([0.0] * 95 + [1.0] * 5, None, [0.0] * 100)], control="none")
+    assert "the original model knows hardly anything of these rows" in alone.headline
+    assert alone.not_run["base (score)"] == "says nothing: here the original scores 0.05, too little to tell"
     assert judged(gates(), faults=["the tokenizers differ"]).headline.startswith("No verdict: the tokenizers differ.")
 
 
@@ -139,6 +153,7 @@ def test_a_model_that_knows_less_than_a_control_is_traceable() -> None:
     verdict = judged([result_of(less)])
     assert verdict.name == "forgotten"
     assert verdict.headline.startswith("Forgotten (traceable)")
+    assert "knows less than one that never saw the rows" in " ".join(verdict.notes)
     told = judged(gates(), membership=Membership(0.2, 0.4, 0.6))
     assert told.headline.startswith("Forgotten (traceable)")
     assert "AUC of 0.200, outside the control's 0.400 to 0.600" in told.notes[-1]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lightning_unlearn.benchmarks import language, tofu
+from lightning_unlearn.benchmarks import language_runs, tofu
 from lightning_unlearn.benchmarks.entries import QUESTIONS as ENTRIES
 from lightning_unlearn.benchmarks.language import Protocol, bench_language
 from lightning_unlearn.benchmarks.tofu import TOFUBenchmark
@@ -109,5 +109,5 @@ def test_from_the_targets_to_the_table_and_nothing_twice(
     assert len(record["entries"]["GradDiff"]["tuning"]) == 3
     assert "GradDiff" in (tmp_path / "tofu.md").read_text()
 
-    monkeypatch.setattr(language, "quiet_libraries", None)  # every run begins with it
+    monkeypatch.setattr(language_runs, "quiet_libraries", None)  # every run begins with it
     assert bench_language(benchmark, **arguments)["entries"].keys() == {"GradDiff"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from lightning_unlearn.classification.metrics.mia import MIAEfficacy
 from lightning_unlearn.classification.metrics.runtime import RTE
 from lightning_unlearn.classification.metrics.ulira import ULiRA
 from lightning_unlearn.core.distributed import full_tensor
+from tests.conftest import CAPITALS, question
 from tests.diffusion.tiny import SgdTextToImage, images, prompts
 from tests.distributed.language_metrics import language_metrics
 from tests.helpers import Recorder, trainer, weights
@@ -271,6 +273,42 @@ CURVATURE = {
     "SOUL-hutchinson": soul(layouts=("ddp",), estimator="hutchinson"),
 }
 EDIT = language(lambda _: [lu.InfluenceUnlearning(damping=10.0, samples=3)], layouts=("ddp",), resumes=False)
+
+
+def audited(layout: str, models: Path, path: Path) -> dict[str, Any]:
+    """The audit at the end of a run with the Trainer of either package, and what a logger got of it."""
+    countries = list(CAPITALS)
+    forget = [question(c) | {"paraphrased_question": f"Capital of {c}?"} for c in countries[:3]]
+    found = {}
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        package, folder = import_module(name), path.parent / f"{layout}-{name}"  # the same for all processes
+        audit = lu.Audit(depth="quick", output_dir=str(folder / "audit"), precision="32")
+        run = package.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            devices=LAYOUTS[layout].processes,
+            strategy=LAYOUTS[layout].strategy(),
+            callbacks=[lu.GradientAscent(), audit],
+            logger=import_module(f"{name}.loggers").CSVLogger(folder, version=0),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        rows = lu.LanguageDataModule(
+            forget,
+            [question(c) for c in countries[3:]],
+            {"never_seen": [{"question": "What is the capital of Atlantis?", "answer": "It is Poseidonis."}]},
+            batch_size=GLOBAL_BATCH // LAYOUTS[layout].replicas,
+            seed=3,
+        )
+        run.fit(SgdLM(str(models / "lm"), lr=0.1), rows)
+        assert audit.result is not None
+        values = {f"{place}/{m.key}": m.value for place, m in audit.result.report.measurements()}
+        dist.barrier() if dist.is_initialized() else None  # until the first process has written the files
+        logged = (folder / "lightning_logs/version_0/metrics.csv").read_text().splitlines()[0].split(",")
+        parts = sorted(file.name.partition("-")[0] for file in (folder / "audit/parts").iterdir())
+        found[name] = {"verdict": audit.result.verdict.headline, "values": values, "logged": logged, "parts": parts}
+    return found
 
 
 def refused(training: Training, *layouts: str) -> Measurement:
@@ -617,6 +655,8 @@ CASES: dict[str, Training | Measurement] = {
     **MASKED,
     **CURVATURE,
     "InfluenceUnlearning": EDIT,
+    "Audit": Measurement(audited),
+    "sharded-audit": refused(language(lambda _: [lu.GradientAscent(), lu.Audit()]), "fsdp2"),
     "whole-lm": refused(LANGUAGE["SimNPO"], "tp"),
     "sharded-second-derivative": refused(soul(estimator="hutchinson"), "fsdp2"),
     **CLASSIFIERS,

@@ -213,6 +213,28 @@ def test_token_statistics_of_uneven_shares_are_those_of_one_process(runs: Runs, 
         assert found["knowledge"][2] == one["knowledge"][2]
 
 
+@pytest.mark.parametrize("case", ["Audit"])
+def test_an_audit_at_the_end_of_a_shared_run_is_that_of_one_process(runs: Runs, case: str) -> None:
+    one = runs.one(case)["lightning.pytorch"]
+    assert {name for name in one["logged"] if name.startswith("audit/")}
+    for found in runs.each(case, "ddp"):
+        for package, audit in found.items():
+            assert audit["verdict"] == one["verdict"], package
+            assert audit["parts"] == one["parts"], package
+            assert audit["logged"] == one["logged"], package
+            assert audit["values"].keys() == one["values"].keys(), package
+            for name, value in one["values"].items():
+                wanted = value if value is None else pytest.approx(value, rel=1e-3, abs=1e-4)
+                assert audit["values"][name] == wanted, (package, name)
+
+
+@pytest.mark.parametrize("case", ["sharded-audit"])
+def test_an_audit_of_sharded_weights_is_refused(runs: Runs, case: str) -> None:
+    for found in runs.each(case, "fsdp2"):
+        assert "puts stresses on whole weights" in found["message"]
+        assert found["batches"] == 0
+
+
 @pytest.mark.parametrize("case", ["language-metrics"])
 def test_metrics_of_shared_rows_count_each_row_once(runs: Runs, case: str) -> None:
     pytest.importorskip("scipy")

@@ -74,6 +74,19 @@ def test_a_run_and_its_end(rows: str, tmp_path: Path, capsys: pytest.CaptureFixt
     assert run_doctor(tmp_path, capsys)[0] == 1
 
 
+@pytest.mark.parametrize("answers", [None, ["In Wells Street."]])
+def test_the_folder_of_an_audit(answers: list[str] | None, tmp_path: Path) -> None:
+    sets = {"forget": {"matched": [1.0], "answers": answers}, "retain": {"answers": ["In Paris."]}}
+    part = {"name": "rows", "model": "a1", "settings": {}, "outcome": {"sets": sets, "perplexity": None}}
+    facts = {"name": "facts", "model": "a1", "settings": {}, "outcome": {"parameters": 3}}
+    for name, record in (("rows", part), ("facts", facts)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    assert kinds(tmp_path) == ({"answers"} if answers else set())
+    (tmp_path / "rows.secret").write_text("00" * 32 + "\n")
+    (finding,) = doctor(tmp_path / "rows.secret")
+    assert (finding.kind, finding.serious) == ("rows", True)
+
+
 def test_answers_of_a_report_a_table_and_a_checkpoint(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     report = run_report("NPO", "m", SEEN, SEEN, curves=[SEEN])
