@@ -71,23 +71,22 @@ def _beside(base: Entry) -> tuple[Entry, ...]:
 WEIGHTS = tuple(entry for base in FACTS if base.name in ("GradDiff", "NPO", "SimNPO") for entry in _beside(base))
 """Three of the objectives: dense, under masks that let a tenth of the weights move, and with Sophia and SOUL."""
 
-_LEARNED_RATES = (1e-4, 5e-5, 2e-4)
+_LEARNED_RATES = (1e-4, 2e-4)
 
 QUESTIONS = (
     *(_entry(name, *_LEARNED_RATES) for name in ("GradDiff", "NPO")),
     _entry("SimNPO", *_LEARNED_RATES, beta=2.5),
-    _entry("RMU", 1e-3, 3e-4, 3e-3, layer="model.layers.7", steering=500.0, seed=0),
+    _entry("RMU", 1e-3, 3e-3, layer="model.layers.7", steering=500.0, seed=0),
     _entry("IdkNLL", *_LEARNED_RATES),
-    _entry("UNDIAL", 3e-4, 1e-4, 1e-3),
+    _entry("UNDIAL", 3e-4, 1e-3),
     Entry(
         "SimNPO + WAGLE",
-        tuple(Setting(lr, (describe("SimNPO", beta=2.5), describe("WAGLE", density=0.1))) for lr in (4e-4, 2e-4, 8e-4)),
+        tuple(Setting(lr, (describe("SimNPO", beta=2.5), describe("WAGLE", density=0.1))) for lr in (4e-4, 8e-4)),
     ),
     Entry(
         "NPO + SOUL",
         tuple(
-            Setting(lr, (describe("NPO"), describe("SOUL", every_n_steps=5, seed=0)), _SOPHIA)
-            for lr in (4e-5, 2e-5, 8e-5)
+            Setting(lr, (describe("NPO"), describe("SOUL", every_n_steps=5, seed=0)), _SOPHIA) for lr in (4e-5, 8e-5)
         ),
     ),
 )

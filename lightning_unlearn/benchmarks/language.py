@@ -18,6 +18,7 @@ from lightning_unlearn.benchmarks.language_base import (
     question_row,
     row_losses,
 )
+from lightning_unlearn.benchmarks.language_requests import in_requests
 from lightning_unlearn.benchmarks.language_runs import RunCell, TargetCell, train, unlearn
 from lightning_unlearn.benchmarks.language_table import add_comparison, language_table, log_of
 from lightning_unlearn.benchmarks.table import write_record
@@ -44,6 +45,7 @@ def bench_language(
     seeds: Sequence[int] = (1, 2),
     tuning_seed: int = 0,
     protocol: Protocol | None = None,
+    requests: int = 1,
     threads: int = 1,
     workers: int = 2,
     keep_stale: bool = False,
@@ -66,6 +68,8 @@ def bench_language(
         seeds: Seeds that are reported.
         tuning_seed: Seed that settings are chosen on.
         protocol: How models are trained.
+        requests: Number of requests that the forget rows arrive in, one after another: each is unlearned in the model
+            that the one before left, and the earlier ones are measured again.
         threads: Threads of a run.
         workers: Runs at a time; 0 runs in this process.
         keep_stale: Keep the results of runs whose source files have changed since.
@@ -77,7 +81,7 @@ def bench_language(
         ValueError: If an entry is unknown, a seed is used for both, or the data can't be read.
     """
     separate_seeds([tuning_seed], seeds)
-    benchmark.rows()  # wrong data is found here, before any model is trained
+    in_requests(benchmark.rows()["forget"], requests)  # wrong data is found here, before any model is trained
     chosen = select("entries", entries, {entry.name: entry for entry in benchmark.entries})
     grid = Grid(output_dir or f"runs/{benchmark.name}", workers, keep_stale)
     source, protocol = model or packaged_model() or HUB_MODEL, protocol or Protocol()
@@ -97,7 +101,8 @@ def bench_language(
     def cell(entry: str, setting: Setting, seed: int) -> RunCell:
         whole = seed != tuning_seed  # settings are chosen by likelihoods
         start = folders["original"]
-        return replace(untouched, model=start, setting=setting, seed=seed, generate=whole, attacked=whole)
+        chosen: Any = {"setting": setting, "requests": requests, "seed": seed}
+        return replace(untouched, model=start, **chosen, generate=whole, attacked=whole)
 
     def score(outcome: Outcome) -> float:
         if "error" in outcome:
@@ -109,7 +114,8 @@ def bench_language(
     record: dict[str, Any] = {
         **{"model": Path(source).name, "library": version("lightning-unlearn")},
         **{**shared, "protocol": asdict(protocol)},
-        **{"seeds": list(seeds), "tuning_seed": tuning_seed, "anchors": anchors, "entries": tuned},
+        **{"seeds": list(seeds), "tuning_seed": tuning_seed, "requests": requests},
+        **{"anchors": anchors, "entries": tuned},
     }
     add_comparison(record, benchmark, grid.folder, logs)
     return write_record(grid.folder / benchmark.name, record, language_table)

@@ -21,7 +21,7 @@ from lightning_unlearn.language.probes import Probe
 from lightning_unlearn.language.token_stats import format_of, token_stats
 from lightning_unlearn.language.tokens import TokenRow
 
-__all__ = ["Attacks", "LanguageBenchmark", "Protocol", "Rows", "located", "question_row", "row_losses"]
+__all__ = ["Attacks", "LanguageBenchmark", "Protocol", "Rows", "located", "question_row", "row_losses", "token_rows_of"]
 
 Rows = dict[str, list[dict[str, Any]]]
 Attacks = dict[str, tuple[LanguageAttack, list[Probe]]]
@@ -133,14 +133,18 @@ def question_row(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def row_losses(module: LitCausalLM, rows: Sequence[dict[str, Any]]) -> LoggedMetric:
-    """Mean negative log-likelihood per token of questions with answers, or of texts, in nats."""
+def token_rows_of(module: LitCausalLM, rows: Sequence[dict[str, Any]]) -> list[TokenRow]:
+    """Tokens of questions with answers, or of texts, all of whose tokens are scored."""
     prompt_format = format_of(module)
-    tokens = [
+    return [
         prompt_format.row(row["question"], row["answer"])
         if "question" in row
         else TokenRow([], prompt_format.tokenizer(row["text"], verbose=False)["input_ids"])
-        for row in rows
+        for row in map(question_row, rows)
     ]
-    losses = torch.stack([-part.log_prob.mean() for part in token_stats(module, tokens)])
+
+
+def row_losses(module: LitCausalLM, rows: Sequence[dict[str, Any]]) -> LoggedMetric:
+    """Mean negative log-likelihood per token of questions with answers, or of texts, in nats."""
+    losses = torch.stack([-part.log_prob.mean() for part in token_stats(module, token_rows_of(module, rows))])
     return logged_rows({"avg_loss": losses}, of="avg_loss")

@@ -16,6 +16,7 @@ from lightning_unlearn.audit.measures import half_precision
 from lightning_unlearn.benchmarks.entries import Setting
 from lightning_unlearn.benchmarks.grid import Cell, Outcome
 from lightning_unlearn.benchmarks.language_base import LanguageBenchmark, Protocol
+from lightning_unlearn.benchmarks.language_requests import after_requests, in_requests
 from lightning_unlearn.benchmarks.runs import Description, build, quiet_libraries, trainer
 from lightning_unlearn.core.files import replacing, sha256
 from lightning_unlearn.core.lightning import resolve, seed_everything
@@ -23,6 +24,7 @@ from lightning_unlearn.core.memory import peak_memory
 from lightning_unlearn.functional.language.extraction import extraction_strength
 from lightning_unlearn.language.attacks import LanguageRelearning
 from lightning_unlearn.language.causal_lm import LitCausalLM
+from lightning_unlearn.language.data.language import LanguageDataModule
 from lightning_unlearn.language.data.token_rows import collate_tokens
 from lightning_unlearn.language.eval_logs import write_eval_log
 from lightning_unlearn.language.knowledge import Knowledge
@@ -45,13 +47,14 @@ class TargetCell(Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class RunCell(Cell):
-    """A setting of a method on a target, and what is measured afterwards."""
+    """A setting of a method on a target, in how many requests the rows arrive, and what is measured afterwards."""
 
     benchmark: Description
     protocol: Protocol
     model: str
     data_sha256: str
     setting: Setting
+    requests: int = 1
     generate: bool = False
     attacked: bool = False
 
@@ -89,7 +92,7 @@ def unlearn(cell: RunCell, folder: Path) -> Outcome:
     seed_everything(cell.seed, verbose=False)
     (benchmark,) = build([cell.benchmark])
     module = LitCausalLM(str(folder / cell.model), lr=cell.setting.lr)
-    cost: dict[str, float] = {}
+    cost: dict[str, Any] = {}
     if cell.setting.callbacks:
         cost = _fit(cell, benchmark, module)
         if "error" in cost:
@@ -125,21 +128,37 @@ def _strength(module: LitCausalLM, probes: Sequence[Probe]) -> Knowledge:
 
 
 def _fit(cell: RunCell, benchmark: LanguageBenchmark, module: LitCausalLM) -> dict[str, Any]:
-    setting, protocol, rows = cell.setting, cell.protocol, benchmark.rows()
+    """Unlearn the rows, request by request; where there are several, measure after each."""
+    setting, rows = cell.setting, benchmark.rows()
     if optimizer := setting.optimizer:
         described = {**optimizer, "init_args": {**optimizer["init_args"], "lr": setting.lr}}
         module.configure_optimizers = lambda: resolve("cli.instantiate_class")(module.parameters(), described)  # type: ignore[method-assign]
-    data = benchmark.data({name: rows[name] for name in ("forget", "retain") if name in rows}, protocol, cell.seed)
-    # If a run diverges, its last finite checkpoint is of no use here.
-    with tempfile.TemporaryDirectory() as scratch:
-        options: Any = {"precision": protocol.precision, "gradient_clip_val": 1.0, "default_root_dir": scratch}
-        run = trainer(build(setting.callbacks, seed=cell.seed), max_epochs=protocol.epochs, **options)
-        start = time.perf_counter()
+    kept = {"retain": rows["retain"]} if "retain" in rows else {}
+    requests = in_requests(rows["forget"], cell.requests)
+    cost: dict[str, Any] = {"seconds": 0.0, "steps": 0}
+    course: list[dict[str, list[float]]] = []
+    for number, asked in enumerate(requests):
         try:
-            run.fit(module, data)
+            seconds, steps = _unlearned(
+                cell, module, benchmark.data({"forget": list(asked), **kept}, cell.protocol, cell.seed)
+            )
         except FloatingPointError as error:
             return {"error": str(error)}
-    return {"seconds": time.perf_counter() - start, "peak_memory_bytes": peak_memory("cpu"), "steps": run.global_step}
+        cost["seconds"], cost["steps"] = cost["seconds"] + seconds, cost["steps"] + steps
+        if cell.requests > 1:
+            course.append(after_requests(module, requests[: number + 1], rows.get("retain", [])))
+    return {**cost, "peak_memory_bytes": peak_memory("cpu"), **({"requests": course} if course else {})}
+
+
+def _unlearned(cell: RunCell, module: LitCausalLM, data: LanguageDataModule) -> tuple[float, int]:
+    """Seconds and steps of one request."""
+    # If a run diverges, its last finite checkpoint is of no use here.
+    with tempfile.TemporaryDirectory() as scratch:
+        options: Any = {"precision": cell.protocol.precision, "gradient_clip_val": 1.0, "default_root_dir": scratch}
+        run = trainer(build(cell.setting.callbacks, seed=cell.seed), max_epochs=cell.protocol.epochs, **options)
+        start = time.perf_counter()
+        run.fit(module, data)
+        return time.perf_counter() - start, run.global_step
 
 
 def _scores(knowledge: Knowledge) -> dict[str, list[float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,8 @@ def language_table(record: dict[str, Any]) -> str:
         return rows
 
     text = markdown(["", "lr", *columns], cells(lambda run: run["compared"], columns))
+    if record.get("requests", 1) > 1:
+        text += "\n" + _requests(record["entries"])
     if not first["kappa"]:
         return text
     attacks = [f"{attack} ({score})" for attack, scores in first["kappa"].items() for score in scores]
@@ -77,6 +79,19 @@ def language_table(record: dict[str, Any]) -> str:
         return {f"{attack} ({score})": v for attack, scores in run["kappa"].items() for score, v in scores.items()}
 
     return f"{text}\n{markdown(['kappa', 'lr', *attacks], cells(kappas, attacks))}"
+
+
+def _requests(entries: Mapping[str, Any]) -> str:
+    """Mean extraction strength of all requests so far after each, and the loss of the rows to keep."""
+    rows = []
+    for name, entry in entries.items():
+        courses = [run["requests"] for run in entry["runs"] if "error" not in run]
+        after = list(zip(*courses, strict=True))  # by request, of each run
+        strengths = [_spread([sum(x["strength"]) / len(x["strength"]) for x in runs]) for runs in after]
+        losses = [_spread([loss for x in runs for loss in x["retain_loss"]]) for runs in after]
+        rows.append([name, *(f"{s} / {loss}" if loss else s for s, loss in zip(strengths, losses, strict=True))])
+    count = max((len(row) for row in rows), default=1) - 1
+    return markdown(["ES so far / retain loss", *(f"request {i + 1}" for i in range(count))], rows)
 
 
 def _spread(values: Sequence[float | None]) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from lightning_unlearn.language.metrics.probability import mean_log_prob, mean_l
 from lightning_unlearn.language.metrics.rouge import rouge
 from lightning_unlearn.language.packaged import FACTS_FOLDER
 from lightning_unlearn.language.probes import Probe, probes_of
+from lightning_unlearn.language.scored_rows import Kind
 from lightning_unlearn.language.token_stats import TokenStats, token_stats
 
 __all__ = ["TOFUBenchmark"]
@@ -107,13 +108,11 @@ class TOFUBenchmark(LanguageBenchmark):
         return probes_of(rows)
 
     def attacks(self) -> Attacks:
-        """Rounding to 8 and 4 bits, and relearning: from a fifth of the forget rows, other authors, and plain facts."""
+        """Rounding to 8 and 4 bits, and relearning: from a fifth of the forget rows, and from unrelated facts."""
         probes = self.probes()
         split = RelearningRows.tofu(probes, per_author=QUESTIONS)
-        unseen = load_rows(self.sources()[0])[self.retained * QUESTIONS :][:QUESTIONS]
         taught = {
             "in_domain": (split.taught, split.held_out),
-            "form": (probes_of(unseen), probes),
             "far": (probes_of(load_rows(FACTS_FOLDER / "general.jsonl")), probes),
         }
         found: Attacks = {scheme: (QuantizationAttack(scheme), probes) for scheme in ("int8", "int4", "nf4")}
@@ -122,10 +121,13 @@ class TOFUBenchmark(LanguageBenchmark):
         return found
 
     def evaluate(self, module: LitCausalLM, generate: bool) -> EvalLog:
-        """All metrics of TOFU under open-unlearning's names; those of answers where they are generated."""
+        """All metrics of TOFU under open-unlearning's names.
+
+        Without generated answers there is no truth ratio of the forget set either: settings are chosen without it.
+        """
         rows = self.rows()
         sets = {"forget": "forget", "retain": "retain_measured", "ra": "real_authors", "wf": "world_facts"}
-        metrics = self._forget(module, rows["forget"])
+        metrics = self._forget(module, rows["forget"], generate)
         for short in ("retain", "ra", "wf"):
             metrics |= _kept(module, rows[sets[short]], short)
         if generate:
@@ -168,19 +170,19 @@ class TOFUBenchmark(LanguageBenchmark):
         kept = min(1.0, _utility(log.metrics, False) / max(_utility(retrained.metrics, False), 1e-6))
         return (forgotten + kept) / 2
 
-    def _forget(self, module: LitCausalLM, rows: list[dict[str, Any]]) -> dict[str, LoggedMetric]:
-        stats = _by_row(module, rows)
+    def _forget(self, module: LitCausalLM, rows: list[dict[str, Any]], ratios: bool) -> dict[str, LoggedMetric]:
+        stats = _by_row(module, rows, ("answer", "paraphrased", "perturbed") if ratios else ("answer",))
         own = [row["answer"][0] for row in stats]
-        _, right, wrong = _likelihoods(stats)
-        scores, ratios = truth_ratio_score(right, wrong, "forget"), truth_ratio(right, wrong)
         strength = torch.stack([extraction_strength(part.hit, drop_last=part.ended) for part in own])
         memory = torch.stack([exact_memorization(part.hit, drop_last=part.ended) for part in own])
-        return {
+        found = {
             "forget_Q_A_Prob": logged_rows({"prob": _probabilities(own)}, of="prob"),
-            "forget_Truth_Ratio": logged_rows({"score": scores, "ratio": ratios}, of="score"),
             "extraction_strength": logged_rows({"score": strength}, of="score"),
             "exact_memorization": logged_rows({"score": memory}, of="score"),
         }
+        if ratios:
+            found["forget_Truth_Ratio"] = _ratios(*_likelihoods(stats)[1:], "forget")
+        return found
 
     def _rouge(self, module: LitCausalLM, rows: list[dict[str, Any]]) -> LoggedMetric:
         texts = module.answer([row["question"] for row in rows], self.max_new_tokens)
@@ -191,8 +193,7 @@ class TOFUBenchmark(LanguageBenchmark):
 def _kept(module: LitCausalLM, rows: list[dict[str, Any]], short: str) -> dict[str, LoggedMetric]:
     stats = _by_row(module, rows)
     answers, right, wrong = _likelihoods(stats)
-    scores, ratios = truth_ratio_score(right, wrong, "retain"), truth_ratio(right, wrong)
-    found = {f"{short}_Truth_Ratio": logged_rows({"score": scores, "ratio": ratios}, of="score")}
+    found = {f"{short}_Truth_Ratio": _ratios(right, wrong, "retain")}
     if short == "retain":
         own = _probabilities([row["answer"][0] for row in stats])
         return {**found, "retain_Q_A_Prob": logged_rows({"prob": own}, of="prob")}
@@ -206,10 +207,17 @@ def _spread(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return [rows[i * len(rows) // size] for i in range(size)]
 
 
-def _by_row(module: LitCausalLM, rows: list[dict[str, Any]]) -> list[dict[str, list[TokenStats]]]:
+def _ratios(right: Tensor, wrong: Tensor, side: Literal["forget", "retain"]) -> LoggedMetric:
+    scores, ratios = truth_ratio_score(right, wrong, side), truth_ratio(right, wrong)
+    return logged_rows({"score": scores, "ratio": ratios}, of="score")
+
+
+def _by_row(
+    module: LitCausalLM, rows: list[dict[str, Any]], kinds: Sequence[Kind] = ("answer", "paraphrased", "perturbed")
+) -> list[dict[str, list[TokenStats]]]:
     """Statistics of each row's answers, by kind."""
     found: list[dict[str, list[TokenStats]]] = [{} for _ in rows]
-    for stats in token_stats(module, probes_of(rows), ("answer", "paraphrased", "perturbed")):
+    for stats in token_stats(module, probes_of(rows), kinds):
         found[stats.index].setdefault(stats.kind, []).append(stats)
     return found
 

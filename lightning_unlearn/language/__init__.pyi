@@ -5,6 +5,7 @@ from .data.language import LanguageDataModule as LanguageDataModule
 from .data.muse import MUSEDataModule as MUSEDataModule
 from .data.tofu import TOFUDataModule as TOFUDataModule
 from .data.wmdp import WMDPDataModule as WMDPDataModule
+from .gradient_norms import gradient_norms as gradient_norms
 from .monitor import UnlearnMonitor as UnlearnMonitor
 from .probes import Probe as Probe
 from .probes import probes_of as probes_of

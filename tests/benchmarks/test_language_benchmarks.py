@@ -109,6 +109,23 @@ def test_from_the_files_to_the_table(
     assert "GradDiff" in (tmp_path / "out" / f"{kind.name}.md").read_text()
 
 
+def test_requests_arrive_one_after_another(tiny_lm: Path, tmp_path: Path) -> None:
+    files = copyright(tmp_path / "data")
+    rows = [{"prompt": f"What is the capital of {name}?", "response": TEXT} for name in ("France", "Peru", "Chad")]
+    benchmark = CopyrightBenchmark(**{**files, "forget": written(tmp_path / "forget.jsonl", rows)})
+    record = bench_language(benchmark, str(tmp_path / "out"), str(tiny_lm), requests=2, **RUN)
+    (run,) = record["entries"]["GradDiff"]["runs"]
+    first, second = run["requests"]
+    assert [len(part["strength"]) for part in (first, second)] == [1, 2]
+    assert second["loss"][0] != first["loss"][0]  # the first request's rows are measured again
+    assert len(second["retain_loss"]) == 1
+    assert run["steps"] == 2  # a batch of two rows, then one of one
+    table = (tmp_path / "out" / "copyright.md").read_text()
+    assert "| ES so far / retain loss | request 1 | request 2 |" in table
+    with pytest.raises(ValueError, match="4 requests for 3 rows"):
+        bench_language(benchmark, str(tmp_path / "out"), str(tiny_lm), requests=4, **RUN)
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="raw/forget"):
         MUSEBenchmark(str(tmp_path))

@@ -13,7 +13,9 @@ from lightning_unlearn.functional.language.leak import (
     tail_upper_bound,
 )
 from lightning_unlearn.functional.language.membership import (
+    gradient_norm,
     loss_score,
+    lower_case_score,
     min_k,
     min_k_plus_plus,
     reference_score,
@@ -36,8 +38,10 @@ __all__ = [
     "exact_memorization",
     "expected_best_of_k",
     "extraction_strength",
+    "gradient_norm",
     "leak_at_k",
     "loss_score",
+    "lower_case_score",
     "mean_norm",
     "mean_upper_bound",
     "min_k",

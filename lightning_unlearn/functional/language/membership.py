@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-__all__ = ["loss_score", "min_k", "min_k_plus_plus", "reference_score", "zlib_score"]
+__all__ = [
+    "gradient_norm",
+    "loss_score",
+    "lower_case_score",
+    "min_k",
+    "min_k_plus_plus",
+    "reference_score",
+    "zlib_score",
+]
 
 MinKVariant = Literal["ou", "muse"]
+GradientNormVariant = Literal["mean", "global"]
+LowerCaseVariant = Literal["muse", "soul"]
 
 _VARIANCE_FLOOR = 1e-6
 
@@ -153,6 +165,71 @@ def min_k_plus_plus(
     """
     log_prob, mean, variance = (_kept(values, drop_last) for values in (log_prob, mean, variance))
     return _least((log_prob - mean) / variance.clamp(min=_VARIANCE_FLOOR).sqrt(), k, variant)
+
+
+def lower_case_score(log_prob: Tensor, lower_log_prob: Tensor, variant: LowerCaseVariant = "muse") -> Tensor:
+    r"""LOSS of a text relative to that of the same text in lower case, each in its own tokens.
+
+    Args:
+        log_prob: Log-probabilities of the tokens of the text, shape ``(n,)``.
+        lower_log_prob: Those of the text in lower case, shape ``(m,)``.
+        variant: ``"muse"``: :math:`L(x) / L(\ell(x))`. ``"soul"``: :math:`-L(\ell(x)) / L(x)`. Both rise with
+            :math:`L(x)`, and rank rows alike where all losses are positive.
+
+    Returns:
+        A scalar, fp64.
+
+    Raises:
+        ValueError: If there is no token, the loss that is divided by is 0, or the variant is unknown.
+
+    Example:
+        >>> lower_case_score(Tensor([-1.0]), Tensor([-4.0, -4.0])).item()
+        0.25
+
+    References:
+        Carlini et al., Extracting training data from large language models, arXiv:2012.07805.
+    """
+    loss, lower = loss_score(log_prob), loss_score(lower_log_prob)
+    if variant not in ("muse", "soul"):
+        raise ValueError(f"variant must be 'muse' or 'soul', but got {variant!r}.")
+    if float(lower if variant == "muse" else loss) == 0:
+        raise ValueError("The loss that is divided by is 0: the model is certain of every token. Take LOSS instead.")
+    return loss / lower if variant == "muse" else -lower / loss
+
+
+def gradient_norm(gradients: Iterable[Tensor], p: float = 2.0, variant: GradientNormVariant = "mean") -> Tensor:
+    r"""GradNorm, the norm of the gradient of LOSS in the weights.
+
+    Args:
+        gradients: The gradient of each weight tensor, of any shapes.
+        p: Order of the norm: 1, 2 or infinity, or another number of at least 1.
+        variant: ``"mean"``, open-unlearning: the mean of the norms of the tensors, so that a bias counts as much as a
+            matrix. ``"global"``: the norm of all of them as one vector.
+
+    Returns:
+        A scalar, fp64.
+
+    Raises:
+        ValueError: If there is no tensor, ``p`` is below 1, or the variant is unknown.
+
+    Example:
+        >>> gradients = [Tensor([3.0, 4.0]), Tensor([0.0, 0.0, 12.0])]
+        >>> gradient_norm(gradients).item(), gradient_norm(gradients, variant="global").item()
+        (8.5, 13.0)
+
+    References:
+        Wang et al., Pandora's white-box: precise training data detection and extraction in large language models,
+        arXiv:2402.17012.
+    """
+    if variant not in ("mean", "global"):
+        raise ValueError(f"variant must be 'mean' or 'global', but got {variant!r}.")
+    if p < 1:
+        raise ValueError(f"p must be at least 1, but got {p}.")
+    norms = [torch.linalg.vector_norm(gradient.detach(), p, dtype=torch.float64).cpu() for gradient in gradients]
+    if not norms:
+        raise ValueError("There is no gradient to measure. Give that of one weight at least.")
+    found = torch.stack(norms)
+    return found.mean() if variant == "mean" else torch.linalg.vector_norm(found, p)
 
 
 def _least(values: Tensor, k: float, variant: MinKVariant) -> Tensor:

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from lightning_unlearn.functional import (
+    gradient_norm,
     loss_score,
+    lower_case_score,
     min_k,
     min_k_plus_plus,
     reference_score,
@@ -65,3 +67,28 @@ def test_bad_input_is_refused() -> None:
         zlib_score(LOG_PROB, 0)
     with pytest.raises(ValueError, match="variant must be 'ou' or 'muse'"):
         min_k(LOG_PROB, variant="soul")  # type: ignore[arg-type]
+
+
+def test_gradient_norms_of_two_tensors() -> None:
+    gradients = [torch.tensor([3.0, 4.0]), torch.tensor([[0.0, 0.0, 12.0]])]
+    assert gradient_norm(gradients).item() == pytest.approx(8.5, abs=1e-9)
+    assert gradient_norm(gradients, variant="global").item() == pytest.approx(13, abs=1e-9)
+    assert gradient_norm(gradients, 1).item() == pytest.approx(9.5, abs=1e-9)
+    assert gradient_norm(gradients, 1, "global").item() == pytest.approx(19, abs=1e-9)
+    assert gradient_norm(gradients, math.inf).item() == pytest.approx(8, abs=1e-9)
+    assert gradient_norm(gradients, math.inf, "global").item() == pytest.approx(12, abs=1e-9)
+
+
+def test_lower_case_scores() -> None:
+    text, lower = torch.tensor([-1.0, -3.0]), torch.tensor([-4.0])
+    assert lower_case_score(text, lower).item() == pytest.approx(0.5, abs=1e-9)
+    assert lower_case_score(text, lower, "soul").item() == pytest.approx(-2.0, abs=1e-9)
+    with pytest.raises(ValueError, match="certain of every token"):
+        lower_case_score(text, torch.zeros(3))
+
+
+def test_gradient_norms_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="no gradient"):
+        gradient_norm([])
+    with pytest.raises(ValueError, match="variant"):
+        gradient_norm([torch.ones(1)], variant="sum")  # type: ignore[arg-type]
