@@ -52,23 +52,28 @@ class PrefixModel:
 
     Attributes:
         takes_positions: Whether it is told the positions of tokens.
+        head: What all sequences begin with, where that is computed once.
     """
 
     def __init__(self, model: Any, name: str) -> None:
         self.model, self.name = model, name
         base = model.get_base_model() if is_peft_model(model) else model
         self.takes_positions = "position_ids" in inspect.signature(base.forward).parameters
+        self.head: Prefix | None = None
 
     def begin(self, ids: Tensor) -> Prefix:
-        """Keys and values of sequences of one length.
+        """Keys and values of sequences of one length; after the head, where there is one.
 
         Args:
-            ids: Token ids, shape ``(B, T)``.
+            ids: Token ids, shape ``(B, T)``, without those of the head.
         """
         first = torch.zeros(1, dtype=torch.long, device=ids.device)
         with head_only_at(self.model, first, first):  # no logits are wanted
-            output = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
-        return Prefix(getattr(output, self.name), ids.shape[1])
+            if self.head is not None:
+                output = self.extend(ids, torch.ones_like(ids), self.head, [0] * len(ids))
+            else:
+                output = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+        return Prefix(getattr(output, self.name), ids.shape[1] + (self.head.length if self.head is not None else 0))
 
     def extend(self, ids: Tensor, mask: Tensor, prefix: Prefix, rows: Sequence[int]) -> Any:
         """The model's output after prefixes, at the tokens after them.
@@ -84,15 +89,16 @@ class PrefixModel:
         return self.model(input_ids=ids, attention_mask=mask, use_cache=True, **cache)
 
 
-def prefix_model(model: Any, longest: int) -> PrefixModel | None:
-    """A model whose sequences can go on from a prefix exactly, if they can; tried with a forward pass of two tokens.
+def prefix_model(model: Any, longest: int, head: Sequence[int] = ()) -> PrefixModel | None:
+    """A model whose sequences can go on from a prefix exactly, if they can; tried with a forward pass over the head.
 
     That is so where every layer keeps the keys and values of all tokens. A recurrent layer keeps a state, and one with
-    a window drops tokens.
+    a window drops tokens. What is returned is for the weights that the model has now.
 
     Args:
         model: A model of transformers or PEFT; any other module can't.
         longest: Tokens of the longest sequence; a window of so many tokens drops none.
+        head: Tokens that all sequences begin with; without them, two others are tried.
     """
     from transformers import DynamicCache, PreTrainedModel
 
@@ -111,11 +117,12 @@ def prefix_model(model: Any, longest: int) -> PrefixModel | None:
     found = PrefixModel(model, name)
     device = next(model.parameters()).device
     try:
-        cache = found.begin(torch.zeros(1, 2, dtype=torch.long, device=device)).cache
+        tried = found.begin(torch.tensor([list(head) or [0, 0]], device=device))
     except (AttributeError, TypeError, ValueError):
         return None  # it returns no cache, or takes none
-    if type(cache) is not DynamicCache or not all(_keeps_all(layer, longest) for layer in cache.layers):
+    if type(tried.cache) is not DynamicCache or not all(_keeps_all(layer, longest) for layer in tried.cache.layers):
         return None
+    found.head = tried if head else None
     return found
 
 
