@@ -100,23 +100,17 @@ def plan(
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for row in range(len(lengths)):
         groups[prompts[row] if prompts is not None else (row,)].append(row)
-    alone = [
-        row for prompt, rows in groups.items() for row in rows if prompts is None or not _worth(prompt, rows, head)
-    ]
+    shared = {p for p, rows in groups.items() if prompts is not None and len(rows) > 1 and len(p) > max(2, head + 1)}
+    alone = [row for prompt, rows in groups.items() if prompt not in shared for row in rows]
     rest = [length - head for length in lengths]
     batches = [Batch(rows) for rows in like_lengths(rest, alone, max_tokens, batch_size, head)]
-    shared = [p for p, rows in groups.items() if prompts is not None and _worth(p, rows, head)]
-    for bucket in _buckets(sorted(shared, key=len, reverse=True), max_tokens):
+    for bucket in _buckets(sorted(shared, key=lambda p: (-len(p), p)), max_tokens):
         # The last token of a prompt predicts the first one of each answer.
         prefix = min(map(len, bucket)) - 1
         rows = [row for prompt in bucket for row in groups[prompt]]
         answers = [length - prefix for length in lengths]
         batches.append(Batch(rows, prefix, tuple(like_lengths(answers, rows, max_tokens, batch_size))))
     return batches
-
-
-def _worth(prompt: tuple[int, ...], rows: Sequence[int], head: int) -> bool:
-    return len(rows) > 1 and len(prompt) > max(2, head + 1)
 
 
 def _buckets(prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[list[tuple[int, ...]]]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_unlearn.core.scores import head_only_at
 from lightning_unlearn.language.adapters import is_peft_model
 
-__all__ = ["Prefix", "PrefixModel", "prefix_model"]
+__all__ = ["Prefix", "PrefixModel", "by_mask", "hooked_model", "keeps_all", "prefix_model"]
 
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 _NAMES = ("cache", "past_key_values")  # of the newer and the older releases of transformers
 
@@ -100,30 +102,65 @@ def prefix_model(model: Any, longest: int, head: Sequence[int] = ()) -> PrefixMo
         longest: Tokens of the longest sequence; a window of so many tokens drops none.
         head: Tokens that all sequences begin with; without them, two others are tried.
     """
-    from transformers import DynamicCache, PreTrainedModel
-
     model = getattr(model, "_orig_mod", model)  # of a compiled one
-    base = model.get_base_model() if is_peft_model(model) else model
-    if not isinstance(base, PreTrainedModel) or base.config.is_encoder_decoder:
-        return None
-    if is_peft_model(model) and any(part.is_prompt_learning for part in model.peft_config.values()):
-        return None  # it puts keys and values of its own before the sequence
-    if any(part._forward_hooks or part._forward_pre_hooks for part in model.modules()):
+    if _hooks(model):
         return None  # hooks are to see whole sequences
-    arguments = inspect.signature(base.forward).parameters
-    name = next((name for name in _NAMES if name in arguments), None)
-    if name is None:
+    found = _going_on(model)
+    if found is None:
         return None
-    found = PrefixModel(model, name)
     device = next(model.parameters()).device
     try:
         tried = found.begin(torch.tensor([list(head) or [0, 0]], device=device))
     except (AttributeError, TypeError, ValueError):
         return None  # it returns no cache, or takes none
-    if type(tried.cache) is not DynamicCache or not all(_keeps_all(layer, longest) for layer in tried.cache.layers):
+    if not keeps_all(tried.cache, longest):
         return None
     found.head = tried if head else None
     return found
+
+
+def by_mask(hook: Hook) -> Hook:
+    """Mark a hook that finds whole prompts by ids and mask, on whatever side they are padded.
+
+    A model whose hooks are all marked so can write with a cache of ours, which its prompts begin.
+    """
+    hook.by_mask = True  # type: ignore[attr-defined]
+    return hook
+
+
+def hooked_model(model: Any) -> PrefixModel | None:
+    """A model whose hooks all find prompts `by_mask`; whether it keeps all keys and values, its first cache tells.
+
+    Args:
+        model: A model of transformers or PEFT; any other module can't.
+    """
+    hooks = _hooks(model)
+    return _going_on(model) if hooks and all(getattr(hook, "by_mask", False) for hook in hooks) else None
+
+
+def keeps_all(cache: Any, longest: int) -> bool:
+    """Whether a cache keeps the keys and values of all tokens of sequences of so many."""
+    from transformers import DynamicCache
+
+    return type(cache) is DynamicCache and all(_keeps_all(layer, longest) for layer in cache.layers)
+
+
+def _hooks(model: nn.Module) -> list[Any]:
+    return [h for part in model.modules() for h in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())]
+
+
+def _going_on(model: Any) -> PrefixModel | None:
+    """A model that takes keys and values, as far as its class says."""
+    from transformers import PreTrainedModel
+
+    base = model.get_base_model() if is_peft_model(model) else model
+    if not isinstance(base, PreTrainedModel) or base.config.is_encoder_decoder:
+        return None
+    if is_peft_model(model) and any(part.is_prompt_learning for part in model.peft_config.values()):
+        return None  # it puts keys and values of its own before the sequence
+    arguments = inspect.signature(base.forward).parameters
+    name = next((name for name in _NAMES if name in arguments), None)
+    return PrefixModel(model, name) if name is not None else None
 
 
 def _keeps_all(layer: Any, longest: int) -> bool:

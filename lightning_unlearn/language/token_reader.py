@@ -15,6 +15,7 @@ from lightning_unlearn.core.logit_chunks import ChunkedLogits, Places
 from lightning_unlearn.functional.language.token_statistics import TokenStatistics, token_statistics
 from lightning_unlearn.language.batching import Batch, common_head, plan
 from lightning_unlearn.language.causal_lm import LitCausalLM
+from lightning_unlearn.language.limits import check_ids
 from lightning_unlearn.language.prefixes import PrefixModel, prefix_model
 from lightning_unlearn.language.scored_rows import ScoredRow
 
@@ -46,7 +47,7 @@ class TokenReader:
         self.prefixes = self._prefixes(prompts) if share and not self.sharded else None
         self.head = self.prefixes.head if self.prefixes is not None else None
         self.tokens = self.head.length if self.head is not None else 0
-        self.chunks = ChunkedLogits(self.prefixes.model if self.prefixes is not None else module)
+        self.chunks = ChunkedLogits(module)
         self.batches = plan(
             list(map(len, self.sequences)),
             prompts if self.prefixes is not None else None,
@@ -77,14 +78,16 @@ class TokenReader:
         if isinstance(module, LitCausalLM) and type(module).forward is LitCausalLM.forward:
             if module._forward_hooks or module._forward_pre_hooks:
                 return None
+            # Its forward, which sees no whole sequence then, refuses what the model can't take.
+            largest = max(max(sequence) for sequence in self.sequences)
+            check_ids(module.model, torch.full((1, max(map(len, self.sequences)) - 1), largest), module._positions)
             module = module.model
         return prefix_model(module, max(map(len, self.sequences)), self.sequences[0][:head])
 
     def _plain(self, batch: Batch) -> dict[int, TokenStatistics]:
         if self.prefixes is None or self.head is None:
             ids, mask = self._padded(batch.rows, 0)
-            model = self.module if self.prefixes is None else self.prefixes.model
-            return self._read(partial(model, input_ids=ids, attention_mask=mask), batch.rows)
+            return self._read(partial(self.module, input_ids=ids, attention_mask=mask), batch.rows)
         ids, mask = self._padded(batch.rows, self.head.length)
         return self._read(partial(self.prefixes.extend, ids, mask, self.head, [0] * len(ids)), batch.rows)
 

@@ -98,6 +98,16 @@ def test_a_beginning_of_all_rows_is_computed_once_by_every_family(name: str) -> 
     check(token_stats(model, begun(rows, longest=1)), [expected(model, item) for item in begun(rows, longest=1)], atol)
 
 
+def test_of_a_beginning_of_all_rows_too_long_a_row_and_an_unknown_token_are_refused(tiny_lm: Path) -> None:
+    module = LitCausalLM(family("gpt2"), tokenizer=str(tiny_lm))
+    rows = begun(items(groups=30, answers=1))
+    check(token_stats(module, rows), [expected(module.model, item) for item in rows])
+    with pytest.raises(ValueError, match="learned positions for 64"):
+        token_stats(module, [*rows, ([*HEAD, *range(3, 60)], [3, 4, 5])])
+    with pytest.raises(ValueError, match=f"the token {VOCABULARY + 5}, but the model has {VOCABULARY} embeddings"):
+        token_stats(module, [*rows, (HEAD, [3, VOCABULARY + 5, 5])])
+
+
 def test_other_weights_are_read_with_their_own_beginning() -> None:
     model, rows = family("llama"), begun(items(groups=30, answers=1))
     before = token_stats(model, rows)

@@ -14,6 +14,7 @@ from lightning_unlearn.functional.language.activation_noise import relative_nois
 from lightning_unlearn.functional.random import keyed_generator
 from lightning_unlearn.language.attacks.token_batches import prompt_ids
 from lightning_unlearn.language.causal_lm import LitCausalLM
+from lightning_unlearn.language.prefixes import by_mask
 from lightning_unlearn.language.probes import Probe
 
 __all__ = ["PromptNoise"]
@@ -73,6 +74,7 @@ class PromptNoise:
         """Mean length of the hidden states that the last draw was added to, before it was."""
         return self.norm / max(1, self._positions)
 
+    @by_mask
     def _find(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids, mask = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
         if ids is None or ids.dim() != 2 or (mask is not None and mask.dim() != 2):
@@ -104,6 +106,7 @@ class PromptNoise:
         )
 
     def _hook(self, layer: int, sigma: float, draw: int) -> Any:
+        @by_mask
         def add(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             hidden = output if isinstance(output, Tensor) else output[0]
             noisy = hidden.clone()
