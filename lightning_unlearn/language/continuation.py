@@ -78,7 +78,7 @@ def continuations(
 
 
 def _begun(model: PrefixModel, prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Any, Tensor]:
-    """Logits ``(B, V)`` at the last token of each prompt, their cache, and their mask, which is 0 where it is padded."""
+    """Logits ``(B, V)`` at the last token of each prompt, their cache, and their mask, 0 where it is padded."""
     head = model.head.length if model.head is not None else 0
     cache = model.head.select([0] * len(prompts)) if model.head is not None else None
     rest = [list(prompt[head:]) for prompt in prompts]

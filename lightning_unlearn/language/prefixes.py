@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_unlearn.core.scores import head_only_at
 from lightning_unlearn.language.adapters import is_peft_model
 
-__all__ = ["Prefix", "PrefixModel", "by_mask", "hooked_model", "keeps_all", "prefix_model"]
+__all__ = ["Prefix", "PrefixModel", "by_mask", "hooked_model", "hooks_of", "keeps_all", "prefix_model", "prefix_name"]
 
 
 Hook = TypeVar("Hook", bound=Callable[..., Any])
@@ -103,11 +103,12 @@ def prefix_model(model: Any, longest: int, head: Sequence[int] = ()) -> PrefixMo
         head: Tokens that all sequences begin with; without them, two others are tried.
     """
     model = getattr(model, "_orig_mod", model)  # of a compiled one
-    if _hooks(model):
+    if hooks_of(model):
         return None  # hooks are to see whole sequences
-    found = _going_on(model)
-    if found is None:
+    name = prefix_name(model)
+    if name is None:
         return None
+    found = PrefixModel(model, name)
     device = next(model.parameters()).device
     try:
         tried = found.begin(torch.tensor([list(head) or [0, 0]], device=device))
@@ -134,8 +135,10 @@ def hooked_model(model: Any) -> PrefixModel | None:
     Args:
         model: A model of transformers or PEFT; any other module can't.
     """
-    hooks = _hooks(model)
-    return _going_on(model) if hooks and all(getattr(hook, "by_mask", False) for hook in hooks) else None
+    hooks = hooks_of(model)
+    marked = hooks and all(getattr(hook, "by_mask", False) for hook in hooks)
+    name = prefix_name(model) if marked else None
+    return PrefixModel(model, name) if name is not None else None
 
 
 def keeps_all(cache: Any, longest: int) -> bool:
@@ -145,12 +148,13 @@ def keeps_all(cache: Any, longest: int) -> bool:
     return type(cache) is DynamicCache and all(_keeps_all(layer, longest) for layer in cache.layers)
 
 
-def _hooks(model: nn.Module) -> list[Any]:
+def hooks_of(model: nn.Module) -> list[Any]:
+    """All hooks before and after the forward passes of a model and its parts."""
     return [h for part in model.modules() for h in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())]
 
 
-def _going_on(model: Any) -> PrefixModel | None:
-    """A model that takes keys and values, as far as its class says."""
+def prefix_name(model: Any) -> str | None:
+    """Name of the cache of keys and values that a model takes and returns, as far as its class says."""
     from transformers import PreTrainedModel
 
     base = model.get_base_model() if is_peft_model(model) else model
@@ -159,8 +163,7 @@ def _going_on(model: Any) -> PrefixModel | None:
     if is_peft_model(model) and any(part.is_prompt_learning for part in model.peft_config.values()):
         return None  # it puts keys and values of its own before the sequence
     arguments = inspect.signature(base.forward).parameters
-    name = next((name for name in _NAMES if name in arguments), None)
-    return PrefixModel(model, name) if name is not None else None
+    return next((name for name in _NAMES if name in arguments), None)
 
 
 def _keeps_all(layer: Any, longest: int) -> bool:

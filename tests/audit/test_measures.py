@@ -17,8 +17,8 @@ from tests.conftest import question
 
 @pytest.fixture(scope="module")
 def data() -> AuditData:
-    countries = ("France", "Italy", "Spain", "Cuba", "Chile", "Ghana")
-    unseen = [question("Atlantis"), question("Utopia")]
+    countries = ("France", "Italy", "Spain", "Cuba", "Peru")
+    unseen = [{"question": f"What is the capital of {c}?", "answer": f"{c} has none."} for c in ("Atlantis", "Utopia")]
     return read_audit_data(
         {"forget": [question(c) for c in countries], "retain": [question("Japan")], "never_seen": unseen}
     )
