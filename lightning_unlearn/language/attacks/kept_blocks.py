@@ -52,6 +52,7 @@ class KeptBlocks:
         self._key: Any = None
         self._given: _Batch | None = None
         self._new: Any = None
+        self._own: dict[nn.Module, Any] = {}
 
     @classmethod
     def of(cls, module: LitCausalLM, blocks: Sequence[nn.Module], prompt: Sequence[int]) -> KeptBlocks | None:
@@ -67,7 +68,7 @@ class KeptBlocks:
             return None
         kept = cls(model, blocks, name)
         ids = torch.tensor([list(prompt)], device=module.device)
-        with evaluating(module), kept.used(len(blocks) // 2):
+        with evaluating(module), kept.used((len(blocks) - 1) // 2):
             try:
                 first, second = (
                     model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True) for _ in range(2)
@@ -108,6 +109,7 @@ class KeptBlocks:
         if known is not None and known.layer <= layer:
             self._given = known
             for block in self.blocks[: known.layer + 1]:
+                self._own[block] = vars(block).get("forward")
                 vars(block)["forward"] = partial(_given, known.output)
 
     def _keep(self, layer: int, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -131,9 +133,11 @@ class KeptBlocks:
 
     def _release(self) -> None:
         """Let all blocks run themselves again."""
-        if self._given is not None:
-            for block in self.blocks[: self._given.layer + 1]:
-                del vars(block)["forward"]
+        for block, own in self._own.items():
+            del vars(block)["forward"]
+            if own is not None:
+                vars(block)["forward"] = own
+        self._own.clear()
         self._given, self._new = None, None
 
 

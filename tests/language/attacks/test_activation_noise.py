@@ -133,7 +133,7 @@ def test_blocks_below_the_noise_run_once_and_answers_are_the_same(
             return inner(*args, **kwargs)
 
         block.forward = counted
-    probes = [replace(probe, question=f"Say {'a lot ' * i}now") for i, probe in enumerate(PROBES)]
+    probes = [replace(probe, question=f"{i}. Say {'it ' * (i % 3)}now") for i, probe in enumerate(PROBES)]
     attack = ActivationNoise(layers=[0, 1], sigmas=[0.3, 0.6], draws=2)
     scorer = KnowledgeScorer(max_new_tokens=6)
     judge = lambda module, probes: Knowledge(None, None, [[text] for text in scorer.answers(module, probes)])  # noqa: E731
@@ -148,9 +148,10 @@ def test_blocks_below_the_noise_run_once_and_answers_are_the_same(
     assert plain.norms[0] != pytest.approx(plain.norms[2])
     assert runs == [8, 8]
     if name in ("llama", "gpt2", "gemma3", "opt"):
-        assert kept == [1 + 1, 4 + 1 + 2]  # and the trial: two passes, of which the second runs the last block alone
-    elif name not in ("bloom",):
-        assert kept[0] >= 8
+        # With the trial: two passes, of which the second runs the last block alone.
+        assert kept == [1 + 1, 2 + 4 + 1]
+    else:
+        assert min(kept) >= 8
 
 
 def test_hooks_go_after_an_exception_and_random_numbers_are_not_used(tiny_lm: Path) -> None:
