@@ -101,4 +101,4 @@ def _step(
             input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **{model.name: cache}
         )
     logits = output.logits
-    return logits if logits.dim() == 2 else logits[rows, last], getattr(output, model.name)
+    return logits if logits.dim() == 2 else logits[rows, last], getattr(output, model.name, None)

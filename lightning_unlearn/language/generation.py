@@ -115,7 +115,7 @@ def _prefix_model(model: nn.Module, longest: int, head: Sequence[int] = ()) -> P
     """The model, where it can go on from keys and values in a batch of prompts of several lengths."""
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return None
-    found = prefix_model(model, longest, head) or hooked_model(model)
+    found = prefix_model(model, longest, head) or hooked_model(model, longest)
     return found if found is not None and found.takes_positions else None
 
 

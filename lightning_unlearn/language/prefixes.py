@@ -129,16 +129,22 @@ def by_mask(hook: Hook) -> Hook:
     return hook
 
 
-def hooked_model(model: Any) -> PrefixModel | None:
-    """A model whose hooks all find prompts `by_mask`; whether it keeps all keys and values, its first cache tells.
+def hooked_model(model: Any, longest: int) -> PrefixModel | None:
+    """A model whose hooks all find prompts `by_mask`, if its config promises a cache that keeps all keys and values.
+
+    A pass of a trial would run the hooks; so the first cache has to be looked at.
 
     Args:
         model: A model of transformers or PEFT; any other module can't.
+        longest: Tokens of the longest sequence.
     """
-    hooks = hooks_of(model)
-    marked = hooks and all(getattr(hook, "by_mask", False) for hook in hooks)
-    name = prefix_name(model) if marked else None
-    return PrefixModel(model, name) if name is not None else None
+    from transformers import DynamicCache
+
+    hooks, name = hooks_of(model), prefix_name(model)
+    if name is None or not hooks or not all(getattr(hook, "by_mask", False) for hook in hooks):
+        return None
+    base = model.get_base_model() if is_peft_model(model) else model
+    return PrefixModel(model, name) if keeps_all(DynamicCache(config=base.config), longest) else None
 
 
 def keeps_all(cache: Any, longest: int) -> bool:

@@ -38,7 +38,8 @@ class KeptBlocks:
     """Keeps what the blocks up to a changed one give for a batch of prompts, and gives it again.
 
     Only passes that begin a cache are kept: one of a later block, or one with another change, goes on from there. The
-    blocks must depend on nothing but the output of the one before, and the cache must keep all keys and values.
+    blocks must depend on nothing but the output of the one before, and the cache must keep all keys and values. The
+    weights must not change meanwhile.
 
     Args:
         model: A Hugging Face model.
