@@ -129,6 +129,14 @@ def test_greedy_tokens_of_every_family_are_the_most_likely_ones(name: str) -> No
     with torch.no_grad():
         assert continuations(own, prompts, 10, ()) == plain
         assert continuations(own, prompts, 10, ends) == [argmax(model, prompt, 10, list(ends)) for prompt in prompts]
+        head = list(range(30, 60))
+        begun = prefix_model(model, 60, head)
+        assert begun is not None
+        assert begun.head is not None
+        assert begun.head.length == 30
+        asked = [head + prompt for prompt in prompts]
+        twice = [argmax(model, prompt, 8, list(ends)) for prompt in asked for _ in range(2)]
+        assert continuations(begun, asked, 8, ends, copies=2) == twice
         assert continuations(own, [[5], [5, 6]], 3, ()) == [argmax(model, prompt, 3, []) for prompt in ([5], [5, 6])]
 
 

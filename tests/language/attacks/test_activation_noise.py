@@ -136,7 +136,10 @@ def test_blocks_below_the_noise_run_once_and_answers_are_the_same(
     probes = [replace(probe, question=f"{i}. Say {'it ' * (i % 3)}now") for i, probe in enumerate(PROBES)]
     attack = ActivationNoise(layers=[0, 1], sigmas=[0.3, 0.6], draws=2)
     scorer = KnowledgeScorer(max_new_tokens=6)
-    judge = lambda module, probes: Knowledge(None, None, [[text] for text in scorer.answers(module, probes)])  # noqa: E731
+
+    def judge(module: LitCausalLM, probes: Sequence[Probe]) -> Knowledge:
+        return Knowledge(None, None, [[text] for text in scorer.answers(module, probes)])
+
     with Unchanged(module):
         found = attack.scores(module, probes, judge)
         kept, runs[:] = list(runs), [0] * len(blocks)

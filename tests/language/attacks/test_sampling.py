@@ -10,6 +10,7 @@ import torch
 
 from lightning_unlearn import KnowledgeScorer, LitCausalLM, Probe
 from lightning_unlearn.functional import clopper_pearson_upper, keyed_seed, leak_at_k, mean_upper_bound
+from lightning_unlearn.language import generation
 from lightning_unlearn.language.attacks import SamplingAttack
 from lightning_unlearn.language.attacks.sampling import _KeyedDraw
 from tests.language.attacks.tiny import capitals
@@ -61,6 +62,15 @@ def test_a_sample_depends_on_its_row_and_number_alone(module: LitCausalLM) -> No
     assert SamplingAttack(n=6, k=2, max_new_tokens=5).samples(module, probes[:1])[0][:4] == one[0]
     assert len({text for row in one for text in row}) > 20
     assert SamplingAttack(n=4, k=2, max_new_tokens=5, seed=1).samples(module, probes) != one
+
+
+def test_a_model_without_such_a_cache_draws_the_same_samples(
+    module: LitCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attack = SamplingAttack(n=4, k=2, max_new_tokens=5, batch_size=12)
+    own = attack.samples(module, capitals())
+    monkeypatch.setattr(generation, "prefix_model", lambda *_: None)
+    assert attack.samples(module, capitals()) == own
 
 
 def test_at_a_temperature_near_0_samples_are_the_greedy_answers(module: LitCausalLM) -> None:
