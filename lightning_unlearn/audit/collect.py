@@ -74,13 +74,13 @@ class Task(NamedTuple):
         name: Its name.
         settings: All that its outcome depends on beside model, rows and code.
         classes: Classes whose source code it uses.
-        run: Measures a model.
+        run: Measures a model; it is also given the outcome of the part `ROWS`, but for that part itself.
     """
 
     name: str
     settings: dict[str, Any]
     classes: tuple[type, ...]
-    run: Callable[[LitCausalLM], JSON]
+    run: Callable[[LitCausalLM, JSON | None], JSON]
 
 
 class Collector:
@@ -137,7 +137,7 @@ class Collector:
             self._announce(model, len(missing))
         for task in progress(missing, f"Audit of the {model.role} model"):
             start = time.perf_counter()
-            outcome = task.run(module)
+            outcome = task.run(module, self.parts.get(self._key(model, self._tasks()[0])))
             self.parts.put(self._key(model, task), {"seconds": time.perf_counter() - start, **outcome})
 
     def _tasks(self) -> list[Task]:
@@ -146,14 +146,14 @@ class Collector:
         plan, data, precision = self.plan, self.data, self.conditions.precision
         common = {"precision": precision, "prompt": self._prompt_state(), "scorer": plan.scorer.settings()}
 
-        def base(module: LitCausalLM) -> JSON:
+        def base(module: LitCausalLM, _: JSON | None) -> JSON:
             with half_precision(module, precision):
                 return self._shown(rows_measured(module, data, plan.probes, plan.scorer))
 
-        def under(attack: LanguageAttack) -> Callable[[LitCausalLM], JSON]:
-            def run(module: LitCausalLM) -> JSON:
+        def under(attack: LanguageAttack) -> Callable[[LitCausalLM, JSON | None], JSON]:
+            def run(module: LitCausalLM, plain: JSON | None) -> JSON:
                 with half_precision(module, precision):
-                    return attacked(module, attack, plan.probes, plan.never_seen, plan.scorer)
+                    return attacked(module, attack, plan.probes, plan.never_seen, plan.scorer, plain)
 
             return run
 
@@ -184,9 +184,11 @@ class Collector:
         return self.prompt.state_dict() if self.prompt is not None else None
 
     def _measured_facts(self, module: LitCausalLM) -> JSON:
-        scorer = KnowledgeScorer(max_new_tokens=longest_answer(self.data))
-        with half_precision(module, self.conditions.precision):
-            seconds = timing(module, self.data.forget, scorer)
+        seconds = None
+        if self.plan is None:  # the first model's seconds are told before the first part
+            scorer = KnowledgeScorer(max_new_tokens=longest_answer(self.data))
+            with half_precision(module, self.conditions.precision):
+                seconds = timing(module, self.data.forget, scorer)
         count = sum(parameter.numel() for parameter in module.model.parameters())
         return {"tokenizer": tokenizer_facts(module.tokenizer), "parameters": count, "timing": seconds}
 

@@ -29,6 +29,7 @@ DEPTHS: tuple[Depth, ...] = get_args(Depth)
 
 _SMALL = 1_000_000_000  # parameters below which the larger learning rate is tried
 _SHORT = replace(RELEARNING_RECIPES["default"], steps=(0, 5, 10, 20))  # the same updates, measured less often
+_SAMPLES = 128  # together
 _CHARACTERS = 3  # of a token, at least, in a text of letters
 _SCHEMES = {
     "quick": ("int8", "int4", "nf4"),
@@ -190,7 +191,7 @@ def _answers(plan: Plan, seed: int) -> None:
     if "sampling" not in plan.not_run:
         tokens = plan.scorer.max_new_tokens
         n, k = (128, 64) if full else (16, 8)
-        plan.attacks.append(SamplingAttack(n=n, k=k, max_new_tokens=tokens, seed=seed))
+        plan.attacks.append(SamplingAttack(n=n, k=k, max_new_tokens=tokens, seed=seed, batch_size=_SAMPLES))
         # Of the default, one draw in each of eight cells.
         noise = ActivationNoise("full", seed=seed) if full else ActivationNoise("default", draws=1, k=8, seed=seed)
         plan.attacks.append(noise)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -70,6 +70,7 @@ def attacked(
     probes: Sequence[Probe],
     never_seen: Sequence[Probe],
     scorer: KnowledgeScorer,
+    plain: JSON | None = None,
 ) -> JSON:
     """What an attacked model knows of the forget rows, and of rows that it has never seen.
 
@@ -79,6 +80,7 @@ def attacked(
         probes: Questions to the forget rows.
         never_seen: Rows like them that no model was trained on; they are attacked alike, and never taught.
         scorer: Measures a changed model.
+        plain: What `rows_measured` found of the model itself, which relearning begins with.
 
     Returns:
         ``rows``, the places of the forget probes that were scored; their ``strength`` and ``matched``, those of the
@@ -87,8 +89,8 @@ def attacked(
     asked = [*probes, *never_seen]
     details: JSON = {}
     if isinstance(attack, LanguageRelearning):
-        # Answers are generated after the last update alone: between, likelihoods draw the curve.
-        trace = attack.trace(module, asked, _AnswersLast(scorer, len(attack.measured)))
+        start = _strengths(module, plain, probes, never_seen) if plain is not None else None
+        trace = attack.trace(module, asked, _CurveScorer(scorer, len(attack.measured), start))
         kept, knowledge = attack.held_out(asked), trace.knowledge[-1]
         count = len([probe for probe in kept if probe.row < len(probes)])
         details = {
@@ -137,15 +139,26 @@ def half_precision(module: LitCausalLM, precision: str) -> Any:
     return torch.autocast(module.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
-class _AnswersLast:
-    """A scorer that leaves answers out but for the last of some calls."""
+class _CurveScorer:
+    """Scorer of a relearning curve: answers are generated after the last update alone, between are likelihoods.
 
-    def __init__(self, scorer: KnowledgeScorer, calls: int) -> None:
-        self.scorer, self.left = scorer, calls
+    Args:
+        scorer: Measures a model.
+        calls: Number of measurements.
+        start: Strength by row before the first update, where it is known.
+    """
+
+    def __init__(self, scorer: KnowledgeScorer, calls: int, start: Mapping[int, float] | None) -> None:
+        self.scorer, self.left, self.start = scorer, calls, start
 
     def __call__(self, module: LitCausalLM, probes: Sequence[Probe]) -> Knowledge:
         self.left -= 1
-        return self.scorer(module, probes) if self.left <= 0 else Knowledge(self.scorer.strengths(module, probes), None)
+        start, self.start = self.start, None
+        if self.left <= 0:
+            return self.scorer(module, probes)
+        if start is not None:
+            return Knowledge(torch.tensor([start[probe.row] for probe in probes]), None)
+        return Knowledge(self.scorer.strengths(module, probes), None)
 
 
 class _AnswersOnly:
@@ -158,6 +171,21 @@ class _AnswersOnly:
         answers = self.scorer.answers(module, probes)
         matched = [self.scorer.marked(probe, text) for probe, text in zip(probes, answers, strict=True)]
         return Knowledge(None, torch.tensor(matched), [[text] for text in answers])
+
+
+def _strengths(
+    module: LitCausalLM, plain: JSON, probes: Sequence[Probe], never_seen: Sequence[Probe]
+) -> dict[int, float] | None:
+    """Strength by row of a model without an attack; ``None`` where an fp32 copy of it is another model."""
+    if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
+        return None
+    found = {"forget": probes, "never_seen": never_seen}
+    return {
+        probe.row: strength
+        for name, rows in found.items()
+        if rows
+        for probe, strength in zip(rows, plain["sets"][name]["strength"], strict=True)
+    }
 
 
 def _by_probe(stats: Sequence[TokenStats], count: int) -> list[list[TokenStats]]:

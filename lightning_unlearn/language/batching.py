@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
-__all__ = ["Batch", "like_lengths", "plan"]
+__all__ = ["Batch", "common_head", "like_lengths", "plan"]
 
 _LARGE, _LEAST_FILLED = 256, 0.75  # tokens; a forward pass of fewer is hardly cheaper
 _SLACK = 16  # prefixes within a batch differ in length by at most a sixteenth
@@ -26,8 +27,24 @@ class Batch(NamedTuple):
     parts: tuple[list[int], ...] = ()
 
 
+def common_head(sequences: Sequence[Sequence[int]], longest: int) -> int:
+    """How many tokens all sequences begin with, where computing them once is worth a forward pass of its own; else 0.
+
+    Args:
+        sequences: Token ids.
+        longest: As many tokens at most.
+
+    Example:
+        >>> common_head([[*range(90), 1], [*range(90), 2, 3], [*range(90), 1], list(range(99))], longest=88)
+        88
+    """
+    same = takewhile(lambda column: len(set(column)) == 1, zip(*sequences, strict=False))
+    length = min(sum(1 for _ in same), longest)
+    return length if length > 0 and length * (len(sequences) - 1) >= _LARGE else 0
+
+
 def like_lengths(
-    lengths: Sequence[int], rows: Sequence[int], max_tokens: int, batch_size: int | None = None
+    lengths: Sequence[int], rows: Sequence[int], max_tokens: int, batch_size: int | None = None, head: int = 0
 ) -> list[list[int]]:
     """Split rows into batches of like lengths; padded, each has at most so many tokens, or one row.
 
@@ -36,6 +53,7 @@ def like_lengths(
         rows: The rows to split.
         max_tokens: Largest batch in tokens.
         batch_size: Largest batch in rows.
+        head: Tokens before every row that are computed already; a batch holds their keys and values.
 
     Example:
         >>> like_lengths([3, 9, 4, 8], range(4), max_tokens=20)
@@ -45,7 +63,8 @@ def like_lengths(
     # The longest first: what does not fit into memory fails at once.
     for row in sorted(rows, key=lambda row: -lengths[row]):
         last = batches[-1] if batches else None
-        if last is None or len(last) == batch_size or not _fits(lengths[row], lengths[last[0]], len(last), max_tokens):
+        room = max_tokens - head * (len(last) + 1) if last is not None else 0
+        if last is None or len(last) == batch_size or not _fits(lengths[row], lengths[last[0]], len(last), room):
             batches.append([row])
         else:
             last.append(row)
@@ -64,6 +83,7 @@ def plan(
     max_tokens: int,
     batch_size: int | None = None,
     shares: int = 1,
+    head: int = 0,
 ) -> list[Batch]:
     """Batches of all sequences.
 
@@ -73,26 +93,24 @@ def plan(
         max_tokens: Largest batch in tokens.
         batch_size: Largest batch in sequences.
         shares: Make at least so many batches, if there are as many sequences.
+        head: Tokens that all sequences begin with, which are computed before.
     """
     if shares > 1:
         max_tokens = max(1, min(max_tokens, sum(lengths) // shares))
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for row in range(len(lengths)):
         groups[prompts[row] if prompts is not None else (row,)].append(row)
-    alone = [row for prompt, rows in groups.items() for row in rows if prompts is None or not _worth(prompt, rows)]
-    batches = [Batch(rows) for rows in like_lengths(lengths, alone, max_tokens, batch_size)]
-    shared = sorted((p for p, rows in groups.items() if prompts is not None and _worth(p, rows)), key=len, reverse=True)
-    for bucket in _buckets(shared, max_tokens):
+    shared = {p for p, rows in groups.items() if prompts is not None and len(rows) > 1 and len(p) > max(2, head + 1)}
+    alone = [row for prompt, rows in groups.items() if prompt not in shared for row in rows]
+    rest = [length - head for length in lengths]
+    batches = [Batch(rows) for rows in like_lengths(rest, alone, max_tokens, batch_size, head)]
+    for bucket in _buckets(sorted(shared, key=lambda p: (-len(p), p)), max_tokens):
         # The last token of a prompt predicts the first one of each answer.
         prefix = min(map(len, bucket)) - 1
         rows = [row for prompt in bucket for row in groups[prompt]]
-        rest = [length - prefix for length in lengths]
-        batches.append(Batch(rows, prefix, tuple(like_lengths(rest, rows, max_tokens, batch_size))))
+        answers = [length - prefix for length in lengths]
+        batches.append(Batch(rows, prefix, tuple(like_lengths(answers, rows, max_tokens, batch_size))))
     return batches
-
-
-def _worth(prompt: tuple[int, ...], rows: Sequence[int]) -> bool:
-    return len(rows) > 1 and len(prompt) > 2
 
 
 def _buckets(prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[list[tuple[int, ...]]]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lightning_unlearn.language.batching import like_lengths
-from lightning_unlearn.language.greedy import greedy
-from lightning_unlearn.language.prefixes import PrefixModel, prefix_model
+from lightning_unlearn.language.batching import common_head, like_lengths
+from lightning_unlearn.language.continuation import Choose, continuations, likeliest
+from lightning_unlearn.language.prefixes import PrefixModel, hooked_model, prefix_model
 from lightning_unlearn.language.prompt_format import PromptFormat
 
 __all__ = ["generate", "generate_all"]
@@ -62,45 +63,77 @@ def generate_all(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     batch_size: int = 64,
+    choose: Choose = likeliest,
+    copies: int = 1,
 ) -> list[str]:
-    """What a model writes greedily after each of many prompts, in batches of prompts of like lengths.
+    """What a model writes after each of many prompts, in batches of prompts of like lengths.
 
-    Where the model keeps the keys and values of all tokens, what the prompts of a batch begin with is computed once,
-    and an answer that has ended no longer. Any other model writes with its own ``generate``.
+    Where the model keeps the keys and values of all tokens, what all prompts begin with is computed once, a prompt once
+    for all its copies, and an answer that has ended no longer. Any other model writes with its own ``generate``.
 
     Args:
         model: A Hugging Face causal language model, in evaluation mode.
         prompt_format: The format of the prompts, which says where an answer ends.
         prompts: Token ids of the prompts.
         max_new_tokens: Longest answer in tokens.
-        batch_size: Prompts generated after together.
+        batch_size: Answers generated together.
+        choose: Chooses the next token of each answer; by default the most likely one. The answers to prompt ``i`` are
+            the rows from ``copies * i`` on.
+        copies: Answers to each prompt.
 
     Returns:
-        The answers without special tokens, in the order of the prompts.
+        The answers without special tokens, in the order of the prompts, all answers to one together.
     """
     if not prompts:
         return []
     lengths = list(map(len, prompts))
     answers: dict[int, str] = {}
     ends = _ends(model, prompt_format)
+    together = max(1, batch_size // copies)
     with _casts_kept(next(model.parameters()).device.type):
-        own = _prefix_model(model, max(lengths) + max_new_tokens) if len(prompts) > 1 and min(lengths) else None
-        for rows in like_lengths(lengths, range(len(prompts)), batch_size * max(lengths), batch_size):
-            asked = [prompts[row] for row in rows]
-            if own is not None:
-                texts = _texts(greedy(own, asked, max_new_tokens, ends), ends, prompt_format)
-            else:
-                texts = generate(model, prompt_format, asked, max_new_tokens)
-            answers |= zip(rows, texts, strict=True)
-    return [answers[row] for row in range(len(prompts))]
+        head = prompts[0][: common_head(prompts, min(lengths) - 1)]
+        several = len(prompts) * copies > 1 and min(lengths) > 0
+        own = _prefix_model(model, max(lengths) + max_new_tokens, head) if several else None
+        for numbers in like_lengths(lengths, range(len(prompts)), together * max(lengths), together):
+            for start in range(0, copies, batch_size):
+                turns = range(start, min(start + batch_size, copies))
+                rows = [copies * number + turn for number in numbers for turn in turns]
+                chosen = partial(_chosen, choose, rows)
+                asked = [prompts[number] for number in numbers]
+                tokens = continuations(own, asked, max_new_tokens, ends, chosen, len(turns)) if own else None
+                if tokens is not None:
+                    texts = _texts(tokens, ends, prompt_format)
+                else:
+                    repeated = [prompt for prompt in asked for _ in turns]
+                    own_choice = {} if choose is likeliest else {"logits_processor": [_Chosen(chosen)]}
+                    texts = generate(model, prompt_format, repeated, max_new_tokens, **own_choice)
+                answers |= zip(rows, texts, strict=True)
+    return [answers[row] for row in range(len(prompts) * copies)]
 
 
-def _prefix_model(model: nn.Module, longest: int) -> PrefixModel | None:
+def _prefix_model(model: nn.Module, longest: int, head: Sequence[int] = ()) -> PrefixModel | None:
     """The model, where it can go on from keys and values in a batch of prompts of several lengths."""
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return None
-    found = prefix_model(model, longest)
+    found = prefix_model(model, longest, head) or hooked_model(model, longest)
     return found if found is not None and found.takes_positions else None
+
+
+def _chosen(choose: Choose, rows: Sequence[int], logits: Tensor, live: Sequence[int], step: int) -> Tensor:
+    """What is chosen for some rows of a batch, whose numbers among all are given."""
+    return choose(logits, [rows[i] for i in live], step)
+
+
+class _Chosen:
+    """A logits processor that leaves one token, the chosen one, so that ``generate`` is greedy with it."""
+
+    def __init__(self, choose: Choose) -> None:
+        self.choose, self.width = choose, 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.width = self.width or input_ids.shape[1]
+        tokens = self.choose(scores, range(len(scores)), input_ids.shape[1] - self.width)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, tokens[:, None], 0.0)
 
 
 def _texts(tokens: Sequence[list[int]], ends: Sequence[int], prompt_format: PromptFormat) -> list[str]:

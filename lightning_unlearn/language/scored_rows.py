@@ -32,6 +32,10 @@ class ScoredRow(NamedTuple):
     kind: Kind = "answer"
     choice: int = 0
 
+    def sequence(self) -> list[int]:
+        """All its tokens."""
+        return [*self.tokens.prompt, *self.tokens.answer]
+
     def labelled(self) -> list[int]:
         """Places of the labels in the sequence; a first token is predicted by nothing."""
         start = len(self.tokens.prompt)

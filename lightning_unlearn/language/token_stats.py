@@ -5,25 +5,20 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from lightning_unlearn.core.checks import at_least
-from lightning_unlearn.core.distributed import Replica, gather_objects, replica
 from lightning_unlearn.core.lightning import rank_zero_warn
-from lightning_unlearn.core.logit_chunks import ChunkedLogits, Places
 from lightning_unlearn.core.modes import evaluating
-from lightning_unlearn.functional.language.token_statistics import TokenStatistics, token_statistics
-from lightning_unlearn.language.batching import Batch, plan
+from lightning_unlearn.functional.language.token_statistics import TokenStatistics
 from lightning_unlearn.language.causal_lm import LitCausalLM
-from lightning_unlearn.language.prefixes import PrefixModel, prefix_model
 from lightning_unlearn.language.probes import Probe
 from lightning_unlearn.language.prompt_format import PromptFormat
 from lightning_unlearn.language.scored_rows import Kind, ScoredRow, scored_rows
+from lightning_unlearn.language.token_reader import TokenReader
 from lightning_unlearn.language.tokens import TokenRow
 
 __all__ = ["TokenStats", "TokenStatsList", "token_stats"]
@@ -95,9 +90,10 @@ def token_stats(
 ) -> TokenStatsList:
     """Statistics of the answer tokens of some rows, from one forward pass over them.
 
-    Sequences of like length run together. Where several answers go on from the same prompt, it is computed once, if the
-    model keeps the keys and values of all tokens. The output layer is run on answer tokens only, a chunk of them at a
-    time. Processes of a distributed run share the rows, and each returns all of them.
+    Sequences of like length run together. What all of them begin with, such as a system prompt, and a prompt that
+    several answers go on from are computed once, if the model keeps the keys and values of all tokens. The output layer
+    is run on answer tokens only, a chunk of them at a time. Processes of a distributed run share the rows, and each
+    returns all of them.
 
     Args:
         module: A [`LitCausalLM`][lightning_unlearn.LitCausalLM], any other module around a causal language model, or
@@ -108,7 +104,7 @@ def token_stats(
         max_tokens: Largest batch in tokens.
         batch_size: Largest batch in sequences.
         prompt_format: How questions of probes are asked; by default as the module asks them.
-        share_prefixes: Whether shared prompts are computed once.
+        share_prefixes: Whether shared beginnings are computed once.
 
     Returns:
         A record of each sequence, in order: all of a row together, first its answer, then the paraphrased one, then the
@@ -135,7 +131,7 @@ def token_stats(
         return result
     # A compiled model would not see the hooks, or be compiled anew for every number of tokens.
     with evaluating(module), torch.compiler.set_stance("force_eager"):
-        records, result.tokens = _Reader(module, scored, max_tokens, batch_size, share_prefixes).read()
+        records, result.tokens = TokenReader(module, scored, max_tokens, batch_size, share_prefixes).read()
     result.row_tokens = sum(len(row.tokens.prompt) + len(row.tokens.answer) for row in scored)
     result += _named(scored, records, _ends_and_tokenizer(module, prompt_format))
     return result
@@ -193,7 +189,8 @@ def _named(
     rows: Sequence[ScoredRow], records: Sequence[TokenStatistics], known: tuple[set[int], Any]
 ) -> list[TokenStats]:
     ends, tokenizer = known
-    ids = [[_sequence(row)[place] for place in row.labelled()] for row in rows]
+    sequences = [row.sequence() for row in rows]
+    ids = [[tokens[place] for place in row.labelled()] for row, tokens in zip(rows, sequences, strict=True)]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True) if tokenizer is not None else [""] * len(ids)
     return [
         TokenStats(
@@ -202,119 +199,3 @@ def _named(
         )
         for row, record, labels, text in zip(rows, records, ids, texts, strict=True)
     ]  # fmt: skip
-
-
-def _sequence(row: ScoredRow) -> list[int]:
-    return [*row.tokens.prompt, *row.tokens.answer]
-
-
-class _Reader:
-    """Runs batches of sequences, and reads the statistics of their labels.
-
-    Args:
-        module: The module, in evaluation mode.
-        rows: Sequences with labels.
-        max_tokens: Largest batch in tokens.
-        batch_size: Largest batch in sequences.
-        share: Whether to compute shared prompts once.
-    """
-
-    def __init__(
-        self, module: nn.Module, rows: Sequence[ScoredRow], max_tokens: int, batch_size: int | None, share: bool
-    ) -> None:
-        self.module = module
-        self.sequences = [_sequence(row) for row in rows]
-        self.labelled = [row.labelled() for row in rows]
-        self.device = next(module.parameters()).device
-        self.sharded = any(isinstance(parameter, DTensor) for parameter in module.parameters())
-        # Processes that hold parts of the weights have to make the same forward passes.
-        self.share = Replica(0, 1) if self.sharded else replica(getattr(module, "_trainer", None))
-        prompts = [tuple(row.tokens.prompt) for row in rows]
-        self.prefixes = self._prefixes(prompts) if share and not self.sharded else None
-        self.chunks = ChunkedLogits(module)
-        self.prefix_chunks = ChunkedLogits(self.prefixes.model) if self.prefixes is not None else None
-        self.batches = plan(
-            list(map(len, self.sequences)),
-            prompts if self.prefixes is not None else None,
-            max_tokens,
-            batch_size,
-            self.share.total,
-        )
-        self.tokens = 0
-
-    def read(self) -> tuple[list[TokenStatistics], int]:
-        """Statistics of each sequence, in order, and the tokens that were computed by all processes."""
-        own: dict[int, TokenStatistics] = {}
-        for batch in self.batches[self.share.rank :: self.share.total]:
-            own |= self._shared(batch) if batch.prefix else self._plain(batch)
-        found: dict[int, TokenStatistics] = {}
-        tokens: dict[int, int] = {}
-        for rank, records, count in gather_objects((self.share.rank, own, self.tokens)):
-            found |= records
-            tokens[rank] = count
-        return [found[number] for number in range(len(self.sequences))], sum(tokens.values())
-
-    def _prefixes(self, prompts: Sequence[tuple[int, ...]]) -> PrefixModel | None:
-        if len(set(prompts)) == len(prompts):
-            return None
-        module: Any = self.module
-        if isinstance(module, LitCausalLM) and type(module).forward is LitCausalLM.forward:
-            if module._forward_hooks or module._forward_pre_hooks:
-                return None
-            module = module.model
-        return prefix_model(module, max(map(len, self.sequences)))
-
-    def _plain(self, batch: Batch) -> dict[int, TokenStatistics]:
-        ids, mask = self._padded(batch.rows, 0)
-
-        run = partial(self.module, input_ids=ids, attention_mask=mask)
-        return self._read(self.chunks, run, batch.rows)
-
-    def _shared(self, batch: Batch) -> dict[int, TokenStatistics]:
-        assert self.prefixes is not None
-        assert self.prefix_chunks is not None
-        prefixes = list(dict.fromkeys(tuple(self.sequences[row][: batch.prefix]) for row in batch.rows))
-        number = {prefix: i for i, prefix in enumerate(prefixes)}
-        ids = torch.tensor(prefixes, device=self.device)
-        self.tokens += ids.numel()
-        prefix = self.prefixes.begin(ids)
-        found: dict[int, TokenStatistics] = {}
-        for rows in batch.parts:
-            chosen = [number[tuple(self.sequences[row][: batch.prefix])] for row in rows]
-            ids, mask = self._padded(rows, batch.prefix)
-            run = partial(self.prefixes.extend, ids, mask, prefix, chosen)
-            found |= self._read(self.prefix_chunks, run, rows)
-        return found
-
-    def _padded(self, rows: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
-        """Ids and mask of sequences from a place on, without their last token, which predicts nothing."""
-        parts = [self.sequences[row][start:-1] for row in rows]
-        width = max(map(len, parts))
-        self.tokens += width * len(parts)
-        ids = torch.tensor([part + [0] * (width - len(part)) for part in parts], device=self.device)
-        mask = torch.tensor([[1] * len(part) + [0] * (width - len(part)) for part in parts], device=self.device)
-        return ids, mask
-
-    def _read(self, chunks: ChunkedLogits, run: Any, rows: Sequence[int]) -> dict[int, TokenStatistics]:
-        """Statistics of the labels of a padded batch."""
-        # From the end, as some adapters put virtual tokens before a sequence.
-        width = max(len(self.sequences[row]) - 1 for row in rows)
-        places: Places = (
-            torch.tensor([i for i, row in enumerate(rows) for _ in self.labelled[row]], device=self.device),
-            torch.tensor([place - 1 - width for row in rows for place in self.labelled[row]], device=self.device),
-        )
-        labels = torch.tensor(
-            [self.sequences[row][place] for row in rows for place in self.labelled[row]], device=self.device
-        )
-        parts: dict[int, TokenStatistics] = {}
-
-        def keep(logits: Tensor, part: slice) -> None:
-            with torch.autocast(logits.device.type, enabled=False):
-                parts[part.start] = token_statistics(logits, labels[part].to(logits.device))
-
-        chunks(run, places, keep)
-        ordered = [parts[begin] for begin in sorted(parts)]
-        whole = [torch.cat(values).float().cpu() for values in zip(*ordered, strict=True)]
-        whole[3] = whole[3].bool()
-        split = zip(*(values.split([len(self.labelled[row]) for row in rows]) for values in whole), strict=True)
-        return {row: TokenStatistics(*(v.clone() for v in values)) for row, values in zip(rows, split, strict=True)}

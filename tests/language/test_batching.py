@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from lightning_unlearn.language.batching import like_lengths, plan
+from lightning_unlearn.language.batching import common_head, like_lengths, plan
 
 
 @pytest.mark.parametrize("max_tokens", [1, 50, 300, 10_000])
@@ -26,6 +26,25 @@ def test_a_large_batch_is_not_padded_much() -> None:
     lengths = [100] * 5 + [10] * 5
     assert like_lengths(lengths, range(10), 10_000) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     assert like_lengths([100, 10], range(2), 10_000) == [[0, 1]]
+
+
+def test_the_beginning_of_all_sequences_counts_where_it_saves_a_pass() -> None:
+    head = list(range(20))
+    rows = [[*head, 50 + i, 1, 2] for i in range(14)]
+    assert common_head(rows, 99) == 20
+    assert common_head(rows, 18) == 0  # 18 * 13 tokens are hardly cheaper than none
+    assert common_head([*rows, head], 19) == 19
+    assert common_head(rows[:10], 99) == common_head([*rows, [7, 8]], 99) == common_head(rows, -1) == 0
+    assert common_head(rows[:1], 99) == 0
+
+
+@pytest.mark.parametrize("max_tokens", [1, 60, 300])
+def test_keys_and_values_of_the_beginning_count_in_a_batch(max_tokens: int) -> None:
+    lengths = [30 + i for i in range(40)]
+    batches = plan(lengths, None, max_tokens, head=20)
+    assert sorted(row for batch in batches for row in batch.rows) == list(range(40))
+    for batch in batches:
+        assert len(batch.rows) == 1 or len(batch.rows) * max(lengths[row] for row in batch.rows) <= max_tokens
 
 
 @pytest.mark.parametrize("shares", [1, 2, 7])

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 
 from lightning_unlearn import NPO, GradDiff, LanguageDataModule, LitCausalLM, PromptFormat
 from lightning_unlearn.language import generation
-from lightning_unlearn.language.greedy import greedy
+from lightning_unlearn.language.continuation import continuations
 from lightning_unlearn.language.prefixes import prefix_model
 from tests.helpers import trainer
 from tests.language.families import SHARES_PREFIXES, family
@@ -101,7 +101,7 @@ def test_batches_of_like_lengths_say_what_each_prompt_alone_says(
     questions = ["Who?", *(f"What is the capital of {'far ' * n}France?" for n in range(9)), "Where?"]
     alone = [module.answer([question], max_new_tokens=12)[0] for question in questions]
     widths: list[tuple[int, ...]] = []
-    real = generation.greedy if shared else generation.generate
+    real = generation.continuations if shared else generation.generate
 
     def counted(*args: Any, **options: Any) -> Any:
         widths.append(tuple(map(len, args[1 if shared else 2])))
@@ -127,9 +127,17 @@ def test_greedy_tokens_of_every_family_are_the_most_likely_ones(name: str) -> No
     assert own is not None
     assert own.takes_positions
     with torch.no_grad():
-        assert greedy(own, prompts, 10, ()) == plain
-        assert greedy(own, prompts, 10, ends) == [argmax(model, prompt, 10, list(ends)) for prompt in prompts]
-        assert greedy(own, [[5], [5, 6]], 3, ()) == [argmax(model, prompt, 3, []) for prompt in ([5], [5, 6])]
+        assert continuations(own, prompts, 10, ()) == plain
+        assert continuations(own, prompts, 10, ends) == [argmax(model, prompt, 10, list(ends)) for prompt in prompts]
+        head = list(range(30, 60))
+        begun = prefix_model(model, 60, head)
+        assert begun is not None
+        assert begun.head is not None
+        assert begun.head.length == 30
+        asked = [head + prompt for prompt in prompts]
+        twice = [argmax(model, prompt, 8, list(ends)) for prompt in asked for _ in range(2)]
+        assert continuations(begun, asked, 8, ends, copies=2) == twice
+        assert continuations(own, [[5], [5, 6]], 3, ()) == [argmax(model, prompt, 3, []) for prompt in ([5], [5, 6])]
 
 
 @pytest.mark.parametrize("name", ["bloom", "mistral", "mamba"])

@@ -74,6 +74,50 @@ def test_every_family_has_the_statistics_of_its_whole_logits(name: str) -> None:
     assert (together.tokens < apart.tokens) == (name in SHARES_PREFIXES)
 
 
+HEAD = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+
+
+def begun(rows: list[Item], longest: int = 10) -> list[Item]:
+    """The rows after a system prompt, which the last one is cut within."""
+    return [*((HEAD + prompt, answer) for prompt, answer in rows), (HEAD[:longest], [20, 21, 22])]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_beginning_of_all_rows_is_computed_once_by_every_family(name: str) -> None:
+    model = family(name)
+    rows = begun(items(groups=30, answers=1), longest=9) + begun(items(groups=2, answers=3), longest=9)
+    wanted = [expected(model, item) for item in rows]
+    apart = token_stats(model, rows, share_prefixes=False)
+    atol = 5e-5 if name == "granite" else 1e-5  # its logits are those of the output layer times five
+    check(apart, wanted, atol)
+    for options in ({}, {"max_tokens": 90}, {"max_tokens": 1}, {"batch_size": 4}):
+        check(token_stats(model, rows, **options), wanted, atol)
+    together = token_stats(model, rows)
+    assert (apart.tokens - together.tokens > 8 * 25) == (name in SHARES_PREFIXES)
+    # A label right after the beginning is predicted by its last token, which each row runs itself.
+    check(token_stats(model, begun(rows, longest=1)), [expected(model, item) for item in begun(rows, longest=1)], atol)
+
+
+def test_of_a_beginning_of_all_rows_too_long_a_row_and_an_unknown_token_are_refused(tiny_lm: Path) -> None:
+    module = LitCausalLM(family("gpt2"), tokenizer=str(tiny_lm))
+    rows = begun(items(groups=30, answers=1))
+    check(token_stats(module, rows), [expected(module.model, item) for item in rows])
+    with pytest.raises(ValueError, match="learned positions for 64"):
+        token_stats(module, [*rows, ([*HEAD, *range(3, 60)], [3, 4, 5])])
+    with pytest.raises(ValueError, match=f"the token {VOCABULARY + 5}, but the model has {VOCABULARY} embeddings"):
+        token_stats(module, [*rows, (HEAD, [3, VOCABULARY + 5, 5])])
+
+
+def test_other_weights_are_read_with_their_own_beginning() -> None:
+    model, rows = family("llama"), begun(items(groups=30, answers=1))
+    before = token_stats(model, rows)
+    with torch.no_grad():
+        for parameter in model.model.layers[0].parameters():
+            parameter.mul_(1.5)
+    check(token_stats(model, rows), [expected(model, item) for item in rows])
+    assert not torch.allclose(before[0].log_prob, token_stats(model, rows)[0].log_prob, atol=1e-2)
+
+
 def test_batches_and_order_of_rows_change_nothing() -> None:
     model = family("llama")
     rows = items(groups=4)

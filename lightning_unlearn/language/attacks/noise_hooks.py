@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from lightning_unlearn.core.layers import HOOK_NOT_CALLED, decoder_layers
 from lightning_unlearn.functional.language.activation_noise import relative_noise
 from lightning_unlearn.functional.random import keyed_generator
+from lightning_unlearn.language.attacks.kept_blocks import KeptBlocks
 from lightning_unlearn.language.attacks.token_batches import prompt_ids
 from lightning_unlearn.language.causal_lm import LitCausalLM
+from lightning_unlearn.language.prefixes import by_mask
 from lightning_unlearn.language.probes import Probe
 
 __all__ = ["PromptNoise"]
@@ -23,7 +25,8 @@ class PromptNoise:
     """Finds the prompts of probes in whatever a model is run on, and adds noise to their hidden states.
 
     A prompt is told by its tokens, so a row has the same noise in any batch, with any padding and on any process,
-    before a generated answer as before a given one. Rows with the same prompt share their noise.
+    before a generated answer as before a given one. Rows with the same prompt share their noise. The blocks below the
+    noise run once for each batch of prompts that answers are generated to.
 
     Args:
         module: The model.
@@ -41,6 +44,7 @@ class PromptNoise:
                 self.rows.setdefault(prompt, probe.row)
         self.rows.pop((), None)
         self.lengths = sorted({len(prompt) for prompt in self.rows}, reverse=True)
+        self.kept = KeptBlocks.of(module, self.blocks, next(iter(self.rows))) if self.rows else None
         self._places: list[tuple[int, int, tuple[int, ...]]] = []
         self.norm = 0.0
         self._positions = 0
@@ -55,16 +59,17 @@ class PromptNoise:
             draw: Number of the draw.
         """
         self.norm, self._positions = 0.0, 0
-        handles = (
-            self.model.register_forward_pre_hook(self._find, with_kwargs=True),
-            self.blocks[layer].register_forward_hook(self._hook(layer, sigma, draw)),
-        )
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._places = []
+        with self.kept.used(layer) if self.kept is not None else nullcontext():
+            handles = (
+                self.model.register_forward_pre_hook(self._find, with_kwargs=True),
+                self.blocks[layer].register_forward_hook(self._hook(layer, sigma, draw)),
+            )
+            try:
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
+                self._places = []
         if not self._positions:
             raise RuntimeError(f"No hidden state of a prompt went through decoder block {layer}. {HOOK_NOT_CALLED}")
 
@@ -73,6 +78,7 @@ class PromptNoise:
         """Mean length of the hidden states that the last draw was added to, before it was."""
         return self.norm / max(1, self._positions)
 
+    @by_mask
     def _find(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids, mask = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
         if ids is None or ids.dim() != 2 or (mask is not None and mask.dim() != 2):
@@ -104,6 +110,7 @@ class PromptNoise:
         )
 
     def _hook(self, layer: int, sigma: float, draw: int) -> Any:
+        @by_mask
         def add(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             hidden = output if isinstance(output, Tensor) else output[0]
             noisy = hidden.clone()

@@ -16,7 +16,6 @@ from lightning_unlearn.core.lightning import isolate_rng
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.relearning import RelearningCurve, attacked_copy, fine_tune
 from lightning_unlearn.core.scores import causal_lm_nll
-from lightning_unlearn.core.transfer import transferred
 from lightning_unlearn.functional.likelihood import IGNORE_INDEX
 from lightning_unlearn.functional.random import keyed_generator
 from lightning_unlearn.language.adapters import lora_config
@@ -27,6 +26,8 @@ from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.data.token_rows import TokenRows, collate_tokens
 from lightning_unlearn.language.knowledge import Knowledge, Scorer
 from lightning_unlearn.language.probes import Probe
+from lightning_unlearn.language.token_stats import token_stats
+from lightning_unlearn.language.tokens import TokenRow
 
 __all__ = [
     "RELEARNING_RECIPES",
@@ -277,8 +278,8 @@ class LanguageRelearning(LanguageAttack):
     ) -> RelearningTrace:
         scored = self.held_out(probes)
         trace, last, recipe = RelearningTrace([], [], [], 0), self.measured[-1], self.recipe
-        rows = TokenRows(token_rows(module, self.taught, recipe.max_length))
-        order = _Order(rows, recipe.batch_size, self.seed)
+        rows = token_rows(module, self.taught, recipe.max_length)
+        order = _Order(TokenRows(rows), recipe.batch_size, self.seed)
         with merged(module), attacked_copy(module, self.seed) as model:
             assert isinstance(model, LitCausalLM)
             trained = self._trained(model)
@@ -287,7 +288,7 @@ class LanguageRelearning(LanguageAttack):
                 if step in measured:
                     trace.steps.append(step)
                     with isolate_rng(), evaluating(model):
-                        trace.taught_loss.append(_mean_loss(model, order))
+                        trace.taught_loss.append(_mean_loss(model, rows))
                         trace.knowledge.append(scorer(model, scored))
                 return step == last
 
@@ -317,14 +318,10 @@ class _Order:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         order = torch.randperm(len(self.rows), generator=keyed_generator(self.seed, self.epoch)).tolist()
         self.epoch += 1
-        for batch in self.batches(order):
+        for first in range(0, len(order), self.batch_size):
+            batch = collate_tokens([self.rows[i] for i in order[first : first + self.batch_size]])
             self.tokens += int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
             yield batch
-
-    def batches(self, order: Sequence[int]) -> Iterator[dict[str, Tensor]]:
-        """The rows of some numbers, in batches."""
-        for first in range(0, len(order), self.batch_size):
-            yield collate_tokens([self.rows[i] for i in order[first : first + self.batch_size]])
 
 
 def _loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -333,16 +330,14 @@ def _loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return predictions.nll().sum() / predictions.length().sum()
 
 
-def _mean_loss(model: LitCausalLM, order: _Order) -> float:
-    total, count = 0.0, 0
-    for batch in order.batches(range(len(order.rows))):
-        predictions = causal_lm_nll.predictions(model, transferred(model, batch))
-        total, count = total + float(predictions.nll().sum()), count + len(predictions.rows)
-    if not math.isfinite(total):
+def _mean_loss(model: LitCausalLM, rows: Sequence[TokenRow]) -> float:
+    """Mean negative log-likelihood of the supervised tokens of some rows."""
+    loss = -float(torch.cat([part.log_prob for part in token_stats(model, rows)]).double().mean())
+    if not math.isfinite(loss):
         raise ValueError(
             "The loss of the taught rows is not finite: the attacked copy diverged. Lower the learning rate."
         )
-    return total / count
+    return loss
 
 
 def _content(probe: Probe) -> tuple[str, str]:

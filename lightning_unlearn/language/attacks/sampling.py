@@ -18,10 +18,9 @@ from lightning_unlearn.language.attacks.attack import Cost, LanguageAttack
 from lightning_unlearn.language.attacks.attempts import refuse_texts
 from lightning_unlearn.language.attacks.replicas import over_replicas
 from lightning_unlearn.language.causal_lm import LitCausalLM
-from lightning_unlearn.language.generation import generate
+from lightning_unlearn.language.generation import generate_all
 from lightning_unlearn.language.knowledge import Knowledge, Scorer
 from lightning_unlearn.language.matching import Match, matcher
-from lightning_unlearn.language.prefixes import PrefixModel, prefix_model
 from lightning_unlearn.language.probes import Probe
 from lightning_unlearn.language.scorer import KnowledgeScorer
 
@@ -70,7 +69,7 @@ class SamplingAttack(LanguageAttack):
             than 1, bounds are of that decoder alone.
         alpha: One minus the level of the bound of each row.
         seed: Seed of the samples.
-        batch_size: Samples of a row generated together.
+        batch_size: Samples generated together.
 
     Raises:
         ValueError: If a number is out of range, or the rows are plain texts.
@@ -130,27 +129,15 @@ class SamplingAttack(LanguageAttack):
             module: The model.
             probes: The questions; each process of several draws those that it is given.
         """
-        prompts = module._prompt_format().prompts([probe.question for probe in probes])
+        prompt_format = module._prompt_format()
+        prompts = prompt_format.prompts([probe.question for probe in probes])
+        keys = [keyed_seed(_STREAM, self.seed, probe.row, sample) for probe in probes for sample in range(self.n)]
+        draw = _KeyedDraw(keys, self.temperature, self.top_p)
         with isolate_rng(), evaluating(module):
-            longest = max(map(len, prompts), default=0) + self.max_new_tokens
-            model = prefix_model(module.model, longest)
-            return [self._of_row(module, model, p.row, ids) for p, ids in zip(probes, prompts, strict=True)]
-
-    def _of_row(self, module: LitCausalLM, model: PrefixModel | None, row: int, prompt: list[int]) -> list[str]:
-        """All samples of a row; where the model can, they go on from one pass over its prompt."""
-        texts: list[str] = []
-        # The last token is left, for generate to begin with.
-        begun = torch.tensor([prompt[:-1]], device=module.device)
-        prefix = model.begin(begun) if model is not None and len(prompt) > 1 else None
-        for start in range(0, self.n, self.batch_size):
-            samples = range(start, min(start + self.batch_size, self.n))
-            keys = [keyed_seed(_STREAM, self.seed, row, sample) for sample in samples]
-            options: dict[str, Any] = {"logits_processor": [_KeyedDraw(keys, self.temperature, self.top_p)]}
-            if model is not None and prefix is not None:
-                options |= {model.name: prefix.select([0] * len(keys)), "use_cache": True}
-            prompts = [prompt] * len(keys)
-            texts += generate(module.model, module._prompt_format(), prompts, self.max_new_tokens, **options)
-        return texts
+            texts = generate_all(
+                module.model, prompt_format, prompts, self.max_new_tokens, self.batch_size, draw, self.n
+            )
+        return [texts[first : first + self.n] for first in range(0, len(texts), self.n)]
 
     def cost(self, rows: int) -> Cost:
         """As many generations a row as samples."""
@@ -187,29 +174,24 @@ class SamplingAttack(LanguageAttack):
 
 
 class _KeyedDraw:
-    """A logits processor that leaves one token: the one that a random number of the row's own key draws.
-
-    ``generate`` can then be greedy, and no generator is shared by the rows of a batch.
-    """
+    """Draws the next token of each row by a random number of the row's own key: no generator is shared by rows."""
 
     def __init__(self, keys: Sequence[int], temperature: float, top_p: float) -> None:
-        self.keys, self.temperature, self.top_p, self.width = keys, temperature, top_p, 0
+        self.keys, self.temperature, self.top_p = keys, temperature, top_p
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.width = self.width or input_ids.shape[1]
+    def __call__(self, logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
         # fp32 and fp64: in half precision, a sum over the vocabulary would move the ends of its tokens.
-        p = (scores.float() / self.temperature).softmax(-1)
+        p = (logits.float() / self.temperature).softmax(-1)
         if self.top_p < 1:
             ordered, places = p.sort(-1, descending=True)
             ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= self.top_p, 0.0)
             p = torch.zeros_like(p).scatter_(-1, places, ordered)
         ends = p.double().cumsum(-1)
-        drawn = self._uniform(input_ids.shape[1] - self.width).to(ends.device)[:, None] * ends[:, -1:]
-        token = torch.searchsorted(ends, drawn, right=True).clamp(max=ends.shape[1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
+        drawn = self._uniform(rows, step).to(ends.device)[:, None] * ends[:, -1:]
+        return torch.searchsorted(ends, drawn, right=True).clamp(max=ends.shape[1] - 1)[:, 0]
 
-    def _uniform(self, step: int) -> Tensor:
+    def _uniform(self, rows: Sequence[int], step: int) -> Tensor:
         """A number in [0, 1) for each row, float64."""
-        counters = torch.tensor([keyed_seed(key, step) for key in self.keys])
+        counters = torch.tensor([keyed_seed(self.keys[row], step) for row in rows])
         # The lower bits: shifts of signed integers leave the highest one 0.
         return (mixed_bits(counters) & ((1 << 53) - 1)).double() * 2.0**-53

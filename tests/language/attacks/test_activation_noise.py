@@ -12,14 +12,15 @@ import pytest
 import torch
 
 from lightning_unlearn import LitCausalLM, Probe
-from lightning_unlearn.core.layers import watching
+from lightning_unlearn.core.layers import decoder_layers, watching
 from lightning_unlearn.functional import relative_noise
-from lightning_unlearn.language.attacks import ActivationNoise, NoiseScores, choose_noise
+from lightning_unlearn.language.attacks import ActivationNoise, NoiseScores, choose_noise, noise_hooks
 from lightning_unlearn.language.attacks.noise_hooks import PromptNoise
 from lightning_unlearn.language.attacks.token_batches import token_batches, token_rows
 from lightning_unlearn.language.knowledge import Knowledge
 from lightning_unlearn.language.scorer import KnowledgeScorer
 from tests.language.attacks.worlds import PROBES, Unchanged, answers, likelihoods, log_likelihoods, victim
+from tests.language.families import family
 
 
 def test_noise_is_relative_to_the_root_mean_square() -> None:
@@ -111,6 +112,49 @@ def test_the_scorer_of_audits_sees_the_same_noise(tiny_lm: Path) -> None:
         assert noisy.strength is not None
         assert not torch.isclose(noisy.strength, plain.strength, rtol=1e-5).any()
         torch.testing.assert_close(noisy.strength, alone.strength)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gemma3", "opt", "mistral", "mamba", "bloom"])
+def test_blocks_below_the_noise_run_once_and_answers_are_the_same(
+    name: str, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = family(name)
+    model.resize_token_embeddings(400)
+    module = LitCausalLM(model, tokenizer=str(tiny_lm))
+    module.tokenizer.chat_template = None
+    blocks = decoder_layers(model)[1]
+    runs = [0] * len(blocks)
+    for number, block in enumerate(blocks):
+        inner, own = block.forward, number
+
+        def counted(*args: Any, inner: Any = inner, own: int = own, **kwargs: Any) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            runs[own] += hidden.shape[1] > 1
+            return inner(*args, **kwargs)
+
+        block.forward = counted
+    probes = [replace(probe, question=f"{i}. Say {'it ' * (i % 3)}now") for i, probe in enumerate(PROBES)]
+    attack = ActivationNoise(layers=[0, 1], sigmas=[0.3, 0.6], draws=2)
+    scorer = KnowledgeScorer(max_new_tokens=6)
+
+    def judge(module: LitCausalLM, probes: Sequence[Probe]) -> Knowledge:
+        return Knowledge(None, None, [[text] for text in scorer.answers(module, probes)])
+
+    with Unchanged(module):
+        found = attack.scores(module, probes, judge)
+        kept, runs[:] = list(runs), [0] * len(blocks)
+        monkeypatch.setattr(noise_hooks.KeptBlocks, "of", lambda *_: None)
+        plain = attack.scores(module, probes, judge)
+    assert found.answers == plain.answers
+    assert len({text for texts in found.answers for text in texts}) > 3
+    assert found.norms == pytest.approx(plain.norms, rel=1e-5)
+    assert plain.norms[0] != pytest.approx(plain.norms[2])
+    assert runs == [8, 8]
+    if name in ("llama", "gpt2", "gemma3", "opt"):
+        # With the trial: two passes, of which the second runs the last block alone.
+        assert kept == [1 + 1, 2 + 4 + 1]
+    else:
+        assert min(kept) >= 8
 
 
 def test_hooks_go_after_an_exception_and_random_numbers_are_not_used(tiny_lm: Path) -> None:

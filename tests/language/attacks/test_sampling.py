@@ -10,6 +10,7 @@ import torch
 
 from lightning_unlearn import KnowledgeScorer, LitCausalLM, Probe
 from lightning_unlearn.functional import clopper_pearson_upper, keyed_seed, leak_at_k, mean_upper_bound
+from lightning_unlearn.language import generation
 from lightning_unlearn.language.attacks import SamplingAttack
 from lightning_unlearn.language.attacks.sampling import _KeyedDraw
 from tests.language.attacks.tiny import capitals
@@ -22,14 +23,10 @@ def module(tiny_lm: Path) -> LitCausalLM:
 
 def drawn(logits: torch.Tensor, count: int, **options: Any) -> torch.Tensor:
     """How often each token is drawn, in a few positions of many rows."""
-    width, seen = 7, torch.zeros(len(logits))
+    seen = torch.zeros(len(logits))
     draw = _KeyedDraw([keyed_seed(0, row) for row in range(count)], **({"temperature": 1.0, "top_p": 1.0} | options))
     for step in range(4):
-        ids = torch.zeros(count, width + step, dtype=torch.long)
-        chosen = draw(ids, logits.expand(count, -1))
-        assert (chosen == 0).sum(1).eq(1).all()
-        assert chosen.isneginf().sum(1).eq(len(logits) - 1).all()
-        seen += torch.bincount(chosen.argmax(1), minlength=len(logits))
+        seen += torch.bincount(draw(logits.expand(count, -1), range(count), step), minlength=len(logits))
     return seen / (4 * count)
 
 
@@ -43,7 +40,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
 
 def test_random_numbers_are_even_and_those_of_neighbours_are_not_alike() -> None:
     draw = _KeyedDraw([keyed_seed(0, row, sample) for row in range(50) for sample in range(50)], 1.0, 1.0)
-    u = torch.stack([draw._uniform(step) for step in range(8)])
+    u = torch.stack([draw._uniform(range(2500), step) for step in range(8)])
     assert torch.histc(u, 10, 0, 1).sub(2000).abs().max() < 4 * (2000 * 0.9) ** 0.5
     assert torch.corrcoef(u.view(8, -1)).sub(torch.eye(8)).abs().max() < 4 / 2500**0.5
     assert len(u.unique()) == u.numel()
@@ -65,6 +62,15 @@ def test_a_sample_depends_on_its_row_and_number_alone(module: LitCausalLM) -> No
     assert SamplingAttack(n=6, k=2, max_new_tokens=5).samples(module, probes[:1])[0][:4] == one[0]
     assert len({text for row in one for text in row}) > 20
     assert SamplingAttack(n=4, k=2, max_new_tokens=5, seed=1).samples(module, probes) != one
+
+
+def test_a_model_without_such_a_cache_draws_the_same_samples(
+    module: LitCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attack = SamplingAttack(n=4, k=2, max_new_tokens=5, batch_size=12)
+    own = attack.samples(module, capitals())
+    monkeypatch.setattr(generation, "prefix_model", lambda *_: None)
+    assert attack.samples(module, capitals()) == own
 
 
 def test_at_a_temperature_near_0_samples_are_the_greedy_answers(module: LitCausalLM) -> None:
