@@ -18,6 +18,7 @@ from lightning_unlearn.benchmarks.language_base import (
     question_row,
     row_losses,
 )
+from lightning_unlearn.benchmarks.language_figure import save_curves
 from lightning_unlearn.benchmarks.language_requests import in_requests
 from lightning_unlearn.benchmarks.language_runs import RunCell, TargetCell, train, unlearn
 from lightning_unlearn.benchmarks.language_table import add_comparison, language_table, log_of
@@ -54,8 +55,9 @@ def bench_language(
 
     The original model is trained on all rows, and two retrained ones on those to keep; the second shows what two
     retrained models differ by. Each method runs with each of its settings on ``tuning_seed``, and with the best one on
-    ``seeds``, where it is measured whole and attacked. Writes ``<name>.json`` and ``<name>.md``; the evaluation of each
-    model is in ``logs/``, in the format of open-unlearning.
+    ``seeds``, where it is measured whole, and attacked on the first of them. Writes ``<name>.json``, ``<name>.md`` and,
+    with matplotlib, the curves of the attacks as ``<name>_*.svg``; the evaluation of each model is in ``logs/``, in the
+    format of open-unlearning.
 
     Finished runs are kept: the same command, after a kill or with more entries, runs what is missing.
 
@@ -102,7 +104,7 @@ def bench_language(
         whole = seed != tuning_seed  # settings are chosen by likelihoods
         start = folders["original"]
         chosen: Any = {"setting": setting, "requests": requests, "seed": seed}
-        return replace(untouched, model=start, **chosen, generate=whole, attacked=whole)
+        return replace(untouched, model=start, **chosen, generate=whole, attacked=seed == seeds[0])
 
     def score(outcome: Outcome) -> float:
         if "error" in outcome:
@@ -118,7 +120,9 @@ def bench_language(
         **{"anchors": anchors, "entries": tuned},
     }
     add_comparison(record, benchmark, grid.folder, logs)
-    return write_record(grid.folder / benchmark.name, record, language_table)
+    record = write_record(grid.folder / benchmark.name, record, language_table)
+    save_curves(grid.folder, benchmark.name, record)
+    return record
 
 
 def _data_hash(sources: Iterable[str]) -> str:

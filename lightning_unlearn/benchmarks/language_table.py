@@ -9,6 +9,7 @@ from typing import Any
 from lightning_unlearn.audit.gates import gate
 from lightning_unlearn.benchmarks.grid import Outcome
 from lightning_unlearn.benchmarks.language_base import LanguageBenchmark
+from lightning_unlearn.benchmarks.language_figure import strengths
 from lightning_unlearn.benchmarks.table import markdown, spread
 from lightning_unlearn.language.eval_logs import EvalLog, read_eval_log
 
@@ -78,6 +79,8 @@ def language_table(record: dict[str, Any]) -> str:
     def kappas(run: Outcome) -> dict[str, Any]:
         return {f"{attack} ({score})": v for attack, scores in run["kappa"].items() for score, v in scores.items()}
 
+    measured = list(strengths([first]))
+    text = f"{text}\n{markdown(['ES', 'lr', *measured], cells(lambda run: strengths([run]), measured))}"
     return f"{text}\n{markdown(['kappa', 'lr', *attacks], cells(kappas, attacks))}"
 
 

@@ -82,7 +82,7 @@ def test_the_score_is_one_for_the_retrained_model_and_a_half_for_the_original(fo
 
 
 def test_every_method_has_as_many_settings() -> None:
-    assert {len(entry.settings) for entry in ENTRIES} == {3}
+    assert {len(entry.settings) for entry in ENTRIES} == {2}
 
 
 def test_from_the_targets_to_the_table_and_nothing_twice(
@@ -98,7 +98,7 @@ def test_from_the_targets_to_the_table_and_nothing_twice(
     anchors = record["anchors"]
     assert anchors["retrained"]["compared"]["FQ"] == 1
     assert anchors["retrained"]["compared"]["D"] == 0
-    names = {"none", "int8", "int4", "nf4", "relearning, in_domain", "relearning, form", "relearning, far"}
+    names = {"none", "int8", "int4", "nf4", "relearning, in_domain", "relearning, far"}
     (run,) = record["entries"]["GradDiff"]["runs"]
     assert set(run["knowledge"]) == names
     assert len(run["knowledge"]["none"]["strength"]) == QUESTIONS
@@ -106,8 +106,12 @@ def test_from_the_targets_to_the_table_and_nothing_twice(
     assert run["curves"]["relearning, far"]["steps"] == [0, 2]
     log = read_eval_log(tmp_path / run["files"][0])
     assert log.values()["model_utility"] == run["compared"]["MU"]
-    assert len(record["entries"]["GradDiff"]["tuning"]) == 3
-    assert "GradDiff" in (tmp_path / "tofu.md").read_text()
+    assert len(record["entries"]["GradDiff"]["tuning"]) == 2
+    table = (tmp_path / "tofu.md").read_text()
+    assert "| ES | lr | none | int8 | int4 | nf4 | relearning, in_domain, step 0 |" in table
+    assert {path.name for path in tmp_path.glob("*.svg")} == {
+        "tofu_bits.svg", "tofu_relearning_far.svg", "tofu_relearning_in_domain.svg",
+    }  # fmt: skip
 
     monkeypatch.setattr(language_runs, "quiet_libraries", None)  # every run begins with it
     assert bench_language(benchmark, **arguments)["entries"].keys() == {"GradDiff"}
