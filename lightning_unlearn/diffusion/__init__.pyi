@@ -9,6 +9,7 @@ from .attacks.search import PromptSearch as PromptSearch
 from .attacks.soft_prompt import SoftPromptAttacker as SoftPromptAttacker
 from .canvas.classifier import CanvasClassifier as CanvasClassifier
 from .canvas.judges import CanvasJudges as CanvasJudges
+from .canvas.counts import IncompleteAnswers as IncompleteAnswers
 from .concept_ablation import ConceptAblation as ConceptAblation
 from .concept_inversion_attack import ConceptInversionAttack as ConceptInversionAttack
 from .concept_presence import ConceptPresence as ConceptPresence
@@ -36,6 +37,8 @@ from .judges import TransformersJudge as TransformersJudge
 from .judges import judge_named as judge_named
 from .judges import miniature_classifier as miniature_classifier
 from .mace import MACE as MACE
+from .metrics.canvas import AccuracyMatrix as AccuracyMatrix
+from .metrics.canvas import canvas_summary as canvas_summary
 from .metrics.clip import CLIPScore as CLIPScore
 from .metrics.clip import clip_similarity as clip_similarity
 from .metrics.features import PenultimateFeatures as PenultimateFeatures
