@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,16 +10,18 @@ from pathlib import Path
 
 from lightning_unlearn.core.lightning import rank_zero_warn
 from lightning_unlearn.diffusion.canvas.answers import ANSWER_RECORD
+from lightning_unlearn.diffusion.canvas.features import Image
 from lightning_unlearn.diffusion.canvas.names import CanvasNames
 
-__all__ = ["FEATURES_FILE", "SCORES_FILE", "AnswerFiles", "find_answers"]
+__all__ = ["FEATURES_FILE", "SCORES_FILE", "SCORES_RECORD", "AnswerFiles", "find_answers"]
 
 SCORES_FILE = "scores.csv"
+SCORES_RECORD = "scores.json"
 FEATURES_FILE = "features.safetensors"
 """Files that scoring writes into the folder of an answer set."""
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_OWN = {ANSWER_RECORD, SCORES_FILE, "scores.json", FEATURES_FILE}
+_OWN = {ANSWER_RECORD, SCORES_FILE, SCORES_RECORD, FEATURES_FILE}
 _LISTED = 10
 
 
@@ -29,10 +32,12 @@ class AnswerFiles:
     Args:
         files: Path of each image by style, object and seed, in the order of the names.
         skipped: Files in the folder that are no images, or images of other seeds.
+        model: Fingerprint of the model, where `sample_answers` has drawn them.
     """
 
-    files: dict[tuple[str, str, int], Path]
+    files: dict[Image, Path]
     skipped: tuple[Path, ...]
+    model: str | None = None
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -58,7 +63,7 @@ def find_answers(folder: str | Path, names: CanvasNames, seeds: Sequence[int] | 
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder {str(root)!r}; looked in {Path.cwd()}.")
-    found: dict[tuple[str, str, int], list[Path]] = {}
+    found: dict[Image, list[Path]] = {}
     skipped, unknown = [], []
     for file in _walk(root):
         if file.suffix.lower() not in _IMAGES or file.name.startswith("."):
@@ -84,7 +89,9 @@ def find_answers(folder: str | Path, names: CanvasNames, seeds: Sequence[int] | 
     if strays:
         rank_zero_warn(f"{len(strays)} files in {root} are skipped: {_some(strays)}.")
     ordered = sorted(found, key=lambda key: (names.all_styles.index(key[0]), names.objects.index(key[1]), key[2]))
-    return AnswerFiles({key: found[key][0] for key in ordered}, tuple(skipped))
+    record = root / ANSWER_RECORD
+    model = json.loads(record.read_text(encoding="utf-8"))["model"] if record.exists() else None
+    return AnswerFiles({key: found[key][0] for key in ordered}, tuple(skipped), model)
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -93,7 +100,7 @@ def _walk(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(files))
 
 
-def _refuse(root: Path, found: dict[tuple[str, str, int], list[Path]], unknown: list[str]) -> None:
+def _refuse(root: Path, found: dict[Image, list[Path]], unknown: list[str]) -> None:
     if unknown:
         raise ValueError(
             f"{len(unknown)} images in {root} are not named <style>_<object>_seed<number> with a known style and "
