@@ -8,6 +8,8 @@ from .attacks.result import PromptResult as PromptResult
 from .attacks.search import PromptSearch as PromptSearch
 from .attacks.soft_prompt import SoftPromptAttacker as SoftPromptAttacker
 from .canvas.classifier import CanvasClassifier as CanvasClassifier
+from .canvas.export import export_mini_canvas as export_mini_canvas
+from .canvas.folder import StyleObjectFolder as StyleObjectFolder
 from .canvas.judges import CanvasJudges as CanvasJudges
 from .canvas.counts import IncompleteAnswers as IncompleteAnswers
 from .concept_ablation import ConceptAblation as ConceptAblation
