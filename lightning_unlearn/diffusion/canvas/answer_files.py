@@ -82,7 +82,7 @@ def find_answers(folder: str | Path, names: CanvasNames, seeds: Sequence[int] | 
     if not found:
         of_seeds = "" if seeds is None else f" of the seeds {list(seeds)}"
         raise FileNotFoundError(
-            f"{root} has no image{of_seeds} of an answer set. They are named <style>_<object>_seed<number>.jpg, such as "
+            f"{root} has no image{of_seeds} of an answer set. They are named <style>_<object>_seed<number>, such as "
             f"{names.file_name(names.styles[0], names.objects[0], 188)}."
         )
     strays = [str(file.relative_to(root)) for file in skipped if file.name not in _OWN]
@@ -90,8 +90,8 @@ def find_answers(folder: str | Path, names: CanvasNames, seeds: Sequence[int] | 
         rank_zero_warn(f"{len(strays)} files in {root} are skipped: {_some(strays)}.")
     ordered = sorted(found, key=lambda key: (names.all_styles.index(key[0]), names.objects.index(key[1]), key[2]))
     record = root / ANSWER_RECORD
-    model = json.loads(record.read_text(encoding="utf-8"))["model"] if record.exists() else None
-    return AnswerFiles({key: found[key][0] for key in ordered}, tuple(skipped), model)
+    drawn_with = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    return AnswerFiles({key: found[key][0] for key in ordered}, tuple(skipped), drawn_with.get("model"))
 
 
 def _walk(root: Path) -> Iterator[Path]:
