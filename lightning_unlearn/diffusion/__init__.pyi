@@ -7,11 +7,19 @@ from .attacks.result import AttackResult as AttackResult
 from .attacks.result import PromptResult as PromptResult
 from .attacks.search import PromptSearch as PromptSearch
 from .attacks.soft_prompt import SoftPromptAttacker as SoftPromptAttacker
+from .canvas.answers import sample_answers as sample_answers
 from .canvas.classifier import CanvasClassifier as CanvasClassifier
 from .canvas.export import export_mini_canvas as export_mini_canvas
 from .canvas.folder import StyleObjectFolder as StyleObjectFolder
 from .canvas.judges import CanvasJudges as CanvasJudges
 from .canvas.counts import IncompleteAnswers as IncompleteAnswers
+from .canvas.features import ImageFeatures as ImageFeatures
+from .canvas.features import fid_retain as fid_retain
+from .canvas.features import fid_vs_base as fid_vs_base
+from .canvas.features import kid_retain as kid_retain
+from .canvas.judges import CanvasJudges as CanvasJudges
+from .canvas.scoring import image_features as image_features
+from .canvas.scoring import score_answers as score_answers
 from .concept_ablation import ConceptAblation as ConceptAblation
 from .concept_inversion_attack import ConceptInversionAttack as ConceptInversionAttack
 from .concept_presence import ConceptPresence as ConceptPresence
@@ -46,6 +54,7 @@ from .metrics.clip import clip_similarity as clip_similarity
 from .metrics.features import PenultimateFeatures as PenultimateFeatures
 from .metrics.fid import FID as FID
 from .metrics.fid import KID as KID
+from .metrics.inception import InceptionFeatures as InceptionFeatures
 from .objective import DiffusionObjective as DiffusionObjective
 from .rece import RECE as RECE
 from .scissorhands import Scissorhands as Scissorhands

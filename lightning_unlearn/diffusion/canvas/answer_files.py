@@ -66,7 +66,7 @@ def find_answers(folder: str | Path, names: CanvasNames, seeds: Sequence[int] | 
     found: dict[Image, list[Path]] = {}
     skipped, unknown = [], []
     for file in _walk(root):
-        if file.suffix.lower() not in _IMAGES or file.name.startswith("."):
+        if not _is_image(file):
             skipped.append(file)
             continue
         try:
@@ -82,16 +82,20 @@ def find_answers(folder: str | Path, names: CanvasNames, seeds: Sequence[int] | 
     if not found:
         of_seeds = "" if seeds is None else f" of the seeds {list(seeds)}"
         raise FileNotFoundError(
-            f"{root} has no image{of_seeds} of an answer set. They are named <style>_<object>_seed<number>.jpg, such as "
+            f"{root} has no image{of_seeds} of an answer set. They are named <style>_<object>_seed<number>, such as "
             f"{names.file_name(names.styles[0], names.objects[0], 188)}."
         )
-    strays = [str(file.relative_to(root)) for file in skipped if file.name not in _OWN]
+    strays = [str(file.relative_to(root)) for file in skipped if not _is_image(file) and file.name not in _OWN]
     if strays:
         rank_zero_warn(f"{len(strays)} files in {root} are skipped: {_some(strays)}.")
     ordered = sorted(found, key=lambda key: (names.all_styles.index(key[0]), names.objects.index(key[1]), key[2]))
     record = root / ANSWER_RECORD
-    model = json.loads(record.read_text(encoding="utf-8"))["model"] if record.exists() else None
-    return AnswerFiles({key: found[key][0] for key in ordered}, tuple(skipped), model)
+    drawn_with = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    return AnswerFiles({key: found[key][0] for key in ordered}, tuple(skipped), drawn_with.get("model"))
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in _IMAGES and not file.name.startswith(".")
 
 
 def _walk(root: Path) -> Iterator[Path]:

@@ -143,8 +143,8 @@ def _claim(folder: Path, record: dict[str, Any], names: CanvasNames) -> None:
         if different:
             listed = ", ".join(f"{key} {earlier.get(key)!r}, not {record.get(key)!r}" for key in different)
             raise ValueError(
-                f"{folder} has images of another model or other settings: {listed}. Draw into another folder, or delete "
-                "this one."
+                f"{folder} has images of another model or other settings: {listed}. Draw into another folder, or "
+                "delete this one."
             )
         return
     strangers = [file.name for file in sorted(folder.glob("*")) if _is_answer(file, names)]

@@ -76,8 +76,8 @@ class ImageFeatures:
         if lacking := [f"{style} {object}" for style, object in pairs if (style, object) not in there]:
             raise ValueError(
                 f"{len(lacking)} of {len(pairs)} pairs of a style and an object have no image: "
-                f"{', '.join(lacking[:_LISTED])}{' ...' if len(lacking) > _LISTED else ''}. Distances of incomplete sets "
-                "do not compare."
+                f"{', '.join(lacking[:_LISTED])}{' ...' if len(lacking) > _LISTED else ''}. Distances of incomplete "
+                "sets do not compare."
             )
         kept = set(pairs)
         return self.of({image for image in self.images if image[:2] in kept})
@@ -202,9 +202,7 @@ def fid_vs_base(
     kept, of_base = _both(answers, base, targets, photo)
     if different := sorted(set(kept.images) ^ set(of_base.images)):
         listed = ", ".join(answers.names.file_name(*image, "") for image in different[:_LISTED])
-        raise ValueError(
-            f"{len(different)} images are in one of the two sets only: {listed}. Draw both with one setting."
-        )
+        raise ValueError(f"{len(different)} images are in one of the two sets only: {listed}. Draw the same of both.")
     return fid_retain(answers, base, targets, photo)
 
 
