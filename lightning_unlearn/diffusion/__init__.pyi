@@ -20,6 +20,11 @@ from .canvas.features import kid_retain as kid_retain
 from .canvas.judges import CanvasJudges as CanvasJudges
 from .canvas.scoring import image_features as image_features
 from .canvas.scoring import score_answers as score_answers
+from .canvas.names import ANSWER_SEEDS as ANSWER_SEEDS
+from .canvas.names import MINI_CANVAS as MINI_CANVAS
+from .canvas.names import UNLEARN_CANVAS as UNLEARN_CANVAS
+from .canvas.names import CanvasNames as CanvasNames
+from .canvas.scores import AnswerScores as AnswerScores
 from .concept_ablation import ConceptAblation as ConceptAblation
 from .concept_inversion_attack import ConceptInversionAttack as ConceptInversionAttack
 from .concept_presence import ConceptPresence as ConceptPresence
@@ -49,6 +54,11 @@ from .judges import miniature_classifier as miniature_classifier
 from .mace import MACE as MACE
 from .metrics.canvas import AccuracyMatrix as AccuracyMatrix
 from .metrics.canvas import canvas_summary as canvas_summary
+from .metrics.canvas_accuracy import CanvasAccuracy as CanvasAccuracy
+from .metrics.canvas_read_outs import canvas_read_out as canvas_read_out
+from .metrics.canvas_read_outs import pair_read_out as pair_read_out
+from .metrics.canvas_read_outs import redirects as redirects
+from .metrics.canvas_sequence import SequentialErasure as SequentialErasure
 from .metrics.clip import CLIPScore as CLIPScore
 from .metrics.clip import clip_similarity as clip_similarity
 from .metrics.features import PenultimateFeatures as PenultimateFeatures

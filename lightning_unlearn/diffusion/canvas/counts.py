@@ -87,13 +87,16 @@ def target_cells(names: CanvasNames, target: str, photo: bool = False) -> Tensor
     return cells
 
 
-def complete(models: Mapping[str, AnswerScores], seeds: Sequence[int], photo: bool = False) -> None:
+def complete(
+    models: Mapping[str, AnswerScores], seeds: Sequence[int], photo: bool = False, cells: Tensor | None = None
+) -> None:
     """Refuse answer sets that lack an image.
 
     Args:
         models: Scores of each model.
         seeds: The seeds that each must have.
         photo: Whether photos are needed too.
+        cells: The styles and objects of which images are needed, boolean of shape ``(S, O)``; by default all.
 
     Raises:
         IncompleteAnswers: If an image is missing.
@@ -104,7 +107,7 @@ def complete(models: Mapping[str, AnswerScores], seeds: Sequence[int], photo: bo
     first, *others = models.values()
     if any(scores.names != first.names for scores in others):
         raise ValueError("Answer sets are compared, but are of different styles and objects.")
-    missing = {model: files for model, scores in models.items() if (files := _missing(scores, seeds, photo))}
+    missing = {model: files for model, scores in models.items() if (files := _missing(scores, seeds, photo, cells))}
     if missing:
         raise IncompleteAnswers(missing)
 
@@ -125,13 +128,14 @@ def answer_counts(scores: AnswerScores, seeds: Sequence[int] | None = None, phot
     return AnswerCounts(*((seen & part).sum(2) for part in (style, object, style & object, seen)))
 
 
-def _missing(scores: AnswerScores, seeds: Sequence[int], photo: bool) -> list[str]:
+def _missing(scores: AnswerScores, seeds: Sequence[int], photo: bool, cells: Tensor | None) -> list[str]:
     known = {seed: scores.seeds.index(seed) for seed in seeds if seed in scores.seeds}
     seen = scores.seen
     return [
         scores.names.file_name(style, object, seed)
         for s, style in enumerate(scores.names.all_styles if photo else scores.names.styles)
         for o, object in enumerate(scores.names.objects)
+        if cells is None or cells[s, o]
         for seed in seeds
         if seed not in known or not seen[s, o, known[seed]]
     ]

@@ -179,9 +179,7 @@ class AccuracyMatrix:
         return canvas_summary([self], base=base)
 
     def to_csv(self, path: str | Path) -> None:
-        """Write a line a model, the base first, with its accuracy in [0, 1] on each concept and, last, its CRA without
-        the target's images.
-        """
+        """Write a line a model, the base first: its accuracy in [0, 1] on each concept, and CRA without the target."""
         file = io.StringIO()
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow(["target", *self.concepts, _WITHOUT])

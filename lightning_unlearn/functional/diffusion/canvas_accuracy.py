@@ -16,6 +16,7 @@ __all__ = [
     "concept_accuracies",
     "erasure_accuracies",
     "pair_accuracies",
+    "pair_quadrants",
     "rebound",
     "redirect_entropy",
     "retained_accuracy",
@@ -167,18 +168,34 @@ def pair_accuracies(hits: Tensor, n: Tensor, style: int, object: int) -> PairAcc
     References:
         Zhang et al., *UnlearnCanvas*, arXiv:2402.11846. It does not define when an image is right.
     """
-    if min(n.shape) < 2:
-        raise ValueError(f"A pair is compared with other styles and objects, but there are {tuple(n.shape)} of them.")
+    quadrants = pair_quadrants(*n.shape, style, object)
     if empty := (n == 0).nonzero().tolist():
         raise ValueError(f"There is no image of the styles and objects {empty}.")
     right = hits.double() / n
-    styles, objects = (torch.arange(size) != chosen for size, chosen in zip(n.shape, (style, object), strict=True))
-    return PairAccuracies(
-        1 - right[style, object],
-        right[style, objects].mean(),
-        right[styles, object].mean(),
-        right[styles][:, objects].mean(),
-    )
+    wrong, *kept = (right[cells].mean() for cells in quadrants)
+    return PairAccuracies(1 - wrong, *kept)
+
+
+def pair_quadrants(styles: int, objects: int, style: int, object: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The parts of a grid of styles and objects in which UA, SC, OC and UP of a pair are measured.
+
+    Args:
+        styles: Number of styles, at least 2.
+        objects: Number of objects, at least 2.
+        style: Position of the style of the pair.
+        object: Position of its object.
+
+    Returns:
+        The pair, the style with other objects, the object in other styles, and the rest, each boolean of shape
+        ``(S, O)``.
+
+    Raises:
+        ValueError: If there is one style or one object only.
+    """
+    if min(styles, objects) < 2:
+        raise ValueError(f"A pair is compared with others, but there are {styles} styles and {objects} objects.")
+    row, column = (torch.arange(styles) == style)[:, None], (torch.arange(objects) == object)[None]
+    return row & column, row & ~column, ~row & column, ~row & ~column
 
 
 def retained_accuracy(
