@@ -41,6 +41,7 @@ def erase(
     left_out: Sequence[str] = (),
     pair_as: PairAs = "one_concept",
     pipeline: str | Path | None = None,
+    gone: Sequence[str] = (),
     **options: Any,
 ) -> tuple[LitTextToImage, dict[str, Any]]:
     """Erase a concept from the miniature pipeline.
@@ -54,6 +55,7 @@ def erase(
         left_out: Partners that no row names.
         pair_as: What a pair is.
         pipeline: Folder of the pipeline, such as one that forgot another concept before; by default the shipped one.
+        gone: Concepts that it forgot before, which no row has.
         options: Further arguments of the Trainer.
 
     Returns:
@@ -61,7 +63,7 @@ def erase(
     """
     seed_everything(seed, verbose=False)
     module = LitTextToImage(str(pipeline or miniature_pipeline()), trainable=eraser.trainable, lr=eraser.lr)
-    asked = request(target, seed, names, left_out, pair_as)
+    asked = request(target, seed, names, left_out, pair_as, gone)
     callbacks = build(eraser.callbacks, seed=seed, concept=list(asked.words), concepts=asked.words)
     batches: dict[str, Any] = {"batch_size": eraser.batch_size, "retain_batch_size": eraser.batch_size, "seed": seed}
     data: Any

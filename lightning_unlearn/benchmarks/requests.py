@@ -42,6 +42,7 @@ def request(
     names: int | None = None,
     left_out: Sequence[str] = (),
     pair_as: PairAs = "one_concept",
+    gone: Sequence[str] = (),
 ) -> Request:
     """The request to erase a concept.
 
@@ -52,15 +53,18 @@ def request(
             ``None``: prompts and arguments have all, and captions the first.
         left_out: Styles or objects beside which no row has the concept, nor another of its kind.
         pair_as: Whether a pair is one concept, or two requests of which only what concerns neither is kept.
+        gone: Styles or objects that were erased before, which no row has.
 
     Raises:
         ValueError: If a name is unknown or a number out of range, or partners of a pair are left out.
     """
     if isinstance(target, str):
-        c = concept(target).without(left_out)
+        c = concept(target).after(gone).without(left_out)
         return Request(dict.fromkeys(c.edited(names), c.anchor), *_prompts(c, names), *_images(c, seed, names))
-    if left_out:
-        raise ValueError(f"A pair is the only one of its row and column: leave out no partner, but got {left_out}.")
+    if left_out or gone:
+        raise ValueError(
+            f"A pair is the only one of its row and column: leave out no partner, but got {(*left_out, *gone)}."
+        )
     one_of("pair_as", pair_as, PairAs)
     style, object = _pair(*target)
     kept = _others(style, object, pair_as)

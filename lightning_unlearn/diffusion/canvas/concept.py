@@ -73,6 +73,16 @@ class Concept:
             raise ValueError(f"left_out has every {self.other}, but rows of a run need one: leave one of them.")
         return replace(self, partners=kept, left_out=(*self.left_out, *partners))
 
+    def after(self, gone: Sequence[str]) -> Concept:
+        """The same when others were erased before: the rows of a run, also those to keep, name none of them.
+
+        Raises:
+            ValueError: If no partner would be left.
+        """
+        alone = replace(self, siblings=[name for name in self.siblings if name not in gone])
+        return alone.without([name for name in gone if name in self.partners])
+
+
 
 def concept(name: str) -> Concept:
     """The concept of a name; a style is replaced by ``photo`` (``photo`` by ``sketch``), an object by the next one.
