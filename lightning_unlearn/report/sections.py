@@ -6,18 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from lightning_unlearn.report.charts import Curve, Series
+from lightning_unlearn.report.charts import Bars, BarSeries, Curve, Heatmap, Series
 from lightning_unlearn.report.fields import built, lists, unique
 from lightning_unlearn.report.measurements import Anchors, Better, Interval, Measurement, Outcome
 from lightning_unlearn.report.tables import Cell, ExampleRow, Examples, ImageRow, Images, Table
 
 __all__ = [
     "Anchors",
+    "BarSeries",
+    "Bars",
     "Better",
     "Cell",
     "Curve",
     "ExampleRow",
     "Examples",
+    "Heatmap",
     "ImageRow",
     "Images",
     "Interval",
@@ -51,12 +54,14 @@ class Text:
         lists(self, "items")
 
 
-Part: TypeAlias = "Measurement | Table | Curve | Examples | Images | Text"
+Part: TypeAlias = "Measurement | Table | Curve | Bars | Heatmap | Examples | Images | Text"
 
 KINDS: dict[str, type[Any]] = {
     "measurement": Measurement,
     "table": Table,
     "curve": Curve,
+    "bars": Bars,
+    "heatmap": Heatmap,
     "examples": Examples,
     "images": Images,
     "text": Text,

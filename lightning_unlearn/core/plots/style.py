@@ -21,6 +21,7 @@ def matplotlib() -> Any:
     try:
         import matplotlib.colors
         import matplotlib.figure
+        import matplotlib.patches
         import matplotlib.ticker
     except ImportError:
         raise ImportError('Figures are drawn by matplotlib: pip install "lightning-unlearn[report]"') from None
