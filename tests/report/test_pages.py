@@ -143,11 +143,8 @@ def test_a_heat_map_is_a_table_whose_cells_have_headings_numbers_and_colours() -
     assert len(re.findall(r'<th scope="row"', table)) == 2
     body = table[table.index("<tbody>") :]
     shown = re.findall(r'<td( class="marked")?(?: style="--v:([\d.]+)")?>([^<]*)', body)
-    assert shown == [("", "1", "100"), ("", "0.975", "98"), ("", "0.5", "50")] + [
-        (' class="marked"', "0", "0"),
-        ("", "", "–"),
-        ("", "0.25", "25"),
-    ]
+    assert shown[:3] == [("", "1", "100"), ("", "0.975", "98"), ("", "0.5", "50")]
+    assert shown[3:] == [(' class="marked"', "0", "0"), ("", "", "–"), ("", "0.25", "25")]
     assert '<span class="hidden"> erased concept</span>' in body
 
 
