@@ -7,6 +7,12 @@ from .attacks.result import AttackResult as AttackResult
 from .attacks.result import PromptResult as PromptResult
 from .attacks.search import PromptSearch as PromptSearch
 from .attacks.soft_prompt import SoftPromptAttacker as SoftPromptAttacker
+from .canvas.counts import IncompleteAnswers as IncompleteAnswers
+from .canvas.names import ANSWER_SEEDS as ANSWER_SEEDS
+from .canvas.names import MINI_CANVAS as MINI_CANVAS
+from .canvas.names import UNLEARN_CANVAS as UNLEARN_CANVAS
+from .canvas.names import CanvasNames as CanvasNames
+from .canvas.scores import AnswerScores as AnswerScores
 from .concept_ablation import ConceptAblation as ConceptAblation
 from .concept_inversion_attack import ConceptInversionAttack as ConceptInversionAttack
 from .concept_presence import ConceptPresence as ConceptPresence
@@ -34,6 +40,13 @@ from .judges import TransformersJudge as TransformersJudge
 from .judges import judge_named as judge_named
 from .judges import miniature_classifier as miniature_classifier
 from .mace import MACE as MACE
+from .metrics.canvas import AccuracyMatrix as AccuracyMatrix
+from .metrics.canvas import canvas_summary as canvas_summary
+from .metrics.canvas_accuracy import CanvasAccuracy as CanvasAccuracy
+from .metrics.canvas_read_outs import canvas_read_out as canvas_read_out
+from .metrics.canvas_read_outs import pair_read_out as pair_read_out
+from .metrics.canvas_read_outs import redirects as redirects
+from .metrics.canvas_sequence import SequentialErasure as SequentialErasure
 from .metrics.clip import CLIPScore as CLIPScore
 from .metrics.clip import clip_similarity as clip_similarity
 from .metrics.features import PenultimateFeatures as PenultimateFeatures

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_unlearn.core.evaluation import Evaluation, Example
+from lightning_unlearn.core.intervals import wilson
 
 __all__ = ["AttackResult", "PromptResult", "ResultFile", "wilson_interval"]
 
@@ -183,12 +184,7 @@ def wilson_interval(successes: int, count: int) -> tuple[float, float]:
         >>> [round(end, 4) for end in wilson_interval(3, 10)]
         [0.1078, 0.6032]
     """
-    try:
-        from scipy.stats import binomtest
-    except ImportError:
-        raise ImportError('Intervals of rates need scipy: pip install "lightning-unlearn[diffusion]"') from None
-    interval = binomtest(successes, count).proportion_ci(0.95, "wilson")
-    return float(interval.low), float(interval.high)
+    return wilson(successes, count)[1:]
 
 
 class ResultFile:
