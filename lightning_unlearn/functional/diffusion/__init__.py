@@ -12,6 +12,7 @@ from lightning_unlearn.functional.diffusion.canvas_accuracy import (
     redirect_entropy,
     retained_accuracy,
 )
+from lightning_unlearn.functional.diffusion.attention_spread import attention_map, attention_spread, half_mass_area
 from lightning_unlearn.functional.diffusion.ddim import (
     add_noise,
     attack_timesteps,
@@ -44,8 +45,10 @@ __all__ = [
     "SafetyConfig",
     "add_noise",
     "attack_timesteps",
+    "attention_map",
     "attention_norm",
     "canvas_accuracies",
+    "attention_spread",
     "classifier_free_guidance",
     "closed_form_attack",
     "concept_accuracies",
@@ -60,6 +63,7 @@ __all__ = [
     "frechet_distance",
     "fresh_values",
     "fusion_maps",
+    "half_mass_area",
     "insert_tokens",
     "latent_anchors",
     "ldm_timesteps",
