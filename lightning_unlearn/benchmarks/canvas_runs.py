@@ -228,9 +228,7 @@ def _answer(
             further = (seed for seed in count(1) if seed not in cell.answer_seeds)
             seeds = [*cell.answer_seeds, *islice(further, max(0, pair_images - len(cell.answer_seeds)))]
             sample_answers(module, images, alone, seeds, photo=False, suffix=".png", part=(0, 1), **drawing)
-        scores = score_answers(
-            images, judges, MINI_CANVAS, features=judges.features, output=Path(scratch), workers=1
-        )
+        scores = score_answers(images, judges, MINI_CANVAS, features=judges.features, output=Path(scratch), workers=1)
         scores.write(kept / SCORES_FILE)
         return scores, ImageFeatures.read(Path(scratch, FEATURES_FILE), MINI_CANVAS)
 

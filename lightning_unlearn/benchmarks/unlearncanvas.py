@@ -273,7 +273,8 @@ class _Plan:
         told = {**run, "side_effects": side_effects(self._scores(run), first, target, near).to_dict()}
         if families is not None:
             told["families"] = {
-                name: {**counts, "base": families["families"][name]["shown"]} for name, counts in run["families"].items()
+                name: {**counts, "base": families["families"][name]["shown"]}
+                for name, counts in run["families"].items()
             }
         return told
 

@@ -83,7 +83,6 @@ class Concept:
         return alone.without([name for name in gone if name in self.partners])
 
 
-
 def concept(name: str) -> Concept:
     """The concept of a name; a style is replaced by ``photo`` (``photo`` by ``sketch``), an object by the next one.
 
