@@ -9,11 +9,11 @@ from .attacks.search import PromptSearch as PromptSearch
 from .attacks.soft_prompt import SoftPromptAttacker as SoftPromptAttacker
 from .canvas.answers import sample_answers as sample_answers
 from .canvas.classifier import CanvasClassifier as CanvasClassifier
+from .canvas.export import export_mini_canvas as export_mini_canvas
 from .canvas.features import ImageFeatures as ImageFeatures
 from .canvas.features import fid_retain as fid_retain
 from .canvas.features import fid_vs_base as fid_vs_base
 from .canvas.features import kid_retain as kid_retain
-from .canvas.export import export_mini_canvas as export_mini_canvas
 from .canvas.folder import StyleObjectFolder as StyleObjectFolder
 from .canvas.judges import CanvasJudges as CanvasJudges
 from .canvas.scoring import image_features as image_features
