@@ -17,6 +17,7 @@ from .canvas.features import ImageFeatures as ImageFeatures
 from .canvas.features import fid_retain as fid_retain
 from .canvas.features import fid_vs_base as fid_vs_base
 from .canvas.features import kid_retain as kid_retain
+from .canvas.folder import StyleObjectFolder as StyleObjectFolder
 from .canvas.judges import CanvasJudges as CanvasJudges
 from .canvas.scoring import image_features as image_features
 from .canvas.scoring import score_answers as score_answers

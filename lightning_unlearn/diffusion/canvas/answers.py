@@ -17,7 +17,7 @@ from lightning_unlearn.core.files import replacing, write_text
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.progress import progress
 from lightning_unlearn.diffusion.attacks.fingerprint import fingerprint
-from lightning_unlearn.diffusion.canvas.names import ANSWER_SEEDS, UNLEARN_CANVAS, CanvasNames
+from lightning_unlearn.diffusion.canvas.names import ANSWER_SEEDS, CanvasNames, names_of
 from lightning_unlearn.diffusion.engine.pipeline import draw
 
 __all__ = ["ANSWER_RECORD", "Suffix", "sample_answers"]
@@ -31,7 +31,7 @@ ANSWER_RECORD = "answers.json"
 def sample_answers(
     module: Any,
     folder: str | Path,
-    names: CanvasNames = UNLEARN_CANVAS,
+    names: CanvasNames | str = "unlearncanvas",
     seeds: Sequence[int] = ANSWER_SEEDS,
     steps: int = 100,
     guidance: float = 9.0,
@@ -55,7 +55,7 @@ def sample_answers(
         module: A module with ``generate(prompts, seeds, steps=, guidance=)``, such as
             [`LitTextToImage`][lightning_unlearn.LitTextToImage], or a ``StableDiffusionPipeline``. Guards may be on it.
         folder: Where the images are written.
-        names: The styles, the objects and the prompts.
+        names: The styles, the objects and the prompts; or ``"unlearncanvas"`` or ``"mini"``.
         seeds: Seeds of the noise. More of them can be added to a folder later.
         steps: Steps of the sampler.
         guidance: Weight of classifier-free guidance.
@@ -84,7 +84,7 @@ def sample_answers(
         Zhang et al., *UnlearnCanvas: Stylized Image Dataset for Enhanced Machine Unlearning Evaluation in Diffusion
         Models*, arXiv:2402.11846.
     """
-    folder = Path(folder)
+    folder, names = Path(folder), names_of(names)
     at_least("steps", steps, 1)
     at_least("batch_size", batch_size, 1)
     between("quality", quality, 1, 100)

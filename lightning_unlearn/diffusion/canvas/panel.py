@@ -158,4 +158,4 @@ def _modules(*functions: Any) -> nn.ModuleList:
 
 def _colours(images: Tensor, modules: nn.Module) -> Tensor:
     weight = next(modules.parameters(), None)
-    return (images if weight is None else images.to(weight.device, non_blocking=True)).float() / 255
+    return (images if weight is None else images.to(weight.device, non_blocking=True)).float().div_(255)

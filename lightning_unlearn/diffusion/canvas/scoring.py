@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from lightning_unlearn.core.progress import progress
 from lightning_unlearn.diffusion.canvas.answer_files import find_answers
 from lightning_unlearn.diffusion.canvas.decoding import ImageBatches
-from lightning_unlearn.diffusion.canvas.features import Image, ImageFeatures
-from lightning_unlearn.diffusion.canvas.names import UNLEARN_CANVAS, CanvasNames
+from lightning_unlearn.diffusion.canvas.features import ImageFeatures
+from lightning_unlearn.diffusion.canvas.folder import CanvasImage
+from lightning_unlearn.diffusion.canvas.names import CanvasNames, names_of
 from lightning_unlearn.diffusion.canvas.panel import Extractor, FeatureFunction, JudgePanel, Judges
 from lightning_unlearn.diffusion.canvas.score_files import ScoreFiles
 from lightning_unlearn.diffusion.canvas.scores import AnswerScores
@@ -25,8 +26,8 @@ _LISTED = 10
 
 def score_answers(
     folder: str | Path,
+    names: CanvasNames | str,
     judges: Judges,
-    names: CanvasNames = UNLEARN_CANVAS,
     seeds: Sequence[int] | None = None,
     size: int | None = None,
     batch_size: int = 64,
@@ -49,10 +50,10 @@ def score_answers(
 
     Args:
         folder: The images.
+        names: The styles and objects; or ``"unlearncanvas"`` or ``"mini"``.
         judges: [`CanvasJudges`][lightning_unlearn.CanvasJudges]; or a judge of the style and one of the object, whose
             classes are the names; or two functions of images that return positions in the names. They do their own
             preprocessing.
-        names: The styles and objects.
         seeds: The seeds that count; by default all that occur.
         size: Side in pixels that images are resized to, as a square, before they reach the judges; by default they stay
             as they are. It saves memory where images are much larger than what the judges look at, but changes what
@@ -76,10 +77,11 @@ def score_answers(
     Example:
         ```python
         judges = CanvasJudges.from_pretrained("canvas-vit").to("cuda")
-        scores = score_answers("answers/van_gogh", judges, features="judges")
+        scores = score_answers("answers/van_gogh", judges.names, judges, features="judges")
         features = ImageFeatures.read("answers/van_gogh/features.safetensors", judges.names)
         ```
     """
+    names = names_of(names)
     answers = find_answers(folder, names, seeds)
     panel = JudgePanel(judges, names, features)
     store = ScoreFiles(
@@ -104,9 +106,9 @@ def score_answers(
 
 
 def image_features(
-    files: Mapping[Image, Path],
+    images: Iterable[CanvasImage],
+    names: CanvasNames | str,
     extractor: Extractor,
-    names: CanvasNames = UNLEARN_CANVAS,
     size: int | None = None,
     batch_size: int = 64,
     workers: int | None = None,
@@ -114,25 +116,30 @@ def image_features(
     """Features of the images of a style-object grid, such as the data set that FID compares with.
 
     Args:
-        files: Path of each image by style, object and number; the published FID takes the images 1 to 5 of the data
-            set.
+        images: Path, style, object and number of each, as `StyleObjectFolder.items` gives them.
+        names: The styles and objects; or ``"unlearncanvas"`` or ``"mini"``.
         extractor: The same as for the answers.
-        names: The styles and objects.
         size: As for [`score_answers`][lightning_unlearn.score_answers].
         batch_size: Images that are passed together.
         workers: As there.
 
     Raises:
         ValueError: If images can't be read.
+
+    Example:
+        ```python
+        data = StyleObjectFolder("UnlearnCanvas")
+        reference = image_features(data.items(numbers=range(1, 6)), data.names, InceptionFeatures().to("cuda"))
+        ```
     """
-    images, function = list(files), FeatureFunction(extractor)
-    batches = ImageBatches([files[image] for image in images], batch_size, workers, size)
+    files, function = list(images), FeatureFunction(extractor)
+    batches = ImageBatches([file.path for file in files], batch_size, workers, size)
     parts = [
-        ([images[place] for place in places], function(pixels))
-        for places, pixels in progress(batches, "Features", math.ceil(len(images) / batch_size))
+        ([files[place][1:] for place in places], function(pixels))
+        for places, pixels in progress(batches, "Features", math.ceil(len(files) / batch_size))
     ]
     _refuse_broken(batches)
-    return ImageFeatures.joined(names, _source(function.source, size) or "", parts)
+    return ImageFeatures.joined(names_of(names), _source(function.source, size) or "", parts)
 
 
 def _source(source: str | None, size: int | None) -> str | None:

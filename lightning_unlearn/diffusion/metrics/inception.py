@@ -30,7 +30,7 @@ class InceptionFeatures(nn.Module):
     Example:
         ```python
         features = InceptionFeatures().to("cuda")
-        score_answers("answers/van_gogh", judges, features=features)
+        score_answers("answers/van_gogh", "unlearncanvas", judges, features=features)
         ```
 
     References:

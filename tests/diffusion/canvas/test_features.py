@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image as Pillow
 from torch import Tensor
 
-from lightning_unlearn import ImageFeatures, fid_retain, fid_vs_base, kid_retain
+from lightning_unlearn import ImageFeatures, StyleObjectFolder, fid_retain, fid_vs_base, image_features, kid_retain
 from lightning_unlearn.diffusion.canvas.features import Image
 from lightning_unlearn.diffusion.canvas.names import UNLEARN_CANVAS, CanvasNames
-from lightning_unlearn.diffusion.canvas.scoring import image_features
 
 NAMES = CanvasNames(("A", "B_C", "D"), ("x", "y"))
 SQUARE = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
@@ -105,21 +105,19 @@ def test_features_survive_their_file(tmp_path: Path) -> None:
 
 
 def test_features_of_the_data(tmp_path: Path) -> None:
-    from PIL import Image as Pillow
-
-    files = {}
-    for number, (style, object) in enumerate(NAMES.pairs()):
-        files[style, object, 1] = tmp_path / style / object / "1.png"
-        files[style, object, 1].parent.mkdir(parents=True)
-        Pillow.new("RGB", (8 + number % 2, 8), (number, 0, 0)).save(files[style, object, 1])
-
     def red(images: Tensor) -> Tensor:
         return (images[:, :1].mean((2, 3)) * 255).round()
 
-    features = image_features(files, red, NAMES, batch_size=2)
-    assert {image: value.item() for image, value in zip(features.images, features.values, strict=True)} == dict(
-        zip(files, range(6), strict=True)
-    )
-    assert image_features(files, red, NAMES, size=4).source != features.source
-    with pytest.raises(ValueError, match=r"shape \(B, D\), but 3 images got \(3, 3, 8, 8\)"):
-        image_features(files, lambda images: images, NAMES)
+    for number, (style, object) in enumerate(NAMES.pairs(photo=True)):
+        for n in (1, 2):
+            file = tmp_path / style / object / f"{n}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Pillow.new("RGB", (8 + number % 2, 8), (number, 0, 0)).save(file)
+    data = StyleObjectFolder(tmp_path, NAMES)
+    features = image_features(data.items(numbers=[1]), NAMES, red, batch_size=2)
+    assert {image: value.item() for image, value in zip(features.images, features.values, strict=True)} == {
+        (*pair, 1): number for number, pair in enumerate(NAMES.pairs(photo=True))
+    }
+    assert image_features(data.items(), NAMES, red, size=4).source != features.source
+    with pytest.raises(ValueError, match=r"shape \(B, D\), but 8 images got \(8, 3, 8, 8\)"):
+        image_features(data.items(), NAMES, lambda images: images)

@@ -85,7 +85,7 @@ def test_a_folder_that_another_tool_made_by_hand(tmp_path: Path) -> None:
     with pytest.warns(
         UserWarning, match=r"3 files in .* are skipped: .DS_Store, results.csv, Rust/._Rust_Cats_seed188"
     ):
-        scores = score_answers(tmp_path, judges, workers=2)
+        scores = score_answers(tmp_path, UNLEARN_CANVAS, judges, workers=2)
     assert not scores.missing(photo=True)
     assert scores.seeds == (188,)
     assert scores.style_right.all()
@@ -103,14 +103,14 @@ def test_names_of_no_answer_set_are_listed(tmp_path: Path) -> None:
     answer_set(tmp_path)
     paint(tmp_path / "more" / "Monet_Cats_seed188.jpg", 0, 0)
     with pytest.raises(ValueError, match=r"1 images in .* are not named .*: more/Monet_Cats_seed188.jpg\. Rename"):
-        score_answers(tmp_path, (style_of, object_of), NAMES)
+        score_answers(tmp_path, NAMES, (style_of, object_of))
 
 
 def test_an_image_in_two_formats_is_refused_with_both_names(tmp_path: Path) -> None:
     answer_set(tmp_path)
     paint(tmp_path / "Rust_Sea_seed188.jpg", 0, 0)
     with pytest.raises(ValueError, match=r"there twice: Rust_Sea_seed188.jpg and Rust_Sea_seed188.png"):
-        score_answers(tmp_path, (style_of, object_of), NAMES)
+        score_answers(tmp_path, NAMES, (style_of, object_of))
 
 
 def test_a_folder_without_answers_is_refused(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_folder_without_answers_is_refused(tmp_path: Path) -> None:
 def test_holes_and_seeds(tmp_path: Path) -> None:
     answer_set(tmp_path)
     (tmp_path / "Rust_Sea_seed188.png").unlink()
-    scores = score_answers(tmp_path, (style_of, object_of), NAMES, seeds=[188])
+    scores = score_answers(tmp_path, NAMES, (style_of, object_of), seeds=[188])
     assert scores.seeds == (188,)
     assert scores.missing(photo=True) == ["Rust_Sea_seed188.jpg"]
 
@@ -134,7 +134,7 @@ def test_holes_and_seeds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_batches_do_not_matter(tmp_path: Path, batch_size: int) -> None:
     answer_set(tmp_path)
-    scores = score_answers(tmp_path, (style_of, object_of), NAMES, batch_size=batch_size)
+    scores = score_answers(tmp_path, NAMES, (style_of, object_of), batch_size=batch_size)
     assert scores.style_right.all()
     assert scores.object_right.all()
     assert (tmp_path / "scores.csv").read_text().count("\n") == 1 + 18
@@ -144,23 +144,23 @@ def test_images_are_resized_as_asked(tmp_path: Path) -> None:
     answer_set(tmp_path)
     paint(tmp_path / "Rust_Sea_seed188.png", 1, 1, (30, 20))
     judges = Counting(style_of), Counting(object_of)
-    assert score_answers(tmp_path, judges, NAMES, size=16).style_right.all()
+    assert score_answers(tmp_path, NAMES, judges, size=16).style_right.all()
     assert judges[0].shapes == [(18, 3, 16, 16)]
 
 
 def test_an_interrupted_scoring_goes_on(tmp_path: Path) -> None:
     answer_set(tmp_path)
-    options: dict[str, Any] = {"names": NAMES, "batch_size": 4}
+    options: dict[str, Any] = {"batch_size": 4}
     with pytest.raises(KeyboardInterrupt):
-        score_answers(tmp_path, (Counting(style_of, fails_after=8), Counting(object_of)), **options)
+        score_answers(tmp_path, NAMES, (Counting(style_of, fails_after=8), Counting(object_of)), **options)
     assert (tmp_path / "scores.csv").read_text().count("\n") == 1 + 8
     judges = Counting(style_of), Counting(object_of)
-    scores = score_answers(tmp_path, judges, **options)
+    scores = score_answers(tmp_path, NAMES, judges, **options)
     assert judges[0].seen == judges[1].seen == 10
     assert scores.style_right.all()
     done = (tmp_path / "scores.csv").read_bytes()
     again = Counting(style_of), Counting(object_of)
-    assert score_answers(tmp_path, again, **options).object_right.all()
+    assert score_answers(tmp_path, NAMES, again, **options).object_right.all()
     assert again[0].seen == 0
     assert (tmp_path / "scores.csv").read_bytes() == done
 
@@ -175,18 +175,18 @@ def test_verdicts_are_written_while_scoring(tmp_path: Path, monkeypatch: pytest.
         lines.append(file.read_text().count("\n") if file.exists() else 0)
         return style_of(images)
 
-    score_answers(tmp_path, (judge, object_of), NAMES, batch_size=6)
+    score_answers(tmp_path, NAMES, (judge, object_of), batch_size=6)
     assert lines == [0, 7, 13]
 
 
 def test_a_newer_image_is_judged_again(tmp_path: Path) -> None:
     answer_set(tmp_path)
-    score_answers(tmp_path, (Counting(style_of), Counting(object_of)), NAMES)
+    score_answers(tmp_path, NAMES, (Counting(style_of), Counting(object_of)))
     paint(tmp_path / "Rust_Sea_seed188.png", 0, 1)
     later = (tmp_path / "scores.csv").stat().st_mtime + 5
     os.utime(tmp_path / "Rust_Sea_seed188.png", (later, later))
     judges = Counting(style_of), Counting(object_of)
-    scores = score_answers(tmp_path, judges, NAMES)
+    scores = score_answers(tmp_path, NAMES, judges)
     assert judges[0].seen == 1
     assert scores.style_right.sum() == 17
 
@@ -194,22 +194,22 @@ def test_a_newer_image_is_judged_again(tmp_path: Path) -> None:
 def test_verdicts_of_images_that_are_gone_are_dropped(tmp_path: Path) -> None:
     answer_set(tmp_path)
     judges = Counting(style_of), Counting(object_of)
-    score_answers(tmp_path, judges, NAMES)
+    score_answers(tmp_path, NAMES, judges)
     (tmp_path / "Rust_Sea_seed188.png").unlink()
-    assert score_answers(tmp_path, judges, NAMES).missing() == ["Rust_Sea_seed188.jpg"]
+    assert score_answers(tmp_path, NAMES, judges).missing() == ["Rust_Sea_seed188.jpg"]
     assert "Rust,Sea,188" not in (tmp_path / "scores.csv").read_text()
 
 
 def test_other_judges_are_refused(tmp_path: Path) -> None:
     answer_set(tmp_path / "answers")
-    score_answers(tmp_path / "answers", (Counting(style_of), Counting(object_of)), NAMES)
+    score_answers(tmp_path / "answers", NAMES, (Counting(style_of), Counting(object_of)))
     others = Counting(style_of, "others"), Counting(object_of)
     with pytest.raises(ValueError, match="other judges, settings or answers: style 'colours@1', not 'others@1'"):
-        score_answers(tmp_path / "answers", others, NAMES)
-    assert score_answers(tmp_path / "answers", others, NAMES, output=tmp_path / "others").style_right.all()
+        score_answers(tmp_path / "answers", NAMES, others)
+    assert score_answers(tmp_path / "answers", NAMES, others, output=tmp_path / "others").style_right.all()
     (tmp_path / "answers" / "scores.json").unlink()
     with pytest.raises(ValueError, match="style None"):
-        score_answers(tmp_path / "answers", others, NAMES)
+        score_answers(tmp_path / "answers", NAMES, others)
 
 
 def test_broken_images_are_named_when_the_others_are_scored(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_broken_images_are_named_when_the_others_are_scored(tmp_path: Path) -> N
     (tmp_path / "Rust_Sea_seed188.png").write_bytes(b"")
     (tmp_path / "Van_Gogh_Dogs_seed288.png").write_bytes(whole[:50])
     with pytest.raises(ValueError, match=r"2 images can't be read.*Van_Gogh_Dogs_seed288.png.*Rust_Sea_seed188.png"):
-        score_answers(tmp_path, (style_of, object_of), NAMES)
+        score_answers(tmp_path, NAMES, (style_of, object_of))
     assert (tmp_path / "scores.csv").read_text().count("\n") == 1 + 16
 
 
@@ -263,13 +263,13 @@ def test_images_of_other_modes(tmp_path: Path) -> None:
 def test_functions_that_give_no_positions_are_refused(tmp_path: Path) -> None:
     answer_set(tmp_path)
     with pytest.raises(ValueError, match=r"style judge has no classes.*from 0 to 2; .* up to 13"):
-        score_answers(tmp_path, (lambda images: style_of(images) + 11, object_of), NAMES)
+        score_answers(tmp_path, NAMES, (lambda images: style_of(images) + 11, object_of))
     with pytest.raises(ValueError, match="object judge has no classes"):
-        score_answers(tmp_path, (style_of, lambda images: images.mean((1, 2, 3))), NAMES)
+        score_answers(tmp_path, NAMES, (style_of, lambda images: images.mean((1, 2, 3))))
     with pytest.raises(TypeError, match="a judge of the style and one of the object"):
-        score_answers(tmp_path, style_of, NAMES)  # type: ignore[arg-type]
+        score_answers(tmp_path, NAMES, style_of)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="features='judges'"):
-        score_answers(tmp_path, (style_of, object_of), NAMES, features="judges")
+        score_answers(tmp_path, NAMES, (style_of, object_of), features="judges")
 
 
 class Shuffled(Counting):
@@ -288,13 +288,13 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     answer_set(tmp_path)
     style = Shuffled(style_of, ("Photo", "rust", "Van Gogh"))
     object = Shuffled(object_of, NAMES.objects[::-1])
-    scores = score_answers(tmp_path, (style, object), NAMES)
+    scores = score_answers(tmp_path, NAMES, (style, object))
     assert scores.style_right.all()
     assert scores.object_right.all()
     with pytest.raises(ValueError, match="Rust"):
-        score_answers(tmp_path, (Shuffled(style_of, ("Photo", "Van Gogh")), object), NAMES)
+        score_answers(tmp_path, NAMES, (Shuffled(style_of, ("Photo", "Van Gogh")), object))
     with pytest.raises(ValueError, match="other styles and objects than the names"):
-        score_answers(tmp_path, CanvasJudges.miniature(), NAMES)
+        score_answers(tmp_path, NAMES, CanvasJudges.miniature())
 
 
 @pytest.mark.parametrize("features", [None, "judges"])
@@ -303,7 +303,7 @@ def test_an_image_passes_once_through_a_shared_network(tmp_path: Path, features:
     network = CanvasClassifier("miniature", {"style": NAMES.all_styles, "object": NAMES.objects})
     seen = []
     network.backbone.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    score_answers(tmp_path, CanvasJudges.of(network, NAMES), NAMES, batch_size=10, features=features)
+    score_answers(tmp_path, NAMES, CanvasJudges.of(network, NAMES), batch_size=10, features=features)
     assert seen == [10, 8]
     assert (tmp_path / "features.safetensors").exists() == (features is not None)
 
@@ -316,12 +316,12 @@ def test_features_are_resumed_with_the_verdicts(tmp_path: Path) -> None:
     extracted: list[int] = []
     answer_set(tmp_path)
     judges = Counting(style_of), Counting(object_of)
-    score_answers(tmp_path, judges, NAMES, seeds=[188])
-    options: dict[str, Any] = {"names": NAMES, "batch_size": 5, "features": extract}
+    score_answers(tmp_path, NAMES, judges, seeds=[188])
+    options: dict[str, Any] = {"batch_size": 5, "features": extract}
     with pytest.raises(KeyboardInterrupt):
-        score_answers(tmp_path, (Counting(style_of, fails_after=10), judges[1]), **options)
+        score_answers(tmp_path, NAMES, (Counting(style_of, fails_after=10), judges[1]), **options)
     assert sum(extracted) == 10
-    score_answers(tmp_path, judges, **options)
+    score_answers(tmp_path, NAMES, judges, **options)
     assert sum(extracted) == 18
     features = ImageFeatures.read(tmp_path / "features.safetensors", NAMES)
     assert len(features.images) == 18
@@ -333,18 +333,18 @@ def test_features_are_resumed_with_the_verdicts(tmp_path: Path) -> None:
 def test_features_of_images_that_changed_are_not_kept(tmp_path: Path) -> None:
     answer_set(tmp_path)
     judges = Counting(style_of), Counting(object_of)
-    score_answers(tmp_path, judges, NAMES, features=lambda images: images.mean((2, 3)))
+    score_answers(tmp_path, NAMES, judges, features=lambda images: images.mean((2, 3)))
     later = (tmp_path / "features.safetensors").stat().st_mtime + 5
     os.utime(tmp_path / "Rust_Sea_seed188.png", (later, later))
-    score_answers(tmp_path, judges, NAMES)
+    score_answers(tmp_path, NAMES, judges)
     assert not (tmp_path / "features.safetensors").exists()
 
 
 def test_the_miniature_is_drawn_and_scored(tmp_path: Path) -> None:
     module, judges = LitTextToImage(str(miniature_pipeline())), CanvasJudges.miniature()
     options: dict[str, Any] = {"steps": 10, "guidance": 4.0, "batch_size": 25, "photo": False, "suffix": ".png"}
-    assert sample_answers(module, tmp_path, MINI_CANVAS, (188,), **options) == 25
-    scores = score_answers(tmp_path, judges, MINI_CANVAS, features="judges")
+    assert sample_answers(module, tmp_path, "mini", (188,), **options) == 25
+    scores = score_answers(tmp_path, "mini", judges, features="judges")
     assert scores.style_right[:-1].float().mean() >= 0.9
     assert scores.object_right[:-1].float().mean() >= 0.8
     assert not scores.missing()
