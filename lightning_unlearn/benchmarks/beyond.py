@@ -39,8 +39,7 @@ def draw_families(
     seeds: Sequence[int] = ANSWER_SEEDS,
     seed: int = 0,
 ) -> Verdicts:
-    """Draw the prompts of families, and judge the images; arguments as for [`family_prompts`]
-    [lightning_unlearn.diffusion.canvas.families.family_prompts].
+    """Draw the prompts of families, and judge the images.
 
     Args:
         module: The model.
@@ -49,7 +48,8 @@ def draw_families(
         left_out: Partners that no row of the run named.
         families: The families.
         seeds: Seeds of the images of each prompt.
-        seed: Seed of the captions.
+        seed: Seed of the captions; for all of these see
+            [`family_prompts`][lightning_unlearn.diffusion.canvas.families.family_prompts].
 
     Returns:
         ``{family: {"shown": [...], "rest": [...]}}``, a number of images for each prompt, as JSON takes it.
@@ -131,6 +131,4 @@ def attention_reading(
     asked = [(row.prompt, seed) for row in rows for seed in row.seeds]
     options: dict[str, Any] = {**DRAW, "words": concept(target).words[:1], "seeds": [seed for _, seed in asked]}
     after, before = (read_attention(model, [prompt for prompt, _ in asked], **options) for model in (module, base))
-    seeds = len(ANSWER_SEEDS)
-    hits = torch.tensor([[number < count for number in range(seeds)] for count in shown])
-    return attention_change(after, before, hits)
+    return attention_change(after, before, torch.tensor(shown) / len(ANSWER_SEEDS))

@@ -24,6 +24,7 @@ RETAIN_FAMILIES = ("random", "hard")
 """Families whose prompts ask for other concepts, any of the domain or look-alikes, which a model should keep."""
 
 _NAMED = ("name", "prefix")
+_EXAMPLES = "2_prefix.json, 3_variant.json, 4_short.json, 5_long.json, 6_random.json or 7_hard.json"
 _FILE = re.compile(r"\d+_([a-z]+)\.json")
 
 
@@ -62,9 +63,8 @@ def read_prompt_folder(folder: str | Path, names: dict[str, Sequence[str]] | Non
 
     The files are named ``<number>_<family>.json``: ``1_name``, ``2_prefix``, ``3_variant``, ``4_short``, ``5_long``,
     ``6_random`` and ``7_hard``, of which any may be missing. Each is a list of objects with the prompts of a concept,
-    ``[{"airplane": ["...", ...]}, ...]``, or one object of all. The published lists have the name of the concept in some
-    prompts that are to do without: those of variants and descriptions that have an erased name are left out, and
-    counted.
+    ``[{"airplane": ["...", ...]}, ...]``, or one object of all. Some published variants and descriptions have the
+    name of the concept, which they are to do without: those with an erased name are left out, and counted.
 
     Args:
         folder: The folder.
@@ -85,7 +85,7 @@ def read_prompt_folder(folder: str | Path, names: dict[str, Sequence[str]] | Non
     unknown = sorted(families.keys() - {*CONCEPT_FAMILIES, *RETAIN_FAMILIES})
     if not families or unknown:
         inside = f"a file of the family {unknown[0]!r}" if unknown else "no such file"
-        raise ValueError(f"{root} has {inside}, but files of prompts are named as 1_name.json, {_named_files()}.")
+        raise ValueError(f"{root} has {inside}, but files of prompts are named 1_name.json, {_EXAMPLES}.")
     prompts: dict[str, dict[str, list[str]]] = {}
     dropped: dict[str, dict[str, int]] = {}
     for family, path in families.items():
@@ -110,9 +110,3 @@ def _concepts(path: Path) -> Iterable[tuple[str, list[str]]]:
     if twice:
         raise ValueError(f"{path} has the concept {twice[0]!r} twice: join its prompts.")
     return pairs
-
-
-def _named_files() -> str:
-    return (
-        ", ".join(f"{number}_{family}.json" for number, family in enumerate(("prefix", "variant", "short"), 2)) + "..."
-    )

@@ -39,14 +39,14 @@ def test_lists_and_objects_are_read_and_prompts_with_an_erased_name_left_out(tmp
     assert found.prompts["variant"] == {"baseballbat": ["a Slugger"]}
     assert found.prompts["short"]["m.c.-escher"] == ["Endless stairs."]
     assert found.dropped == {
-        **dict.fromkeys(["name", "prefix", "hard"], {}),
+        **{family: {} for family in ("name", "prefix", "hard")},
         "variant": {"baseballbat": 2},
         "short": {"m.c.-escher": 1},
     }
     assert found.concepts == ["baseballbat"]
     assert found.of("m.c.-escher")["hard"] == ["a photo in the style of Salvador Dali"]
     assert "variant" not in found.of("m.c.-escher")
-    with pytest.raises(ValueError, match="concept must be 'baseballbat' or 'm.c.-escher', but got 'cat'"):
+    with pytest.raises(ValueError, match=r"concept must be 'baseballbat' or 'm\.c\.-escher', but got 'cat'"):
         found.of("cat")
 
 
