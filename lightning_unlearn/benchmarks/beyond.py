@@ -38,6 +38,7 @@ def draw_families(
     families: Sequence[str] = FAMILIES,
     seeds: Sequence[int] = ANSWER_SEEDS,
     seed: int = 0,
+    drawing: Mapping[str, Any] | None = None,
 ) -> Verdicts:
     """Draw the prompts of families, and judge the images.
 
@@ -50,13 +51,14 @@ def draw_families(
         seeds: Seeds of the images of each prompt.
         seed: Seed of the captions; for all of these see
             [`family_prompts`][lightning_unlearn.diffusion.canvas.families.family_prompts].
+        drawing: Further arguments of ``generate``, by default those of the other benchmarks.
 
     Returns:
         ``{family: {"shown": [...], "rest": [...]}}``, a number of images for each prompt, as JSON takes it.
     """
     c, rows = concept(target), family_prompts(target, names, left_out, families, seeds, seed)
     asked = [(row.prompt, image_seed) for row in rows for image_seed in row.seeds]
-    images = module.generate([prompt for prompt, _ in asked], [s for _, s in asked], **DRAW)
+    images = module.generate([prompt for prompt, _ in asked], [s for _, s in asked], **(drawing or DRAW))
     own, other = MiniatureJudge(c.kind), MiniatureJudge(c.other)
     partners = [other.classes.index(row.partner) for row in rows]
     shown = (own(images)[0] == own.classes.index(target)).reshape(len(rows), len(seeds)).sum(1)

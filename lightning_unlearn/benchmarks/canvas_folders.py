@@ -55,8 +55,7 @@ def write_distances(
         images = StyleObjectFolder(reference, judges.names, incomplete=True).items(
             styles=judges.names.styles, numbers=range(1, 6)
         )
-        files = {(image.style, image.object, image.number): image.path for image in images}
-        data = image_features(files, judges.features, judges.names, size, batch_size, workers)
+        data = image_features(images, judges.names, judges.features, size, batch_size, workers)
         data.write(Path(folder, "reference.safetensors"))
     removed = () if target is None else (target,)
     smaller = min(len(features.retained(removed).images) for features in (answers, data))

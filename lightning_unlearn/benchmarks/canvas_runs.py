@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from lightning_unlearn.benchmarks.beyond import draw_families, miniature_neighbours
 from lightning_unlearn.benchmarks.canvas_methods import CanvasMethod
 from lightning_unlearn.benchmarks.grid import Cell, Outcome
 from lightning_unlearn.benchmarks.miniature import DRAW, attacked, erase
@@ -22,17 +23,10 @@ from lightning_unlearn.core.files import replacing
 from lightning_unlearn.core.memory import peak_memory
 from lightning_unlearn.diffusion.canvas.answer_files import FEATURES_FILE, SCORES_FILE
 from lightning_unlearn.diffusion.canvas.answers import sample_answers
-from lightning_unlearn.diffusion.canvas.concept import concept
 from lightning_unlearn.diffusion.canvas.export import export_mini_canvas
-from lightning_unlearn.diffusion.canvas.families import FAMILIES, family_prompts
 from lightning_unlearn.diffusion.canvas.features import ImageFeatures, fid_retain, fid_vs_base
 from lightning_unlearn.diffusion.canvas.judges import CanvasJudges
 from lightning_unlearn.diffusion.canvas.names import MINI_CANVAS, CanvasNames
-from lightning_unlearn.diffusion.canvas.neighbours import (
-    concept_similarities,
-    miniature_prompts,
-    ranked_neighbours,
-)
 from lightning_unlearn.diffusion.canvas.scores import AnswerScores
 from lightning_unlearn.diffusion.canvas.scoring import image_features, score_answers
 from lightning_unlearn.diffusion.data.miniature import miniature_pipeline
@@ -122,16 +116,17 @@ def base_answers(cell: BaseCell, folder: Path) -> Outcome:
     features.write(folder / place / FEATURES_FILE)
     with TemporaryDirectory() as scratch:
         data = export_mini_canvas(Path(scratch, "data"), images=5, suffix=".png")
-        files = {(image.style, image.object, image.number): image.path for image in data.items()}
-        judges = CanvasJudges.miniature()
-        image_features(files, judges.features, MINI_CANVAS, workers=1).write(folder / place / _REFERENCE)
+        of_data = image_features(data.items(), MINI_CANVAS, CanvasJudges.miniature().features, workers=1)
+        of_data.write(folder / place / _REFERENCE)
     files = [f"{place}/{name}" for name in (SCORES_FILE, FEATURES_FILE, _REFERENCE)]
-    return {"files": files, **_told(cell, place), "neighbours": _neighbours(base)}
+    targets = (*MINI_CANVAS.styles, *MINI_CANVAS.objects)
+    neighbours = {target: asdict(miniature_neighbours(base, target)) for target in targets}
+    return {"files": files, **_told(cell, place), "neighbours": neighbours}
 
 
 def base_families(cell: FamilyCell, folder: Path) -> Outcome:
     """What families of prompts show before erasure."""
-    return _families(_pipeline(), cell)
+    return {"families": _families(_pipeline(), cell)}
 
 
 def erased_answers(cell: ErasedCell, folder: Path) -> Outcome:
@@ -228,42 +223,14 @@ def _answer(
             further = (seed for seed in count(1) if seed not in cell.answer_seeds)
             seeds = [*cell.answer_seeds, *islice(further, max(0, pair_images - len(cell.answer_seeds)))]
             sample_answers(module, images, alone, seeds, photo=False, suffix=".png", part=(0, 1), **drawing)
-        scores = score_answers(images, judges, MINI_CANVAS, features=judges.features, output=Path(scratch), workers=1)
+        scores = score_answers(images, MINI_CANVAS, judges, features=judges.features, output=Path(scratch), workers=1)
         scores.write(kept / SCORES_FILE)
         return scores, ImageFeatures.read(Path(scratch, FEATURES_FILE), MINI_CANVAS)
 
 
-def _families(module: LitTextToImage, cell: FamilyCell) -> dict[str, dict[str, Any]]:
-    """Of each prompt of each family, the images that show the concept, and those with the right other attribute."""
-    c, seeds = concept(cell.target), cell.answer_seeds
-    rows = family_prompts(cell.target, cell.names, cell.left_out, seeds=seeds)
-    prompts = [row.prompt for row in rows for _ in seeds]
-    images = module.generate(prompts, [*seeds] * len(rows), cell.steps, cell.guidance, DRAW["batch_size"])
-    seen = dict(zip(("style", "object"), CanvasJudges.miniature()(images), strict=True))
-    known = {"style": MINI_CANVAS.all_styles, "object": MINI_CANVAS.objects}
-    partners = torch.tensor([known[c.other].index(row.partner) for row in rows])
-    shown = (seen[c.kind] == known[c.kind].index(c.name)).view(len(rows), -1).sum(1).tolist()
-    rest = (seen[c.other].view(len(rows), -1) == partners[:, None]).sum(1).tolist()
-    return {
-        family: {
-            "shown": [shown[i] for i, row in enumerate(rows) if row.family == family],
-            "rest": [rest[i] for i, row in enumerate(rows) if row.family == family],
-            "seeds": len(seeds),
-        }
-        for family in FAMILIES
-        if any(row.family == family for row in rows)
-    }
-
-
-def _neighbours(base: LitTextToImage) -> dict[str, Any]:
-    """The near and far concepts of each evaluated style and object."""
-    found = {}
-    for kind in ("style", "object"):
-        prompts = miniature_prompts(kind)  # type: ignore[arg-type]
-        similarities = concept_similarities(base, prompts)
-        for name in MINI_CANVAS.of(kind):  # type: ignore[arg-type]
-            found[name] = asdict(ranked_neighbours(similarities, list(prompts), name, anchor=concept(name).anchor))
-    return found
+def _families(module: LitTextToImage, cell: FamilyCell) -> dict[str, dict[str, list[int]]]:
+    drawing = {"steps": cell.steps, "guidance": cell.guidance, "batch_size": DRAW["batch_size"]}
+    return draw_families(module, cell.target, cell.names, cell.left_out, seeds=cell.answer_seeds, drawing=drawing)
 
 
 def _changed_bytes(module: LitTextToImage, base: LitTextToImage) -> int:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lightning_unlearn.benchmarks.beyond import family_counts
 from lightning_unlearn.benchmarks.canvas_methods import METHODS, CanvasMethod
 from lightning_unlearn.benchmarks.canvas_report import write_canvas_report
 from lightning_unlearn.benchmarks.canvas_runs import (
@@ -272,10 +273,8 @@ class _Plan:
         near = Neighbours(**base["neighbours"][target])
         told = {**run, "side_effects": side_effects(self._scores(run), first, target, near).to_dict()}
         if families is not None:
-            told["families"] = {
-                name: {**counts, "base": families["families"][name]["shown"]}
-                for name, counts in run["families"].items()
-            }
+            counts = family_counts(run["families"], families["families"], len(self.answers.seeds))
+            told["families"] = {name: count.to_dict() for name, count in counts.items()}
         return told
 
 

@@ -125,10 +125,10 @@ def score(
     """
     where = device or _device()
     panel = _judges(judges, style_judge, object_judge, names).to(where)
-    reading: Any = {"names": panel.names, "size": size, "batch_size": batch_size, "workers": workers}
+    reading: Any = {"seeds": seeds, "size": size, "batch_size": batch_size, "workers": workers}
     with _autocast(where, precision):
         features = None if reference is None else panel.features
-        scores = score_answers(folder, panel, seeds=seeds, features=features, **reading)
+        scores = score_answers(folder, panel.names, panel, features=features, **reading)
         if reference is not None:
             print(write_distances(folder, reference, panel, target, size, batch_size, workers))
     chosen = [target] if target is not None else [panel.names.styles[0], panel.names.objects[0]]
