@@ -36,7 +36,7 @@ def test_settings_are_checked_before_anything_runs(tmp_path: Path) -> None:
             CanvasTests(pairs=(pair,))
     with pytest.raises(ValueError, match="each target once"):
         CanvasTests(sequence=("ember", "ring", "ember"))
-    with pytest.raises(ValueError, match="target must be .* but got 'photo'"):
+    with pytest.raises(ValueError, match=r"target must be .* but got 'photo'"):
         CanvasTests(sequence=("photo",))
     with pytest.raises(ValueError, match="image of each seed"):
         AnswerSettings(seeds=(1, 1))
