@@ -51,8 +51,8 @@ def beyond_section(results: CanvasResults) -> Section | None:
     parts: list[Part] = [*families, *([Text(f"How the concept is asked for. {asked_for}.")] if families else [])]
     parts += [*effects, *([Text(EFFECTS)] if effects else [])]
     note = (
-        "Two questions that the published protocol does not ask. In percent: shares with 95 % Wilson intervals, changes "
-        "with bootstrap intervals over runs and prompts."
+        "Two questions that the published protocol does not ask. In percent; shares have 95 % Wilson intervals, and "
+        "changes bootstrap intervals over runs and prompts."
     )
     return Section("beyond", "Implicit prompts and neighbours", parts, note)
 
