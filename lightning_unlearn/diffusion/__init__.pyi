@@ -13,6 +13,15 @@ from .canvas.names import MINI_CANVAS as MINI_CANVAS
 from .canvas.names import UNLEARN_CANVAS as UNLEARN_CANVAS
 from .canvas.names import CanvasNames as CanvasNames
 from .canvas.scores import AnswerScores as AnswerScores
+from .canvas.classifier import CanvasClassifier as CanvasClassifier
+from .canvas.data import CanvasTrainingDataModule as CanvasTrainingDataModule
+from .canvas.export import export_mini_canvas as export_mini_canvas
+from .canvas.folder import StyleObjectFolder as StyleObjectFolder
+from .canvas.judge_training import LitCanvasJudge as LitCanvasJudge
+from .canvas.judge_training import train_canvas_judges as train_canvas_judges
+from .canvas.judges import CanvasJudges as CanvasJudges
+from .canvas.published_judges import published_judges as published_judges
+from .canvas.target_data import CanvasDataModule as CanvasDataModule
 from .concept_ablation import ConceptAblation as ConceptAblation
 from .concept_inversion_attack import ConceptInversionAttack as ConceptInversionAttack
 from .concept_presence import ConceptPresence as ConceptPresence
