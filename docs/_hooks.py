@@ -51,6 +51,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     reference = {}
     for part, title in PARTS.items():
         names = [name for name in importlib.import_module(f"{PACKAGE}.{part}").__all__ if name not in methods]
+        names = [name for name in names if callable(public[name])]
         objects = (_object(_path(public[name]), level=2) for name in sorted(names))
         reference[f"reference/{part}.md"] = _title(title) + f"# {title}\n" + "".join(objects)
     reference |= {f"reference/{name}.md": module_page(name, title) for name, title in MODULES.items()}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_unlearn.core.files import write_text
+from lightning_unlearn.core.intervals import wilson
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,12 +55,8 @@ def rate(successes: int, count: int) -> str:
     """
     if not count:
         return ""
-    try:
-        from scipy.stats import binomtest
-    except ImportError:
-        raise ImportError('Intervals of rates need scipy: pip install "lightning-unlearn[bench]"') from None
-    interval = binomtest(successes, count).proportion_ci(method="wilson")
-    return f"{100 * successes / count:.0f} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+    share, low, high = wilson(successes, count)
+    return f"{100 * share:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def write_record(path: Path, record: dict[str, Any], table: Callable[[dict[str, Any]], str]) -> dict[str, Any]:

@@ -57,12 +57,12 @@ from .judges import judge_named as judge_named
 from .judges import miniature_classifier as miniature_classifier
 from .mace import MACE as MACE
 from .metrics.canvas import AccuracyMatrix as AccuracyMatrix
-from .metrics.canvas import canvas_summary as canvas_summary
 from .metrics.canvas_accuracy import CanvasAccuracy as CanvasAccuracy
 from .metrics.canvas_read_outs import canvas_read_out as canvas_read_out
 from .metrics.canvas_read_outs import pair_read_out as pair_read_out
 from .metrics.canvas_read_outs import redirects as redirects
 from .metrics.canvas_sequence import SequentialErasure as SequentialErasure
+from .metrics.canvas_summary import canvas_summary as canvas_summary
 from .metrics.clip import CLIPScore as CLIPScore
 from .metrics.clip import clip_similarity as clip_similarity
 from .metrics.features import PenultimateFeatures as PenultimateFeatures

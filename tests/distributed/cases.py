@@ -605,9 +605,11 @@ def statistics(layout: str, models: Path, path: Path) -> dict[str, Any]:
 
 def image_metrics(layout: str, models: Path, path: Path) -> dict[str, Any]:
     """Metrics of images, of which the processes have unlike numbers."""
+    from tests.diffusion.metrics.test_canvas_accuracy import shared as canvas
     from tests.diffusion.metrics.test_images import shared
 
-    return {"found": shared(*grouped(layout))}
+    share = grouped(layout)
+    return {"found": [*shared(*share), *canvas(*share)]}
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------

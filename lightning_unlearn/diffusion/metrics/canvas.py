@@ -8,31 +8,30 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.files import write_text
-from lightning_unlearn.core.intervals import Interval, bootstrap
-from lightning_unlearn.core.means import harmonic_mean
+from lightning_unlearn.core.intervals import Interval
 from lightning_unlearn.core.tables import read_table
 from lightning_unlearn.diffusion.canvas.counts import answer_counts, columns, complete
 from lightning_unlearn.diffusion.canvas.names import CanvasNames, Kind
 from lightning_unlearn.diffusion.canvas.scores import AnswerScores
+from lightning_unlearn.diffusion.metrics.canvas_summary import MEASURES, WITHOUT_TARGET, alike, canvas_summary
 from lightning_unlearn.functional.diffusion.canvas_accuracy import (
     canvas_accuracies,
     concept_accuracies,
     erasure_accuracies,
 )
 
-__all__ = ["BASE", "AccuracyMatrix", "canvas_summary"]
+__all__ = ["BASE", "AccuracyMatrix"]
 
 BASE = "None"
 """Name of the row of the base model, from which nothing was erased."""
 
-_WITHOUT = "CRA_without_target"
-_MEASURES = ("UA", "IRA", "CRA")
 _OTHER: dict[Kind, Kind] = {"style": "object", "object": "style"}
 
 
@@ -123,7 +122,7 @@ class AccuracyMatrix:
         targets = tuple(sorted(unlearned, key=lambda name: known.index(name) if name in known else -1))
         without = [_without_target(unlearned[target], target, seeds, photo) for target in targets]
         rows = [_row(scores, seeds, photo) for scores in (base, *(unlearned[target] for target in targets))]
-        return cls(names, targets, torch.stack(rows), torch.tensor(without, dtype=torch.float64), photo)
+        return cls(names, targets, torch.stack(rows), _fp64(without), photo)
 
     @classmethod
     def mean(cls, matrices: Sequence[AccuracyMatrix]) -> AccuracyMatrix:
@@ -132,7 +131,7 @@ class AccuracyMatrix:
         Raises:
             ValueError: If there is none, or they are of other targets or concepts.
         """
-        _alike(matrices)
+        alike(matrices)
         first = matrices[0]
         if any(matrix.targets != first.targets for matrix in matrices):
             raise ValueError(f"A mean is over runs with the same targets, but got {[m.targets for m in matrices]}.")
@@ -170,9 +169,9 @@ class AccuracyMatrix:
         own, other = self._columns(kind := self.names.kind(target)), self._columns(_OTHER[kind])
         row = self.row(BASE if base else target)
         found = erasure_accuracies(row[own], row[other], self.names.of(kind).index(target))
-        values = dict(zip(_MEASURES, map(float, found), strict=True))
+        values = dict(zip(MEASURES, map(float, found), strict=True))
         without = float("nan") if base else float(self.cra_without_target[self.targets.index(target)])
-        return values if math.isnan(without) else {**values, _WITHOUT: without}
+        return values if math.isnan(without) else {**values, WITHOUT_TARGET: without}
 
     def summary(self, base: bool = False) -> dict[str, Interval]:
         """Means over the targets of each kind, see [`canvas_summary`][lightning_unlearn.canvas_summary]."""
@@ -182,7 +181,7 @@ class AccuracyMatrix:
         """Write a line a model, the base first: its accuracy in [0, 1] on each concept, and CRA without the target."""
         file = io.StringIO()
         lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(["target", *self.concepts, _WITHOUT])
+        lines.writerow(["target", *self.concepts, WITHOUT_TARGET])
         without = [math.nan, *self.cra_without_target.tolist()]
         for name, row, last in zip((BASE, *self.targets), self.accuracy.tolist(), without, strict=True):
             lines.writerow([name, *map(repr, row), "" if math.isnan(last) else repr(last)])
@@ -203,6 +202,8 @@ class AccuracyMatrix:
             ValueError: If a column, the base's row or a cell is missing, a name unknown, or a number no accuracy.
         """
         table = read_table(Path(path))
+        if not all(isinstance(row, dict) for row in table):
+            raise ValueError(f"{path} is not read as a table with a header. Save it as .csv.")
         photo = bool(table) and names.photo in table[0]
         concepts = columns(names, photo)
         _check_table(path, table, concepts)
@@ -211,8 +212,8 @@ class AccuracyMatrix:
         scale = 100 if percent else 1
         try:
             accuracy = [[float(rows[name][concept]) / scale for concept in concepts] for name in (BASE, *targets)]
-            without = [float(rows[name].get(_WITHOUT) or math.nan) / scale for name in targets]
-            return cls(names, targets, torch.tensor(accuracy).double(), torch.tensor(without).double(), photo)
+            without = [float(rows[name].get(WITHOUT_TARGET) or math.nan) / scale for name in targets]
+            return cls(names, targets, _fp64(accuracy), _fp64(without), photo)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -221,43 +222,8 @@ class AccuracyMatrix:
         return slice(objects) if kind == "style" else slice(objects, None)
 
 
-def canvas_summary(
-    matrices: Sequence[AccuracyMatrix], base: bool = False, level: float = 0.95, draws: int = 2000, seed: int = 0
-) -> dict[str, Interval]:
-    """Means of UA, IRA and CRA over the targets of each kind, with bootstrap intervals over runs.
-
-    A run is a target with a seed of the method. Keys are ``style/UA``, ``style/IRA``, ``style/CRA``, ``style/H``, the
-    harmonic mean of the three means, and ``style/CRA_without_target`` where it is known of all; and the same of
-    ``object/``. A kind without a target is left out.
-
-    Args:
-        matrices: One for each seed of the method; they need not have the same targets.
-        base: Summarise the base model, as if it had unlearned each target.
-        level: Level of the percentile intervals, in (0, 1). An interval of a single run is NaN.
-        draws: Number of resamples.
-        seed: Seed of the resamples, apart from the global random state.
-
-    Raises:
-        ValueError: If there is no matrix, they are of other concepts, or an option is out of range.
-    """
-    _alike(matrices)
-    summary = {}
-    for kind in ("style", "object"):
-        runs = [matrix.read_out(target, base) for matrix in matrices for target in matrix.targets_of(kind)]
-        if not runs:
-            continue
-        measures = [*_MEASURES, *([_WITHOUT] if all(_WITHOUT in run for run in runs) else [])]
-        values = torch.tensor([[run[measure] for measure in measures] for run in runs], dtype=torch.float64)
-        intervals = bootstrap(values, _means_and_harmonic, level, draws, seed)
-        if len(runs) == 1:
-            intervals = [Interval(interval.value, math.nan, math.nan) for interval in intervals]
-        summary |= {f"{kind}/{name}": x for name, x in zip([*measures, "H"], intervals, strict=True)}
-    return summary
-
-
-def _means_and_harmonic(values: Tensor) -> Tensor:
-    means = values.mean(0)
-    return torch.cat([means, torch.tensor([harmonic_mean(means[: len(_MEASURES)].tolist())], dtype=means.dtype)])
+def _fp64(numbers: Any) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def _row(scores: AnswerScores, seeds: Sequence[int], photo: bool) -> Tensor:
@@ -273,24 +239,17 @@ def _without_target(scores: AnswerScores, target: str, seeds: Sequence[int], pho
     return float(canvas_accuracies(counts.style, counts.object, counts.n, kind, place, include_target=False).cra)
 
 
-def _alike(matrices: Sequence[AccuracyMatrix]) -> None:
-    if not matrices:
-        raise ValueError("There is no accuracy matrix to average.")
-    if any(matrix.concepts != matrices[0].concepts for matrix in matrices):
-        raise ValueError("Accuracy matrices are averaged, but are of different styles and objects.")
-
-
 def _check_table(path: str | Path, table: Sequence[Mapping[str, str]], concepts: Sequence[str]) -> None:
     header = list(table[0]) if table else []
     listed = [row.get("target", "") for row in table]
     problems = {
         "has no column": [name for name in ("target", *concepts) if name not in header],
-        "has columns of no style or object:": sorted({*header} - {"target", *concepts, _WITHOUT}),
+        "has columns of no style or object:": sorted({*header} - {"target", *concepts, WITHOUT_TARGET}),
         "has two rows for": sorted({name for name in listed if listed.count(name) > 1}),
         "has no row for the base model, named": [] if BASE in listed else [BASE],
-        "has empty cells in the rows": [row["target"] for row in table if not all(row.get(c, "") for c in concepts)]
-        if header
-        else [],
+        "has empty cells in the rows": [
+            row.get("target", "") for row in table if any(row.get(concept) in ("", None) for concept in concepts)
+        ],
     }
     for problem, found in problems.items():
         if found:

@@ -105,9 +105,10 @@ class CanvasAccuracy(Metric):
                 )
             if len(values) and not 0 <= int(values.min()) <= int(values.max()) < count:
                 raise ValueError(f"{name} must be in [0, {count - 1}], but is in [{values.min()}, {values.max()}].")
-        cells = (style * len(self.names.objects) + object).to(self.device)
-        right = (predicted_style == style).to(self.device), (predicted_object == object).to(self.device)
+        seen_style, seen_object, style, object = (values.to(self.device).long() for values, _ in labels.values())
+        right = seen_style == style, seen_object == object
         counted = (*right, right[0] & right[1], torch.ones_like(right[0]))
+        cells = style * len(self.names.objects) + object
         for state, hits in zip((self.style_hits, self.object_hits, self.both_hits, self.n), counted, strict=True):
             state.view(-1).index_add_(0, cells, hits.long())
 
@@ -134,7 +135,7 @@ class CanvasAccuracy(Metric):
         counts = AnswerCounts(*(state[:rows].cpu() for state in states))
         style, object = self._places(target)
         if style is not None and object is not None:
-            pair = pair_quadrants(*counts.n.shape, style, object)[0]
+            pair = pair_quadrants(counts.n.shape[0], counts.n.shape[1], style, object)[0]
             self._refuse_uneven(counts.n, pair)
             return pair_accuracies(getattr(counts, self.test), counts.n, style, object)._asdict()
         self._refuse_uneven(counts.n, torch.zeros_like(counts.n, dtype=torch.bool))

@@ -168,7 +168,7 @@ def pair_accuracies(hits: Tensor, n: Tensor, style: int, object: int) -> PairAcc
     References:
         Zhang et al., *UnlearnCanvas*, arXiv:2402.11846. It does not define when an image is right.
     """
-    quadrants = pair_quadrants(*n.shape, style, object)
+    quadrants = pair_quadrants(n.shape[0], n.shape[1], style, object)
     if empty := (n == 0).nonzero().tolist():
         raise ValueError(f"There is no image of the styles and objects {empty}.")
     right = hits.double() / n
