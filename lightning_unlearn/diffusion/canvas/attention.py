@@ -123,21 +123,21 @@ def attention_change(after: AttentionReading, before: AttentionReading, shown: T
     Args:
         after: Of the erased model.
         before: Of the model before erasure, for the same prompts and seeds.
-        shown: Whether each image of the erased model shows the concept, shape ``(P, R)`` of prompts and seeds, with
-            ``P * R`` as many as there are images, prompt by prompt.
+        shown: Share of each prompt's images by the erased model that show the concept, shape ``(P,)``. There are as
+            many images of each prompt, one prompt after the other.
 
     Raises:
         ValueError: If the numbers of images differ.
     """
-    if not after.spread.shape == before.spread.shape == (shown.numel(),):
+    images = len(after.spread)
+    if images != len(before.spread) or images % max(len(shown), 1):
         raise ValueError(
-            f"Readings of {len(after.spread)} and {len(before.spread)} images and verdicts on {shown.numel()} are not "
-            "of the same images."
+            f"Readings of {images} and {len(before.spread)} images are not of the same images of {len(shown)} prompts."
         )
-    moved = (after.spread - before.spread).abs().reshape(shown.shape).mean(1)
+    moved = (after.spread - before.spread).abs().reshape(len(shown), -1).mean(1)
     return AttentionChange(
         *(float((getattr(after, n) - getattr(before, n)).mean()) for n in ("spread", "area50", "mass")),
-        _spearman(moved, shown.double().mean(1)),
+        _spearman(moved, shown),
     )
 
 

@@ -58,7 +58,7 @@ def test_change_and_its_correlation_with_what_is_shown() -> None:
     before = AttentionReading(torch.full((6,), 0.9), torch.full((6,), 0.5), torch.full((6,), 0.2))
     moved = torch.tensor([0.0, 0.0, 0.1, 0.1, -0.4, -0.4])
     after = AttentionReading(before.spread + moved, before.area50 - 0.1, before.mass)
-    shown = torch.tensor([[1, 1], [1, 0], [0, 0]])
+    shown = torch.tensor([1.0, 0.5, 0.0])
     change = attention_change(after, before, shown)
     assert change.spread == pytest.approx(-0.1)
     assert (change.area50, change.mass) == (pytest.approx(-0.1), 0.0)
@@ -66,8 +66,8 @@ def test_change_and_its_correlation_with_what_is_shown() -> None:
     same = attention_change(before, before, shown)
     assert (same.spread, same.area50, same.mass, same.correlation) == (0.0, 0.0, 0.0, None)
     assert same.to_dict() == {"spread": 0.0, "area50": 0.0, "mass": 0.0, "correlation": None}
-    with pytest.raises(ValueError, match="Readings of 6 and 6 images and verdicts on 4"):
-        attention_change(after, before, shown[:2])
+    with pytest.raises(ValueError, match="Readings of 6 and 6 images are not of the same images of 4 prompts"):
+        attention_change(after, before, torch.ones(4))
 
 
 def test_errors_of_reading(tiny_sd: Path) -> None:

@@ -71,7 +71,7 @@ def test_names_of_a_concept_have_merged_in_the_shipped_miniature(base: LitTextTo
         found = concept_similarities(base, single)
         same = torch.arange(len(single)) // 3
         together = same[:, None] == same
-        assert found[together].min() >= 0.915, kind
+        assert found[together].min() >= 0.91, kind
         assert found[~together].max() <= 0.345, kind
 
 
@@ -100,7 +100,7 @@ def test_similarities_are_cosines_of_keys_and_values(tiny_sd: Path) -> None:
 
 
 def test_overlap_of_the_shapes() -> None:
-    order, overlaps = list(OBJECTS), mask_overlaps(2048)
+    order, overlaps = list(OBJECTS), mask_overlaps(1024)
     assert overlaps[order.index("ring"), order.index("disk")].item() == pytest.approx(0.70, abs=2e-3)
     theta = math.acos(0.9)
     common = math.pi - 4 * (theta - math.sin(theta) * math.cos(theta))
@@ -109,18 +109,18 @@ def test_overlap_of_the_shapes() -> None:
     assert union == pytest.approx(3.475, abs=1e-3)
     assert overlaps[order.index("box"), order.index("disk")].item() == pytest.approx(common / union, abs=2e-3)
     assert common / union == pytest.approx(0.837, abs=1e-3)
-    areas = {name: 4 * shape(name, 2048).double().mean().item() for name in OBJECTS}
+    areas = {name: 4 * shape(name, 1024).double().mean().item() for name in OBJECTS}
     assert areas == pytest.approx(
         {"disk": math.pi, "box": 3.24, "wedge": 1.8, "cross": 2.3616, "ring": 0.7 * math.pi}, abs=0.01
     )
     assert torch.equal(overlaps, overlaps.T)
-    assert ranked_neighbours(overlaps, order, "disk", anchor="box") == Neighbours(("ring",), ("cross", "wedge"), "box")
+    assert ranked_neighbours(overlaps, order, "disk", anchor="box") == Neighbours(("cross",), ("ring", "wedge"), "box")
 
 
 def test_of_equals_the_first_name_is_nearer() -> None:
     for names in (["t", "c", "a", "b", "d"], ["d", "b", "t", "a", "c"]):
         assert ranked_neighbours(torch.ones(5, 5), names, "t") == Neighbours(("a", "b"), ("c", "d"))
-    with pytest.raises(ValueError, match="3 near and 3 far concepts are more than t's 4 others"):
+    with pytest.raises(ValueError, match="3 near and 3 far concepts are more than the 4 others of t"):
         ranked_neighbours(torch.ones(5, 5), list("tabcd"), "t", count=3)
     with pytest.raises(ValueError, match="target must be"):
         ranked_neighbours(torch.ones(2, 2), ["a", "b"], "c")
