@@ -1,4 +1,4 @@
-"""Sections of single methods in a report of UnlearnCanvas: measurements, accuracy matrix, and what replaced a target."""
+"""Sections of single methods in a report of UnlearnCanvas: measurements, accuracies, and what replaced a target."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def bounds(interval: Interval, method: str = BOOTSTRAP) -> Bounds | None:
 
 
 def method_section(results: CanvasResults, method: str) -> Section:
-    """All numbers of a method, its accuracy matrix, and what images of erased concepts show."""
-    parts: list[Part] = [*_measurements(results, method), _matrix(results, method)]
+    """The accuracy matrix of a method, what images of erased concepts show, and all measurements."""
+    parts: list[Part] = [_matrix(results, method)]
     parts += [_redirects(results, method, kind) for kind in KINDS if results.runs(method, kind)]
-    return Section(f"method-{slug(method)}", method, parts)
+    return Section(f"method-{slug(method)}", method, [*parts, *_measurements(results, method)])
 
 
 def _measurements(results: CanvasResults, method: str) -> list[Measurement]:
@@ -52,9 +52,7 @@ def _measurements(results: CanvasResults, method: str) -> list[Measurement]:
             )
         if values := results.values(method, "FID", kind):
             mean = mean_of(values)
-            parts.append(
-                Measurement("FID", mean.value, bounds(mean), len(values), variant=f"{kind}s", better="lower")
-            )
+            parts.append(Measurement("FID", mean.value, bounds(mean), len(values), variant=f"{kind}s", better="lower"))
     for name, unit, title in (
         ("seconds", "s", "time of a request"),
         ("peak_memory_bytes", "bytes", "peak memory"),

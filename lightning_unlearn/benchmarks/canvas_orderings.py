@@ -8,7 +8,6 @@ from statistics import mean
 import torch
 from torchmetrics.functional.regression import spearman_corrcoef
 
-from lightning_unlearn.benchmarks.canvas_harder import pair_means, sequences
 from lightning_unlearn.benchmarks.canvas_published import ATTACKED, PAIRS, RESULTS, published_name
 from lightning_unlearn.benchmarks.canvas_results import KINDS, CanvasResults
 from lightning_unlearn.benchmarks.canvas_tables import methods_of
@@ -29,7 +28,7 @@ def orderings(results: CanvasResults) -> Section | None:
         *_sequences(results),
     ]
     note = "Spearman's correlations are over methods. The published figures are of nine methods."
-    table = Table("Published orderings", ["ordering", "published", "here", "holds"], rows, note)
+    table = Table("", ["ordering", "published", "here", "holds"], rows, note)
     return Section("orderings", "Do the published orderings hold?", [table]) if rows else None
 
 
@@ -51,14 +50,14 @@ def _erasure(results: CanvasResults, kind: Kind) -> Iterator[Row]:
     ours = {m: {name: results.summaries[m][f"{kind}/{name}"].value for name in ("UA", "IRA", "CRA")} for m in methods}
     theirs = {method: row.shares(kind) for method, row in RESULTS.items()}
     there, here = _trade_off(theirs), _trade_off(ours)
-    yield [f"{kind}s: what erases more keeps less (UA, IRA)", f"ρ = {there:.2f}", f"ρ = {here:.2f}", here < 0]
-    (there_ira, there_cra), (ira, cra) = ([mean(row[n] for row in of.values()) for n in ("IRA", "CRA")] for of in (theirs, ours))
-    words = [f"{100 * c:.1f} and {100 * i:.1f}" for c, i in ((there_cra, there_ira), (cra, ira))]
-    yield [f"{kind}s: mean CRA is below mean IRA", *words, cra < ira]
+    yield [f"{kind}s: what erases more keeps less (UA, IRA)", _rho(there), _rho(here), here < 0]
+    cra, ira = ([mean(row[name] for row in of.values()) for of in (theirs, ours)] for name in ("CRA", "IRA"))
+    words = [f"{100 * low:.1f} and {100 * high:.1f}" for low, high in zip(cra, ira, strict=True)]
+    yield [f"{kind}s: mean CRA is below mean IRA", *words, cra[1] < ira[1]]
     shared = {method: name for method in methods if (name := published_name(method))}
     if len(shared) >= 3:
         rho = spearman([ours[method]["UA"] for method in shared], [theirs[name]["UA"] for name in shared.values()])
-        yield [f"{kind}s: methods rank by UA as published", f"{len(shared)} methods", f"ρ = {rho:.2f}", rho > 0]
+        yield [f"{kind}s: methods rank by UA as published", f"{len(shared)} methods", _rho(rho), rho > 0]
 
 
 def _trade_off(rows: Mapping[str, Mapping[str, float]]) -> float:
@@ -66,21 +65,23 @@ def _trade_off(rows: Mapping[str, Mapping[str, float]]) -> float:
 
 
 def _attacks(results: CanvasResults, kind: Kind) -> Iterator[Row]:
-    attacked = {method: rates for method in methods_of(results, kind) if "asr" in (rates := results.attack(method, kind))}
+    rates = {method: results.attack(method, kind) for method in methods_of(results, kind)}
+    attacked = {method: of for method, of in rates.items() if "asr" in of}
     if not attacked:
         return
-    clean = {method: 1 - rates["pre_asr"][1].value for method, rates in attacked.items() if "pre_asr" in rates}
+    clean = {method: 1 - of["pre_asr"][1].value for method, of in attacked.items() if "pre_asr" in of}
     fallen = sum(1 - attacked[method]["asr"][1].value < value for method, value in clean.items())
     falls = [getattr(row, f"{kind}_attacked") < getattr(row, f"{kind}_clean") for row in ATTACKED.values()]
     yield [f"{kind}s: attacks lower UA", _of(sum(falls), len(falls)), _of(fallen, len(clean)), fallen == len(clean)]
-    random = {method: rates["random_asr"][1].value for method, rates in attacked.items() if "random_asr" in rates}
+    random = {method: of["random_asr"][1].value for method, of in attacked.items() if "random_asr" in of}
     if random:
         above = sum(attacked[method]["asr"][1].value > value for method, value in random.items())
-        yield [f"{kind}s: attacks find more than random tokens", "not reported", _of(above, len(random)), above == len(random)]
+        name = f"{kind}s: attacks find more than random tokens"
+        yield [name, "not reported", _of(above, len(random)), above == len(random)]
 
 
 def _pairs(results: CanvasResults) -> Iterator[Row]:
-    means = pair_means(results)
+    means = results.pair_means
     if not means:
         return
     below = sum(max(row["SC"].value, row["OC"].value) < row["UP"].value for row in means.values())
@@ -92,14 +93,19 @@ def _pairs(results: CanvasResults) -> Iterator[Row]:
 
 
 def _sequences(results: CanvasResults) -> Iterator[Row]:
-    found = sequences(results)
+    found = results.sequences
     if not found:
         return
     fallen = sum(bool(sequence.ra[-1] < sequence.ra[0]) for sequence in found.values())
-    yield ["sequences: retain accuracy falls with further requests", "reported", _of(fallen, len(found)), fallen == len(found)]
+    name = "sequences: retain accuracy falls with further requests"
+    yield [name, "reported", _of(fallen, len(found)), fallen == len(found)]
     back = sum(bool(sequence.rebound[:-1].max() > 0) for sequence in found.values() if len(sequence.targets) > 1)
     yield ["sequences: earlier targets come back", "reported", _of(back, len(found)), back > 0]
 
 
 def _of(count: int, total: int) -> str:
     return f"{count} of {total} methods"
+
+
+def _rho(value: float) -> str:
+    return f"ρ = {value:.2f}".replace("-", "−")

@@ -7,9 +7,9 @@ from typing import NamedTuple
 __all__ = ["ATTACKED", "PAIRS", "RESULTS", "SOURCE", "Attacked", "Erased", "Pair", "published_name"]
 
 SOURCE = (
-    "Zhang et al., UnlearnCanvas: Stylized Image Dataset for Enhanced Machine Unlearning Evaluation in Diffusion Models, "
-    "NeurIPS 2024 Datasets and Benchmarks, arXiv:2402.11846; numbers as printed on the authors' poster (table 2: erasure "
-    "and cost, table 3: pairs, figure 6: attacks)"
+    "Zhang et al., UnlearnCanvas: Stylized Image Dataset for Enhanced Machine Unlearning Evaluation in Diffusion "
+    "Models, NeurIPS 2024 Datasets and Benchmarks, arXiv:2402.11846; as printed on the authors' poster: table 2 "
+    "(erasure, cost), table 3 (pairs), figure 6 (attacks)"
 )
 
 

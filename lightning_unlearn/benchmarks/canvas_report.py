@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_unlearn.benchmarks.canvas_beyond import beyond_section
 from lightning_unlearn.benchmarks.canvas_harder import (
     attack_section,
-    beyond_section,
     pair_section,
     sequence_section,
-    sequences,
 )
 from lightning_unlearn.benchmarks.canvas_images import image_section
 from lightning_unlearn.benchmarks.canvas_models import method_section
@@ -108,7 +107,7 @@ def write_matrices(results: CanvasResults, folder: Path) -> None:
         results.mean_matrix(method).to_csv(folder / f"{slug(method)}.csv")
         for seed, matrix in matrices.items():
             matrix.to_csv(folder / f"{slug(method)}-seed{seed}.csv")
-    for method, sequence in sequences(results).items():
+    for method, sequence in results.sequences.items():
         sequence.to_csv(folder / f"{slug(method)}-sequence.csv")
 
 

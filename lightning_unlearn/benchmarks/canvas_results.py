@@ -17,6 +17,8 @@ from lightning_unlearn.core.intervals import Interval, bootstrap_mean, wilson
 from lightning_unlearn.diffusion.canvas.names import MINI_CANVAS, UNLEARN_CANVAS, CanvasNames, Kind
 from lightning_unlearn.diffusion.canvas.scores import AnswerScores
 from lightning_unlearn.diffusion.metrics.canvas import AccuracyMatrix, canvas_summary
+from lightning_unlearn.diffusion.metrics.canvas_read_outs import pair_read_out
+from lightning_unlearn.diffusion.metrics.canvas_sequence import SequentialErasure
 
 __all__ = ["ATTACKS", "KINDS", "NAMES", "CanvasResults", "CanvasRun", "mean_of"]
 
@@ -81,9 +83,7 @@ class CanvasResults:
         """The runs of each method, target by target in the order of the names."""
         order = [*self.names.styles, *self.names.objects]
         return {
-            method: [
-                self._run(target, run) for target in sorted(targets, key=order.index) for run in targets[target]
-            ]
+            method: [self._run(target, run) for target in sorted(targets, key=order.index) for run in targets[target]]
             for method, targets in self.record["methods"].items()
         }
 
@@ -149,6 +149,35 @@ class CanvasResults:
             if n:
                 rates[name] = (n, wilson(hits, n))
         return rates
+
+    @cached_property
+    def pair_means(self) -> dict[str, dict[str, Interval]]:
+        """UA, SC, OC and UP of each method over pairs and seeds, with bootstrap intervals; Wilson's of a single run."""
+        means = {}
+        for method, runs in self.pairs.items():
+            found = [pair_read_out(run.scores, *run.target, seeds=self.record["seeds"]) for run in runs]
+            if len(found) == 1:
+                means[method] = found[0]
+            elif found:
+                means[method] = {name: mean_of([run[name].value for run in found]) for name in found[0]}
+        return means
+
+    @cached_property
+    def sequences(self) -> dict[str, SequentialErasure]:
+        """The sequence of erasures of each method, a mean over seeds.
+
+        Raises:
+            ValueError: If the runs of a method have other targets, or another order.
+        """
+        found = {}
+        for method, runs in self.record.get("sequential", {}).items():
+            targets = runs[0]["targets"]
+            if any(run["targets"] != targets for run in runs):
+                raise ValueError(f"The sequences of {method} have other targets from seed to seed, so no mean.")
+            each = [SequentialErasure.from_scores(targets, list(map(self.scores, run["scores"]))) for run in runs]
+            ua, ra = (torch.stack([getattr(one, name) for one in each]).mean(0) for name in ("ua", "ra"))
+            found[method] = SequentialErasure(tuple(targets), ua, ra)
+        return found
 
     def _run(self, target: str | tuple[str, str], record: Mapping[str, Any]) -> CanvasRun:
         return CanvasRun(target, record["seed"], self.scores(record["scores"]), record)

@@ -13,7 +13,7 @@ from lightning_unlearn.diffusion.canvas.names import ANSWER_SEEDS, UNLEARN_CANVA
 from lightning_unlearn.report.layout import number
 from lightning_unlearn.report.sections import Bars, BarSeries, Cell, Curve, Part, Section, Series, Table
 
-__all__ = ["BEFORE", "bars", "differences", "methods_of", "percent", "published", "summary", "trade_off"]
+__all__ = ["BEFORE", "bars", "complement", "differences", "methods_of", "percent", "published", "summary", "trade_off"]
 
 BEFORE = "before erasure"
 """Name of the row of the model that nothing was erased from."""
@@ -28,7 +28,12 @@ def percent(interval: Interval | None) -> str:
     if interval is None:
         return ""
     value = f"{100 * interval.value:.1f}"
-    return value if math.isnan(interval.low) else f"{value} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    return value if math.isnan(interval.low) else f"{value} [{100 * interval.low:.1f},\u00a0{100 * interval.high:.1f}]"
+
+
+def complement(interval: Interval) -> Interval:
+    """The share of the others."""
+    return Interval(1 - interval.value, 1 - interval.high, 1 - interval.low)
 
 
 def methods_of(results: CanvasResults, kind: Kind) -> list[str]:
@@ -66,8 +71,10 @@ def summary(results: CanvasResults) -> Section:
     if any(results.values(method, name) for method in results.methods for name in COSTS):
         parts.append(_costs(results))
     note = (
-        "Shares in percent. UA: images of the erased concept in which the judge sees another one. IRA: accuracy on the "
-        "other concepts of its kind. CRA: accuracy on the concepts of the other kind."
+        "Shares in percent: means with 95 % bootstrap intervals over runs, a run being a target and a seed. UA: images "
+        "of the erased concept in which the judge sees another one. IRA: accuracy on the other concepts of its kind. "
+        "CRA: accuracy on the concepts of the other kind; other images are those in which the target was not asked "
+        "for. H: harmonic mean of UA, IRA and CRA. FID is of retained images, to be compared within a table."
     )
     return Section("summary", "Summary", parts, note)
 
@@ -100,20 +107,15 @@ def _distance(values: Sequence[float]) -> str:
         return ""
     interval = mean_of(values)
     words = f"{interval.value:.1f}"
-    return words if math.isnan(interval.low) else f"{words} [{interval.low:.1f}, {interval.high:.1f}]"
+    return words if math.isnan(interval.low) else f"{words} [{interval.low:.1f},\u00a0{interval.high:.1f}]"
 
 
 def _note(results: CanvasResults, kind: Kind) -> str:
-    note = (
-        "Means with 95 % bootstrap intervals over runs, a run being a target and a seed. H is the harmonic mean of UA, "
-        "IRA and CRA. CRA, other images: without images in which the target was asked for. FID is of the retained "
-        "images, to be compared within this table."
-    )
     if different := differences(results, kind):
-        return f"{note} No published row stands beside these, as the setting is another: {', '.join(different)}."
+        return f"No published row stands beside these, as the setting is another: {', '.join(different)}."
     if any(published(results, method, kind) for method in results.methods):
-        note += " Published FIDs are left out: they are of other features."
-    return note
+        return "Published FIDs are left out: they are of other features."
+    return ""
 
 
 def _costs(results: CanvasResults) -> Table:
@@ -145,7 +147,8 @@ def bars(results: CanvasResults) -> Section:
     distances = {method: values for method in results.methods if (values := results.values(method, "FID"))}
     if distances:
         intervals = [mean_of(values) for values in distances.values()]
-        parts.append(Bars("Distance of retained images", list(distances), "FID, lower is better", [_bars("FID", intervals)]))
+        series = [_bars("FID", intervals)]
+        parts.append(Bars("Distance of retained images", list(distances), "FID, lower is better", series))
     return Section("bars", "Metrics of the methods", parts)
 
 
@@ -172,5 +175,5 @@ def trade_off(results: CanvasResults) -> Section:
         series.append(Series("Pareto front", [x for x, _ in line], [y for _, y in line], role="front"))
         note = f"On the front, no other method is better on one axis and no worse on the other: {', '.join(front)}."
         title = f"Erased {kind}s: UA against IRA"
-        parts.append(Curve(title, "UA, higher is better", "IRA, higher is better", series, "scatter", note=note))
+        parts.append(Curve(title, "UA, higher is better", "IRA, higher is better", series, "scatter", "share", note))
     return Section("trade-off", "Trade-off of erasing and keeping", parts)

@@ -9,6 +9,7 @@ from .attacks.search import PromptSearch as PromptSearch
 from .attacks.soft_prompt import SoftPromptAttacker as SoftPromptAttacker
 from .canvas.answers import sample_answers as sample_answers
 from .canvas.classifier import CanvasClassifier as CanvasClassifier
+from .canvas.data import CanvasTrainingDataModule as CanvasTrainingDataModule
 from .canvas.export import export_mini_canvas as export_mini_canvas
 from .canvas.folder import StyleObjectFolder as StyleObjectFolder
 from .canvas.judges import CanvasJudges as CanvasJudges
@@ -18,7 +19,11 @@ from .canvas.features import fid_retain as fid_retain
 from .canvas.features import fid_vs_base as fid_vs_base
 from .canvas.features import kid_retain as kid_retain
 from .canvas.folder import StyleObjectFolder as StyleObjectFolder
+from .canvas.judge_training import LitCanvasJudge as LitCanvasJudge
+from .canvas.judge_training import train_canvas_judges as train_canvas_judges
 from .canvas.judges import CanvasJudges as CanvasJudges
+from .canvas.published_judges import published_judges as published_judges
+from .canvas.target_data import CanvasDataModule as CanvasDataModule
 from .canvas.scoring import image_features as image_features
 from .canvas.scoring import score_answers as score_answers
 from .canvas.names import ANSWER_SEEDS as ANSWER_SEEDS

@@ -70,7 +70,8 @@ def _scatter(curve: Curve, palette: Sequence[str], text: str, grid: str) -> Figu
     ]
     fronts = [series for series in curve.series if series.role == "front"]
     front = [(x, y) for series in fronts for x, y in zip(series.x, series.y, strict=True) if y is not None]
-    return scatter_figure(points, curve.x_label, curve.y_label, front, palette, text, grid) if points else None
+    labels, share = (curve.x_label, curve.y_label), curve.unit == "share"
+    return scatter_figure(points, *labels, front, share, palette, text, grid) if points else None
 
 
 def svg(part: Curve | Bars, prefix: str) -> str:

@@ -153,7 +153,11 @@ def curve_table(curve: Curve) -> tuple[list[str], list[list[Cell]]]:
     """The numbers of a curve: a column for each line, or a row for each point of a scatter plot."""
     if curve.plot == "scatter":
         points = [series for series in curve.series if series.role != "front"]
-        rows: list[list[Cell]] = [[s.name, x, y] for s in points for x, y in zip(s.x, s.y, strict=True)]
+        rows: list[list[Cell]] = [
+            [s.name, *(number(value, curve.unit) if curve.unit else value for value in place)]
+            for s in points
+            for place in zip(s.x, s.y, strict=True)
+        ]
         return ["", curve.x_label, curve.y_label], rows
     values = [dict(zip(series.x, series.y, strict=True)) for series in curve.series]
     places = sorted({x for series in curve.series for x in series.x})

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BarSet", "bar_figure"]
 
-WIDTH, BAR, GAP, TOP, BOTTOM, RIGHT = 400, 9, 8, 30, 42, 14  # in points
+WIDTH, BAR, GAP, TOP, BOTTOM, RIGHT = 400, 9, 8, 30, 42, 24  # in points
 
 
 class BarSet(NamedTuple):
@@ -90,9 +90,10 @@ def bar_figure(
 
 
 def _draw(axes: Axes, bars: BarSet, places: Sequence[float], thickness: float, colour: str, text: str) -> None:
-    axes.barh(places, bars.values, thickness, color=colour, label=bars.name)
+    axes.barh(places, bars.values, thickness, color=colour, alpha=0.55, label=bars.name)
     if bars.low is None or bars.high is None:
         return
     for place, low, high in zip(places, bars.low, bars.high, strict=True):
         if math.isfinite(low) and math.isfinite(high):
-            axes.plot([low, high], [place, place], color=text, linewidth=1.6, solid_capstyle="butt", clip_on=False)
+            ends = {"marker": "|", "markersize": 5, "markeredgewidth": 1.4}
+            axes.plot([low, high], [place, place], color=text, linewidth=1.4, clip_on=False, **ends)

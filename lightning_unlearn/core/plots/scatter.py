@@ -28,6 +28,7 @@ def scatter_figure(
     x_label: str,
     y_label: str,
     front: Sequence[tuple[float, float]] = (),
+    share: bool = False,
     palette: Sequence[str] = PALETTE,
     text: str = "#333333",
     grid: str = "#dddddd",
@@ -39,6 +40,7 @@ def scatter_figure(
         x_label: Name of the horizontal axis.
         y_label: Name of the vertical axis.
         front: The points of the front, in the order of the line.
+        share: Whether both measurements are shares, written as percentages.
         palette: Colours, used in turn.
         text: Colour of the labels, and of grey points.
         grid: Colour of the grid.
@@ -60,6 +62,9 @@ def scatter_figure(
             colour = text if point.colour is None else palette[i % len(palette)]
             axes.plot(point.x, point.y, MARKERS[i % len(MARKERS)], color=colour, markersize=8, zorder=3)
         axes.margins(0.12, 0.1)
+        if share:
+            axes.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
+            axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
         axes.set_xlabel(x_label, color=text, parse_math=False)
         axes.set_ylabel(y_label, color=text, parse_math=False)
         plain(axes, "both", grid)

@@ -1,5 +1,6 @@
 """Mathematics of concept erasure in diffusion models."""
 
+from lightning_unlearn.functional.diffusion.attention_spread import attention_map, attention_spread, half_mass_area
 from lightning_unlearn.functional.diffusion.canvas_accuracy import (
     ErasureAccuracies,
     PairAccuracies,
@@ -12,7 +13,6 @@ from lightning_unlearn.functional.diffusion.canvas_accuracy import (
     redirect_entropy,
     retained_accuracy,
 )
-from lightning_unlearn.functional.diffusion.attention_spread import attention_map, attention_spread, half_mass_area
 from lightning_unlearn.functional.diffusion.ddim import (
     add_noise,
     attack_timesteps,
@@ -47,8 +47,8 @@ __all__ = [
     "attack_timesteps",
     "attention_map",
     "attention_norm",
-    "canvas_accuracies",
     "attention_spread",
+    "canvas_accuracies",
     "classifier_free_guidance",
     "closed_form_attack",
     "concept_accuracies",
