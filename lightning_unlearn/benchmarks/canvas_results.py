@@ -22,7 +22,7 @@ from lightning_unlearn.diffusion.metrics.canvas_sequence import SequentialErasur
 
 __all__ = ["ATTACKS", "KINDS", "NAMES", "CanvasResults", "CanvasRun", "mean_of"]
 
-NAMES = {"mini": MINI_CANVAS, "unlearn_canvas": UNLEARN_CANVAS}
+NAMES = {"mini": MINI_CANVAS, "unlearncanvas": UNLEARN_CANVAS}
 """The styles and objects of a record, by its key ``names``."""
 
 KINDS: tuple[Kind, Kind] = ("style", "object")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from lightning_unlearn.benchmarks.canvas_report import write_canvas_report
 from lightning_unlearn.diffusion.canvas.answers import Suffix, sample_answers
 from lightning_unlearn.diffusion.canvas.judges import CanvasJudges
 from lightning_unlearn.diffusion.canvas.names import ANSWER_SEEDS, names_of
+from lightning_unlearn.diffusion.canvas.published_judges import published_judges
 from lightning_unlearn.diffusion.canvas.scoring import score_answers
 from lightning_unlearn.diffusion.data.miniature import miniature_pipeline
 from lightning_unlearn.diffusion.engine.pipeline import load_frozen
@@ -106,8 +108,9 @@ def score(
     Args:
         folder: The images.
         judges: Folder of a classifier with two heads, as ``train_canvas_judges`` writes it; or ``miniature``.
-        style_judge: In place of ``judges``, that of the style, as for ``attack``: folder or hub id of a classifier.
-        object_judge: The same of the object.
+        style_judge: In place of ``judges``, that of the style: the published checkpoint ``style50.pth``; or folder or hub
+            id of a classifier, as for ``attack``.
+        object_judge: The same of the object, such as ``style50_cls.pth``.
         names: Styles and objects: of the published benchmark, or of the miniature.
         target: The style or object that the model has unlearned; by default the model is one before unlearning.
         seeds: The seeds that count; by default all that occur.
@@ -168,6 +171,8 @@ def _judges(judges: str | None, style: str | None, object: str | None, names: Na
             f"object_judge={object!r}."
         )
     if style is not None and object is not None:
+        if Path(style).is_file() and Path(object).is_file():
+            return published_judges(style, object, names_of(names))
         return CanvasJudges(judge_named(style), judge_named(object), names_of(names))
     if judges == "miniature":
         return CanvasJudges.miniature()
