@@ -108,8 +108,8 @@ def score(
     Args:
         folder: The images.
         judges: Folder of a classifier with two heads, as ``train_canvas_judges`` writes it; or ``miniature``.
-        style_judge: In place of ``judges``, that of the style: the published checkpoint ``style50.pth``; or folder or hub
-            id of a classifier, as for ``attack``.
+        style_judge: In place of ``judges``, that of the style: the published checkpoint ``style50.pth``, or a folder or
+            hub id of a classifier as for ``attack``.
         object_judge: The same of the object, such as ``style50_cls.pth``.
         names: Styles and objects: of the published benchmark, or of the miniature.
         target: The style or object that the model has unlearned; by default the model is one before unlearning.
