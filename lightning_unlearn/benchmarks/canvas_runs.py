@@ -121,7 +121,7 @@ def base_answers(cell: BaseCell, folder: Path) -> Outcome:
     files = [f"{place}/{name}" for name in (SCORES_FILE, FEATURES_FILE, _REFERENCE)]
     targets = (*MINI_CANVAS.styles, *MINI_CANVAS.objects)
     neighbours = {target: asdict(miniature_neighbours(base, target)) for target in targets}
-    return {"files": files, **_told(cell, place), "neighbours": neighbours}
+    return {"files": files, **_told(cell, place), "FID": fid_retain(features, of_data), "neighbours": neighbours}
 
 
 def base_families(cell: FamilyCell, folder: Path) -> Outcome:

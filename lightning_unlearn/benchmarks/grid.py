@@ -169,7 +169,7 @@ class Grid:
                 self._strike(work, [key for key in work if self._is_finished(work[key])], progress)
                 owners = sorted({owner for key in work if (owner := claims.owner(key))})
                 if owners and not announced:
-                    print(f"{description}: waiting for {len(work)} runs of {', '.join(owners)}.")
+                    print(f"{description}: waiting for runs of others, {len(work)}: {', '.join(owners)}.")
                     announced = True
                 if work:
                     time.sleep(_POLL)

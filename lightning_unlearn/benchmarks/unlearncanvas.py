@@ -289,6 +289,7 @@ def _written(record: dict[str, Any], folder: Path, wandb_project: str | None) ->
 
         logger = WandbLogger(project=wandb_project, config=record["answers"] | record["tests"])
     report = write_canvas_report(record, folder, logger)
-    print(render_markdown(replace(report, sections=report.sections[:1])))
+    first = {"sections": report.sections[:1], "provenance": {}, "limits": [], "terms": {}}
+    print(render_markdown(replace(report, **first)))
     print(f"Open {folder / 'report.html'}.")
     return record

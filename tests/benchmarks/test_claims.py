@@ -179,4 +179,4 @@ def test_runs_of_a_killed_worker_are_taken_over(tmp_path: Path, capsys: pytest.C
         assert process.wait(60) == -signal.SIGKILL
         wait_for(lambda: log.read_text().split() == ["1", "2", "3", "4", "3"])
         assert job.result(60)[3]["process"] == os.getpid()
-    assert f"waiting for 1 runs of process {process.pid} on {socket.gethostname()}" in capsys.readouterr().out
+    assert f"waiting for runs of others, 1: process {process.pid} on {socket.gethostname()}" in capsys.readouterr().out
