@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,105 +25,23 @@ from lightning_unlearn.benchmarks.canvas_runs import (
     pair_answers,
     sequence_answers,
 )
+from lightning_unlearn.benchmarks.canvas_settings import AnswerSettings, CanvasTests, pair_of
 from lightning_unlearn.benchmarks.grid import Grid, Outcome, select
 from lightning_unlearn.benchmarks.miniature import ATTACK, SEARCH
-from lightning_unlearn.benchmarks.requests import PairAs
-from lightning_unlearn.core.checks import at_least, between, one_of
+from lightning_unlearn.core.checks import between
 from lightning_unlearn.core.files import sha256, write_text
+from lightning_unlearn.core.lightning import resolve
 from lightning_unlearn.diffusion.canvas.concept import concept
-from lightning_unlearn.diffusion.canvas.names import ANSWER_SEEDS, MINI_CANVAS
+from lightning_unlearn.diffusion.canvas.names import MINI_CANVAS
 from lightning_unlearn.diffusion.canvas.neighbours import Neighbours
 from lightning_unlearn.diffusion.canvas.scores import AnswerScores
 from lightning_unlearn.diffusion.canvas.side_effects import side_effects
 from lightning_unlearn.diffusion.data.miniature import miniature_pipeline
 from lightning_unlearn.report.render_markdown import render_markdown
 
-__all__ = ["AnswerSettings", "CanvasTests", "bench_canvas"]
+__all__ = ["bench_canvas"]
 
-
-@dataclass(frozen=True)
-class AnswerSettings:
-    """The answer set of each model: an image of each style, photos among them, object and seed.
-
-    Args:
-        seeds: Seeds of the images.
-        steps: Steps of the sampler.
-        guidance: Weight of classifier-free guidance.
-        keep_images: Keep the images too, as PNG in ``answers/``, beside the verdicts on them; the report shows some.
-
-    Raises:
-        ValueError: If a number is out of range, or a seed is missing or there twice.
-    """
-
-    seeds: tuple[int, ...] = ANSWER_SEEDS
-    steps: int = 20
-    guidance: float = 4.0
-    keep_images: bool = False
-
-    def __post_init__(self) -> None:
-        at_least("steps", self.steps, 1)
-        at_least("guidance", self.guidance, 0)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"An answer set has an image of each seed, but the seeds are {list(self.seeds)}.")
-
-
-@dataclass(frozen=True)
-class CanvasTests:
-    """What is measured beside the answer set of a single target.
-
-    Args:
-        attacked: Prompts that are attacked in a run, by UnlearnDiffAtk and with random tokens; 0 for none.
-        families: Ask for the erased concept in other ways too, see
-            [`family_prompts`][lightning_unlearn.diffusion.canvas.families.family_prompts].
-        left_out: Styles and objects beside which no row of a run has the concept, for the family "composition".
-        pairs: Pairs to erase in runs of their own, each as ``"ember x ring"``, a style and an object.
-        pair_as: Whether a pair is one concept, or two requests.
-        pair_images: Images of the pair itself; of all others there is one a seed of the answer set.
-        sequence: Styles and objects to erase one after another, in runs of their own.
-
-    Raises:
-        ValueError: If a name is unknown or there twice, or a number is out of range.
-    """
-
-    attacked: int = 5
-    families: bool = True
-    left_out: tuple[str, ...] = ()
-    pairs: tuple[str, ...] = ()
-    pair_as: PairAs = "one_concept"
-    pair_images: int = 20
-    sequence: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        at_least("attacked", self.attacked, 0)
-        at_least("pair_images", self.pair_images, 1)
-        one_of("pair_as", self.pair_as, PairAs)
-        for name in self.left_out:
-            one_of("left_out", name, (*MINI_CANVAS.all_styles, *MINI_CANVAS.objects))
-        for name in self.sequence:
-            MINI_CANVAS.kind(name)
-        if len(set(self.sequence)) < len(self.sequence):
-            raise ValueError(f"A sequence has each target once, but is {list(self.sequence)}.")
-        for pair in self.pairs:
-            pair_of(pair)
-
-
-def pair_of(text: str) -> tuple[str, str]:
-    """The style and the object of ``"<style> x <object>"``.
-
-    Raises:
-        ValueError: If it is not written so, or a name is unknown.
-
-    Example:
-        >>> pair_of("ember x ring")
-        ('ember', 'ring')
-    """
-    style, times, object = text.partition(" x ")
-    if not times or style not in MINI_CANVAS.styles or object not in MINI_CANVAS.objects:
-        raise ValueError(
-            f"A pair is written '<style> x <object>', as in 'ember x ring', but got {text!r}. Styles are "
-            f"{', '.join(MINI_CANVAS.styles)}; objects {', '.join(MINI_CANVAS.objects)}."
-        )
-    return style, object
+_ANSWERS, _TESTS = AnswerSettings(), CanvasTests()
 
 
 def bench_canvas(
@@ -132,8 +51,8 @@ def bench_canvas(
     seeds: Sequence[int] = (0, 1, 2),
     seeds_of: Mapping[str, Sequence[int]] | None = None,
     names: int = 1,
-    answers: AnswerSettings | None = None,
-    tests: CanvasTests | None = None,
+    answers: AnswerSettings = _ANSWERS,
+    tests: CanvasTests = _TESTS,
     threads: int = 1,
     workers: int = 2,
     keep_stale: bool = False,
@@ -173,12 +92,13 @@ def bench_canvas(
     Raises:
         ValueError: If a method or target is unknown, or a number is out of range.
     """
-    answers, tests = answers or AnswerSettings(), tests or CanvasTests()
     between("names", names, 1, 3)
     chosen = select("methods", methods, METHODS)
     select("methods", list(seeds_of or {}), chosen, " among those that are run")
     erased = list(select("targets", targets, {name: name for name in (*MINI_CANVAS.styles, *MINI_CANVAS.objects)}))
     seeded = {name: list((seeds_of or {}).get(name, seeds)) for name in chosen}
+    settings = {"methods": list(chosen), "targets": erased, **asdict(tests)}
+    logger = None if wandb_project is None else _logger(wandb_project, settings)  # before hours of work
     plan = _Plan(Grid(output_dir, workers, keep_stale), chosen, seeded, names, answers, tests, threads)
     base, runs = plan.single(erased)
     record = {
@@ -189,7 +109,7 @@ def bench_canvas(
         **({"pairs": plan.pairs()} if tests.pairs else {}),
         **({"sequential": plan.sequences()} if tests.sequence else {}),
     }
-    return _written(record, plan.grid.folder, wandb_project)
+    return _written(record, plan.grid.folder, logger)
 
 
 @dataclass(frozen=True)
@@ -204,7 +124,7 @@ class _Plan:
     tests: CanvasTests
     threads: int
 
-    @property
+    @cached_property
     def shared(self) -> dict[str, Any]:
         """What all cells have in common."""
         files = sorted(file for file in miniature_pipeline().rglob("*") if file.is_file())
@@ -278,17 +198,21 @@ class _Plan:
         return told
 
 
-def _written(record: dict[str, Any], folder: Path, wandb_project: str | None) -> dict[str, Any]:
+def _logger(project: str, settings: dict[str, Any]) -> Any:
+    try:
+        return resolve("loggers.WandbLogger")(project=project, config=settings)
+    except ModuleNotFoundError:
+        raise ImportError('wandb_project needs wandb: pip install "lightning-unlearn[wandb]"') from None
+
+
+def _written(record: dict[str, Any], folder: Path, logger: Any) -> dict[str, Any]:
     """Write the record and its report."""
     text = json.dumps(record, indent=2) + "\n"
     record = json.loads(text)
     write_text(folder / "canvas.json", text)
-    logger = None
-    if wandb_project is not None:
-        from lightning_unlearn.core.lightning import WandbLogger
-
-        logger = WandbLogger(project=wandb_project, config=record["answers"] | record["tests"])
     report = write_canvas_report(record, folder, logger)
+    if logger is not None:
+        logger.experiment.finish()
     first = {"sections": report.sections[:1], "provenance": {}, "limits": [], "terms": {}}
     print(render_markdown(replace(report, **first)))
     print(f"Open {folder / 'report.html'}.")

@@ -12,9 +12,10 @@ import torch
 from lightning_unlearn import LitTextToImage
 from lightning_unlearn.benchmarks import canvas_runs
 from lightning_unlearn.benchmarks.canvas_methods import METHODS, PUBLISHED
+from lightning_unlearn.benchmarks.canvas_settings import AnswerSettings, CanvasTests, pair_of
 from lightning_unlearn.benchmarks.erasers import ERASERS
 from lightning_unlearn.benchmarks.requests import request
-from lightning_unlearn.benchmarks.unlearncanvas import AnswerSettings, CanvasTests, bench_canvas, pair_of
+from lightning_unlearn.benchmarks.unlearncanvas import bench_canvas
 from lightning_unlearn.diffusion.canvas.concept import concept
 from lightning_unlearn.diffusion.canvas.names import MINI_CANVAS
 from lightning_unlearn.diffusion.canvas.scores import AnswerScores
@@ -104,9 +105,14 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.mark.slow
-def test_the_whole_benchmark_runs_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_benchmark_runs_resumes_and_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
     more = CanvasTests(attacked=1, pairs=("ember x ring",), pair_images=3, sequence=("ember", "ring"))
-    record = bench_canvas(str(tmp_path), tests=more, **SMALL)
+    record = bench_canvas(str(tmp_path), tests=more, wandb_project="canvas", **SMALL)
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
     assert json.loads((tmp_path / "canvas.json").read_text()) == record
     assert "UCE" in capsys.readouterr().out
     for name in ("report.html", "report.md", "report.json", "summary.csv", "matrices/uce.csv", "matrices/seot.csv"):
