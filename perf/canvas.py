@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice, product
 from pathlib import Path
@@ -59,10 +59,24 @@ def one_at_a_time(judges: CanvasJudges, files: Sequence[Path]) -> list[list[int]
     return labels
 
 
-def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = run()
-    return time.perf_counter() - start, result
+class Clock:
+    """Seconds of the wall and of the processors, a run of some images."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+
+    def __enter__(self) -> Clock:
+        self._start = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wall, self.processor = (
+            1e3 * (now - then) / self.images
+            for now, then in zip((time.perf_counter(), time.process_time()), self._start, strict=True)
+        )
+
+    def __str__(self) -> str:
+        return f"{self.wall:.1f} ms an image ({self.processor:.1f} of the processors)"
 
 
 def peak() -> float:
@@ -87,31 +101,27 @@ def main() -> None:
         folder.mkdir()
         files = write_answers(folder, args.images, args.side)
         one_at_a_time(judges, files[:2])
-        alone, labels = seconds(lambda: one_at_a_time(judges, files[: args.alone]))
-        print(
-            f"ViT-{args.vit}, {args.side} pixels, {args.device}: one at a time {1e3 * alone / args.alone:.0f} ms an image"
-        )
+        with Clock(args.alone) as alone:
+            labels = one_at_a_time(judges, files[: args.alone])
+        print(f"ViT-{args.vit} on {args.device}, images of {args.side} pixels, one at a time: {alone}")
         bf16 = torch.autocast(args.device, torch.bfloat16)
         precisions: dict[str, AbstractContextManager[Any]] = {"fp32": nullcontext(), "bf16": bf16}
         for precision, context in precisions.items():
             peaks = []
             for part in (files[: 2 * args.batch_size], files):  # the first to warm up
-                few = Path(name, f"{precision} {len(part)}")
-                few.mkdir()
+                linked = Path(name, f"{precision} {len(part)}")
+                linked.mkdir(exist_ok=True)
                 for file in part:
-                    (few / file.name).symlink_to(file)
-                with context:
-                    taken, scores = seconds(
-                        lambda: score_answers(few, UNLEARN_CANVAS, judges, batch_size=args.batch_size)
-                    )
+                    (linked / file.name).symlink_to(file)
+                with context, Clock(len(part)) as together:
+                    scores = score_answers(linked, UNLEARN_CANVAS, judges, batch_size=args.batch_size)
                 peaks.append(peak())
             seen = [scores.style[:, :, 0].flatten(), scores.object[:, :, 0].flatten()]
             equal = [s[: args.alone] == torch.tensor(expected) for s, expected in zip(seen, labels, strict=True)]
             print(
-                f"score_answers, {precision}: {1e3 * taken / len(files):.1f} ms an image, "
-                f"{alone / args.alone / (taken / len(files)):.1f} times as fast; equal verdicts "
-                f"{torch.stack(equal).float().mean():.3f}; peak {peaks[0]:.2f} GiB for {2 * args.batch_size} images, "
-                f"{peaks[1]:.2f} for {len(files)}"
+                f"score_answers, {precision}: {together}, {alone.wall / together.wall:.1f} times as fast "
+                f"({alone.processor / together.processor:.1f}); equal verdicts {torch.stack(equal).float().mean():.3f}; "
+                f"peak {peaks[0]:.2f} GiB for {2 * args.batch_size} images, {peaks[1]:.2f} for {len(files)}"
             )
 
 
