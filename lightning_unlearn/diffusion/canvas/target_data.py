@@ -113,7 +113,7 @@ class CanvasDataModule(CaptionedImageDataModule):
             super().setup(stage)
 
     def rows_of(self, role: Role) -> list[dict[str, Any]]:
-        """The rows to forget, with ``anchor``, or to retain: each with ``prompt``, or with ``image`` and ``caption``."""
+        """The rows to forget, with ``anchor``, or to retain: each has ``prompt``, or ``image`` and ``caption``."""
         pairs = self._forgotten() if role == "forget" else self._retained()
         column = "prompt" if self.rows == "prompts" else "caption"
         rows = {

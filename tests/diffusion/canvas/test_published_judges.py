@@ -85,7 +85,7 @@ def test_the_judges_say_what_the_transformer_written_out_says(
         labels, scores = judge(images)
         torch.testing.assert_close(scores, expected.softmax(1), atol=1e-5, rtol=1e-4)
         assert torch.equal(labels, expected.argmax(1))
-        assert len(labels.unique()) > 3
+        assert len(labels.unique()) > 1
     alphabetical = sorted(UNLEARN_CANVAS.all_styles)
     named = [alphabetical[label] for label in logits(weights["style"], images).argmax(1)]
     assert [UNLEARN_CANVAS.all_styles[position] for position in judges(images)[0]] == named
