@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import harmonic_mean
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_unlearn.core.intervals import Interval, bootstrap
-from lightning_unlearn.core.means import harmonic_mean
 from lightning_unlearn.diffusion.canvas.names import Kind
 
 if TYPE_CHECKING:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_unlearn.core.checks import one_of
-from lightning_unlearn.core.means import harmonic_mean
 from lightning_unlearn.core.row_metric import IndexedMetric
 
 __all__ = ["MODEL_UTILITY", "ModelUtility", "harmonic_mean", "model_utility"]
@@ -28,6 +28,25 @@ Part = Literal[
 
 MODEL_UTILITY: tuple[str, ...] = Part.__args__  # type: ignore[attr-defined]
 """Names of the nine columns: three sets, none of them the forget set, by three metrics."""
+
+
+def harmonic_mean(values: Iterable[float]) -> float:
+    r"""Harmonic mean, $k / \sum_i \frac{1}{x_i}$; 0 where any value is 0.
+
+    Args:
+        values: At least one number, none negative.
+
+    Raises:
+        ValueError: If there are no values, or one is negative or NaN.
+
+    Example:
+        >>> harmonic_mean([1.0, 0.5]), harmonic_mean([1.0, 0.0])
+        (0.6666666666666666, 0.0)
+    """
+    values = [float(value) for value in values]
+    if not values or not all(value >= 0 for value in values):
+        raise ValueError(f"A harmonic mean needs values of at least 0, but got {values}.")
+    return len(values) / math.fsum(1 / value for value in values) if all(values) else 0.0
 
 
 def model_utility(parts: Mapping[str, float]) -> float:

@@ -153,6 +153,13 @@ def test_the_summary_of_one_target() -> None:
     assert math.isnan(summary["style/UA"].low)  # a single run has no spread
 
 
+@pytest.mark.parametrize(("own", "expected"), [(0.0, 0.75), (1.0, 0.0)])
+def test_the_harmonic_mean_of_three_rates(own: float, expected: float) -> None:
+    accuracy = torch.tensor([[1, 1, 1, 1], [own, 0.75, 0.5, 0.7]])  # UA 1 or 0, IRA .75, CRA .6
+    summary = AccuracyMatrix(AB, ("A",), accuracy, torch.tensor([math.nan])).summary()
+    assert summary["style/H"].value == pytest.approx(expected)
+
+
 def test_the_summary_of_several_seeds_is_over_targets_and_seeds() -> None:
     base = perfect(seeds=(188, 288, 588))
     matrices = [AccuracyMatrix.from_scores(base, {"A": noise(3 * i), "B": noise(3 * i + 1)}) for i in range(2)]

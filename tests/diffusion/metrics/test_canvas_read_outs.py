@@ -8,7 +8,6 @@ import torch
 from scipy.stats import binomtest
 
 from lightning_unlearn.core.intervals import wilson
-from lightning_unlearn.core.means import harmonic_mean
 from lightning_unlearn.diffusion.canvas.counts import IncompleteAnswers
 from lightning_unlearn.diffusion.canvas.names import ANSWER_SEEDS, MINI_CANVAS, UNLEARN_CANVAS, CanvasNames
 from lightning_unlearn.diffusion.canvas.scores import AnswerScores
@@ -82,11 +81,6 @@ def test_wilson_bounds_of_all_right() -> None:
     assert wilson(20, 20).low == pytest.approx(20 / (20 + 3.8415), abs=1e-5)
     with pytest.raises(ValueError, match="can't be 3 hits in 2 trials"):
         wilson(3, 2)
-
-
-def test_the_harmonic_mean_of_rates() -> None:
-    assert harmonic_mean([1, 0.75, 0.6]) == pytest.approx(0.75)
-    assert harmonic_mean([1, 0.75, 0]) == 0
 
 
 # ---- pairs -----------------------------------------------------------------------------------------------------------
