@@ -158,7 +158,8 @@ def report(root: str, output_dir: str | None = None, names: Names = "unlearncanv
         FileNotFoundError: If a folder has no scores, or there are none.
         ValueError: If a folder is named after no style or object, or a set lacks images.
     """
-    where = output_dir or root
+    where = Path(output_dir or root)
+    where.mkdir(parents=True, exist_ok=True)  # paths in the record go through it
     write_canvas_report(folder_results(root, names, where), where)
     print(f"Open {where}/report.html.")
 
