@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,21 @@ def test_what_is_kept_of_a_model_is_the_weights_that_differ() -> None:
         first[0] += 1
         second.view(-1)[-1] += 1
     assert canvas_runs._changed_bytes(module, base) == 4 * (first.numel() + second.numel())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_a_pair_and_a_later_request(name: str, tmp_path: Path) -> None:
+    method = METHODS[name]
+    short = replace(method, eraser=replace(method.eraser, steps=min(method.eraser.steps, 1), batch_size=2))
+    base = LitTextToImage(str(miniature_pipeline()))
+    for targets in ([("ember", "ring")], ["negative", "box"]):
+        with canvas_runs._unlearned(short, targets, seed=0, names=1) as (module, cost):
+            assert (canvas_runs._changed_bytes(module, base) > 0) == (method.guard is None)
+            assert cost["steps"] == (1 if name not in ("UCE", "RECE", "SEOT") else 0)
+            module.save_pretrained(tmp_path / targets[-1][0])
+            again = LitTextToImage(str(tmp_path / targets[-1][0]))
+            assert canvas_runs._changed_bytes(again, module) == 0
 
 
 SMALL: dict[str, Any] = {
