@@ -99,7 +99,7 @@ def test_inversion_without_updates_asks_by_name(base: LitTextToImage, monkeypatc
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["negative", "ring"])
 def test_uce_on_one_name_erases_the_others_of_the_shipped_miniature(base: LitTextToImage, target: str) -> None:
-    """Its text encoder has merged the names: one that is held back is no test of a method that edits keys and values."""
+    """Its text encoder has merged the names: one that is held back does not test methods that edit keys and values."""
     module, _ = erase(UCE, target, 0, names=1)
     options: dict[str, Any] = {"families": ["name", "variant"], "seeds": [188]}
     counts = family_counts(draw_families(module, target, **options), draw_families(base, target, **options), seeds=1)
