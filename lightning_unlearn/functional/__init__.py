@@ -37,14 +37,11 @@ __all__ = [
     "QUANTIZATION_SCHEMES",
     "QuantizationScheme",
     "Quantized",
-    "attention_map",
-    "attention_spread",
     "auc",
     "code_overlap",
     "curve_area",
     "delong",
     "dequantize",
-    "half_mass_area",
     "keyed_generator",
     "keyed_seed",
     "kl_divergence",
@@ -66,3 +63,9 @@ __all__ = [
     "token_nll",
     "tpr_at_fpr",
 ]
+__all__ += objectives.__all__
+__all__ += language.__all__
+__all__ += classification.__all__
+__all__ += diffusion.__all__
+__all__ += saliency.__all__
+__all__ += curvature.__all__
