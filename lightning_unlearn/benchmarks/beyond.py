@@ -93,7 +93,8 @@ def family_counts(
     """
     if list(after) != list(base):
         raise ValueError(
-            f"The families {list(after)} and {list(base)} were drawn with other arguments: draw them alike."
+            f"The families drawn after and before erasure, {list(after)} and {list(base)}, are not the same: draw both "
+            "with the same arguments."
         )
     return {
         family: FamilyCounts(tuple(rows["shown"]), tuple(base[family]["shown"]), tuple(rows["rest"]), seeds)
