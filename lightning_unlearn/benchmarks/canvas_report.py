@@ -56,7 +56,7 @@ def canvas_report(results: Mapping[str, Any], folder: str | os.PathLike[str]) ->
     was measured of are left out. Published rows stand beside ours where the setting is the same.
 
     Args:
-        results: The record of the benchmark. Its keys are ``names`` (``"mini"`` or ``"unlearn_canvas"``), ``seeds`` of
+        results: The record of the benchmark. Its keys are ``names`` (``"mini"`` or ``"unlearncanvas"``), ``seeds`` of
             the answer sets, ``base`` and ``methods``; ``base["scores"]`` and the ``scores`` of each run are paths of
             [`AnswerScores`][lightning_unlearn.AnswerScores].
         folder: What these paths are relative to.
