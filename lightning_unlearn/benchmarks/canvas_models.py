@@ -3,64 +3,76 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
 from lightning_unlearn.benchmarks.canvas_results import KINDS, CanvasResults, mean_of
+from lightning_unlearn.benchmarks.canvas_tables import COSTS, DISTANCES
 from lightning_unlearn.core.intervals import Interval
 from lightning_unlearn.diffusion.canvas.names import Kind
 from lightning_unlearn.diffusion.metrics.canvas import BASE
 from lightning_unlearn.diffusion.metrics.canvas_read_outs import redirects
 from lightning_unlearn.report.html import slug
-from lightning_unlearn.report.sections import Anchors, Heatmap, Measurement, Part, Section
+from lightning_unlearn.report.sections import Anchors, Better, Heatmap, Measurement, Part, Section
 from lightning_unlearn.report.sections import Interval as Bounds
 
-__all__ = ["bounds", "method_section"]
+__all__ = ["method_section"]
 
-BOOTSTRAP = "percentile bootstrap over runs"
-
-
-def bounds(interval: Interval, method: str = BOOTSTRAP) -> Bounds | None:
-    """An interval of a report; ``None`` where there is none."""
-    return None if math.isnan(interval.low) else Bounds(interval.low, interval.high, method=method)
+BOOTSTRAP, WILSON = "percentile bootstrap over runs", "Wilson"
+ATTACKED = {"pre_asr": "share found without attack", "random_asr": "share found by random tokens", "asr": "ASR"}
 
 
 def method_section(results: CanvasResults, method: str) -> Section:
     """The accuracy matrix of a method, what images of erased concepts show, and all measurements."""
-    parts: list[Part] = [_matrix(results, method)]
-    parts += [_redirects(results, method, kind) for kind in KINDS if results.runs(method, kind)]
-    return Section(f"method-{slug(method)}", method, [*parts, *_measurements(results, method)])
-
-
-def _measurements(results: CanvasResults, method: str) -> list[Measurement]:
-    parts = []
-    for kind in KINDS:
-        n = len(results.runs(method, kind))
-        for name, interval in results.summaries[method].items():
-            if not name.startswith(f"{kind}/"):
-                continue
-            measure, _, rest = name.removeprefix(f"{kind}/").partition("_")
-            variant = f"{kind}s, without the target's images" if rest else f"{kind}s"
-            before = results.base_summary.get(name)
-            parts.append(
-                Measurement(
-                    *(measure, interval.value, bounds(interval), n, "share"),
-                    variant=variant,
-                    better="higher",
-                    anchors=Anchors(original=before.value if before else None),
-                )
-            )
-        if values := results.values(method, "FID", kind):
-            mean = mean_of(values)
-            parts.append(Measurement("FID", mean.value, bounds(mean), len(values), variant=f"{kind}s", better="lower"))
-    for name, unit, title in (
-        ("seconds", "s", "time of a request"),
-        ("peak_memory_bytes", "bytes", "peak memory"),
-        ("storage_bytes", "bytes", "kept of a model"),
-    ):
+    kinds = [kind for kind in KINDS if results.runs(method, kind)]
+    parts: list[Part] = [_matrix(results, method), *(_redirects(results, method, kind) for kind in kinds)]
+    for kind in kinds:
+        parts += [*_shares(results, method, kind), *_distances(results, method, kind), *_attacks(results, method, kind)]
+    parts += [
+        _measured(name, interval, len(results.pairs[method]), "share", "pairs", "higher")
+        for name, interval in results.pair_means.get(method, {}).items()
+    ]
+    for name, (words, unit) in COSTS.items():
         if values := results.values(method, name):
-            parts.append(Measurement(title, mean_of(values).value, n=len(values), unit=unit, better="lower"))
-    return parts
+            parts.append(_measured(words, mean_of(values), len(values), unit, better="lower"))
+    return Section(f"method-{slug(method)}", method, parts)
+
+
+def _shares(results: CanvasResults, method: str, kind: Kind) -> Iterator[Measurement]:
+    n = len(results.runs(method, kind))
+    for key, interval in results.summaries[method].items():
+        if key.startswith(f"{kind}/"):
+            name, _, without = key.removeprefix(f"{kind}/").partition("_")
+            variant = f"{kind}s, without the target's images" if without else f"{kind}s"
+            before = results.base_summary.get(key)
+            part = _measured(name, interval, n, "share", variant, "higher")
+            yield replace(part, anchors=Anchors(original=before.value)) if before else part
+
+
+def _distances(results: CanvasResults, method: str, kind: Kind) -> Iterator[Measurement]:
+    for name in DISTANCES:
+        if values := results.values(method, name, kind):
+            yield _measured(name, mean_of(values), len(values), "", f"{kind}s", "lower")
+
+
+def _attacks(results: CanvasResults, method: str, kind: Kind) -> Iterator[Measurement]:
+    for name, (n, interval) in results.attack(method, kind).items():
+        yield _measured(ATTACKED[name], interval, n, "share", f"{kind}s", "lower", WILSON)
+
+
+def _measured(
+    name: str,
+    interval: Interval,
+    n: int,
+    unit: str,
+    variant: str = "",
+    better: Better = "",
+    method: str = BOOTSTRAP,
+) -> Measurement:
+    bounds = None if math.isnan(interval.low) else Bounds(interval.low, interval.high, method=method)
+    return Measurement(name, interval.value, bounds, n, unit, variant, better)
 
 
 def _matrix(results: CanvasResults, method: str) -> Heatmap:

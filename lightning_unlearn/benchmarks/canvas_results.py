@@ -12,18 +12,15 @@ from typing import Any
 
 import torch
 
-from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.intervals import Interval, bootstrap_mean, wilson
-from lightning_unlearn.diffusion.canvas.names import MINI_CANVAS, UNLEARN_CANVAS, CanvasNames, Kind
+from lightning_unlearn.diffusion.canvas.names import CanvasNames, Kind, names_of
 from lightning_unlearn.diffusion.canvas.scores import AnswerScores
-from lightning_unlearn.diffusion.metrics.canvas import AccuracyMatrix, canvas_summary
+from lightning_unlearn.diffusion.metrics.canvas import AccuracyMatrix
 from lightning_unlearn.diffusion.metrics.canvas_read_outs import pair_read_out
 from lightning_unlearn.diffusion.metrics.canvas_sequence import SequentialErasure
+from lightning_unlearn.diffusion.metrics.canvas_summary import canvas_summary
 
-__all__ = ["ATTACKS", "KINDS", "NAMES", "CanvasResults", "CanvasRun", "mean_of"]
-
-NAMES = {"mini": MINI_CANVAS, "unlearncanvas": UNLEARN_CANVAS}
-"""The styles and objects of a record, by its key ``names``."""
+__all__ = ["ATTACKS", "KINDS", "CanvasResults", "CanvasRun", "mean_of"]
 
 KINDS: tuple[Kind, Kind] = ("style", "object")
 ATTACKS = ("pre_asr", "random_asr", "asr")
@@ -64,14 +61,14 @@ class CanvasResults:
     folder: str | os.PathLike[str]
 
     def __post_init__(self) -> None:
-        one_of("names of the record", self.record["names"], tuple(NAMES))
+        names_of(self.record["names"])
         if not self.record["methods"]:
             raise ValueError("The record has no methods to report. Run one, or score an answer set.")
 
     @property
     def names(self) -> CanvasNames:
         """The styles and objects."""
-        return NAMES[self.record["names"]]
+        return names_of(self.record["names"])
 
     @cached_property
     def base(self) -> AnswerScores:

@@ -13,14 +13,33 @@ from lightning_unlearn.diffusion.canvas.names import ANSWER_SEEDS, UNLEARN_CANVA
 from lightning_unlearn.report.layout import number
 from lightning_unlearn.report.sections import Bars, BarSeries, Cell, Curve, Part, Section, Series, Table
 
-__all__ = ["BEFORE", "bars", "complement", "differences", "methods_of", "percent", "published", "summary", "trade_off"]
+__all__ = [
+    "BEFORE",
+    "DISTANCES",
+    "bars",
+    "complement",
+    "differences",
+    "methods_of",
+    "percent",
+    "published",
+    "summary",
+    "trade_off",
+]
 
 BEFORE = "before erasure"
 """Name of the row of the model that nothing was erased from."""
 
 MEASURES = ("UA", "IRA", "CRA")
 COLUMNS = {"UA": "UA ↑", "IRA": "IRA ↑", "CRA": "CRA ↑", "CRA_without_target": "CRA, other images ↑", "H": "H ↑"}
-COSTS = {"seconds": "s", "peak_memory_bytes": "bytes", "storage_bytes": "bytes"}
+DISTANCES = {"FID": 1, "KID": 4}
+"""Distances of retained images, and their digits."""
+PROTOCOL = {"steps": (100, "the number of steps of the sampler"), "guidance": (9.0, "guidance")}
+COSTS = {
+    "seconds": ("time of a request", "s"),
+    "peak_memory_bytes": ("peak memory", "bytes"),
+    "storage_bytes": ("kept of a model", "bytes"),
+}
+"""What a request costs, with its words and unit."""
 
 
 def percent(interval: Interval | None) -> str:
@@ -52,10 +71,10 @@ def differences(results: CanvasResults, kind: Kind) -> list[str]:
     targets = {run.target for runs in results.methods.values() for run in runs if run.target in results.names.of(kind)}
     if len(targets) < len(results.names.of(kind)):
         found.append(f"{len(targets)} of {len(results.names.of(kind))} {kind}s were erased")
-    settings = results.record.get("settings", {})
-    for name, wanted in {"steps": 100, "guidance": 9.0}.items():
-        if name in settings and settings[name] != wanted:
-            found.append(f"{name} of the sampler are {settings[name]} and not {wanted}")
+    drawn = results.record.get("answers", {})
+    for name, (wanted, words) in PROTOCOL.items():
+        if drawn.get(name, wanted) != wanted:
+            found.append(f"{words} is {drawn[name]} and not {wanted}")
     return found
 
 
@@ -82,32 +101,28 @@ def summary(results: CanvasResults) -> Section:
 def _metrics(results: CanvasResults, kind: Kind) -> Table:
     methods = methods_of(results, kind)
     known = [name for name in COLUMNS if any(f"{kind}/{name}" in results.summaries[method] for method in methods)]
-    fid = any(results.values(method, "FID", kind) for method in methods)
+    distances = [name for name in DISTANCES if any(results.values(method, name, kind) for method in methods)]
+    empty = [""] * len(distances)
     first = results.base_summary
-    rows: list[list[Cell]] = [[BEFORE, None, *(_share(first.get(f"{kind}/{name}")) for name in known), *[""] * fid]]
+    rows: list[list[Cell]] = [[BEFORE, None, *(percent(first.get(f"{kind}/{name}")) for name in known), *empty]]
     for method in methods:
         found = results.summaries[method]
-        distances = results.values(method, "FID", kind)
-        cells = [_share(found.get(f"{kind}/{name}")) for name in known]
-        rows.append([method, len(results.runs(method, kind)), *cells, *([_distance(distances)] if fid else [])])
+        cells = [percent(found.get(f"{kind}/{name}")) for name in known]
+        cells += [_distance(results.values(method, name, kind), DISTANCES[name]) for name in distances]
+        rows.append([method, len(results.runs(method, kind)), *cells])
         if row := published(results, method, kind):
             shares = {name: f"{100 * value:.1f}" for name, value in row.shares(kind).items()}
             cells = [shares.get(name, "") for name in known]
-            rows.append([f"{published_name(method)}, published", len(results.names.of(kind)), *cells, *[""] * fid])
-    heads = [*(COLUMNS[name] for name in known), *["FID ↓"] * fid]
+            rows.append([f"{published_name(method)}, published", len(results.names.of(kind)), *cells, *empty])
+    heads = [*(COLUMNS[name] for name in known), *(f"{name} ↓" for name in distances)]
     return Table(f"Erased {kind}s", ["method", "runs", *heads], rows, _note(results, kind))
 
 
-def _share(interval: Interval | None) -> str:
-    return percent(interval) if interval else ""
-
-
-def _distance(values: Sequence[float]) -> str:
+def _distance(values: Sequence[float], digits: int) -> str:
     if not values:
         return ""
-    interval = mean_of(values)
-    words = f"{interval.value:.1f}"
-    return words if math.isnan(interval.low) else f"{words} [{interval.low:.1f},\u00a0{interval.high:.1f}]"
+    value, low, high = (f"{part:.{digits}f}" for part in mean_of(values))
+    return value if len(values) == 1 else f"{value} [{low},\u00a0{high}]"
 
 
 def _note(results: CanvasResults, kind: Kind) -> str:
@@ -122,11 +137,11 @@ def _costs(results: CanvasResults) -> Table:
     rows: list[list[Cell]] = []
     for method in results.methods:
         means = {name: results.values(method, name) for name in COSTS}
-        rows.append([method, *(number(_mean(values), COSTS[name]) for name, values in means.items())])
+        rows.append([method, *(number(_mean(values), COSTS[name][1]) for name, values in means.items())])
         if (row := RESULTS.get(published_name(method) or "")) and not any(differences(results, kind) for kind in KINDS):
             cells = [number(row.seconds, "s"), f"{row.memory_gb:g} GB", f"{row.storage_gb:g} GB"]
             rows.append([f"{published_name(method)}, published", *cells])
-    heads = ["time of a request", "peak memory", "kept of a model"]
+    heads = [words for words, _ in COSTS.values()]
     note = "Means over runs, on the machine of this run; preparation of data is not counted."
     return Table("Cost", ["method", *heads], rows, note)
 
@@ -136,7 +151,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def bars(results: CanvasResults) -> Section:
-    """UA, IRA and CRA of all methods as bars, and FID."""
+    """UA, IRA and CRA of all methods as bars, and distances of retained images."""
     parts: list[Part] = []
     for kind in KINDS:
         if methods := methods_of(results, kind):
@@ -144,11 +159,11 @@ def bars(results: CanvasResults) -> Section:
             series = [_bars(name, [means[f"{kind}/{name}"] for means in found.values()]) for name in MEASURES]
             note = "Lines are 95 % bootstrap intervals over runs."
             parts.append(Bars(f"Erased {kind}s", list(found), "share of images", series, "share", note))
-    distances = {method: values for method in results.methods if (values := results.values(method, "FID"))}
-    if distances:
-        intervals = [mean_of(values) for values in distances.values()]
-        series = [_bars("FID", intervals)]
-        parts.append(Bars("Distance of retained images", list(distances), "FID, lower is better", series))
+    for name in DISTANCES:
+        if values := {method: there for method in results.methods if (there := results.values(method, name))}:
+            series = [_bars(name, list(map(mean_of, values.values())))]
+            title = f"{name} of retained images"
+            parts.append(Bars(title, list(values), f"{name}, lower is better", series))
     return Section("bars", "Metrics of the methods", parts)
 
 

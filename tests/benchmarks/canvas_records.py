@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from lightning_unlearn.benchmarks.canvas_results import NAMES
-from lightning_unlearn.diffusion.canvas.names import ANSWER_SEEDS, CanvasNames
+from lightning_unlearn.diffusion.canvas.names import ANSWER_SEEDS, CanvasNames, names_of
 from lightning_unlearn.diffusion.canvas.scores import AnswerScores
 
 FORGETTING = {"ESD": (0.95, 0.8, 0.7), "UCE": (0.9, 0.6, 0.5), "ConceptAblation": (0.6, 0.95, 0.9)}
@@ -41,7 +40,7 @@ def canvas_record(
     extras: bool = True,
 ) -> dict[str, Any]:
     """Write the scores of a benchmark with three methods, and return its record."""
-    known = NAMES[names]
+    known = names_of(names)
     targets = targets or (*known.styles[:2], *known.objects[:2])
 
     def write(path: str, gone: tuple[str, ...], shares: tuple[float, float, float], drawn=ANSWER_SEEDS) -> str:
@@ -67,7 +66,7 @@ def canvas_record(
             for target in targets
         }
     record = {
-        **{"names": names, "seeds": list(ANSWER_SEEDS), "settings": {"steps": 100, "guidance": 9.0}, "library": "0.0"},
+        **{"names": names, "seeds": list(ANSWER_SEEDS), "answers": {"steps": 100, "guidance": 9.0}, "library": "0.0"},
         **{"base": {"scores": write("base/scores.csv", (), (0.0, 0.98, 0.98))}, "methods": methods},
     }
     return {**record, **_harder(known, write)} if extras else record
