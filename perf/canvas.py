@@ -118,9 +118,10 @@ def main() -> None:
                 peaks.append(peak())
             seen = [scores.style[:, :, 0].flatten(), scores.object[:, :, 0].flatten()]
             equal = [s[: args.alone] == torch.tensor(expected) for s, expected in zip(seen, labels, strict=True)]
+            share = torch.stack(equal).float().mean().item()
             print(
                 f"score_answers, {precision}: {together}, {alone.wall / together.wall:.1f} times as fast "
-                f"({alone.processor / together.processor:.1f}); equal verdicts {torch.stack(equal).float().mean():.3f}; "
+                f"({alone.processor / together.processor:.1f}); equal verdicts {share:.3f}, "
                 f"peak {peaks[0]:.2f} GiB for {2 * args.batch_size} images, {peaks[1]:.2f} for {len(files)}"
             )
 
