@@ -34,7 +34,8 @@ def checkpoint(classes: int, seed: int) -> dict[str, Tensor]:
     shapes |= {"norm.weight": (WIDTH,), "norm.bias": (WIDTH,)}
     shapes |= {"head.weight": (classes, WIDTH), "head.bias": (classes,)}
     generator = torch.Generator().manual_seed(seed)
-    return {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    scales = {name: 1.0 if "norm" in name else 0.05 if name.endswith("bias") else 0.2 for name in shapes}
+    return {name: scales[name] * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 def logits(w: dict[str, Tensor], images: Tensor) -> Tensor:
