@@ -15,12 +15,21 @@ from lightning_unlearn.diffusion.canvas.folder import StyleObjectFolder
 from lightning_unlearn.diffusion.canvas.names import UNLEARN_CANVAS, CanvasNames
 from lightning_unlearn.diffusion.canvas.target_data import CanvasDataModule
 from lightning_unlearn.diffusion.text_to_image import LitTextToImage
+from tests.diffusion import tiny
 
 
-def tokenizer(folder: Path) -> Any:
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One that knows every word of the prompts."""
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    folder = tmp_path_factory.mktemp("words")
+    names = [UNLEARN_CANVAS.word(name) for name in (*UNLEARN_CANVAS.all_styles, *UNLEARN_CANVAS.objects)]
+    words = [word.lower() for name in names for word in name.split()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny, "WORDS", ["a", "image", "in", "style", ".", *dict.fromkeys(words)])
+        tiny.write_tokenizer(folder)
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 def test_the_published_layout_has_1020_pairs(canvas: Path) -> None:
@@ -31,8 +40,8 @@ def test_the_published_layout_has_1020_pairs(canvas: Path) -> None:
     assert len({item.path for item in reference}) == len(reference)
 
 
-def test_rows_to_train_on_have_numbers_and_captions(canvas: Path, tiny_sd: Path) -> None:
-    data = CanvasTrainingDataModule(str(canvas), captions=True, size=16, tokenizer=tokenizer(tiny_sd), batch_size=1000)
+def test_rows_to_train_on_have_numbers_and_captions(canvas: Path, tokenizer: Any) -> None:
+    data = CanvasTrainingDataModule(str(canvas), captions=True, size=16, tokenizer=tokenizer, batch_size=1000)
     data.setup("fit")
     assert {split: len(rows) for split, rows in data.sets.items()} == dict.fromkeys(("train", "val", "test"), 1020)
     batch = next(iter(data.val_dataloader()["canvas"]))
@@ -41,8 +50,11 @@ def test_rows_to_train_on_have_numbers_and_captions(canvas: Path, tiny_sd: Path)
     assert (batch["style"] * 20 + batch["object"]).tolist() == batch["index"].tolist() == list(range(1000))
     cats = UNLEARN_CANVAS.objects.index("Cats")
     van_gogh, photo = (rows[UNLEARN_CANVAS.all_styles.index(s) * 20 + cats] for s in ("Van_Gogh", "Seed_Images"))
-    decoded = [data.tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in (van_gogh, photo)]
-    assert [text.replace(" ", "") for text in decoded] == ["acatsimageinvangoghstyle.", "acatsimageinphotostyle."]
+    decoded = [tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in (van_gogh, photo)]
+    assert [text.replace(" .", ".") for text in decoded] == [
+        "a cats image in van gogh style.",
+        "a cats image in photo style.",
+    ]
     # Image number 2 of each pair validates.
     tones = (van_gogh["pixel_values"].mean((1, 2)) * 0.5 + 0.5) * 255
     tone = (UNLEARN_CANVAS.all_styles.index("Van_Gogh") + 3 * cats + 2) % 10
@@ -119,9 +131,9 @@ def test_impossible_targets_are_refused(canvas: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", ["images", "prompts"])
-def test_batches_are_those_of_methods_of_images_and_of_prompts(canvas: Path, tiny_sd: Path, rows: Any) -> None:
+def test_batches_are_those_of_methods_of_images_and_of_prompts(canvas: Path, tokenizer: Any, rows: Any) -> None:
     data = CanvasDataModule(
-        "Van_Gogh", str(canvas), rows, size=16, tokenizer=tokenizer(tiny_sd), batch_size=5, retain_batch_size=2
+        "Van_Gogh", str(canvas), rows, size=16, tokenizer=tokenizer, batch_size=5, retain_batch_size=2
     )
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
@@ -140,7 +152,8 @@ def test_a_base_model_is_fine_tuned_on_all_names(
     command = ["fit", "--config", "examples/canvas_base.yaml", f"--model.init_args.model={tiny_sd}"]
     command += [f"--data.init_args.folder={canvas}", "--data.init_args.size=16", "--data.init_args.num_workers=0"]
     command += ["--data.init_args.batch_size=8", "--trainer.precision=32-true", "--trainer.accelerator=cpu"]
-    command += ["--trainer.accumulate_grad_batches=1", "--trainer.max_steps=2", "--trainer.limit_val_batches=1"]
+    command += ["--trainer.accumulate_grad_batches=1", "--trainer.max_epochs=1", "--trainer.limit_val_batches=1"]
+    command += ["--trainer.limit_train_batches=2"]
     command += ["--model.init_args.lr=1e-3", "--trainer.logger=false", "--trainer.enable_checkpointing=false"]
     before = LitTextToImage(str(tiny_sd)).state_dict()
     cli = UnlearnCLI([*command, "--trainer.enable_progress_bar=false", f"--trainer.default_root_dir={tmp_path}"])

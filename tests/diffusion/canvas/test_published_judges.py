@@ -34,7 +34,8 @@ def checkpoint(classes: int, seed: int) -> dict[str, Tensor]:
     shapes |= {"norm.weight": (WIDTH,), "norm.bias": (WIDTH,)}
     shapes |= {"head.weight": (classes, WIDTH), "head.bias": (classes,)}
     generator = torch.Generator().manual_seed(seed)
-    return {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    scales = {name: 0.05 if name.endswith("bias") else 1.0 if "norm" in name else 0.1 for name in shapes}
+    return {name: scales[name] * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 def logits(w: dict[str, Tensor], images: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ def test_the_judges_say_what_the_transformer_written_out_says(
         labels, scores = judge(images)
         torch.testing.assert_close(scores, expected.softmax(1), atol=1e-5, rtol=1e-4)
         assert torch.equal(labels, expected.argmax(1))
-        assert len(labels.unique()) > 1
+        assert expected.std(0).mean() > 0.1  # it does look at the images
     alphabetical = sorted(UNLEARN_CANVAS.all_styles)
     named = [alphabetical[label] for label in logits(weights["style"], images).argmax(1)]
     assert [UNLEARN_CANVAS.all_styles[position] for position in judges(images)[0]] == named
