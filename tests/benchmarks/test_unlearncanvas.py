@@ -15,6 +15,7 @@ from lightning_unlearn.benchmarks import canvas_runs
 from lightning_unlearn.benchmarks.canvas_methods import METHODS, PUBLISHED
 from lightning_unlearn.benchmarks.canvas_settings import AnswerSettings, CanvasTests, pair_of
 from lightning_unlearn.benchmarks.erasers import ERASERS
+from lightning_unlearn.benchmarks.miniature import SEARCH
 from lightning_unlearn.benchmarks.requests import request
 from lightning_unlearn.benchmarks.unlearncanvas import bench_canvas
 from lightning_unlearn.diffusion.canvas.concept import concept
@@ -115,7 +116,7 @@ SMALL: dict[str, Any] = {
     "methods": ["UCE", "SEOT"],
     "targets": ["ember"],
     "seeds": [0],
-    "answers": AnswerSettings(seeds=(188,), steps=2, guidance=2.0, keep_images=True),
+    "answers": AnswerSettings(seeds=(188,), steps=1, guidance=1.0, keep_images=True),
     "workers": 0,
 }
 
@@ -124,6 +125,8 @@ SMALL: dict[str, Any] = {
 def test_the_whole_benchmark_runs_resumes_and_reports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(SEARCH, "levels", 1)
+    monkeypatch.setitem(SEARCH, "iterations", 1)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
     more = CanvasTests(attacked=1, pairs=("ember x ring",), pair_images=3, sequence=("ember", "ring"))
