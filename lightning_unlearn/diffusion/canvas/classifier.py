@@ -20,7 +20,8 @@ from lightning_unlearn.diffusion.judges import miniature_classifier
 
 __all__ = ["CanvasClassifier"]
 
-_WEIGHTS, _SETTINGS = "model.safetensors", "canvas_classifier.json"
+_WEIGHTS, _SETTINGS, _ENCODER = "model.safetensors", "canvas_classifier.json", "encoder"
+_PLAIN = (0.5, 0.5, 0.5)
 
 
 class CanvasClassifier(nn.Module):
@@ -32,10 +33,10 @@ class CanvasClassifier(nn.Module):
     Args:
         backbone: ``"miniature"``, a small CNN without trained weights; or folder or hub id of an image encoder of
             ``transformers``, such as ``"google/vit-large-patch16-224-in21k"``, whose weights are read from safetensors
-            only; or the settings of such an encoder as a dict, for one without trained weights.
+            only; or such an encoder.
         classes: Names of the labels of each head, at least one head.
-        mean: Means of the colours, which are subtracted; by default those of the encoder.
-        std: Standard deviations of the colours, by which is divided; by default those of the encoder.
+        mean: Means of the colours, which are subtracted; by default those of the encoder's folder, or 0.5.
+        std: Standard deviations of the colours, by which is divided; by default those of the folder, or 0.5.
         revision: Branch, tag or commit on the hub.
 
     Raises:
@@ -50,7 +51,7 @@ class CanvasClassifier(nn.Module):
 
     def __init__(
         self,
-        backbone: str | dict[str, Any],
+        backbone: str | nn.Module,
         classes: Mapping[Kind, Sequence[str]],
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -63,19 +64,18 @@ class CanvasClassifier(nn.Module):
             at_least(f"The number of classes of the {one_of('kind', kind, Kind)}", len(names), 2)
         self.classes: dict[Kind, tuple[str, ...]] = {kind: tuple(names) for kind, names in classes.items()}
         if backbone == "miniature":
-            self.settings: Any = backbone
             self.backbone: nn.Module = miniature_classifier(2)[:-1]
-            self.size, self.num_features, own = 32, 64 * 4 * 4, ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+            self.size, self.num_features, mean, std = 32, 64 * 4 * 4, mean or (0.0,) * 3, std or (1.0,) * 3
         else:
-            encoder = _Encoder(backbone, revision)
-            self.settings, self.backbone = encoder.model.config.to_dict(), encoder
-            self.size, self.num_features, own = encoder.size, encoder.width, (encoder.mean, encoder.std)
+            if isinstance(backbone, str):
+                backbone, mean, std = _opened(backbone, mean, std, revision)
+            self.backbone = _Encoder(backbone)
+            self.size, self.num_features = self.backbone.size, self.backbone.width
         self.heads = nn.ModuleDict({kind: nn.Linear(self.num_features, len(n)) for kind, n in self.classes.items()})
         self.mean: Tensor
         self.std: Tensor
-        for name, values, default in (("mean", mean, own[0]), ("std", std, own[1])):
-            colours = torch.tensor(list(default if values is None else values)).float().view(3, 1, 1)
-            self.register_buffer(name, colours, persistent=False)
+        self.register_buffer("mean", torch.tensor(list(mean or _PLAIN)).float().view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std or _PLAIN)).float().view(3, 1, 1), persistent=False)
 
     def features(self, images: Tensor) -> Tensor:
         """What the heads read, of images ``(B, 3, H, W)`` with colours in [0, 1], shape ``(B, num_features)``.
@@ -99,19 +99,24 @@ class CanvasClassifier(nn.Module):
         return self.logits(self.features(images))
 
     def version(self) -> str:
-        """A hash of classes, settings and weights."""
+        """A hash of classes and weights."""
         state = hashlib.sha256(json.dumps(self._settings(), sort_keys=True).encode())
-        for key, weight in self.state_dict().items():
-            state.update(key.encode() + weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for weight in self.state_dict().values():
+            state.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return state.hexdigest()[:12]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write weights as safetensors and the settings as JSON into a folder, which is there whole or not at all."""
+        """Write weights as safetensors and the settings as JSON into a folder, which is there whole or not at all.
+
+        An encoder of ``transformers`` is in a folder of its own in it, as its ``save_pretrained`` writes it.
+        """
         from safetensors.torch import save_file
 
         with replacing(folder) as part:
             part.mkdir()
-            weights = {key: weight.detach().cpu().contiguous() for key, weight in self.state_dict().items()}
+            if isinstance(self.backbone, _Encoder):
+                self.backbone.model.save_pretrained(part / _ENCODER)
+            weights = {key: weight.detach().cpu().contiguous() for key, weight in self._own().state_dict().items()}
             save_file(weights, part / _WEIGHTS, {"format": "pt"})
             (part / _SETTINGS).write_text(json.dumps(self._settings(), indent=2) + "\n", encoding="utf-8")
 
@@ -129,51 +134,32 @@ class CanvasClassifier(nn.Module):
         if missing:
             raise FileNotFoundError(f"{folder} has no {missing[0]}: it is no folder that save_pretrained wrote.")
         settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
-        network = cls(**settings)
-        network.load_state_dict(load_file(folder / _WEIGHTS))
+        network = cls(str(folder / _ENCODER) if (folder / _ENCODER).is_dir() else "miniature", **settings)
+        network._own().load_state_dict(load_file(folder / _WEIGHTS))
         return network
+
+    def _own(self) -> nn.Module:
+        """What is not of ``transformers``."""
+        return self.heads if isinstance(self.backbone, _Encoder) else self
 
     def _settings(self) -> dict[str, Any]:
         colours = {name: getattr(self, name).flatten().tolist() for name in ("mean", "std")}
-        return {"backbone": self.settings, "classes": {kind: list(n) for kind, n in self.classes.items()}, **colours}
+        return {"classes": {kind: list(names) for kind, names in self.classes.items()}, **colours}
 
 
 class _Encoder(nn.Module):
     """An image encoder of ``transformers``, pooled to one vector an image."""
 
-    def __init__(self, source: str | dict[str, Any], revision: str | None) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        try:
-            from transformers import AutoConfig, AutoImageProcessor, AutoModel
-            from transformers.models.auto.modeling_auto import MODEL_MAPPING
-        except ImportError:
-            raise ImportError('This backbone needs transformers: pip install "lightning-unlearn[diffusion]"') from None
-        trusted: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-        self.mean: Sequence[float] = (0.5, 0.5, 0.5)
-        self.std: Sequence[float] = (0.5, 0.5, 0.5)
-        if isinstance(source, dict):
-            config = AutoConfig.for_model(**source)
-        else:
-            config = AutoConfig.from_pretrained(source, **trusted)
-            processor = AutoImageProcessor.from_pretrained(source, **trusted)
-            self.mean, self.std = processor.image_mean, processor.image_std
-        side, width = getattr(config, "image_size", 224), getattr(config, "hidden_size", None)
-        self.width: int = width or (getattr(config, "hidden_sizes", None) or [0])[-1]
-        self.size: int = side if isinstance(side, int) else side[0]
-        kind = MODEL_MAPPING.get(type(config), None)
-        if kind is None or getattr(kind, "main_input_name", "") != "pixel_values" or not self.width:
-            raise ValueError(f"A backbone is an image encoder such as a ViT, but {config.model_type!r} is none.")
-        # The pooling layer would be random, and not be read.
-        bare = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
-        if isinstance(source, dict):
-            self.model = AutoModel.from_config(config, **bare)
-        else:
-            self.model, loaded = AutoModel.from_pretrained(
-                source, config=config, use_safetensors=True, output_loading_info=True, **bare, **trusted
-            )
-            if missing := sorted(loaded["missing_keys"]):
-                raise ValueError(f"{source} has no weight {missing[0]}, which would be random.")
-        names = [name.rpartition(".")[2] for name, _ in self.model.named_parameters()]
+        config = getattr(model, "config", None)
+        widths = [getattr(config, "hidden_size", None), *(getattr(config, "hidden_sizes", None) or [None])[-1:]]
+        self.width: int = next((width for width in widths if width), 0)
+        if getattr(model, "main_input_name", "") != "pixel_values" or not self.width:
+            raise ValueError(f"A backbone is an image encoder such as a ViT, but {type(model).__name__} is none.")
+        side = getattr(config, "image_size", 224)
+        self.model, self.size = model, side if isinstance(side, int) else side[0]
+        names = [name.rpartition(".")[2] for name, _ in model.named_parameters()]
         self._first = "cls_token" in names or "class_embedding" in names
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -181,3 +167,27 @@ class _Encoder(nn.Module):
         if states.ndim == 4:
             return states.mean((2, 3))
         return states[:, 0] if self._first else states.mean(1)
+
+
+def _opened(source: str, mean: Any, std: Any, revision: str | None) -> tuple[nn.Module, Any, Any]:
+    """An encoder, and the colours that it was trained with unless others are given."""
+    try:
+        from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoModel
+    except ImportError:
+        raise ImportError('This backbone needs transformers: pip install "lightning-unlearn[diffusion]"') from None
+    trusted: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(source, **trusted)
+    kind = MODEL_MAPPING.get(type(config), None)
+    if getattr(kind, "main_input_name", "") != "pixel_values":
+        raise ValueError(f"A backbone is an image encoder such as a ViT, but {source} is a {config.model_type}.")
+    if mean is None or std is None:
+        processor = AutoImageProcessor.from_pretrained(source, **trusted)
+        mean, std = mean or processor.image_mean, std or processor.image_std
+    # The pooling layer would be random, and is not read.
+    bare = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
+    model, loaded = AutoModel.from_pretrained(
+        source, config=config, use_safetensors=True, output_loading_info=True, **bare, **trusted
+    )
+    if missing := sorted(loaded["missing_keys"]):
+        raise ValueError(f"{source} has no weight {missing[0]}, which would be random.")
+    return model, mean, std
