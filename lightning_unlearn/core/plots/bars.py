@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_unlearn.core.plots.style import PALETTE, matplotlib, plain
 
@@ -95,5 +95,5 @@ def _draw(axes: Axes, bars: BarSet, places: Sequence[float], thickness: float, c
         return
     for place, low, high in zip(places, bars.low, bars.high, strict=True):
         if math.isfinite(low) and math.isfinite(high):
-            ends = {"marker": "|", "markersize": 5, "markeredgewidth": 1.4}
+            ends: Any = {"marker": "|", "markersize": 5, "markeredgewidth": 1.4}
             axes.plot([low, high], [place, place], color=text, linewidth=1.4, clip_on=False, **ends)
