@@ -19,9 +19,9 @@ from .canvas.folder import StyleObjectFolder as StyleObjectFolder
 from .canvas.judge_training import LitCanvasJudge as LitCanvasJudge
 from .canvas.judge_training import train_canvas_judges as train_canvas_judges
 from .canvas.judges import CanvasJudges as CanvasJudges
+from .canvas.published_judges import published_judges as published_judges
 from .canvas.scoring import image_features as image_features
 from .canvas.scoring import score_answers as score_answers
-from .canvas.published_judges import published_judges as published_judges
 from .canvas.target_data import CanvasDataModule as CanvasDataModule
 from .concept_ablation import ConceptAblation as ConceptAblation
 from .concept_inversion_attack import ConceptInversionAttack as ConceptInversionAttack
