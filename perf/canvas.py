@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers import ViTConfig, ViTModel
 
 from lightning_unlearn import CanvasClassifier, CanvasJudges, score_answers
 from lightning_unlearn.diffusion.canvas.names import ANSWER_SEEDS, UNLEARN_CANVAS
@@ -30,7 +31,7 @@ def network(size: str) -> CanvasClassifier:
     """A ViT of random weights with heads of 51 styles and 20 objects."""
     torch.manual_seed(0)
     classes: Any = {"style": UNLEARN_CANVAS.all_styles, "object": UNLEARN_CANVAS.objects}
-    return CanvasClassifier({"model_type": "vit", "image_size": 224, "patch_size": 16, **VITS[size]}, classes)
+    return CanvasClassifier(ViTModel(ViTConfig(**VITS[size]), add_pooling_layer=False), classes)
 
 
 def write_answers(folder: Path, count: int, side: int) -> list[Path]:
