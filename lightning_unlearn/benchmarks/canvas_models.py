@@ -30,8 +30,9 @@ def method_section(results: CanvasResults, method: str) -> Section:
     parts: list[Part] = [_matrix(results, method), *(_redirects(results, method, kind) for kind in kinds)]
     for kind in kinds:
         parts += [*_shares(results, method, kind), *_distances(results, method, kind), *_attacks(results, method, kind)]
+    runs = len(results.pairs.get(method, ()))
     parts += [
-        _measured(name, interval, len(results.pairs[method]), "share", "pairs", "higher")
+        _measured(name, interval, runs, "share", "pairs", "higher", BOOTSTRAP if runs > 1 else WILSON)
         for name, interval in results.pair_means.get(method, {}).items()
     ]
     for name, (words, unit) in COSTS.items():

@@ -136,7 +136,7 @@ def test_a_heat_map_is_a_table_whose_cells_have_headings_numbers_and_colours() -
     page = render_html(full_report())
     table = page[page.index('class="heat"') :]
     table = table[: table.index("</figure>")]
-    assert re.findall(r'scope="colgroup" colspan="(\d)" class="group">(\w+)', table) == [
+    assert re.findall(r'scope="colgroup" colspan="(\d)" class="group"><span>(\w+)', table) == [
         ("2", "styles"),
         ("1", "objects"),
     ]
