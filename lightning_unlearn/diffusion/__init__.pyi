@@ -26,7 +26,6 @@ from .canvas.names import UNLEARN_CANVAS as UNLEARN_CANVAS
 from .canvas.names import CanvasNames as CanvasNames
 from .canvas.published_judges import published_judges as published_judges
 from .canvas.scores import AnswerScores as AnswerScores
-from .canvas.published_judges import published_judges as published_judges
 from .canvas.scoring import image_features as image_features
 from .canvas.scoring import score_answers as score_answers
 from .canvas.target_data import CanvasDataModule as CanvasDataModule
