@@ -237,7 +237,8 @@ def fit(module: L.LightningModule, rows: Dataset[Any], steps: int) -> Any:
     return module.eval()
 
 
-def train(output: Path, steps: int) -> None:
+def train(output: Path, steps: int, without: str | None) -> None:
+    """Trains all parts. Text encoder and UNet never see a concept that is left out; judges and autoencoder do."""
     canvas = MiniCanvas(images=100)
     images, styles, objects = (torch.stack([torch.as_tensor(row[k]) for row in canvas]) for k in KEYS)
     shutil.rmtree(output, ignore_errors=True)
@@ -248,7 +249,9 @@ def train(output: Path, steps: int) -> None:
 
     autoencoder = fit(LitAutoencoder(), TensorDataset(images), steps=600)
     latents, tokenizer = autoencoder.encode(images), make_tokenizer()
-    rows = CaptionedLatents(latents, canvas, tokenizer, seed=1)
+    seen = [number for number, row in enumerate(canvas.rows) if without not in names_of(row)]
+    canvas.rows = [canvas.rows[number] for number in seen]
+    rows = CaptionedLatents(latents[seen], canvas, tokenizer, seed=1)
     text = fit(LitText(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id), rows, steps=1000)
     diffusion = fit(LitDiffusion(text.text_encoder), rows, steps)
     StableDiffusionPipeline(
@@ -308,6 +311,10 @@ def halved(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.half() if value.is_floating_point() else value for name, value in module.state_dict().items()}
 
 
+def names_of(row: dict[str, Any]) -> tuple[str, str]:
+    return list(OBJECTS)[row["object"]], list(STYLES)[row["style"]]
+
+
 def _model(tokenizer: Tokenizer) -> dict[str, Any]:
     import json
 
@@ -320,15 +327,18 @@ KEYS = ("image", "style", "object")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=miniature_pipeline())
+    parser.add_argument("--without", choices=[*OBJECTS, *STYLES], help="a concept that text encoder and UNet never see")
     parser.add_argument("--steps", type=int, default=2400, help="of the UNet and the text encoder")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--check", action="store_true", help="only measure the folder that is there")
     args = parser.parse_args()
+    if args.without and args.output == miniature_pipeline():
+        parser.error("--without trains another model than the one that the package ships: give an --output for it.")
     torch.set_num_threads(args.threads)
     L.seed_everything(0, verbose=False)
     start = time.perf_counter()
     if not args.check:
-        train(args.output, args.steps)
+        train(args.output, args.steps, args.without)
         print(f"trained in {time.perf_counter() - start:.0f} s", flush=True)
     check(args.output, seeds=range(10))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from multiprocessing import get_context
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lightning_unlearn.benchmarks.claims import Claims
 from lightning_unlearn.core.code import import_paths, sources
 from lightning_unlearn.core.files import write_text
 
@@ -27,6 +29,8 @@ Outcome = dict[str, Any]
 C = TypeVar("C", bound="Cell")
 K = TypeVar("K")
 T = TypeVar("T")
+
+_POLL = 2.0  # seconds between two looks at runs of other processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +52,18 @@ class Cell:
         return hashlib.sha256(fields.encode()).hexdigest()[:16]
 
 
+Work = tuple[Callable[[Any, Path], Outcome], Cell, Path, Path, dict[str, str]]
+
+
 class Grid:
     """Runs in a folder, which can be killed and resumed.
 
     The result of a run is kept in ``<folder>/runs/<key of the cell>.json`` with the cell and a hash of each source file
     that the run imports. If one of these files has changed, the result is stale: this is said, and the run is repeated.
+
+    Several processes or machines can share the folder: the same command on each does a part of the runs. A run in work
+    has a claim in ``<folder>/claims/``, see [`Claims`][lightning_unlearn.benchmarks.claims.Claims]; the others go on
+    with other runs and wait at the end. Where a process was killed, its claim becomes stale and another takes it over.
 
     Args:
         folder: Where to keep results; ``files`` in a result are paths in it that belong to the result.
@@ -89,11 +100,9 @@ class Grid:
         stale = {key: changed for key in known if (changed := _changed(known[key]["sources"], current[key]))}
         missing = [key for key in unique if key not in known or (key in stale and not self.keep_stale)]
         self._say(description, len(known) - len(stale), len(unique), stale)
-        work = iter([(run, unique[key], self.folder, self._path(key), current[key]) for key in missing])
-        chunks = iter(lambda: list(islice(work, together)), [])
+        work = {key: (run, unique[key], self.folder, self._path(key), current[key]) for key in missing}
         with tqdm(total=len(unique), initial=len(unique) - len(missing), desc=description, unit="run") as progress:
-            for count in _perform_in_processes(chunks, self.workers) if self.workers > 0 else map(_perform, chunks):
-                progress.update(count)
+            self._share(work, together, description, progress)
         return {
             name: json.loads(self._path(cell.key).read_text(encoding="utf-8"))["result"] for name, cell in cells.items()
         }
@@ -149,6 +158,42 @@ class Grid:
             for name in methods
         }
 
+    def _share(self, work: dict[str, Work], together: int, description: str, progress: Any) -> None:
+        """Do the runs that no other process has done or does, then wait for those of the others."""
+        announced = False
+        with Claims(self.folder / "claims") as claims:
+            while work:
+                chunks = _chunks((w for w in list(work.values()) if self._is_left(w, claims)), together)
+                for chunk in _perform_in_processes(chunks, self.workers) if self.workers > 0 else _perform_here(chunks):
+                    claims.release(self._strike(work, [cell.key for _, cell, *_ in chunk], progress))
+                self._strike(work, [key for key in work if self._is_finished(work[key])], progress)
+                owners = sorted({owner for key in work if (owner := claims.owner(key))})
+                if owners and not announced:
+                    print(f"{description}: waiting for runs of others, {len(work)}: {', '.join(owners)}.")
+                    announced = True
+                if work:
+                    time.sleep(_POLL)
+
+    def _strike(self, work: dict[str, Work], keys: list[str], progress: Any) -> list[str]:
+        for key in keys:
+            del work[key]
+        progress.update(len(keys))
+        return keys
+
+    def _is_left(self, work: Work, claims: Claims) -> bool:
+        """Claim a run that has no result yet and no other process works on."""
+        key = work[1].key
+        if self._is_finished(work) or not claims.take(key):
+            return False
+        if self._is_finished(work):  # between the look and the claim
+            claims.release([key])
+            return False
+        return True
+
+    def _is_finished(self, work: Work) -> bool:
+        record = self._record(work[1].key)
+        return record is not None and (self.keep_stale or not _changed(record["sources"], work[4]))
+
     def _path(self, key: str) -> Path:
         return self.folder / "runs" / f"{key}.json"
 
@@ -168,23 +213,31 @@ class Grid:
             print(f"{description}: {len(stale)} of {total} runs are stale and {outcome}. Changed since: {changed}.")
 
 
-Work = tuple[Callable[[Any, Path], Outcome], Cell, Path, Path, dict[str, str]]
-
-
 def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> set[str]:
     return {module for module in {*before, *now} if before.get(module) != now.get(module)}
 
 
-def _perform(chunk: Sequence[Work]) -> int:
+def _chunks(work: Iterator[Work], size: int) -> Iterator[Sequence[Work]]:
+    while chunk := list(islice(work, size)):
+        yield chunk
+
+
+def _perform(chunk: Sequence[Work]) -> None:
     for run, cell, folder, path, files in chunk:
         torch.set_num_threads(cell.threads)
         record = {"cell": asdict(cell), "sources": files, "result": run(cell, folder)}
         write_text(path, json.dumps(record, indent=2) + "\n")
-    return len(chunk)
 
 
-def _perform_in_processes(chunks: Iterator[Sequence[Work]], workers: int) -> Iterator[int]:
-    """Perform each chunk in a fresh process, and yield its length when it has ended."""
+def _perform_here(chunks: Iterable[Sequence[Work]]) -> Iterator[Sequence[Work]]:
+    """Perform each chunk in this process, and yield it when it has ended."""
+    for chunk in chunks:
+        _perform(chunk)
+        yield chunk
+
+
+def _perform_in_processes(chunks: Iterator[Sequence[Work]], workers: int) -> Iterator[Sequence[Work]]:
+    """Perform each chunk in a fresh process, and yield it when it has ended."""
     context = get_context("spawn")  # inherits neither memory nor threads
     running: dict[Any, tuple[Any, Sequence[Work]]] = {}
     try:
@@ -204,7 +257,7 @@ def _perform_in_processes(chunks: Iterator[Sequence[Work]], workers: int) -> Ite
                         f"{[work[1] for work in chunk]}. If it raised an error, that is printed above. Finished runs "
                         "are kept: the same command runs only the others."
                     )
-                yield len(chunk)
+                yield chunk
     finally:
         for process, _ in running.values():
             process.terminate()

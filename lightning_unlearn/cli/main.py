@@ -29,6 +29,7 @@ commands:
                compare the methods on small classifiers with retraining
   bench-erasure
                erase styles and objects from a miniature diffusion model, and attack what is left
+  canvas       UnlearnCanvas: run it on the miniature; sample, score and report answer sets of any model
   attack       search prompts that bring an erased concept back
   attack-inversion
                learn a word that brings an erased concept back
@@ -52,6 +53,10 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "bench-language": "lightning_unlearn.benchmarks.published:bench_language",
     "bench-classification": "lightning_unlearn.benchmarks.classification:bench_classification",
     "bench-erasure": "lightning_unlearn.benchmarks.erasure:bench_erasure",
+    "canvas": {
+        "run": "lightning_unlearn.benchmarks.unlearncanvas:bench_canvas",
+        **{name: f"lightning_unlearn.cli.canvas:{name}" for name in ("sample", "score", "report")},
+    },
     "attack": "lightning_unlearn.cli.attack:attack",
     "attack-inversion": "lightning_unlearn.cli.attack:attack_inversion",
     "export": "lightning_unlearn.cli.export:export",

@@ -84,6 +84,9 @@ class MiniatureJudge(nn.Module):
         ('miniature-style', 'negative', torch.Size([1, 6]))
     """
 
+    size = 32
+    """Side in pixels of the images that it sees."""
+
     def __init__(self, concept: Literal["style", "object"]) -> None:
         from safetensors.torch import load
 

@@ -11,9 +11,12 @@ from .runs import attack_section as attack_section
 from .runs import run_report as run_report
 from .schema import report_schema as report_schema
 from .sections import Anchors as Anchors
+from .sections import Bars as Bars
+from .sections import BarSeries as BarSeries
 from .sections import Curve as Curve
 from .sections import ExampleRow as ExampleRow
 from .sections import Examples as Examples
+from .sections import Heatmap as Heatmap
 from .sections import ImageRow as ImageRow
 from .sections import Images as Images
 from .sections import Interval as Interval

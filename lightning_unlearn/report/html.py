@@ -11,11 +11,14 @@ from typing import Any
 from lightning_unlearn.report.figures import svg
 from lightning_unlearn.report.layout import (
     MISSING,
+    bar_table,
     cell,
     columns_of,
     curve_table,
     glance,
     grouped,
+    heat_cell,
+    heat_groups,
     interval,
     number,
     plain,
@@ -23,7 +26,7 @@ from lightning_unlearn.report.layout import (
 )
 from lightning_unlearn.report.model import UnlearningReport
 from lightning_unlearn.report.redaction import shows_rows
-from lightning_unlearn.report.sections import KINDS, Curve, Examples, Measurement, Section, Table
+from lightning_unlearn.report.sections import KINDS, Bars, Curve, Examples, Measurement, Section, Table
 
 __all__ = ["render_html", "slug"]
 
@@ -31,7 +34,7 @@ __all__ = ["render_html", "slug"]
 def render_html(report: UnlearningReport) -> str:
     """The page: the verdict, the evidence, the limits. It loads nothing from elsewhere.
 
-    Curves are drawn by matplotlib; where it is not installed, the page has their numbers.
+    Curves and bars are drawn by matplotlib; where it is not installed, the page has their numbers.
 
     Raises:
         ImportError: If jinja2 is missing.
@@ -54,6 +57,8 @@ def render_html(report: UnlearningReport) -> str:
         "interval": interval,
         "value_of": value_of,
         "cell": cell,
+        "heat_cell": heat_cell,
+        "heat_groups": heat_groups,
         "slug": slug,
         "hits": _hits,
         "numeric": _numeric,
@@ -68,12 +73,13 @@ def render_html(report: UnlearningReport) -> str:
         runs=_runs,
         columns_of=columns_of,
         curve_table=curve_table,
+        bar_table=bar_table,
         draw=svg if drawn else _nothing,
     )
 
 
 def _runs(section: Section) -> list[tuple[str, list[Any]]]:
-    """The groups of a section, with neighbours of one kind together: curves and images stand side by side."""
+    """The groups of a section, with neighbours of one kind together: curves, bars and images stand side by side."""
     runs: list[tuple[str, list[Any]]] = []
     for group in grouped(section):
         kind = "measurements" if isinstance(group, list) else _kind(group)
@@ -106,5 +112,5 @@ def _numeric(part: Table, column: int) -> bool:
     return not words and any(isinstance(value, (int, float)) for value in values)
 
 
-def _nothing(curve: Curve, prefix: str) -> str:
+def _nothing(part: Curve | Bars, prefix: str) -> str:
     return ""

@@ -6,18 +6,32 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from lightning_unlearn.report.model import UnlearningReport
-from lightning_unlearn.report.sections import Cell, Curve, Interval, Measurement, Part, Section
+from lightning_unlearn.report.sections import (
+    Bars,
+    BarSeries,
+    Cell,
+    Curve,
+    Heatmap,
+    Interval,
+    Measurement,
+    Part,
+    Section,
+)
 
 __all__ = [
     "MISSING",
+    "bar_table",
     "cell",
     "columns_of",
     "curve_table",
     "glance",
     "grouped",
+    "heat_cell",
+    "heat_groups",
     "interval",
     "number",
     "plain",
@@ -139,12 +153,47 @@ def curve_table(curve: Curve) -> tuple[list[str], list[list[Cell]]]:
     """The numbers of a curve: a column for each line, or a row for each point of a scatter plot."""
     if curve.plot == "scatter":
         points = [series for series in curve.series if series.role != "front"]
-        rows: list[list[Cell]] = [[s.name, x, y] for s in points for x, y in zip(s.x, s.y, strict=True)]
+        rows: list[list[Cell]] = [
+            [s.name, *(number(value, curve.unit) if curve.unit else value for value in place)]
+            for s in points
+            for place in zip(s.x, s.y, strict=True)
+        ]
         return ["", curve.x_label, curve.y_label], rows
     values = [dict(zip(series.x, series.y, strict=True)) for series in curve.series]
     places = sorted({x for series in curve.series for x in series.x})
     drawn: list[list[Cell]] = [[x, *(number(of.get(x), curve.unit) for of in values)] for x in places]
     return [curve.x_label, *(series.name for series in curve.series)], drawn
+
+
+def bar_table(bars: Bars) -> tuple[list[str], list[list[Cell]]]:
+    """The numbers of bars with their bounds: a row for each name, a column for each series."""
+    rows: list[list[Cell]] = [
+        [name, *(_with_bounds(series, place, bars.unit) for series in bars.series)]
+        for place, name in enumerate(bars.names)
+    ]
+    return ["", *(series.name for series in bars.series)], rows
+
+
+def _with_bounds(series: BarSeries, place: int, unit: str) -> str:
+    value = number(series.values[place], unit)
+    if series.low is None or series.high is None or series.low[place] is None or series.high[place] is None:
+        return value
+    return f"{value} ({number(series.low[place], unit)} to {number(series.high[place], unit)})"
+
+
+def heat_cell(value: float | None, unit: str = "") -> str:
+    """A cell of a heat map; shares are whole percentages without their sign.
+
+    Example:
+        >>> heat_cell(0.876, "share"), heat_cell(1.5), heat_cell(None)
+        ('88', '1.5', '–')
+    """
+    return number(value) if value is None or unit != "share" else f"{100 * value:.0f}"
+
+
+def heat_groups(part: Heatmap) -> list[tuple[str, int]]:
+    """The groups of the columns, each with the number of its neighbouring columns."""
+    return [(name, sum(1 for _ in columns)) for name, columns in groupby(part.groups)]
 
 
 def tally(section: Section) -> dict[str, int]:

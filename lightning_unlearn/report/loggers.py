@@ -1,4 +1,4 @@
-"""Reports in loggers: numbers, tables, images and curves, and the summary of a W&B run."""
+"""Reports in loggers: numbers, tables, images and figures, and the summary of a W&B run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_unlearn.report.html import slug
 from lightning_unlearn.report.layout import cell, interval, number
 from lightning_unlearn.report.model import UnlearningReport
 from lightning_unlearn.report.redaction import redacted
-from lightning_unlearn.report.sections import Curve, Examples, Images, Part, Table
+from lightning_unlearn.report.sections import Bars, Curve, Examples, Heatmap, Images, Part, Table
 
 __all__ = ["log_report"]
 
@@ -30,10 +30,10 @@ MEASURES = ["section", "measurement", "variant", "outcome", "value", "interval",
 def log_report(
     logger: Logger, report: UnlearningReport, step: int = 0, prefix: str = "report/", show_text: bool = False
 ) -> None:
-    """Log a report: each number as a metric, and tables, examples, curves and images where the logger can show them.
+    """Log a report: each number as a metric, and tables, examples, figures and images where the logger can show them.
 
     W&B gets the verdict and the numbers in the run's summary, too; TensorBoard gets tables as text; a ``CSVLogger``
-    gets a file for each table and curve; any other logger gets the numbers, and tables where it has ``log_table``.
+    gets a file for each table and figure; any other logger gets the numbers, and tables where it has ``log_table``.
 
     Args:
         logger: The logger.
@@ -61,8 +61,11 @@ def log_report(
             )
         elif isinstance(part, Examples):
             log_table(logger, name, ["set", "input", "expected", *part.columns], _examples(part), step)
-        elif isinstance(part, Curve):
-            _log_curve(logger, name, part, step)
+        elif isinstance(part, (Curve, Bars)):
+            _log_figure(logger, name, part, step)
+        elif isinstance(part, Heatmap):
+            _log_figure(logger, name, part, step)
+            log_table(logger, f"{name}-values", [part.row_label, *part.columns], _matrix(part), step)
         elif isinstance(part, Images):
             _log_images(logger, name, part, step)
 
@@ -82,7 +85,7 @@ def _named(report: UnlearningReport, prefix: str) -> Iterator[tuple[str, Part]]:
     seen: dict[str, int] = {}
     for section in report.sections:
         for part in section.parts:
-            if isinstance(part, (Table, Examples, Curve, Images)):
+            if isinstance(part, (Table, Examples, Curve, Bars, Heatmap, Images)):
                 name = f"{prefix}{section.id}/{slug(part.title) or type(part).__name__.lower()}"
                 seen[name] = seen.get(name, 0) + 1
                 yield name if seen[name] == 1 else f"{name}-{seen[name]}", part
@@ -92,13 +95,21 @@ def _examples(part: Examples) -> list[list[str]]:
     return [[row.set, row.input, row.expected, *(text or "" for text in row.outputs)] for row in part.rows]
 
 
-def _log_curve(logger: Logger, name: str, curve: Curve, step: int) -> None:
+def _matrix(part: Heatmap) -> list[list[str]]:
+    """The values in full, so that they can be worked with."""
+    return [
+        [name, *("" if value is None else f"{value:.6g}" for value in values)]
+        for name, values in zip(part.rows, part.values, strict=True)
+    ]
+
+
+def _log_figure(logger: Logger, name: str, part: Curve | Bars | Heatmap, step: int) -> None:
     if not isinstance(logger, (*WANDB_LOGGERS, *TENSORBOARD_LOGGERS, *CSV_LOGGERS)):
         return
     try:
-        figure = figure_of(curve)
+        figure = figure_of(part)
     except ImportError as error:
-        rank_zero_warn(f"The curve {curve.title!r} is not drawn. {error}")
+        rank_zero_warn(f"{part.title!r} is not drawn. {error}")
         return
     if figure is None:
         return

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_unlearn.report.layout import (
+    bar_table,
     cell,
     columns_of,
     curve_table,
     glance,
     grouped,
+    heat_cell,
     interval,
     number,
     plain,
@@ -19,15 +21,27 @@ from lightning_unlearn.report.layout import (
 )
 from lightning_unlearn.report.model import SCHEMA, UnlearningReport
 from lightning_unlearn.report.redaction import shows_rows
-from lightning_unlearn.report.sections import Curve, Examples, Images, Measurement, Part, Section, Table, Text
+from lightning_unlearn.report.sections import (
+    Bars,
+    Curve,
+    Examples,
+    Heatmap,
+    Images,
+    Measurement,
+    Part,
+    Section,
+    Table,
+    Text,
+)
 
 __all__ = ["markdown_table", "render_markdown"]
 
+WIDE = 24  # columns of a heat map that Markdown still shows
 MARKS = {True: "✓ ", False: "✗ ", None: ""}
 
 
 def render_markdown(report: UnlearningReport) -> str:
-    """The report as Markdown: curves become tables, and images a line that counts them.
+    """The report as Markdown: curves, bars and heat maps become tables, and images a line that counts them.
 
     The last line is a comment that says whether texts of rows to forget are shown; ``lightning-unlearn doctor`` reads
     it.
@@ -117,8 +131,10 @@ def _part(part: Part) -> list[str]:
     if isinstance(part, Table):
         rows = [[cell(value) for value in row] for row in part.rows]
         return [*heading, markdown_table(part.columns or ["", ""], rows), *note]
-    if isinstance(part, Curve):
-        columns, values = curve_table(part)
+    if isinstance(part, Heatmap):
+        return [*heading, _heatmap(part), *note]
+    if isinstance(part, (Curve, Bars)):
+        columns, values = curve_table(part) if isinstance(part, Curve) else bar_table(part)
         return [*heading, markdown_table(columns, [[cell(value) for value in row] for row in values]), *note]
     if isinstance(part, Examples):
         return [*heading, _examples(part), *note]
@@ -126,6 +142,20 @@ def _part(part: Part) -> list[str]:
         shown = sum(bool(image) for row in part.rows for image in row.images)
         return [*heading, f"{shown} images; the HTML page shows them.", *note]
     return []
+
+
+def _heatmap(part: Heatmap) -> str:
+    if len(part.columns) > WIDE:
+        return f"{len(part.rows)} rows of {len(part.columns)} values; the HTML page shows them."
+    framed = {(row, column) for row, column in part.marked}
+    rows = [
+        [name, *(heat_cell(value, part.unit) + "*" * ((i, j) in framed) for j, value in enumerate(part.values[i]))]
+        for i, name in enumerate(part.rows)
+    ]
+    unit = ", in %" if part.unit == "share" else ""
+    corner = f"{part.row_label} ↓, {part.column_label} →{unit}"
+    legend = f"\n\n{escape(f'* {part.mark_means}')}" if framed else ""
+    return markdown_table([corner, *part.columns], rows) + legend
 
 
 def _examples(part: Examples) -> str:

@@ -25,11 +25,13 @@ from tests.user_module import LitNet, loaders
 
 ROOT = Path(__file__).parents[2]
 FRAGMENTS = sorted(ROOT.glob("callbacks/**/*.yaml"))
-EXAMPLES = sorted(ROOT.glob("examples/**/*.yaml"))
+EXAMPLES = sorted(set(ROOT.glob("examples/**/*.yaml")) - set(ROOT.glob("examples/sweeps/*.yaml")))
 CLASSIFIERS = {"examples/digits.yaml", "examples/tabular.yaml", "examples/text.yaml"}
 """Examples of classifiers."""
-PIPELINES = {"examples/erase.yaml", "examples/erase_images.yaml"}
+PIPELINES = {"examples/erase.yaml", "examples/erase_images.yaml", "examples/canvas_base.yaml"}
 """Examples that open a pipeline of diffusers."""
+TRAINING = {"examples/canvas_base.yaml", "examples/canvas_judge.yaml"}
+"""Examples that train what a benchmark needs, and forget nothing."""
 QUIET = ["--trainer.logger=false", "--trainer.accelerator=cpu", "--trainer.enable_checkpointing=false"]
 
 
@@ -65,10 +67,12 @@ def test_the_first_line_launches_the_file(path: Path, tiny_lm: Path, tiny_sd: Pa
         kind, small = L.LightningModule, "--model.init_args.weights=null"
     elif PIPELINES.intersection(words):
         kind, small = LitTextToImage, f"--model.init_args.model={tiny_sd}"
+    elif TRAINING.intersection(words):
+        kind, small = L.LightningModule, "--model.init_args.backbone=miniature"
     cli = UnlearnCLI([*words, small, *QUIET], run=False)
     assert isinstance(cli.model, kind)
     acts = lightning_unlearn.UnlearnCallback if command == "fit" else lightning_unlearn.Guard
-    assert any(isinstance(c, acts) for c in cli.trainer.callbacks)
+    assert any(isinstance(c, acts) for c in cli.trainer.callbacks) != bool(TRAINING.intersection(words))
 
 
 @pytest.mark.parametrize("path", FRAGMENTS, ids=name)

@@ -8,9 +8,12 @@ from lightning_unlearn.report.images import png
 from lightning_unlearn.report.model import Headline, UnlearningReport
 from lightning_unlearn.report.sections import (
     Anchors,
+    Bars,
+    BarSeries,
     Curve,
     ExampleRow,
     Examples,
+    Heatmap,
     ImageRow,
     Images,
     Interval,
@@ -66,6 +69,31 @@ def full_report() -> UnlearningReport:
         unit="share",
         note="The control relearns 20 % from the same rows.",
     )
+    bars = Bars(
+        "Accuracy",
+        ["ESD", "UCE"],
+        "images judged right",
+        [
+            BarSeries("UA", [0.98, None], [0.9, None], [1.0, None], "unlearned"),
+            BarSeries("IRA", [0.81, 0.6]),
+            BarSeries("published", [0.8, 0.5], role="control"),
+        ],
+        unit="share",
+        note="The published ones are of another model.",
+    )
+    accuracies = Heatmap(
+        "Accuracies",
+        "erased",
+        "asked for",
+        ["none", "mosaic"],
+        ["mosaic", "ember", "disk"],
+        [[1.0, 0.975, 0.5], [0.0, None, 0.25]],
+        ["styles", "styles", "objects"],
+        [(1, 0)],
+        "erased concept",
+        unit="share",
+        note="Ember was not drawn.",
+    )
     rows = [
         ExampleRow("forget", SECRET, ANSWER, [ANSWER, "I am not sure.", "The Booker."], [True, False, False]),
         ExampleRow("retain", "Where is the Eiffel Tower?", "In Paris.", ["In Paris."] * 3, [True] * 3),
@@ -85,7 +113,9 @@ def full_report() -> UnlearningReport:
         sections=[
             Section("request", "Request", [Table("Scope", [], [["rows", 40], ["why", "privacy"]])]),
             Section("effectiveness", "Effectiveness", [strength, int4, skipped], "Questions as they were trained."),
-            Section("robustness", "Robustness", [relearning, Text("One.\n\nTwo.", "Reading", ["a point"])]),
+            Section(
+                "robustness", "Robustness", [relearning, bars, accuracies, Text("One.\n\nTwo.", "Reading", ["a point"])]
+            ),
             Section(
                 "quality",
                 "Output quality",

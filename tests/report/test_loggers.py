@@ -45,6 +45,11 @@ def test_a_wandb_run_read_back_has_summary_tables_and_images(show: bool, tmp_pat
     text = (files / history["report/quality/answers.path"]).read_text()
     assert (SECRET in text) == show
     assert (files / history["report/robustness/relearning-in-domain.filenames"][0]).exists()
+    assert (files / history["report/robustness/accuracy.filenames"][0]).exists()
+    assert (files / history["report/robustness/accuracies.filenames"][0]).exists()
+    values = json.loads((files / history["report/robustness/accuracies-values.path"]).read_text())
+    assert values["columns"] == ["erased", "mosaic", "ember", "disk"]
+    assert values["data"] == [["none", "1", "0.975", "0.5"], ["mosaic", "0", "", "0.25"]]
     assert ("report/quality/drawings.filenames" in history) == show
 
 
@@ -58,7 +63,9 @@ def test_a_csv_logger_gets_files(tmp_path: Path) -> None:
     assert {name: float(row[name]) for name in NUMBERS} == NUMBERS
     assert "needs --depth full" in (folder / "report-measurements.csv").read_text()
     assert "Basil" not in (folder / "report-quality-answers.csv").read_text()
-    assert "<svg" in (folder / "report-robustness-relearning-in-domain.svg").read_text()
+    for name in ("relearning-in-domain", "accuracy", "accuracies"):
+        assert "<svg" in (folder / f"report-robustness-{name}.svg").read_text()
+    assert (folder / "report-robustness-accuracies-values.csv").read_text().endswith("mosaic,0,,0.25\n")
 
 
 def test_tensorboard_gets_texts_and_figures(tmp_path: Path) -> None:
@@ -72,7 +79,10 @@ def test_tensorboard_gets_texts_and_figures(tmp_path: Path) -> None:
     events.Reload()
     tags = events.Tags()
     assert set(NUMBERS) <= set(tags["scalars"])
-    assert {"report/robustness/relearning-in-domain", "report/quality/drawings/0"} <= set(tags["images"])
+    assert {
+        *(f"report/robustness/{name}" for name in ("relearning-in-domain", "accuracy", "accuracies")),
+        "report/quality/drawings/0",
+    } <= set(tags["images"])
     assert "report/quality/answers/text_summary" in tags["tensors"]
 
 

@@ -20,7 +20,7 @@ from lightning_unlearn.report.html import render_html
 from lightning_unlearn.report.images import png
 from lightning_unlearn.report.model import Headline, UnlearningReport
 from lightning_unlearn.report.render_markdown import render_markdown
-from lightning_unlearn.report.sections import Curve, Measurement, Section, Series, Table, Text
+from lightning_unlearn.report.sections import Curve, Heatmap, Measurement, Section, Series, Table, Text
 from lightning_unlearn.report.write import write_report
 from tests.report.reports import full_report
 
@@ -80,7 +80,7 @@ def test_text_of_the_model_is_escaped_in_markdown() -> None:
 @pytest.mark.filterwarnings("error")
 def test_the_page_is_self_contained() -> None:
     page = render_html(full_report())
-    assert page.count("<svg") == 1
+    assert page.count("<svg") == 2
     assert "default-src 'none'" in page
     assert not re.search(r"https?:|@import|<link|<script|url\((?!#)|\ssrc=\"(?!data:)", page)
     assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', page))
@@ -117,6 +117,46 @@ def test_colours_have_the_contrast_that_wcag_asks_of_small_text(scheme: str) -> 
     for one, other in pairs:
         high, low = sorted((colours[one], colours[other]), reverse=True)
         assert (high + 0.05) / (low + 0.05) >= 4.5, (one, other)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_numbers_on_the_strongest_colour_of_a_heat_map_are_readable(scheme: str) -> None:
+    roots = re.findall(r":root \{(.*?)\}", render_html(full_report()), flags=re.DOTALL)
+    root = roots[0] if scheme == "light" else roots[1]
+    colours = dict(re.findall(r"--([\w-]+): (#\w+)", root))
+    (heat,) = re.findall(r"--heat: (\d+) (\d+) (\d+); --heat-top: ([.\d]+)", root)
+    page = [int(colours["page"].ljust(7, colours["page"][-1])[i : i + 2], 16) for i in (1, 3, 5)]
+    mixed = [round(float(heat[3]) * int(c) + (1 - float(heat[3])) * p) for c, p in zip(heat[:3], page, strict=True)]
+    back, ink = luminance("#" + "".join(f"{c:02x}" for c in mixed)), luminance(colours["ink"])
+    assert (max(back, ink) + 0.05) / (min(back, ink) + 0.05) >= 4.5
+    assert (max(back, luminance(colours["page"])) + 0.05) / (min(back, luminance(colours["page"])) + 0.05) >= 2.5
+
+
+def test_a_heat_map_is_a_table_whose_cells_have_headings_numbers_and_colours() -> None:
+    page = render_html(full_report())
+    table = page[page.index('class="heat"') :]
+    table = table[: table.index("</figure>")]
+    assert re.findall(r'scope="colgroup" colspan="(\d)" class="group"><span>(\w+)', table) == [
+        ("2", "styles"),
+        ("1", "objects"),
+    ]
+    assert len(re.findall(r'<th scope="row"', table)) == 2
+    body = table[table.index("<tbody>") :]
+    shown = re.findall(r'<td( class="marked")?(?: style="--v:([\d.]+)")?>([^<]*)', body)
+    assert shown[:3] == [("", "1", "100"), ("", "0.975", "98"), ("", "0.5", "50")]
+    assert shown[3:] == [(' class="marked"', "0", "0"), ("", "", "–"), ("", "0.25", "25")]
+    assert '<span class="hidden"> erased concept</span>' in body
+
+
+def test_markdown_of_heat_maps_and_bars() -> None:
+    text = render_markdown(full_report())
+    assert "| erased ↓, asked for →, in % | mosaic | ember | disk |" in text
+    assert "| mosaic | 0\\* | – | 25 |\n\n\\* erased concept\n\nEmber was not drawn." in text
+    assert "| ESD | 98.0 % (90.0 % to 100.0 %) | 81.0 % | 80.0 % |\n| UCE | – | 60.0 % | 50.0 % |" in text
+    wide = Heatmap("Wide", "r", "c", ["a"], [f"c{i}" for i in range(30)], [[0.5] * 30])
+    assert "1 rows of 30 values; the HTML page" in render_markdown(
+        UnlearningReport(title="", sections=[Section("a", "", [wide])])
+    )
 
 
 def test_the_verdict_is_a_word_and_a_colour_before_the_evidence_and_the_limits() -> None:

@@ -19,9 +19,12 @@ from lightning_unlearn.report.schema import report_schema
 from lightning_unlearn.report.sections import (
     KINDS,
     Anchors,
+    Bars,
+    BarSeries,
     Curve,
     ExampleRow,
     Examples,
+    Heatmap,
     ImageRow,
     Images,
     Interval,
@@ -42,7 +45,13 @@ def test_the_schema_is_a_schema_of_this_version() -> None:
 
 def test_the_schema_has_the_fields_of_the_dataclasses_and_their_defaults() -> None:
     definitions = report_schema()["$defs"]
-    names = {"exampleRow": ExampleRow, "imageRow": ImageRow, "series": Series, "interval": Interval}
+    names = {
+        "barSeries": BarSeries,
+        "exampleRow": ExampleRow,
+        "imageRow": ImageRow,
+        "series": Series,
+        "interval": Interval,
+    }
     names |= {"anchors": Anchors, "headline": Headline, "section": Section, **KINDS}
     assert names.keys() == definitions.keys()
     for name, cls in {**names, "report": UnlearningReport}.items():
@@ -152,6 +161,18 @@ def test_tensors_and_arrays_become_numbers() -> None:
     assert json.dumps(Table("", ["a"], [[np.float32(0.5)]]).rows) == "[[0.5]]"
 
 
+def heatmap(**other: Any) -> Heatmap:
+    shown: dict[str, Any] = {"rows": ["a", "b"], "columns": ["x", "y"], "values": [[1, 2], [3, None]]}
+    return Heatmap("H", "row", "column", **shown | other)
+
+
+def test_colours_of_a_heat_map_go_from_its_lowest_to_its_highest_value() -> None:
+    assert [heatmap().tone(value) for value in (1, 2, 3, None)] == [0, 0.5, 1, None]
+    assert [heatmap(unit="share").tone(value) for value in (0, 0.25, 1)] == [0, 0.25, 1]
+    assert [heatmap(scale=[-1, 1]).tone(value) for value in (-2, 0, 5)] == [0, 0.5, 1]
+    assert heatmap(values=[[2, 2], [2, 2]]).tone(2) == 0
+
+
 def test_what_does_not_fit_is_refused() -> None:
     for build, message in [
         (lambda: Table("T", ["a", "b"], [[1]]), r"Row 0 of 'T' has 1 cells, but the table has the 2 columns"),
@@ -160,6 +181,17 @@ def test_what_does_not_fit_is_refused() -> None:
         (lambda: Series("s", [0], [1], low=[0]), "both bounds"),
         (lambda: Curve("c", "", "", []), "no series"),
         (lambda: Curve("c", "", "", [Series("s", [0], [1])] * 2), r"\['s'\] more than once"),
+        (lambda: BarSeries("s", [0, 1], [0]), "2 values, but 1 of low"),
+        (lambda: BarSeries("s", [0], [0]), "both bounds"),
+        (lambda: Bars("B", [], "", [BarSeries("s", [])]), "a name and a series"),
+        (lambda: Bars("B", ["a", "a"], "", [BarSeries("s", [0, 1])]), r"\['a'\] more than once"),
+        (lambda: Bars("B", ["a", "b"], "", [BarSeries("s", [1])]), "1 values, but there are 2 names"),
+        (lambda: heatmap(values=[[0.5]]), "2 rows of 2 values.*has 1 rows"),
+        (lambda: heatmap(columns=["x", "x"]), r"The columns of 'H' has \['x'\] more than once"),
+        (lambda: heatmap(groups=["styles"]), "2 columns, but 1 groups"),
+        (lambda: heatmap(marked=[(0, 2)], mark_means="m"), r"no cell \[0, 2\]"),
+        (lambda: heatmap(marked=[(0, 1)]), "mark_means="),
+        (lambda: heatmap(scale=[1, 0]), "two ascending numbers"),
         (lambda: Examples("E", ["before"], [ExampleRow("a", "", "", ["x", "y"])]), "2 outputs, but the columns"),
         (lambda: Examples("E", ["before"], [ExampleRow("a", "", "", ["x"], [True])]), "hit_means"),
         (lambda: ExampleRow("a", "", "", ["x"], [True, False]), "1 outputs, but 2 hits"),

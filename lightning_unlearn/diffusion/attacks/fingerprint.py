@@ -40,6 +40,9 @@ def fingerprint(model: TextToImage) -> str:
             seen.add(id(part))
             for line in _lines(part):
                 state.update(f"{name}.{line}\n".encode())
+    if not seen and isinstance(model, nn.Module):  # of other parts, with a generate of its own
+        for line in _lines(model):
+            state.update(f"{line}\n".encode())
     generate = getattr(model, "generate", None)
     if generate is not None and not str(generate.__module__).startswith("lightning_unlearn."):
         state.update(f"{generate.__module__}.{getattr(generate, '__qualname__', generate)}".encode())

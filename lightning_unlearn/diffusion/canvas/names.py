@@ -11,7 +11,7 @@ from typing import Literal
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.diffusion.data.miniature import OBJECTS, STYLES
 
-__all__ = ["ANSWER_SEEDS", "MINI_CANVAS", "UNLEARN_CANVAS", "CanvasNames", "Kind"]
+__all__ = ["ANSWER_SEEDS", "MINI_CANVAS", "UNLEARN_CANVAS", "CanvasNames", "Kind", "names_of"]
 
 Kind = Literal["style", "object"]
 
@@ -151,3 +151,19 @@ MINI_CANVAS = CanvasNames(
     template="a {object} image in {style} style",
 )
 """Those of the miniature that the package ships."""
+
+
+def names_of(benchmark: CanvasNames | str) -> CanvasNames:
+    """The names of a benchmark: ``"unlearncanvas"`` or ``"mini"``, or names as they are.
+
+    Raises:
+        ValueError: If nothing has that name.
+
+    Example:
+        >>> names_of("mini") is MINI_CANVAS
+        True
+    """
+    if isinstance(benchmark, CanvasNames):
+        return benchmark
+    known = {"unlearncanvas": UNLEARN_CANVAS, "mini": MINI_CANVAS}
+    return known[one_of("names", benchmark, tuple(known), "Names of your own are CanvasNames(styles, objects).")]

@@ -41,8 +41,8 @@ class CaptionedImages(Dataset):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         row, prompt = self.rows[i], self.prompts[i]
-        mask = {"mask": (_pixels(row["mask"], self.size, 1) > 0.5).float()} if self.masked else {}
-        return {"pixel_values": _pixels(row["image"], self.size) * 2 - 1, **mask, **prompt}
+        mask = {"mask": (pixels(row["mask"], self.size, 1) > 0.5).float()} if self.masked else {}
+        return {"pixel_values": pixels(row["image"], self.size) * 2 - 1, **mask, **prompt}
 
 
 class CaptionedImageDataModule(PromptDataModule):
@@ -223,7 +223,7 @@ def _files(name: str, path: Path, template: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _pixels(image: Any, size: int, channels: int = 3) -> Tensor:
+def pixels(image: Any, size: int, channels: int = 3) -> Tensor:
     """Colours in [0, 1], shape ``(channels, size, size)``; of one channel by the nearest pixels."""
     if isinstance(image, Tensor) and image.shape == (channels, size, size) and image.is_floating_point():
         return image

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from lightning_unlearn.core.checks import at_least, one_of
 
-__all__ = ["FILLERS", "OBJECTS", "STYLES", "MiniCanvas", "captions", "miniature_pipeline", "prompt", "render"]
+__all__ = ["FILLERS", "OBJECTS", "STYLES", "MiniCanvas", "captions", "miniature_pipeline", "prompt", "render", "shape"]
 
 OBJECTS = {
     "disk": ("disk", "ball", "coin"),
@@ -248,6 +248,27 @@ _SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross": lambda x, y: (torch.minimum(x.abs(), y.abs()) <= 0.36) & (torch.maximum(x.abs(), y.abs()) <= 1),
     "ring": lambda x, y: (x**2 + y**2 <= 1) & (x**2 + y**2 >= 0.3),
 }
+
+
+def shape(object: str, size: int = 512) -> Tensor:
+    """Mask of an object's shape at its full size, in the middle.
+
+    Args:
+        object: One of `OBJECTS`.
+        size: Side in pixels; the mask reaches from -1 to 1, so that a disk touches its edges.
+
+    Returns:
+        Boolean, shape ``(size, size)``.
+
+    Raises:
+        ValueError: If there is no such object, or ``size`` is not positive.
+
+    Example:
+        >>> round(4 * shape("box").double().mean().item(), 2)
+        3.24
+    """
+    one_of("object", object, OBJECTS)
+    return _SHAPES[object](*_grid(at_least("size", size, 1)))
 
 
 def _stripes(photo: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -58,12 +58,16 @@ class PenultimateFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``(B, num_features)``, fp32, of what the network takes for a batch."""
+        return self.with_outputs(images)[1]
+
+    def with_outputs(self, images: Tensor) -> tuple[Any, Tensor]:
+        """What the network returns, and the features, in one pass."""
         seen: list[Tensor] = []
         last = self.network.get_submodule(self.layer)
         handle = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
             with evaluating(self.network):
-                self.network(images)
+                outputs = self.network(images)
         finally:
             handle.remove()
         shapes = [tuple(x.shape) for x in seen]
@@ -72,7 +76,7 @@ class PenultimateFeatures(nn.Module):
                 f"Layer {self.layer!r} must read one vector an image, ({len(images)}, {self.num_features}), but read "
                 f"{shapes}. Name another layer."
             )
-        return seen[0].float()
+        return outputs, seen[0].float()
 
 
 def refuse(metric: Metric, message: str) -> NoReturn:

@@ -1,5 +1,6 @@
 """Mathematics of concept erasure in diffusion models."""
 
+from lightning_unlearn.functional.diffusion.attention_spread import attention_map, attention_spread, half_mass_area
 from lightning_unlearn.functional.diffusion.canvas_accuracy import (
     ErasureAccuracies,
     PairAccuracies,
@@ -44,7 +45,9 @@ __all__ = [
     "SafetyConfig",
     "add_noise",
     "attack_timesteps",
+    "attention_map",
     "attention_norm",
+    "attention_spread",
     "canvas_accuracies",
     "classifier_free_guidance",
     "closed_form_attack",
@@ -60,6 +63,7 @@ __all__ = [
     "frechet_distance",
     "fresh_values",
     "fusion_maps",
+    "half_mass_area",
     "insert_tokens",
     "latent_anchors",
     "ldm_timesteps",

@@ -1,0 +1,111 @@
+"""Orderings that the published study of UnlearnCanvas found, and whether results have them too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import mean
+
+import torch
+from torchmetrics.functional.regression import spearman_corrcoef
+
+from lightning_unlearn.benchmarks.canvas_published import ATTACKED, PAIRS, RESULTS, published_name
+from lightning_unlearn.benchmarks.canvas_results import KINDS, CanvasResults
+from lightning_unlearn.benchmarks.canvas_tables import methods_of
+from lightning_unlearn.diffusion.canvas.names import Kind
+from lightning_unlearn.report.sections import Cell, Section, Table
+
+__all__ = ["orderings", "spearman"]
+
+Row = list[Cell]
+
+
+def orderings(results: CanvasResults) -> Section | None:
+    """A table of the published orderings that the results can show; ``None`` if there are too few methods."""
+    rows = [
+        *(row for kind in KINDS for row in _erasure(results, kind)),
+        *(row for kind in KINDS for row in _attacks(results, kind)),
+        *_pairs(results),
+        *_sequences(results),
+    ]
+    note = "Spearman's correlations are over methods. The published figures are of nine methods."
+    table = Table("", ["ordering", "published", "here", "holds"], rows, note)
+    return Section("orderings", "Do the published orderings hold?", [table]) if rows else None
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Rank correlation.
+
+    Example:
+        >>> spearman([1, 2, 3], [10, 30, 20])
+        0.5
+    """
+    value = spearman_corrcoef(torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64))
+    return round(float(value), 6)
+
+
+def _erasure(results: CanvasResults, kind: Kind) -> Iterator[Row]:
+    methods = methods_of(results, kind)
+    if len(methods) < 3:
+        return
+    ours = {m: {name: results.summaries[m][f"{kind}/{name}"].value for name in ("UA", "IRA", "CRA")} for m in methods}
+    theirs = {method: row.shares(kind) for method, row in RESULTS.items()}
+    there, here = _trade_off(theirs), _trade_off(ours)
+    yield [f"{kind}s: what erases more keeps less (UA, IRA)", _rho(there), _rho(here), here < 0]
+    cra, ira = ([mean(row[name] for row in of.values()) for of in (theirs, ours)] for name in ("CRA", "IRA"))
+    words = [f"{100 * low:.1f} and {100 * high:.1f}" for low, high in zip(cra, ira, strict=True)]
+    yield [f"{kind}s: mean CRA is below mean IRA", *words, cra[1] < ira[1]]
+    shared = {method: name for method in methods if (name := published_name(method))}
+    if len(shared) >= 3:
+        rho = spearman([ours[method]["UA"] for method in shared], [theirs[name]["UA"] for name in shared.values()])
+        yield [f"{kind}s: methods rank by UA as published", f"{len(shared)} methods", _rho(rho), rho > 0]
+
+
+def _trade_off(rows: Mapping[str, Mapping[str, float]]) -> float:
+    return spearman([row["UA"] for row in rows.values()], [row["IRA"] for row in rows.values()])
+
+
+def _attacks(results: CanvasResults, kind: Kind) -> Iterator[Row]:
+    rates = {method: results.attack(method, kind) for method in methods_of(results, kind)}
+    attacked = {method: of for method, of in rates.items() if "asr" in of}
+    if not attacked:
+        return
+    clean = {method: 1 - of["pre_asr"][1].value for method, of in attacked.items() if "pre_asr" in of}
+    fallen = sum(1 - attacked[method]["asr"][1].value < value for method, value in clean.items())
+    falls = [getattr(row, f"{kind}_attacked") < getattr(row, f"{kind}_clean") for row in ATTACKED.values()]
+    yield [f"{kind}s: attacks lower UA", _of(sum(falls), len(falls)), _of(fallen, len(clean)), fallen == len(clean)]
+    random = {method: of["random_asr"][1].value for method, of in attacked.items() if "random_asr" in of}
+    if random:
+        above = sum(attacked[method]["asr"][1].value > value for method, value in random.items())
+        name = f"{kind}s: attacks find more than random tokens"
+        yield [name, "not reported", _of(above, len(random)), above == len(random)]
+
+
+def _pairs(results: CanvasResults) -> Iterator[Row]:
+    means = results.pair_means
+    if not means:
+        return
+    below = sum(max(row["SC"].value, row["OC"].value) < row["UP"].value for row in means.values())
+    there = sum(max(row.sc, row.oc) < row.up for row in PAIRS.values())
+    yield [
+        "pairs: style and object alone suffer more than unrelated prompts (SC, OC below UP)",
+        *(_of(there, len(PAIRS)), _of(below, len(means)), below == len(means)),
+    ]
+
+
+def _sequences(results: CanvasResults) -> Iterator[Row]:
+    found = results.sequences
+    if not found:
+        return
+    fallen = sum(bool(sequence.ra[-1] < sequence.ra[0]) for sequence in found.values())
+    name = "sequences: retain accuracy falls with further requests"
+    yield [name, "reported", _of(fallen, len(found)), fallen == len(found)]
+    back = sum(bool(sequence.rebound[:-1].max() > 0) for sequence in found.values() if len(sequence.targets) > 1)
+    yield ["sequences: earlier targets come back", "reported", _of(back, len(found)), back > 0]
+
+
+def _of(count: int, total: int) -> str:
+    return f"{count} of {total} methods"
+
+
+def _rho(value: float) -> str:
+    return f"ρ = {value:.2f}".replace("-", "−")

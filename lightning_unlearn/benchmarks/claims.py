@@ -1,0 +1,170 @@
+"""Claims on the runs of a folder that several processes or machines share."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from threading import Event, Thread
+from types import TracebackType
+from typing import Any
+from uuid import uuid4
+
+__all__ = ["Claims"]
+
+
+class Claims:
+    """The claims of this process; inside the context, a thread keeps them fresh, and at its end all are released.
+
+    A claim is a file that only one process can create. It names the host, the process and the time, and its time of
+    modification is the heartbeat. It is stale if its process is gone from this machine, or if it had no heartbeat for
+    a while, by the clock of the file system: then another process may take its place. A process that lost its claim
+    so, because it was stopped for long, works on; its result and the other's are the same.
+
+    Args:
+        folder: Where the files are.
+        beat: Seconds between two heartbeats.
+        stale_after: Seconds without a heartbeat after which a claim is stale. Network file systems may tell of a
+            change only after a minute.
+    """
+
+    def __init__(self, folder: Path, beat: float = 15.0, stale_after: float = 300.0) -> None:
+        self.folder, self.beat, self.stale_after = folder, beat, stale_after
+        self._held: dict[str, str] = {}
+        self._ended = Event()
+
+    def __enter__(self) -> Claims:
+        self._ended.clear()
+        self._thread = Thread(target=self._keep_fresh, name="claims", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.release(list(self._held))
+
+    def take(self, key: str) -> bool:
+        """Claim a run; ``False`` if another process has a fresh claim on it."""
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = _signature()
+        for _ in range(2):
+            try:
+                with path.open("x", encoding="utf-8") as file:
+                    file.write(text)
+            except FileExistsError:
+                known = _read(path)
+                if known is not None and not self._is_stale(*known):
+                    return False
+                if known is not None:
+                    _discard(path, known[0])
+            else:
+                self._held[key] = text
+                return True
+        return False
+
+    def release(self, keys: Iterable[str]) -> None:
+        """Give up claims of this process."""
+        for key in keys:
+            text, path = self._held.pop(key, None), self._path(key)
+            if text is not None and (known := _read(path)) is not None and known[0] == text:
+                path.unlink(missing_ok=True)
+
+    def owner(self, key: str) -> str | None:
+        """Who has a fresh claim on a run, as ``"process 12 on node3"``."""
+        known = _read(self._path(key))
+        if known is None or self._is_stale(*known):
+            return None
+        claim = _parsed(known[0])
+        return f"process {claim.get('process', '?')} on {claim.get('host', 'an unknown host')}"
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
+
+    def _keep_fresh(self) -> None:
+        while not self._ended.wait(self.beat):
+            for key, text in list(self._held.items()):
+                with suppress(OSError):  # a network file system may be away for a moment
+                    known = _read(self._path(key))
+                    if known is not None and known[0] == text:
+                        os.utime(self._path(key))
+
+    def _is_stale(self, text: str, heartbeat: float) -> bool:
+        claim = _parsed(text)
+        if claim.get("machine") == _machine() and not _is_alive(int(claim["process"])):
+            return True
+        return self._now() - heartbeat > self.stale_after
+
+    def _now(self) -> float:
+        """The time by the clock that stamps the claims: those of machines may differ."""
+        probe = self.folder / f".{uuid4().hex}.now"
+        probe.touch()
+        try:
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
+
+
+def _signature() -> str:
+    """The text of a claim, which no other claim has."""
+    started = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    who = {"host": socket.gethostname(), "process": os.getpid(), "started": started}
+    return json.dumps({**who, "machine": _machine(), "token": uuid4().hex}, indent=2) + "\n"
+
+
+def _machine() -> str:
+    """Where a number stands for one process: a boot of a host, and a container on it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux
+        return socket.gethostname()
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":
+        return True  # there a signal of 0 is no question; the heartbeat decides
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _read(path: Path) -> tuple[str, float] | None:
+    """The text and the heartbeat of a claim; opened anew, so that a network file system asks its server."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(), os.fstat(file.fileno()).st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        claim = json.loads(text)
+    except ValueError:  # read while it was written
+        return {}
+    return claim if isinstance(claim, dict) else {}
+
+
+def _discard(path: Path, text: str) -> None:
+    """Remove a stale claim; of several processes that try so, none removes the claim of the first."""
+    aside = path.with_name(f".{path.name}.{uuid4().hex}.stale")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    if aside.read_text(encoding="utf-8") == text:
+        aside.unlink()
+    else:
+        aside.rename(path)

@@ -1,0 +1,26 @@
+"""Figures of evaluations, comparisons and masks, drawn by matplotlib."""
+
+from __future__ import annotations
+
+from lightning_unlearn.core.plots.bars import BarSet, bar_figure
+from lightning_unlearn.core.plots.grids import density_figure, heat_map_figure, matrix_figure
+from lightning_unlearn.core.plots.lines import Line, curve_figure, line_figure
+from lightning_unlearn.core.plots.ranges import gap_figure, outcome_figure
+from lightning_unlearn.core.plots.scatter import Point, scatter_figure
+from lightning_unlearn.core.plots.style import PALETTE
+
+__all__ = [
+    "PALETTE",
+    "BarSet",
+    "Line",
+    "Point",
+    "bar_figure",
+    "curve_figure",
+    "density_figure",
+    "gap_figure",
+    "heat_map_figure",
+    "line_figure",
+    "matrix_figure",
+    "outcome_figure",
+    "scatter_figure",
+]

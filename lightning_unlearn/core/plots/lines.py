@@ -1,0 +1,182 @@
+"""Figures of lines over a common axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from lightning_unlearn.core.evaluation import Evaluation
+from lightning_unlearn.core.plots.style import DASHES, MARKERS, PALETTE, matplotlib, plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Line", "curve_figure", "line_figure"]
+
+ROUND = [1, 2, 5, 10]
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 400, 250, 50, 44, 12  # in points
+
+
+class Line(NamedTuple):
+    """One line of a figure.
+
+    Args:
+        name: Its label, at its end.
+        x: Places.
+        y: Values; a NaN is a gap.
+        colour: Number of its colour, dash and marker; ``None`` for a line to compare with, grey and dotted.
+        low: Lower bounds of a band around the line.
+        high: Upper bounds.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int | None = 0
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
+def curve_figure(
+    curves: Sequence[Evaluation],
+    names: Sequence[str],
+    measure: str,
+    palette: Sequence[str] = PALETTE,
+    text: str = "#333333",
+    grid: str = "#dddddd",
+) -> Figure | None:
+    """Draw ``<name>_<measure>`` by training step for each set.
+
+    Args:
+        curves: The evaluations along the run.
+        names: The sets, in the order of their colours.
+        measure: ``"accuracy"`` (drawn from 0 to 100 %) or ``"nll"``.
+        palette: Colours of the sets, used in turn.
+        text: Colour of the labels.
+        grid: Colour of the grid.
+
+    Returns:
+        The figure, or ``None`` if no set has a finite value.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    steps = [evaluation.step for evaluation in curves]
+    values = {name: [evaluation.metrics.get(f"{name}_{measure}", math.nan) for evaluation in curves] for name in names}
+    lines = [Line(name, steps, y, i) for i, (name, y) in enumerate(values.items())]
+    return line_figure(lines, "training step", measure == "accuracy", palette, text, grid)
+
+
+def line_figure(
+    lines: Sequence[Line],
+    x_label: str,
+    share: bool = False,
+    palette: Sequence[str] = PALETTE,
+    text: str = "#333333",
+    grid: str = "#dddddd",
+) -> Figure | None:
+    """Draw lines with their names at their ends.
+
+    Args:
+        lines: The lines; those without a finite value are left out.
+        x_label: Name of the horizontal axis.
+        share: Whether the values are shares, drawn from 0 to 100 %.
+        palette: Colours, used in turn.
+        text: Colour of the labels, and of lines to compare with.
+        grid: Colour of the grid.
+
+    Returns:
+        The figure, or ``None`` if no line has a finite value.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    mpl = matplotlib()
+    lines = [line._replace(y=_gaps(line.y)) for line in lines if any(map(math.isfinite, line.y))]
+    if not lines:
+        return None
+    labels = [line.name if len(line.name) <= 16 else line.name[:15] + "…" for line in lines]
+    inner = HEIGHT - BOTTOM - TOP
+    right = WIDTH - 24 - 7 * max(map(len, labels))
+    with mpl.rc_context({"font.size": 12}):
+        figure = mpl.figure.Figure((WIDTH / 72, HEIGHT / 72))
+        axes = figure.add_axes((LEFT / WIDTH, BOTTOM / HEIGHT, (right - LEFT) / WIDTH, inner / HEIGHT))
+        colours = [text if line.colour is None else palette[line.colour % len(palette)] for line in lines]
+        for place, (line, colour) in enumerate(zip(lines, colours, strict=True)):
+            _draw_line(axes, line, colour, 3 + len(lines) - place)
+        _curve_axes(axes, lines, x_label, share, text, grid)
+        low, high = axes.get_ylim()
+        ends = [([v for v in line.y if not math.isnan(v)][-1] - low) / (high - low) for line in lines]
+        for label, colour, height in zip(labels, colours, _apart(ends, 17 / inner), strict=True):
+            axes.annotate(
+                label,
+                (1, height),
+                (10, 0),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                color=colour,
+                weight="bold",
+                verticalalignment="center",
+                parse_math=False,
+            )
+    return figure
+
+
+def _gaps(values: Sequence[float]) -> list[float]:
+    return [value if math.isfinite(value) else math.nan for value in values]
+
+
+def _draw_line(axes: Axes, line: Line, colour: str, above: int) -> None:
+    i = line.colour
+    axes.plot(
+        line.x,
+        line.y,
+        color=colour,
+        linestyle=(0, (1.2, 1.4)) if i is None else DASHES[i % len(DASHES)],
+        marker="." if i is None else MARKERS[i % len(MARKERS)],
+        linewidth=2.2,
+        markersize=5,
+        clip_on=False,
+        zorder=above,
+    )
+    if line.low is not None and line.high is not None:
+        axes.fill_between(line.x, _gaps(line.low), _gaps(line.high), color=colour, alpha=0.18, linewidth=0, zorder=2)
+
+
+def _curve_axes(axes: Axes, lines: Sequence[Line], x_label: str, share: bool, text: str, grid: str) -> None:
+    """Scale and label the axes of curves."""
+    ticker = matplotlib().ticker
+    if share:
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
+    else:
+        if all(value >= 0 for line in lines for value in (*line.y, *(line.low or ())) if math.isfinite(value)):
+            axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=ROUND))
+        axes.yaxis.set_major_formatter("{x:.5g}")
+    places = {x for line in lines for x in line.x}
+    if len(places) == 1:
+        axes.set_xticks([*places])
+    else:
+        whole = all(float(x).is_integer() for x in places)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, steps=ROUND, integer=whole))
+    axes.margins(x=0.02)
+    axes.set_xlabel(x_label, color=text, parse_math=False)
+    plain(axes, "y", grid)
+    axes.tick_params(labelcolor=text)
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Move ``heights`` at least ``gap`` apart and below 1, keeping their order."""
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    placed = list(heights)
+    for below, above in pairwise(order):
+        placed[above] = max(placed[above], placed[below] + gap)
+    ceiling = 1.0
+    for i in reversed(order):
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - gap
+    return placed
