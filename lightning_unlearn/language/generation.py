@@ -89,26 +89,31 @@ def generate_all(
     lengths = list(map(len, prompts))
     answers: dict[int, str] = {}
     ends = _ends(model, prompt_format)
-    together = max(1, batch_size // copies)
     with _casts_kept(next(model.parameters()).device.type):
-        head = prompts[0][: common_head(prompts, min(lengths) - 1)]
         several = len(prompts) * copies > 1 and min(lengths) > 0
+        head = prompts[0][: common_head(prompts, min(lengths) - 1)]
         own = _prefix_model(model, max(lengths) + max_new_tokens, head) if several else None
-        for numbers in like_lengths(lengths, range(len(prompts)), together * max(lengths), together):
-            for start in range(0, copies, batch_size):
-                turns = range(start, min(start + batch_size, copies))
-                rows = [copies * number + turn for number in numbers for turn in turns]
-                chosen = partial(_chosen, choose, rows)
-                asked = [prompts[number] for number in numbers]
-                tokens = continuations(own, asked, max_new_tokens, ends, chosen, len(turns)) if own else None
-                if tokens is not None:
-                    texts = _texts(tokens, ends, prompt_format)
-                else:
-                    repeated = [prompt for prompt in asked for _ in turns]
-                    own_choice = {} if choose is likeliest else {"logits_processor": [_Chosen(chosen)]}
-                    texts = generate(model, prompt_format, repeated, max_new_tokens, **own_choice)
-                answers |= zip(rows, texts, strict=True)
+        for numbers, turns in _together(lengths, copies, batch_size):
+            rows = [copies * number + turn for number in numbers for turn in turns]
+            asked = [prompts[number] for number in numbers]
+            next_of = partial(_chosen, choose, rows)
+            tokens = continuations(own, asked, max_new_tokens, ends, next_of, len(turns)) if own is not None else None
+            if tokens is not None:
+                texts = _texts(tokens, ends, prompt_format)
+            else:
+                repeated = [prompt for prompt in asked for _ in turns]
+                options = {} if choose is likeliest else {"logits_processor": [_Chosen(next_of)]}
+                texts = generate(model, prompt_format, repeated, max_new_tokens, **options)
+            answers |= zip(rows, texts, strict=True)
     return [answers[row] for row in range(len(prompts) * copies)]
+
+
+def _together(lengths: Sequence[int], copies: int, batch_size: int) -> Iterator[tuple[list[int], range]]:
+    """Prompts, and which of their copies, whose answers are generated together."""
+    count = max(1, batch_size // copies)
+    for numbers in like_lengths(lengths, range(len(lengths)), count * max(lengths), count):
+        for start in range(0, copies, batch_size):
+            yield numbers, range(start, min(start + batch_size, copies))
 
 
 def _prefix_model(model: nn.Module, longest: int, head: Sequence[int] = ()) -> PrefixModel | None:

@@ -146,7 +146,7 @@ def test_blocks_below_the_noise_run_once_and_answers_are_the_same(
         monkeypatch.setattr(noise_hooks.KeptBlocks, "of", lambda *_: None)
         plain = attack.scores(module, probes, judge)
     assert found.answers == plain.answers
-    assert len({text for texts in found.answers for text in texts}) > 3
+    assert len({text for texts in found.answers for text in texts}) > 1
     assert found.norms == pytest.approx(plain.norms, rel=1e-5)
     assert plain.norms[0] != pytest.approx(plain.norms[2])
     assert runs == [8, 8]
