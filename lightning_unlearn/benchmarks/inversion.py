@@ -79,7 +79,7 @@ def inversion_rates(
 
 def _captions(c: Concept, count: int, seed: int) -> list[str]:
     """Held-out captions with the first name of a concept and no other of it, for each partner in turn."""
-    draws, texts = random.Random(f"{seed} {c.name} inversion"), []
+    draws, texts = random.Random(f"{seed} {c.name} inversion"), list[str]()
     while len(texts) < count:
         object, style = c.pair(c.partners[len(texts) % len(c.partners)])
         (text,) = captions(object, style, 1, draws, heldout=True)

@@ -68,18 +68,18 @@ def request(
     one_of("pair_as", pair_as, PairAs)
     style, object = _pair(*target)
     kept = _others(style, object, pair_as)
-    drawn = [row for row in MiniCanvas(images=3, seed=seed) if _cell(row) in kept]  # type: ignore[attr-defined]
+    drawn = [row for row in MiniCanvas(images=3, seed=seed).rows if _cell(row) in kept]
     if pair_as == "two_requests":
         parts = [request(part.name, seed, names) for part in (style, object)]
         forget, forget_images = (
             [row for part in parts for row in getattr(part, f)] for f in ("forget", "forget_images")
         )
         return Request(parts[0].words | parts[1].words, forget, _kept(kept), forget_images, drawn)
-    images = MiniCanvas(images=50, seed=seed, styles=[style.name], objects=[object.name])
+    images = MiniCanvas(images=50, seed=seed, styles=[style.name], objects=[object.name]).rows
     captions = _pair_prompts(style, object, names if names is not None else 1)
     forget_images = [
         {**row, "caption": prompt["prompt"], "anchor": prompt["anchor"]}
-        for row, prompt in zip(images, captions * len(images), strict=False)  # type: ignore[call-overload]
+        for row, prompt in zip(images, captions * len(images), strict=False)
     ]
     words = {
         f"{thing} image in {look}": f"{thing} image in {style.anchor}"
@@ -138,8 +138,8 @@ def _images(c: Concept, seed: int, names: int | None) -> tuple[Rows, Rows]:
 
 
 def _canvas(c: Concept, names: list[str], images: int, seed: int) -> Rows:
-    chosen: Any = {f"{c.kind}s": names, f"{c.other}s": c.partners}
-    return list(MiniCanvas(images=images, seed=seed, **chosen))  # type: ignore[call-overload]
+    chosen: dict[str, Any] = {f"{c.kind}s": names, f"{c.other}s": c.partners}
+    return MiniCanvas(images=images, seed=seed, **chosen).rows
 
 
 def _pair(style: str, object: str) -> tuple[Concept, Concept]:

@@ -103,7 +103,7 @@ def read_attention(
 @contextmanager
 def _maps(model: Any, positions: Tensor) -> Iterator[list[Tensor]]:
     """Record the map of each pass of the UNet; the attention itself is dropped after each."""
-    grid, passes = latent_shape(model)[1:], []
+    grid, passes = latent_shape(model)[1:], list[Tensor]()
     with attention_probabilities(model.unet) as recorded:
 
         def read(*_: Any) -> None:
@@ -136,8 +136,10 @@ def attention_change(after: AttentionReading, before: AttentionReading, shown: T
         )
     moved = (after.spread - before.spread).abs().reshape(len(shown), -1).mean(1)
     return AttentionChange(
-        *(float((getattr(after, n) - getattr(before, n)).mean()) for n in ("spread", "area50", "mass")),
-        _spearman(moved, shown),
+        spread=float((after.spread - before.spread).mean()),
+        area50=float((after.area50 - before.area50).mean()),
+        mass=float((after.mass - before.mass).mean()),
+        correlation=_spearman(moved, shown),
     )
 
 

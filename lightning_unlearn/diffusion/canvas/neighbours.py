@@ -72,7 +72,7 @@ def concept_similarities(module: nn.Module, prompts: Mapping[str, Sequence[str]]
         states = torch.stack(means).cpu()
         weights = [layer.weight.double().cpu() for layer in kv_layers(model.unet).values()]
     # The products of all layers' outputs, without the outputs: they would take some hundred MB a concept.
-    metric = sum(weight.mT @ weight for weight in weights)
+    metric = torch.stack([weight.mT @ weight for weight in weights]).sum(0)
     centred = states - states.mean(0)
     products = torch.einsum("ild,de,jle->ij", centred, metric, centred)
     norms = products.diagonal().sqrt()
