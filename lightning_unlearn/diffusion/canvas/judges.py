@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.diffusion.canvas.classifier import CanvasClassifier
-from lightning_unlearn.diffusion.canvas.names import MINI_CANVAS, UNLEARN_CANVAS, CanvasNames, Kind
+from lightning_unlearn.diffusion.canvas.names import MINI_CANVAS, UNLEARN_CANVAS, CanvasNames, Kind, names_of
 from lightning_unlearn.diffusion.judges import Judge, MiniatureJudge, class_numbers
 from lightning_unlearn.diffusion.metrics.features import PenultimateFeatures
 
 __all__ = ["CanvasJudges", "HeadJudge"]
+
+_KINDS: tuple[Kind, ...] = ("style", "object")
 
 
 class HeadJudge(nn.Module):
@@ -45,10 +47,10 @@ class HeadJudge(nn.Module):
         """Side in pixels of the images that it sees; others are resized."""
         return self.network.size
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Labels and scores of images, as every [`Judge`][lightning_unlearn.Judge] gives them."""
-        return super().__call__(images)
+        with evaluating(self):
+            return super().__call__(images)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Labels ``(B,)`` and probabilities ``(B, len(classes))``."""
@@ -66,7 +68,7 @@ class CanvasJudges(nn.Module):
         style: Its classes are the styles and the photos of ``names``. The class of the photos may be called as the
             folder or as prompts call them.
         object: Its classes are the objects of ``names``.
-        names: The styles and objects.
+        names: The styles and objects, or ``"unlearncanvas"`` or ``"mini"``.
 
     Raises:
         ValueError: If a name is no class of its judge, or a class has no name.
@@ -79,12 +81,12 @@ class CanvasJudges(nn.Module):
         ('sketch', 'ring', torch.Size([1, 1024]))
     """
 
-    def __init__(self, style: Judge, object: Judge, names: CanvasNames = UNLEARN_CANVAS) -> None:
+    def __init__(self, style: Judge, object: Judge, names: CanvasNames | str = UNLEARN_CANVAS) -> None:
         super().__init__()
-        self.names = names
+        self.names = names_of(names)
         self.style, self.object = style, object
-        self._styles = _positions(style, "style", names)
-        self._objects = _positions(object, "object", names)
+        self._styles = _positions(style, "style", self.names)
+        self._objects = _positions(object, "object", self.names)
 
     @classmethod
     def miniature(cls) -> CanvasJudges:
@@ -92,12 +94,12 @@ class CanvasJudges(nn.Module):
         return cls(MiniatureJudge("style"), MiniatureJudge("object"), MINI_CANVAS)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, names: CanvasNames = UNLEARN_CANVAS) -> CanvasJudges:
+    def from_pretrained(cls, folder: str | Path, names: CanvasNames | str = UNLEARN_CANVAS) -> CanvasJudges:
         """The two heads of a network that `train_canvas_judges` saved."""
         return cls.of(CanvasClassifier.from_pretrained(folder), names, Path(folder).resolve().name)
 
     @classmethod
-    def of(cls, network: CanvasClassifier, names: CanvasNames, name: str = "canvas") -> CanvasJudges:
+    def of(cls, network: CanvasClassifier, names: CanvasNames | str, name: str = "canvas") -> CanvasJudges:
         """The two heads of a network; ``name`` is that of the judges in reports.
 
         Raises:
@@ -124,7 +126,8 @@ class CanvasJudges(nn.Module):
         """
         if self._network is not None:
             return self.with_features(images)[:2]
-        return self._named(self.style(images)[0], self.object(images)[0])
+        with evaluating(self):
+            return self._named(self.style(images)[0], self.object(images)[0])
 
     def features(self, images: Tensor) -> Tensor:
         """Features of images for FID and KID, shape ``(B, D)``, fp32.
@@ -134,18 +137,18 @@ class CanvasJudges(nn.Module):
         """
         if self._network is None:
             return self._penultimate(images)
-        with evaluating(self._network):
+        with evaluating(self):
             return self._network.features(images).float().to(images.device)
 
     def with_features(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Styles, objects and features of images, in one pass of each network."""
-        if self._network is None:
-            (objects, _), features = self._penultimate.with_outputs(images)
-            return *self._named(self.style(images)[0], objects), features
-        with evaluating(self._network):
+        with evaluating(self):
+            if self._network is None:
+                (objects, _), features = self._penultimate.with_outputs(images)
+                return *self._named(self.style(images)[0], objects), features
             features = self._network.features(images)
             logits = self._network.logits(features)
-        labels = (logits[kind].argmax(1).to(images.device) for kind in ("style", "object"))
+        labels = (logits[kind].argmax(1).to(images.device) for kind in _KINDS)
         return *self._named(*labels), features.float().to(images.device)
 
     @property

@@ -126,14 +126,22 @@ def test_two_heads_take_one_pass_and_survive_a_folder(backbone: str, tmp_path: P
     assert json.loads((tmp_path / "judges" / "canvas_classifier.json").read_text())["classes"]["style"] == PUBLISHED
 
 
-def test_a_training_network_judges_in_evaluation_mode() -> None:
-    judges = CanvasJudges.of(CanvasClassifier("miniature", {"style": PUBLISHED, "object": UNLEARN_CANVAS.objects}),
-                             UNLEARN_CANVAS)  # fmt: skip
+@pytest.mark.parametrize("shared", [True, False])
+def test_judges_that_were_set_to_train_judge_in_evaluation_mode(shared: bool) -> None:
+    network = CanvasClassifier("miniature", {"style": PUBLISHED, "object": UNLEARN_CANVAS.objects})
+    judges = CanvasJudges.of(network, "unlearncanvas") if shared else CanvasJudges.miniature()
+    images = torch.stack([row["image"] for row in MiniCanvas(images=1, first=5000, styles=["ember", "photo"])])
+    whole = judges.with_features(images)
     judges.train()
-    images = torch.rand(4, 3, 32, 32)
-    whole = judges.features(images)
-    torch.testing.assert_close(torch.cat([judges.features(image[None]) for image in images]), whole)
-    assert judges.style.training
+    one_by_one = [judges.with_features(image[None]) for image in images]
+    for values, parts in zip(whole, zip(*one_by_one, strict=True), strict=True):
+        torch.testing.assert_close(torch.cat(parts), values)
+    style, object = judges(images)
+    assert torch.equal(style, whole[0])
+    assert torch.equal(object, whole[1])
+    if shared:
+        torch.testing.assert_close(judges.style(images[:1])[1], judges.style(images)[1][:1])
+    assert all(module.training for module in judges.modules())
 
 
 def test_a_folder_without_the_files_is_refused(tmp_path: Path) -> None:
