@@ -53,7 +53,8 @@ def _attack_bars(kind: Kind, found: dict[str, dict[str, tuple[int, Interval]]]) 
     series = []
     for name in ATTACKS:
         rates = [complement(rates[name][1]) if name in rates else Interval(*[math.nan] * 3) for rates in found.values()]
-        series.append(BarSeries(WORDS[name], *zip(*rates, strict=True)))
+        values, low, high = zip(*rates, strict=True)
+        series.append(BarSeries(WORDS[name], values, low, high))
     return Bars(f"UA of erased {kind}s under attack", list(found), "share of prompts", series, "share")
 
 

@@ -40,7 +40,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
         0.5
     """
     value = spearman_corrcoef(torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64))
-    return round(float(value), 6)
+    return round(float(value), 4)  # the library adds 1e-6 to a denominator
 
 
 def _erasure(results: CanvasResults, kind: Kind) -> Iterator[Row]:

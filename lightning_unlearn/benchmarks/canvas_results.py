@@ -152,7 +152,9 @@ class CanvasResults:
         """UA, SC, OC and UP of each method over pairs and seeds, with bootstrap intervals; Wilson's of a single run."""
         means = {}
         for method, runs in self.pairs.items():
-            found = [pair_read_out(run.scores, *run.target, seeds=self.record["seeds"]) for run in runs]
+            found = [
+                pair_read_out(run.scores, run.target[0], run.target[1], seeds=self.record["seeds"]) for run in runs
+            ]
             if len(found) == 1:
                 means[method] = found[0]
             elif found:

@@ -100,7 +100,7 @@ class Grid:
         stale = {key: changed for key in known if (changed := _changed(known[key]["sources"], current[key]))}
         missing = [key for key in unique if key not in known or (key in stale and not self.keep_stale)]
         self._say(description, len(known) - len(stale), len(unique), stale)
-        work = {key: (run, unique[key], self.folder, self._path(key), current[key]) for key in missing}
+        work: dict[str, Work] = {key: (run, unique[key], self.folder, self._path(key), current[key]) for key in missing}
         with tqdm(total=len(unique), initial=len(unique) - len(missing), desc=description, unit="run") as progress:
             self._share(work, together, description, progress)
         return {

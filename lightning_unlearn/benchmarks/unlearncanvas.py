@@ -148,10 +148,10 @@ class _Plan:
             for target in targets
         }
         before = self.grid.run(base_families, asked, "families before erasure") if tests.families else {}
+        more: dict[str, Any] = {"attacked": tests.attacked, "families": tests.families, "base": cell.key}
         cells = {
             (name, target, seed): ErasedCell(
-                **{**asdict(asked[target]), "seed": seed, "base": cell.key},
-                **{"method": self.methods[name], "attacked": tests.attacked, "families": tests.families},
+                **{**asdict(asked[target]), **more, "seed": seed, "method": self.methods[name]}
             )
             for name, seed in self.numbered
             for target in targets
@@ -213,7 +213,6 @@ def _written(record: dict[str, Any], folder: Path, logger: Any) -> dict[str, Any
     report = write_canvas_report(record, folder, logger)
     if logger is not None:
         logger.experiment.finish()
-    first = {"sections": report.sections[:1], "provenance": {}, "limits": [], "terms": {}}
-    print(render_markdown(replace(report, **first)))
+    print(render_markdown(replace(report, sections=report.sections[:1], provenance={}, limits=[], terms={})))
     print(f"Open {folder / 'report.html'}.")
     return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ FORGETTING = {"ESD": (0.95, 0.8, 0.7), "UCE": (0.9, 0.6, 0.5), "ConceptAblation"
 """Of each method the shares of images that no longer show the target, that keep its kind, and the other kind."""
 
 
-def answers(names: CanvasNames, seeds: tuple[int, ...], gone: tuple[str, ...], shares: tuple[float, float, float]):
+def answers(names: CanvasNames, seeds: tuple[int, ...], gone: tuple[str, ...], shares: Sequence[float]) -> AnswerScores:
     """Scores of a model, right with these probabilities; what is wrong is the next label."""
     scores = AnswerScores.empty(names, seeds)
     generator = torch.Generator().manual_seed(sum(map(ord, "".join(gone))) + int(1000 * sum(shares)))
@@ -43,7 +44,7 @@ def canvas_record(
     known = names_of(names)
     targets = targets or (*known.styles[:2], *known.objects[:2])
 
-    def write(path: str, gone: tuple[str, ...], shares: tuple[float, float, float], drawn=ANSWER_SEEDS) -> str:
+    def write(path: str, gone: tuple[str, ...], shares: Sequence[float], drawn: tuple[int, ...] = ANSWER_SEEDS) -> str:
         answers(known, drawn, gone, shares).write(folder / path)
         return path
 

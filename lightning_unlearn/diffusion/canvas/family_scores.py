@@ -59,7 +59,8 @@ class FamilyCounts:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> FamilyCounts:
         """What `to_dict` gave."""
-        return cls(*(tuple(record[name]) for name in ("shown", "base", "rest")), seeds=record["seeds"])
+        shown, base, rest = (tuple(record[name]) for name in ("shown", "base", "rest"))
+        return cls(shown, base, rest, record["seeds"])
 
 
 @dataclass(frozen=True)

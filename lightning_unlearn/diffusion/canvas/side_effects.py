@@ -170,8 +170,8 @@ def side_effects(after: AnswerScores, base: AnswerScores, target: str, neighbour
         chosen = there & torch.isin(rows[:, :, 0], torch.tensor([known.index(name) for name in concepts]))
         if not chosen.any():
             raise ValueError(f"The answers have no image of {list(concepts)}, which {target!r} is compared with.")
-        of_prompts = [tuple(h[chosen].sum(1).tolist()) for h in (hits, base_hits)]
-        return Counts(*of_prompts, images=(len(after.seeds),) * int(chosen.sum()))
+        shown, shown_before = (tuple(h[chosen].sum(1).tolist()) for h in (hits, base_hits))
+        return Counts(shown, shown_before, images=(len(after.seeds),) * int(chosen.sum()))
 
     right, partners = (own == rows, own_base == rows), torch.arange(other.shape[1])[None, :, None]
     anchor, redirected = neighbours.anchor, own[label][there[label]].flatten()

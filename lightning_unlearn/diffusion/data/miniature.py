@@ -264,7 +264,7 @@ def shape(object: str, size: int = 512) -> Tensor:
         ValueError: If there is no such object, or ``size`` is not positive.
 
     Example:
-        >>> round(4 * shape("box").double().mean().item(), 2)
+        >>> round(4 * shape("box", 1000).double().mean().item(), 2)
         3.24
     """
     one_of("object", object, OBJECTS)
