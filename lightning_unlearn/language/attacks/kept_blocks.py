@@ -119,7 +119,8 @@ class KeptBlocks:
             self._new = output
 
     def _leave(self, layer: int, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        given, new, cache = self._given, self._new, getattr(output, self.name, None)
+        cache: Any = getattr(output, self.name, None)
+        given, new = self._given, self._new
         self._release()
         if given is not None:
             cache.layers[: given.layer + 1] = [copy.copy(part) for part in given.layers]

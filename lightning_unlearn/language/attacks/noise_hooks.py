@@ -44,7 +44,7 @@ class PromptNoise:
                 self.rows.setdefault(prompt, probe.row)
         self.rows.pop((), None)
         self.lengths = sorted({len(prompt) for prompt in self.rows}, reverse=True)
-        self.kept = KeptBlocks.of(module, self.blocks, next(iter(self.rows))) if self.rows else None
+        self.kept = KeptBlocks.of(module, list(self.blocks), next(iter(self.rows))) if self.rows else None
         self._places: list[tuple[int, int, tuple[int, ...]]] = []
         self.norm = 0.0
         self._positions = 0
