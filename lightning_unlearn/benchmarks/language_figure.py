@@ -54,7 +54,9 @@ def _steps(attack: str, values: Mapping[str, float]) -> list[tuple[float, float]
     return [(int(key.removeprefix(beginning)), value) for key, value in values.items() if key.startswith(beginning)]
 
 
-def _save(path: Path, points: Mapping[str, list[tuple[float, float]]], x_label: str, grey: Mapping[str, Any]) -> None:
+def _save(
+    path: Path, points: Mapping[str, Sequence[tuple[float, float]]], x_label: str, grey: Mapping[str, Any]
+) -> None:
     colours = {name: i for i, name in enumerate(name for name in points if name not in grey)}
     lines = [Line(n, [x for x, _ in p], [y for _, y in p], colours.get(n)) for n, p in points.items()]
 

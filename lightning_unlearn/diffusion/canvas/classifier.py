@@ -177,7 +177,7 @@ def _opened(source: str, mean: Any, std: Any, revision: str | None) -> tuple[nn.
         raise ImportError('This backbone needs transformers: pip install "lightning-unlearn[diffusion]"') from None
     trusted: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(source, **trusted)
-    kind = MODEL_MAPPING.get(type(config), None)
+    kind: Any = MODEL_MAPPING.get(type(config), None)
     if getattr(kind, "main_input_name", "") != "pixel_values":
         raise ValueError(f"A backbone is an image encoder such as a ViT, but {source} is a {config.model_type}.")
     if mean is None or std is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lightning_unlearn.core.checks import at_least, one_of
 from lightning_unlearn.core.files import replacing
@@ -42,7 +43,7 @@ def export_mini_canvas(
         raise ImportError('Image files need pillow: pip install "lightning-unlearn[diffusion]"') from None
     at_least("images", images, 1)
     # Without subsampling, which would mix the colours of the few pixels.
-    quality = {".jpg": {"quality": 95, "subsampling": 0}, ".png": {}}
+    quality: dict[str, dict[str, Any]] = {".jpg": {"quality": 95, "subsampling": 0}, ".png": {}}
     options = quality[one_of("suffix", suffix, tuple(quality))]
     if Path(root).exists():
         raise FileExistsError(f"{root} exists, and is not written over. Give a new name, or remove it first.")

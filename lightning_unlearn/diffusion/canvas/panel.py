@@ -145,7 +145,7 @@ def _taken(judges: Any, names: CanvasNames) -> tuple[dict[Kind, Any], CanvasJudg
             )
         if not all(hasattr(judge, "classes") for judge in judges):
             return {"style": judges[0], "object": judges[1]}, None
-        judges = CanvasJudges(*judges, names)
+        judges = CanvasJudges(judges[0], judges[1], names)
     if (judges.names.all_styles, judges.names.objects) != (names.all_styles, names.objects):
         raise ValueError("The judges are of other styles and objects than the names. Pass names=judges.names.")
     return {"style": judges.style, "object": judges.object}, judges

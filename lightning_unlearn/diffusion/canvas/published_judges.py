@@ -63,9 +63,9 @@ def published_judges(
     """
     labels: dict[Kind, Sequence[str]] = {"style": sorted(names.all_styles), "object": sorted(names.objects)}
     labels |= classes or {}
+    files: dict[Kind, str | Path] = {"style": style, "object": object}
     judges = {
-        kind: HeadJudge(_read(Path(path), kind, labels[kind]), kind, "unlearncanvas")
-        for kind, path in (("style", style), ("object", object))
+        kind: HeadJudge(_read(Path(path), kind, labels[kind]), kind, "unlearncanvas") for kind, path in files.items()
     }
     return CanvasJudges(judges["style"], judges["object"], names)
 
@@ -90,7 +90,8 @@ def _read(path: Path, kind: Kind, classes: Sequence[str]) -> CanvasClassifier:
         patch_size=patch,
         layer_norm_eps=1e-6,
     )
-    encoder, loaded = ViTModel.from_pretrained(
+    open_model: Any = ViTModel.from_pretrained
+    encoder, loaded = open_model(
         None, config=config, state_dict=_renamed(path, weights), add_pooling_layer=False, output_loading_info=True
     )
     if wrong := sorted(map(str, [*loaded["missing_keys"], *loaded["unexpected_keys"], *loaded["mismatched_keys"]])):
