@@ -170,10 +170,13 @@ def test_what_is_saved_opens_in_a_plain_pipeline(tiny_sd: Path, tmp_path: Path) 
     module = run(tiny_sd, ForgetMeNot("van gogh"))
     module.save_pretrained(tmp_path / "erased")
     unet = StableDiffusionPipeline.from_pretrained(tmp_path / "erased").unet
+    saved, own = unet.state_dict(), module.unet.state_dict()
+    assert saved.keys() == own.keys()
+    assert all(torch.equal(saved[name], own[name]) for name in own)
     z, t, states = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 16, 32)
     with torch.no_grad():
         outputs = [m(z, t, encoder_hidden_states=states).sample for m in (unet, module.unet.eval())]
-    assert torch.equal(*outputs)
+    torch.testing.assert_close(*outputs)  # where weights lie in memory changes sums on some processors
 
 
 def test_what_does_not_fit_is_refused_before_a_weight_moves(tiny_sd: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from lightning_unlearn.diffusion.canvas.names import Kind
 from lightning_unlearn.diffusion.canvas.neighbours import Neighbours
 from lightning_unlearn.diffusion.canvas.nested_bootstrap import nested_bootstrap
 from lightning_unlearn.diffusion.canvas.scores import AnswerScores
+from lightning_unlearn.functional.diffusion.canvas_accuracy import redirect_entropy as entropy
 
 __all__ = ["Counts", "SideEffectRates", "SideEffects", "redirect_entropy", "side_effect_rates", "side_effects"]
 
@@ -130,11 +130,11 @@ def redirect_entropy(redirects: Mapping[str, int], labels: int) -> float | None:
         0.59
     """
     at_least("labels", labels, 3)
-    total = sum(redirects.values())
-    if not total:
+    if not sum(redirects.values()):
         return None
-    shares = torch.tensor([count / total for count in redirects.values()], dtype=torch.float64)
-    return float(torch.special.entr(shares).sum()) / math.log(labels - 1)
+    counts = torch.zeros(labels)
+    counts[1 : 1 + len(redirects)] = torch.tensor(list(redirects.values()))
+    return float(entropy(counts, target=0))
 
 
 def side_effects(after: AnswerScores, base: AnswerScores, target: str, neighbours: Neighbours) -> SideEffects:
