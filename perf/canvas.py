@@ -1,4 +1,4 @@
-"""What scoring an answer set of UnlearnCanvas costs, against one image at a time."""
+"""Cost of scoring an answer set of UnlearnCanvas, against one image at a time."""
 
 from __future__ import annotations
 

@@ -21,7 +21,17 @@ from lightning_unlearn.language.probes import Probe
 from lightning_unlearn.language.token_stats import format_of, token_stats
 from lightning_unlearn.language.tokens import TokenRow
 
-__all__ = ["Attacks", "LanguageBenchmark", "Protocol", "Rows", "located", "question_row", "row_losses", "token_rows_of"]
+__all__ = [
+    "Attacks",
+    "LanguageBenchmark",
+    "Protocol",
+    "Rows",
+    "evenly",
+    "located",
+    "question_row",
+    "row_losses",
+    "token_rows_of",
+]
 
 Rows = dict[str, list[dict[str, Any]]]
 Attacks = dict[str, tuple[LanguageAttack, list[Probe]]]
@@ -124,6 +134,12 @@ def located(source: str) -> str:
     """The absolute path of a local file or folder, which a run finds from anywhere; a hub id as it is."""
     path = Path(source).expanduser()
     return str(path.resolve()) if path.exists() else source
+
+
+def evenly(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """At most so many rows, at even distances."""
+    size = min(count, len(rows))
+    return [rows[i * len(rows) // size] for i in range(size)]
 
 
 def question_row(row: dict[str, Any]) -> dict[str, Any]:

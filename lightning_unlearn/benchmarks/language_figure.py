@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["save_curves", "strengths"]
 
-_BITS = {"int4": 4, "int8": 8, "none": 16}
+_BITS = {"int4": 4, "int8": 8, "none": 32}
 
 
 def strengths(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:

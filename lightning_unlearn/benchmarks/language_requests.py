@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lightning_unlearn.benchmarks.language_base import token_rows_of
+from lightning_unlearn.benchmarks.language_base import evenly, token_rows_of
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.functional.language.extraction import extraction_strength
 from lightning_unlearn.language.causal_lm import LitCausalLM
@@ -61,8 +61,7 @@ def after_requests(module: LitCausalLM, requests: Sequence[Rows], retain: Rows) 
         found["strength"].append(float(torch.stack(strengths).mean()))
         found["loss"].append(_loss(stats))
     if retain:
-        step = max(1, len(retain) // MEASURED)
-        found["retain_loss"].append(_loss(token_stats(module, token_rows_of(module, retain[::step][:MEASURED]))))
+        found["retain_loss"].append(_loss(token_stats(module, token_rows_of(module, evenly(retain, MEASURED)))))
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lightning_unlearn.benchmarks.language_base import Attacks, LanguageBenchmark, Rows, located
+from lightning_unlearn.benchmarks.language_base import Attacks, LanguageBenchmark, Rows, evenly, located
 from lightning_unlearn.core.checks import at_least, between
 from lightning_unlearn.core.sources import load_rows
 from lightning_unlearn.functional.language.extraction import (
@@ -97,9 +97,9 @@ class TOFUBenchmark(LanguageBenchmark):
         return {
             "forget": forget,
             "retain": kept,
-            "retain_measured": _spread(known, self.measured),
-            "real_authors": _spread(authors, self.measured),
-            "world_facts": _spread(facts, self.measured),
+            "retain_measured": evenly(known, self.measured),
+            "real_authors": evenly(authors, self.measured),
+            "world_facts": evenly(facts, self.measured),
         }
 
     def probes(self) -> list[Probe]:
@@ -199,12 +199,6 @@ def _kept(module: LitCausalLM, rows: list[dict[str, Any]], short: str) -> dict[s
         return {**found, "retain_Q_A_Prob": logged_rows({"prob": own}, of="prob")}
     normalised = normalised_probability(answers.exp(), wrong.exp())
     return {**found, f"{short}_Q_A_Prob_normalised": logged_rows({"prob": normalised}, of="prob")}
-
-
-def _spread(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """At most so many rows, at even distances."""
-    size = min(count, len(rows))
-    return [rows[i * len(rows) // size] for i in range(size)]
 
 
 def _ratios(right: Tensor, wrong: Tensor, side: Literal["forget", "retain"]) -> LoggedMetric:
