@@ -21,11 +21,13 @@ ROOT = Path(__file__).parent.parent
 PARTS = {
     "core": "Callbacks, scores and data",
     "objectives": "Objectives",
+    "smoothing": "Smoothing",
     "weights": "Masks and deltas",
     "second_order": "Second-order",
     "language": "Language models",
     "classification": "Classifiers",
     "diffusion": "Diffusion models",
+    "reconstruction": "Reconstruction of images",
     "relearning": "Relearning",
     "report": "Reports",
     "audit": "Audit",

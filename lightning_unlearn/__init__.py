@@ -13,16 +13,18 @@ if TYPE_CHECKING:
     from lightning_unlearn.diffusion import *
     from lightning_unlearn.language import *
     from lightning_unlearn.objectives import *
+    from lightning_unlearn.reconstruction import *
     from lightning_unlearn.relearning import *
     from lightning_unlearn.report import *
     from lightning_unlearn.second_order import *
+    from lightning_unlearn.smoothing import *
     from lightning_unlearn.weights import *
 
 __version__ = version("lightning-unlearn")
 
 _PARTS = (
-    *("core", "objectives", "weights", "second_order", "language", "classification", "diffusion", "relearning"),
-    *("report", "audit"),
+    *("core", "objectives", "smoothing", "weights", "second_order", "language", "classification", "diffusion"),
+    *("reconstruction", "relearning", "report", "audit"),
 )
 
 

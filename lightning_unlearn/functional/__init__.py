@@ -1,6 +1,15 @@
 """Pure tensor functions that need nothing but torch, one method a file."""
 
-from lightning_unlearn.functional import classification, curvature, diffusion, language, objectives, saliency
+from lightning_unlearn.functional import (
+    classification,
+    curvature,
+    diffusion,
+    language,
+    objectives,
+    reconstruction,
+    saliency,
+    smoothing,
+)
 from lightning_unlearn.functional.classification import *
 from lightning_unlearn.functional.curvature import *
 from lightning_unlearn.functional.diffusion import *
@@ -18,6 +27,7 @@ from lightning_unlearn.functional.quantization import (
     round_weight,
 )
 from lightning_unlearn.functional.random import keyed_generator, keyed_seed, mixed_bits
+from lightning_unlearn.functional.reconstruction import *
 from lightning_unlearn.functional.robustness import (
     curve_area,
     meta_robustness,
@@ -32,6 +42,7 @@ from lightning_unlearn.functional.robustness import (
 )
 from lightning_unlearn.functional.roc import auc, delong, tpr_at_fpr
 from lightning_unlearn.functional.saliency import *
+from lightning_unlearn.functional.smoothing import *
 
 __all__ = [
     "QUANTIZATION_SCHEMES",
@@ -69,3 +80,5 @@ __all__ += classification.__all__
 __all__ += diffusion.__all__
 __all__ += saliency.__all__
 __all__ += curvature.__all__
+__all__ += smoothing.__all__
+__all__ += reconstruction.__all__

@@ -1,0 +1,3 @@
+"""Measurement physics, solvers and measures of image reconstruction."""
+
+__all__: list[str] = []
