@@ -1,3 +1,20 @@
 """Measurement physics, solvers and measures of image reconstruction."""
 
-__all__: list[str] = []
+from lightning_unlearn.functional.reconstruction.data_consistency import data_consistency, solve_normal_equations
+from lightning_unlearn.functional.reconstruction.fourier import (
+    as_channels,
+    as_complex,
+    centred_fft2,
+    centred_ifft2,
+    centring_phases,
+)
+
+__all__ = [
+    "as_channels",
+    "as_complex",
+    "centred_fft2",
+    "centred_ifft2",
+    "centring_phases",
+    "data_consistency",
+    "solve_normal_equations",
+]
