@@ -1,4 +1,8 @@
+from .deepinv import from_deepinv as from_deepinv
+from .denoisers import DIDN as DIDN
 from .denoisers import ConvDenoiser as ConvDenoiser
+from .ista_net import ISTANet as ISTANet
+from .ista_net import ProximalBlock as ProximalBlock
 from .modl import MoDL as MoDL
 from .operators import LinearOperator as LinearOperator
 from .operators import MultiCoilMRI as MultiCoilMRI
