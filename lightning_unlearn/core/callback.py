@@ -73,6 +73,8 @@ class UnlearnCallback(ReferenceCallback, ABC):
 
     makes_steps = True
     """Whether the run makes training steps."""
+    not_averaged: ClassVar[str] = ""
+    """Why weights of several steps have no meaningful mean, as a verb phrase; empty where they have."""
     fills_windows = True
     """Whether an epoch's last update takes the mean over its batches where these are fewer than are accumulated."""
 

@@ -1,1 +1,2 @@
+from .averaging import UnlearnWeightAveraging as UnlearnWeightAveraging
 from .gaussian import GaussianSmoother as GaussianSmoother
