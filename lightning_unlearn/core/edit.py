@@ -35,7 +35,7 @@ class Edit(UnlearnCallback):
     """
 
     makes_steps = False
-    not_averaged = "edits the weights once, without an update"
+    inseparable = not_averaged = "edits the weights once, without an update"
 
     def __init__(self, score: Score) -> None:
         super().__init__(score)

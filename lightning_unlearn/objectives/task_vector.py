@@ -57,6 +57,7 @@ class TaskVector(UnlearnCallback):
     """
 
     needs = Needs(roles=("forget",), snapshot=True)
+    inseparable = "learns the forget rows, and goes the other way only after its last step"
     not_averaged = "goes the other way from the start after its last step"
 
     private = ("snapshot", "caches", "finetuned")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 __all__ = ["gradient_penalty", "inner_product", "unit_vector"]
 
@@ -73,7 +74,7 @@ def unit_vector(vector: Sequence[Tensor]) -> list[Tensor]:
 
 
 def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """Inner product over all weights, a scalar, at least in fp32.
+    """Inner product over all weights, a scalar, at least in fp32; a collective call where they are sharded.
 
     Args:
         first: One tensor for each weight.
@@ -88,4 +89,5 @@ def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
         tensor(5.)
     """
     kind = torch.promote_types(first[0].dtype, torch.float32)
-    return torch.stack([(a.to(kind) * b.to(kind)).sum() for a, b in zip(first, second, strict=True)]).sum()
+    products = [(a.to(kind) * b.to(kind)).sum() for a, b in zip(first, second, strict=True)]
+    return torch.stack([x.full_tensor() if isinstance(x, DTensor) else x for x in products]).sum()
