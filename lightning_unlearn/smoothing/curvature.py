@@ -101,9 +101,7 @@ class CurvatureRegularization(SmoothingStrategy):
 
         gradients = here.gradients
         if self.coef:
-            penalty = curvature_penalty_gradient(
-                mean, u, product, displaced_product, mu=self.mu, detach=self.detach
-            )
+            penalty = curvature_penalty_gradient(mean, u, product, displaced_product, mu=self.mu, detach=self.detach)
             gradients = added(gradients, penalty, self.coef)
         logged = {
             "grad_norm": inner_product(mean, mean).sqrt(),
