@@ -36,6 +36,7 @@ from lightning_unlearn.core.resume import callbacks_of, mark, marker, restore_pl
 from lightning_unlearn.core.retention import begin, record_checkpoints, release, resume, seal
 from lightning_unlearn.core.rows import RowLoader, row_loader, written_date
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, training_step_loss
+from lightning_unlearn.core.smoothing import Smoothing, Term
 from lightning_unlearn.core.transfer import Patches, patch_transfer
 from lightning_unlearn.core.trend import Trend
 
@@ -77,6 +78,10 @@ class UnlearnCallback(ReferenceCallback, ABC):
     """Why weights of several steps have no meaningful mean, as a verb phrase; empty where they have."""
     fills_windows = True
     """Whether an epoch's last update takes the mean over its batches where these are fewer than are accumulated."""
+    separable = False
+    """Whether its loss has a forget term apart from what is to be kept, which `step` passes through `smoothed`."""
+    smoothing: Smoothing | None = None
+    """The callback that smooths the forget term in the current run."""
 
     def __init__(self, score: Score, reference: Reference = "auto") -> None:
         if self.needs.per_example and score is training_step_loss:
@@ -113,6 +118,18 @@ class UnlearnCallback(ReferenceCallback, ABC):
         """
 
     # ---- what subclasses read with -----------------------------------------------------------------------------
+
+    def smoothed(self, module: LightningModule, term: Term) -> dict[str, Tensor]:
+        """The forget term and its parts, smoothed over the weights where the run has a callback for that.
+
+        `step` calls it after the starting model has been read and before any graph of another term is there, since the
+        weights change for some time, and adds ``"loss"`` to the total as it is.
+
+        Args:
+            module: The user's module.
+            term: Evaluates the forget term; the loss has its own weight in it.
+        """
+        return term() if self.smoothing is None else self.smoothing.smoothed(module, term)
 
     def row_loaders(self, trainer: Trainer) -> dict[str, RowLoader]:
         """For each role its rows, each once and in order, the same on every process.
@@ -336,7 +353,8 @@ class UnlearnCallback(ReferenceCallback, ABC):
             prog_bar=True,
             batch_size=rows_in(batch[self.needs.roles[0]]),
         )
-        return parts["loss"] * full_window(trainer, module, batch_idx) if self.fills_windows else parts["loss"]
+        loss = parts["loss"] if self.smoothing is None else self.smoothing.deposited(parts["loss"])
+        return loss * full_window(trainer, module, batch_idx) if self.fills_windows else loss
 
     def _check_optimizers(self, trainer: Trainer, module: LightningModule) -> None:
         """Refuse a run that can't move a weight, now that the module's own hooks have been called."""
