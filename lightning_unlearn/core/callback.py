@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -74,10 +75,14 @@ class UnlearnCallback(ReferenceCallback, ABC):
 
     makes_steps = True
     """Whether the run makes training steps."""
+    not_averaged: ClassVar[str] = ""
+    """Why weights of several steps have no meaningful mean, as a verb phrase; empty where they have."""
     fills_windows = True
     """Whether an epoch's last update takes the mean over its batches where these are fewer than are accumulated."""
     separable = False
     """Whether its loss has a forget term apart from what is to be kept, which `step` passes through `smoothed`."""
+    inseparable: ClassVar[str] = "has none that stands apart from what is to be kept"
+    """Why it has no such term, as a verb phrase."""
     smoothing: Smoothing | None = None
     """The callback that smooths the forget term in the current run."""
 
@@ -128,6 +133,24 @@ class UnlearnCallback(ReferenceCallback, ABC):
             term: Evaluates the forget term; the loss has its own weight in it.
         """
         return term() if self.smoothing is None else self.smoothing.smoothed(module, term)
+
+    def by_term(
+        self, module: LightningModule, terms: Callable[[Sequence[str]], dict[str, Tensor]], roles: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """The terms of several roles: in one reading, or where the forget term is smoothed, that by itself and first.
+
+        Args:
+            module: The user's module.
+            terms: Evaluates the terms of some roles; gives ``{"loss": their sum, parts...}``.
+            roles: Roles that have a term; ``"forget"`` is the one to be smoothed.
+        """
+        if self.smoothing is None or "forget" not in roles:
+            return terms(roles)
+        forget, others = self.smoothed(module, lambda: terms(("forget",))), [r for r in roles if r != "forget"]
+        if not others:
+            return forget
+        kept = terms(others)
+        return {**forget, **kept, "loss": forget["loss"] + kept["loss"]}
 
     def row_loaders(self, trainer: Trainer) -> dict[str, RowLoader]:
         """For each role its rows, each once and in order, the same on every process.

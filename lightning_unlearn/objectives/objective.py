@@ -55,6 +55,7 @@ class ForgetRetainObjective(UnlearnCallback):
     """
 
     rises = ("forget_nll", "retain")
+    inseparable = "has no forget term, whose weight is 0"
     forget_roles: tuple[str, ...] = ("forget",)
     """The roles that the forget term reads."""
 

@@ -119,7 +119,7 @@ class ForgetTerm:
         reshard(self.module)
         pairs = [(p, v.detach()) for p, v in zip(self.parameters, values, strict=True) if v is not None]
         own = [local_tensor(p).clone() if isinstance(p, DTensor) else p.data for p, _ in pairs]
-        self._moved = True
+        before, self._moved = self._moved, True
         try:
             for parameter, value in pairs:
                 _put(parameter, value)
@@ -130,7 +130,7 @@ class ForgetTerm:
             for (parameter, _), value in zip(pairs, own, strict=True):
                 _put(parameter, value)
             torch.clear_autocast_cache()
-            self._moved = False
+            self._moved = before
 
     def chosen(self, pattern: str | None) -> list[bool]:
         """Which parameters have a name that a regular expression is found in; all of them where it is ``None``.

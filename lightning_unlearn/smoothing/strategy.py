@@ -206,9 +206,8 @@ class SmoothingStrategy(ResumableCallback, ABC):
         objective = objectives[0]
         if not objective.separable:
             raise MisconfigurationException(
-                f"{name} smooths a forget term, but {type(objective).__name__} has none that stands apart from what is "
-                "to be kept. Take an objective that has one, such as NPO, SimNPO or GradDiff, or leave the smoothing "
-                "out."
+                f"{name} smooths a forget term, but {type(objective).__name__} {objective.inseparable}. Take an "
+                "objective with a forget term of its own, such as NPO, SimNPO or GradDiff, or leave the smoothing out."
             )
         for path, child in module.named_modules():
             if isinstance(child, (nn.Embedding, nn.EmbeddingBag)) and child.sparse:
