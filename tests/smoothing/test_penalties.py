@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.utils.data import DataLoader
 
@@ -194,6 +195,33 @@ def test_double_backward_with_a_scaled_loss_names_the_way_out() -> None:
     check_derivative("GradientPenalty", "finite_difference", scaled)
     with pytest.raises(MisconfigurationException, match=r"16-mixed.*mode='finite_difference'"):
         check_derivative("GradientPenalty", "double_backward", scaled)
+
+
+class Fused(torch.autograd.Function):
+    """A kernel as libraries write one: its backward pass has no derivative of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient * ctx.saved_tensors[0].cos()
+
+
+class FusedNet(Smooth):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](Fused.apply(self.net[0](x.double())))
+
+
+@pytest.mark.parametrize("make", [GradientPenalty, CurvatureRegularization])
+def test_a_kernel_without_a_second_derivative_names_the_way_out(make: Any) -> None:
+    with pytest.raises(MisconfigurationException, match=r"no second derivative.*mode='finite_difference'"):
+        fitted(graddiff(), make(), kind=FusedNet)
+    module, _ = fitted(graddiff(), make(mode="finite_difference"), kind=FusedNet)
+    assert flat(list(module.parameters())).isfinite().all()
 
 
 @pytest.mark.parametrize(
