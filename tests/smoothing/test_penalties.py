@@ -125,6 +125,34 @@ def test_an_update_has_the_gradient_of_the_curvature(mode: Any, detach: bool) ->
     assert logged["smooth/sharpness"] == pytest.approx(MU * logged["smooth/grad_norm"], rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "passes"),
+    [
+        (GradientPenalty(COEF), 1),
+        (GradientPenalty(COEF, "finite_difference"), 3),
+        (CurvatureRegularization(COEF), 4),
+        (CurvatureRegularization(COEF, mode="finite_difference"), 6),
+    ],
+)
+def test_a_step_reads_the_forget_rows_so_often_and_the_retain_rows_once_at_the_weights_as_they_are(
+    strategy: Any, passes: int
+) -> None:
+    forget, retain = (next(iter(pairs(16, seed)))[0] for seed in (1, 2))
+    reads: list[tuple[str, bool]] = []
+    start = flat(list(seeded(Smooth).parameters()))
+
+    class Counted(Smooth):
+        def forward(self, x: Tensor) -> Tensor:
+            role = "forget" if torch.equal(x, forget) else "retain" if torch.equal(x, retain) else ""
+            reads.append((role, torch.equal(flat(list(self.parameters())), start)))
+            return super().forward(x)
+
+    fitted(graddiff(), strategy, kind=Counted, max_steps=1)
+    assert [role for role, _ in reads] == ["forget"] * passes + ["retain"]
+    assert reads[-1] == ("retain", True)
+    assert reads[0] == ("forget", True)
+
+
 @pytest.mark.parametrize("strategy", [GradientPenalty(0.0), CurvatureRegularization(0.0)])
 def test_a_coefficient_of_0_is_the_run_without(strategy: Any) -> None:
     plain, _ = fitted(graddiff())
