@@ -174,10 +174,10 @@ def test_two_accumulated_batches_are_one_of_both_where_the_norm_is_of_equal_rows
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_frozen_weights_stay_and_clipping_sees_the_penalty(mode: Any) -> None:
+def test_frozen_weights_stay(mode: Any) -> None:
     mask = RandomMask(0.5)
     start = {name: p.detach().clone() for name, p in seeded(Smooth).named_parameters()}
-    module, _ = fitted(graddiff(), mask, GradientPenalty(COEF, mode), gradient_clip_val=1e-3)
+    module, _ = fitted(graddiff(), mask, GradientPenalty(COEF, mode))
     assert any(not torch.equal(p, start[name]) for name, p in module.named_parameters())
     for name, live in mask.masks.items():
         assert torch.equal(dict(module.named_parameters())[name][~live], start[name][~live])
