@@ -272,6 +272,23 @@ CURVATURE = {
     "SOUL-objective": soul(FixedSophiaLM, hessian_data="objective", estimator="empirical"),
     "SOUL-hutchinson": soul(layouts=("ddp",), estimator="hutchinson"),
 }
+
+
+def smoothed(strategy: Callable[[], Any], make: Callable[[], Any] = lu.NPO, **settings: Any) -> Training:
+    """An objective whose forget term is smoothed. A plain run is further away than 1e-6 is small."""
+    return language(lambda _: [make(), strategy()], **settings)
+
+
+ACCUMULATED = {"accumulate_grad_batches": 2, "gradient_clip_val": 1.0}
+SMOOTHED = {
+    "SAM": smoothed(lambda: lu.SAM(rho=0.1)),
+    "SAM-accumulated": smoothed(lambda: lu.SAM(rho=0.1), options=ACCUMULATED),
+    "SAM-adaptive": smoothed(lambda: lu.SAM(rho=0.1, adaptive=True), lambda: lu.NPO(reference="snapshot")),
+    "SAM-preference": smoothed(lambda: lu.SAM(rho=0.1), lu.IdkDPO),
+    "RandomizedSmoothing": smoothed(lambda: lu.RandomizedSmoothing(sigma=0.01)),
+    "RandomizedSmoothing-accumulated": smoothed(lambda: lu.RandomizedSmoothing(sigma=0.01), options=ACCUMULATED),
+    "QuantizationAware": smoothed(lambda: lu.QuantizationAware("nf4"), lu.GradDiff),
+}
 EDIT = language(lambda _: [lu.InfluenceUnlearning(damping=10.0, samples=3)], layouts=("ddp",), resumes=False)
 
 
@@ -656,6 +673,7 @@ CASES: dict[str, Training | Measurement] = {
     **LANGUAGE,
     **MASKED,
     **CURVATURE,
+    **SMOOTHED,
     "InfluenceUnlearning": EDIT,
     "Audit": Measurement(audited),
     "sharded-audit": refused(language(lambda _: [lu.GradientAscent(), lu.Audit()]), "fsdp2"),
