@@ -24,9 +24,9 @@ class RandomizedSmoothing(SmoothingStrategy):
 
     The mean is over $n$ samples, each a forward and a backward pass over the forget rows; there is none at $\theta$
     itself. The noise is a function of the seed, the update, the sample and the name of a weight: all batches that an
-    update accumulates and all processes have the same, two processes, sharded or not, draw what one draws, and a resumed
-    run draws what an uninterrupted one does. Kinds of devices draw different numbers. In memory it costs two copies of
-    the weights that train.
+    update accumulates and all processes have the same, two processes, sharded or not, draw what one draws, and a
+    resumed run draws what an uninterrupted one does. Kinds of devices draw different numbers. In memory it costs two
+    copies of the weights that train.
 
     Running statistics of batch normalization take in no forget rows, as all passes over these are at other weights.
 

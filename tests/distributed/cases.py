@@ -274,6 +274,20 @@ CURVATURE = {
 }
 
 
+def smoothed(strategy: Callable[[], Any], make: Callable[[], Any] = lu.NPO, **options: Any) -> Training:
+    """An objective whose forget term is smoothed."""
+    return language(lambda _: [make(), strategy()], options={"gradient_clip_val": 1.0, **options})
+
+
+SMOOTHED = {
+    "SAM": smoothed(lambda: lu.SAM(rho=0.1), accumulate_grad_batches=2),
+    "SAM-adaptive": smoothed(lambda: lu.SAM(rho=0.1, adaptive=True), lambda: lu.NPO(reference="snapshot")),
+    "SAM-preference": smoothed(lambda: lu.SAM(rho=0.1), lu.IdkDPO),
+    "RandomizedSmoothing": smoothed(lambda: lu.RandomizedSmoothing(sigma=0.01), accumulate_grad_batches=2),
+    "QuantizationAware": smoothed(lambda: lu.QuantizationAware("nf4"), lu.GradDiff),
+}
+
+
 def penalized(*layouts: str, **options: Any) -> Training:
     """A case of a callback beside NPO; second derivatives magnify rounding."""
     kind = options.pop("kind", lu.GradientPenalty)
@@ -674,6 +688,7 @@ CASES: dict[str, Training | Measurement] = {
     **LANGUAGE,
     **MASKED,
     **CURVATURE,
+    **SMOOTHED,
     **PENALTIES,
     "InfluenceUnlearning": EDIT,
     "Audit": Measurement(audited),
