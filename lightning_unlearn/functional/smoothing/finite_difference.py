@@ -19,8 +19,8 @@ def difference_step(weight_norm: float, vector_norm: float, dtype: torch.dtype =
     r"""How far to move along a vector for a central difference: :math:`h = \eta\, (1 + \|\theta\|_2) / \|v\|_2`.
 
     The error of the difference quotient grows with :math:`h^2`, and that of rounding the weights with
-    :math:`\epsilon \|\theta\| / h`, so :math:`\eta = \epsilon^{1/3}` of the weights' type. It is at most :math:`10^{-4}`:
-    a loss changes its shape on a much shorter way than that to the origin.
+    :math:`\epsilon \|\theta\| / h`, so :math:`\eta = \epsilon^{1/3}` of the weights' type. It is at most
+    :math:`10^{-4}`, as a loss changes its shape on a much shorter way than that to the origin.
 
     Args:
         weight_norm: :math:`\|\theta\|_2` over all weights.
