@@ -19,6 +19,7 @@ from lightning_unlearn import (
     NPO,
     SAM,
     SOUL,
+    ForgetTerm,
     GradDiff,
     GradientAscent,
     IdkNLL,
@@ -26,6 +27,8 @@ from lightning_unlearn import (
     QuantizationAware,
     RandomizedSmoothing,
     RandomMask,
+    Smoothed,
+    SmoothingStrategy,
     Sophia,
     TaskVector,
     UnlearnCallback,
@@ -273,6 +276,22 @@ def test_weights_are_put_back_when_a_perturbed_pass_fails(wrong: str, tmp_path: 
     after, _ = fit(module=module, max_steps=1)  # no smoothing is left behind
     plain, _ = fit(max_steps=1)
     assert same(after, plain)
+
+
+class LooksFar(SmoothingStrategy):
+    """Reads the forget term where the rows are very unlikely, and takes no notice."""
+
+    def smooth(self, term: ForgetTerm) -> Smoothed:
+        here = term.gradient()
+        with term.at([-20 * p for p in term.parameters]):
+            there = term.gradient()
+        return Smoothed(here.value, here.gradients, here.parts, {"perturbed_loss": there.value})
+
+
+def test_the_likelihood_at_other_weights_does_not_end_the_run() -> None:
+    _, run = fit(GradDiff(max_forget_nll=3.0, score=classifier_nll), LooksFar())
+    assert run.callback_metrics["smooth/perturbed_loss"] < -3
+    assert run.global_step == 4
 
 
 # ---- beside other things ---------------------------------------------------------------------------------------------
