@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -54,6 +56,7 @@ class BadTeacher(ClassifierObjective):
     """
 
     needs = Needs(snapshot=True)
+    separable = True
 
     def __init__(
         self,
@@ -85,14 +88,18 @@ class BadTeacher(ClassifierObjective):
         # The teachers go first: exchanging weights would spoil a graph that already holds them.
         bad = self._bad_predictions(module, batch["forget"]).logits
         good = self.reference_predictions(module, batch["retain"]).logits
-        retain, forget = self.predictions(module, batch, ("retain", "forget"))
-        of_forget = distillation(forget.logits, bad, temperature=self.temperature)
-        of_retain = distillation(retain.logits, good, temperature=self.temperature)
-        return {
-            "loss": self.row_mean(torch.cat([of_forget, of_retain])),
-            "forget_divergence": self.row_mean(of_forget),
-            "retain_divergence": self.row_mean(of_retain),
-        }
+        teachers, rows = {"forget": bad, "retain": good}, len(bad) + len(good)
+
+        def terms(roles: Sequence[str]) -> dict[str, Tensor]:
+            students = zip(roles, self.predictions(module, batch, roles), strict=True)
+            distances = {
+                role: distillation(student.logits, teachers[role], temperature=self.temperature)
+                for role, student in students
+            }
+            parts = {f"{role}_divergence": self.row_mean(distance) for role, distance in distances.items()}
+            return {"loss": self.share(torch.cat(list(distances.values())), rows), **parts}
+
+        return self.by_term(module, terms, ("forget", "retain"))
 
     def _bad_predictions(self, module: LightningModule, batch: Batch) -> Predictions:
         assert isinstance(self.score, PredictionScore)

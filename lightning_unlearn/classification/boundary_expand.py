@@ -56,6 +56,7 @@ class BoundaryExpand(ClassifierObjective):
     driver = "forget"
 
     needs = Needs()
+    inseparable = "trains a class of its own, whose weights are not the module's"
 
     private = ("snapshot", "caches", "row")
 

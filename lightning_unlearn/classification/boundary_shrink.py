@@ -58,6 +58,7 @@ class BoundaryShrink(ClassifierObjective):
     driver = "forget"
 
     needs = Needs(snapshot=True)
+    separable = True
 
     def __init__(
         self,
@@ -93,13 +94,16 @@ class BoundaryShrink(ClassifierObjective):
         """Cross-entropy of the forget rows with the classes across the boundary."""
         # The attack goes first: exchanging weights would spoil a graph that already holds them.
         labels = self._across(module, batch["forget"])
-        (forget,) = self.predictions(module, batch, ("forget",))
-        loss = self.row_mean(token_nll(forget.logits, labels))
-        return {
-            "loss": loss,
-            "attack_failures": self.row_mean((labels == forget.classes()).float()),
-            "forget_nll": self.row_mean(token_nll(forget.logits.detach(), forget.labels)),
-        }
+
+        def term() -> dict[str, Tensor]:
+            (forget,) = self.predictions(module, batch, ("forget",))
+            return {
+                "loss": self.row_mean(token_nll(forget.logits, labels)),
+                "attack_failures": self.row_mean((labels == forget.classes()).float()),
+                "forget_nll": self.row_mean(token_nll(forget.logits.detach(), forget.labels)),
+            }
+
+        return self.smoothed(module, term)
 
     def _across(self, module: LightningModule, rows: Batch) -> Tensor:
         assert self.snapshot is not None

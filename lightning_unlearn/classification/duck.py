@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,7 @@ class DUCK(ClassifierObjective):
     """
 
     needs = Needs(snapshot=True)
+    separable = True
 
     private = ("snapshot", "caches", "centroids")
 
@@ -123,18 +124,26 @@ class DUCK(ClassifierObjective):
         with self.snapshot.active(module):
             start, features = self._featured(module, batch["forget"])
         nearest = nearest_wrong_centroid(features, start.classes(), self.centroids, self.classes)
+        goals = self.centroids[nearest]
         name, layer = self._layer(module)
-        with watching(layer) as calls:
-            retain, forget = self.predictions(module, batch, ("retain", "forget"))
-        features = last_rows(name, calls.inputs if self.layer is None else calls.outputs, len(forget.labels))
-        distance = self.row_mean(centroid_distance(features, self.centroids[nearest]))
-        retain_nll = self.row_mean(token_nll(retain.logits.float() / self.temperature, retain.labels))
-        return {
-            "loss": self.lambda1 * distance + self.lambda2 * retain_nll,
-            "forget_distance": distance,
-            "retain": retain_nll,
-            "retain_accuracy": batch_accuracy(retain),
-        }
+
+        def terms(roles: Sequence[str]) -> dict[str, Tensor]:
+            with watching(layer) as calls:
+                read = dict(zip(roles, self.predictions(module, batch, roles), strict=True))
+            losses, parts = [], {}
+            if "forget" in read:
+                seen = calls.inputs if self.layer is None else calls.outputs
+                distance = centroid_distance(last_rows(name, seen, len(read["forget"].labels)), goals)
+                parts["forget_distance"] = self.row_mean(distance)
+                losses.append(self.lambda1 * parts["forget_distance"])
+            if "retain" in read:
+                retain = read["retain"]
+                nll = token_nll(retain.logits.float() / self.temperature, retain.labels)
+                parts |= {"retain": self.row_mean(nll), "retain_accuracy": batch_accuracy(retain)}
+                losses.append(self.lambda2 * parts["retain"])
+            return {"loss": sum(losses[1:], losses[0]), **parts}
+
+        return self.by_term(module, terms, ("retain", "forget"))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop once the forget rows are forgotten."""

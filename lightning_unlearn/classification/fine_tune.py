@@ -38,6 +38,7 @@ class FineTune(ClassifierObjective):
     reads_logits = False
 
     needs = Needs(roles=("retain",))
+    inseparable = "reads no forget rows"
 
     def __init__(self, score: Score = classifier_nll, keep_reference: bool = False) -> None:
         super().__init__("train", score)

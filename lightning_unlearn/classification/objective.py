@@ -98,6 +98,10 @@ class ClassifierObjective(UnlearnCallback):
         """Mean over the rows of all processes: averaging this over ranks gives the mean of the joined batch."""
         return self.token_mean(values, values.new_ones(len(values)))
 
+    def share(self, values: Tensor, rows: int) -> Tensor:
+        """The part that some rows have in the mean over so many rows, and over those of all processes."""
+        return self.token_mean(values, values.new_tensor(float(rows)))
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find batch normalization, make the reference, and compare the epoch with the published one."""
         self._retained, self._lost = [], False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective
 from lightning_unlearn.classification.passes import Passes
+from lightning_unlearn.core.batches import row_count
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.distributed import rank, world_size
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
@@ -62,6 +64,8 @@ class RandomLabels(ClassifierObjective):
         Classification and Generation*, arXiv:2310.12508.
     """
 
+    separable = True
+
     def __init__(
         self,
         resample: Resample = "batch",
@@ -93,20 +97,26 @@ class RandomLabels(ClassifierObjective):
             place = loop.total_batch_idx
             number, forgets = self._passes.at(place)
             roles = ("forget",) if forgets else ("retain",)
-        read = dict(zip(roles, self.predictions(module, batch, roles), strict=True))
-        parts: dict[str, Tensor] = {}
-        losses = []
-        if "forget" in read:
-            forget = read["forget"]
-            key = self._key(place, number, batch["forget"], forget)
-            labels = random_labels(forget.classes(), forget.logits.shape[1], key, exclude_true=self.exclude_true)
-            losses.append(token_nll(forget.logits, labels))
-            parts["forget"] = self.row_mean(losses[-1])
-            parts["forget_nll"] = self.row_mean(token_nll(forget.logits.detach(), forget.labels))
-        if "retain" in read:
-            losses.append(token_nll(read["retain"].logits, read["retain"].labels))
-            parts["retain"] = self.row_mean(losses[-1])
-        return {"loss": self.row_mean(torch.cat(losses)), **parts}
+        rows = None if self.smoothing is None else sum(row_count(batch[role]) for role in roles)
+
+        def terms(roles: Sequence[str]) -> dict[str, Tensor]:
+            read = dict(zip(roles, self.predictions(module, batch, roles), strict=True))
+            parts: dict[str, Tensor] = {}
+            losses = []
+            if "forget" in read:
+                forget = read["forget"]
+                key = self._key(place, number, batch["forget"], forget)
+                labels = random_labels(forget.classes(), forget.logits.shape[1], key, exclude_true=self.exclude_true)
+                losses.append(token_nll(forget.logits, labels))
+                parts["forget"] = self.row_mean(losses[-1])
+                parts["forget_nll"] = self.row_mean(token_nll(forget.logits.detach(), forget.labels))
+            if "retain" in read:
+                losses.append(token_nll(read["retain"].logits, read["retain"].labels))
+                parts["retain"] = self.row_mean(losses[-1])
+            values = torch.cat(losses)
+            return {"loss": self.row_mean(values) if rows is None else self.share(values, rows), **parts}
+
+        return self.by_term(module, terms, roles)
 
     def _key(self, batch: int, epoch: int, rows: Batch, forget: Predictions) -> Tensor:
         """A key for each prediction, of its row or of its place in the batch over all processes."""

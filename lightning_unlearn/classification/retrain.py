@@ -46,6 +46,7 @@ class Retrain(UnlearnCallback):
     """
 
     needs = Needs(roles=("retain",))
+    inseparable = "reads no forget rows"
     fills_windows = False  # it trains as the module was trained
 
     def __init__(

@@ -55,6 +55,7 @@ class SCRUB(ClassifierObjective):
     """
 
     driver = "retain"
+    separable = True
 
     needs = Needs(snapshot=True)
 
@@ -106,9 +107,14 @@ class SCRUB(ClassifierObjective):
         role = "forget" if forgets else "retain"
         # The teacher goes first: exchanging weights would spoil a graph that already holds them.
         teacher = self.reference_predictions(module, batch[role]).logits
-        (student,) = self.predictions(module, batch, (role,))
-        apart = self.row_mean(distillation(student.logits, teacher, temperature=self.temperature))
         if forgets:
-            return {"loss": -apart, "forget_divergence": apart}
+            return self.smoothed(module, lambda: self._drive_apart(module, batch, teacher))
+        (student,) = self.predictions(module, batch, ("retain",))
+        apart = self.row_mean(distillation(student.logits, teacher, temperature=self.temperature))
         nll = self.row_mean(token_nll(student.logits, student.labels))
         return {"loss": self.gamma * nll + self.alpha * apart, "retain": nll, "retain_divergence": apart}
+
+    def _drive_apart(self, module: LightningModule, batch: dict[str, Batch], teacher: Tensor) -> dict[str, Tensor]:
+        (student,) = self.predictions(module, batch, ("forget",))
+        apart = self.row_mean(distillation(student.logits, teacher, temperature=self.temperature))
+        return {"loss": -apart, "forget_divergence": apart}

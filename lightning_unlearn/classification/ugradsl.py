@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -72,6 +73,7 @@ class UGradSL(ClassifierObjective):
     """
 
     driver = "forget"
+    inseparable = "with alpha=None reads the rates of the forget rows off the retain rows, and with p=1 forgets nothing"
     default_p: ClassVar[float] = 0.5
 
     def __init__(
@@ -98,16 +100,27 @@ class UGradSL(ClassifierObjective):
         self.beta, self.alpha_scale = at_least("beta", beta, 0), at_least("alpha_scale", alpha_scale, 0)
         self.distance, self.rule = one_of("distance", distance, Distance), one_of("rule", rule, Rule)
         self.reduction, self.forget_accuracy_floor = one_of("reduction", reduction, Reduction), forget_accuracy_floor
+        self.separable = alpha is not None and self.p < 1
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """The mixed loss on one pair of batches."""
-        retain, forget = self.predictions(module, batch, ("retain", "forget"))
-        alpha = self._rate(retain.logits, forget.logits)
-        retain_loss = self._reduced(token_nll(retain.logits, retain.labels))
-        forget_loss = self._reduced(generalized_label_smoothing(forget.logits, forget.labels, alpha))
-        parts = {"loss": ugradsl(retain_loss, forget_loss, p=self.p), "retain": retain_loss, "forget": forget_loss}
-        parts |= {"forget_accuracy": batch_accuracy(forget), "retain_accuracy": batch_accuracy(retain)}
-        return parts if isinstance(alpha, float) else {**parts, "alpha": alpha.mean()}
+
+        def terms(roles: Sequence[str]) -> dict[str, Tensor]:
+            read = dict(zip(roles, self.predictions(module, batch, roles), strict=True))
+            losses = dict.fromkeys(("retain", "forget"), torch.zeros((), device=module.device))
+            parts: dict[str, Tensor] = {}
+            if "retain" in read:
+                losses["retain"] = self._reduced(token_nll(read["retain"].logits, read["retain"].labels))
+            if "forget" in read:
+                logits = read["forget"].logits
+                alpha = self._rate(read["retain"].logits, logits) if self.alpha is None else float(self.alpha)
+                losses["forget"] = self._reduced(generalized_label_smoothing(logits, read["forget"].labels, alpha))
+                parts = {} if isinstance(alpha, float) else {"alpha": alpha.mean()}
+            for role, predictions in read.items():
+                parts |= {role: losses[role], f"{role}_accuracy": batch_accuracy(predictions)}
+            return {"loss": ugradsl(losses["retain"], losses["forget"], p=self.p), **parts}
+
+        return self.by_term(module, terms, ("retain", "forget"))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn if nothing bounds the ascent."""
@@ -132,9 +145,7 @@ class UGradSL(ClassifierObjective):
         # Processes average their gradients; the factor makes a sum of that.
         return self.row_mean(values) if self.reduction == "mean" else values.sum() * world_size()
 
-    def _rate(self, retain: Tensor, forget: Tensor) -> float | Tensor:
-        if self.alpha is not None:
-            return float(self.alpha)
+    def _rate(self, retain: Tensor, forget: Tensor) -> Tensor:
         sizes = [len(forget)]
         if world_size() > 1:  # the neighbours of a row are in the whole batch
             pairs = gather_objects((retain.detach().cpu(), forget.detach().cpu()))

@@ -70,6 +70,7 @@ class UNSIR(ClassifierObjective):
     driver = "retain"
 
     needs = Needs(roles=("retain",))
+    inseparable = "reads no forget rows, and its noise impairs the model for the first epochs only"
 
     private = ("snapshot", "caches", "noise")
 

@@ -1,4 +1,4 @@
-"""Gradient accumulation over the last batches of an epoch."""
+"""The last batches of an epoch, and of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from lightning_unlearn.core.distributed import local_tensor
 from lightning_unlearn.core.lightning import LightningModule, Trainer
 
-__all__ = ["full_window"]
+__all__ = ["full_window", "is_last_batch"]
 
 
 def full_window(trainer: Trainer, module: LightningModule, batch_idx: int) -> float:
@@ -37,3 +37,20 @@ def full_window(trainer: Trainer, module: LightningModule, batch_idx: int) -> fl
             if parameter.grad is not None:
                 local_tensor(parameter.grad).mul_(factor)
     return factor
+
+
+def is_last_batch(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether training ends with a batch, in ``on_train_batch_end``, as far as that is known.
+
+    What is done there is seen by the last validation, monitors and checkpoints. A run that something else stops ends
+    without such a batch.
+
+    Args:
+        trainer: The trainer.
+        batch_idx: Number of the batch in its epoch.
+    """
+    if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+        return True
+    if trainer.max_epochs in (None, -1) or trainer.current_epoch + 1 < trainer.max_epochs:
+        return False
+    return trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches

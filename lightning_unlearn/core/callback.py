@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,6 +37,7 @@ from lightning_unlearn.core.resume import callbacks_of, mark, marker, restore_pl
 from lightning_unlearn.core.retention import begin, record_checkpoints, release, resume, seal
 from lightning_unlearn.core.rows import RowLoader, row_loader, written_date
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, training_step_loss
+from lightning_unlearn.core.smoothing import Smoothing, Term
 from lightning_unlearn.core.transfer import Patches, patch_transfer
 from lightning_unlearn.core.trend import Trend
 
@@ -73,8 +75,16 @@ class UnlearnCallback(ReferenceCallback, ABC):
 
     makes_steps = True
     """Whether the run makes training steps."""
+    not_averaged: ClassVar[str] = ""
+    """Why weights of several steps have no meaningful mean, as a verb phrase; empty where they have."""
     fills_windows = True
     """Whether an epoch's last update takes the mean over its batches where these are fewer than are accumulated."""
+    separable = False
+    """Whether its loss has a forget term apart from what is to be kept, which `step` passes through `smoothed`."""
+    inseparable: ClassVar[str] = "has none that stands apart from what is to be kept"
+    """Why it has no such term, as a verb phrase."""
+    smoothing: Smoothing | None = None
+    """The callback that smooths the forget term in the current run."""
 
     def __init__(self, score: Score, reference: Reference = "auto") -> None:
         if self.needs.per_example and score is training_step_loss:
@@ -111,6 +121,36 @@ class UnlearnCallback(ReferenceCallback, ABC):
         """
 
     # ---- what subclasses read with -----------------------------------------------------------------------------
+
+    def smoothed(self, module: LightningModule, term: Term) -> dict[str, Tensor]:
+        """The forget term and its parts, smoothed over the weights where the run has a callback for that.
+
+        `step` calls it after the starting model has been read and before any graph of another term is there, since the
+        weights change for some time, and adds ``"loss"`` to the total as it is.
+
+        Args:
+            module: The user's module.
+            term: Evaluates the forget term; the loss has its own weight in it.
+        """
+        return term() if self.smoothing is None else self.smoothing.smoothed(module, term)
+
+    def by_term(
+        self, module: LightningModule, terms: Callable[[Sequence[str]], dict[str, Tensor]], roles: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """The terms of several roles: in one reading, or where the forget term is smoothed, that by itself and first.
+
+        Args:
+            module: The user's module.
+            terms: Evaluates the terms of some roles; gives ``{"loss": their sum, parts...}``.
+            roles: Roles that have a term; ``"forget"`` is the one to be smoothed.
+        """
+        if self.smoothing is None or "forget" not in roles:
+            return terms(roles)
+        forget, others = self.smoothed(module, lambda: terms(("forget",))), [r for r in roles if r != "forget"]
+        if not others:
+            return forget
+        kept = terms(others)
+        return {**forget, **kept, "loss": forget["loss"] + kept["loss"]}
 
     def row_loaders(self, trainer: Trainer) -> dict[str, RowLoader]:
         """For each role its rows, each once and in order, the same on every process.
@@ -334,7 +374,8 @@ class UnlearnCallback(ReferenceCallback, ABC):
             prog_bar=True,
             batch_size=rows_in(batch[self.needs.roles[0]]),
         )
-        return parts["loss"] * full_window(trainer, module, batch_idx) if self.fills_windows else parts["loss"]
+        loss = parts["loss"] if self.smoothing is None else self.smoothing.deposited(parts["loss"])
+        return loss * full_window(trainer, module, batch_idx) if self.fills_windows else loss
 
     def _check_optimizers(self, trainer: Trainer, module: LightningModule) -> None:
         """Refuse a run that can't move a weight, now that the module's own hooks have been called."""

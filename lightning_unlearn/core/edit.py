@@ -35,6 +35,7 @@ class Edit(UnlearnCallback):
     """
 
     makes_steps = False
+    inseparable = not_averaged = "edits the weights once, without an update"
 
     def __init__(self, score: Score) -> None:
         super().__init__(score)

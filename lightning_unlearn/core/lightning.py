@@ -18,12 +18,14 @@ from torch import nn
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+    from lightning.pytorch.callbacks import WeightAveraging
     from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
     from lightning.pytorch.utilities import CombinedLoader, move_data_to_device, rank_zero_info, rank_zero_warn
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.utilities.seed import isolate_rng
 
 __all__ = [
+    "AVERAGING",
     "COMBINED_LOADERS",
     "CSV_LOGGERS",
     "FINETUNING",
@@ -40,6 +42,7 @@ __all__ = [
     "Logger",
     "MisconfigurationException",
     "Trainer",
+    "WeightAveraging",
     "classes",
     "isolate_rng",
     "move_data_to_device",
@@ -110,6 +113,12 @@ COMBINED_LOADERS: tuple[type[CombinedLoader], ...] = classes("utilities.combined
 MODULES: tuple[type[LightningModule], ...] = classes("LightningModule")
 FINETUNING: Any = classes("callbacks.BaseFinetuning")
 PRUNING: Any = classes("callbacks.ModelPruning")
+AVERAGING: Any = tuple(
+    getattr(import_module(f"{package.__name__}.callbacks"), name)
+    for package in PACKAGES
+    for name in ("StochasticWeightAveraging", "WeightAveraging")
+    if hasattr(import_module(f"{package.__name__}.callbacks"), name)
+)
 MODEL_PARALLEL = classes("strategies.ModelParallelStrategy")
 CSV_LOGGERS: tuple[type[CSVLogger], ...] = classes("loggers.CSVLogger")
 TENSORBOARD_LOGGERS: tuple[type[TensorBoardLogger], ...] = classes("loggers.TensorBoardLogger")
@@ -176,3 +185,14 @@ if not TYPE_CHECKING:
     Callback = _for_both("Callback")
     LightningModule, LightningDataModule = _for_both("LightningModule"), _for_both("LightningDataModule")
     MisconfigurationException = _for_both("utilities.exceptions.MisconfigurationException")
+    if all(hasattr(resolve("callbacks", package), "WeightAveraging") for package in PACKAGES):
+        WeightAveraging = _for_both("callbacks.WeightAveraging")
+    else:
+
+        class WeightAveraging(Callback):
+            """Stands for the callback that Lightning has since 2.6."""
+
+            def __init__(self, *_: Any, **__: Any) -> None:
+                raise MisconfigurationException(
+                    "Averages of weights need Lightning 2.6 or later: pip install -U lightning."
+                )

@@ -35,6 +35,7 @@ class AdapterObjective(DiffusionObjective):
     """
 
     needs = Needs()
+    not_averaged = "trains adapters that it merges into the weights of the module"
 
     def __init__(self, merge: bool = True, seed: int = 0) -> None:
         super().__init__(seed)

@@ -94,6 +94,7 @@ class AdvUnlearn(DiffusionObjective):
     """
 
     private = ("snapshot", "caches", "attack")
+    separable = True
 
     def __init__(
         self,
@@ -202,16 +203,23 @@ class AdvUnlearn(DiffusionObjective):
         self, module: LightningModule, scene: _Scene, tokens: Tensor | None
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The losses with soft tokens in the prompts, and the model's output for these, without gradient."""
-        model = as_text_to_image(module)
-        output = unet_output(model, *scene.point, self.attack.states(model, scene.prompts, tokens))
-        parts = {"forget": F.mse_loss(output, esd_target(scene.empty, scene.concept, eta=self.eta))}
-        loss = parts["forget"]
+        model, outputs = as_text_to_image(module), []
+        target = esd_target(scene.empty, scene.concept, eta=self.eta)
+
+        def term() -> dict[str, Tensor]:
+            output = unet_output(model, *scene.point, self.attack.states(model, scene.prompts, tokens))
+            outputs.append(output.detach())
+            forget = F.mse_loss(output, target)
+            return {"loss": forget, "forget": forget}
+
+        parts = self.smoothed(module, term)
+        loss = parts["loss"]
         if scene.keep is not None and scene.kept is not None:
             parts["retain"] = F.mse_loss(
                 unet_output(model, *scene.kept_point, encode(model, scene.keep.ids)), scene.kept
             )
             loss = loss + self.gamma * parts["retain"]
-        return {"loss": loss, **parts}, output.detach()
+        return {**parts, "loss": loss}, outputs[0]
 
     def _points(
         self, module: LightningModule, prompts: Prompts, draws: Draws, path: list[Point]

@@ -65,6 +65,8 @@ class ConceptAblation(DiffusionObjective):
         Kumari et al., *Ablating Concepts in Text-to-Image Diffusion Models*, arXiv:2303.13516.
     """
 
+    separable = True
+
     def __init__(
         self,
         variant: Variant = "model",
@@ -123,13 +125,17 @@ class ConceptAblation(DiffusionObjective):
             with self.teacher(module) if self.target == "teacher" else without_gradients():
                 target = unet_output(model, latents, timesteps, encode(model, anchor_ids))
         assert target is not None
-        output = unet_output(model, latents, timesteps, encode(model, rows["input_ids"]))
-        parts = {"ablation": F.mse_loss(output, target)}
+
+        def term() -> dict[str, Tensor]:
+            output = unet_output(model, latents, timesteps, encode(model, rows["input_ids"]))
+            return {"loss": F.mse_loss(output, target)}
+
+        ablation = self.smoothed(module, term)["loss"]
         if not self.prior_weight:
-            return {"loss": parts["ablation"]}
+            return {"loss": ablation}
         assert noise is not None
-        parts["prior"] = F.mse_loss(unet_output(model, latents, timesteps, encode(model, anchor_ids)), noise)
-        return {"loss": parts["ablation"] + self.prior_weight * parts["prior"], **parts}
+        prior = F.mse_loss(unet_output(model, latents, timesteps, encode(model, anchor_ids)), noise)
+        return {"loss": ablation + self.prior_weight * prior, "ablation": ablation, "prior": prior}
 
 
 def _detach_first_token(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,6 +57,8 @@ class DiffusionSalUn(DiffusionObjective):
         Classification and Generation*, arXiv:2310.12508.
     """
 
+    separable = True
+
     def __init__(
         self, retain_weight: float = 0.5, mask_guidance: float = 7.5, seed: int = 0, keep_reference: bool = False
     ) -> None:
@@ -77,13 +81,17 @@ class DiffusionSalUn(DiffusionObjective):
         model, draws = as_text_to_image(module), self.draws(module)
         rows = {role: noised(module, batch[role], draws, number) for number, role in enumerate(self.needs.roles)}
         target = anchor_output(module, "DiffusionSalUn", batch["forget"], rows["forget"])
-        outputs = unet_output(
-            model,
-            torch.cat([row.latents for row in rows.values()]),
-            torch.cat([row.timesteps for row in rows.values()]),
-            encode(model, torch.cat([batch[role]["input_ids"] for role in rows])),
-        ).split([len(row.latents) for row in rows.values()])
-        parts = {"forget": F.mse_loss(outputs[0], target)}
-        if self.retain_weight:
-            parts["retain"] = F.mse_loss(outputs[1], rows["retain"].target)
-        return {"loss": parts["forget"] + self.retain_weight * parts.get("retain", 0.0), **parts}
+        targets = {role: target if role == "forget" else row.target for role, row in rows.items()}
+        weights = {"forget": 1.0, "retain": self.retain_weight}
+
+        def terms(roles: Sequence[str]) -> dict[str, Tensor]:
+            outputs = unet_output(
+                model,
+                torch.cat([rows[role].latents for role in roles]),
+                torch.cat([rows[role].timesteps for role in roles]),
+                encode(model, torch.cat([batch[role]["input_ids"] for role in roles])),
+            ).split([len(rows[role].latents) for role in roles])
+            parts = {role: F.mse_loss(output, targets[role]) for role, output in zip(roles, outputs, strict=True)}
+            return {"loss": torch.stack([weights[role] * part for role, part in parts.items()]).sum(), **parts}
+
+        return self.by_term(module, terms, self.needs.roles)

@@ -80,6 +80,7 @@ class EraseDiff(DiffusionObjective):
     """
 
     needs = Needs()
+    inseparable = "weighs the forget term by the gradients of both terms, unless multiplier is a number above 0"
 
     def __init__(
         self,
@@ -101,6 +102,7 @@ class EraseDiff(DiffusionObjective):
         hint = "multiplier='value' reads what the inner steps leave to forget"
         self.inner_steps = at_least("inner_steps", inner_steps, 1 if multiplier == "value" else 0, hint=hint)
         self.multiplier, self.inner_lr = multiplier, above("inner_lr", inner_lr, 0)
+        self.separable = not isinstance(multiplier, str) and multiplier > 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -122,6 +124,8 @@ class EraseDiff(DiffusionObjective):
         # First of all: changing weights would spoil a graph that already holds them.
         nothing = torch.zeros((), device=module.device)
         reached = self.inner_value(parameters, forget_loss) if self.inner_steps else nothing
+        if self.smoothing is not None and not isinstance(self.multiplier, str):
+            return self._smoothed_step(module, forget_loss, reached, batch["retain"], retain_rows)
         retain = denoising_loss(module, batch["retain"], retain_rows)
         forget = forget_loss()
         gap = mean_over_ranks(forget - reached)
@@ -142,6 +146,20 @@ class EraseDiff(DiffusionObjective):
             loss = retain + multiplier * (forget - reached)
         parts = {"loss": loss, "retain": retain, "forget": forget, "multiplier": multiplier}
         return parts | ({"gap": gap} if self.inner_steps else {})
+
+    def _smoothed_step(
+        self, module: LightningModule, forget_loss: Callable[[], Tensor], reached: Tensor, batch: Batch, rows: Noised
+    ) -> dict[str, Tensor]:
+        assert not isinstance(self.multiplier, str)
+        multiplier = reached.new_tensor(float(self.multiplier))
+
+        def term() -> dict[str, Tensor]:
+            forget = forget_loss()
+            parts = {"gap": mean_over_ranks(forget - reached)} if self.inner_steps else {}
+            return {"loss": multiplier * (forget - reached), "forget": forget, **parts}
+
+        parts, retain = self.smoothed(module, term), denoising_loss(module, batch, rows)
+        return {**parts, "loss": retain + parts["loss"], "retain": retain, "multiplier": multiplier}
 
     def uniform_output(self, module: LightningModule, batch: Batch, rows: Noised, draws: Draws) -> Tensor:
         r"""What a model would predict for the same images under noise from $U[0, 1)$."""

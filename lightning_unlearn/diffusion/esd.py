@@ -64,6 +64,7 @@ class ESD(DiffusionObjective):
     """
 
     needs = Needs(roles=("forget",), snapshot=True)
+    separable = True
 
     def __init__(
         self,
@@ -98,4 +99,6 @@ class ESD(DiffusionObjective):
             outputs = unet_outputs(model, *point, empty, concept, *anchor)
             base = None if self.base == "empty" else outputs[-1]
             target = esd_target(outputs[0], outputs[1], base, eta=self.negative_guidance)
-        return {"loss": F.mse_loss(unet_output(model, *point, encode(model, ids)), target)}
+        return self.smoothed(
+            module, lambda: {"loss": F.mse_loss(unet_output(model, *point, encode(model, ids)), target)}
+        )

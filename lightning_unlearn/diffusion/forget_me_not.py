@@ -51,6 +51,7 @@ class ForgetMeNot(DiffusionObjective):
     """
 
     needs = Needs(roles=("forget",))
+    separable = True
 
     def __init__(
         self, concept: str | list[str], end_of_text: bool = False, seed: int = 0, keep_reference: bool = False
@@ -91,8 +92,12 @@ class ForgetMeNot(DiffusionObjective):
         model, rows = as_text_to_image(module), batch["forget"]
         positions = self.positions(model, rows["input_ids"])
         latents, timesteps, _ = noised(module, rows, self.draws(module))
-        with attention_probabilities(model.unet) as recorded:
-            output = unet_output(model, latents, timesteps, encode(model, rows["input_ids"]))
-        loss = attention_norm([call for calls in recorded.values() for call in calls], positions).mean()
-        # The output has no part in the loss, but DDP waits for a gradient of all that trains.
-        return {"loss": loss + 0 * output.sum()}
+
+        def term() -> dict[str, Tensor]:
+            with attention_probabilities(model.unet) as recorded:
+                output = unet_output(model, latents, timesteps, encode(model, rows["input_ids"]))
+            loss = attention_norm([call for calls in recorded.values() for call in calls], positions).mean()
+            # The output has no part in the loss, but DDP waits for a gradient of all that trains.
+            return {"loss": loss + 0 * output.sum()}
+
+        return self.smoothed(module, term)

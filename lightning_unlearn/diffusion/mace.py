@@ -77,6 +77,8 @@ class MACE(AdapterObjective):
         ``end_of_text`` are those of the authors' code.
     """
 
+    separable = True
+
     def __init__(
         self,
         concepts: Mapping[str, str],
@@ -169,16 +171,20 @@ class MACE(AdapterObjective):
             positions |= rows["input_ids"] == model.tokenizer.eos_token_id
         density = focal_density(len(alphas_bar(model))) if self.focal else None
         latents, timesteps, _ = noised(module, rows, self.draws(module), density=density)
-        with ExitStack() as stack:
-            for adapters, places in zip(self.sets.values(), named, strict=True):
-                stack.enter_context(adapters.scaled(places.any(1).float()))
-            recorded = stack.enter_context(attention_probabilities(model.unet))
-            output = unet_output(model, latents, timesteps, encode(model, rows["input_ids"]))
-        height, width = latents.shape[2:]
-        calls = [call for calls in recorded.values() for call in calls]
-        loss = masked_attention_norm(calls, positions, rows.get("mask"), (height, width)).mean()
-        # The output has no part in the loss, but DDP waits for a gradient of all that trains.
-        return {"loss": loss + 0 * output.sum()}
+
+        def term() -> dict[str, Tensor]:
+            with ExitStack() as stack:
+                for adapters, places in zip(self.sets.values(), named, strict=True):
+                    stack.enter_context(adapters.scaled(places.any(1).float()))
+                recorded = stack.enter_context(attention_probabilities(model.unet))
+                output = unet_output(model, latents, timesteps, encode(model, rows["input_ids"]))
+            height, width = latents.shape[2:]
+            calls = [call for calls in recorded.values() for call in calls]
+            loss = masked_attention_norm(calls, positions, rows.get("mask"), (height, width)).mean()
+            # The output has no part in the loss, but DDP waits for a gradient of all that trains.
+            return {"loss": loss + 0 * output.sum()}
+
+        return self.smoothed(module, term)
 
     def merged(self, path: str) -> Tensor:
         """The fused weight of a layer."""

@@ -85,6 +85,7 @@ class Scissorhands(DiffusionObjective):
     """
 
     needs = Needs()
+    inseparable = "projects the gradient of one term by that of the other, unless repair is 'ascent' or 'anchor'"
 
     def __init__(
         self,
@@ -106,6 +107,7 @@ class Scissorhands(DiffusionObjective):
         self.forget_weight, self.margin = at_least("forget_weight", forget_weight, 0), at_least("margin", margin, 0)
         self.batches, self.guidance = at_least("batches", batches, 1), at_least("guidance", guidance, 0)
         self.layers = layers if layers is None else regex("layers", layers)
+        self.separable = repair != "project" and forget_weight > 0
         self.initialization = one_of("initialization", initialization, Initialization)
         self.reinitialized: dict[str, int] = {}
         """By parameter name how many of its weights were re-initialised."""
@@ -188,14 +190,21 @@ class Scissorhands(DiffusionObjective):
         """The loss on one batch of images to forget and one to keep."""
         draws = self.draws(module)
         forget_rows = noised(module, batch["forget"], draws)
-        retain = denoising_loss(module, batch["retain"], noised(module, batch["retain"], draws, 1))
+        target, sign = None, -1.0
         if self.repair == "anchor":
-            target = anchor_output(module, "Scissorhands", batch["forget"], forget_rows)
-            forget = denoising_loss(module, batch["forget"], forget_rows, target)
-            return {"loss": retain + self.forget_weight * forget, "retain": retain, "forget": forget}
+            target, sign = anchor_output(module, "Scissorhands", batch["forget"], forget_rows), 1.0
+        if self.repair != "project":
+
+            def term() -> dict[str, Tensor]:
+                forget = denoising_loss(module, batch["forget"], forget_rows, target)
+                return {"loss": sign * self.forget_weight * forget, "forget": forget}
+
+            # The forget term goes first: smoothing changes weights, which would spoil a graph that already holds them.
+            parts = self.smoothed(module, term)
+            retain = denoising_loss(module, batch["retain"], noised(module, batch["retain"], draws, 1))
+            return {**parts, "loss": retain + parts["loss"], "retain": retain}
+        retain = denoising_loss(module, batch["retain"], noised(module, batch["retain"], draws, 1))
         forget = denoising_loss(module, batch["forget"], forget_rows)
-        if self.repair == "ascent":
-            return {"loss": retain - self.forget_weight * forget, "retain": retain, "forget": forget}
         parameters = list(trained(module).values())
         r, f = gradients(retain, parameters), gradients(forget, parameters)
         weight = projection_weight(inner_product(r, f), inner_product(f, f), self.margin)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -76,6 +76,7 @@ class SPM(AdapterObjective):
     """
 
     needs = Needs(roles=("forget",))
+    separable = True
 
     def __init__(
         self,
@@ -130,9 +131,19 @@ class SPM(AdapterObjective):
                 model, torch.cat([latents, latents, repeated]), timestep, torch.cat([neutral, concept, sampled])
             )
             target = esd_target(outputs[:size], outputs[size : 2 * size], eta=self.negative_guidance)
-        student = unet_output(model, torch.cat([latents, repeated]), timestep, torch.cat([concept, sampled]))
-        erase, anchor = F.mse_loss(student[:size], target), F.mse_loss(student[size:], outputs[2 * size :])
-        return {"loss": erase + self.anchor_weight * anchor, "erase": erase, "anchor": anchor}
+        terms = {
+            "forget": ("erase", 1.0, latents, concept, target),
+            "retain": ("anchor", self.anchor_weight, repeated, sampled, outputs[2 * size :]),
+        }
+
+        def losses(roles: Sequence[str]) -> dict[str, Tensor]:
+            names, weights, points, states, targets = zip(*(terms[role] for role in roles), strict=True)
+            student = unet_output(model, torch.cat(points), timestep, torch.cat(states)).split(list(map(len, points)))
+            parts = {name: F.mse_loss(*pair) for name, *pair in zip(names, student, targets, strict=True)}
+            loss = sum(weight * part for weight, part in zip(weights, parts.values(), strict=True))
+            return {"loss": loss, **parts}
+
+        return self.by_term(module, losses, ("forget", "retain"))
 
     def sample_anchors(self, concept: Tensor, draws: Draws) -> Tensor:
         """Anchors of each row one after the other, shape ``(B * anchors, L, D)``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.distributed import mean_over_ranks
 from lightning_unlearn.core.layers import HOOK_NOT_CALLED, find_layer, stripped
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
+from lightning_unlearn.core.modes import without_gradients
 from lightning_unlearn.core.reading import join
 from lightning_unlearn.core.scores import Batch, causal_lm_nll
 from lightning_unlearn.functional.language.rmu import control_vector, mean_norm, rmu_forget, rmu_retain
@@ -87,6 +89,7 @@ class RMU(UnlearnCallback):
     """
 
     needs = Needs(roles=("forget",))
+    separable = True
 
     def __init__(
         self,
@@ -116,17 +119,23 @@ class RMU(UnlearnCallback):
         """Both terms on one batch."""
         # The starting model goes first: exchanging weights would spoil a graph that already holds them.
         reference = self.reference_hidden(module, batch["retain"]) if self.needs.snapshot else None
-        hidden = dict(
-            zip(self.needs.roles, self.hidden(module, [batch[role] for role in self.needs.roles]), strict=True)
-        )
-        if self.control is None:
-            self.control = control_vector(hidden["forget"].shape[-1], self._length(hidden["forget"], batch), self.seed)
-        self.control = self.control.to(hidden["forget"].device)
-        forget = rmu_forget(hidden["forget"], self.control, self._counts(batch["forget"])).mean()
-        if reference is None:
-            return {"loss": forget, "forget": forget}
-        retain = rmu_retain(hidden["retain"], reference, self._counts(batch["retain"])).mean()
-        return {"loss": forget + self.retain_weight * retain, "forget": forget, "retain": retain}
+        if self.control is None and self.smoothing is not None:
+            with without_gradients():  # a smoothed term may never be read at the weights of the starting model
+                self._draw_control(self._forward(module, batch["forget"]), batch["forget"])
+
+        def terms(roles: Sequence[str]) -> dict[str, Tensor]:
+            hidden = dict(zip(roles, self.hidden(module, [batch[role] for role in roles]), strict=True))
+            parts, losses = {}, []
+            if "forget" in hidden:
+                control = self._draw_control(hidden["forget"], batch["forget"])
+                parts["forget"] = rmu_forget(hidden["forget"], control, self._counts(batch["forget"])).mean()
+                losses.append(parts["forget"])
+            if "retain" in hidden and reference is not None:
+                parts["retain"] = rmu_retain(hidden["retain"], reference, self._counts(batch["retain"])).mean()
+                losses.append(self.retain_weight * parts["retain"])
+            return {"loss": sum(losses[1:], losses[0]), **parts}
+
+        return self.by_term(module, terms, self.needs.roles)
 
     def hidden(self, module: LightningModule, batches: list[Batch]) -> list[Tensor]:
         """Outputs of the steered layer on several roles, in one forward pass wherever their rows can be joined.
@@ -237,11 +246,18 @@ class RMU(UnlearnCallback):
             )
         return outputs[-1]
 
-    def _length(self, hidden: Tensor, batch: dict[str, Batch]) -> float:
+    def _draw_control(self, hidden: Tensor, rows: Batch) -> Tensor:
+        """The control vector, drawn at the first call."""
+        if self.control is None:
+            self.control = control_vector(hidden.shape[-1], self._length(hidden, rows), self.seed)
+        self.control = self.control.to(hidden.device)
+        return self.control
+
+    def _length(self, hidden: Tensor, rows: Batch) -> float:
         if not self.adaptive:
             return self.steering
         # No update was made yet, so these are the activations of the starting model.
-        norm = mean_norm(hidden.detach(), self._counts(batch["forget"])).mean()
+        norm = mean_norm(hidden.detach(), self._counts(rows)).mean()
         return self.steering * mean_over_ranks(norm).item()
 
     def _counts(self, batch: Batch) -> Tensor:

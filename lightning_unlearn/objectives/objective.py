@@ -6,13 +6,14 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from lightning_unlearn.core.batches import row_count
 from lightning_unlearn.core.callback import Reference, UnlearnCallback
 from lightning_unlearn.core.checks import at_least, one_of
+from lightning_unlearn.core.distributed import mean_over_ranks
 from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score
@@ -26,12 +27,21 @@ RetainTerm = Literal["nll", "kl"] | EmbeddingDifference
 """What holds the retain rows: their likelihood, the model's predictions on them, or its hidden states."""
 
 
+class _Starting(NamedTuple):
+    """What the starting model says of a batch: likelihoods and logits by role, hidden states of the retain rows."""
+
+    nll: Mapping[str, Tensor]
+    logits: Mapping[str, Tensor]
+    hidden: Tensor | None
+
+
 class ForgetRetainObjective(UnlearnCallback):
     r"""An objective of three terms: forget, retain and refusal.
 
     $$\mathcal{L} = w_f \mathcal{L}_{forget} + w_r \mathcal{L}_{retain} + w_u \mathcal{L}_{refusal}$$
 
-    Rows of all roles go through the model in one forward pass. A term of weight 0 is not computed.
+    Rows of all roles go through the model in one forward pass. A term of weight 0 is not computed. A callback that
+    smooths the forget term reads its rows apart from the others.
 
     Args:
         forget_weight: $w_f$.
@@ -46,6 +56,11 @@ class ForgetRetainObjective(UnlearnCallback):
     """
 
     rises = ("forget_nll", "retain")
+    inseparable = "has no forget term, whose weight is 0"
+    forget_roles: tuple[str, ...] = ("forget",)
+    """The roles that the forget term reads."""
+    max_forget_nll: float | None = None
+    """Mean NLL per token of the forget rows above which training ends."""
 
     def __init__(
         self,
@@ -70,6 +85,7 @@ class ForgetRetainObjective(UnlearnCallback):
             at_least("retain_weight", retain_weight, 0)
         self.retain_weight, self.retain = retain_weight, retain
         self.refusal_weight = at_least("refusal_weight", refusal_weight, 0)
+        self.separable = bool(forget_weight)
         if not (forget_weight or refusal_weight):
             raise ValueError("forget_weight and refusal_weight are both 0, so nothing would be forgotten.")
         weights = {"forget": forget_weight, "retain": retain_weight, "idk": refusal_weight}
@@ -95,21 +111,42 @@ class ForgetRetainObjective(UnlearnCallback):
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """All terms of the loss on one batch."""
-        needs = self.needs
-        rows = {role: self.retain_rows(batch[role]) if role == "retain" else batch[role] for role in needs.roles}
+        rows = {role: self.retain_rows(batch[role]) if role == "retain" else batch[role] for role in self.needs.roles}
         # The starting model goes first: exchanging weights would spoil a graph that already holds them.
-        compared = {role: rows[role] for role in needs.reference_nll}
-        reference_nll = self.reference_nll(module, compared) if compared else {}
-        reference_logits = {
-            role: self.reference_predictions(module, rows[role]).logits for role in needs.reference_logits
-        }
-        reference_hidden = self._reference_hidden(module, rows["retain"]) if self._compares_hidden() else None
-        logits = needs.logits or bool(reference_logits)
+        parts = self._loss(module, rows, self._starting(module, rows))
+        # Not where the forget term is evaluated, which smoothing does at other weights too.
+        nll, largest = parts.get("forget_nll"), self.max_forget_nll
+        if nll is not None and largest is not None and mean_over_ranks(nll) > largest:
+            module.trainer.should_stop = True
+        return parts
+
+    def _loss(self, module: LightningModule, rows: Mapping[str, Batch], starting: _Starting) -> dict[str, Tensor]:
+        if self.smoothing is None:
+            return self._terms(module, rows, starting)
+        own = {role: rows[role] for role in rows if role in self.forget_roles}
+        others = {role: rows[role] for role in rows if role not in self.forget_roles}
+        forget = self.smoothed(module, lambda: self._terms(module, own, starting))
+        if not others:
+            return forget
+        kept = self._terms(module, others, starting)
+        return {**forget, **kept, "loss": forget["loss"] + kept["loss"]}
+
+    def _starting(self, module: LightningModule, rows: Mapping[str, Batch]) -> _Starting:
+        compared = {role: rows[role] for role in self.needs.reference_nll}
+        return _Starting(
+            self.reference_nll(module, compared) if compared else {},
+            {role: self.reference_predictions(module, rows[role]).logits for role in self.needs.reference_logits},
+            self._reference_hidden(module, rows["retain"]) if self._compares_hidden() else None,
+        )
+
+    def _terms(self, module: LightningModule, rows: Mapping[str, Batch], starting: _Starting) -> dict[str, Tensor]:
+        """The terms that are of some roles, and their sum; one forward pass reads all rows."""
+        logits = ("forget" in rows and self.needs.logits) or bool(rows.keys() & starting.logits.keys())
         with self._watching(module) as hidden:
             readings = self.read(module, list(rows.values()), logits)
         read = {
-            role: reading._replace(reference_nll=reference_nll.get(role), reference_logits=reference_logits.get(role))
-            for role, reading in zip(needs.roles, readings, strict=True)
+            role: reading._replace(reference_nll=starting.nll.get(role), reference_logits=starting.logits.get(role))
+            for role, reading in zip(rows, readings, strict=True)
         }
         parts: dict[str, Tensor] = {}
         terms: list[Tensor] = []
@@ -118,17 +155,17 @@ class ForgetRetainObjective(UnlearnCallback):
             parts["forget_nll"] = self.token_mean(read["forget"].nll, read["forget"].length)
             terms.append(self.forget_weight * parts["forget"])
         if "retain" in read:
-            if reference_hidden is None:
+            if starting.hidden is None:
                 parts["retain"] = self._retain_loss(read["retain"])
             else:
                 sizes = {role: row_count(batch) for role, batch in rows.items()}
-                parts["retain"] = self._hidden_loss(of_role(hidden, sizes, "retain"), reference_hidden, rows["retain"])
+                parts["retain"] = self._hidden_loss(of_role(hidden, sizes, "retain"), starting.hidden, rows["retain"])
             weight = self.retain_weight
             if isinstance(weight, Ramp):
                 weight = weight.value(module.trainer)
                 parts["retain_weight"] = parts["retain"].new_tensor(weight)
             terms.append(weight * parts["retain"])
-        if self.refusal_weight:
+        if "idk" in read and self.refusal_weight:
             parts["refusal"] = self.token_mean(read["idk"].nll, read["idk"].length)
             terms.append(self.refusal_weight * parts["refusal"])
         return {"loss": sum(terms[1:], terms[0]), **parts}

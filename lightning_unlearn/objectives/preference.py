@@ -52,6 +52,7 @@ class PreferenceObjective(ForgetRetainObjective):
     ) -> None:
         super().__init__(above("forget_weight", forget_weight, 0), retain_weight, retain, 0.0, score, reference)
         roles = (*self.needs.roles, self.preferred)
+        self.forget_roles = ("forget", self.preferred)
         self.needs = replace(self.needs, roles=roles, reference_nll=type(self).needs.reference_nll)
         self.beta = above("beta", beta, 0)
 

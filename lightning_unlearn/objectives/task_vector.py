@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_unlearn.core.accumulation import is_last_batch
 from lightning_unlearn.core.callback import Needs, UnlearnCallback
 from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.distributed import all_true, full_tensor, load_full_tensor, local_tensor
@@ -56,6 +57,8 @@ class TaskVector(UnlearnCallback):
     """
 
     needs = Needs(roles=("forget",), snapshot=True)
+    inseparable = "learns the forget rows, and goes the other way only after its last step"
+    not_averaged = "goes the other way from the start after its last step"
 
     private = ("snapshot", "caches", "finetuned")
 
@@ -111,7 +114,7 @@ class TaskVector(UnlearnCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Edit after the last batch, before anything measures or saves the outcome."""
-        if _is_last(trainer, batch_idx):
+        if is_last_batch(trainer, batch_idx):
             self.edit(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -132,14 +135,6 @@ class TaskVector(UnlearnCallback):
 
 _IS_ADAPTER = re.compile(r"\.lora_(embedding_)?[AB]\.")
 _IS_B = re.compile(r"\.lora_(embedding_)?B\.")
-
-
-def _is_last(trainer: Trainer, batch_idx: int) -> bool:
-    if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
-        return True
-    if trainer.max_epochs in (None, -1) or trainer.current_epoch + 1 < trainer.max_epochs:
-        return False
-    return trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
 
 
 def _movable(module: nn.Module) -> dict[str, Tensor]:
