@@ -1,3 +1,17 @@
 """Measurement physics, solvers and measures of image reconstruction."""
 
-__all__: list[str] = []
+from lightning_unlearn.functional.reconstruction.quality import (
+    complex_psnr,
+    hfen,
+    magnitude_psnr,
+    magnitude_ssim,
+    nmse,
+)
+
+__all__ = [
+    "complex_psnr",
+    "hfen",
+    "magnitude_psnr",
+    "magnitude_ssim",
+    "nmse",
+]
