@@ -61,8 +61,8 @@ def magnitude_ssim(image: Tensor, target: Tensor, window: int = 7) -> Tensor:
     $$\frac{(2 \mu_x \mu_t + c_1)(2 \sigma_{xt} + c_2)}{(\mu_x^2 + \mu_t^2 + c_1)(\sigma_x^2 + \sigma_t^2 + c_2)},
     \qquad c_1 = (0.01\, L)^2,\ c_2 = (0.03\, L)^2,\ L = \max |t|$$
 
-    averaged over the windows that lie inside the image, with unbiased variances. The ``ssim`` of torchmetrics has biased
-    ones and other borders, and its numbers differ in the third digit.
+    averaged over the windows that lie inside the image, with unbiased variances. Those of torchmetrics are biased, and
+    its borders others, so that its numbers differ in the third digit.
 
     Args:
         image: Reconstructions $\hat x$, real or complex, shape ``(B, H, W)``.

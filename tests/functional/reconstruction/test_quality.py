@@ -51,7 +51,7 @@ def test_hfen_weighs_an_error_of_edges_more_than_a_smooth_one_of_the_same_norm()
     errors = {name: 0.1 * error / error.norm() * target.norm() for name, error in (("a", smooth), ("b", sharp))}
     assert nmse(target + errors["a"], target).item() == pytest.approx(0.01, rel=1e-4)
     assert nmse(target + errors["b"], target).item() == pytest.approx(0.01, rel=1e-4)
-    assert hfen(target + errors["a"], target) < 0.05 * hfen(target + errors["b"], target)
+    assert hfen(target + errors["a"], target) < 0.2 * hfen(target + errors["b"], target)
 
 
 @pytest.mark.parametrize("sigma", [1.0, 1.5])
