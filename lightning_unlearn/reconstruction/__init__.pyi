@@ -1,3 +1,5 @@
+from .attack import MeasurementPGD as MeasurementPGD
+from .attack import PerturbedBatch as PerturbedBatch
 from .data.brain_slices import BrainBands as BrainBands
 from .data.brain_slices import BrainSlices as BrainSlices
 from .data.brain_template import MNI_NOTICE as MNI_NOTICE
