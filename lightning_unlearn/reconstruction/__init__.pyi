@@ -22,6 +22,10 @@ from .metrics.quality import MagnitudeSSIM as MagnitudeSSIM
 from .modl import MoDL as MoDL
 from .operators import LinearOperator as LinearOperator
 from .operators import MultiCoilMRI as MultiCoilMRI
+from .reconstructor import Reconstructor as Reconstructor
+from .sweep import RobustnessSweep as RobustnessSweep
+from .sweep_results import Condition as Condition
+from .sweep_results import SweepResults as SweepResults
 from .unrolled import Denoise as Denoise
 from .unrolled import Unrolled as Unrolled
 from .unrolled import UnrolledNetwork as UnrolledNetwork

@@ -42,9 +42,9 @@ class MeasurementPGD:
 
     $$\delta \leftarrow \Pi_\epsilon\big(\delta + \alpha\, \mathrm{sign} \nabla_\delta \|R(y + \delta) - t\|^2\big)$$
 
-    starting from Gaussian noise, with real and imaginary parts apart, on the sampled columns alone. Both the zero-filled
-    image and data consistency see the perturbed measurements. A smoothed network draws new noise in each step, so that
-    the attack ascends the mean over noise.
+    starting from Gaussian noise, with real and imaginary parts apart, on the sampled columns alone. Both the
+    zero-filled image and data consistency see the perturbed measurements. A smoothed network draws new noise in each
+    step, so that the attack ascends the mean over noise.
 
     Of all perturbations that were tried, and none at all, the one with the largest error under the reconstruction that
     is attacked is kept for each image. The network's weights, gradients, modes and buffers stay as they are, as do the
@@ -55,8 +55,8 @@ class MeasurementPGD:
     [`LitReconstruction`][lightning_unlearn.LitReconstruction], ``mode="vanilla"`` is the network without smoothing.
 
     Args:
-        eps: Radius $\epsilon$. In ``"linf"`` it bounds real and imaginary part of each entry; in ``"l2"`` the norm, as a
-            share of that of the measurements, or of the zero-filled image.
+        eps: Radius $\epsilon$. In ``"linf"`` it bounds real and imaginary part of each entry; in ``"l2"`` the norm, as
+            a share of that of the measurements, or of the zero-filled image.
         alpha: Step size $\alpha$ in the same unit, by default $\epsilon / 3$.
         steps: Steps.
         domain: ``"kspace"`` perturbs measurements. ``"image"`` perturbs the object, $y + A\delta$, of which unsampled

@@ -53,8 +53,8 @@ def ascent_step(gradient: Tensor, norm: str) -> Tensor:
     r"""The direction of steepest ascent in a ball: the signs of real and imaginary parts, or the unit gradient.
 
     Args:
-        gradient: Shape ``(B, ...)``, complex, $\partial L / \partial \mathrm{Re} + i\, \partial L / \partial \mathrm{Im}$
-            as torch has it. What is not finite has no direction.
+        gradient: Derivatives by the real and by the imaginary part as one complex number, as torch has them; shape
+            ``(B, ...)``. What is not finite has no direction.
         norm: ``"linf"`` or ``"l2"``.
 
     Returns:
