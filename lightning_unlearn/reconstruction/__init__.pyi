@@ -24,7 +24,7 @@ from .operators import LinearOperator as LinearOperator
 from .operators import MultiCoilMRI as MultiCoilMRI
 from .reconstructor import Reconstructor as Reconstructor
 from .sweep import RobustnessSweep as RobustnessSweep
-from .sweep_results import Condition as Condition
+from .sweep_results import SweepCondition as SweepCondition
 from .sweep_results import SweepResults as SweepResults
 from .unrolled import Denoise as Denoise
 from .unrolled import Unrolled as Unrolled
