@@ -158,15 +158,13 @@ def test_patients_are_split_and_never_slices(tmp_path: Path) -> None:
 
 
 def test_a_slice_has_the_same_mask_in_whatever_split(folder: Path) -> None:
-    all_masks = []
+    all_masks: list[dict[Any, Any]] = []
     for seed in (0, 3):
         data = FastMRIFolder(str(folder), seed=seed, sampling=ColumnSampling(4))
-        rows = [
-            (r.slices[i][0].path.name, r.slices[i][1], r[i]["mask"])
-            for r in map(data.rows, ("val", "test"))
-            for i in range(len(r))
-        ]  # type: ignore[arg-type]
-        all_masks.append({(name, number): tuple(mask.flatten().tolist()) for name, number, mask in rows})
+        all_masks.append({})
+        for rows in (data.rows("val"), data.rows("test")):
+            for i, (volume_, number) in enumerate(rows.slices):
+                all_masks[-1][volume_.path.name, number] = tuple(rows[i]["mask"].flatten().tolist())
     assert all_masks[0] == all_masks[1]
     assert len(set(all_masks[0].values())) == 12
 
