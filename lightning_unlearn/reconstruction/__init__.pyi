@@ -1,0 +1,1 @@
+from .smooth_denoiser import SmoothDenoiser as SmoothDenoiser

@@ -1,3 +1,5 @@
 """Measurement physics, solvers and measures of image reconstruction."""
 
-__all__: list[str] = []
+from lightning_unlearn.functional.reconstruction.stability import complex_mse, linear_decay, unrolled_stability
+
+__all__ = ["complex_mse", "linear_decay", "unrolled_stability"]
