@@ -22,7 +22,7 @@ def complex_mse(image: Tensor, target: Tensor) -> Tensor:
 
     Example:
         >>> complex_mse(torch.tensor([[[0.1 + 0.2j]]]), torch.zeros(1, 1, 1)).item()
-        0.02500000037252903
+        0.02499999850988388
     """
     return (image - target).abs().square().mean() / 2
 
