@@ -1,0 +1,106 @@
+"""Base class of unrolled networks: steps that alternate a denoiser and the measurements."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_unlearn.core.checks import at_least
+from lightning_unlearn.functional.reconstruction.fourier import as_channels, as_complex
+from lightning_unlearn.reconstruction.operators import LinearOperator
+
+__all__ = ["Denoise", "Unrolled", "UnrolledNetwork"]
+
+Denoise = Callable[[Tensor, int], Tensor]
+"""Maps complex images (B, H, W) and the number of the step to denoised images."""
+
+
+class Unrolled(NamedTuple):
+    """A reconstruction, and what led to it.
+
+    Args:
+        image: The reconstruction. Shape (B, H, W), complex.
+        states: What the denoiser was given at each step. Each of shape (B, H, W), complex.
+    """
+
+    image: Tensor
+    states: list[Tensor]
+
+
+class UnrolledNetwork(nn.Module, ABC):
+    r"""Reconstructs an image by a fixed number of steps, each with a pass of a denoiser.
+
+    $$x_0 = A^H y \qquad x_{n+1} = \mathrm{update}\big(D_\theta(\mathrm{input}(x_n))\big)$$
+
+    A subclass supplies `denoiser_input` and `update`.
+
+    Args:
+        denoiser: Maps images (N, 2, H, W), whose channels are real and imaginary part, to the same shape.
+        steps: The number of steps $N$.
+        checkpointing: Whether to compute a denoiser's activations again in the backward pass instead of keeping those
+            of all steps. Gradients are the same; batch statistics would be updated twice.
+    """
+
+    def __init__(self, denoiser: nn.Module, steps: int, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.steps = at_least("steps", steps, 1)
+        self.checkpointing = checkpointing
+
+    @abstractmethod
+    def denoiser_input(self, operator: LinearOperator, start: Tensor, image: Tensor, step: int) -> Tensor:
+        """What the denoiser gets at a step.
+
+        Args:
+            operator: The measurements' operator.
+            start: The zero-filled image $A^H y$. Shape (B, H, W).
+            image: The image before the step. Shape (B, H, W).
+            step: The number of the step, from 0.
+        """
+
+    @abstractmethod
+    def update(self, operator: LinearOperator, start: Tensor, denoised: Tensor, step: int) -> Tensor:
+        """The image after a step.
+
+        Args:
+            operator: The measurements' operator.
+            start: The zero-filled image $A^H y$. Shape (B, H, W).
+            denoised: What the denoiser gave. Shape (B, H, W).
+            step: The number of the step, from 0.
+        """
+
+    def denoise(self, image: Tensor, step: int) -> Tensor:
+        """The network's own denoiser, on complex images of shape (B, H, W)."""
+        return as_complex(self.denoiser(as_channels(image)))
+
+    def forward(
+        self, operator: LinearOperator, kspace: Tensor, steps: int | None = None, denoise: Denoise | None = None
+    ) -> Unrolled:
+        """Reconstruct images.
+
+        Args:
+            operator: The measurements' operator.
+            kspace: The measurements, as ``operator.A`` gives them.
+            steps: The number of steps, if not that of the network.
+            denoise: Replaces `denoise` for this call, such as by its mean over noise.
+
+        Returns:
+            The images, and what the denoiser was given at each step.
+        """
+        image = start = operator.A_adjoint(kspace)
+        states = []
+        for step in range(self.steps if steps is None else at_least("steps", steps, 1)):
+            states.append(self.denoiser_input(operator, start, image, step))
+            denoised = self._denoised(denoise or self.denoise, states[-1], step)
+            image = self.update(operator, start, denoised, step)
+        return Unrolled(image, states)
+
+    def _denoised(self, denoise: Denoise, image: Tensor, step: int) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(denoise, image, step, use_reentrant=False)
+        return denoise(image, step)
