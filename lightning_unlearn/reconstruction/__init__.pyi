@@ -1,4 +1,10 @@
 from .denoisers import ConvDenoiser as ConvDenoiser
+from .metrics.quality import ComplexPSNR as ComplexPSNR
+from .metrics.quality import HFEN as HFEN
+from .metrics.quality import ImageQuality as ImageQuality
+from .metrics.quality import MagnitudePSNR as MagnitudePSNR
+from .metrics.quality import MagnitudeSSIM as MagnitudeSSIM
+from .metrics.quality import NMSE as NMSE
 from .modl import MoDL as MoDL
 from .operators import LinearOperator as LinearOperator
 from .operators import MultiCoilMRI as MultiCoilMRI

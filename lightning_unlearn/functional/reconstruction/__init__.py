@@ -8,6 +8,7 @@ from lightning_unlearn.functional.reconstruction.fourier import (
     centred_ifft2,
     centring_phases,
 )
+from lightning_unlearn.functional.reconstruction.quality import complex_psnr, hfen, magnitude_psnr, magnitude_ssim, nmse
 from lightning_unlearn.functional.reconstruction.stability import complex_mse, linear_decay, unrolled_stability
 
 __all__ = [
@@ -17,8 +18,13 @@ __all__ = [
     "centred_ifft2",
     "centring_phases",
     "complex_mse",
+    "complex_psnr",
     "data_consistency",
+    "hfen",
     "linear_decay",
+    "magnitude_psnr",
+    "magnitude_ssim",
+    "nmse",
     "solve_normal_equations",
     "unrolled_stability",
 ]
