@@ -1,4 +1,8 @@
+from .deepinv import from_deepinv as from_deepinv
 from .denoisers import ConvDenoiser as ConvDenoiser
+from .denoisers import DIDN as DIDN
+from .ista_net import ISTANet as ISTANet
+from .ista_net import ProximalBlock as ProximalBlock
 from .metrics.quality import ComplexPSNR as ComplexPSNR
 from .metrics.quality import HFEN as HFEN
 from .metrics.quality import ImageQuality as ImageQuality

@@ -155,7 +155,7 @@ def _check(maps: Tensor, mask: Tensor) -> None:
         or mask.shape[-2] not in (1, maps.shape[-2])
     ):
         raise ValueError(
-            f"mask must be of shape (B, 1, 1, W) or (B, 1, H, W) with (H, W) = {tuple(maps.shape[-2:])}, but got "
+            f"mask must be of shape (B, 1, 1, W) or (B, 1, H, W) with (H, W) = {(height, width)}, but got "
             f"{tuple(mask.shape)}. Make it on the grid of the maps."
         )
     if len(mask) != len(maps) and 1 not in (len(mask), len(maps)):

@@ -1,0 +1,134 @@
+"""ISTA-Net: a gradient step on the measurements alternated with a learned proximal operator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_unlearn.core.checks import at_least
+from lightning_unlearn.functional.reconstruction.fourier import as_channels, as_complex
+from lightning_unlearn.functional.reconstruction.soft_threshold import soft_threshold
+from lightning_unlearn.reconstruction.operators import LinearOperator
+from lightning_unlearn.reconstruction.unrolled import UnrolledNetwork
+
+__all__ = ["ISTANet", "ProximalBlock"]
+
+
+class ProximalBlock(nn.Module):
+    r"""A learned proximal operator: $P(r) = \tilde F(\mathrm{soft}(F(r), \theta))$.
+
+    $F$ is two 3 by 3 convolutions with a ReLU between them, and $\tilde F$ its mirror image, which is trained to be
+    its inverse.
+
+    Args:
+        channels: Width of $F$.
+        threshold: Where $\theta$ starts.
+
+    Example:
+        >>> import torch
+        >>> ProximalBlock(channels=4)(torch.randn(1, 2, 5, 6)).shape
+        torch.Size([1, 2, 5, 6])
+    """
+
+    def __init__(self, channels: int = 32, threshold: float = 0.01) -> None:
+        super().__init__()
+        at_least("channels", channels, 1)
+        self.analysis = _stack(2, channels, channels)
+        self.synthesis = _stack(channels, channels, 2)
+        self.threshold = nn.Parameter(torch.tensor(float(threshold)))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The operator on images of shape (N, 2, H, W)."""
+        return self.synthesis(soft_threshold(self.analysis(image), self.threshold))
+
+    def asymmetry(self, image: Tensor) -> Tensor:
+        r"""$\tilde F(F(r)) - r$ for images of shape (N, 2, H, W)."""
+        return self.synthesis(self.analysis(image)) - image
+
+
+class ISTANet(UnrolledNetwork):
+    r"""ISTA-Net with weights of its own in each phase.
+
+    $$r_n = x_n - \rho_n A^H(A x_n - y) \qquad x_{n+1} = \tilde F_n(\mathrm{soft}(F_n(r_n), \theta_n))$$
+
+    Its denoiser is the proximal operator, which smoothing averages over noise on $r_n$. All of it is differentiated
+    through, so that the operator may have maps that are learned.
+
+    Args:
+        steps: The number of phases. It can't be unrolled further, as each has its own weights.
+        channels: Width of $F$.
+        step_size: Where $\rho_n$ start.
+        threshold: Where $\theta_n$ start.
+        checkpointing: Whether to compute activations of the proximal operators again in the backward pass.
+
+    Raises:
+        ValueError: If a number is out of range, or ``forward`` is asked for more steps than there are phases.
+
+    Example:
+        >>> import torch
+        >>> from lightning_unlearn import MultiCoilMRI
+        >>> operator = MultiCoilMRI(torch.ones(1, 1, 8, 8, dtype=torch.complex64), torch.ones(8, dtype=torch.bool))
+        >>> network = ISTANet(steps=2, channels=4)
+        >>> network(operator, torch.randn(1, 1, 8, 8, dtype=torch.complex64)).image.shape
+        torch.Size([1, 8, 8])
+
+    References:
+        Zhang and Ghanem, *ISTA-Net: Interpretable Optimization-Inspired Deep Network for Image Compressive Sensing*,
+        arXiv:1706.07929.
+        Liang et al., *Robust MRI Reconstruction by Smoothed Unrolling (SMUG)*, arXiv:2312.07784.
+    """
+
+    denoiser: nn.ModuleList
+
+    def __init__(
+        self,
+        steps: int = 9,
+        channels: int = 32,
+        step_size: float = 0.5,
+        threshold: float = 0.01,
+        checkpointing: bool = False,
+    ) -> None:
+        blocks = nn.ModuleList(ProximalBlock(channels, threshold) for _ in range(steps))
+        super().__init__(blocks, steps, checkpointing)
+        self.step_size = nn.Parameter(torch.full((steps,), float(step_size)))
+
+    def denoise(self, image: Tensor, step: int) -> Tensor:
+        """The proximal operator of a phase."""
+        if step >= len(self.denoiser):
+            raise ValueError(
+                f"This network has {len(self.denoiser)} phases with weights of their own, so it has no step {step + 1}. "
+                "Ask for fewer steps, or unroll MoDL, which has one denoiser for all."
+            )
+        return as_complex(self.denoiser[step](as_channels(image)))
+
+    def denoiser_input(self, operator: LinearOperator, start: Tensor, image: Tensor, step: int) -> Tensor:
+        """The gradient step $r_n$ towards the measurements."""
+        return image - self.step_size[min(step, self.steps - 1)] * (operator.normal(image) - start)
+
+    def update(self, operator: LinearOperator, start: Tensor, denoised: Tensor, step: int) -> Tensor:
+        """What the proximal operator gave."""
+        return denoised
+
+    def symmetry_loss(self, states: list[Tensor]) -> Tensor:
+        r"""How far each phase's $\tilde F_n$ is from the inverse of $F_n$.
+
+        $$\sum_n \mathrm{mean}\big(\tilde F_n(F_n(r_n)) - r_n\big)^2$$
+
+        ISTA-Net adds 0.01 times it to the loss.
+
+        Args:
+            states: What the denoiser was given, as ``forward`` returns it.
+
+        Returns:
+            A scalar; the mean is over real and imaginary parts of all pixels.
+        """
+        blocks = list(self.denoiser)[: len(states)]
+        asymmetries = [block.asymmetry(as_channels(r)) for block, r in zip(blocks, states, strict=True)]  # type: ignore[operator]
+        return torch.stack([a.square().mean() for a in asymmetries]).sum()
+
+
+def _stack(*widths: int) -> nn.Sequential:
+    first, second = (nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in zip(widths[:-1], widths[1:], strict=True))
+    for convolution in (first, second):
+        nn.init.xavier_normal_(convolution.weight)
+    return nn.Sequential(first, nn.ReLU(), second)
