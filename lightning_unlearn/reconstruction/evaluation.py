@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_unlearn.core.lightning import LightningModule
@@ -24,6 +23,7 @@ class RMSE(ImageQuality):
         **kwargs: Options of ``torchmetrics.Metric``.
 
     Example:
+        >>> import torch
         >>> metric = RMSE()
         >>> metric.update(torch.full((1, 4, 4), 0.1 + 0.1j), torch.zeros(1, 4, 4))
         >>> metric.compute()

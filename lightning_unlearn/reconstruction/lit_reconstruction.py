@@ -15,6 +15,7 @@ from lightning_unlearn.core.resume import record_class
 from lightning_unlearn.functional.reconstruction.stability import complex_mse, unrolled_stability
 from lightning_unlearn.reconstruction.attack import MeasurementPGD
 from lightning_unlearn.reconstruction.evaluation import QualityOfSets
+from lightning_unlearn.reconstruction.ista_net import ISTANet
 from lightning_unlearn.reconstruction.operators import LinearOperator, MultiCoilMRI
 from lightning_unlearn.reconstruction.recipe import Schedule, load_denoiser, optimizers, shard
 from lightning_unlearn.reconstruction.smoothed import Smoothed, Smoothing, SmoothingMode, reconstruct
@@ -34,6 +35,7 @@ Mode = Literal["vanilla", "rs_e2e", "rs_e2e_image", "smug", "smug_v0", "weighted
 Batch = dict[str, Tensor]
 
 _TRAINING, _EVALUATION = 0, 1
+_SYMMETRY_WEIGHT = 0.01
 _OF_DENOISER, _OF_WHOLE = ("smug", "smug_v0", "weighted_smug"), ("rs_e2e", "rs_e2e_image")
 
 
@@ -67,6 +69,7 @@ class LitReconstruction(LightningModule):
     The noise of an image is a function of the seed, the step of the training and its ``index``: two processes draw what
     one does, and a resumed run what an uninterrupted one does. Each evaluation has the same noise. With
     ``precision="bf16-mixed"`` the denoiser is computed in bf16, and noise, data consistency and losses in fp32.
+    For [`ISTANet`][lightning_unlearn.ISTANet] the loss has 0.01 of its ``symmetry_loss`` too, as in its paper.
 
     Gradients are clipped by the Trainer: the paper's ``weighted_smug`` has ``gradient_clip_val=1.0``. The paper's
     choice of a checkpoint is ``ModelCheckpoint(monitor="val/rmse")``.
@@ -88,7 +91,7 @@ class LitReconstruction(LightningModule):
             default; with ``"label"`` or ``"frozen"`` each noisy reconstruction is held to $t$ or $R_{\theta_0}(y)$. For
             ``"smug_v0"`` samples and targets are taken after data consistency.
         stability_weight: Its weight $w$.
-        reconstruction_weight: The weight $\lambda_\ell$ of the reconstruction. With ``stability_target="frozen"`` and 0,
+        reconstruction_weight: The weight $\lambda_\ell$ of the reconstruction. With 0 and ``stability_target="frozen"``,
             ``"rs_e2e_image"`` has the loss of the first version of SMUG.
         denoiser_weights: Checkpoint of a [`LitDenoiser`][lightning_unlearn.LitDenoiser], from which the network's
             denoiser starts.
@@ -186,6 +189,9 @@ class LitReconstruction(LightningModule):
             targets = self._targets(found, operator, batch["kspace"], target)
             parts["stability"] = unrolled_stability(found.samples, targets)
             loss = loss + self.stability_weight * parts["stability"]
+        if isinstance(self.network, ISTANet):
+            parts["symmetry"] = self.network.symmetry_loss(found.states)
+            loss = loss + _SYMMETRY_WEIGHT * parts["symmetry"]
         logged = {f"train/{name}": value for name, value in ({"loss": loss} | parts).items()}
         self.log_dict(logged, batch_size=len(target), prog_bar=True)
         return loss

@@ -73,16 +73,16 @@ def shard(module: LightningModule, *parts: nn.Module | None) -> None:
         return
     if mesh["tensor_parallel"].size() > 1:
         raise MisconfigurationException(
-            f"{type(module).__name__} does not take its layers apart. Use ModelParallelStrategy(data_parallel_size=..., "
-            "tensor_parallel_size=1), or strategy='ddp'."
+            f"{type(module).__name__} does not take its layers apart. Use "
+            "ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1), or strategy='ddp'."
         )
     whole = [part for part in parts if part is not None]
     covered = {id(parameter) for part in whole for parameter in part.parameters()}
     outside = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in covered]
     if outside:
         raise MisconfigurationException(
-            f"ModelParallelStrategy shards {type(module).__name__}'s denoiser, but {', '.join(outside[:3])} train outside "
-            "of it and would differ between processes. Use strategy='ddp'."
+            f"ModelParallelStrategy shards {type(module).__name__}'s denoiser, but {', '.join(outside[:3])} train "
+            "outside of it and would differ between processes. Use strategy='ddp'."
         )
     for part in whole:
         fully_shard(part, mesh=mesh["data_parallel"])

@@ -27,8 +27,8 @@ class Smoothed(NamedTuple):
 
     Args:
         image: The reconstruction. Shape (B, H, W), complex.
-        states: What the denoiser was to denoise at each step, before noise. Each of shape (B, H, W); none for
-            ``"rs_e2e"``.
+        states: What the denoiser was to denoise at each step, before noise. Each of shape (B, H, W); for ``"rs_e2e"``
+            those of all samples, (M B, H, W).
         samples: What the means are of, each of shape (M, B, H, W): for SMUG the denoised images of each step; for
             ``"smug_v0"`` the images after each step; for ``"rs_e2e"`` the reconstructions.
     """
@@ -173,7 +173,7 @@ class _Run(NamedTuple):
 
             found = self.whole(self.kspace.expand(self.smoothing.samples, *self.kspace.shape), denoise)
         samples = found.image.unflatten(0, (-1, images))
-        return Smoothed(samples.mean(0), [], [samples])
+        return Smoothed(samples.mean(0), found.states, [samples])
 
     def whole(self, kspace: Tensor, denoise: Denoise | None) -> Unrolled:
         """Reconstruct samples of the measurements, shape (M, B, ...)."""

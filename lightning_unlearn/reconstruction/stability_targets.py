@@ -55,7 +55,7 @@ def step_targets(
 def after_data_consistency(
     targets: list[Tensor], network: UnrolledNetwork, operator: LinearOperator, kspace: Tensor
 ) -> list[Tensor]:
-    """Targets of the denoiser as targets of whole steps, for ``"smug_v0"``: $Q^{-1}(z + \\lambda t_n)$."""
+    r"""Targets of the denoiser as targets of whole steps, $Q^{-1}(z + \lambda t_n)$, for ``"smug_v0"``."""
     start = operator.A_adjoint(kspace)
     return [network.update(operator, start, target, step) for step, target in enumerate(targets)]
 
