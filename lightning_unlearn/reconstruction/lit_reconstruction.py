@@ -90,8 +90,8 @@ class LitReconstruction(LightningModule):
             $D_{\theta_0}(x_n)$ with the weights that the network has now. For ``"rs_e2e"`` there is no such term by
             default; with ``"label"`` or ``"frozen"`` each noisy reconstruction is held to $t$ or $R_{\theta_0}(y)$. For
             ``"smug_v0"`` samples and targets are taken after data consistency.
-        stability_weight: Its weight $w$.
-        reconstruction_weight: The weight $\lambda_\ell$ of the reconstruction. With 0 and ``stability_target="frozen"``,
+        stability_weight: The weight $w$ of unrolled stability.
+        reconstruction_weight: The weight $\lambda_\ell$ of the image. With 0 and ``stability_target="frozen"``,
             ``"rs_e2e_image"`` has the loss of the first version of SMUG.
         denoiser_weights: Checkpoint of a [`LitDenoiser`][lightning_unlearn.LitDenoiser], from which the network's
             denoiser starts.
