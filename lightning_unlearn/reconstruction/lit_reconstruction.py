@@ -142,7 +142,9 @@ class LitReconstruction(LightningModule):
         frozen = self.stability_target == "frozen"
         self.reference = deepcopy(network).requires_grad_(False) if frozen else None
         self.encoder = (encoder or WeightEncoder()) if mode == "weighted_smug" else None
-        self.adversary = (adversary or MeasurementPGD(eps=0.02, steps=3)) if mode == "adversarial" else None
+        self.adversary = (
+            (adversary or MeasurementPGD(eps=0.02, steps=3, keep="last")) if mode == "adversarial" else None
+        )
         self.smoothing = _smoothing(mode, sigma, n_samples, noise or NoiseOptions(), self.encoder)
         self._quality = {stage: QualityOfSets(stage) for stage in ("val", "test")}
 
@@ -180,7 +182,7 @@ class LitReconstruction(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss, logged with its parts as ``train/loss``, ``train/mse`` and ``train/stability``."""
         if self.adversary is not None:
-            batch = self.adversary.attack(self, batch).batch
+            batch = self.adversary.attack(self, batch, (self.global_step,)).batch
         operator, target = self.operator(batch), batch["target"]
         found = self._run(batch, operator, self.smoothing, (_TRAINING, self.global_step))
         parts = {"mse": complex_mse(found.image, target)}
