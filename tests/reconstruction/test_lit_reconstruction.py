@@ -71,12 +71,11 @@ def by_hand(module: LitReconstruction, target: str) -> Tensor:
         state = image
         noise = module.smoothing.smoother.noise(state, (0, 0, step), rows["index"])  # type: ignore[union-attr]
         samples = torch.stack([module.network.denoise(state + one, step) for one in noise])
-        wanted = {
-            "label_denoised": lambda: module.network.denoise(t, step),
-            "label": lambda: t,
-            "self": lambda state=state: module.network.denoise(state, step),
-            "frozen": lambda state=state: start_weights.denoise(state, step).detach(),
-        }[target]()
+        wanted = t
+        if target in ("label_denoised", "self"):
+            wanted = module.network.denoise(state if target == "self" else t, step)
+        elif target == "frozen":
+            wanted = start_weights.denoise(state, step).detach()
         stability = stability + complex_mse(samples, wanted)
         image = module.network.update(operator, start, samples.mean(0), step)
     return 3.0 * complex_mse(image, t) + 2.0 * stability
