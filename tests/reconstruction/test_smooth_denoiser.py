@@ -436,7 +436,7 @@ def test_the_unet_of_diffusers() -> None:
 
 @pytest.mark.parametrize("options", [{"sigma": -1.0}, {"n_samples": 0}, {"n_samples": 3, "antithetic": True}])
 def test_numbers_are_checked(options: Any) -> None:
-    with pytest.raises(ValueError, match="sigma|n_samples"):
+    with pytest.raises(ValueError, match=r"sigma|n_samples"):
         smooth(**options)
     with pytest.raises(ValueError, match="'fit', 'validate', 'test' or 'predict'"):
         smooth(stages=("train",))
