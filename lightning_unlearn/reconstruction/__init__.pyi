@@ -31,7 +31,7 @@ from .smooth_denoiser import SmoothDenoiser as SmoothDenoiser
 from .smoothed import Smoothing as Smoothing
 from .smoothed import reconstruct as reconstruct
 from .sweep import RobustnessSweep as RobustnessSweep
-from .sweep_results import Condition as Condition
+from .sweep_results import SweepCondition as SweepCondition
 from .sweep_results import SweepResults as SweepResults
 from .unrolled import Denoise as Denoise
 from .unrolled import Unrolled as Unrolled

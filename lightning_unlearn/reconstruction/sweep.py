@@ -24,7 +24,7 @@ from lightning_unlearn.reconstruction.attack import MeasurementPGD
 from lightning_unlearn.reconstruction.data.sampling import ColumnSampling
 from lightning_unlearn.reconstruction.reconstructor import Reconstructor
 from lightning_unlearn.reconstruction.sweep_batch import SweepBatch, UnableError
-from lightning_unlearn.reconstruction.sweep_results import Condition, SweepResults
+from lightning_unlearn.reconstruction.sweep_results import SweepCondition, SweepResults
 
 __all__ = ["RobustnessSweep"]
 
@@ -96,9 +96,11 @@ class RobustnessSweep(Callback):
         self.results = SweepResults()
         """What the last sweep has found; of all processes when it has ended."""
         kinds = (("attack", self.eps), ("noise", self.noise), ("acceleration", self.rates), ("steps", self.steps))
-        self._conditions = [Condition("clean", 0.0)]
-        self._conditions += [Condition(kind, float(value)) for kind, values in kinds for value in sorted(set(values))]
-        self._left_out: set[Condition] = set()
+        self._conditions = [SweepCondition("clean", 0.0)]
+        self._conditions += [
+            SweepCondition(kind, float(value)) for kind, values in kinds for value in sorted(set(values))
+        ]
+        self._left_out: set[SweepCondition] = set()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a sweep, and say what the module can't do."""
@@ -171,11 +173,11 @@ class RobustnessSweep(Callback):
             self.on_test_epoch_end(trainer, pl_module)
 
     @property
-    def _drawn(self) -> list[Condition]:
+    def _drawn(self) -> list[SweepCondition]:
         """The strongest condition of each kind."""
         return [*{condition.kind: condition for condition in self._conditions}.values()]
 
-    def _reconstructed(self, run: SweepBatch, condition: Condition) -> tuple[Batch, Tensor]:
+    def _reconstructed(self, run: SweepBatch, condition: SweepCondition) -> tuple[Batch, Tensor]:
         """The batch as it is under a condition, and its reconstructions."""
         kind, strength = condition
         if kind == "steps":
@@ -190,7 +192,7 @@ class RobustnessSweep(Callback):
             batch = run.batch
         return batch, run.reconstruct(batch)
 
-    def _leave_out(self, what: Condition | str, reason: str) -> None:
+    def _leave_out(self, what: SweepCondition | str, reason: str) -> None:
         """Leave out a condition, or all of a kind."""
         gone = {c for c in self._conditions if what in (c, c.kind)} - self._left_out
         self._left_out |= gone

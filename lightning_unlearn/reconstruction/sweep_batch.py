@@ -13,7 +13,7 @@ from lightning_unlearn.functional.smoothing.gaussian import gaussian_noise
 from lightning_unlearn.reconstruction.data.sampling import ColumnSampling
 from lightning_unlearn.reconstruction.operators import MultiCoilMRI
 from lightning_unlearn.reconstruction.reconstructor import Reconstructor
-from lightning_unlearn.reconstruction.sweep_results import METRICS, Condition, ShownImage, SweepRow
+from lightning_unlearn.reconstruction.sweep_results import METRICS, SweepCondition, ShownImage, SweepRow
 
 __all__ = ["SweepBatch", "UnableError"]
 
@@ -89,7 +89,7 @@ class SweepBatch:
         mask = torch.stack(masks)[:, None, None].to(kspace.device)
         return {**self.batch, "kspace": kspace * mask, "mask": mask}
 
-    def rows(self, condition: Condition, image: Tensor) -> list[SweepRow]:
+    def rows(self, condition: SweepCondition, image: Tensor) -> list[SweepRow]:
         """The quality of each reconstruction."""
         functions = {"psnr": magnitude_psnr, "ssim": magnitude_ssim, "nmse": nmse, "complex_psnr": complex_psnr}
         found = [functions[name](image, self.batch["target"]).tolist() for name in METRICS]
@@ -98,7 +98,9 @@ class SweepBatch:
             for index, *values in zip(self.rows_of_set, *found, strict=True)
         ]
 
-    def shown(self, condition: Condition, changed: Mapping[str, Any], image: Tensor, limit: int) -> list[ShownImage]:
+    def shown(
+        self, condition: SweepCondition, changed: Mapping[str, Any], image: Tensor, limit: int
+    ) -> list[ShownImage]:
         """Those of the first images of the set that are in this batch."""
         chosen = [place for place, index in enumerate(self.rows_of_set) if index < limit]
         if not chosen:

@@ -17,7 +17,7 @@ from lightning_unlearn.core.lightning import CSV_LOGGERS, TENSORBOARD_LOGGERS, W
 from lightning_unlearn.core.monitor import log_table
 from lightning_unlearn.core.plots import Line, Panel, error_map_figure, panel_figure
 
-__all__ = ["METRICS", "Condition", "ShownImage", "Summary", "SweepResults", "SweepRow"]
+__all__ = ["METRICS", "SweepCondition", "ShownImage", "Summary", "SweepResults", "SweepRow"]
 
 METRICS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "nmse": "NMSE", "complex_psnr": "complex PSNR (dB)"}
 """What is measured, with the name that figures give it."""
@@ -30,7 +30,7 @@ _KINDS = {
 }
 
 
-class Condition(NamedTuple):
+class SweepCondition(NamedTuple):
     """A condition under which images are reconstructed.
 
     Args:
@@ -97,7 +97,7 @@ class ShownImage(NamedTuple):
         error: Magnitude of its complex error.
     """
 
-    condition: Condition
+    condition: SweepCondition
     place: tuple[int, int]
     target: Tensor
     zero_filled: Tensor
@@ -122,7 +122,7 @@ class SweepResults:
     @classmethod
     def merged(cls, parts: Iterable[SweepResults]) -> SweepResults:
         """The results of several processes: each image once, in the order of conditions, sets and images."""
-        merged, order = cls(), [*_KINDS]
+        merged, order = cls(), ["clean", *_KINDS]
         rows = {row[:4]: row for part in parts for row in part.rows}
         merged.rows = sorted(
             rows.values(), key=lambda row: (order.index(row.kind) if row.kind in order else -1, *row[1:4])
@@ -139,16 +139,16 @@ class SweepResults:
             return cls([_row(line) for line in csv.DictReader(file)])
 
     @property
-    def conditions(self) -> list[Condition]:
+    def conditions(self) -> list[SweepCondition]:
         """The conditions, in the order of the rows."""
-        return list(dict.fromkeys(Condition(row.kind, row.strength) for row in self.rows))
+        return list(dict.fromkeys(SweepCondition(row.kind, row.strength) for row in self.rows))
 
-    def values(self, condition: Condition, metric: str) -> dict[tuple[int, int], float]:
+    def values(self, condition: SweepCondition, metric: str) -> dict[tuple[int, int], float]:
         """The value of each image by its set and number, for paired differences of two sweeps."""
         rows = [row for row in self.rows if (row.kind, row.strength) == condition]
         return {(row.set, row.index): getattr(row, metric) for row in rows}
 
-    def summary(self, condition: Condition, metric: str) -> Summary:
+    def summary(self, condition: SweepCondition, metric: str) -> Summary:
         """Mean of a metric over the images, with its standard error."""
         values = [*self.values(condition, metric).values()]
         mean = sum(values) / len(values)
