@@ -19,6 +19,7 @@ from lightning_unlearn.functional.reconstruction.masks import MaskPattern, colum
 from lightning_unlearn.functional.reconstruction.perturbation import ascent_step, l2_norms, project_l2, project_linf
 from lightning_unlearn.functional.reconstruction.quality import complex_psnr, hfen, magnitude_psnr, magnitude_ssim, nmse
 from lightning_unlearn.functional.reconstruction.soft_threshold import soft_threshold
+from lightning_unlearn.functional.reconstruction.stability import complex_mse, linear_decay, unrolled_stability
 
 __all__ = [
     "MaskPattern",
@@ -31,11 +32,13 @@ __all__ = [
     "centred_ifft2",
     "centring_phases",
     "column_mask",
+    "complex_mse",
     "complex_psnr",
     "data_consistency",
     "estimate_lipschitz",
     "hfen",
     "l2_norms",
+    "linear_decay",
     "magnitude_psnr",
     "magnitude_ssim",
     "maps_from_center",
@@ -46,5 +49,6 @@ __all__ = [
     "smoothed_lipschitz_bound",
     "soft_threshold",
     "solve_normal_equations",
+    "unrolled_stability",
     "unrolled_stability_bound",
 ]
