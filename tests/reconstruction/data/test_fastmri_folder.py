@@ -137,6 +137,19 @@ def test_a_sampled_test_folder_is_the_test(folder: Path) -> None:
     assert len(names(data, "val")) == 3
 
 
+def test_folders_have_the_names_of_fastmris_archives(folder: Path) -> None:
+    (folder / "multicoil_train").rename(folder / "knee_multicoil_train_batch_0")
+    (folder / "multicoil_test").rename(folder / "multicoil_test_v2")
+    write(folder / "multicoil_test_full" / "file7.h5", volume(seed=7))
+    write(folder / "multicoil_challenge" / "file8.h5", volume(seed=8))
+    (folder / "multicoil_val" / "._file2.h5").write_bytes(b"what macOS leaves beside a file")
+    data = FastMRIFolder(str(folder))
+    assert names(data, "train") == {"file0.h5", "file1.h5"}
+    assert len(names(data, "val")) == 3
+    assert names(data, "test") == {"file7.h5"}
+    assert names(data, "predict") == {"file5.h5", "file7.h5"}
+
+
 def test_a_masked_scan_is_no_training_data(folder: Path) -> None:
     write(folder / "multicoil_train" / "masked.h5", volume(), column_mask(40, 4))
     with pytest.raises(ValueError, match=r"masked\.h5 is an accelerated scan without a reference"):
