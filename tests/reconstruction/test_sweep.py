@@ -191,8 +191,8 @@ def test_figures_are_drawn(smug: Any) -> None:
         callback.results.summary(SweepCondition(*c), "psnr").mean
         for c in (("clean", 0), ("noise", 0.02), ("noise", 0.1))
     ]
-    assert line.get_xdata().tolist() == [0, 0.02, 0.1]
-    assert line.get_ydata().tolist() == pytest.approx(summary)
+    assert list(line.get_xdata()) == [0, 0.02, 0.1]
+    assert list(line.get_ydata()) == pytest.approx(summary)
     shown = [image.condition for image in callback.results.shown]
     assert shown == [("clean", 0), ("attack", 0.05), ("noise", 0.1), ("acceleration", 4), ("steps", 3)]
     image = callback.results.shown[0]
