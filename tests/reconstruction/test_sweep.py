@@ -29,6 +29,14 @@ GRID: dict[str, Any] = {"eps": [0.05], "noise": [0.1, 0.02], "rates": [2, 4], "s
 KINDS = ("attack", "noise", "acceleration", "steps")
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files go to a folder of the test, and only tests of figures draw them, which takes a second."""
+    monkeypatch.chdir(tmp_path)
+    if not any(word in request.node.name for word in ("figures", "images")):
+        monkeypatch.setattr(SweepResults, "figures", lambda _: {})
+
+
 def sweep(folder: Path | None = None, **settings: Any) -> RobustnessSweep:
     given = {**GRID, "attack": MeasurementPGD(steps=2), **settings}
     return RobustnessSweep(dirpath=None if folder is None else str(folder), **given)
