@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils.data import DistributedSampler
 
 import lightning_unlearn as lu
 from lightning_unlearn.classification.metrics.accuracy import RA, UA
@@ -26,11 +27,12 @@ from lightning_unlearn.classification.metrics.gap import AverageGap
 from lightning_unlearn.classification.metrics.mia import MIAEfficacy
 from lightning_unlearn.classification.metrics.runtime import RTE
 from lightning_unlearn.classification.metrics.ulira import ULiRA
-from lightning_unlearn.core.distributed import full_tensor
+from lightning_unlearn.core.distributed import full_tensor, replica
 from tests.conftest import CAPITALS, question
 from tests.diffusion.tiny import SgdTextToImage, images, prompts
 from tests.distributed.language_metrics import language_metrics
 from tests.helpers import Recorder, trainer, weights
+from tests.reconstruction import tiny as tiny_scans
 from tests.tiny_runs import CASES as OBJECTIVES
 from tests.tiny_runs import LORA, RAGGED, SgdLM
 from tests.user_module import DictNet, indexed
@@ -677,9 +679,77 @@ def image_metrics(layout: str, models: Path, path: Path) -> dict[str, Any]:
     """Metrics of images, of which the processes have unlike numbers."""
     from tests.diffusion.metrics.test_canvas_accuracy import shared as canvas
     from tests.diffusion.metrics.test_images import shared
+    from tests.reconstruction.metrics.test_quality import shared as quality
 
     share = grouped(layout)
-    return {"found": [*shared(*share), *canvas(*share)]}
+    return {"found": [*shared(*share), *canvas(*share), *quality(*share)]}
+
+
+# ---- reconstruction --------------------------------------------------------------------------------------------------
+
+
+class Scans(LightningDataModule):
+    """The same global batches for any number of replicas; Lightning's own sampler would shuffle them."""
+
+    def __init__(self, replicas: int) -> None:
+        super().__init__()
+        self.replicas = replicas
+
+    def train_dataloader(self) -> Any:
+        share = replica(self.trainer)
+        sampler = DistributedSampler(range(8), share.total, share.rank, shuffle=False)  # type: ignore[arg-type, var-annotated]
+        return tiny_scans.loader(8, GLOBAL_BATCH // self.replicas, sampler=sampler)
+
+
+class UsersUnrolled(LightningModule):
+    """A user's module that takes its denoiser apart where it is to, and knows nothing of smoothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny_scans.modl()
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            fully_shard(self.net.denoiser, mesh=self.device_mesh["data_parallel"])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        image = self.net(tiny_scans.operator(batch), batch["kspace"]).image
+        return (image - batch["target"]).abs().square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+def reconstructs(make: Callable[[], LightningModule], *callbacks: Callable[[], Any], **settings: Any) -> Training:
+    """A case that reconstructs images."""
+    wanted = {"options": {"gradient_clip_val": 1.0}, "atol": 1e-5}
+    return Training(lambda _: [make() for make in callbacks], lambda _: make(), Scans, **(wanted | settings))
+
+
+def smooths(mode: str, **options: Any) -> Callable[[], LightningModule]:
+    """A module of the room, with a small learning rate."""
+    return lambda: tiny_scans.reconstruction(mode, **{"lr": 1e-3, "n_samples": 2, "schedule": "linear", **options})
+
+
+RECONSTRUCTION = {
+    "SMUG": reconstructs(smooths("smug")),
+    "SMUG-frozen": reconstructs(smooths("smug", stability_target="frozen"), layouts=("ddp",)),
+    "SMUG-weighted": reconstructs(
+        lambda: smooths("weighted_smug", encoder=lu.WeightEncoder(channels=4, depth=2, norm="group"))()
+    ),
+    "SMUG-adversarial": reconstructs(smooths("adversarial"), layouts=("ddp",)),
+    "SmoothDenoiser": reconstructs(UsersUnrolled, lambda: lu.SmoothDenoiser("net.denoiser", 0.05, 2)),
+}
+
+
+def swept(layout: str, models: Path, path: Path) -> dict[str, Any]:
+    """A sweep over an odd number of images, of which a sampler gives one to both processes."""
+    folder, world = path.parent / f"{layout}-swept", LAYOUTS[layout]
+    sweep = lu.RobustnessSweep([0.05], [0.02], [2], [2], lu.MeasurementPGD(steps=1), dirpath=str(folder))
+    run = trainer(sweep, devices=world.processes, strategy=world.strategy())
+    run.test(tiny_scans.reconstruction("smug"), tiny_scans.loader(5, GLOBAL_BATCH // world.replicas), verbose=False)
+    read = lu.SweepResults.read(folder / "robustness.csv").rows
+    return {"rows": [tuple(row) for row in sweep.results.rows], "read": [tuple(row) for row in read]}
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -710,4 +780,6 @@ CASES: dict[str, Training | Measurement] = {
     "drawn": Measurement(drawn),
     "statistics": Measurement(statistics, ("ddp", "fsdp2")),
     "image-metrics": Measurement(image_metrics),
+    **RECONSTRUCTION,
+    "swept": Measurement(swept),
 }
