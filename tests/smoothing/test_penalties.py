@@ -186,7 +186,7 @@ def test_frozen_weights_stay(mode: Any) -> None:
 @pytest.mark.parametrize("make", [GradientPenalty, CurvatureRegularization])
 def test_attention_is_differentiated_twice_and_agrees_with_differences(make: Any, tiny_lm: Path) -> None:
     found = []
-    for strategy in [*([make(coef=1.0, mode=mode)] for mode in MODES), []]:
+    for strategy in [*([make(coef=10.0, mode=mode)] for mode in MODES), []]:
         module = lm(tiny_lm)
         # Its gradient is left out by torch, and its row moved by a difference, as the output head is tied to it.
         module.model.get_input_embeddings().padding_idx = None
@@ -195,8 +195,8 @@ def test_attention_is_differentiated_twice_and_agrees_with_differences(make: Any
         trainer(SimNPO(beta=0.1), *strategy, watch, max_steps=1, limit_val_batches=0).fit(module, data)
         found.append(watch.values[0])
     exact, differences, plain = found
-    assert distance(differences, exact) < 2e-2
-    assert distance(plain, exact) > 0.1
+    assert distance(plain, exact) > 0.02
+    assert distance(differences, exact) < 0.1 * distance(plain, exact)
 
 
 def test_a_step_without_a_forget_term_is_not_smoothed() -> None:
