@@ -87,9 +87,13 @@ class SAM(SmoothingStrategy):
             return Smoothed(here.value, gradients, here.parts, logged)
         values: list[Tensor | None] = [None] * len(gradients)
         for place, parameter in moving:
-            weight, gradient = (local_tensor(t) for t in (parameter.detach(), gradients[place]))
-            values[place] = weight + self._perturbation(weight, gradient, norm)
-            gradients[place] = None  # so that there is one further copy of the weights in all
+            gradient, gradients[place] = (
+                gradients[place],
+                None,
+            )  # so that there is one further copy of the weights in all
+            assert gradient is not None
+            weight = local_tensor(parameter.detach())
+            values[place] = weight + self._perturbation(weight, local_tensor(gradient), norm)
         gradients.clear()
         self.check_rounding(term, values, self.rho)
         with term.at(values):
