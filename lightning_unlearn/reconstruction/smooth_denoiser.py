@@ -119,7 +119,7 @@ class SmoothDenoiser(Callback):
                 "leave the stage out of stages."
             )
 
-    on_test_batch_end = on_predict_batch_end = on_train_batch_end
+    on_test_batch_end = on_predict_batch_end = on_train_batch_end  # type: ignore[assignment]
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """The same in a validation by itself."""

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +47,8 @@ class SweepCondition(NamedTuple):
         return self.kind if self.kind == "clean" else f"{self.kind} {self.strength:g}"
 
 
-class SweepRow(NamedTuple):
+@dataclass(frozen=True)
+class SweepRow:
     """The quality of one image under one condition.
 
     Args:
@@ -71,7 +72,8 @@ class SweepRow(NamedTuple):
     complex_psnr: float
 
 
-class Summary(NamedTuple):
+@dataclass(frozen=True)
+class Summary:
     """A mean over images.
 
     Args:
@@ -178,7 +180,7 @@ class SweepResults:
     def write(self, folder: Path) -> None:
         """Write ``robustness.csv``, ``robustness.svg`` and ``reconstructions.png``, each in one step."""
         with replacing(folder / "robustness.csv") as part, part.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([SweepRow._fields, *self.rows])
+            csv.writer(file).writerows([[f.name for f in fields(SweepRow)], *map(astuple, self.rows)])
         for name, figure in self.figures().items():
             ending = "svg" if name == "robustness" else "png"
             with replacing(folder / f"{name}.{ending}") as part:
@@ -239,4 +241,4 @@ def _image_figure(shown: Sequence[ShownImage]) -> Any:
 
 def _row(line: dict[str, str]) -> SweepRow:
     numbers = {name: float(line[name]) for name in ("strength", *METRICS)}
-    return SweepRow(kind=line["kind"], set=int(line["set"]), index=int(line["index"]), **numbers)  # type: ignore[arg-type]
+    return SweepRow(kind=line["kind"], set=int(line["set"]), index=int(line["index"]), **numbers)

@@ -96,7 +96,7 @@ class MeasurementDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader:
         rows, share = self.rows("train"), replica(self.trainer)
-        sampler = DistributedSampler(rows, share.total, share.rank, shuffle=True, seed=self.seed)
+        sampler: DistributedSampler = DistributedSampler(rows, share.total, share.rank, shuffle=True, seed=self.seed)
         return self._loader(rows, sampler)
 
     def val_dataloader(self) -> DataLoader:
