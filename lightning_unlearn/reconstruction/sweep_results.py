@@ -125,10 +125,9 @@ class SweepResults:
     def merged(cls, parts: Iterable[SweepResults]) -> SweepResults:
         """The results of several processes: each image once, in the order of conditions, sets and images."""
         merged, order = cls(), ["clean", *_KINDS]
-        rows = {row[:4]: row for part in parts for row in part.rows}
-        merged.rows = sorted(
-            rows.values(), key=lambda row: (order.index(row.kind) if row.kind in order else -1, *row[1:4])
-        )
+        rows = {(row.kind, row.strength, row.set, row.index): row for part in parts for row in part.rows}
+        places = sorted(rows, key=lambda key: (order.index(key[0]) if key[0] in order else -1, *key[1:]))
+        merged.rows = [rows[place] for place in places]
         shown = {(image.condition, image.place): image for part in parts for image in part.shown}
         merged.shown = sorted(shown.values(), key=lambda image: image.place)
         merged.notes = list(dict.fromkeys(note for part in parts for note in part.notes))
