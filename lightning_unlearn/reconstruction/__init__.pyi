@@ -33,7 +33,6 @@ from .smoothed import reconstruct as reconstruct
 from .sweep import RobustnessSweep as RobustnessSweep
 from .sweep_results import SweepCondition as SweepCondition
 from .sweep_results import SweepResults as SweepResults
-from .unrolled import Denoise as Denoise
 from .unrolled import Unrolled as Unrolled
 from .unrolled import UnrolledNetwork as UnrolledNetwork
 from .weight_encoder import WeightEncoder as WeightEncoder
