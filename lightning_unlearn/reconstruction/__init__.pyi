@@ -1,3 +1,10 @@
+from .data.brain_slices import BrainBands as BrainBands
+from .data.brain_slices import BrainSlices as BrainSlices
+from .data.brain_template import MNI_NOTICE as MNI_NOTICE
+from .data.brain_template import BrainTemplate as BrainTemplate
+from .data.brain_template import brain_template as brain_template
+from .data.measurements import MeasurementDataModule as MeasurementDataModule
+from .data.sampling import ColumnSampling as ColumnSampling
 from .deepinv import from_deepinv as from_deepinv
 from .denoisers import DIDN as DIDN
 from .denoisers import ConvDenoiser as ConvDenoiser

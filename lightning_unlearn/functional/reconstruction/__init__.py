@@ -1,6 +1,7 @@
 """Measurement physics, solvers and measures of image reconstruction."""
 
 from lightning_unlearn.functional.reconstruction.coils import birdcage_maps, maps_from_center, normalized_maps
+from lightning_unlearn.functional.reconstruction.cropping import centre_crop
 from lightning_unlearn.functional.reconstruction.data_consistency import data_consistency, solve_normal_equations
 from lightning_unlearn.functional.reconstruction.fourier import (
     as_channels,
@@ -24,6 +25,7 @@ __all__ = [
     "as_channels",
     "as_complex",
     "birdcage_maps",
+    "centre_crop",
     "centred_fft2",
     "centred_ifft2",
     "centring_phases",
