@@ -67,8 +67,8 @@ def bench_reconstruction(
 
     Writes ``reconstruction.json``, ``reconstruction.csv`` with a row an image, ``report.html``, ``report.md``,
     ``report.json``, and with matplotlib ``reconstruction.svg``. Finished runs are kept in ``runs/``: after a kill, or
-    with more methods, the same command runs only what is missing, and what ran on code that has changed. Started several
-    times on one folder, also on several machines, it shares the runs.
+    with more methods, the same command runs only what is missing, and what ran on code that has changed. Started
+    several times on one folder, also on several machines, it shares the runs.
 
     Args:
         output_dir: Folder to write.

@@ -29,18 +29,19 @@ if TYPE_CHECKING:
 __all__ = ["reconstruction_report", "write_reconstruction_report"]
 
 LIMITS = (
-    "The brain template is an average of 152 brains, smoother than any of them, with simulated coils and phase; networks "
-    "and images are small. Nothing here says what happens on scans of patients.",
+    "The brain template is an average of 152 brains, smoother than any of them, with simulated coils and phase; "
+    "networks and images are small. Nothing here says what happens on scans of patients.",
     "An attack of finite strength can miss the worst perturbation: the numbers under attack are upper bounds.",
-    "Intervals are over the seeds and test images that were run, each at 95 % for itself and not for all claims at once.",
+    "Intervals are over the seeds and test images that were run, each at 95 % for itself and not for all claims "
+    "at once.",
 )
 TERMS = {
     "PSNR": "Peak signal-to-noise ratio of complex images in dB: 20 dB is a mean error of a tenth of the largest "
     "magnitude.",
     "SSIM": "Structural similarity of magnitudes, in windows of 7 by 7 pixels; 1 for equal images.",
     "attack": "PGD on the measured k-space, real and imaginary parts up to the given strength, in units in which the "
-    "largest magnitude of an image is 1. Adaptive: the worst of what is found through the smoothed and through the plain "
-    "network, from several starts.",
+    "largest magnitude of an image is 1. Adaptive: the worst of what is found through the smoothed and through the "
+    "plain network, from several starts.",
     "RS-E2E": "The whole network averaged over noise on the measurements.",
     "SMUG": "The denoiser of each step averaged over noise, and trained to be stable against it.",
 }
@@ -169,8 +170,8 @@ def _images(results: ReconstructionResults, folder: Path) -> list[Any]:
 
 def _image_note() -> str:
     return (
-        f"Magnitudes, and below them the errors of the complex images times {ERROR_SCALE:g}: black is no error, white a "
-        f"fifth of the largest magnitude. Each network has the attack that is worst for it."
+        f"Magnitudes, and below them the errors of the complex images times {ERROR_SCALE:g}: black is no error, white "
+        f"a fifth of the largest magnitude. Each network has the attack that is worst for it."
     )
 
 

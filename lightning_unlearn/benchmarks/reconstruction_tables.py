@@ -96,9 +96,9 @@ def settings_table(results: ReconstructionResults) -> Table:
         rows.append([name, *own, f"{max(tried):.2f}", f"{min(tried):.2f} to {max(tried):.2f}"])
     eps = results.record["conditions"]["eps"]
     note = (
-        f"Of {results.record['settings']} settings of each method, the one with the highest score on validation images: "
-        f"the mean PSNR in dB of clean measurements and of an attack of {eps[len(eps) // 2]:g}. -1000 is a network that "
-        f"diverged."
+        f"Of {results.record['settings']} settings of each method, the one with the highest score on validation "
+        f"images: the mean PSNR in dB of clean measurements and of an attack of {eps[len(eps) // 2]:g}. -1000 is a "
+        f"network that diverged."
     )
     return Table("Chosen settings", columns, rows, note)
 
