@@ -1,8 +1,11 @@
+from .attack import MeasurementPGD as MeasurementPGD
+from .attack import PerturbedBatch as PerturbedBatch
 from .data.brain_slices import BrainBands as BrainBands
 from .data.brain_slices import BrainSlices as BrainSlices
 from .data.brain_template import MNI_NOTICE as MNI_NOTICE
 from .data.brain_template import BrainTemplate as BrainTemplate
 from .data.brain_template import brain_template as brain_template
+from .data.fastmri_folder import FastMRIFolder as FastMRIFolder
 from .data.measurements import MeasurementDataModule as MeasurementDataModule
 from .data.sampling import ColumnSampling as ColumnSampling
 from .deepinv import from_deepinv as from_deepinv
@@ -23,9 +26,13 @@ from .modl import MoDL as MoDL
 from .operators import LinearOperator as LinearOperator
 from .operators import MultiCoilMRI as MultiCoilMRI
 from .pretrain import LitDenoiser as LitDenoiser
+from .reconstructor import Reconstructor as Reconstructor
 from .smooth_denoiser import SmoothDenoiser as SmoothDenoiser
 from .smoothed import Smoothing as Smoothing
 from .smoothed import reconstruct as reconstruct
+from .sweep import RobustnessSweep as RobustnessSweep
+from .sweep_results import SweepCondition as SweepCondition
+from .sweep_results import SweepResults as SweepResults
 from .unrolled import Denoise as Denoise
 from .unrolled import Unrolled as Unrolled
 from .unrolled import UnrolledNetwork as UnrolledNetwork

@@ -16,6 +16,7 @@ from lightning_unlearn.functional.reconstruction.lipschitz import (
     unrolled_stability_bound,
 )
 from lightning_unlearn.functional.reconstruction.masks import MaskPattern, column_mask
+from lightning_unlearn.functional.reconstruction.perturbation import ascent_step, l2_norms, project_l2, project_linf
 from lightning_unlearn.functional.reconstruction.quality import complex_psnr, hfen, magnitude_psnr, magnitude_ssim, nmse
 from lightning_unlearn.functional.reconstruction.soft_threshold import soft_threshold
 from lightning_unlearn.functional.reconstruction.stability import complex_mse, linear_decay, unrolled_stability
@@ -24,6 +25,7 @@ __all__ = [
     "MaskPattern",
     "as_channels",
     "as_complex",
+    "ascent_step",
     "birdcage_maps",
     "centre_crop",
     "centred_fft2",
@@ -35,12 +37,15 @@ __all__ = [
     "data_consistency",
     "estimate_lipschitz",
     "hfen",
+    "l2_norms",
     "linear_decay",
     "magnitude_psnr",
     "magnitude_ssim",
     "maps_from_center",
     "nmse",
     "normalized_maps",
+    "project_l2",
+    "project_linf",
     "smoothed_lipschitz_bound",
     "soft_threshold",
     "solve_normal_equations",

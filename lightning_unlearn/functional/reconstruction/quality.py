@@ -62,7 +62,7 @@ def magnitude_ssim(image: Tensor, target: Tensor, window: int = 7) -> Tensor:
     \qquad c_1 = (0.01\, L)^2,\ c_2 = (0.03\, L)^2,\ L = \max |t|$$
 
     averaged over the windows that lie inside the image, with unbiased variances. Those of torchmetrics are biased, and
-    its borders others, so that its numbers differ in the third digit.
+    its borders others, so that its numbers differ in the second digit.
 
     Args:
         image: Reconstructions $\hat x$, real or complex, shape ``(B, H, W)``.

@@ -116,8 +116,8 @@ class BrainSlices(MeasurementDataModule):
 
     The nilearn package contains the template, so that nothing is downloaded. Its notice is
     [`MNI_NOTICE`][lightning_unlearn.MNI_NOTICE]. It is the average of 152 brains: smoother than one person's, and
-    magnitudes only. A row is an axial slice of it, with a contrast, orientation and smooth phase of its own, measured as
-    $y = M (F S_c x + \varepsilon)$. A batch has
+    magnitudes only. A row is an axial slice of it, with a contrast, orientation and smooth phase of its own, measured
+    as $y = M (F S_c x + \varepsilon)$. A batch has
 
     - ``kspace`` $y$, ``(B, C, H, W)``, and ``maps`` $S_c$ of the same shape, complex;
     - ``mask`` $M$, ``(B, 1, 1, W)``, boolean;

@@ -81,6 +81,6 @@ def _volume(name: str, voxel: int, size: int) -> Tensor:
     path = Path(spec.origin).parent / "datasets" / "data" / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
     if not path.is_file():
         raise FileNotFoundError(f"This nilearn has no file {path.name}. Install another: pip install 'nilearn>=0.10'.")
-    volume = torch.from_numpy(np.array(nibabel.load(path).dataobj))  # type: ignore[attr-defined]
+    volume = torch.from_numpy(np.asarray(nibabel.load(path).dataobj).copy())  # type: ignore[attr-defined]
     slices = centre_crop(volume.permute(2, 1, 0).flip(1), size * voxel, size * voxel).float() / 255
     return F.avg_pool3d(slices[None], voxel, stride=(1, voxel, voxel))[0]

@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.distributed import replica
 from lightning_unlearn.core.lightning import LightningDataModule, MisconfigurationException
 
-__all__ = ["MeasurementDataModule", "Split", "measured_row"]
+__all__ = ["MeasurementDataModule", "Split", "collate_rows", "measured_row"]
 
 Split = Literal["train", "val", "test", "predict"]
 
@@ -46,6 +47,25 @@ def measured_row(kspace: Tensor, maps: Tensor, mask: Tensor, target: Tensor, ind
         "scale": scale,
     }
     return row | ({"full_kspace": kspace / scale} if full else {})
+
+
+def collate_rows(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """A batch of rows; those with fewer coils get blind ones, which see nothing and change no reconstruction.
+
+    Args:
+        rows: As `measured_row` makes them.
+
+    Raises:
+        ValueError: If images differ in their size.
+    """
+    sizes = sorted({tuple(row["kspace"].shape[-2:]) for row in rows})
+    if len(sizes) > 1:
+        raise ValueError(f"A batch has images of one size, but got {sizes}. Set size, or batch_size=1.")
+    coils = max(len(row["kspace"]) for row in rows)
+    many = ("kspace", "maps", "full_kspace")
+    return default_collate(
+        [{k: F.pad(v, (0, 0, 0, 0, 0, coils - len(v))) if k in many else v for k, v in row.items()} for row in rows]
+    )
 
 
 class MeasurementDataModule(LightningDataModule, ABC):
@@ -94,4 +114,4 @@ class MeasurementDataModule(LightningDataModule, ABC):
                 f"{type(self).__name__} has no rows for this stage. Give its split some, or leave the stage out."
             )
         workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
-        return DataLoader(rows, self.batch_size, sampler=sampler, **workers)
+        return DataLoader(rows, self.batch_size, sampler=sampler, collate_fn=collate_rows, **workers)

@@ -82,6 +82,7 @@ class ComplexPSNR(ImageQuality):
         **kwargs: Options of ``torchmetrics.Metric``.
 
     Example:
+        >>> import torch
         >>> metric = ComplexPSNR()
         >>> metric.update(torch.full((1, 4, 4), 1 + 0.1j), torch.ones(1, 4, 4))
         >>> metric.compute()
@@ -103,6 +104,7 @@ class MagnitudePSNR(ImageQuality):
         **kwargs: Options of ``torchmetrics.Metric``.
 
     Example:
+        >>> import torch
         >>> metric = MagnitudePSNR()
         >>> metric.update(torch.full((2, 4, 4), 0.9j), torch.ones(2, 4, 4), index=[3, 5])
         >>> sorted(metric.per_image())
@@ -147,6 +149,7 @@ class NMSE(ImageQuality):
         **kwargs: Options of ``torchmetrics.Metric``.
 
     Example:
+        >>> import torch
         >>> metric = NMSE()
         >>> metric.update(torch.full((1, 4, 4), 0.9), torch.ones(1, 4, 4))
         >>> metric.compute()

@@ -1,0 +1,147 @@
+"""Volumes of raw k-space in HDF5 files, as fastMRI publishes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Volume", "inspect_volume", "read_maps", "read_slice"]
+
+
+class Volume(NamedTuple):
+    """What a file holds, without its k-space.
+
+    Args:
+        path: The file.
+        shape: Slices, coils, rows (along the readout) and columns (phase encodes).
+        size: Rows and columns of the scanner's image.
+        acquisition: Kind of the scan, such as ``"CORPD_FBK"``; empty where the file doesn't say.
+        patient: Whose scan it is; the name of the file where it doesn't say.
+        mask: Columns that were measured, shape ``(W,)``; ``None`` for a fully sampled volume.
+    """
+
+    path: Path
+    shape: tuple[int, int, int, int]
+    size: tuple[int, int]
+    acquisition: str
+    patient: str
+    mask: Tensor | None
+
+
+def inspect_volume(path: Path) -> Volume:
+    """Read what a file holds.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If it is no whole HDF5 file, has no k-space, or one of a single coil.
+        ImportError: If h5py is missing.
+    """
+    with _opened(path) as file:
+        if "kspace" not in file:
+            raise ValueError(
+                f"{path} has no 'kspace', but {sorted(file)}. Raw data of fastMRI have it; images alone can't be used."
+            )
+        kspace = file["kspace"]
+        if kspace.ndim == 3:
+            raise ValueError(
+                f"{path} is of a single coil: its k-space has the shape {kspace.shape}. Use the multi-coil files, "
+                "whose k-space has the shape (slices, coils, rows, columns)."
+            )
+        if kspace.ndim != 4 or kspace.dtype.kind != "c":
+            raise ValueError(
+                f"The k-space of {path} must be complex of the shape (slices, coils, rows, columns), but is "
+                f"{kspace.dtype} of the shape {kspace.shape}."
+            )
+        mask = torch.from_numpy(np.asarray(file["mask"])).squeeze().bool() if "mask" in file else None
+        if mask is not None and mask.shape != kspace.shape[-1:]:
+            raise ValueError(
+                f"The mask of {path} has the shape {tuple(mask.shape)}, but its k-space has {kspace.shape[-1]} columns."
+            )
+        if mask is not None and mask.all():
+            mask = None
+        acquisition, patient = (_text(file.attrs.get(name, "")) for name in ("acquisition", "patient_id"))
+        return Volume(path, kspace.shape, _image_size(file), acquisition, patient or path.name, mask)
+
+
+def read_slice(volume: Volume, number: int) -> Tensor:
+    """The k-space of a slice.
+
+    Args:
+        volume: The volume.
+        number: Number of the slice.
+
+    Returns:
+        Shape ``(coils, rows, columns)``, complex64.
+
+    Raises:
+        ValueError: If the file is cut off there.
+    """
+    return _read(volume.path, "kspace", number)
+
+
+def read_maps(path: Path, number: int) -> Tensor:
+    """The sensitivities for a slice, from a file with ``maps``, or ``sens_maps``, ``(slices, coils, rows, columns)``.
+
+    Args:
+        path: The file.
+        number: Number of the slice.
+
+    Returns:
+        Shape ``(coils, rows, columns)``, complex64.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it has no maps, or is cut off.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There are no maps {path}. A file of maps has the name of its volume.")
+    with _opened(path) as file:
+        name = next((name for name in ("maps", "sens_maps") if name in file), None)
+        if name is None:
+            raise ValueError(f"{path} has neither 'maps' nor 'sens_maps', but {sorted(file)}.")
+    return _read(path, name, number)
+
+
+def _read(path: Path, name: str, number: int) -> Tensor:
+    with _opened(path) as file:
+        try:
+            return torch.from_numpy(np.asarray(file[name][number])).to(torch.complex64)
+        except OSError as error:
+            raise ValueError(f"Slice {number} of {path} can't be read: {error}. Copy the file again.") from None
+
+
+def _opened(path: Path) -> Any:
+    try:
+        import h5py
+    except ImportError:
+        raise ImportError('Raw data are read by h5py: pip install "lightning-unlearn[mri]"') from None
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path} is no HDF5 file, or not a whole one: {error}. Copy the file again.") from None
+
+
+def _image_size(file: Any) -> tuple[int, int]:
+    """Rows and columns of the scanner's image: as reconstructed, as the header says, or all of k-space."""
+    for name in ("reconstruction_rss", "reconstruction_esc"):
+        if name in file:
+            return tuple(file[name].shape[-2:])
+    if "ismrmrd_header" in file:
+        header = ElementTree.fromstring(file["ismrmrd_header"][()])
+        for element in header.iter():
+            element.tag = element.tag.rpartition("}")[2]  # without the namespace
+        sides = [header.findtext(f"encoding/reconSpace/matrixSize/{axis}") for axis in "xy"]
+        if all(sides):
+            return int(sides[0] or 0), int(sides[1] or 0)
+    return file["kspace"].shape[-2:]
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
