@@ -55,8 +55,8 @@ def from_deepinv(physics: _Physics) -> LinearOperator:
     missing = [name for name in ("A", "A_adjoint") if not callable(getattr(physics, name, None))]
     if missing:
         raise TypeError(
-            f"from_deepinv needs a linear physics, but {type(physics).__name__} has no {' and no '.join(missing)}. Pass "
-            "a deepinv.physics.LinearPhysics, such as MultiCoilMRI."
+            f"from_deepinv needs a linear physics, but {type(physics).__name__} has no {' and no '.join(missing)}. "
+            "Pass a deepinv.physics.LinearPhysics, such as MultiCoilMRI."
         )
     return _DeepInvOperator(physics, 1)
 
@@ -86,7 +86,7 @@ class _DeepInvOperator:
     def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
         if len(rows) % self.copies:
             raise ValueError(
-                f"This operator is for {self.copies} copies of a batch, but got {len(rows)} images, which is no multiple."
+                f"This operator is for {self.copies} copies of a batch, but got {len(rows)} images, no multiple of it."
             )
         return rows.chunk(self.copies)
 

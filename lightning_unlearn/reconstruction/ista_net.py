@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -94,16 +96,16 @@ class ISTANet(UnrolledNetwork):
 
     def denoise(self, image: Tensor, step: int) -> Tensor:
         """The proximal operator of a phase."""
-        if step >= len(self.denoiser):
-            raise ValueError(
-                f"This network has {len(self.denoiser)} phases with weights of their own, so it has no step {step + 1}. "
-                "Ask for fewer steps, or unroll MoDL, which has one denoiser for all."
-            )
         return as_complex(self.denoiser[step](as_channels(image)))
 
     def denoiser_input(self, operator: LinearOperator, start: Tensor, image: Tensor, step: int) -> Tensor:
         """The gradient step $r_n$ towards the measurements."""
-        return image - self.step_size[min(step, self.steps - 1)] * (operator.normal(image) - start)
+        if step >= self.steps:
+            raise ValueError(
+                f"This network has {self.steps} phases with weights of their own, and no step {step + 1}. Ask for "
+                "fewer steps, or unroll MoDL, which has one denoiser for all."
+            )
+        return image - self.step_size[step] * (operator.normal(image) - start)
 
     def update(self, operator: LinearOperator, start: Tensor, denoised: Tensor, step: int) -> Tensor:
         """What the proximal operator gave."""
@@ -128,7 +130,7 @@ class ISTANet(UnrolledNetwork):
 
 
 def _stack(*widths: int) -> nn.Sequential:
-    first, second = (nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in zip(widths[:-1], widths[1:], strict=True))
+    first, second = (nn.Conv2d(*pair, 3, padding=1, bias=False) for pair in pairwise(widths))
     for convolution in (first, second):
         nn.init.xavier_normal_(convolution.weight)
     return nn.Sequential(first, nn.ReLU(), second)

@@ -90,8 +90,8 @@ class LitReconstruction(LightningModule):
             $D_{\theta_0}(x_n)$ with the weights that the network has now. For ``"rs_e2e"`` there is no such term by
             default; with ``"label"`` or ``"frozen"`` each noisy reconstruction is held to $t$ or $R_{\theta_0}(y)$. For
             ``"smug_v0"`` samples and targets are taken after data consistency.
-        stability_weight: Its weight $w$.
-        reconstruction_weight: The weight $\lambda_\ell$ of the reconstruction. With 0 and ``stability_target="frozen"``,
+        stability_weight: The weight $w$ of unrolled stability.
+        reconstruction_weight: The weight $\lambda_\ell$ of the image. With 0 and ``stability_target="frozen"``,
             ``"rs_e2e_image"`` has the loss of the first version of SMUG.
         denoiser_weights: Checkpoint of a [`LitDenoiser`][lightning_unlearn.LitDenoiser], from which the network's
             denoiser starts.
@@ -142,7 +142,9 @@ class LitReconstruction(LightningModule):
         frozen = self.stability_target == "frozen"
         self.reference = deepcopy(network).requires_grad_(False) if frozen else None
         self.encoder = (encoder or WeightEncoder()) if mode == "weighted_smug" else None
-        self.adversary = (adversary or MeasurementPGD(eps=0.02, steps=3)) if mode == "adversarial" else None
+        self.adversary = (
+            (adversary or MeasurementPGD(eps=0.02, steps=3, keep="last")) if mode == "adversarial" else None
+        )
         self.smoothing = _smoothing(mode, sigma, n_samples, noise or NoiseOptions(), self.encoder)
         self._quality = {stage: QualityOfSets(stage) for stage in ("val", "test")}
 
@@ -180,7 +182,7 @@ class LitReconstruction(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss, logged with its parts as ``train/loss``, ``train/mse`` and ``train/stability``."""
         if self.adversary is not None:
-            batch = self.adversary.attack(self, batch).batch
+            batch = self.adversary.attack(self, batch, (self.global_step,)).batch
         operator, target = self.operator(batch), batch["target"]
         found = self._run(batch, operator, self.smoothing, (_TRAINING, self.global_step))
         parts = {"mse": complex_mse(found.image, target)}

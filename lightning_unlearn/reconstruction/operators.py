@@ -148,12 +148,8 @@ def _check(maps: Tensor, mask: Tensor) -> None:
             f"maps must be complex and of shape (B, C, H, W), but got {maps.dtype} of shape {tuple(maps.shape)}. Use "
             "torch.view_as_complex on real and imaginary parts, and maps[None] on those of a single image."
         )
-    if (
-        mask.ndim != 4
-        or mask.shape[1] != 1
-        or mask.shape[-1] != maps.shape[-1]
-        or mask.shape[-2] not in (1, maps.shape[-2])
-    ):
+    height, width = maps.shape[-2:]
+    if mask.ndim != 4 or mask.shape[1:] not in ((1, 1, width), (1, height, width)):
         raise ValueError(
             f"mask must be of shape (B, 1, 1, W) or (B, 1, H, W) with (H, W) = {(height, width)}, but got "
             f"{tuple(mask.shape)}. Make it on the grid of the maps."

@@ -18,9 +18,10 @@ def birdcage_maps(
     Coil $c$ is at the angle $\vartheta = 2\pi c/C$ on a circle of some radius; the image is the square $[-1, 1)^2$.
     With $x' = x - \rho\cos\vartheta$ and $y' = y - \rho\sin\vartheta$,
 
-    $$S_c \propto \frac{1}{\sqrt{x'^2 + y'^2}}\, e^{i(\mathrm{atan2}(x', -y') - \vartheta)}, \qquad \sum_c |S_c|^2 = 1.$$
+    $$S_c \propto \frac{1}{\sqrt{x'^2 + y'^2}}\, e^{i(\mathrm{atan2}(x', -y') - \vartheta)}$$
 
-    All coils have one phase at the centre, as in SigPy's ``birdcage_maps``, which gives the same numbers.
+    with $\sum_c |S_c|^2 = 1$. All coils have one phase at the centre, as in SigPy's ``birdcage_maps``, which gives the
+    same numbers.
 
     Args:
         coils: The number of coils $C$.

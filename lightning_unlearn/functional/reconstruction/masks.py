@@ -31,7 +31,7 @@ def column_mask(
 
     $$d = \frac{R\,(l - W)}{lR - W},$$
 
-    which makes about $n$ of them together with the block: the number varies by some columns, as in fastMRI.
+    which makes about $n$ of them together with the block, as in fastMRI: the number varies by some columns.
 
     The block holds the zero frequency in its middle. The code of SMUG starts it at ``(width - l) // 2``, one column
     earlier where the width is even and the block odd.
@@ -83,8 +83,8 @@ def _equispaced(width: int, acceleration: float, block: int, generator: torch.Ge
     if spare <= 0:  # the block alone is as many lines as there are to be
         return torch.arange(0)
     distance = acceleration * (width - block) / spare
-    offset = torch.randint(round(distance), (), generator=generator).double()
-    return torch.arange(float(offset), width - 1, distance, dtype=torch.float64).round().long()
+    offset = torch.randint(min(round(distance), width), (), generator=generator).item()
+    return torch.arange(offset, width - 0.5, distance, dtype=torch.float64).round().long()
 
 
 def _check(width: int, acceleration: float, pattern: str, center_fraction: float | None, gaussian_width: float) -> None:
