@@ -40,7 +40,6 @@ from lightning_unlearn.report.render_markdown import render_markdown
 __all__ = ["bench_reconstruction", "score"]
 
 DIVERGED = -1000.0
-KEPT = (2, 7)  # test rows whose images the page shows
 
 
 def bench_reconstruction(
@@ -78,8 +77,8 @@ def bench_reconstruction(
         settings: How many settings of each method are tried, from its list of twelve; by default all.
         recipe: The data, the network and the length of the training.
         conditions: What is measured.
-        quick: Other defaults of these three, with which the command takes minutes and its networks are hardly trained:
-            to try it out.
+        quick: A recipe and conditions with which the command takes minutes and networks are hardly trained, and 3
+            settings by default: to try it out.
         threads: Threads of a run.
         workers: Runs at a time; two runs of one thread are quicker than one of two. 0 runs in this process.
         wandb_project: Project of Weights & Biases that numbers, tables and figures are logged to.
@@ -89,10 +88,13 @@ def bench_reconstruction(
         What ``reconstruction.json`` holds.
 
     Raises:
-        ValueError: If a method is unknown, a number is out of range, there is no seed, or a reported seed is tuned on.
+        ValueError: If a method is unknown, a number is out of range, there is no seed, a reported seed is tuned on, or
+            ``quick`` is given with a recipe or conditions.
     """
     chosen = select("methods", methods, METHODS)
     separate_seeds(tuning_seeds, seeds)
+    if quick and (recipe or conditions):
+        raise ValueError("quick=True has a recipe and conditions of its own. Give either it or them.")
     recipe = recipe or (QUICK_RECIPE if quick else Recipe())
     conditions = conditions or (QUICK_CONDITIONS if quick else Conditions())
     tried = between("settings", (3 if quick else 12) if settings is None else settings, 1, 12)
@@ -106,14 +108,13 @@ def bench_reconstruction(
         steps = recipe.tuning_steps if seed in tuning_seeds else recipe.steps
         (denoiser,) = denoisers[seed]["files"]
         options: Any = {"mode": chosen[name].mode, "setting": setting, "steps": steps, "denoiser": denoiser}
-        return NetworkCell(**shared, conditions=_of_validation(conditions), seed=seed, **options)
+        return NetworkCell(**shared, conditions=conditions.of_validation(), seed=seed, **options)
 
-    kept = tuple(row for row in KEPT if row < conditions.rows) or (0,)
     candidates = {name: spread_over(method.settings, tried) for name, method in chosen.items()}
     tuned = grid.tune(train_network, candidates, cell, score, tuning_seeds, seeds)
     tests = {
         (name, seed): MeasureCell(
-            **{**shared, "conditions": conditions, "seed": seed, "keeps": kept if seed == seeds[0] else ()},
+            **{**shared, "conditions": conditions, "seed": seed},
             **{"mode": chosen[name].mode, "setting": Setting(**found["setting"]), "weights": run["files"][0]},
         )
         for name, found in tuned.items()
@@ -145,12 +146,6 @@ def spread_over(settings: Sequence[Setting], count: int) -> list[Setting]:
     if count == 1:
         return [settings[len(settings) // 2]]
     return [settings[round(i * (len(settings) - 1) / (count - 1))] for i in range(count)]
-
-
-def _of_validation(conditions: Conditions) -> Conditions:
-    """What a trained network's validation depends on: a test under more conditions needs no new training."""
-    read = ("attack_steps", "samples", "validation_rows")
-    return Conditions(eps=(conditions.middle,), **{name: getattr(conditions, name) for name in read})
 
 
 def _logger(project: str, settings: dict[str, Any]) -> Any:

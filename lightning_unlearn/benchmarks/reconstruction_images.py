@@ -20,38 +20,34 @@ _SIDE = 128
 
 
 def magnitude(image: Tensor) -> str:
-    """The magnitude of a complex image (H, W), whose 1 is white, as a PNG data URI."""
-    return _grey(image.abs())
+    """A magnitude image (H, W) as a PNG data URI; 1 is white."""
+    return png(_large(image.clamp(0, 1).expand(3, *image.shape)))
 
 
-def error_map(image: Tensor, target: Tensor) -> str:
-    """The magnitude of a complex error, times `ERROR_SCALE`, from black over red and yellow to white."""
-    heat = (ERROR_SCALE * (image - target).abs()).clamp(0, 1) * 3
+def error_map(error: Tensor) -> str:
+    """The magnitude of an error (H, W), times `ERROR_SCALE`, from black over red and yellow to white."""
+    heat = (ERROR_SCALE * error).clamp(0, 1) * 3
     return png(_large(torch.stack([heat, heat - 1, heat - 2]).clamp(0, 1)))
 
 
 def reconstruction_images(
-    title: str, images: Mapping[str, Mapping[str, Tensor]], target: Tensor, note: str = ""
+    title: str, images: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]], target: Tensor, note: str = ""
 ) -> Images:
     """A grid with a column a method and, for each condition, a row of reconstructions and a row of their errors.
 
     Args:
         title: What it shows.
-        images: By the name of the condition and the method, complex, shape ``(H, W)``.
-        target: The image that was to be reconstructed, of the same shape; it has a column of its own.
+        images: By the name of the condition and the method, the magnitude of a reconstruction, (H, W), and that of its
+            error.
+        target: The magnitude that was to be reconstructed, of the same shape; it has a column of its own.
         note: How to read it.
     """
     methods = list(next(iter(images.values())))
     rows = []
     for condition, shown in images.items():
-        rows.append(ImageRow(condition, [magnitude(target), *(magnitude(shown[name]) for name in methods)]))
-        errors = [error_map(shown[name], target) for name in methods]
-        rows.append(ImageRow(f"error, {condition}", ["", *errors]))
+        rows.append(ImageRow(condition, [magnitude(target), *(magnitude(shown[name][0]) for name in methods)]))
+        rows.append(ImageRow(f"error, {condition}", ["", *(error_map(shown[name][1]) for name in methods)]))
     return Images(title, ["target", *methods], rows, note)
-
-
-def _grey(values: Tensor) -> str:
-    return png(_large(values.clamp(0, 1).expand(3, *values.shape)))
 
 
 def _large(colours: Tensor) -> Tensor:

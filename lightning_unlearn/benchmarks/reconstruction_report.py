@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lightning_unlearn.benchmarks.reconstruction_conditions import Condition
 from lightning_unlearn.benchmarks.reconstruction_images import ERROR_SCALE, reconstruction_images
-from lightning_unlearn.benchmarks.reconstruction_results import CLEAN_LOSS, Decided, ReconstructionResults
+from lightning_unlearn.benchmarks.reconstruction_results import CLEAN_LOSS, ReconstructionResults
 from lightning_unlearn.benchmarks.reconstruction_tables import cost_table, curves, quality_tables, settings_table
 from lightning_unlearn.benchmarks.table import save_figure
 from lightning_unlearn.core.files import write_text
 from lightning_unlearn.core.plots import Line, line_figure
 from lightning_unlearn.report.loggers import log_report
 from lightning_unlearn.report.model import Headline, UnlearningReport
-from lightning_unlearn.report.sections import Interval, Measurement, Section
+from lightning_unlearn.report.sections import Part, Section, Table
 from lightning_unlearn.report.write import write_report
 
 if TYPE_CHECKING:
@@ -46,7 +45,6 @@ TERMS = {
     "SMUG": "The denoiser of each step averaged over noise, and trained to be stable against it.",
 }
 _VERDICTS = {"holds": "good", "does not hold": "bad", "undecided": "warning"}
-_OUTCOMES = {"holds": "pass", "does not hold": "fail", "undecided": "info"}
 
 
 def reconstruction_report(record: Mapping[str, Any], folder: str | os.PathLike[str]) -> UnlearningReport:
@@ -60,10 +58,10 @@ def reconstruction_report(record: Mapping[str, Any], folder: str | os.PathLike[s
     """
     results = ReconstructionResults(record)
     sections = [
-        Section("claims", "Claims", [_measurement(decided) for decided in results.decided()], _how(results)),
+        Section("claims", "Claims", [_claims(results)], _how(results)),
         Section("quality", "Quality under all conditions", quality_tables(results)),
         Section("curves", "From weak to strong", curves(results)),
-        Section("images", "Images", _images(results, Path(folder)), _image_note()),
+        Section("images", "Images", _images(results, Path(folder))),
         Section("settings", "Settings that were chosen", [settings_table(results)]),
         Section("cost", "Cost", [cost_table(results)]),
     ]
@@ -137,35 +135,23 @@ def _how(results: ReconstructionResults) -> str:
     )
 
 
-def _measurement(decided: Decided) -> Measurement:
-    claim, difference, verdict = decided
-    method = "Student, seeds and images crossed" if difference.seeds > 1 else "Student, images"
-    return Measurement(
-        claim.text,
-        difference.mean,
-        Interval(difference.low, difference.high, method=method),
-        n=difference.images,
-        unit="dB",
-        outcome=_OUTCOMES[verdict],  # type: ignore[arg-type]
-        reason=f"{verdict}: the interval is to be above {claim.bound:g}",
-    )
+def _claims(results: ReconstructionResults) -> Table:
+    rows = [
+        [claim.text, f"{d.mean:+.2f}", f"{d.low:+.2f} to {d.high:+.2f}", f"{claim.bound:g}", verdict]
+        for claim, d, verdict in results.decided()
+    ]
+    return Table("Claims", ["", "difference, dB", "95 % interval", "is to be above", "the claim"], rows)
 
 
-def _images(results: ReconstructionResults, folder: Path) -> list[Any]:
-    """Kept images of the first seed, those under the strongest attack beside the clean ones."""
-    kept = {name: _kept(results, name, folder) for name in results.methods}
+def _images(results: ReconstructionResults, folder: Path) -> list[Part]:
+    """An image of the first seed, clean and under the strongest attack of each network."""
+    kept = {name: _kept(results.runs(name)[0], folder) for name in results.methods}
     kept = {name: images for name, images in kept.items() if images}
     if not kept:
         return []
-    first, strongest = next(iter(kept.values())), results.eps[-1]
-    return [
-        reconstruction_images(
-            f"Test image {place + 1}",
-            {c: {name: images[c][place] for name, images in kept.items()} for c in ("clean", strongest)},
-            target,
-        )
-        for place, target in enumerate(first["target"])
-    ]
+    conditions, first = ("clean", results.eps[-1]), next(iter(kept.values()))
+    shown = {c: {name: (images[c]["image"], images[c]["error"]) for name, images in kept.items()} for c in conditions}
+    return [reconstruction_images("A test image", shown, first["clean"]["target"], _image_note())]
 
 
 def _image_note() -> str:
@@ -175,9 +161,9 @@ def _image_note() -> str:
     )
 
 
-def _kept(results: ReconstructionResults, method: str, folder: Path) -> dict[str, Any]:
-    files = [file for file in results.runs(method)[0]["files"] if file.startswith("images/")]
-    return torch.load(folder / files[0], weights_only=True) if files and (folder / files[0]).exists() else {}
+def _kept(run: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    files = [folder / file for file in run["files"] if file.endswith("images.pt")]
+    return torch.load(files[0], weights_only=True) if files and files[0].exists() else {}
 
 
 def _csv(results: ReconstructionResults) -> str:
@@ -201,7 +187,7 @@ def _csv(results: ReconstructionResults) -> str:
 def _figure(results: ReconstructionResults) -> Any:
     """PSNR of each method by the strength of the attack."""
     strengths = results.record["conditions"]["eps"]
-    names = [Condition("clean").name, *results.eps]
+    names = ["clean", *results.eps]
     lines = [
         Line(name, [0.0, *strengths], [float(results.values(name, c).mean()) for c in names], i)
         for i, name in enumerate(results.methods)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_unlearn.benchmarks.paired import PairedDifference, Verdict, paired_difference
-from lightning_unlearn.benchmarks.reconstruction_conditions import Condition
+from lightning_unlearn.reconstruction.sweep_results import SweepCondition
 
 __all__ = ["CLEAN_LOSS", "Claim", "Decided", "ReconstructionResults"]
 
@@ -44,7 +44,7 @@ class Claim(NamedTuple):
             'SMUG loses at most 1 dB against vanilla, clean'
         """
         if self.than:
-            return f"SMUG's lead over {self.worse} is larger at {self.condition} than at {self.than}"
+            return f"{self.better}'s lead over {self.worse} is larger: {self.condition} than {self.than}"
         if self.bound:
             return f"{self.better} loses at most {-self.bound:g} dB against {self.worse}, {self.condition}"
         return f"{self.better} is better than {self.worse}, {self.condition}"
@@ -76,7 +76,7 @@ class ReconstructionResults:
     @property
     def eps(self) -> list[str]:
         """The names of the attacks, the weakest first."""
-        return [Condition("attack", strength).name for strength in self.record["conditions"]["eps"]]
+        return [SweepCondition("attack", strength).name for strength in self.record["conditions"]["eps"]]
 
     def failed(self, method: str) -> int:
         """Number of seeds on which the training diverged."""
@@ -134,12 +134,12 @@ class ReconstructionResults:
         return claims + [Claim("SMUG", "vanilla", name, than="clean") for name in self._shifted()]
 
     def _shifted(self) -> list[str]:
-        """Other accelerations, and other numbers of steps, at both ends."""
+        """The strongest noise, and both ends of the accelerations and of the numbers of steps."""
         limits, recipe = self.record["conditions"], self.record["recipe"]
-        kinds = ("noise", limits["noise"], 0.0), ("rate", limits["rates"], recipe["acceleration"])
-        kinds += (("unrolling", limits["unrolling"], recipe["unrolling"]),)
+        kinds = ("noise", limits["noise"][-1:], 0), ("acceleration", limits["rates"], recipe["acceleration"])
+        kinds += (("steps", limits["unrolled_steps"], recipe["unrolled_steps"]),)
         ends = [(kind, end) for kind, given, own in kinds for end in _ends(given) if end != own]
-        return [Condition(kind, end).name for kind, end in ends]
+        return [SweepCondition(kind, end).name for kind, end in ends]
 
     def _decide(self, claim: Claim) -> Decided:
         values = self._difference(claim.better, claim.worse, claim.condition)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_unlearn.benchmarks.grid import Cell, Outcome
-from lightning_unlearn.benchmarks.reconstruction_conditions import Condition, conditions, measured, zero_filled
 from lightning_unlearn.benchmarks.reconstruction_settings import Conditions, Recipe, Setting
 from lightning_unlearn.benchmarks.runs import quiet_libraries, trainer
 from lightning_unlearn.core.files import replacing
@@ -25,12 +25,33 @@ from lightning_unlearn.reconstruction.data.sampling import ColumnSampling
 from lightning_unlearn.reconstruction.denoisers import ConvDenoiser
 from lightning_unlearn.reconstruction.lit_reconstruction import LitReconstruction, Mode, NoiseOptions
 from lightning_unlearn.reconstruction.modl import MoDL
+from lightning_unlearn.reconstruction.operators import MultiCoilMRI
 from lightning_unlearn.reconstruction.pretrain import LitDenoiser
+from lightning_unlearn.reconstruction.sweep import RobustnessSweep
+from lightning_unlearn.reconstruction.sweep_results import ShownImage
 
 __all__ = [
-    "DenoiserCell", "MeasureCell", "NetworkCell", "ZeroFilledCell", "build", "fit_denoiser", "fit_network", "measure",
-    "measure_zero_filled", "rows", "train_denoiser", "train_network",
-]  # fmt: skip
+    "MEASURES",
+    "DenoiserCell",
+    "MeasureCell",
+    "NetworkCell",
+    "Quality",
+    "ZeroFilledCell",
+    "build",
+    "fit_denoiser",
+    "fit_network",
+    "measure",
+    "measure_zero_filled",
+    "measured",
+    "train_denoiser",
+    "train_network",
+]
+
+Quality = dict[str, list[float]]
+"""A number of each image by the measure."""
+
+MEASURES = {"psnr": "complex_psnr", "ssim": "ssim", "nmse": "nmse"}
+"""What is reported, by the name that the sweep gives it."""
 
 _PRETRAINING = 1000  # added to the seed: a denoiser sees other rows than the network it becomes part of
 _TEST = 0  # seed of validation and test rows: all networks are measured on the same
@@ -57,14 +78,13 @@ class NetworkCell(Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureCell(Cell):
-    """A trained network on the test images; ``keeps`` are rows whose reconstructions are kept for the page."""
+    """A trained network on the test images."""
 
     recipe: Recipe
     conditions: Conditions
     mode: Mode
     setting: Setting
     weights: str
-    keeps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,33 +110,81 @@ def train_network(cell: NetworkCell, folder: Path) -> Outcome:
     cost = {"seconds": time.process_time() - start, "steps": cell.steps}
     if not all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
         return {"error": f"weights that are not finite after {cell.steps} steps with {cell.setting}"}
-    measured_in = [Condition("clean"), Condition("attack", cell.conditions.middle)]
-    loader = rows(cell.recipe, "val", cell.conditions.validation_rows)
     judged = build(cell.recipe, cell.mode, cell.setting, cell.conditions.samples, cell.seed)
     judged.load_state_dict(module.state_dict())
-    found = measured(judged, loader, measured_in, cell.conditions.attack_steps, restarts=1)
+    found, _ = measured(
+        judged, cell.recipe, "val", cell.conditions.validation_rows, cell.conditions, folder / f"sweeps/{cell.key}"
+    )
     return {"files": [_save(module, folder)], "validation": found, **cost}
 
 
 def measure(cell: MeasureCell, folder: Path) -> Outcome:
-    """Measure a trained network under all conditions."""
+    """Measure a trained network under all conditions, and keep an image of it."""
     quiet_libraries()
     module = build(cell.recipe, cell.mode, cell.setting, cell.conditions.samples, cell.seed)
     module.load_state_dict(torch.load(folder / cell.weights, weights_only=True))
-    keep: dict[str, Any] = {}
-    loader = rows(cell.recipe, "test", cell.conditions.rows)
-    limits = cell.conditions
-    found = measured(
-        module, loader, conditions(limits), limits.attack_steps, limits.restarts, _sampling(cell.recipe), keep
-    )
-    return {"test": found, **({"files": [_keep_images(keep, cell, folder)]} if cell.keeps else {})}
+    sweep = f"sweeps/{cell.key}"
+    found, shown = measured(module, cell.recipe, "test", cell.conditions.rows, cell.conditions, folder / sweep)
+    with replacing(folder / sweep / "images.pt") as part:
+        torch.save({image.condition.name: image._asdict() | {"condition": ""} for image in shown}, part)
+    return {"test": found, "files": [f"{sweep}/{name}" for name in ("robustness.csv", "images.pt")]}
 
 
 def measure_zero_filled(cell: ZeroFilledCell, folder: Path) -> Outcome:
     """Measure the zero-filled images, on those conditions that do not need a network."""
-    loader = rows(cell.recipe, "test", cell.conditions.rows)
-    kinds = [c for c in conditions(cell.conditions) if c.kind in ("clean", "noise", "rate")]
-    return {"test": zero_filled(loader, kinds, _sampling(cell.recipe))}
+    limits = replace(cell.conditions, unrolled_steps=())
+    found, _ = measured(_ZeroFilled(), cell.recipe, "test", limits.rows, limits, folder / f"sweeps/{cell.key}", eps=())
+    return {"test": found}
+
+
+class _ZeroFilled(LightningModule):
+    """The reconstruction of no network."""
+
+    def reconstruct(self, batch: dict[str, Tensor]) -> Tensor:
+        return MultiCoilMRI(batch["maps"], batch["mask"]).A_adjoint(batch["kspace"])
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """The sweep does the measuring."""
+
+
+def measured(
+    module: LightningModule,
+    recipe: Recipe,
+    split: str,
+    count: int,
+    limits: Conditions,
+    folder: Path,
+    eps: Sequence[float] | None = None,
+) -> tuple[dict[str, Quality], list[ShownImage]]:
+    """Quality of each reconstruction of a split under all conditions, by the name of the condition.
+
+    The rows are the same for all networks.
+
+    Args:
+        module: The network.
+        recipe: The data.
+        split: ``"val"`` or ``"test"``.
+        count: Number of images.
+        limits: The conditions.
+        folder: Where the sweep writes its own files.
+        eps: Radii of the attack, if not those of the conditions.
+
+    Returns:
+        The values, and the first image under the strongest condition of each kind.
+    """
+    sweep = RobustnessSweep(
+        *(limits.eps if eps is None else eps, limits.noise, limits.rates, limits.unrolled_steps),
+        *(limits.attacks(_TEST), _sampling(recipe)),
+        dirpath=str(folder),
+        seed=_TEST,
+    )
+    rows: Dataset = BrainRows(_data(recipe, count, _TEST), split, count, full=True)
+    trainer([sweep]).test(module, DataLoader(rows, count), verbose=False)
+    values = {
+        condition.name: {name: [*sweep.results.values(condition, metric).values()] for name, metric in MEASURES.items()}
+        for condition in sweep.results.conditions
+    }
+    return values, sweep.results.shown
 
 
 def fit_denoiser(recipe: Recipe, seed: int) -> LitDenoiser:
@@ -156,7 +224,7 @@ def build(
     stability = 1 / setting.reconstruction_weight if setting.reconstruction_weight else 1.0
     adversary = MeasurementPGD(eps=setting.eps, steps=3, seed=seed) if mode == "adversarial" else None
     return LitReconstruction(
-        MoDL(ConvDenoiser(recipe.channels, recipe.depth), recipe.unrolling),
+        MoDL(ConvDenoiser(recipe.channels, recipe.depth), recipe.unrolled_steps),
         mode,
         sigma=setting.sigma,
         n_samples=samples,
@@ -166,12 +234,6 @@ def build(
         denoiser_weights=denoiser,
         lr=setting.lr,
     )
-
-
-def rows(recipe: Recipe, split: str, count: int) -> DataLoader:
-    """Rows of validation or test with fully sampled k-space, the same for all networks."""
-    dataset: Dataset = BrainRows(_data(recipe, recipe.batch_size, _TEST), split, count, full=True)
-    return DataLoader(dataset, batch_size=count)
 
 
 def _data(recipe: Recipe, batch_size: int, seed: int, train_rows: int = 1) -> BrainSlices:
@@ -203,13 +265,4 @@ def _save(module: nn.Module, folder: Path) -> str:
     file = f"models/{hashlib.sha256(buffer.getvalue()).hexdigest()[:16]}.pt"
     with replacing(folder / file) as part:
         part.write_bytes(buffer.getvalue())
-    return file
-
-
-def _keep_images(images: dict[str, Tensor], cell: MeasureCell, folder: Path) -> str:
-    """Keep the reconstructions of some rows, clean and under the strongest attack."""
-    file = f"images/{cell.key}.pt"
-    names = ("target", "clean", Condition("attack", cell.conditions.eps[-1]).name)
-    with replacing(folder / file) as part:
-        torch.save({name: images[name][list(cell.keeps)] for name in names}, part)
     return file

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from lightning_unlearn.core.checks import above, at_least
+from lightning_unlearn.reconstruction.attack import MeasurementPGD
 from lightning_unlearn.reconstruction.data.brain_template import VoxelSize
 from lightning_unlearn.reconstruction.lit_reconstruction import Mode
 
@@ -21,7 +22,7 @@ class Recipe:
         voxel: Side of the voxels of the brain template in mm; 3 gives images of 64 by 64.
         coils: Number of coils.
         acceleration: One column of k-space in so many is measured.
-        unrolling: Steps of the unrolled network.
+        unrolled_steps: Steps of the unrolled network.
         channels: Width of the denoiser.
         depth: Convolutions of the denoiser.
         samples: Noise samples of a smoothed network in training.
@@ -38,7 +39,7 @@ class Recipe:
     voxel: VoxelSize = 3
     coils: int = 4
     acceleration: float = 4.0
-    unrolling: int = 4
+    unrolled_steps: int = 4
     channels: int = 16
     depth: int = 5
     samples: int = 3
@@ -51,7 +52,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("pretraining_steps", "tuning_steps", "steps"):
             at_least(name, getattr(self, name), 4)  # the learning rate rises, and falls again
-        for name in ("coils", "unrolling", "channels", "samples", "batch_size"):
+        for name in ("coils", "unrolled_steps", "channels", "samples", "batch_size"):
             at_least(name, getattr(self, name), 1)
         above("pretraining_sigma", self.pretraining_sigma, 0)
 
@@ -66,7 +67,7 @@ class Conditions:
         restarts: Starts of each attack on each surrogate; validation has one.
         noise: Standard deviations of Gaussian noise on the measurements.
         rates: Accelerations.
-        unrolling: Steps of the network.
+        unrolled_steps: Numbers of steps of the network.
         samples: Noise samples of a smoothed network, also for the attacker.
         rows: Test images, in turn from the slices of the test band.
         validation_rows: The same of the validation band.
@@ -80,7 +81,7 @@ class Conditions:
     restarts: int = 3
     noise: tuple[float, ...] = (0.02, 0.05, 0.08)
     rates: tuple[float, ...] = (2.0, 3.0, 4.0, 6.0, 8.0)
-    unrolling: tuple[int, ...] = (1, 2, 4, 8, 16)
+    unrolled_steps: tuple[int, ...] = (1, 2, 4, 8, 16)
     samples: int = 4
     rows: int = 12
     validation_rows: int = 6
@@ -91,21 +92,25 @@ class Conditions:
         for name in ("eps", "noise"):
             for strength in getattr(self, name):
                 above(name, strength, 0)
-        for name in ("rates", "unrolling"):
+        for name in ("rates", "unrolled_steps"):
             for strength in getattr(self, name):
                 at_least(name, strength, 1)
         if not self.eps or list(self.eps) != sorted(set(self.eps)):
             raise ValueError(f"eps must be strengths of the attack in ascending order, but got {list(self.eps)}.")
 
-    @property
-    def middle(self) -> float:
-        """The strength of the attack on validation images."""
-        return self.eps[len(self.eps) // 2]
+    def of_validation(self) -> Conditions:
+        """Clean, and under the attack in the middle of the list from a single start."""
+        middle = (self.eps[len(self.eps) // 2],)
+        return replace(self, eps=middle, restarts=1, noise=(), rates=(), unrolled_steps=(), rows=1)
+
+    def attacks(self, seed: int) -> MeasurementPGD:
+        """The attack; the radius is that of each condition."""
+        return MeasurementPGD(steps=self.attack_steps, surrogate="adaptive", restarts=self.restarts, seed=seed)
 
 
 QUICK_RECIPE = Recipe(pretraining_steps=100, tuning_steps=40, steps=120)
 QUICK_CONDITIONS = Conditions(
-    attack_steps=8, restarts=1, noise=(0.05,), rates=(2.0, 8.0), unrolling=(2, 8), validation_rows=3
+    attack_steps=8, restarts=1, noise=(0.05,), rates=(2.0, 8.0), unrolled_steps=(2, 8), validation_rows=3
 )
 """A protocol of some minutes, to try the command out: its networks are far from trained."""
 

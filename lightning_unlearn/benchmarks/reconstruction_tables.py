@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lightning_unlearn.benchmarks.reconstruction_conditions import Condition
 from lightning_unlearn.benchmarks.reconstruction_results import ReconstructionResults
 from lightning_unlearn.benchmarks.table import spread
+from lightning_unlearn.reconstruction.sweep_results import SweepCondition
 from lightning_unlearn.report.sections import Curve, Part, Series, Table
 
 __all__ = ["cost_table", "curves", "quality_tables", "settings_table"]
@@ -17,8 +17,8 @@ __all__ = ["cost_table", "curves", "quality_tables", "settings_table"]
 _KINDS = {
     "attack": ("Under attack", "strength of the attack", "eps"),
     "noise": ("Gaussian noise on the measurements", "standard deviation of the noise", "noise"),
-    "rate": ("Other accelerations", "acceleration", "rates"),
-    "unrolling": ("More and fewer steps of the network", "steps", "unrolling"),
+    "acceleration": ("Other accelerations", "acceleration", "rates"),
+    "steps": ("More and fewer steps of the network", "steps", "unrolled_steps"),
 }
 _MEASURES = {"psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 3)}
 
@@ -35,7 +35,7 @@ def quality_tables(results: ReconstructionResults) -> list[Part]:
 
 def _table(results: ReconstructionResults, kind: str, title: str, measure: str) -> Table:
     words, digits = _MEASURES[measure]
-    names = [Condition("clean").name, *_names(results, kind)]
+    names = ["clean", *_names(results, kind)]
     rows = [["zero-filled", *_zero_filled(results, names, measure, digits)]]
     for method in results.record["methods"]:
         if failed := results.failed(method):
@@ -49,7 +49,7 @@ def _table(results: ReconstructionResults, kind: str, title: str, measure: str) 
 
 
 def _names(results: ReconstructionResults, kind: Any) -> list[str]:
-    return [Condition(kind, strength).name for strength in results.record["conditions"][_KINDS[kind][2]]]
+    return [SweepCondition(kind, strength).name for strength in results.record["conditions"][_KINDS[kind][2]]]
 
 
 def _zero_filled(results: ReconstructionResults, names: Sequence[str], measure: str, digits: int) -> list[str]:
@@ -63,7 +63,7 @@ def curves(results: ReconstructionResults) -> list[Part]:
     for kind, (title, axis, field) in _KINDS.items():
         strengths, names = list(results.record["conditions"][field]), _names(results, kind)
         if kind in ("attack", "noise"):
-            strengths, names = [0.0, *strengths], [Condition("clean").name, *names]
+            strengths, names = [0.0, *strengths], ["clean", *names]
         series = [
             Series(method, strengths, [float(results.values(method, name).mean()) for name in names])
             for method in results.methods
@@ -105,7 +105,7 @@ def settings_table(results: ReconstructionResults) -> Table:
 
 def cost_table(results: ReconstructionResults) -> Table:
     """Time of a training, and what a reconstruction costs."""
-    steps, samples = results.record["recipe"]["unrolling"], results.record["conditions"]["samples"]
+    steps, samples = results.record["recipe"]["unrolled_steps"], results.record["conditions"]["samples"]
     many = {"smug": samples, "weighted_smug": samples, "rs_e2e": samples}
     rows = []
     for name in results.methods:
