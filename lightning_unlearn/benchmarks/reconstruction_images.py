@@ -11,10 +11,16 @@ from torch.nn.functional import interpolate
 from lightning_unlearn.report.images import png
 from lightning_unlearn.report.sections import ImageRow, Images
 
-__all__ = ["ERROR_SCALE", "error_map", "magnitude", "reconstruction_images"]
+__all__ = ["ERROR_NOTE", "ERROR_SCALE", "error_map", "magnitude", "reconstruction_images"]
 
 ERROR_SCALE = 5.0
 """By which errors are multiplied on a page: a fifth of the largest magnitude is white."""
+
+ERROR_NOTE = (
+    f"Magnitudes, and below them the errors of the complex images times {ERROR_SCALE:g}: black is no error, white a "
+    f"fifth of the largest magnitude. Each network has the attack that is worst for it."
+)
+"""How to read the images under attack."""
 
 _SIDE = 128
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lightning_unlearn.benchmarks.reconstruction_images import ERROR_SCALE, reconstruction_images
+from lightning_unlearn.benchmarks.reconstruction_images import ERROR_NOTE, reconstruction_images
 from lightning_unlearn.benchmarks.reconstruction_results import CLEAN_LOSS, ReconstructionResults
 from lightning_unlearn.benchmarks.reconstruction_tables import cost_table, curves, quality_tables, settings_table
 from lightning_unlearn.benchmarks.table import save_figure
@@ -151,14 +151,7 @@ def _images(results: ReconstructionResults, folder: Path) -> list[Part]:
         return []
     conditions, first = ("clean", results.eps[-1]), next(iter(kept.values()))
     shown = {c: {name: (images[c]["image"], images[c]["error"]) for name, images in kept.items()} for c in conditions}
-    return [reconstruction_images("A test image", shown, first["clean"]["target"], _image_note())]
-
-
-def _image_note() -> str:
-    return (
-        f"Magnitudes, and below them the errors of the complex images times {ERROR_SCALE:g}: black is no error, white "
-        f"a fifth of the largest magnitude. Each network has the attack that is worst for it."
-    )
+    return [reconstruction_images("A test image", shown, first["clean"]["target"], ERROR_NOTE)]
 
 
 def _kept(run: Mapping[str, Any], folder: Path) -> dict[str, Any]:

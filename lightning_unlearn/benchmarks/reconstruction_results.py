@@ -78,6 +78,11 @@ class ReconstructionResults:
         """The names of the attacks, the weakest first."""
         return [SweepCondition("attack", strength).name for strength in self.record["conditions"]["eps"]]
 
+    @property
+    def conditions(self) -> list[str]:
+        """The names of all conditions."""
+        return list(self.runs(self.methods[0])[0]["test"])
+
     def failed(self, method: str) -> int:
         """Number of seeds on which the training diverged."""
         return sum("error" in run for run in self.record["methods"][method]["runs"])

@@ -45,6 +45,7 @@ __all__ = [
     "measured",
     "train_denoiser",
     "train_network",
+    "zero_filled",
 ]
 
 Quality = dict[str, list[float]]
@@ -131,9 +132,15 @@ def measure(cell: MeasureCell, folder: Path) -> Outcome:
 
 
 def measure_zero_filled(cell: ZeroFilledCell, folder: Path) -> Outcome:
-    """Measure the zero-filled images, on those conditions that do not need a network."""
-    limits = replace(cell.conditions, unrolled_steps=())
-    found, _ = measured(_ZeroFilled(), cell.recipe, "test", limits.rows, limits, folder / f"sweeps/{cell.key}", eps=())
+    """Measure the zero-filled images."""
+    quiet_libraries()
+    return zero_filled(cell.recipe, cell.conditions, folder / f"sweeps/{cell.key}")
+
+
+def zero_filled(recipe: Recipe, limits: Conditions, folder: Path) -> Outcome:
+    """Quality of the zero-filled test images, on those conditions that do not need a network."""
+    limits = replace(limits, unrolled_steps=())
+    found, _ = measured(_ZeroFilled(), recipe, "test", limits.rows, limits, folder, eps=())
     return {"test": found}
 
 

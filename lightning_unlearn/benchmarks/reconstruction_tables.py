@@ -12,7 +12,7 @@ from lightning_unlearn.benchmarks.table import spread
 from lightning_unlearn.reconstruction.sweep_results import SweepCondition
 from lightning_unlearn.report.sections import Curve, Part, Series, Table
 
-__all__ = ["cost_table", "curves", "quality_tables", "settings_table"]
+__all__ = ["cost_table", "curves", "difference_table", "quality_tables", "settings_table"]
 
 _KINDS = {
     "attack": ("Under attack", "strength of the attack", "eps"),
@@ -84,6 +84,19 @@ def _differences(results: ReconstructionResults, strengths: Sequence[float], nam
             series.append(Series(method, strengths, [d.mean for d in found], *bounds))
     note = "Paired differences to vanilla MoDL by the strength of the attack, with 95 % intervals; above 0 is better."
     return Curve("Under attack, against vanilla", "strength of the attack", "PSNR above vanilla, dB", series, note=note)
+
+
+def difference_table(results: ReconstructionResults, better: str, worse: str) -> Table:
+    """PSNR of two methods under each condition, and the paired difference with its interval."""
+    rows = []
+    for name in results.conditions:
+        values = [f"{results.values(method, name).mean():.2f}" for method in (worse, better)]
+        d = results.difference(better, worse, name)
+        rows.append([name, *values, f"{d.mean:+.2f}", f"{d.low:+.2f} to {d.high:+.2f}"])
+    note = "PSNR in dB. Differences are paired image by image; their 95 % intervals are over images"
+    note += " and seeds." if len(results.record["seeds"]) > 1 else ", of one seed."
+    columns = ["", worse, better, "difference", "95 % interval"]
+    return Table(f"{better} against {worse}", columns, rows, note)
 
 
 def settings_table(results: ReconstructionResults) -> Table:
