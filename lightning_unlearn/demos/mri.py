@@ -138,7 +138,10 @@ def _headline(clean: PairedDifference, attacked: PairedDifference, strongest: st
         "does not hold": ("SMUG is worse under attack", "bad"),
         "undecided": ("no difference under attack", "neutral"),
     }
-    summary = f"Under an {strongest} SMUG is {_said(attacked)} against vanilla MoDL, and {_said(clean)} on clean measurements."
+    summary = (
+        f"SMUG against vanilla MoDL, {strongest}: {_said(attacked)}; on clean measurements: {_said(clean)}. "
+        "Intervals are over the images."
+    )
     return Headline(*words[attacked.above()], summary)
 
 
