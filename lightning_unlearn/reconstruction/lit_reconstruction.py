@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -117,7 +117,7 @@ class LitReconstruction(LightningModule):
         mode: Mode = "smug",
         sigma: float = 0.01,
         n_samples: int = 10,
-        noise: NoiseOptions | None = None,
+        noise: NoiseOptions | dict[str, Any] | None = None,
         encoder: WeightEncoder | None = None,
         adversary: MeasurementPGD | None = None,
         stability_target: StabilityTarget | None = None,
@@ -128,8 +128,10 @@ class LitReconstruction(LightningModule):
         schedule: Schedule = "constant",
     ) -> None:
         super().__init__()
+        noise = NoiseOptions(**noise) if isinstance(noise, dict) else noise or NoiseOptions()
         # The weights are in the checkpoint, and objects are no data that loads with weights_only=True.
         self.save_hyperparameters(ignore=["network", "encoder", "adversary", "noise", "denoiser_weights"])
+        self.save_hyperparameters({"noise": asdict(noise)})
         self.mode = one_of("mode", mode, Mode)
         self.stability_target = _target_of(mode, stability_target)
         self.stability_weight = at_least("stability_weight", stability_weight, 0)
@@ -145,7 +147,7 @@ class LitReconstruction(LightningModule):
         self.adversary = (
             (adversary or MeasurementPGD(eps=0.02, steps=3, keep="last")) if mode == "adversarial" else None
         )
-        self.smoothing = _smoothing(mode, sigma, n_samples, noise or NoiseOptions(), self.encoder)
+        self.smoothing = _smoothing(mode, sigma, n_samples, noise, self.encoder)
         self._quality = {stage: QualityOfSets(stage) for stage in ("val", "test")}
 
     def operator(self, batch: Batch) -> LinearOperator:

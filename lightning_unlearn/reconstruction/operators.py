@@ -89,8 +89,7 @@ class MultiCoilMRI:
         Returns:
             K-space with zeros where nothing is measured. Shape (B, C, H, W).
         """
-        coils = self._split(image)[:, :, None] * self._maps
-        return torch.fft.fft2(coils, norm="ortho").mul_(self._mask).flatten(0, 1)
+        return torch.fft.fft2(self._coils(image), norm="ortho").mul_(self._mask).flatten(0, 1)
 
     def A_adjoint(self, kspace: Tensor) -> Tensor:
         """The coil-combined, zero-filled image of measurements.
@@ -113,9 +112,9 @@ class MultiCoilMRI:
         Returns:
             Shape (B, H, W).
         """
-        coils = self._split(image)[:, :, None] * self._maps
-        kspace = torch.fft.fftn(coils, dim=self._axes, norm="ortho").mul_(self._plain)
-        return torch.fft.ifftn(kspace, dim=self._axes, norm="ortho").mul_(self._conjugate).sum(2).flatten(0, 1)
+        coils = torch.fft.fftn(self._coils(image), dim=self._axes, norm="ortho").mul_(self._plain)
+        coils = torch.fft.ifftn(coils, dim=self._axes, norm="ortho").mul_(self._conjugate)
+        return coils.sum(2).flatten(0, 1)
 
     def with_mask(self, mask: Tensor) -> MultiCoilMRI:
         """The operator with the same coils and another mask."""
@@ -131,6 +130,9 @@ class MultiCoilMRI:
     def to(self, device: torch.device | str) -> MultiCoilMRI:
         """The operator on a device."""
         return MultiCoilMRI(self.maps.to(device), self.mask.to(device)).repeated(self.copies)
+
+    def _coils(self, image: Tensor) -> Tensor:
+        return self._split(image)[:, :, None] * self._maps
 
     def _split(self, rows: Tensor) -> Tensor:
         """Rows as (copies, batch of the maps or masks, ...)."""

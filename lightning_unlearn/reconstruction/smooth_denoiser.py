@@ -73,7 +73,7 @@ class SmoothDenoiser(Callback):
         stages: Sequence[Stage] = ("fit", "validate", "test", "predict"),
         seed: int = 0,
     ) -> None:
-        self.module_path, self.shared = module_path, shared
+        self.module_path, self.sigma, self.n_samples, self.shared = module_path, sigma, n_samples, shared
         self.smoother = GaussianSmoother(sigma, n_samples, antithetic, seed=seed)
         self.stages = tuple(one_of("stages", stage, get_args(Stage)) for stage in stages)
         self._patches, self._draws = Patches(), Draws()

@@ -44,7 +44,6 @@ class Draws:
         Raises:
             RuntimeError: If it is made in a backward pass, and can't be told which call it repeats.
         """
-        self.used = True
         if self.shared:
             return self._batch
         mark = int(torch.randint(1 << 62, ()))
@@ -84,6 +83,7 @@ class SmoothedForward:
     @torch.compiler.disable(recursive=False)  # what is drawn must not become a constant of a graph
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The mean over samples, which go through the method in one batch."""
+        self.draws.used = True
         if not self.draws.active or not self.smoother.sigma:
             return self.forward(*args, **kwargs)
         place, x = _first_tensor(args, kwargs)

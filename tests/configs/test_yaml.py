@@ -32,6 +32,8 @@ PIPELINES = {"examples/erase.yaml", "examples/erase_images.yaml", "examples/canv
 """Examples that open a pipeline of diffusers."""
 TRAINING = {"examples/canvas_base.yaml", "examples/canvas_judge.yaml"}
 """Examples that train what a benchmark needs, and forget nothing."""
+SCANS = {"examples/mri.yaml", "examples/mri_pretrain.yaml"}
+"""Examples of image reconstruction, which forget nothing."""
 QUIET = ["--trainer.logger=false", "--trainer.accelerator=cpu", "--trainer.enable_checkpointing=false"]
 
 
@@ -60,7 +62,7 @@ def test_the_first_line_launches_the_file(path: Path, tiny_lm: Path, tiny_sd: Pa
     first = path.read_text().splitlines()[0]
     assert f"--config {name(path)}" in first
     _, program, command, *words = shlex.split(first, comments=False)
-    assert (program, command) in {("lightning-unlearn", "fit"), ("lightning-unlearn", "predict")}
+    assert (program, command) in {("lightning-unlearn", name) for name in ("fit", "predict", "test")}
     kind: Any = LitCausalLM
     small = f"--model.init_args.model={tiny_lm}"
     if CLASSIFIERS.intersection(words):
@@ -69,10 +71,13 @@ def test_the_first_line_launches_the_file(path: Path, tiny_lm: Path, tiny_sd: Pa
         kind, small = LitTextToImage, f"--model.init_args.model={tiny_sd}"
     elif TRAINING.intersection(words):
         kind, small = L.LightningModule, "--model.init_args.backbone=miniature"
+    elif SCANS.intersection(words):
+        kind, small = L.LightningModule, "--data.init_args.batch_size=1"
     cli = UnlearnCLI([*words, small, *QUIET], run=False)
     assert isinstance(cli.model, kind)
     acts = lightning_unlearn.UnlearnCallback if command == "fit" else lightning_unlearn.Guard
-    assert any(isinstance(c, acts) for c in cli.trainer.callbacks) != bool(TRAINING.intersection(words))
+    forgets_nothing = bool((TRAINING | SCANS).intersection(words))
+    assert any(isinstance(c, acts) for c in cli.trainer.callbacks) != forgets_nothing
 
 
 @pytest.mark.parametrize("path", FRAGMENTS, ids=name)

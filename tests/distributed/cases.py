@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -31,6 +31,7 @@ from tests.conftest import CAPITALS, question
 from tests.diffusion.tiny import SgdTextToImage, images, prompts
 from tests.distributed.language_metrics import language_metrics
 from tests.helpers import Recorder, trainer, weights
+from tests.reconstruction import tiny as tiny_scans
 from tests.tiny_runs import CASES as OBJECTIVES
 from tests.tiny_runs import LORA, RAGGED, SgdLM
 from tests.user_module import DictNet, indexed
@@ -650,6 +651,60 @@ def image_metrics(layout: str, models: Path, path: Path) -> dict[str, Any]:
     return {"found": [*shared(*share), *canvas(*share)]}
 
 
+# ---- reconstruction --------------------------------------------------------------------------------------------------
+
+
+class Scans(LightningDataModule):
+    """The same global batches for any number of replicas."""
+
+    def __init__(self, replicas: int) -> None:
+        super().__init__()
+        self.replicas = replicas
+
+    def train_dataloader(self) -> Any:
+        return tiny_scans.loader(8, GLOBAL_BATCH // self.replicas)
+
+
+class UsersUnrolled(LightningModule):
+    """A user's module that takes its denoiser apart where it is to, and knows nothing of smoothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny_scans.modl()
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            fully_shard(self.net.denoiser, mesh=self.device_mesh["data_parallel"])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        image = self.net(tiny_scans.operator(batch), batch["kspace"]).image
+        return (image - batch["target"]).abs().square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+def reconstructs(make: Callable[[], LightningModule], *callbacks: Callable[[], Any], **settings: Any) -> Training:
+    """A case that reconstructs images."""
+    wanted = {"options": {"gradient_clip_val": 1.0}, "atol": 1e-5}
+    return Training(lambda _: [make() for make in callbacks], lambda _: make(), Scans, **(wanted | settings))
+
+
+def smooths(mode: str, **options: Any) -> Callable[[], LightningModule]:
+    """A module of the room, with a small learning rate."""
+    return lambda: tiny_scans.reconstruction(mode, **{"lr": 1e-3, "n_samples": 2, "schedule": "linear", **options})
+
+
+RECONSTRUCTION = {
+    "SMUG": reconstructs(smooths("smug")),
+    "SMUG-frozen": reconstructs(smooths("smug", stability_target="frozen"), layouts=("ddp",)),
+    "SMUG-weighted": reconstructs(
+        lambda: smooths("weighted_smug", encoder=lu.WeightEncoder(channels=4, depth=2, norm="group"))()
+    ),
+    "SMUG-adversarial": reconstructs(smooths("adversarial"), layouts=("ddp",)),
+    "SmoothDenoiser": reconstructs(UsersUnrolled, lambda: lu.SmoothDenoiser("net.denoiser", 0.05, 2)),
+}
+
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 CASES: dict[str, Training | Measurement] = {
@@ -676,4 +731,5 @@ CASES: dict[str, Training | Measurement] = {
     "drawn": Measurement(drawn),
     "statistics": Measurement(statistics, ("ddp", "fsdp2")),
     "image-metrics": Measurement(image_metrics),
+    **RECONSTRUCTION,
 }

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_unlearn import LinearOperator, MultiCoilMRI, from_deepinv
 from lightning_unlearn.functional import as_channels, birdcage_maps, centred_fft2, centred_ifft2, column_mask
 
-SIZES = [(8, 8), (7, 6), (6, 9), (5, 7), (320, 33)]
+SIZES = [(8, 8), (7, 6), (6, 9), (5, 7)]
 BATCHES = [(3, 3), (1, 3), (3, 1), (1, 1)]
 
 
@@ -96,7 +96,11 @@ def test_gradients_are_those_of_a_linear_map() -> None:
 def test_maps_can_be_learned_outside_of_data_consistency() -> None:
     maps, mask = parts((4, 5))
     x = noise(1, 4, 5)
-    assert torch.autograd.gradcheck(lambda maps: MultiCoilMRI(maps, mask).normal(x), maps.requires_grad_())
+
+    def normal(maps: Tensor) -> Tensor:
+        return MultiCoilMRI(maps, mask).normal(x)
+
+    assert torch.autograd.gradcheck(normal, maps.requires_grad_(), fast_mode=True)
 
 
 def test_what_is_given_is_left_as_it_was() -> None:
