@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.modes import differentiable
+from lightning_unlearn.functional.random import keyed_seed
 from lightning_unlearn.functional.reconstruction.perturbation import ascent_step, l2_norms, project_l2, project_linf
 from lightning_unlearn.functional.smoothing.gaussian import gaussian_noise
 from lightning_unlearn.reconstruction.reconstructor import Reconstruct, Reconstructor
@@ -134,11 +135,9 @@ class MeasurementPGD:
         with differentiable(module):
             fixed = {name: x.detach().clone() if isinstance(x, Tensor) else x for name, x in batch.items()}
             run = _Ascents(self, victim, fixed, tuple(key))
-            if not self.eps:
-                return run.perturbed(torch.zeros_like(run.like))
-            if self.keep == "last":
-                return run.perturbed(run.ascend(self.surrogate == "base", 0)[-1])
-            return run.worst()
+            if self.keep == "worst":
+                return run.worst()
+            return run.perturbed(run.ascend(self.surrogate == "base", 0)[-1])
 
 
 class _Ascents:
@@ -159,7 +158,8 @@ class _Ascents:
         """The worst perturbation of each image, under the module's own reconstruction."""
         kept = torch.zeros_like(self.like)
         clean = best = self.evaluated(kept)
-        for base in {"smoothed": [False], "base": [True], "adaptive": [False, True]}[self.attack.surrogate]:
+        bases = {"smoothed": [False], "base": [True], "adaptive": [False, True]}[self.attack.surrogate]
+        for base in bases if self.attack.eps else ():
             for restart in range(self.attack.restarts):
                 for candidate in self.ascend(base, restart):
                     loss = self.evaluated(candidate)
@@ -171,18 +171,19 @@ class _Ascents:
         """The iterate before the last one with the largest error of each image, and the last iterate."""
         delta = kept = self.start(base, restart)
         best = delta.new_full((len(delta),), -torch.inf, dtype=delta.real.dtype)
-        for step in range(self.attack.steps):
-            delta.requires_grad_(True)
-            loss = self.loss(delta, base, (_STREAM, *self.key, base, restart, step))
-            (gradient,) = torch.autograd.grad(loss.sum(), delta)
-            delta, loss = delta.detach(), _ranked(loss.detach())
+        for step in range(self.attack.steps if self.attack.eps else 0):
+            variable = delta.clone().requires_grad_(True)
+            key = (_STREAM, self.attack.seed, *self.key, int(base), restart, step)
+            loss = self.loss(variable, base, key)
+            (gradient,) = torch.autograd.grad(loss.sum(), variable)
+            loss = _ranked(loss.detach())
             kept, best = torch.where(_each(loss > best, kept), delta, kept), torch.maximum(best, loss)
             delta = self.project(delta + self.size * ascent_step(gradient, self.attack.norm))
         return [kept, delta]
 
     def start(self, base: bool, restart: int) -> Tensor:
         """Gaussian noise, which is as long as the radius in the mean."""
-        noise = gaussian_noise(self.like, 1, (self.attack.seed, *self.key, base, restart), self.rows)[0]
+        noise = gaussian_noise(self.like, 1, (self.attack.seed, *self.key, int(base), restart), self.rows)[0]
         scale = (2 * self.like[0].numel()) ** -0.5 if self.attack.norm == "l2" else 1.0
         return self.project(self.radius * scale * noise)
 
@@ -194,6 +195,8 @@ class _Ascents:
 
     def loss(self, delta: Tensor, base: bool = False, key: Sequence[int] | None = None) -> Tensor:
         """The mean squared error of each image, shape (B,)."""
+        # For modules that draw from the global random numbers, whose state is put back in the end.
+        torch.manual_seed(keyed_seed(*(key or (_STREAM, self.attack.seed))))
         images = self.victim(self.with_perturbation(delta), base, key=key)
         return torch.view_as_real(images - self.batch["target"]).square().flatten(1).mean(1)
 

@@ -646,9 +646,10 @@ def image_metrics(layout: str, models: Path, path: Path) -> dict[str, Any]:
     """Metrics of images, of which the processes have unlike numbers."""
     from tests.diffusion.metrics.test_canvas_accuracy import shared as canvas
     from tests.diffusion.metrics.test_images import shared
+    from tests.reconstruction.metrics.test_quality import shared as quality
 
     share = grouped(layout)
-    return {"found": [*shared(*share), *canvas(*share)]}
+    return {"found": [*shared(*share), *canvas(*share), *quality(*share)]}
 
 
 # ---- reconstruction --------------------------------------------------------------------------------------------------
@@ -705,6 +706,17 @@ RECONSTRUCTION = {
     "SmoothDenoiser": reconstructs(UsersUnrolled, lambda: lu.SmoothDenoiser("net.denoiser", 0.05, 2)),
 }
 
+
+def swept(layout: str, models: Path, path: Path) -> dict[str, Any]:
+    """A sweep over an odd number of images, of which a sampler gives one to both processes."""
+    folder, world = path.parent / f"{layout}-swept", LAYOUTS[layout]
+    sweep = lu.RobustnessSweep([0.05], [0.02], [2], [2], lu.MeasurementPGD(steps=1), dirpath=str(folder))
+    run = trainer(sweep, devices=world.processes, strategy=world.strategy())
+    run.test(tiny_scans.reconstruction("smug"), tiny_scans.loader(5, GLOBAL_BATCH // world.replicas), verbose=False)
+    read = lu.SweepResults.read(folder / "robustness.csv").rows
+    return {"rows": [tuple(row) for row in sweep.results.rows], "read": [tuple(row) for row in read]}
+
+
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 CASES: dict[str, Training | Measurement] = {
@@ -732,4 +744,5 @@ CASES: dict[str, Training | Measurement] = {
     "statistics": Measurement(statistics, ("ddp", "fsdp2")),
     "image-metrics": Measurement(image_metrics),
     **RECONSTRUCTION,
+    "swept": Measurement(swept),
 }

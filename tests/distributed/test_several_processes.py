@@ -354,3 +354,14 @@ def test_two_processes_draw_what_one_draws(runs: Runs, case: str) -> None:
 def test_two_processes_measure_images_as_one_does(runs: Runs, case: str) -> None:
     for found in runs.each(case, "ddp"):
         assert found["found"] == pytest.approx(runs.one(case)["found"], rel=1e-5)
+
+
+@pytest.mark.parametrize("case", ["swept"])
+def test_two_processes_sweep_what_one_sweeps(runs: Runs, case: str) -> None:
+    one = runs.one(case)["rows"]
+    assert len(one) == 5 * 5
+    for found in runs.each(case, "ddp"):
+        assert found["rows"] == found["read"]
+        assert [row[:4] for row in found["rows"]] == [row[:4] for row in one]
+        for row, other in zip(found["rows"], one, strict=True):
+            assert row[4:] == pytest.approx(other[4:], rel=1e-3)

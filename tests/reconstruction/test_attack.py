@@ -86,6 +86,16 @@ def test_no_radius_is_no_perturbation() -> None:
     found = MeasurementPGD(0).attack(NoisyMoDL(), batch)
     assert torch.equal(found.batch["kspace"], batch["kspace"])
     assert not found.perturbation.any()
+    assert found.loss is found.clean_loss is not None
+    last = MeasurementPGD(0, keep="last").attack(NoisyMoDL(), batch)
+    assert torch.equal(last.batch["kspace"], batch["kspace"])
+
+
+def test_a_module_that_draws_noise_is_attacked_the_same_each_time() -> None:
+    found, again = (MeasurementPGD(0.05, steps=2).attack(NoisyMoDL(), scan()) for _ in range(2))
+    assert torch.equal(found.perturbation, again.perturbation)
+    assert torch.equal(found.loss, again.loss)  # type: ignore[arg-type]
+    assert not found.perturbation.requires_grad
 
 
 @pytest.mark.parametrize("keep", ["worst", "last"])

@@ -115,7 +115,7 @@ class BrainSlices(MeasurementDataModule):
     r"""Accelerated multi-coil scans of the ICBM 152 brain template, simulated.
 
     The nilearn package contains the template, so that nothing is downloaded. Its notice is
-    [`MNI_NOTICE`][lightning_unlearn.MNI_NOTICE]. It is the average of 152 brains: smoother than one person's, and
+    ``MNI_NOTICE``. It is the average of 152 brains: smoother than one person's, and
     magnitudes only. A row is an axial slice of it, with a contrast, orientation and smooth phase of its own, measured
     as $y = M (F S_c x + \varepsilon)$. A batch has
 

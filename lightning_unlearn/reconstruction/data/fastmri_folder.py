@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
@@ -79,12 +80,12 @@ class FastMRIFolder(MeasurementDataModule):
 
     The folder is one of these:
 
-    * fastMRI's, with folders whose names end with ``train`` and ``val``. If there is one that ends with ``test`` and
-      its volumes are fully sampled, these are the test; otherwise half of the patients of ``val`` are.
+    * fastMRI's, with folders that have ``train`` or ``val`` in their names, as ``multicoil_train``. Fully sampled
+      volumes of folders with ``test`` are the test; if there are none, half of the patients of ``val`` are.
     * a folder of files. Patients are split by shares.
 
-    A patient, or a volume whose file does not name one, is in one split only. Prediction reads the folder that ends
-    with ``test``, or else the test. Its volumes may be accelerated scans with a ``mask``: these have no ``target``, and
+    A patient, or a volume whose file does not name one, is in one split only. Prediction reads the folders with
+    ``test``, or else the test. Their volumes may be accelerated scans with a ``mask``: these have no ``target``, and
     are normalised by their zero-filled image.
 
     Args:
@@ -149,8 +150,8 @@ class FastMRIFolder(MeasurementDataModule):
             if not everything:
                 kind = "" if self.acquisition is None else f" with the acquisition {self.acquisition!r}"
                 raise FileNotFoundError(
-                    f"{root} has neither {' or '.join(_ENDINGS)} files{kind} nor folders with some whose names end "
-                    "with train and val."
+                    f"{root} has neither {' or '.join(_ENDINGS)} files{kind} nor folders with some that have train and "
+                    "val in their names."
                 )
             val, test, train = self._divided(everything, self.val_share, self.test_share)
             return {"train": train, "val": val, "test": test, "predict": test}
@@ -164,7 +165,7 @@ class FastMRIFolder(MeasurementDataModule):
         if split != "predict" and (masked := [volume for volume in volumes if volume.mask is not None]):
             raise ValueError(
                 f"{masked[0].path} is an accelerated scan without a reference, so it can't be in {split}. Move it to a "
-                "folder whose name ends with test, from which predictions are made."
+                "folder with test in its name, from which predictions are made."
             )
         return FastMRIRows(self, volumes, full=split in ("val", "test"))
 
@@ -197,10 +198,12 @@ class FastMRIFolder(MeasurementDataModule):
             raise ValueError(f"{volume.path} has {len(kspace)} coils, but there are maps of {len(maps)} for it.")
         return normalized_maps(centre_crop(maps, *kspace.shape[-2:]))
 
-    def _inspected(self, root: Path, ending: str) -> list[Volume]:
-        folders = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.endswith(ending)] if ending else [root]
-        paths = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in _ENDINGS]
-        volumes = [inspect_volume(path) for path in progress(paths, f"FastMRIFolder: {ending or root.name}")]
+    def _inspected(self, root: Path, split: str) -> list[Volume]:
+        """The volumes of the folders of a split, such as ``multicoil_test_v2``; of the root itself without one."""
+        below = [path for path in sorted(root.iterdir()) if path.is_dir() and split in re.split(r"[-_. ]", path.name)]
+        files = [path for folder in (below if split else [root]) for path in sorted(folder.iterdir())]
+        paths = [path for path in files if path.suffix in _ENDINGS and not path.name.startswith(".")]
+        volumes = [inspect_volume(path) for path in progress(paths, f"FastMRIFolder: {split or root.name}")]
         return [volume for volume in volumes if self.acquisition in (None, volume.acquisition)]
 
     def _divided(self, volumes: list[Volume], *shares: float) -> list[list[Volume]]:

@@ -137,6 +137,19 @@ def test_a_sampled_test_folder_is_the_test(folder: Path) -> None:
     assert len(names(data, "val")) == 3
 
 
+def test_folders_have_the_names_of_fastmris_archives(folder: Path) -> None:
+    (folder / "multicoil_train").rename(folder / "knee_multicoil_train_batch_0")
+    (folder / "multicoil_test").rename(folder / "multicoil_test_v2")
+    write(folder / "multicoil_test_full" / "file7.h5", volume(seed=7))
+    write(folder / "multicoil_challenge" / "file8.h5", volume(seed=8))
+    (folder / "multicoil_val" / "._file2.h5").write_bytes(b"what macOS leaves beside a file")
+    data = FastMRIFolder(str(folder))
+    assert names(data, "train") == {"file0.h5", "file1.h5"}
+    assert len(names(data, "val")) == 3
+    assert names(data, "test") == {"file7.h5"}
+    assert names(data, "predict") == {"file5.h5", "file7.h5"}
+
+
 def test_a_masked_scan_is_no_training_data(folder: Path) -> None:
     write(folder / "multicoil_train" / "masked.h5", volume(), column_mask(40, 4))
     with pytest.raises(ValueError, match=r"masked\.h5 is an accelerated scan without a reference"):
@@ -158,15 +171,13 @@ def test_patients_are_split_and_never_slices(tmp_path: Path) -> None:
 
 
 def test_a_slice_has_the_same_mask_in_whatever_split(folder: Path) -> None:
-    all_masks = []
+    all_masks: list[dict[Any, Any]] = []
     for seed in (0, 3):
         data = FastMRIFolder(str(folder), seed=seed, sampling=ColumnSampling(4))
-        rows = [
-            (r.slices[i][0].path.name, r.slices[i][1], r[i]["mask"])
-            for r in map(data.rows, ("val", "test"))
-            for i in range(len(r))
-        ]  # type: ignore[arg-type]
-        all_masks.append({(name, number): tuple(mask.flatten().tolist()) for name, number, mask in rows})
+        all_masks.append({})
+        for rows in (data.rows("val"), data.rows("test")):
+            for i, (volume_, number) in enumerate(rows.slices):
+                all_masks[-1][volume_.path.name, number] = tuple(rows[i]["mask"].flatten().tolist())
     assert all_masks[0] == all_masks[1]
     assert len(set(all_masks[0].values())) == 12
 
