@@ -45,8 +45,8 @@ class MultiCoilMRI:
 
     Args:
         maps: The coils' sensitivities $S_c$. Shape (B, C, H, W), or (1, C, H, W) for all images; complex.
-        mask: The measured columns $M$. Shape (B, 1, 1, W), or (1, 1, 1, W) or (W,) for all images; boolean or 0 and 1.
-            A mask of shape (B, 1, H, W) is of single points.
+        mask: The measured columns $M$. Shape (B, 1, 1, W), or (1, 1, 1, W) or (W,) for all images; boolean, or real
+            weights of the measurements. A mask of shape (B, 1, H, W) is of single points.
 
     Raises:
         ValueError: If shapes do not fit each other, or ``maps`` is real.
@@ -71,7 +71,7 @@ class MultiCoilMRI:
         self._conjugate = self._maps.conj().resolve_conj()
         self._mask = (self.mask * (height_k[:, None] * width_k))[None]
         self._unmask = self._mask.conj().resolve_conj()
-        self._plain = self.mask.to(maps.real.dtype)[None]
+        self._squared = self.mask.to(maps.real.dtype).square()[None]
         self._axes = (-1,) if mask.shape[-2] == 1 else (-2, -1)
         self._batch = max(len(maps), len(mask))
 
@@ -112,7 +112,7 @@ class MultiCoilMRI:
         Returns:
             Shape (B, H, W).
         """
-        coils = torch.fft.fftn(self._coils(image), dim=self._axes, norm="ortho").mul_(self._plain)
+        coils = torch.fft.fftn(self._coils(image), dim=self._axes, norm="ortho").mul_(self._squared)
         coils = torch.fft.ifftn(coils, dim=self._axes, norm="ortho").mul_(self._conjugate)
         return coils.sum(2).flatten(0, 1)
 

@@ -86,6 +86,12 @@ def test_a_mask_can_be_changed() -> None:
     assert changed.mask.shape == (1, 1, 1, 8)
 
 
+def test_a_mask_of_weights_counts_twice_in_the_normal_operator() -> None:
+    maps, mask = parts((6, 8))
+    operator, x = MultiCoilMRI(maps, mask * torch.linspace(0.5, 2, 8, dtype=torch.float64)), noise(2, 6, 8)
+    torch.testing.assert_close(operator.normal(x), operator.A_adjoint(operator.A(x)))
+
+
 def test_gradients_are_those_of_a_linear_map() -> None:
     operator = MultiCoilMRI(*parts((5, 6), 2, 2))
     x, k = noise(2, 5, 6).requires_grad_(), noise(2, 4, 5, 6).requires_grad_()

@@ -103,11 +103,11 @@ def estimate_lipschitz(function: Callable[[Tensor], Tensor], at: Tensor, iterati
         y = function(torch.view_as_complex(x) if at.is_complex() else x)
         return torch.view_as_real(y) if y.is_complex() else y
 
-    _, transposed = torch.func.vjp(real, point)
+    transposed = torch.func.vjp(real, point)[1]
     start = torch.randn(point.shape, generator=keyed_generator(seed), dtype=point.dtype)
     direction, value = _unit(start.to(point.device)), point.new_zeros(len(point))
     for _ in range(iterations):
-        _, image = torch.func.jvp(real, (point,), (direction,))
+        image = torch.func.jvp(real, (point,), (direction,))[1]
         value = image.flatten(1).norm(dim=1)
         direction = _unit(transposed(image)[0])
     return value.detach()
