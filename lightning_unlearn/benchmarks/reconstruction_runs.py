@@ -229,7 +229,7 @@ def build(
     # Adam does not see the scale of a loss, so that the weight of one part is the inverse of that of the other; the
     # reconstruction keeps the weight 1, and clipping means the same for all methods.
     stability = 1 / setting.reconstruction_weight if setting.reconstruction_weight else 1.0
-    adversary = MeasurementPGD(eps=setting.eps, steps=3, seed=seed) if mode == "adversarial" else None
+    adversary = MeasurementPGD(eps=setting.eps, steps=3, keep="last", seed=seed) if mode == "adversarial" else None
     return LitReconstruction(
         MoDL(ConvDenoiser(recipe.channels, recipe.depth), recipe.unrolled_steps),
         mode,
