@@ -125,12 +125,19 @@ def bench_reconstruction(
     zero = grid.run(measure_zero_filled, {0: ZeroFilledCell(**shared, conditions=conditions, seed=0)}, "zero-filled")
     for name, found in tuned.items():
         found["mode"] = chosen[name].mode
-        found["runs"] = [run | measured.get((name, seed), {}) for seed, run in zip(seeds, found["runs"], strict=True)]
+        found["runs"] = [
+            _joined(run, measured.get((name, seed))) for seed, run in zip(seeds, found["runs"], strict=True)
+        ]
     record = {
         **{**config, "tuning_seeds": list(tuning_seeds), "settings": tried, "threads": threads},
         **{"library": version("lightning-unlearn"), "zero_filled": zero[0], "methods": tuned},
     }
     return _written(record, grid.folder, logger)
+
+
+def _joined(trained: Outcome, tested: Outcome | None) -> Outcome:
+    """The results of a training and of its test, with the files of both."""
+    return trained if tested is None else {**trained, **tested, "files": [*trained["files"], *tested["files"]]}
 
 
 def score(outcome: Outcome) -> float:
