@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils.data import DistributedSampler
 
 import lightning_unlearn as lu
 from lightning_unlearn.classification.metrics.accuracy import RA, UA
@@ -26,7 +27,7 @@ from lightning_unlearn.classification.metrics.gap import AverageGap
 from lightning_unlearn.classification.metrics.mia import MIAEfficacy
 from lightning_unlearn.classification.metrics.runtime import RTE
 from lightning_unlearn.classification.metrics.ulira import ULiRA
-from lightning_unlearn.core.distributed import full_tensor
+from lightning_unlearn.core.distributed import full_tensor, replica
 from tests.conftest import CAPITALS, question
 from tests.diffusion.tiny import SgdTextToImage, images, prompts
 from tests.distributed.language_metrics import language_metrics
@@ -656,14 +657,16 @@ def image_metrics(layout: str, models: Path, path: Path) -> dict[str, Any]:
 
 
 class Scans(LightningDataModule):
-    """The same global batches for any number of replicas."""
+    """The same global batches for any number of replicas; Lightning's own sampler would shuffle them."""
 
     def __init__(self, replicas: int) -> None:
         super().__init__()
         self.replicas = replicas
 
     def train_dataloader(self) -> Any:
-        return tiny_scans.loader(8, GLOBAL_BATCH // self.replicas)
+        share = replica(self.trainer)
+        sampler = DistributedSampler(range(8), share.total, share.rank, shuffle=False)  # type: ignore[arg-type, var-annotated]
+        return tiny_scans.loader(8, GLOBAL_BATCH // self.replicas, sampler=sampler)
 
 
 class UsersUnrolled(LightningModule):
