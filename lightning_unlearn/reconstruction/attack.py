@@ -215,7 +215,7 @@ class _Ascents:
 
 def _ranked(loss: Tensor) -> Tensor:
     """A reconstruction that is no number is the worst there is."""
-    return loss.nan_to_num(nan=torch.inf)
+    return loss.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def _each(chosen: Tensor, like: Tensor) -> Tensor:

@@ -29,6 +29,14 @@ GRID: dict[str, Any] = {"eps": [0.05], "noise": [0.1, 0.02], "rates": [2, 4], "s
 KINDS = ("attack", "noise", "acceleration", "steps")
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files go to a folder of the test, and only tests of figures draw them, which takes a second."""
+    monkeypatch.chdir(tmp_path)
+    if not any(word in request.node.name for word in ("figures", "images")):
+        monkeypatch.setattr(SweepResults, "figures", lambda _: {})
+
+
 def sweep(folder: Path | None = None, **settings: Any) -> RobustnessSweep:
     given = {**GRID, "attack": MeasurementPGD(steps=2), **settings}
     return RobustnessSweep(dirpath=None if folder is None else str(folder), **given)
@@ -191,8 +199,8 @@ def test_figures_are_drawn(smug: Any) -> None:
         callback.results.summary(SweepCondition(*c), "psnr").mean
         for c in (("clean", 0), ("noise", 0.02), ("noise", 0.1))
     ]
-    assert line.get_xdata().tolist() == [0, 0.02, 0.1]
-    assert line.get_ydata().tolist() == pytest.approx(summary)
+    assert list(line.get_xdata()) == [0, 0.02, 0.1]
+    assert list(line.get_ydata()) == pytest.approx(summary)
     shown = [image.condition for image in callback.results.shown]
     assert shown == [("clean", 0), ("attack", 0.05), ("noise", 0.1), ("acceleration", 4), ("steps", 3)]
     image = callback.results.shown[0]
