@@ -52,7 +52,8 @@ def reconstruction_images(
     rows = []
     for condition, shown in images.items():
         rows.append(ImageRow(condition, [magnitude(target), *(magnitude(shown[name][0]) for name in methods)]))
-        rows.append(ImageRow(f"error, {condition}", ["", *(error_map(shown[name][1]) for name in methods)]))
+        errors = [error_map(shown[name][1]) for name in methods]
+        rows.append(ImageRow(f"error, {condition}", [error_map(torch.zeros_like(target)), *errors]))
     return Images(title, ["target", *methods], rows, note)
 
 

@@ -13,7 +13,13 @@ import torch
 
 from lightning_unlearn.benchmarks.reconstruction_images import ERROR_NOTE, reconstruction_images
 from lightning_unlearn.benchmarks.reconstruction_results import CLEAN_LOSS, ReconstructionResults
-from lightning_unlearn.benchmarks.reconstruction_tables import cost_table, curves, quality_tables, settings_table
+from lightning_unlearn.benchmarks.reconstruction_tables import (
+    cost_table,
+    curves,
+    quality_tables,
+    settings_table,
+    with_interval,
+)
 from lightning_unlearn.benchmarks.table import save_figure
 from lightning_unlearn.core.files import write_text
 from lightning_unlearn.core.plots import Line, line_figure
@@ -116,11 +122,7 @@ def _headline(results: ReconstructionResults) -> Headline | None:
         f"The claim: under the strongest attack SMUG is better than RS-E2E, and RS-E2E than vanilla MoDL, while SMUG "
         f"loses at most {CLEAN_LOSS:g} dB on clean measurements."
     )
-    reasons = [
-        f"{part.claim.text}: {part.difference.mean:+.2f} dB [{part.difference.low:.2f}, {part.difference.high:.2f}], "
-        f"{part.verdict}."
-        for part in parts
-    ]
+    reasons = [f"{part.claim.text}: {with_interval(part.difference)} dB, {part.verdict}." for part in parts]
     return Headline(verdict, _VERDICTS[verdict], summary, reasons)  # type: ignore[arg-type]
 
 
@@ -136,11 +138,8 @@ def _how(results: ReconstructionResults) -> str:
 
 
 def _claims(results: ReconstructionResults) -> Table:
-    rows = [
-        [claim.text, f"{d.mean:+.2f}", f"{d.low:+.2f} to {d.high:+.2f}", f"{claim.bound:g}", verdict]
-        for claim, d, verdict in results.decided()
-    ]
-    return Table("Claims", ["", "difference, dB", "95 % interval", "is to be above", "the claim"], rows)
+    rows = [[claim.text, with_interval(difference), verdict] for claim, difference, verdict in results.decided()]
+    return Table("Paired differences of PSNR", ["", "dB, 95 % interval", "the claim"], rows)
 
 
 def _images(results: ReconstructionResults, folder: Path) -> list[Part]:
@@ -185,4 +184,4 @@ def _figure(results: ReconstructionResults) -> Any:
         Line(name, [0.0, *strengths], [float(results.values(name, c).mean()) for c in names], i)
         for i, name in enumerate(results.methods)
     ]
-    return line_figure(lines, "strength of the attack")
+    return line_figure(lines, "strength of the attack; PSNR in dB", from_zero=False)

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from lightning_unlearn.benchmarks.paired import PairedDifference
 from lightning_unlearn.benchmarks.reconstruction_results import ReconstructionResults
 from lightning_unlearn.benchmarks.table import spread
 from lightning_unlearn.reconstruction.sweep_results import SweepCondition
 from lightning_unlearn.report.sections import Curve, Part, Series, Table
 
-__all__ = ["cost_table", "curves", "difference_table", "quality_tables", "settings_table"]
+__all__ = ["cost_table", "curves", "difference_table", "quality_tables", "settings_table", "with_interval"]
 
 _KINDS = {
     "attack": ("Under attack", "strength of the attack", "eps"),
@@ -69,7 +70,9 @@ def curves(results: ReconstructionResults) -> list[Part]:
             for method in results.methods
         ]
         if series and len(names) > 1:
-            parts.append(Curve(title, axis, "PSNR, dB", series, note=f"{title}: PSNR by {axis}, a line a method."))
+            parts.append(
+                Curve(title, axis, "PSNR, dB", series, unit="dB", note=f"{title}: PSNR by {axis}, a line a method.")
+            )
         if kind == "attack" and "vanilla" in results.methods and len(results.methods) > 1:
             parts.append(_differences(results, strengths, names))
     return parts
@@ -78,10 +81,9 @@ def curves(results: ReconstructionResults) -> list[Part]:
 def _differences(results: ReconstructionResults, strengths: Sequence[float], names: Sequence[str]) -> Curve:
     series = []
     for method in results.methods:
-        if method != "vanilla":
-            found = [results.difference(method, "vanilla", name) for name in names]
-            bounds = [d.low for d in found], [d.high for d in found]
-            series.append(Series(method, strengths, [d.mean for d in found], *bounds))
+        found = [results.difference(method, "vanilla", name) for name in names]
+        bounds = ([], []) if method == "vanilla" else ([d.low for d in found], [d.high for d in found])
+        series.append(Series(method, strengths, [d.mean for d in found], *(bound or None for bound in bounds)))
     note = "Paired differences to vanilla MoDL by the strength of the attack, with 95 % intervals; above 0 is better."
     return Curve("Under attack, against vanilla", "strength of the attack", "PSNR above vanilla, dB", series, note=note)
 
@@ -91,12 +93,20 @@ def difference_table(results: ReconstructionResults, better: str, worse: str) ->
     rows = []
     for name in results.conditions:
         values = [f"{results.values(method, name).mean():.2f}" for method in (worse, better)]
-        d = results.difference(better, worse, name)
-        rows.append([name, *values, f"{d.mean:+.2f}", f"{d.low:+.2f} to {d.high:+.2f}"])
-    note = "PSNR in dB. Differences are paired image by image; their 95 % intervals are over images"
+        rows.append([name, *values, with_interval(results.difference(better, worse, name))])
+    note = "Differences are paired image by image; their 95 % intervals are over images"
     note += " and seeds." if len(results.record["seeds"]) > 1 else ", of one seed."
-    columns = ["", worse, better, "difference", "95 % interval"]
-    return Table(f"{better} against {worse}", columns, rows, note)
+    return Table("PSNR, dB", ["", worse, better, "difference"], rows, note)
+
+
+def with_interval(difference: PairedDifference) -> str:
+    """A difference in dB with its interval, in words that no line break divides.
+
+    Example:
+        >>> with_interval(PairedDifference(0.5, 0.25, 0.75, 3, 12)).split()
+        ['+0.50', '[+0.25,', '+0.75]']
+    """
+    return f"{difference.mean:+.2f}\u00a0[{difference.low:+.2f},\u00a0{difference.high:+.2f}]"
 
 
 def settings_table(results: ReconstructionResults) -> Table:
@@ -127,4 +137,4 @@ def cost_table(results: ReconstructionResults) -> Table:
         solves = passes if mode == "rs_e2e" else steps
         rows.append([name, f"{np.median(seconds):.0f}", passes, solves])
     columns = ["", "processor seconds of a training", "passes of the denoiser", "solves"]
-    return Table("Cost", columns, rows, "Passes and solves are those of one reconstruction.")
+    return Table("A training and a reconstruction", columns, rows, "Passes and solves are those of one reconstruction.")

@@ -23,6 +23,7 @@ from lightning_unlearn.benchmarks.reconstruction_tables import (
     curves,
     difference_table,
     quality_tables,
+    with_interval,
 )
 from lightning_unlearn.benchmarks.runs import quiet_libraries
 from lightning_unlearn.benchmarks.table import markdown
@@ -139,14 +140,10 @@ def _headline(clean: PairedDifference, attacked: PairedDifference, strongest: st
         "undecided": ("no difference under attack", "neutral"),
     }
     summary = (
-        f"SMUG against vanilla MoDL, {strongest}: {_said(attacked)}; on clean measurements: {_said(clean)}. "
-        "Intervals are over the images."
+        f"SMUG against vanilla MoDL, {strongest}: {with_interval(attacked)} dB; on clean measurements: "
+        f"{with_interval(clean)} dB. Intervals are over the images."
     )
     return Headline(*words[attacked.above()], summary)
-
-
-def _said(difference: PairedDifference) -> str:
-    return f"{difference.mean:+.2f} dB [{difference.low:+.2f}, {difference.high:+.2f}]"
 
 
 def _images(shown: dict[str, list[ShownImage]], conditions: Sequence[str]) -> list[Images]:

@@ -23,7 +23,7 @@ def test_the_demo_writes_a_page_and_networks_that_load(tmp_path: Path) -> None:
     report = demo_mri(str(tmp_path), steps=10)
     assert UnlearningReport.read(tmp_path) == report
     page = (tmp_path / "report.html").read_text()
-    assert len(re.findall(r'src="data:image/png;base64,', page)) == 2 * 3 + 2 * 2
+    assert len(re.findall(r'src="data:image/png;base64,', page)) == 2 * 2 * 3
     assert report.headline is not None
     assert "Intervals are over the images" in report.headline.summary
     batch = next(iter(BrainSlices(voxel=3, test_rows=1).test_dataloader()))
