@@ -110,7 +110,7 @@ class Conditions:
 
 QUICK_RECIPE = Recipe(pretraining_steps=100, tuning_steps=40, steps=120)
 QUICK_CONDITIONS = Conditions(
-    attack_steps=8, restarts=1, noise=(0.05,), rates=(2.0, 8.0), unrolled_steps=(2, 8), validation_rows=3
+    attack_steps=8, restarts=1, noise=(0.05,), rates=(2.0, 8.0), unrolled_steps=(2, 8), rows=6, validation_rows=3
 )
 """A protocol of some minutes, to try the command out: its networks are far from trained."""
 
