@@ -15,7 +15,12 @@ from .evaluation import RMSE as RMSE
 from .ista_net import ISTANet as ISTANet
 from .ista_net import ProximalBlock as ProximalBlock
 from .lit_reconstruction import LitReconstruction as LitReconstruction
+<<<<<<< HEAD
 from .lit_reconstruction import NoiseOptions as NoiseOptions
+=======
+from .modes import NoiseOptions as NoiseOptions
+from .metrics.quality import ComplexPSNR as ComplexPSNR
+>>>>>>> modules
 from .metrics.quality import HFEN as HFEN
 from .metrics.quality import NMSE as NMSE
 from .metrics.quality import ComplexPSNR as ComplexPSNR

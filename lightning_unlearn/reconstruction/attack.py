@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -113,12 +114,10 @@ class MeasurementPGD:
 
     def at(self, eps: float) -> MeasurementPGD:
         """The same attack with another radius, and steps of the same share of it."""
-        share = self.alpha / self.eps if self.eps else 1 / 3
-        alpha = share * eps if eps else None
-        return MeasurementPGD(
-            *(eps, alpha, self.steps, self.domain, self.surrogate, self.norm, self.restarts, self.keep, self.seed),
-            self.base,
-        )
+        other = copy(self)
+        other.eps = at_least("eps", eps, 0)
+        other.alpha = eps * (self.alpha / self.eps if self.eps else 1 / 3)
+        return other
 
     def attack(self, module: nn.Module, batch: Batch, key: Sequence[int] = ()) -> PerturbedBatch:
         """Perturb the measurements of a batch.

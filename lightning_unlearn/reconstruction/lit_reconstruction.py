@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, replace
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.lightning import LightningModule
@@ -16,6 +16,7 @@ from lightning_unlearn.functional.reconstruction.stability import complex_mse, u
 from lightning_unlearn.reconstruction.attack import MeasurementPGD
 from lightning_unlearn.reconstruction.evaluation import QualityOfSets
 from lightning_unlearn.reconstruction.ista_net import ISTANet
+from lightning_unlearn.reconstruction.modes import OF_WHOLE, Mode, NoiseOptions, check_parts, smoothing_of, target_of
 from lightning_unlearn.reconstruction.operators import LinearOperator, MultiCoilMRI
 from lightning_unlearn.reconstruction.recipe import Schedule, load_denoiser, optimizers, shard
 from lightning_unlearn.reconstruction.smoothed import Smoothed, Smoothing, SmoothingMode, reconstruct
@@ -27,33 +28,13 @@ from lightning_unlearn.reconstruction.stability_targets import (
 )
 from lightning_unlearn.reconstruction.unrolled import UnrolledNetwork
 from lightning_unlearn.reconstruction.weight_encoder import WeightEncoder
-from lightning_unlearn.smoothing.gaussian import GaussianSmoother
 
-__all__ = ["LitReconstruction", "NoiseOptions"]
+__all__ = ["LitReconstruction"]
 
-Mode = Literal["vanilla", "rs_e2e", "rs_e2e_image", "smug", "smug_v0", "weighted_smug", "adversarial"]
 Batch = dict[str, Tensor]
 
 _TRAINING, _EVALUATION = 0, 1
 _SYMMETRY_WEIGHT = 0.01
-_OF_DENOISER, _OF_WHOLE = ("smug", "smug_v0", "weighted_smug"), ("rs_e2e", "rs_e2e_image")
-
-
-@dataclass(frozen=True)
-class NoiseOptions:
-    r"""How the noise of a smoothed network is drawn.
-
-    Args:
-        antithetic: Whether samples come in pairs $\eta, -\eta$.
-        shared: Whether all steps of a network have the same noise.
-        clamp: Limit of the real and imaginary parts of noisy images.
-        seed: Chooses the noise.
-    """
-
-    antithetic: bool = False
-    shared: bool = False
-    clamp: float | None = None
-    seed: int = 0
 
 
 class LitReconstruction(LightningModule):
@@ -133,11 +114,11 @@ class LitReconstruction(LightningModule):
         self.save_hyperparameters(ignore=["network", "encoder", "adversary", "noise", "denoiser_weights"])
         self.save_hyperparameters({"noise": asdict(noise)})
         self.mode = one_of("mode", mode, Mode)
-        self.stability_target = _target_of(mode, stability_target)
+        self.stability_target = target_of(mode, stability_target)
         self.stability_weight = at_least("stability_weight", stability_weight, 0)
         self.reconstruction_weight = at_least("reconstruction_weight", reconstruction_weight, 0)
         self.lr, self.schedule = above("lr", lr, 0), one_of("schedule", schedule, Schedule)
-        _check_parts(mode, encoder, adversary)
+        check_parts(mode, encoder, adversary)
         self.network = network
         if denoiser_weights is not None:
             load_denoiser(network.denoiser, denoiser_weights)
@@ -147,7 +128,7 @@ class LitReconstruction(LightningModule):
         self.adversary = (
             (adversary or MeasurementPGD(eps=0.02, steps=3, keep="last")) if mode == "adversarial" else None
         )
-        self.smoothing = _smoothing(mode, sigma, n_samples, noise, self.encoder)
+        self.smoothing = smoothing_of(mode, sigma, n_samples, noise, self.encoder)
         self._quality = {stage: QualityOfSets(stage) for stage in ("val", "test")}
 
     def operator(self, batch: Batch) -> LinearOperator:
@@ -242,34 +223,9 @@ class LitReconstruction(LightningModule):
 
     def _targets(self, found: Smoothed, operator: LinearOperator, kspace: Tensor, target: Tensor) -> list[Tensor]:
         assert self.stability_target is not None
-        if self.mode in _OF_WHOLE:
+        if self.mode in OF_WHOLE:
             return [end_to_end_target(self.stability_target, self.reference, operator, kspace, target)]
         targets = step_targets(self.stability_target, self.network, self.reference, found, target)
         if self.mode == "smug_v0":
             return after_data_consistency(targets, self.network, operator, kspace)
         return targets
-
-
-def _smoothing(mode: Mode, sigma: float, n_samples: int, noise: NoiseOptions, encoder: nn.Module | None) -> Smoothing:
-    smoother = GaussianSmoother(sigma, n_samples, noise.antithetic, seed=noise.seed)
-    return Smoothing("vanilla" if mode == "adversarial" else mode, smoother, encoder, noise.shared, noise.clamp)
-
-
-def _target_of(mode: Mode, target: StabilityTarget | None) -> StabilityTarget | None:
-    """The target that a mode has by default, or the one that was given if it can have it."""
-    choices: tuple[StabilityTarget, ...] = ()
-    if mode in _OF_DENOISER:
-        choices = ("label_denoised", "label", "self", "frozen")
-    elif mode in _OF_WHOLE:
-        choices = ("label", "frozen")
-    if target is None:
-        return "label_denoised" if mode in _OF_DENOISER else None
-    if not choices:
-        raise ValueError(f"mode={mode!r} has no samples to hold to stability_target={target!r}. Leave it out.")
-    return one_of(f"stability_target of mode={mode!r}", target, choices)
-
-
-def _check_parts(mode: Mode, encoder: WeightEncoder | None, adversary: MeasurementPGD | None) -> None:
-    for name, part, owner in (("encoder", encoder, "weighted_smug"), ("adversary", adversary, "adversarial")):
-        if part is not None and mode != owner:
-            raise ValueError(f"{name} is of mode={owner!r}, but mode is {mode!r}. Leave it out, or change the mode.")

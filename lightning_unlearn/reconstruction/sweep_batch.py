@@ -13,7 +13,7 @@ from lightning_unlearn.functional.smoothing.gaussian import gaussian_noise
 from lightning_unlearn.reconstruction.data.sampling import ColumnSampling
 from lightning_unlearn.reconstruction.operators import MultiCoilMRI
 from lightning_unlearn.reconstruction.reconstructor import Reconstructor
-from lightning_unlearn.reconstruction.sweep_results import METRICS, SweepCondition, ShownImage, SweepRow
+from lightning_unlearn.reconstruction.sweep_results import METRICS, ShownImage, SweepCondition, SweepRow
 
 __all__ = ["SweepBatch", "UnableError"]
 

@@ -17,7 +17,7 @@ from lightning_unlearn.core.lightning import CSV_LOGGERS, TENSORBOARD_LOGGERS, W
 from lightning_unlearn.core.monitor import log_table
 from lightning_unlearn.core.plots import Line, Panel, error_map_figure, panel_figure
 
-__all__ = ["METRICS", "SweepCondition", "ShownImage", "Summary", "SweepResults", "SweepRow"]
+__all__ = ["METRICS", "ShownImage", "Summary", "SweepCondition", "SweepResults", "SweepRow"]
 
 METRICS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "nmse": "NMSE", "complex_psnr": "complex PSNR (dB)"}
 """What is measured, with the name that figures give it."""

@@ -53,7 +53,7 @@ class LitUser(L.LightningModule):
 
     def __init__(self, net: nn.Module | None = None) -> None:
         super().__init__()
-        self.net = net or Net(denoiser())
+        self.net = Net(denoiser()) if net is None else net
         self.seen: list[Tensor] = []
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:

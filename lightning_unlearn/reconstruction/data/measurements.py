@@ -113,5 +113,5 @@ class MeasurementDataModule(LightningDataModule, ABC):
             raise MisconfigurationException(
                 f"{type(self).__name__} has no rows for this stage. Give its split some, or leave the stage out."
             )
-        workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        workers: dict[str, Any] = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
         return DataLoader(rows, self.batch_size, sampler=sampler, collate_fn=collate_rows, **workers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class ImageQuality(IndexedMetric):
         **kwargs: Options of ``torchmetrics.Metric``.
     """
 
-    def __init__(self, **kwargs: object) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
 
     @abstractmethod
@@ -132,7 +133,7 @@ class MagnitudeSSIM(ImageQuality):
 
     higher_is_better = True
 
-    def __init__(self, window: int = 7, **kwargs: object) -> None:
+    def __init__(self, window: int = 7, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.window = at_least("window", window, 3)
 
@@ -177,7 +178,7 @@ class HFEN(ImageQuality):
 
     higher_is_better = False
 
-    def __init__(self, sigma: float = 1.5, **kwargs: object) -> None:
+    def __init__(self, sigma: float = 1.5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.sigma = above("sigma", sigma, 0)
 
