@@ -2,31 +2,26 @@ from .attack import MeasurementPGD as MeasurementPGD
 from .attack import PerturbedBatch as PerturbedBatch
 from .data.brain_slices import BrainBands as BrainBands
 from .data.brain_slices import BrainSlices as BrainSlices
-from .data.brain_template import MNI_NOTICE as MNI_NOTICE
 from .data.brain_template import BrainTemplate as BrainTemplate
+from .data.brain_template import MNI_NOTICE as MNI_NOTICE
 from .data.brain_template import brain_template as brain_template
 from .data.fastmri_folder import FastMRIFolder as FastMRIFolder
 from .data.measurements import MeasurementDataModule as MeasurementDataModule
 from .data.sampling import ColumnSampling as ColumnSampling
 from .deepinv import from_deepinv as from_deepinv
-from .denoisers import DIDN as DIDN
 from .denoisers import ConvDenoiser as ConvDenoiser
+from .denoisers import DIDN as DIDN
 from .evaluation import RMSE as RMSE
 from .ista_net import ISTANet as ISTANet
 from .ista_net import ProximalBlock as ProximalBlock
 from .lit_reconstruction import LitReconstruction as LitReconstruction
-<<<<<<< HEAD
-from .lit_reconstruction import NoiseOptions as NoiseOptions
-=======
 from .modes import NoiseOptions as NoiseOptions
 from .metrics.quality import ComplexPSNR as ComplexPSNR
->>>>>>> modules
 from .metrics.quality import HFEN as HFEN
-from .metrics.quality import NMSE as NMSE
-from .metrics.quality import ComplexPSNR as ComplexPSNR
 from .metrics.quality import ImageQuality as ImageQuality
 from .metrics.quality import MagnitudePSNR as MagnitudePSNR
 from .metrics.quality import MagnitudeSSIM as MagnitudeSSIM
+from .metrics.quality import NMSE as NMSE
 from .modl import MoDL as MoDL
 from .operators import LinearOperator as LinearOperator
 from .operators import MultiCoilMRI as MultiCoilMRI
