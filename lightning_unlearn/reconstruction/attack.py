@@ -190,7 +190,9 @@ class _Ascents:
         """The nearest perturbation in the ball that is on the sampled columns."""
         if self.operator is None and "mask" in self.batch:
             delta = delta * self.batch["mask"]
-        return (project_l2 if self.attack.norm == "l2" else project_linf)(delta, self.radius)
+        if self.attack.norm == "l2":
+            return project_l2(delta, self.radius)
+        return project_linf(delta, self.attack.eps)
 
     def loss(self, delta: Tensor, base: bool = False, key: Sequence[int] | None = None) -> Tensor:
         """The mean squared error of each image, shape (B,)."""

@@ -20,7 +20,7 @@ def l2_norms(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows.flatten(1), dim=1).view(-1, *[1] * (rows.ndim - 1))
 
 
-def project_linf(rows: Tensor, radius: Tensor | float) -> Tensor:
+def project_linf(rows: Tensor, radius: float) -> Tensor:
     r"""The nearest perturbations whose real and imaginary parts are in $[-\epsilon, \epsilon]$.
 
     Args:

@@ -35,7 +35,8 @@ def complex_slice(template: BrainTemplate, place: int, generator: torch.Generato
     """
     gamma, kind, first, second = torch.rand(4, generator=generator).tolist()
     weights = torch.rand(3, generator=generator).tolist()
-    phase = quadratic_phase(*template.t1.shape[1:], generator)
+    _, height, width = template.t1.shape
+    phase = quadratic_phase(height, width, generator)
     if not variety:
         return torch.polar(template.t1[place], phase)
     image = template.t1[place] if kind < 1 / 3 else _mixture(template, place, "PD" if kind < 2 / 3 else "T2", weights)
