@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lightning_unlearn.benchmarks.paired import Verdict
 from lightning_unlearn.benchmarks.reconstruction_images import ERROR_NOTE, reconstruction_images
 from lightning_unlearn.benchmarks.reconstruction_results import CLEAN_LOSS, ReconstructionResults
 from lightning_unlearn.benchmarks.reconstruction_tables import (
@@ -24,7 +25,7 @@ from lightning_unlearn.benchmarks.table import save_figure
 from lightning_unlearn.core.files import write_text
 from lightning_unlearn.core.plots import Line, line_figure
 from lightning_unlearn.report.loggers import log_report
-from lightning_unlearn.report.model import Headline, UnlearningReport
+from lightning_unlearn.report.model import Headline, Tone, UnlearningReport
 from lightning_unlearn.report.sections import Part, Section, Table
 from lightning_unlearn.report.write import write_report
 
@@ -50,7 +51,11 @@ TERMS = {
     "RS-E2E": "The whole network averaged over noise on the measurements.",
     "SMUG": "The denoiser of each step averaged over noise, and trained to be stable against it.",
 }
-_VERDICTS = {"holds": "good", "does not hold": "bad", "undecided": "warning"}
+_VERDICTS: dict[Verdict, tuple[str, Tone]] = {
+    "holds": ("reproduced", "good"),
+    "does not hold": ("not reproduced", "bad"),
+    "undecided": ("undecided", "warning"),
+}
 
 
 def reconstruction_report(record: Mapping[str, Any], folder: str | os.PathLike[str]) -> UnlearningReport:
@@ -123,7 +128,7 @@ def _headline(results: ReconstructionResults) -> Headline | None:
         f"loses at most {CLEAN_LOSS:g} dB on clean measurements."
     )
     reasons = [f"{part.claim.text}: {with_interval(part.difference)} dB, {part.verdict}." for part in parts]
-    return Headline(verdict, _VERDICTS[verdict], summary, reasons)  # type: ignore[arg-type]
+    return Headline(*_VERDICTS[verdict], summary, reasons)
 
 
 def _how(results: ReconstructionResults) -> str:
