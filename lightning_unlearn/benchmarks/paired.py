@@ -58,6 +58,7 @@ def paired_difference(differences: Tensor, level: float = 0.95) -> PairedDiffere
         ValueError: If there are fewer than two images, a number is not finite, or the level is out of range.
 
     Example:
+        >>> import torch
         >>> paired_difference(torch.tensor([[1.0, 2.0, 3.0]]))
         PairedDifference(mean=2.0, low=-0.48..., high=4.48..., seeds=1, images=3)
 
