@@ -17,7 +17,7 @@ PACKAGES ?= $(shell sed 's/==.*//' $(PINS))
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-diffusion test test-slow test-all test-zoo lint bench docs clean
+.PHONY: help demo demo-diffusion demo-mri test test-slow test-all test-zoo lint bench docs clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -27,6 +27,9 @@ demo: $(VENV)/.demo ## Let a small chat model forget some capitals, and write a 
 
 demo-diffusion: $(VENV)/.diffusion ## Let a small diffusion model forget a style, attack it, and draw what is left (minutes)
 	@$(BIN)/lightning-unlearn demo-diffusion
+
+demo-mri: $(VENV)/.mri ## Train two networks that reconstruct MRI scans, attack both, and draw what they make (minutes)
+	@$(BIN)/lightning-unlearn demo-mri
 
 test: $(VENV)/.all ## Run the quick tests; choose some with ARGS="-k npo"
 	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
@@ -87,11 +90,16 @@ $(VENV)/.diffusion: pyproject.toml $(VENV)/.torch
 	@$(INSTALL) -e ".[diffusion,cli,report]"
 	@touch $@
 
+$(VENV)/.mri: pyproject.toml $(VENV)/.torch
+	@echo "Installing lightning-unlearn and a brain template into .venv (about a minute) ..."
+	@$(INSTALL) -e ".[mri,cli,report]"
+	@touch $@
+
 $(VENV)/.all: pyproject.toml $(VENV)/.torch
 	@echo "Installing lightning-unlearn, all extras and the development tools into .venv (about a minute) ..."
 	@$(INSTALL) -e ".[all,dev]"
 	@$(INSTALL) $(MODEL)
-	@touch $(VENV)/.demo $(VENV)/.diffusion $@
+	@touch $(VENV)/.demo $(VENV)/.diffusion $(VENV)/.mri $@
 
 $(VENV)/.docs: $(VENV)/.all
 	@echo "Installing the documentation tools into .venv ..."

@@ -22,6 +22,7 @@ commands:
   demo         let a small chat model forget some capitals, and write a report
   demo-diffusion
                let a small diffusion model forget a style, attack it, and write a report
+  demo-mri     train two networks that reconstruct MRI scans, attack both, and write a report
   bench-facts  compare objectives, masks and optimizers on the demo's facts
   bench-language
                compare methods on TOFU, MUSE, WMDP, copyright or detox: --benchmark TOFUBenchmark --benchmark.path ...
@@ -29,6 +30,8 @@ commands:
                compare the methods on small classifiers with retraining
   bench-erasure
                erase styles and objects from a miniature diffusion model, and attack what is left
+  bench-reconstruction
+               compare smoothed unrolling (SMUG) with its rivals on simulated MRI scans, clean and under attack
   canvas       UnlearnCanvas: run it on the miniature; sample, score and report answer sets of any model
   attack       search prompts that bring an erased concept back
   attack-inversion
@@ -49,10 +52,12 @@ commands:
 _COMMANDS: dict[str, str | dict[str, str]] = {
     "demo": "lightning_unlearn.demos.language:demo",
     "demo-diffusion": "lightning_unlearn.demos.diffusion:demo_diffusion",
+    "demo-mri": "lightning_unlearn.demos.mri:demo_mri",
     "bench-facts": "lightning_unlearn.benchmarks.facts:bench_facts",
     "bench-language": "lightning_unlearn.benchmarks.published:bench_language",
     "bench-classification": "lightning_unlearn.benchmarks.classification:bench_classification",
     "bench-erasure": "lightning_unlearn.benchmarks.erasure:bench_erasure",
+    "bench-reconstruction": "lightning_unlearn.benchmarks.reconstruction:bench_reconstruction",
     "canvas": {
         "run": "lightning_unlearn.benchmarks.unlearncanvas:bench_canvas",
         **{name: f"lightning_unlearn.cli.canvas:{name}" for name in ("sample", "score", "report")},

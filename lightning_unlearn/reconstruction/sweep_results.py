@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,8 +47,7 @@ class SweepCondition(NamedTuple):
         return self.kind if self.kind == "clean" else f"{self.kind} {self.strength:g}"
 
 
-@dataclass(frozen=True)
-class SweepRow:
+class SweepRow(NamedTuple):
     """The quality of one image under one condition.
 
     Args:
@@ -65,15 +64,14 @@ class SweepRow:
     kind: str
     strength: float
     set: int
-    index: int
+    index: int  # type: ignore[assignment]
     psnr: float
     ssim: float
     nmse: float
     complex_psnr: float
 
 
-@dataclass(frozen=True)
-class Summary:
+class Summary(NamedTuple):
     """A mean over images.
 
     Args:
@@ -84,7 +82,7 @@ class Summary:
 
     mean: float
     error: float
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 class ShownImage(NamedTuple):
@@ -179,7 +177,7 @@ class SweepResults:
     def write(self, folder: Path) -> None:
         """Write ``robustness.csv``, ``robustness.svg`` and ``reconstructions.png``, each in one step."""
         with replacing(folder / "robustness.csv") as part, part.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([[f.name for f in fields(SweepRow)], *map(astuple, self.rows)])
+            csv.writer(file).writerows([SweepRow._fields, *self.rows])
         for name, figure in self.figures().items():
             ending = "svg" if name == "robustness" else "png"
             with replacing(folder / f"{name}.{ending}") as part:

@@ -61,7 +61,8 @@ class Curve:
         y_label: Name of the vertical axis, with its unit.
         series: The lines.
         plot: ``"line"``, or ``"scatter"`` for points with their names.
-        unit: ``"share"`` where the values are in [0, 1] and read as percentages.
+        unit: ``"share"`` where the values are in [0, 1] and read as percentages; ``"dB"`` for decibels, which have no
+            zero for the axis to begin at.
         note: How to read it; it is the figure's text for those who can't see it.
 
     Raises:

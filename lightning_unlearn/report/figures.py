@@ -58,7 +58,7 @@ def _lines(curve: Curve, palette: Sequence[str], text: str, grid: str) -> Figure
         Line(series.name, series.x, _values(series.y), colour, _bounds(series.low), _bounds(series.high))
         for series, colour in zip(curve.series, _colours(curve), strict=True)
     ]
-    return line_figure(lines, curve.x_label, curve.unit == "share", palette, text, grid)
+    return line_figure(lines, curve.x_label, curve.unit == "share", palette, text, grid, curve.unit != "dB")
 
 
 def _scatter(curve: Curve, palette: Sequence[str], text: str, grid: str) -> Figure | None:

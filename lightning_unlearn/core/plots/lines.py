@@ -77,6 +77,7 @@ def line_figure(
     palette: Sequence[str] = PALETTE,
     text: str = "#333333",
     grid: str = "#dddddd",
+    from_zero: bool = True,
 ) -> Figure | None:
     """Draw lines with their names at their ends.
 
@@ -87,6 +88,7 @@ def line_figure(
         palette: Colours, used in turn.
         text: Colour of the labels, and of lines to compare with.
         grid: Colour of the grid.
+        from_zero: Whether the axis of values that are not negative begins at 0; not for decibels.
 
     Returns:
         The figure, or ``None`` if no line has a finite value.
@@ -107,7 +109,7 @@ def line_figure(
         colours = [text if line.colour is None else palette[line.colour % len(palette)] for line in lines]
         for place, (line, colour) in enumerate(zip(lines, colours, strict=True)):
             _draw_line(axes, line, colour, 3 + len(lines) - place)
-        _curve_axes(axes, lines, x_label, share, text, grid)
+        _curve_axes(axes, lines, x_label, share, text, grid, from_zero)
         low, high = axes.get_ylim()
         ends = [([v for v in line.y if not math.isnan(v)][-1] - low) / (high - low) for line in lines]
         for label, colour, height in zip(labels, colours, _apart(ends, 17 / inner), strict=True):
@@ -146,14 +148,17 @@ def _draw_line(axes: Axes, line: Line, colour: str, above: int) -> None:
         axes.fill_between(line.x, _gaps(line.low), _gaps(line.high), color=colour, alpha=0.18, linewidth=0, zorder=2)
 
 
-def _curve_axes(axes: Axes, lines: Sequence[Line], x_label: str, share: bool, text: str, grid: str) -> None:
+def _curve_axes(
+    axes: Axes, lines: Sequence[Line], x_label: str, share: bool, text: str, grid: str, from_zero: bool
+) -> None:
     """Scale and label the axes of curves."""
     ticker = matplotlib().ticker
     if share:
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
     else:
-        if all(value >= 0 for line in lines for value in (*line.y, *(line.low or ())) if math.isfinite(value)):
+        values = [value for line in lines for value in (*line.y, *(line.low or ())) if math.isfinite(value)]
+        if from_zero and min(values) >= 0:
             axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=ROUND))
         axes.yaxis.set_major_formatter("{x:.5g}")
