@@ -120,6 +120,15 @@ class Parts:
         found = json.loads(path.read_text(encoding="utf-8"))["outcome"] if rank() == 0 and path.is_file() else None
         return gather_objects(found)[0]
 
+    def only(self, name: str, setting: str) -> Any:
+        """The value of a setting that all finished parts of a name have; ``None`` without one. A collective call."""
+        found: Any = None
+        if rank() == 0:
+            files = sorted((self.folder / "parts").glob(f"{name}-*.json"))
+            values = {json.loads(file.read_text(encoding="utf-8"))["settings"].get(setting) for file in files}
+            found = values.pop() if len(values) == 1 else None
+        return gather_objects(found)[0]
+
     def put(self, key: PartKey, outcome: Any) -> None:
         """Keep the outcome of a part."""
         if rank() == 0:
