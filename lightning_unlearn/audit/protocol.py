@@ -78,6 +78,7 @@ def run_audit(
     device: str | None = None,
     show_text: bool = False,
     key: str | os.PathLike[str] | None = None,
+    anchors: str | os.PathLike[str] | None = None,
 ) -> AuditResult:
     """Audit an unlearned model: what is left of the forget rows, how it comes back, and what else was lost.
 
@@ -102,9 +103,11 @@ def run_audit(
         device: Such as ``"cuda:1"``; by default a GPU if there is one.
         show_text: Whether the report shows questions and answers of forget rows, in place of hashes and lengths.
         key: PEM file of a private Ed25519 key, which signs a record of the audit.
+        anchors: Output folder of an audit of another unlearned model with the same original, control and rows. What it
+            measured of these two is taken over where it was asked for under the same conditions.
 
     Raises:
-        FileNotFoundError: If a model, the data, the key, or rows.secret of the folder's audit is not there.
+        FileNotFoundError: If a model, the data, the key, the anchors, or rows.secret of the folder's audit is not there.
         FileExistsError: If ``output_dir`` has another audit.
         ValueError: If rows are missing or malformed, the control does not fit what is given, an option is unknown, or
             the tokenizers of the models differ.
@@ -115,7 +118,7 @@ def run_audit(
     kind = control_of(control, retrained, rows)
     signer = load_private_key(key, password_for(key)) if key is not None else None
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    folder, parts = Path(output_dir), Parts(output_dir)
+    folder, parts = Path(output_dir), Parts(output_dir, anchors)
     used = resolved(precision, place, parts.only("facts", "precision"))
     dtype = "bfloat16" if used == "bf16" else "float32"
     sources = {"original": original, "control": retrained, "unlearned": unlearned}

@@ -30,6 +30,7 @@ def audit(
     device: str | None = None,
     show_text: bool = False,
     key: str | None = None,
+    anchors: str | None = None,
 ) -> None:
     """Say whether an unlearned language model has forgotten its rows, with the evidence: report, verdict and record.
 
@@ -56,6 +57,8 @@ def audit(
         device: Such as cuda:1; by default a GPU if there is one.
         show_text: Show questions and answers of the forget rows, in place of hashes and lengths.
         key: PEM file of a private Ed25519 key; signs a record of the audit, record.jsonl.
+        anchors: Output folder of an audit of another unlearned model with the same original, control and rows; what
+            it measured of these two is taken over.
     """
     quiet_libraries("transformers")
     rows = read_audit_data(data or FACTS_FOLDER, split, columns, limit, seed)
@@ -72,6 +75,7 @@ def audit(
         device,
         show_text,
         key,
+        anchors,
     )
     verdict = result.verdict
     print(f"\n{verdict.headline}\n\n{verdict.action}")

@@ -54,6 +54,8 @@ def continuations(
     Returns:
         The tokens of each row; ``None`` where the model does not keep the keys and values of all tokens.
     """
+    from lightning_unlearn.language.roomy_cache import keep_rows, with_room
+
     device = next(model.model.parameters()).device
     begun = []
     for change in changes or [nullcontext]:
@@ -62,7 +64,7 @@ def continuations(
         if not keeps_all(begun[-1][1], begun[-1][2].shape[1] + max_new_tokens):
             return None
     logits, cache, mask = _side_by_side(begun) if changes else _copied(begun[0], copies)
-    lengths = mask.sum(1)
+    cache, lengths = with_room(cache, max_new_tokens), mask.sum(1)
     written: list[list[int]] = [[] for _ in range(len(mask))]
     live = list(range(len(mask)))
     for step in range(max_new_tokens):
@@ -73,8 +75,8 @@ def continuations(
         if not going or step + 1 == max_new_tokens:
             break
         if len(going) < len(live):
+            going = keep_rows(cache, going)
             chosen = torch.tensor(going, device=device)
-            cache.batch_select_indices(chosen)
             mask, lengths = mask[chosen], lengths[chosen]
             live = [live[i] for i in going]
         ids = torch.tensor([[tokens[i]] for i in going], device=device)
