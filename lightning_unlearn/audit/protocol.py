@@ -107,7 +107,8 @@ def run_audit(
             measured of these two is taken over where it was asked for under the same conditions.
 
     Raises:
-        FileNotFoundError: If a model, the data, the key, the anchors, or rows.secret of the folder's audit is not there.
+        FileNotFoundError: If a model, the data, the key, the anchors, or rows.secret of the folder's audit is not
+            there.
         FileExistsError: If ``output_dir`` has another audit.
         ValueError: If rows are missing or malformed, the control does not fit what is given, an option is unknown, or
             the tokenizers of the models differ.
