@@ -103,8 +103,8 @@ class Parts:
                     "back, or give another output_dir."
                 )
             if rank() == 0:
-                taken = self.anchors and (self.anchors / _SECRET).read_text(encoding="utf-8")
-                write_text(path, taken or secrets.token_hex(32) + "\n")
+                other = self.anchors / _SECRET if self.anchors is not None else None
+                write_text(path, other.read_text(encoding="utf-8") if other else secrets.token_hex(32) + "\n")
                 path.chmod(0o600)
         return bytes.fromhex(gather_objects(path.read_text(encoding="utf-8").strip() if rank() == 0 else None)[0])
 

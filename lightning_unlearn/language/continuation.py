@@ -57,8 +57,9 @@ def continuations(
     from lightning_unlearn.language.roomy_cache import keep_rows, with_room
 
     device = next(model.model.parameters()).device
-    begun = []
-    for change in changes or [nullcontext]:
+    begun: list[_Begun] = []
+    each: Sequence[Change] = changes or [nullcontext]
+    for change in each:
         with change():
             begun.append(_begun(model, prompts, device))
         if not keeps_all(begun[-1][1], begun[-1][2].shape[1] + max_new_tokens):
@@ -104,10 +105,11 @@ def _side_by_side(begun: Sequence[_Begun]) -> _Begun:
     """The same prompts begun in several ways, those of a prompt in a row."""
     logits, caches, masks = zip(*begun, strict=True)
     cache = caches[0]
-    for number, layer in enumerate(cache.layers):
+    for layers in zip(*(one.layers for one in caches), strict=True):
+        if layers[0].get_seq_length() == 0:
+            continue  # it takes the keys and values of another layer
         for name in ("keys", "values"):
-            parts = [getattr(one.layers[number], name) for one in caches]
-            setattr(layer, name, torch.stack(parts, 1).flatten(0, 1))
+            setattr(layers[0], name, torch.stack([getattr(layer, name) for layer in layers], 1).flatten(0, 1))
     return torch.stack(logits, 1).flatten(0, 1), cache, torch.stack(masks, 1).flatten(0, 1)
 
 

@@ -131,26 +131,38 @@ def generate_changed(
         batch_size: Answers generated together.
     """
     lengths = list(map(len, prompts))
-    own = _prefix_model(model, max(lengths) + max_new_tokens) if min(lengths, default=0) > 0 else None
-    count = max(1, batch_size // len(changes))
-    texts: dict[int, list[str]] = {}
-    ends = _ends(model, prompt_format)
     with casts_kept(next(model.parameters()).device.type):
-        batches = like_lengths(lengths, range(len(prompts)), count * max(lengths, default=0), count)
-        for numbers in batches if own is not None else []:
-            asked = [prompts[number] for number in numbers]
-            tokens = continuations(own, asked, max_new_tokens, ends, copies=len(changes), changes=changes)
-            if tokens is None:
-                break
-            written = _texts(tokens, ends, prompt_format)
-            texts |= {number: written[i * len(changes) :][: len(changes)] for i, number in enumerate(numbers)}
-        if len(texts) == len(prompts):
-            return [[texts[number][i] for number in range(len(prompts))] for i in range(len(changes))]
+        own = _prefix_model(model, max(lengths) + max_new_tokens) if min(lengths, default=0) > 0 else None
+        answers = _read_under(own, prompt_format, prompts, max_new_tokens, changes, batch_size) if own else None
+    if answers is not None:
+        return [[texts[i] for texts in answers] for i in range(len(changes))]
     found = []
     for change in changes:
         with change():
             found.append(generate_all(model, prompt_format, prompts, max_new_tokens, batch_size))
     return found
+
+
+def _read_under(
+    model: PrefixModel,
+    prompt_format: PromptFormat,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    changes: Sequence[Change],
+    batch_size: int,
+) -> list[list[str]] | None:
+    """The answers to each prompt, one for each change; ``None`` where the cache does not keep all."""
+    lengths, count = list(map(len, prompts)), max(1, batch_size // len(changes))
+    ends = _ends(model.model, prompt_format)
+    answers: dict[int, list[str]] = {}
+    for numbers in like_lengths(lengths, range(len(prompts)), count * max(lengths), count):
+        asked = [prompts[number] for number in numbers]
+        tokens = continuations(model, asked, max_new_tokens, ends, copies=len(changes), changes=changes)
+        if tokens is None:
+            return None
+        texts = _texts(tokens, ends, prompt_format)
+        answers |= {number: texts[i * len(changes) :][: len(changes)] for i, number in enumerate(numbers)}
+    return [answers[number] for number in range(len(prompts))]
 
 
 def _together(lengths: Sequence[int], copies: int, batch_size: int) -> Iterator[tuple[list[int], range]]:

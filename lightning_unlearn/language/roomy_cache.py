@@ -57,7 +57,8 @@ def with_room(cache: Any, room: int) -> Any:
         cache: A dynamic cache, whose layers are exchanged.
         room: Tokens that may follow.
     """
-    cache.layers = [_RoomyLayer(layer, room) for layer in cache.layers]
+    # A layer that takes the keys and values of another one has none.
+    cache.layers = [_RoomyLayer(layer, room) if layer.get_seq_length() else layer for layer in cache.layers]
     return cache
 
 
@@ -80,8 +81,7 @@ def keep_rows(cache: Any, going: Sequence[int]) -> list[int]:
     order = list(range(count))
     for gap, row in zip(gaps, moved, strict=True):
         order[gap] = row
-    device = cache.layers[0].keys.device
-    places = [torch.tensor(rows, dtype=torch.long, device=device) for rows in (moved, gaps)]
     for layer in cache.layers:
-        layer.keep(*places, count)
+        if isinstance(layer, _RoomyLayer):
+            layer.keep(*(torch.tensor(rows, dtype=torch.long, device=layer.device) for rows in (moved, gaps)), count)
     return order
