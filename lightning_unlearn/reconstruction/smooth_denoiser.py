@@ -169,5 +169,5 @@ def find_parts(module: nn.Module, path: str) -> list[nn.Module]:
     raise MisconfigurationException(
         f"module_path={path!r} names no part of {type(module).__name__}. "
         + (f"The closest ones are {', '.join(close[:5])}." if close else "It has no parts.")
-        + " module.named_modules() lists all."
+        + " module.named_modules() lists all; with * a name may stand for several."
     )
