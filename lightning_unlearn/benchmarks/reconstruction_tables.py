@@ -100,13 +100,13 @@ def difference_table(results: ReconstructionResults, better: str, worse: str) ->
 
 
 def with_interval(difference: PairedDifference) -> str:
-    """A difference in dB with its interval, in words that no line break divides.
+    """A difference in dB with its interval, which no line break divides.
 
     Example:
         >>> with_interval(PairedDifference(0.5, 0.25, 0.75, 3, 12)).split()
         ['+0.50', '[+0.25,', '+0.75]']
     """
-    return f"{difference.mean:+.2f}\u00a0[{difference.low:+.2f},\u00a0{difference.high:+.2f}]"
+    return f"{difference.mean:+.2f} [{difference.low:+.2f},\u00a0{difference.high:+.2f}]"
 
 
 def settings_table(results: ReconstructionResults) -> Table:
