@@ -100,7 +100,7 @@ def bench_reconstruction(
     tried = between("settings", (3 if quick else 12) if settings is None else settings, 1, 12)
     config = {"recipe": asdict(recipe), "conditions": asdict(conditions), "seeds": list(seeds)}
     logger = None if wandb_project is None else _logger(wandb_project, config)  # before hours of work
-    grid, shared = Grid(output_dir, workers, keep_stale), {"recipe": recipe, "threads": threads}
+    grid, shared = Grid(output_dir, workers, keep_stale), _shared(recipe, threads)
     starts = {seed: DenoiserCell(**shared, seed=seed) for seed in sorted({*tuning_seeds, *seeds})}
     denoisers = grid.run(train_denoiser, starts, "pre-training")
 
@@ -114,8 +114,12 @@ def bench_reconstruction(
     tuned = grid.tune(train_network, candidates, cell, score, tuning_seeds, seeds)
     tests = {
         (name, seed): MeasureCell(
-            **{**shared, "conditions": conditions, "seed": seed},
-            **{"mode": chosen[name].mode, "setting": Setting(**found["setting"]), "weights": run["files"][0]},
+            **shared,
+            conditions=conditions,
+            mode=chosen[name].mode,
+            setting=Setting(**found["setting"]),
+            weights=run["files"][0],
+            seed=seed,
         )
         for name, found in tuned.items()
         for seed, run in zip(seeds, found["runs"], strict=True)
@@ -133,6 +137,11 @@ def bench_reconstruction(
         **{"library": version("lightning-unlearn"), "zero_filled": zero[0], "methods": tuned},
     }
     return _written(record, grid.folder, logger)
+
+
+def _shared(recipe: Recipe, threads: int) -> dict[str, Any]:
+    """What all cells have in common."""
+    return {"recipe": recipe, "threads": threads}
 
 
 def _joined(trained: Outcome, tested: Outcome | None) -> Outcome:

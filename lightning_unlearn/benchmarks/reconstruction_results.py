@@ -141,8 +141,11 @@ class ReconstructionResults:
     def _shifted(self) -> list[str]:
         """The strongest noise, and both ends of the accelerations and of the numbers of steps."""
         limits, recipe = self.record["conditions"], self.record["recipe"]
-        kinds = ("noise", limits["noise"][-1:], 0), ("acceleration", limits["rates"], recipe["acceleration"])
-        kinds += (("steps", limits["unrolled_steps"], recipe["unrolled_steps"]),)
+        kinds = [
+            ("noise", limits["noise"][-1:], 0),
+            ("acceleration", limits["rates"], recipe["acceleration"]),
+            ("steps", limits["unrolled_steps"], recipe["unrolled_steps"]),
+        ]
         ends = [(kind, end) for kind, given, own in kinds for end in _ends(given) if end != own]
         return [SweepCondition(kind, end).name for kind, end in ends]
 

@@ -252,7 +252,7 @@ def _sampling(recipe: Recipe) -> ColumnSampling:
     return ColumnSampling(recipe.acceleration)
 
 
-def _fit(module: LightningModule, recipe: Recipe, steps: int, batch_size: int, seed: int) -> None:
+def _fit(module: LitDenoiser | LitReconstruction, recipe: Recipe, steps: int, batch_size: int, seed: int) -> None:
     lr, trained = module.lr, list(module.parameters())
 
     def one_cycle() -> Any:

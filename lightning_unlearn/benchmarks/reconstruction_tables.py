@@ -82,8 +82,9 @@ def _differences(results: ReconstructionResults, strengths: Sequence[float], nam
     series = []
     for method in results.methods:
         found = [results.difference(method, "vanilla", name) for name in names]
-        bounds = ([], []) if method == "vanilla" else ([d.low for d in found], [d.high for d in found])
-        series.append(Series(method, strengths, [d.mean for d in found], *(bound or None for bound in bounds)))
+        own = method == "vanilla"  # a line at 0 without a band
+        low, high = (None, None) if own else ([d.low for d in found], [d.high for d in found])
+        series.append(Series(method, strengths, [d.mean for d in found], low, high))
     note = "Paired differences to vanilla MoDL by the strength of the attack, with 95 % intervals; above 0 is better."
     return Curve("Under attack, against vanilla", "strength of the attack", "PSNR above vanilla, dB", series, note=note)
 

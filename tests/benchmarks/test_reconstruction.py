@@ -160,12 +160,12 @@ def test_all_networks_of_a_seed_start_from_one_denoiser_and_see_the_same_rows(tm
 
 @pytest.mark.slow
 def test_the_command_runs_resumes_and_reports(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"recipe": TINY, "conditions": FEW, "settings": 1, "seeds": [0, 1], "workers": 0}
+    options: dict[str, Any] = {"recipe": TINY, "conditions": FEW, "settings": 1, "seeds": [0], "workers": 0}
     made = bench_reconstruction(str(tmp_path), **options)
     assert list(made["methods"]) == list(METHODS)
     assert json.loads((tmp_path / "reconstruction.json").read_text()) == made
     for method in made["methods"].values():
-        assert [run["steps"] for run in method["runs"]] == [5, 5]  # as many updates as every other method
+        assert [run["steps"] for run in method["runs"]] == [5]  # as many updates as every other method
         assert list(method["runs"][0]["test"]) == ["clean", "attack 0.05", "noise 0.05", "acceleration 8", "steps 1"]
         assert all(len(quality["psnr"]) == 2 for quality in method["runs"][0]["test"].values())
         attacked, clean = (method["runs"][0]["test"][name]["nmse"] for name in ("attack 0.05", "clean"))
