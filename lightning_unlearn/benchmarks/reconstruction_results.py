@@ -125,7 +125,7 @@ class ReconstructionResults:
         verdicts = [part.verdict for part in found]
         for verdict in ("does not hold", "undecided"):
             if verdict in verdicts:
-                return verdict, found  # type: ignore[return-value]
+                return verdict, found
         return "holds", found
 
     def _claims(self) -> list[Claim]:
