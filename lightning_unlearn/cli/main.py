@@ -27,6 +27,8 @@ commands:
                compare methods on TOFU, MUSE, WMDP, copyright or detox: --benchmark TOFUBenchmark --benchmark.path ...
   bench-classification
                compare the methods on small classifiers with retraining
+  bench-smoothing
+               let relearning and rounding bring back what smoothed objectives have forgotten
   bench-erasure
                erase styles and objects from a miniature diffusion model, and attack what is left
   canvas       UnlearnCanvas: run it on the miniature; sample, score and report answer sets of any model
@@ -52,6 +54,7 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "bench-facts": "lightning_unlearn.benchmarks.facts:bench_facts",
     "bench-language": "lightning_unlearn.benchmarks.published:bench_language",
     "bench-classification": "lightning_unlearn.benchmarks.classification:bench_classification",
+    "bench-smoothing": "lightning_unlearn.benchmarks.smoothing:bench_smoothing",
     "bench-erasure": "lightning_unlearn.benchmarks.erasure:bench_erasure",
     "canvas": {
         "run": "lightning_unlearn.benchmarks.unlearncanvas:bench_canvas",
