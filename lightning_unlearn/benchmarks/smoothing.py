@@ -35,7 +35,7 @@ __all__ = ["bench_smoothing"]
 
 Task = Literal["digits", "mnist", "language"]
 _TOGETHER = {"classifier": 6, "language": 1}
-_NATS = {"classifier": 4.0, "language": 5.0}
+_NATS = {"classifier": 8.0, "language": 5.0}
 _UPDATES = {"classifier": 200, "language": 60}
 _SEEDS = {"classifier": (0, 1, 2, 3, 4), "language": (0, 1, 2)}
 _TRIED = {"classifier": 3, "language": 1}
@@ -82,7 +82,7 @@ def bench_smoothing(
         tuning_seeds: Seeds that settings are chosen on.
         tried: Settings of each strategy; by default 3 of a classifier, and 1 of the language model, which is not tuned
             then.
-        nats: The level of forgetting; by default 4 of a classifier, and 5 a token of the language model.
+        nats: The level of forgetting; by default 8 of a classifier, and 5 a token of the language model.
         max_updates: Updates after which a run ends below the level; by default 200, and 60 of the language model.
         sharpness_steps: Steps of the search for the sharpness of the forget loss; 0 leaves it out.
         sweep: Also run SAM over its radius, beside NPO or else the first objective.

@@ -37,8 +37,8 @@ class ClassifierCell(SmoothingCell, TrainCell):
 
     start: str
     taught: int = 10
-    attack_lr: float = 0.01
-    attack_steps: int = 20
+    attack_lr: float = 0.003
+    attack_steps: int = 40
 
     def subject(self, folder: Path) -> ClassifierSubject:
         """The classifier with its rows."""

@@ -7,7 +7,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,8 +53,8 @@ class SmoothingCell(Cell, ABC):
         sharpness_steps: Steps of the search for the sharpness; 0 leaves it out.
     """
 
-    setting: Setting = Setting(lr=1.0)
-    nats: float = 4.0
+    setting: Setting = field(default_factory=lambda: Setting(lr=1.0))
+    nats: float = 8.0
     max_updates: int = 200
     sharpness_steps: int = 10
 

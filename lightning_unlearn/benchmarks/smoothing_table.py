@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -63,7 +64,7 @@ def verdict(gap: Gap | None, before: Gap | None) -> str:
     if gap is None or before is None or abs(before[0]) > EQUAL:
         return "not comparable"
     mean, half = gap
-    if not half == half:  # a single seed
+    if math.isnan(half):
         return "one seed"
     if mean - half > 0:
         return "holds"
@@ -200,7 +201,7 @@ def _claims(record: Mapping[str, Any]) -> list[list[str]]:
 def _points(gap: Gap | None) -> str:
     if gap is None:
         return ""
-    return f"{100 * gap[0]:+.1f}" + (f" ± {100 * gap[1]:.1f}" if gap[1] == gap[1] else "")
+    return f"{100 * gap[0]:+.1f}" + (f" ± {100 * gap[1]:.1f}" if math.isfinite(gap[1]) else "")
 
 
 def _others(record: Mapping[str, Any], objective: str) -> list[tuple[str, str]]:
@@ -226,6 +227,6 @@ def _others(record: Mapping[str, Any], objective: str) -> list[tuple[str, str]]:
     if {"SAM", NONE} <= full.keys() and all("sharpness" in run for n in ("SAM", NONE) for run in full[n]):
         gap = paired(full[NONE], full["SAM"], lambda run: run["sharpness"])
         assert gap is not None
-        difference = f"{-gap[0]:+.3f}" + (f" ± {gap[1]:.3f}" if gap[1] == gap[1] else "")
+        difference = f"{-gap[0]:+.3f}" + (f" ± {gap[1]:.3f}" if math.isfinite(gap[1]) else "")
         found.append(("the forget loss is flatter with SAM", f"{verdict(gap, (0.0, 0.0))}: {difference} nats"))
     return found
