@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -10,14 +12,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lightning_unlearn.core.distributed import local_tensor, sum_over_ranks, world_size
 from lightning_unlearn.core.layers import stripped
-from lightning_unlearn.core.lightning import LightningModule, Trainer
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.reference import reshard
 from lightning_unlearn.core.smoothing import Term
 
-__all__ = ["Evaluation", "ForgetTerm", "Gradients", "global_norm"]
+__all__ = ["Evaluation", "ForgetTerm", "Gradients", "global_norm", "own_part"]
 
 Gradients = list[Tensor | None]
 """One for each parameter of a `ForgetTerm`, in its order; ``None`` where the term does not depend on it."""
@@ -110,7 +113,8 @@ class ForgetTerm:
         Nothing is copied unless weights are sharded: the parameters point to ``values``, whose memory is the caller's.
 
         Args:
-            values: New values of ``parameters``, in their type; ``None`` leaves one as it is.
+            values: New values of ``parameters``, in their type; of a sharded one, those of the part that this process
+                holds, or a DTensor. ``None`` leaves one as it is.
         """
         reshard(self.module)
         pairs = [(p, v.detach()) for p, v in zip(self.parameters, values, strict=True) if v is not None]
@@ -127,6 +131,20 @@ class ForgetTerm:
                 _put(parameter, value)
             torch.clear_autocast_cache()
             self._moved = before
+
+    def chosen(self, pattern: str | None) -> list[bool]:
+        """Which parameters have a name that a regular expression is found in; all of them where it is ``None``.
+
+        Raises:
+            MisconfigurationException: If none has.
+        """
+        found = [re.search(pattern or "", name) is not None for name in self.names]
+        if not any(found):
+            raise MisconfigurationException(
+                f"parameters={pattern!r} is found in the name of no weight that trains. Names look like "
+                f"{self.names[0]!r}."
+            )
+        return found
 
     # ---- several processes -------------------------------------------------------------------------------------
 
@@ -175,35 +193,42 @@ class ForgetTerm:
             yield
 
 
-def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+def global_norm(tensors: Iterable[Tensor]) -> Tensor:
     """L2 norm of several tensors as one vector; a scalar on their device, at least in fp32.
 
     A collective call where they are sharded. The norm of tensors that each process holds whole is that of its own.
     """
-    local = [local_tensor(tensor) for tensor in tensors]
-    kind = torch.promote_types(local[0].abs().dtype if local[0].is_complex() else local[0].dtype, torch.float32)
-    norms = torch.stack([torch.linalg.vector_norm(tensor, dtype=_kind(tensor, kind)).to(kind) for tensor in local])
-    if not any(isinstance(tensor, DTensor) for tensor in tensors):
-        return torch.linalg.vector_norm(norms)
-    shares = norms.new_tensor([_share(tensor) for tensor in tensors])
-    total = (norms.square() * shares).sum()
+    norms, shares, sharded = [], [], False
+    for tensor in tensors:
+        local = local_tensor(tensor)
+        local = torch.view_as_real(local) if local.is_complex() else local
+        norms.append(torch.linalg.vector_norm(local, dtype=torch.promote_types(local.dtype, torch.float32)))
+        shares.append(_share(tensor))
+        sharded = sharded or isinstance(tensor, DTensor)
+    if not norms:
+        return torch.zeros(())
+    norm = torch.stack(norms)
+    if not sharded:
+        return torch.linalg.vector_norm(norm)
+    total = (norm.square() * norm.new_tensor(shares)).sum()
     sum_over_ranks(total)
     return total.sqrt()
 
 
-def _kind(tensor: Tensor, real: torch.dtype) -> torch.dtype:
-    return real.to_complex() if tensor.is_complex() else real
+def own_part(parameter: Tensor, whole: Tensor) -> Tensor:
+    """What this process holds of a whole tensor that is sharded as the parameter is."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    size, start = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return whole[tuple(slice(first, first + length) for first, length in zip(start, size, strict=True))].clone()
 
 
 def _share(tensor: Tensor) -> float:
     """One over the number of processes that hold the same part of a tensor."""
     if not isinstance(tensor, DTensor):
         return 1 / world_size()
-    sharded = [size for size, p in zip(tensor.device_mesh.shape, tensor.placements, strict=True) if p.is_shard()]
-    parts = 1
-    for size in sharded:
-        parts *= size
-    return parts / world_size()
+    placed = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
+    return math.prod(size for size, placement in placed if placement.is_shard()) / world_size()
 
 
 def _put(parameter: nn.Parameter, value: Tensor) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -21,6 +22,7 @@ Derivative = Literal["double_backward", "finite_difference"]
 """How second derivatives are made."""
 
 _COARSEST = 1e-3
+_NO_SECOND = ("derivative for", "differentiate twice", "ouble backward")  # in torch's own messages
 
 
 def check_derivative(name: str, mode: Derivative, trainer: Trainer) -> None:
@@ -55,9 +57,22 @@ def check_resolution(name: str, module: LightningModule, remedy: str = "") -> No
         )
 
 
-def twice_differentiable() -> sdpa_kernel:
-    """A context in which attention has a second derivative: of its kernels, one does."""
-    return sdpa_kernel(SDPBackend.MATH)
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Run with the one kernel of attention that has a second derivative.
+
+    Raises:
+        MisconfigurationException: If something else in the module has none.
+    """
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    except RuntimeError as error:  # also NotImplementedError
+        if not any(words in str(error) for words in _NO_SECOND):
+            raise
+        raise MisconfigurationException(
+            f"A part of the module has no second derivative ({error}). Use mode='finite_difference', which needs none."
+        ) from error
 
 
 def hessian_product(term: ForgetTerm, vector: Sequence[Tensor], mode: Derivative) -> list[Tensor]:

@@ -12,13 +12,15 @@ from torch.autograd.function import once_differentiable
 
 from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.checks import strategy
-from lightning_unlearn.core.distributed import local_tensor, mean_over_ranks
-from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
+from lightning_unlearn.core.distributed import local_tensor, mean_over_ranks, sum_over_ranks
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from lightning_unlearn.core.resume import ResumableCallback, callbacks_of, is_unlearning_checkpoint
 from lightning_unlearn.core.smoothing import Term
-from lightning_unlearn.smoothing.forget_term import ForgetTerm, Gradients
+from lightning_unlearn.smoothing.forget_term import ForgetTerm, Gradients, global_norm
 
 __all__ = ["Smoothed", "SmoothingStrategy"]
+
+_LEAST_SHARE = 0.5
 
 
 class Smoothed(NamedTuple):
@@ -87,6 +89,29 @@ class SmoothingStrategy(ResumableCallback, ABC):
         Returns:
             Value and gradient of the smoothed term.
         """
+
+    def check_rounding(self, term: ForgetTerm, values: Sequence[Tensor | None], length: float) -> None:
+        """In the first step, warn where weights of low precision round most of a perturbation away.
+
+        Args:
+            term: The forget term.
+            values: The perturbed weights, of which `ForgetTerm.at` is to be called.
+            length: L2 norm of the perturbation as it should be.
+        """
+        if self._steps or all(p.dtype in (torch.float32, torch.float64) for p in term.parameters):
+            return
+        pairs = [(v, p.detach()) for v, p in zip(values, term.parameters, strict=True) if v is not None]
+        moved = [local_tensor(v).float() - local_tensor(p).float() for v, p in pairs]
+        total = global_norm(moved).square()
+        if term.sharded:
+            sum_over_ranks(total)
+        share = total.sqrt().item() / length
+        if not share >= _LEAST_SHARE:
+            rank_zero_warn(
+                f"{type(self).__name__} moves the weights by {share:.1%} of the length it is set to: the rest is lost "
+                f"to the rounding of {pairs[0][1].dtype} weights. Use precision='bf16-mixed' or '32-true', which keep "
+                "weights in fp32, or a larger perturbation."
+            )
 
     # ---- what the objective calls ------------------------------------------------------------------------------
 

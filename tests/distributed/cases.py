@@ -272,6 +272,37 @@ CURVATURE = {
     "SOUL-objective": soul(FixedSophiaLM, hessian_data="objective", estimator="empirical"),
     "SOUL-hutchinson": soul(layouts=("ddp",), estimator="hutchinson"),
 }
+
+
+def smoothed(strategy: Callable[[], Any], make: Callable[[], Any] = lu.NPO, **options: Any) -> Training:
+    """An objective whose forget term is smoothed."""
+    return language(lambda _: [make(), strategy()], options={"gradient_clip_val": 1.0, **options})
+
+
+SMOOTHED = {
+    "SAM": smoothed(lambda: lu.SAM(rho=0.1), accumulate_grad_batches=2),
+    "SAM-adaptive": smoothed(lambda: lu.SAM(rho=0.1, adaptive=True), lambda: lu.NPO(reference="snapshot")),
+    "SAM-preference": smoothed(lambda: lu.SAM(rho=0.1), lu.IdkDPO),
+    "RandomizedSmoothing": smoothed(lambda: lu.RandomizedSmoothing(sigma=0.01), accumulate_grad_batches=2),
+    "QuantizationAware": smoothed(lambda: lu.QuantizationAware("nf4"), lu.GradDiff),
+}
+
+
+def penalized(*layouts: str, **options: Any) -> Training:
+    """A case of a callback beside NPO; differences of gradients magnify rounding."""
+    kind = options.pop("kind", lu.GradientPenalty)
+    return language(lambda _: [lu.NPO(), kind(**options)], layouts=layouts, atol=2e-5 if "mode" in options else 1e-6)
+
+
+_DIFFERENCES: dict[str, Any] = {"mode": "finite_difference"}
+PENALTIES = {
+    "GradientPenalty": penalized("ddp", coef=1.0),
+    "GradientPenalty-differences": penalized("ddp", "fsdp2", coef=1.0, **_DIFFERENCES),
+    "Curvature": penalized("ddp", kind=lu.CurvatureRegularization),
+    "Curvature-whole": penalized("ddp", kind=lu.CurvatureRegularization, coef=1.0, detach=False),
+    "Curvature-differences": penalized("fsdp2", kind=lu.CurvatureRegularization, coef=1.0, **_DIFFERENCES),
+    "UnlearnWeightAveraging": penalized("ddp", kind=lu.UnlearnWeightAveraging, start_step=2, every_n_steps=1),
+}
 EDIT = language(lambda _: [lu.InfluenceUnlearning(damping=10.0, samples=3)], layouts=("ddp",), resumes=False)
 
 
@@ -656,6 +687,8 @@ CASES: dict[str, Training | Measurement] = {
     **LANGUAGE,
     **MASKED,
     **CURVATURE,
+    **SMOOTHED,
+    **PENALTIES,
     "InfluenceUnlearning": EDIT,
     "Audit": Measurement(audited),
     "sharded-audit": refused(language(lambda _: [lu.GradientAscent(), lu.Audit()]), "fsdp2"),

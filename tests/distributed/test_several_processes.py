@@ -24,6 +24,8 @@ from tests.distributed.cases import (
     LANGUAGE,
     MASKED,
     MASKS,
+    PENALTIES,
+    SMOOTHED,
     Faster,
     Training,
 )
@@ -33,8 +35,18 @@ from tests.helpers import bits, same
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(3000)]
 
 USERS = ["NPO-users", "KLMinimization-users"]
-TRAININGS = [*LANGUAGE, *MASKED, *CURVATURE, "InfluenceUnlearning", *CLASSIFIERS, *USERS, *ERASERS]
-RESUMED = [*LANGUAGE, *MASKED, *CURVATURE, *USERS]
+TRAININGS = [
+    *LANGUAGE,
+    *MASKED,
+    *CURVATURE,
+    *PENALTIES,
+    *SMOOTHED,
+    "InfluenceUnlearning",
+    *CLASSIFIERS,
+    *USERS,
+    *ERASERS,
+]
+RESUMED = [*LANGUAGE, *MASKED, *CURVATURE, *PENALTIES, *SMOOTHED, *USERS]
 # Processes read and exchange rows and shards in as many ways as objectives read the model: each way is among the quick
 # tests, and further losses of what is read in one of these ways are slow tests.
 SLOW = {

@@ -41,7 +41,9 @@ from lightning_unlearn import (
     NegGradPlus,
     RandomLabels,
     Retrain,
+    SatImp,
     Scissorhands,
+    SimNPO,
     Smoothed,
     SmoothingStrategy,
     TaskVector,
@@ -56,11 +58,13 @@ from tests.helpers import Recorder, trainer
 from tests.tiny_runs import CASES, RAGGED, lm
 from tests.user_module import LitNet, loaders, seeded
 
-LANGUAGE = {
-    case: made
+LANGUAGE: dict[str, Callable[[Path], Any]] = {
+    case: made.make
     for case, made in CASES.items()
     if case not in ("IdkNLL", "TaskVector") and (not case.endswith("-snapshot") and case != "GradDiff-layer")
 }
+# The random model is so unsure of the rows that their usual gradient is below the rounding of the others.
+LANGUAGE |= {"SatImp": lambda _: SatImp(beta1=0.1), "SimNPO": lambda _: SimNPO(beta=0.1)}
 
 
 class Normed(LitNet):
@@ -178,7 +182,7 @@ def test_the_forget_term_alone_is_smoothed_in_a_language_model(case: str, tiny_l
     def data() -> LanguageDataModule:
         return LanguageDataModule(RAGGED[:6], RAGGED[6:], refusals=["No idea.", "I can't say."], batch_size=2, seed=3)
 
-    check(lambda: CASES[case].make(tiny_lm), lambda: lm(tiny_lm), data)
+    check(lambda: LANGUAGE[case](tiny_lm), lambda: lm(tiny_lm), data)
 
 
 @pytest.mark.parametrize("case", CLASSIFIERS)

@@ -87,8 +87,8 @@ def curvature_penalty_gradient(
     here = [-x for x in u]
     if not detach:
         v = unit_vector(gradients)
-        along = inner_product(v, there)
-        norm = inner_product(gradients, gradients).detach().sqrt()
-        scale = mu / norm if norm > 0 else norm
+        along = inner_product(v, there).item()
+        norm = inner_product(gradients, gradients).sqrt().item()
+        scale = mu / norm if norm > 0 else 0.0
         here = [x + scale * (a - along * b) for x, a, b in zip(here, there, v, strict=True)]
     return [a + b for a, b in zip(there, hessian(here), strict=True)]

@@ -68,9 +68,8 @@ def unit_vector(vector: Sequence[Tensor]) -> list[Tensor]:
         [tensor([0.6000]), tensor([0.8000])]
     """
     detached = [v.detach() for v in vector]
-    norm = inner_product(detached, detached).sqrt()
-    scale = torch.where(norm > 0, 1 / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0.0)
-    return [v * scale.to(v) for v in detached]
+    norm = inner_product(detached, detached).sqrt().item()
+    return [v / norm if norm > 0 else torch.zeros_like(v) for v in detached]
 
 
 def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:

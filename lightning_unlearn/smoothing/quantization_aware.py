@@ -1,0 +1,104 @@
+"""The forget term at quantised weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from lightning_unlearn.core.checks import one_of, regex
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
+from lightning_unlearn.core.scores import output_head
+from lightning_unlearn.functional.quantization import QUANTIZATION_SCHEMES, round_weight
+from lightning_unlearn.smoothing.forget_term import ForgetTerm, own_part
+from lightning_unlearn.smoothing.strategy import Smoothed, SmoothingStrategy
+
+__all__ = ["QuantizationAware"]
+
+
+class QuantizationAware(SmoothingStrategy):
+    r"""Minimizes the forget term of the quantised model, so that quantisation does not bring back what is forgotten.
+
+    $$\min_\theta w_f \mathcal{L}_{forget}(Q(\theta)) + w_r \mathcal{L}_{retain}(\theta)$$
+
+    $Q$ rounds the weights of linear layers to the nearest of a grid (see ``QUANTIZATION_SCHEMES``), and its derivative
+    is taken to be 1 (straight-through estimation). The output head, embeddings and norms stay, as in the quantisation
+    attack. The forget term is read once a step. The retain term is that of the model as it is: what quantisation does
+    to the kept knowledge is not trained away.
+
+    Weights of adapters (LoRA) are quantised only when they are merged, so the run has to train the linear layers
+    themselves. In memory it costs a copy of their weights. Where weights are sharded, one at a time is gathered.
+
+    Running statistics of batch normalization take in no forget rows.
+
+    Logs ``smooth/perturbed_loss``, the forget term of the quantised model.
+
+    Args:
+        scheme: Name of the grid: ``"int4"``, ``"int8"``, ``"nf4"``, ...
+        parameters: Regular expression; only linear weights whose name it is found in are rounded. By default all.
+
+    Raises:
+        ValueError: If there is no such scheme, or ``parameters`` is no regular expression.
+        MisconfigurationException: If no weight of a linear layer trains, or adapters do.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_unlearn import NPO
+        >>> trainer = Trainer(callbacks=[NPO(), QuantizationAware("int4")], logger=False, accelerator="cpu")
+
+    References:
+        Zhang et al., *Catastrophic Failure of LLM Unlearning via Quantization*, arXiv:2410.16454.
+        Bengio et al., *Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation*,
+        arXiv:1308.3432.
+    """
+
+    def __init__(self, scheme: str = "int4", parameters: str | None = None) -> None:
+        self.scheme = one_of("scheme", scheme, tuple(QUANTIZATION_SCHEMES))
+        regex("parameters", parameters or "")
+        self.parameters = parameters
+        self._linear: dict[int, bool] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the linear layers."""
+        super().on_train_start(trainer, pl_module)
+        head = output_head(pl_module)
+        layers = [
+            (path, layer)
+            for path, layer in pl_module.named_modules()
+            if isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
+        ]
+        adapters = [path for path, _ in layers if ".lora_A." in f"{path}." or ".lora_B." in f"{path}."]
+        if adapters:
+            raise MisconfigurationException(
+                f"QuantizationAware rounds the weights of linear layers, but the run trains adapters, such as "
+                f"{adapters[0]!r}, which are quantised only when they are merged. Train the weights themselves "
+                "(lora=None)."
+            )
+        self._linear = {
+            id(layer.weight): isinstance(layer, nn.Linear)
+            for _, layer in layers
+            if layer is not head and isinstance(layer._parameters.get("weight"), nn.Parameter)
+        }
+
+    def smooth(self, term: ForgetTerm) -> Smoothed:
+        """The forget term at the rounded weights."""
+        chosen = term.chosen(self.parameters)
+        values = [
+            self._rounded(parameter) if rounds and id(parameter) in self._linear else None
+            for parameter, rounds in zip(term.parameters, chosen, strict=True)
+        ]
+        if all(value is None for value in values):
+            raise MisconfigurationException(
+                f"QuantizationAware(parameters={self.parameters!r}) finds no weight of a linear layer that trains. "
+                f"Weights look like {term.names[0]!r}."
+            )
+        with term.at(values):
+            there = term.gradient()
+        return Smoothed(there.value, there.gradients, there.parts, {"perturbed_loss": there.value})
+
+    @torch.no_grad()
+    def _rounded(self, parameter: nn.Parameter) -> Tensor:
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+        by_output = self._linear[id(parameter)]  # Conv1D of transformers keeps its weight as (in, out)
+        rounded = round_weight(whole if by_output else whole.t().contiguous(), QUANTIZATION_SCHEMES[self.scheme])
+        return own_part(parameter, rounded if by_output else rounded.t().contiguous())
