@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from lightning_unlearn.benchmarks.classification import TrainCell, data, load
@@ -19,6 +19,7 @@ from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.scores import Batch, classifier_nll
 from lightning_unlearn.functional.quantization import QUANTIZATION_SCHEMES, round_weight
 from lightning_unlearn.functional.random import keyed_generator
+from lightning_unlearn.language.attacks.swapping import exchanged
 from lightning_unlearn.relearning import RelearningAttack
 
 __all__ = ["ClassifierCell", "ClassifierSubject"]
@@ -86,17 +87,12 @@ class ClassifierSubject(Subject):
         return Curve(curve.steps, curve.values)
 
     def rounded(self) -> float:
-        """Error of all forget rows with all weights but biases rounded in groups of 64."""
+        """Error on all forget rows with the weights of the linear layers rounded in groups of 64."""
         scheme = QUANTIZATION_SCHEMES["int4"]
-        kept = {name: p.detach().clone() for name, p in self.module.named_parameters() if p.dim() > 1}
-        weights = dict(self.module.named_parameters())
-        with torch.no_grad():
-            for name, weight in kept.items():
-                weights[name].copy_(round_weight(weight.flatten(1), scheme).view_as(weight))
-            error = self.forgetting(self.module).share
-            for name, weight in kept.items():
-                weights[name].copy_(weight)
-        return error
+        layers = [layer for layer in self.module.modules() if isinstance(layer, nn.Linear)]
+        weights = {layer: round_weight(layer.weight, scheme) for layer in layers}
+        with exchanged((layer, "weight", weight) for layer, weight in weights.items()):
+            return self.forgetting(self.module).share
 
     def _error_of_others(self, module: LightningModule) -> float:
         return 1 - float(accuracy(*collect_outputs(module, {"forget": self.others})["forget"])) / 100
