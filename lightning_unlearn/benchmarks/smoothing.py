@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
+from lightning_unlearn.benchmarks import smoothing_classifier, smoothing_language
 from lightning_unlearn.benchmarks.classification import TrainCell, train
 from lightning_unlearn.benchmarks.entries import Setting
 from lightning_unlearn.benchmarks.facts import SETS, ModelCell, prepare
@@ -23,7 +25,7 @@ from lightning_unlearn.benchmarks.smoothing_methods import (
     settings,
     swept,
 )
-from lightning_unlearn.benchmarks.smoothing_runs import SmoothingCell, perform
+from lightning_unlearn.benchmarks.smoothing_runs import SmoothingCell
 from lightning_unlearn.benchmarks.smoothing_table import save_curves, table
 from lightning_unlearn.benchmarks.table import write_record
 from lightning_unlearn.core.checks import at_least, one_of
@@ -34,7 +36,8 @@ from lightning_unlearn.language.packaged import FACTS_FOLDER, HUB_MODEL, package
 __all__ = ["bench_smoothing"]
 
 Task = Literal["digits", "mnist", "language"]
-_TOGETHER = {"classifier": 6, "language": 1}
+K = TypeVar("K")
+
 _NATS = {"classifier": 8.0, "language": 5.0}
 _UPDATES = {"classifier": 200, "language": 60}
 _SEEDS = {"classifier": (0, 1, 2, 3, 4), "language": (0, 1, 2)}
@@ -104,32 +107,30 @@ def bench_smoothing(
     planned = select("strategies", strategies, {plan.name: plan for plan in STRATEGIES[kind]})
     tried, seeds = at_least("tried", tried or _TRIED[kind], 1), seeds or _SEEDS[kind]
     separate_seeds(tuning_seeds, seeds)
-    grid, together = Grid(output_dir, workers, keep_stale), _TOGETHER[kind]
+    tuned_on = tuning_seeds if tried > 1 else ()
     run: dict[str, Any] = {
         "nats": nats or _NATS[kind],
         "max_updates": max_updates or _UPDATES[kind],
         "sharpness_steps": sharpness_steps,
         "threads": threads,
     }
-    used = sorted({*seeds, *(tuning_seeds if tried > 1 else ())})
+    grid, used = Grid(output_dir, workers, keep_stale), sorted({*seeds, *tuned_on})
     if kind == "classifier":
         cells, controls = _classifiers(grid, task, used, epochs, run)
+        study = _Study(grid, smoothing_classifier.unlearn, cells, seeds, 6)
     else:
-        cells, controls = _language(grid, model, used, precision, run)
-
-    def cell(key: tuple[str, str], setting: Setting, seed: int) -> SmoothingCell:
-        return replace(cells[seed], setting=setting)
-
+        cells, controls = _language(grid, model, used, precision, run), {}
+        study = _Study(grid, smoothing_language.unlearn, cells, seeds, 1)
     methods = {(o, s): settings(kind, o, plan, tried) for o in chosen for s, plan in planned.items()}
-    found = _tuned(grid, methods, cell, tuning_seeds if tried > 1 else (), seeds, together)
+    found = study.tuned(methods, tuned_on)
     anchors = {"original": cells, "retrained": controls} if controls else {"original": cells}
-    known = grid.run(perform, {(n, s): side[s] for n, side in anchors.items() for s in seeds}, "anchors", together)
+    known = study.runs({(n, s): side[s] for n, side in anchors.items() for s in seeds}, "anchors")
     record: dict[str, Any] = {
-        **{"task": task, "library": version("lightning-unlearn"), **run, "seeds": list(seeds)},
-        "tuning_seeds": list(tuning_seeds) if tried > 1 else [],
+        **{"task": task, "library": version("lightning-unlearn"), **run},
+        **{"seeds": list(seeds), "tuning_seeds": list(tuned_on)},
         "anchors": {n: [known[n, s] for s in seeds] for n in anchors},
         "objectives": {o: {s: found[o, s] for s in planned} for o in chosen},
-        "sweep": _sweep(grid, chosen, found, methods, cell, seeds, together) if sweep else {},
+        "sweep": _swept(study, kind, "NPO" if "NPO" in chosen else next(iter(chosen))) if sweep else {},
     }
     record = write_record(grid.folder / task, record, table)
     save_curves(grid.folder, task, record)
@@ -144,19 +145,37 @@ def score(outcome: Outcome) -> float:
     return (area + outcome["utility"]["utility"]) / 2
 
 
-def _tuned(
-    grid: Grid, methods: Mapping[Any, Sequence[Setting]], cell: Any, tuning: Sequence[int], seeds: Sequence[int], n: int
-) -> dict[Any, dict[str, Any]]:
-    """Tune where there is something to choose from."""
-    if tuning:
-        return grid.tune(perform, methods, cell, score, tuning, seeds, n)
-    runs = grid.run(
-        perform, {(k, s): cell(k, first, s) for k, (first, *_) in methods.items() for s in seeds}, "seeds", n
-    )
-    return {
-        k: {"setting": cell(k, first, seeds[0]).setting, "tuning": [], "runs": [runs[k, s] for s in seeds]}
-        for k, (first, *_) in methods.items()
-    }
+@dataclass(frozen=True)
+class _Study:
+    """Runs of a task: the function of a run, the starting model of each seed as a cell, and the reported seeds."""
+
+    grid: Grid
+    run: Callable[[Any, Path], Outcome]
+    cells: Mapping[int, SmoothingCell]
+    seeds: Sequence[int]
+    together: int
+
+    def runs(self, cells: Mapping[K, SmoothingCell], description: str) -> dict[K, Outcome]:
+        """The result of each cell."""
+        return self.grid.run(self.run, cells, description, self.together)
+
+    def cell(self, key: Any, setting: Setting, seed: int) -> SmoothingCell:
+        """A setting on a seed."""
+        return replace(self.cells[seed], setting=setting)
+
+    def tuned(
+        self, methods: Mapping[tuple[str, str], Sequence[Setting]], tuned_on: Sequence[int]
+    ) -> dict[tuple[str, str], dict[str, Any]]:
+        """Each method with the best of its settings, or the first where none is tuned on."""
+        if tuned_on:
+            return self.grid.tune(self.run, methods, self.cell, score, tuned_on, self.seeds, self.together)
+        firsts = {key: first for key, (first, *_) in methods.items()}
+        cells = {(key, seed): self.cell(key, firsts[key], seed) for key in methods for seed in self.seeds}
+        found = self.runs(cells, "seeds")
+        return {
+            key: {"setting": asdict(firsts[key]), "tuning": [], "runs": [found[key, seed] for seed in self.seeds]}
+            for key in methods
+        }
 
 
 def _classifiers(
@@ -168,7 +187,7 @@ def _classifiers(
     full = {s: replace(cell, scenario=Scenario()) for s, cell in kept.items()}
     sides = []
     for cells, description in ((full, "training"), (kept, "retraining")):
-        trained = grid.run(train, cells, description, _TOGETHER["classifier"])
+        trained = grid.run(train, cells, description, 6)
         sides.append(
             {
                 s: ClassifierCell(**run, recipe=recipe, scenario=c.scenario, seed=s, start=trained[s]["files"][0])
@@ -180,23 +199,19 @@ def _classifiers(
 
 def _language(
     grid: Grid, model: str | None, seeds: Sequence[int], precision: str, run: dict[str, Any]
-) -> tuple[dict[int, SmoothingCell], dict[int, SmoothingCell]]:
+) -> dict[int, SmoothingCell]:
     """The chat model as it is, on each seed; it has no retrained control."""
     source = model or packaged_model() or HUB_MODEL
     start = ModelCell(seed=0, threads=run["threads"], source=source)
     (folder,) = grid.run(prepare, {"start": start}, "model")["start"]["files"]
     data = sha256(*(FACTS_FOLDER / f"{name}.jsonl" for name in sorted(SETS)))
-    return {s: LanguageCell(**run, model=folder, data_sha256=data, precision=precision, seed=s) for s in seeds}, {}
+    return {s: LanguageCell(**run, model=folder, data_sha256=data, precision=precision, seed=s) for s in seeds}
 
 
-def _sweep(
-    grid: Grid, chosen: Mapping[str, Any], found: Any, methods: Any, cell: Any, seeds: Sequence[int], together: int
-) -> dict[str, Any]:
-    """SAM over its radius beside one objective, at the first learning rate."""
-    objective = "NPO" if "NPO" in chosen else next(iter(chosen))
-    setting = next(settings_[0] for (o, _), settings_ in methods.items() if o == objective)
-    alone = replace(setting, callbacks=setting.callbacks[:1])
+def _swept(study: _Study, kind: str, objective: str) -> dict[str, Any]:
+    """SAM over its radius beside an objective."""
+    (alone,) = settings(kind, objective, next(plan for plan in STRATEGIES[kind] if plan.name == NONE), 1)
     radii = (0.0, *SWEEP)
-    cells = {(rho, s): cell((objective, NONE), swept(alone, rho), s) for rho in radii for s in seeds}
-    runs = grid.run(perform, cells, "sweep", together)
-    return {"objective": objective, "runs": {f"{rho:g}": [runs[rho, s] for s in seeds] for rho in radii}}
+    cells = {(rho, seed): study.cell(None, swept(alone, rho), seed) for rho in radii for seed in study.seeds}
+    runs = study.runs(cells, "sweep")
+    return {"objective": objective, "runs": {f"{rho:g}": [runs[rho, seed] for seed in study.seeds] for rho in radii}}

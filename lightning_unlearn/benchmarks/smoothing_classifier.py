@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from lightning_unlearn.benchmarks.classification import TrainCell, data, load
-from lightning_unlearn.benchmarks.smoothing_runs import Curve, Forgetting, SmoothingCell, Subject
+from lightning_unlearn.benchmarks.grid import Outcome
+from lightning_unlearn.benchmarks.smoothing_runs import Curve, Forgetting, SmoothingCell, Subject, perform
 from lightning_unlearn.classification.metrics.accuracy import accuracy
 from lightning_unlearn.classification.metrics.outputs import collect_outputs
 from lightning_unlearn.core.lightning import LightningModule, Trainer
@@ -22,7 +23,7 @@ from lightning_unlearn.functional.random import keyed_generator
 from lightning_unlearn.language.attacks.swapping import exchanged
 from lightning_unlearn.relearning import RelearningAttack
 
-__all__ = ["ClassifierCell", "ClassifierSubject"]
+__all__ = ["ClassifierCell", "ClassifierSubject", "unlearn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +41,6 @@ class ClassifierCell(SmoothingCell, TrainCell):
     taught: int = 10
     attack_lr: float = 0.003
     attack_steps: int = 40
-
-    def subject(self, folder: Path) -> ClassifierSubject:
-        """The classifier with its rows."""
-        return ClassifierSubject(self, folder)
 
 
 class ClassifierSubject(Subject):
@@ -96,6 +93,11 @@ class ClassifierSubject(Subject):
 
     def _error_of_others(self, module: LightningModule) -> float:
         return 1 - float(accuracy(*collect_outputs(module, {"forget": self.others})["forget"])) / 100
+
+
+def unlearn(cell: ClassifierCell, folder: Path) -> Outcome:
+    """Unlearn up to the level, measure and attack."""
+    return perform(cell, ClassifierSubject(cell, folder))
 
 
 def _batches(rows: object, numbers: Sequence[int], size: int = 512) -> list[Batch]:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lightning_unlearn.audit.measures import half_precision
 from lightning_unlearn.benchmarks.facts import facts
+from lightning_unlearn.benchmarks.grid import Outcome
 from lightning_unlearn.benchmarks.runs import quiet_libraries
-from lightning_unlearn.benchmarks.smoothing_runs import Curve, Forgetting, SmoothingCell, Subject
+from lightning_unlearn.benchmarks.smoothing_runs import Curve, Forgetting, SmoothingCell, Subject, perform
 from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.scores import causal_lm_nll
 from lightning_unlearn.core.sources import load_rows
@@ -30,7 +31,7 @@ from lightning_unlearn.language.packaged import FACTS_FOLDER
 from lightning_unlearn.language.probes import Probe, probes_of
 from lightning_unlearn.language.token_stats import token_stats
 
-__all__ = ["LanguageCell", "LanguageSubject"]
+__all__ = ["LanguageCell", "LanguageSubject", "unlearn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +54,6 @@ class LanguageCell(SmoothingCell):
     attack_lr: float = 1e-5
     attack_steps: tuple[int, ...] = (0, 1, 2, 5, 10, 20)
 
-    def subject(self, folder: Path) -> LanguageSubject:
-        """The model with its facts."""
-        return LanguageSubject(self, folder)
-
 
 class LanguageSubject(Subject):
     """A chat model with its facts."""
@@ -64,7 +61,6 @@ class LanguageSubject(Subject):
     module: LitCausalLM
 
     def __init__(self, cell: LanguageCell, folder: Path) -> None:
-        quiet_libraries("transformers")
         module = LitCausalLM(str(folder / cell.model), lr=cell.setting.lr)
         super().__init__(module, facts(cell.seed), precision=cell.precision, gradient_clip_val=1.0)
         self.cell, self.probes = cell, probes_of(load_rows(FACTS_FOLDER / "forget.jsonl"))
@@ -106,6 +102,12 @@ class LanguageSubject(Subject):
 
     def _precision(self) -> AbstractContextManager[None]:
         return half_precision(self.module, "bf16" if self.cell.precision.startswith("bf16") else "32")
+
+
+def unlearn(cell: LanguageCell, folder: Path) -> Outcome:
+    """Unlearn up to the level, measure and attack."""
+    quiet_libraries("transformers")
+    return perform(cell, LanguageSubject(cell, folder))
 
 
 def _probability(module: LitCausalLM, probes: Sequence[Probe]) -> Knowledge:

@@ -8,7 +8,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -43,7 +42,7 @@ class Curve(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmoothingCell(Cell, ABC):
+class SmoothingCell(Cell):
     """A setting of an objective and a strategy, or the weights as they are, and the attack on what it makes.
 
     Args:
@@ -57,10 +56,6 @@ class SmoothingCell(Cell, ABC):
     nats: float = 8.0
     max_updates: int = 200
     sharpness_steps: int = 10
-
-    @abstractmethod
-    def subject(self, folder: Path) -> Subject:
-        """The model with its rows."""
 
 
 class Subject(ABC):
@@ -154,12 +149,11 @@ class Cost(Callback):
             self.rows += len(next(x for x in (*inputs, *named.values()) if isinstance(x, Tensor)))
 
 
-def perform(cell: SmoothingCell, folder: Path) -> Outcome:
+def perform(cell: SmoothingCell, subject: Subject) -> Outcome:
     """One run: unlearn up to the level, measure what else is lost and how flat the place is, attack."""
     quiet_libraries()
     # The level ends nearly every run, and the mean over the weights is taken all the same.
     warnings.filterwarnings("ignore", message="The run stopped before max_epochs or max_steps")
-    subject = cell.subject(folder)
     seed_everything(cell.seed, verbose=False)
     module, cost, stop = subject.module, Cost(), StopAtForgetting(subject.forgetting, cell.nats)
     with tempfile.TemporaryDirectory() as scratch:

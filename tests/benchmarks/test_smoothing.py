@@ -18,9 +18,8 @@ from lightning_unlearn.benchmarks.entries import Setting
 from lightning_unlearn.benchmarks.methods import SCENARIOS
 from lightning_unlearn.benchmarks.runs import build
 from lightning_unlearn.benchmarks.smoothing import bench_smoothing, score
-from lightning_unlearn.benchmarks.smoothing_classifier import ClassifierCell
+from lightning_unlearn.benchmarks.smoothing_classifier import ClassifierCell, ClassifierSubject, unlearn
 from lightning_unlearn.benchmarks.smoothing_methods import CLASSIFIERS, NONE, OBJECTIVES, STRATEGIES, settings
-from lightning_unlearn.benchmarks.smoothing_runs import perform
 from lightning_unlearn.benchmarks.smoothing_sharpness import sharpness
 from lightning_unlearn.benchmarks.smoothing_table import area, paired, table, verdict
 
@@ -103,7 +102,7 @@ def test_relearning_is_measured_after_each_update_and_brings_the_class_back(reco
 
 
 def test_sam_costs_two_passes_over_forget_rows(record: dict[str, Any]) -> None:
-    """Alone, both roles and the reference are read in one pass each; with SAM, the forget rows in two and retain rows."""
+    """Without it, forget and retain rows share one."""
     alone, sam = (record["objectives"]["NPO"][name]["runs"][0] for name in (NONE, "SAM"))
     assert sam["passes"] / sam["updates"] == alone["passes"] / alone["updates"] + 2
     assert alone["seconds"] > 0
@@ -137,7 +136,7 @@ def cell(**fields: Any) -> ClassifierCell:
 def test_taught_rows_are_not_scored_and_the_model_is_left_as_it_was(folder: Path, record: dict[str, Any]) -> None:
     kept = [json.loads(path.read_text()) for path in (folder / "runs").glob("*.json")]
     start = next(r["cell"]["start"] for r in kept if "start" in r["cell"] and r["cell"]["seed"] == 0)
-    subject = cell(start=start).subject(folder)
+    subject = ClassifierSubject(cell(start=start), folder)
     assert [len(labels) for _, labels in subject.taught] == [10]
     whole, taught, others = (torch.cat([x for x, _ in part]) for part in (subject.rows, subject.taught, subject.others))
     assert len(whole) == 10 + len(others)
@@ -153,7 +152,7 @@ def test_a_run_below_the_level_says_so(folder: Path) -> None:
     kept = [json.loads(path.read_text())["cell"] for path in (folder / "runs").glob("*.json")]
     start = next(c["start"] for c in kept if "start" in c)
     setting = Setting(1e-6, OBJECTIVES["classifier"]["NPO"][1:])
-    outcome = perform(cell(start=start, setting=setting, max_updates=2, sharpness_steps=0), folder)
+    outcome = unlearn(cell(start=start, setting=setting, max_updates=2, sharpness_steps=0), folder)
     assert (outcome["reached"], outcome["updates"]) == (False, 2)
     assert "sharpness" not in outcome
     assert score(outcome) == score({"error": "nan"}) == 0.0
