@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import above, at_least
-from lightning_unlearn.core.distributed import mean_over_ranks
 from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Score, causal_lm_nll
@@ -82,7 +81,5 @@ class ForgetKL(ForgetRetainObjective):
         assert forget.predictions is not None
         assert forget.reference_logits is not None
         ascent = self.token_mean(gradient_ascent(forget.nll), forget.length)
-        if self.max_forget_nll is not None and mean_over_ranks(-ascent) > self.max_forget_nll:
-            module.trainer.should_stop = True
         divergence = kl_divergence(forget.predictions.logits, forget.reference_logits)
         return ascent + self.kl_weight * self.token_mean(divergence, forget.length)

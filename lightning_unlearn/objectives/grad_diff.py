@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lightning_unlearn.core.callback import Reference
 from lightning_unlearn.core.checks import above
-from lightning_unlearn.core.distributed import mean_over_ranks
 from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Score, causal_lm_nll
@@ -68,7 +67,4 @@ class GradDiff(ForgetRetainObjective):
     def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:
         """Minus the mean NLL per token."""
         forget = readings["forget"]
-        loss = self.token_mean(gradient_ascent(forget.nll), forget.length)
-        if self.max_forget_nll is not None and mean_over_ranks(-loss) > self.max_forget_nll:
-            module.trainer.should_stop = True
-        return loss
+        return self.token_mean(gradient_ascent(forget.nll), forget.length)

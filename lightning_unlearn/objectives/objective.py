@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_unlearn.core.batches import row_count
 from lightning_unlearn.core.callback import Reference, UnlearnCallback
 from lightning_unlearn.core.checks import at_least, one_of
+from lightning_unlearn.core.distributed import mean_over_ranks
 from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score
@@ -58,6 +59,8 @@ class ForgetRetainObjective(UnlearnCallback):
     inseparable = "has no forget term, whose weight is 0"
     forget_roles: tuple[str, ...] = ("forget",)
     """The roles that the forget term reads."""
+    max_forget_nll: float | None = None
+    """Mean NLL per token of the forget rows above which training ends."""
 
     def __init__(
         self,
@@ -110,7 +113,14 @@ class ForgetRetainObjective(UnlearnCallback):
         """All terms of the loss on one batch."""
         rows = {role: self.retain_rows(batch[role]) if role == "retain" else batch[role] for role in self.needs.roles}
         # The starting model goes first: exchanging weights would spoil a graph that already holds them.
-        starting = self._starting(module, rows)
+        parts = self._loss(module, rows, self._starting(module, rows))
+        # Not where the forget term is evaluated, which smoothing does at other weights too.
+        nll, largest = parts.get("forget_nll"), self.max_forget_nll
+        if nll is not None and largest is not None and mean_over_ranks(nll) > largest:
+            module.trainer.should_stop = True
+        return parts
+
+    def _loss(self, module: LightningModule, rows: Mapping[str, Batch], starting: _Starting) -> dict[str, Tensor]:
         if self.smoothing is None:
             return self._terms(module, rows, starting)
         own = {role: rows[role] for role in rows if role in self.forget_roles}

@@ -50,7 +50,8 @@ class SmoothingStrategy(ResumableCallback, ABC):
 
     All passes of a step draw the same dropout masks. Running statistics of batch normalization take in the pass at the
     weights themselves, and no pass at others. Weights are put back bit for bit, also after an exception, so that no
-    checkpoint has others in it.
+    checkpoint has others in it. Where the score is the module's own ``training_step``, its logs are of the pass at the
+    weights themselves, but its metrics see all passes.
 
     Logs ``smooth/<name>`` as the subclass says. ``unlearn/loss`` has the smoothed forget term in it.
 

@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_unlearn import (
     NPO,
     SAM,
     SOUL,
+    ForgetTerm,
     GradDiff,
     GradientAscent,
     IdkNLL,
@@ -25,6 +27,8 @@ from lightning_unlearn import (
     QuantizationAware,
     RandomizedSmoothing,
     RandomMask,
+    Smoothed,
+    SmoothingStrategy,
     Sophia,
     TaskVector,
     UnlearnCallback,
@@ -99,11 +103,13 @@ class Reads(Recorder):
         self.before: list[dict[str, float]] = []
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.batch = batch
+        self.rows = batch["forget"][0]
         self.before.append(checksums(pl_module))
 
     def _read(self, module: Any, inputs: Any) -> None:
-        read = self.forget if torch.equal(inputs[0], self.batch["forget"][0]) else self.retain
+        if not torch.is_grad_enabled():
+            return  # a check before the first update
+        read = self.forget if torch.equal(inputs[0], self.rows) else self.retain
         read.append(checksums(module))
 
 
@@ -127,13 +133,13 @@ def test_smoothing_of_no_extent_changes_nothing(strategy: Any, options: dict[str
 
 
 OBJECTIVES = ["AltPO-snapshot", "CEU", "GradDiff-embedding", "GradDiff-refusal", "KTO", "NPO-snapshot-kl", "PDU"]
-OBJECTIVES += ["ForgetKL", "IdkDPO", "UNDIAL", "SatImp"]
+OBJECTIVES += ["SimNPO", "UNDIAL"]
 
 
 def fit_lm(folder: Path, *callbacks: Any, **options: Any) -> SgdLM:
     torch.manual_seed(0)
     module = SgdLM(str(folder), lr=0.1, **options.pop("model", {}))
-    data = LanguageDataModule(RAGGED[:4], RAGGED[6:], batch_size=2, seed=3)
+    data = LanguageDataModule(RAGGED[:2], RAGGED[6:], batch_size=2, seed=3)
     trainer(*callbacks, **({"limit_val_batches": 0} | options)).fit(module, data)
     return module
 
@@ -143,7 +149,7 @@ def test_the_forget_term_reads_all_it_needs(tiny_lm: Path, case: str) -> None:
     """Without extent the terms add up to what they are together; with some, they do not."""
     make = CASES[case].make
     plain = weights(fit_lm(tiny_lm, make(tiny_lm)))
-    torch.testing.assert_close(weights(fit_lm(tiny_lm, make(tiny_lm), SAM(rho=0.0))), plain, atol=1e-6, rtol=0)
+    torch.testing.assert_close(weights(fit_lm(tiny_lm, make(tiny_lm), SAM(rho=0.0))), plain, atol=5e-6, rtol=0)
     assert (weights(fit_lm(tiny_lm, make(tiny_lm), SAM(rho=0.5))) - plain).abs().max() > 1e-5
 
 
@@ -194,11 +200,13 @@ def test_a_perturbation_at_quantised_weights_leaves_head_and_embeddings(tiny_lm:
 # ---- what stays as it is ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.*no weight has changed")
 def test_all_passes_of_a_step_have_the_same_dropout_mask_and_steps_have_others() -> None:
     sharpness = Recorder(on_train_batch_end=lambda run, *_: run.callback_metrics["smooth/sharpness"].item())
     losses = Recorder(on_train_batch_end=lambda run, *_: run.callback_metrics["unlearn/forget"].item())
     module = seeded(dropout=0.5, lr=0.0)
-    one = [next(iter(FORGET))] * 4
+    x, y = next(iter(FORGET))
+    one = DataLoader(TensorDataset(x.repeat(4, 1), y.repeat(4)), batch_size=len(x))
     torch.manual_seed(1)
     fit(GradientAscent(score=classifier_nll), SAM(rho=1e-6), sharpness, losses, module=module, data={"forget": one})
     assert max(map(abs, sharpness.values)) < 1e-5
@@ -235,12 +243,12 @@ def test_frozen_weights_stay() -> None:
 
 def test_what_the_module_logs_is_of_its_own_weights() -> None:
     """Its training_step is the score, and runs at perturbed weights too."""
-    score = {"score": training_step_loss}
-    logged = [
-        fit(GradDiff(**score), *beside, module=seeded(lr=0.0), max_steps=1)[1].callback_metrics["train_loss"]
-        for beside in ([], [SAM(rho=0.5)])
-    ]
-    assert torch.equal(*logged)
+    logged = []
+    for beside in ([], [SAM(rho=0.5)]):
+        objective = GradientAscent(score=training_step_loss)
+        _, run = fit(objective, *beside, data={"forget": FORGET}, max_steps=1)
+        logged.append(run.callback_metrics["train_loss"].item())
+    assert logged[0] == logged[1]
 
 
 @pytest.mark.parametrize("wrong", ["raises", "nan"])
@@ -250,7 +258,7 @@ def test_weights_are_put_back_when_a_perturbed_pass_fails(wrong: str, tmp_path: 
     start = {name: value.clone() for name, value in module.state_dict().items()}
 
     def score(module: LitNet, batch: Any) -> Tensor:
-        calls.append(1)
+        calls.extend([1] * torch.is_grad_enabled())
         if len(calls) == 2 and wrong == "raises":
             raise RuntimeError("out of memory")
         nll = classifier_nll(module, batch)
@@ -268,6 +276,22 @@ def test_weights_are_put_back_when_a_perturbed_pass_fails(wrong: str, tmp_path: 
     after, _ = fit(module=module, max_steps=1)  # no smoothing is left behind
     plain, _ = fit(max_steps=1)
     assert same(after, plain)
+
+
+class LooksFar(SmoothingStrategy):
+    """Reads the forget term where the rows are very unlikely, and takes no notice."""
+
+    def smooth(self, term: ForgetTerm) -> Smoothed:
+        here = term.gradient()
+        with term.at([-20 * p for p in term.parameters]):
+            there = term.gradient()
+        return Smoothed(here.value, here.gradients, here.parts, {"perturbed_loss": there.value})
+
+
+def test_the_likelihood_at_other_weights_does_not_end_the_run() -> None:
+    _, run = fit(GradDiff(max_forget_nll=3.0, score=classifier_nll), LooksFar())
+    assert run.callback_metrics["smooth/perturbed_loss"] < -3
+    assert run.global_step == 4
 
 
 # ---- beside other things ---------------------------------------------------------------------------------------------
@@ -337,15 +361,23 @@ def test_gradient_checkpointing_changes_nothing(tiny_lm: Path) -> None:
     torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
-def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path) -> None:
+def half_way(path: Path, *beside: Any) -> LitNet:
+    """Train two epochs, and keep a checkpoint of the first."""
+
+    def save(run: L.Trainer, module: L.LightningModule) -> None:
+        if run.current_epoch == 0:
+            run.save_checkpoint(path)
+
+    objective = GradDiff(score=classifier_nll, keep_reference=True)
+    return fit(objective, *beside, Recorder(on_train_epoch_end=save), max_epochs=2)[0]
+
+
+@pytest.mark.parametrize("name", ["SAM", "RandomizedSmoothing"])
+def test_a_resumed_run_ends_in_the_same_bits(name: str, tmp_path: Path) -> None:
     path = tmp_path / "half.ckpt"
-    save = Recorder(on_train_epoch_end=lambda run, _: run.current_epoch == 0 and run.save_checkpoint(path) and None)
-    for make in (STRATEGIES["SAM"], STRATEGIES["RandomizedSmoothing"]):
-        whole, _ = fit(make(), save, max_epochs=2)
-        resumed = seeded()
-        run = trainer(GradDiff(score=classifier_nll), make(), max_epochs=2)
-        run.fit(resumed, loaders(), ckpt_path=path)
-        assert same(resumed, whole)
+    whole, resumed = half_way(path, STRATEGIES[name]()), seeded()
+    trainer(GradDiff(score=classifier_nll), STRATEGIES[name](), max_epochs=2).fit(resumed, loaders(), ckpt_path=path)
+    assert same(resumed, whole)
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
@@ -378,8 +410,7 @@ def test_sparse_gradients_are_refused() -> None:
 
 def test_a_run_that_was_not_smoothed_is_not_resumed_with_smoothing(tmp_path: Path) -> None:
     path = tmp_path / "plain.ckpt"
-    _, run = fit()
-    run.save_checkpoint(path)
+    half_way(path)
     with pytest.raises(MisconfigurationException, match="of an unlearning run without SAM"):
         trainer(GradDiff(score=classifier_nll), SAM(), max_epochs=2).fit(seeded(), loaders(), ckpt_path=path)
 

@@ -71,7 +71,7 @@ def test_adaptive_sam_moves_each_weight_in_its_own_unit() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("strategy", [SAM(rho=0.3), RandomizedSmoothing(sigma=0.3, n_samples=2)])
 def test_weights_are_put_back_in_every_precision(strategy: Any, dtype: torch.dtype) -> None:
-    smooth(strategy, Point([0.1, -0.7, 0.0, -0.0], dtype), bowl)
+    smooth(strategy, Point([0.1, -0.7, 0.0, -0.0] * 25, dtype), bowl)
 
 
 @pytest.mark.parametrize("n_samples", [1, 2, 3])

@@ -57,10 +57,10 @@ def test_numbers_that_do_not_fit_are_refused() -> None:
 
 @pytest.mark.parametrize(("beta", "value"), [(0.0225, 61.613), (0.1, 13.863)])
 def test_npo_at_the_reference_is_gradient_ascent_of_weight_one(beta: float, value: float) -> None:
-    nll = torch.tensor([5.0, 305.0], dtype=torch.float64, requires_grad=True)
+    nll = torch.tensor([5.0, 1005.0], dtype=torch.float64, requires_grad=True)
     loss = npo(nll, torch.full((2,), 5.0, dtype=torch.float64), beta=beta)
     loss.sum().backward()
     assert loss[0].item() == pytest.approx(2 * math.log(2) / beta) == pytest.approx(value, abs=1e-3)
     assert nll.grad is not None
     assert nll.grad[0].item() == pytest.approx(-1.0)
-    assert -2.3e-3 < nll.grad[1].item() < 0
+    assert -1e-9 < nll.grad[1].item() < 0
