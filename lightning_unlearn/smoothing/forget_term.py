@@ -106,6 +106,16 @@ class ForgetTerm:
             parts = self._term()
             yield parts["loss"], _detached(parts)
 
+    def gradient_of(self, value: Tensor) -> Gradients:
+        """Gradient of a scalar that was made of `graph`, in its body.
+
+        It makes a whole backward pass: ``autograd.grad`` would pass over the marks that functions without a second
+        derivative (``once_differentiable``) leave in a graph, and give a wrong one.
+        """
+        with self._own_gradients():
+            value.backward()
+            return [parameter.grad for parameter in self.parameters]
+
     @contextmanager
     def at(self, values: Sequence[Tensor | None]) -> Iterator[None]:
         """Run the body with other weights, then put back the weights that were there, bit for bit.

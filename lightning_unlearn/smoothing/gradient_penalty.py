@@ -99,5 +99,5 @@ class GradientPenalty(SmoothingStrategy):
             second: Gradients = [None] * len(first)
             if any(g.requires_grad for g, _ in pairs):  # not where the loss is linear in the weights
                 penalty = gradient_penalty([g for g, _ in pairs], [v for _, v in pairs])
-                second = list(torch.autograd.grad(penalty, term.parameters, allow_unused=True))
+                second = term.gradient_of(penalty)
         return here, mean, filled(term, second)

@@ -91,8 +91,7 @@ def hessian_product(term: ForgetTerm, vector: Sequence[Tensor], mode: Derivative
         with twice_differentiable(), term.graph() as (loss, _), torch.autocast(term.module.device.type, enabled=False):
             first = torch.autograd.grad(loss, term.parameters, create_graph=True, materialize_grads=True)
             slope = inner_product(first, vector)
-            second = torch.autograd.grad(slope, term.parameters, allow_unused=True) if slope.requires_grad else ()
-        product = list(second) or [None] * len(term.parameters)
+            product = term.gradient_of(slope) if slope.requires_grad else [None] * len(term.parameters)
     else:
         length, way = (inner_product(x, x).sqrt().item() for x in (_values(term), vector))
         step = difference_step(length, way, term.parameters[0].dtype)

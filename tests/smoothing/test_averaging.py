@@ -20,6 +20,7 @@ from lightning_unlearn import (
     ForgetRetainDataModule,
     GradDiff,
     GradientAscent,
+    GradientPenalty,
     LanguageDataModule,
     RandomMask,
     TaskVector,
@@ -300,6 +301,15 @@ def test_both_packages_of_lightning(name: str) -> None:
     run.fit(module, loaders())
     assert module.made == 1
     torch.testing.assert_close(weights(module), torch.stack(live.values[1:]).mean(0))
+
+
+def test_beside_a_smoothing_of_the_forget_term() -> None:
+    live = Recorder(on_train_batch_end=lambda _, module, *__: weights(module))
+    module, plain = seeded(), seeded()
+    trainer(live, graddiff(), GradientPenalty(0.1), UnlearnWeightAveraging(2, 1)).fit(module, loaders())
+    trainer(graddiff(), UnlearnWeightAveraging(2, 1)).fit(plain, loaders())
+    torch.testing.assert_close(weights(module), torch.stack(live.values[1:]).mean(0), rtol=0, atol=1e-6)
+    assert not torch.allclose(weights(module), weights(plain), atol=1e-4)
 
 
 def test_adapters_of_a_language_model(tiny_lm: Path) -> None:

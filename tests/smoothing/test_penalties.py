@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.utils.data import DataLoader
 
@@ -124,6 +125,34 @@ def test_an_update_has_the_gradient_of_the_curvature(mode: Any, detach: bool) ->
     assert logged["smooth/sharpness"] == pytest.approx(MU * logged["smooth/grad_norm"], rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "passes"),
+    [
+        (GradientPenalty(COEF), 1),
+        (GradientPenalty(COEF, "finite_difference"), 3),
+        (CurvatureRegularization(COEF), 4),
+        (CurvatureRegularization(COEF, mode="finite_difference"), 6),
+    ],
+)
+def test_a_step_reads_the_forget_rows_so_often_and_the_retain_rows_once_at_the_weights_as_they_are(
+    strategy: Any, passes: int
+) -> None:
+    forget, retain = (next(iter(pairs(16, seed)))[0] for seed in (1, 2))
+    reads: list[tuple[str, bool]] = []
+    start = flat(list(seeded(Smooth).parameters()))
+
+    class Counted(Smooth):
+        def forward(self, x: Tensor) -> Tensor:
+            role = "forget" if torch.equal(x, forget) else "retain" if torch.equal(x, retain) else ""
+            reads.append((role, torch.equal(flat(list(self.parameters())), start)))
+            return super().forward(x)
+
+    fitted(graddiff(), strategy, kind=Counted, max_steps=1)
+    assert [role for role, _ in reads] == ["forget"] * passes + ["retain"]
+    assert reads[-1] == ("retain", True)
+    assert reads[0] == ("forget", True)
+
+
 @pytest.mark.parametrize("strategy", [GradientPenalty(0.0), CurvatureRegularization(0.0)])
 def test_a_coefficient_of_0_is_the_run_without(strategy: Any) -> None:
     plain, _ = fitted(graddiff())
@@ -145,10 +174,10 @@ def test_two_accumulated_batches_are_one_of_both_where_the_norm_is_of_equal_rows
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_frozen_weights_stay_and_clipping_sees_the_penalty(mode: Any) -> None:
+def test_frozen_weights_stay(mode: Any) -> None:
     mask = RandomMask(0.5)
     start = {name: p.detach().clone() for name, p in seeded(Smooth).named_parameters()}
-    module, _ = fitted(graddiff(), mask, GradientPenalty(COEF, mode), gradient_clip_val=1e-3)
+    module, _ = fitted(graddiff(), mask, GradientPenalty(COEF, mode))
     assert any(not torch.equal(p, start[name]) for name, p in module.named_parameters())
     for name, live in mask.masks.items():
         assert torch.equal(dict(module.named_parameters())[name][~live], start[name][~live])
@@ -194,6 +223,33 @@ def test_double_backward_with_a_scaled_loss_names_the_way_out() -> None:
     check_derivative("GradientPenalty", "finite_difference", scaled)
     with pytest.raises(MisconfigurationException, match=r"16-mixed.*mode='finite_difference'"):
         check_derivative("GradientPenalty", "double_backward", scaled)
+
+
+class Fused(torch.autograd.Function):
+    """A kernel as libraries write one: its backward pass has no derivative of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient * ctx.saved_tensors[0].cos()
+
+
+class FusedNet(Smooth):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](Fused.apply(self.net[0](x.double())))
+
+
+@pytest.mark.parametrize("make", [GradientPenalty, CurvatureRegularization])
+def test_a_kernel_without_a_second_derivative_names_the_way_out(make: Any) -> None:
+    with pytest.raises(MisconfigurationException, match=r"no second derivative.*mode='finite_difference'"):
+        fitted(graddiff(), make(), kind=FusedNet)
+    module, _ = fitted(graddiff(), make(mode="finite_difference"), kind=FusedNet)
+    assert flat(list(module.parameters())).isfinite().all()
 
 
 @pytest.mark.parametrize(
