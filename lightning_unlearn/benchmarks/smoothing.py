@@ -41,6 +41,7 @@ K = TypeVar("K")
 _NATS = {"classifier": 8.0, "language": 5.0}
 _UPDATES = {"classifier": 200, "language": 60}
 _SEEDS = {"classifier": (0, 1, 2, 3, 4), "language": (0, 1, 2)}
+_SHARPNESS = {"classifier": 10, "language": 5}
 _TRIED = {"classifier": 3, "language": 1}
 
 
@@ -54,7 +55,7 @@ def bench_smoothing(
     tried: int | None = None,
     nats: float | None = None,
     max_updates: int | None = None,
-    sharpness_steps: int = 10,
+    sharpness_steps: int | None = None,
     sweep: bool = False,
     model: str | None = None,
     precision: str = "bf16-mixed",
@@ -87,7 +88,8 @@ def bench_smoothing(
             then.
         nats: The level of forgetting; by default 8 of a classifier, and 5 a token of the language model.
         max_updates: Updates after which a run ends below the level; by default 200, and 60 of the language model.
-        sharpness_steps: Steps of the search for the sharpness of the forget loss; 0 leaves it out.
+        sharpness_steps: Steps of the search for the sharpness of the forget loss; by default 10, and 5 of the language
+            model. 0 leaves it out.
         sweep: Also run SAM over its radius, beside NPO or else the first objective.
         model: Hub id, folder or GGUF file of a chat model; by default the demo's.
         precision: Precision of the Trainer, of the language model.
@@ -111,7 +113,7 @@ def bench_smoothing(
     run: dict[str, Any] = {
         "nats": nats or _NATS[kind],
         "max_updates": max_updates or _UPDATES[kind],
-        "sharpness_steps": sharpness_steps,
+        "sharpness_steps": _SHARPNESS[kind] if sharpness_steps is None else sharpness_steps,
         "threads": threads,
     }
     grid, used = Grid(output_dir, workers, keep_stale), sorted({*seeds, *tuned_on})
