@@ -18,6 +18,7 @@ from lightning_unlearn.benchmarks.runs import build, quiet_libraries, trainer
 from lightning_unlearn.benchmarks.smoothing_sharpness import sharpness
 from lightning_unlearn.core.lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.smoothing.averaging import UnlearnWeightAveraging
 
 __all__ = ["Cost", "Curve", "Forgetting", "SmoothingCell", "StopAtForgetting", "Subject", "perform"]
 
@@ -100,10 +101,11 @@ class StopAtForgetting(Callback):
     Args:
         measure: Measures the module.
         nats: The level, mean negative log-likelihood of the forget rows.
+        first: Update before which no run ends, such as that of the second snapshot of a mean.
     """
 
-    def __init__(self, measure: Callable[[LightningModule], Forgetting], nats: float) -> None:
-        self.measure, self.nats = measure, nats
+    def __init__(self, measure: Callable[[LightningModule], Forgetting], nats: float, first: int = 1) -> None:
+        self.measure, self.nats, self.first = measure, nats, first
         self.course: list[Forgetting] = []
 
     @property
@@ -114,7 +116,7 @@ class StopAtForgetting(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with evaluating(pl_module), trainer.precision_plugin.forward_context():
             self.course.append(self.measure(pl_module))
-        if self.is_reached:
+        if self.is_reached and trainer.global_step >= self.first:
             trainer.should_stop = True
 
 
@@ -155,11 +157,13 @@ def perform(cell: SmoothingCell, subject: Subject) -> Outcome:
     # The level ends nearly every run, and the mean over the weights is taken all the same.
     warnings.filterwarnings("ignore", message="The run stopped before max_epochs or max_steps")
     seed_everything(cell.seed, verbose=False)
-    module, cost, stop = subject.module, Cost(), StopAtForgetting(subject.forgetting, cell.nats)
+    module, cost, callbacks = subject.module, Cost(), build(cell.setting.callbacks, seed=cell.seed)
+    averages = [callback for callback in callbacks if isinstance(callback, UnlearnWeightAveraging)]
+    first = max((average.start_step + average.every_n_steps for average in averages), default=1)
+    stop = StopAtForgetting(subject.forgetting, cell.nats, first)
     with tempfile.TemporaryDirectory() as scratch:
         # One batch of each set: only what StopAtForgetting measures counts, and validation gives it its turn.
         often: Any = {"val_check_interval": 1, "limit_val_batches": 1, "num_sanity_val_steps": 0}
-        callbacks = build(cell.setting.callbacks, seed=cell.seed)
         updates = cell.max_updates if callbacks else 0
         options: Any = {"max_steps": updates, "default_root_dir": scratch, **often, **subject.options}
         run = trainer([stop, *callbacks, cost], **options)

@@ -115,7 +115,7 @@ def _curve(runs: Sequence[Outcome]) -> tuple[list[float], list[float]] | None:
 def _shown(record: Mapping[str, Any]) -> list[int]:
     """Places in a curve: the first update, one in between, the last."""
     count = len(record["anchors"]["original"][0]["relearning"]["steps"])
-    return sorted({1, (count - 1) // 4, count - 1})
+    return sorted({1, max(1, (count - 1) // 4), count - 1})
 
 
 def _header(record: Mapping[str, Any]) -> list[str]:

@@ -31,7 +31,6 @@ TINY: dict[str, Any] = {
     "strategies": ["none", "SAM", "WA"],
     "seeds": [0, 1],
     "tried": 1,
-    "nats": 3.0,
     "epochs": 8,
     "sharpness_steps": 2,
     "workers": 0,
@@ -79,7 +78,7 @@ def test_every_run_ends_at_the_level(record: dict[str, Any]) -> None:
     for strategy in record["objectives"]["NPO"].values():
         for outcome in strategy["runs"]:
             assert outcome["reached"]
-            assert 3.0 <= outcome["nll"] < 4.0
+            assert 8.0 <= outcome["nll"] < 9.0
             assert 0 < outcome["updates"] < record["max_updates"]
     alone, mean = (record["objectives"]["NPO"][name]["runs"] for name in (NONE, "WA"))
     assert all(b["updates"] > a["updates"] for a, b in zip(alone, mean, strict=True))
@@ -117,7 +116,7 @@ def test_the_same_command_again_runs_nothing(
     monkeypatch.setattr(grid, "_perform", fail)
     assert bench_smoothing(str(folder), **TINY) == record
     with pytest.raises(AssertionError, match="run again"):
-        bench_smoothing(str(folder), **{**TINY, "nats": 4.0})
+        bench_smoothing(str(folder), **{**TINY, "nats": 9.0})
 
 
 def test_tables_and_figures_are_written(folder: Path) -> None:
