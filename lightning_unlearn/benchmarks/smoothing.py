@@ -39,7 +39,7 @@ Task = Literal["digits", "mnist", "language"]
 K = TypeVar("K")
 
 _NATS = {"classifier": 8.0, "language": 5.0}
-_UPDATES = {"classifier": 200, "language": 60}
+_UPDATES = {"classifier": 300, "language": 60}
 _SEEDS = {"classifier": (0, 1, 2, 3, 4), "language": (0, 1, 2)}
 _SHARPNESS = {"classifier": 10, "language": 5}
 _TRIED = {"classifier": 3, "language": 1}
@@ -87,7 +87,7 @@ def bench_smoothing(
         tried: Settings of each strategy; by default 3 of a classifier, and 1 of the language model, which is not tuned
             then.
         nats: The level of forgetting; by default 8 of a classifier, and 5 a token of the language model.
-        max_updates: Updates after which a run ends below the level; by default 200, and 60 of the language model.
+        max_updates: Updates after which a run ends below the level; by default 300, and 60 of the language model.
         sharpness_steps: Steps of the search for the sharpness of the forget loss; by default 10, and 5 of the language
             model. 0 leaves it out.
         sweep: Also run SAM over its radius, beside NPO or else the first objective.
@@ -119,7 +119,7 @@ def bench_smoothing(
     grid, used = Grid(output_dir, workers, keep_stale), sorted({*seeds, *tuned_on})
     if kind == "classifier":
         cells, controls = _classifiers(grid, task, used, epochs, run)
-        study = _Study(grid, smoothing_classifier.unlearn, cells, seeds, 6)
+        study = _Study(grid, smoothing_classifier.unlearn, cells, seeds, 12)
     else:
         cells, controls = _language(grid, model, used, precision, run), {}
         study = _Study(grid, smoothing_language.unlearn, cells, seeds, 1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_unlearn.benchmarks.entries import Setting
 from lightning_unlearn.benchmarks.grid import Cell, Outcome
@@ -162,11 +163,12 @@ def perform(cell: SmoothingCell, subject: Subject) -> Outcome:
     first = max((average.start_step + average.every_n_steps for average in averages), default=1)
     stop = StopAtForgetting(subject.forgetting, cell.nats, first)
     with tempfile.TemporaryDirectory() as scratch:
-        # One batch of each set: only what StopAtForgetting measures counts, and validation gives it its turn.
         often: Any = {"val_check_interval": 1, "limit_val_batches": 1, "num_sanity_val_steps": 0}
         updates = cell.max_updates if callbacks else 0
         options: Any = {"max_steps": updates, "default_root_dir": scratch, **often, **subject.options}
         run = trainer([stop, *callbacks, cost], **options)
+        # Validation is only the turn of StopAtForgetting, which reads the forget rows itself.
+        subject.data.val_dataloader = lambda: DataLoader([0])  # type: ignore[arg-type, var-annotated]
         module.validation_step = lambda *batch: None  # type: ignore[method-assign, assignment]
         try:
             run.fit(module, subject.data)
