@@ -61,9 +61,9 @@ def _averages(*values: tuple[int, int]) -> Plan:
     return _plan("WA", *given, callback="UnlearnWeightAveraging")
 
 
-# Around the published constants, where a net of 20,000 weights forgets at all: from a gradient penalty of 0.1 or a
-# curvature penalty of 1 on, it does not leave the flat place that it starts from. The published average begins after 100
-# of 125 updates; here the level of forgetting ends a run, after about 75 of a classifier.
+# Around the published constants, where a net of 38,000 weights forgets at all: from a gradient penalty of 0.1 or a
+# curvature penalty of 1 on, it does not leave the flat place that it starts from. The published average begins after
+# 100 of 125 updates; here the level of forgetting ends a run, after about 75 of a classifier.
 STRATEGIES: dict[str, tuple[Plan, ...]] = {
     "classifier": (
         *(_ALONE, _radii(0.01, 0.1, 0.2), _noise(1e-4, 1e-2, 3e-2)),
