@@ -189,7 +189,7 @@ def _classifiers(
     full = {s: replace(cell, scenario=Scenario()) for s, cell in kept.items()}
     sides = []
     for cells, description in ((full, "training"), (kept, "retraining")):
-        trained = grid.run(train, cells, description, 6)
+        trained = grid.run(train, cells, description, 2)
         sides.append(
             {
                 s: ClassifierCell(**run, recipe=recipe, scenario=c.scenario, seed=s, start=trained[s]["files"][0])

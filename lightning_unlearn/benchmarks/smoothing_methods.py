@@ -86,9 +86,9 @@ OBJECTIVES: dict[str, dict[str, tuple[float, Description]]] = {
         "SimNPO": (1e-3, describe("SimNPO", beta=0.5, score=_SCORE)),
     },
     "language": {
-        "GradDiff": (5e-6, describe("GradDiff")),
-        "NPO": (1e-5, describe("NPO")),
-        "SimNPO": (1e-5, describe("SimNPO", beta=1.0)),
+        "GradDiff": (2e-6, describe("GradDiff")),
+        "NPO": (2e-6, describe("NPO")),
+        "SimNPO": (5e-6, describe("SimNPO", beta=1.0)),
     },
 }
 
