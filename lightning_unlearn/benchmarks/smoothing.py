@@ -187,7 +187,7 @@ def _classifiers(
     recipe = replace(CLASSIFIERS[task], epochs=epochs or CLASSIFIERS[task].epochs)
     kept = {s: TrainCell(recipe=recipe, scenario=SCENARIOS["class"], seed=s, threads=run["threads"]) for s in seeds}
     full = {s: replace(cell, scenario=Scenario()) for s, cell in kept.items()}
-    sides = []
+    sides: list[dict[int, SmoothingCell]] = []
     for cells, description in ((full, "training"), (kept, "retraining")):
         trained = grid.run(train, cells, description, 2)
         sides.append(

@@ -88,7 +88,7 @@ OBJECTIVES: dict[str, dict[str, tuple[float, Description]]] = {
     "language": {
         "GradDiff": (2e-6, describe("GradDiff")),
         "NPO": (2e-6, describe("NPO")),
-        "SimNPO": (5e-6, describe("SimNPO", beta=1.0)),
+        "SimNPO": (2e-6, describe("SimNPO", beta=1.0)),
     },
 }
 

@@ -168,8 +168,8 @@ def perform(cell: SmoothingCell, subject: Subject) -> Outcome:
         options: Any = {"max_steps": updates, "default_root_dir": scratch, **often, **subject.options}
         run = trainer([stop, *callbacks, cost], **options)
         # Validation is only the turn of StopAtForgetting, which reads the forget rows itself.
-        subject.data.val_dataloader = lambda: DataLoader([0])  # type: ignore[arg-type, var-annotated]
-        module.validation_step = lambda *batch: None  # type: ignore[method-assign, assignment]
+        subject.data.val_dataloader = lambda: DataLoader([0])  # type: ignore[arg-type]
+        module.validation_step = lambda *batch: None  # type: ignore[method-assign]
         try:
             run.fit(module, subject.data)
         except FloatingPointError as error:
