@@ -73,7 +73,9 @@ def verdict(gap: Gap | None, before: Gap | None) -> str:
 
 def table(record: dict[str, Any]) -> str:
     """Markdown: a table of all runs, the claims, and the sweep where there is one. Shares are in percent."""
-    parts = [markdown(_header(record), _rows(record)), markdown(_CLAIMS, _claims(record))]
+    parts = [markdown(_header(record), _rows(record))]
+    if claims := _claims(record):
+        parts.append(markdown(_CLAIMS, claims))
     others = [
         [name, objective, text] for objective in record["objectives"] for name, text in _others(record, objective)
     ]
