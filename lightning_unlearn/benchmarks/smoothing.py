@@ -119,7 +119,7 @@ def bench_smoothing(
     grid, used = Grid(output_dir, workers, keep_stale), sorted({*seeds, *tuned_on})
     if kind == "classifier":
         cells, controls = _classifiers(grid, task, used, epochs, run)
-        study = _Study(grid, smoothing_classifier.unlearn, cells, seeds, 12)
+        study = _Study(grid, smoothing_classifier.unlearn, cells, seeds, 9)
     else:
         cells, controls = _language(grid, model, used, precision, run), {}
         study = _Study(grid, smoothing_language.unlearn, cells, seeds, 1)

@@ -66,7 +66,7 @@ def _averages(*values: tuple[int, int]) -> Plan:
 # 100 of 125 updates; here the level of forgetting ends a run, after about 75 of a classifier.
 STRATEGIES: dict[str, tuple[Plan, ...]] = {
     "classifier": (
-        *(_ALONE, _radii(0.01, 0.1, 0.2), _noise(1e-4, 1e-2, 3e-2)),
+        *(_ALONE, _radii(0.1, 0.01, 0.2), _noise(1e-2, 1e-4, 3e-2)),
         *_penalties((0.01, 0.003, 0.03), (0.1, 0.03, 0.3)),
         *(_averages((60, 5), (40, 5), (20, 5)), _ROUNDED),
     ),
