@@ -254,7 +254,7 @@ def test_settings_are_chosen_on_other_seeds_and_the_radius_is_swept(tmp_path: Pa
 @pytest.mark.slow
 def test_a_language_model_relearns_facts_that_it_is_not_taught(tiny_lm: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"objectives": ["GradDiff"], "strategies": ["none", "QA"], "seeds": [0], "workers": 0}
-    options |= {"nats": 6.5, "max_updates": 40, "precision": "32-true", "sharpness_steps": 1}
+    options |= {"nats": 50.0, "max_updates": 3, "precision": "32-true", "sharpness_steps": 1}
     found = bench_smoothing(str(tmp_path), "language", model=str(tiny_lm), **options)
     assert set(found["anchors"]) == {"original"}
     for strategy in found["objectives"]["GradDiff"].values():
@@ -262,4 +262,5 @@ def test_a_language_model_relearns_facts_that_it_is_not_taught(tiny_lm: Path, tm
         assert outcome["relearning"]["steps"] == [0, 1, 2, 5, 10, 20]
         assert all(0 <= share <= 1 for share in (*outcome["relearning"]["forgotten"], outcome["rounded"]))
         assert set(outcome["utility"]) == {"retain", "heldout", "general", "utility"}
-        assert outcome["passes"] >= outcome["updates"] > 0
+        assert (outcome["reached"], outcome["updates"]) == (False, 3)
+        assert outcome["passes"] >= 3
