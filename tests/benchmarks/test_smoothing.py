@@ -29,7 +29,7 @@ TINY: dict[str, Any] = {
     "task": "digits",
     "objectives": ["NPO"],
     "strategies": ["none", "SAM", "WA"],
-    "seeds": [0, 1],
+    "seeds": [0],
     "tried": 1,
     "epochs": 8,
     "sharpness_steps": 2,
