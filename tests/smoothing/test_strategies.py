@@ -133,7 +133,7 @@ def test_smoothing_of_no_extent_changes_nothing(strategy: Any, options: dict[str
 
 
 OBJECTIVES = ["AltPO-snapshot", "CEU", "GradDiff-embedding", "GradDiff-refusal", "KTO", "NPO-snapshot-kl", "PDU"]
-OBJECTIVES += ["SimNPO", "UNDIAL"]
+OBJECTIVES += ["UNDIAL"]
 
 
 def fit_lm(folder: Path, *callbacks: Any, **options: Any) -> SgdLM:
@@ -146,7 +146,10 @@ def fit_lm(folder: Path, *callbacks: Any, **options: Any) -> SgdLM:
 
 @pytest.mark.parametrize("case", OBJECTIVES)
 def test_the_forget_term_reads_all_it_needs(tiny_lm: Path, case: str) -> None:
-    """Without extent the terms add up to what they are together; with some, they do not."""
+    """Without extent the terms add up to what they are together; with some, they do not.
+
+    SimNPO and SatImp are not among these: their gradient is next to nothing in a model that knows no row.
+    """
     make = CASES[case].make
     plain = weights(fit_lm(tiny_lm, make(tiny_lm)))
     torch.testing.assert_close(weights(fit_lm(tiny_lm, make(tiny_lm), SAM(rho=0.0))), plain, atol=5e-6, rtol=0)
