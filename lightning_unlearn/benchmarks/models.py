@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lightning_unlearn.classification.lit_classifier import LitClassifier
 
-__all__ = ["MLP", "ConvNet1D", "CosineClassifier", "ResNet8", "TextTransformer"]
+__all__ = ["MLP", "ConvNet", "ConvNet1D", "CosineClassifier", "ResNet8", "TextTransformer"]
 
 
 class CosineClassifier(LitClassifier):
@@ -61,6 +61,30 @@ class ResNet8(nn.Sequential):
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
             nn.Linear(4 * width, classes),
+        )
+
+
+class ConvNet(nn.Sequential):
+    """Two convolutions over an image, each at half the resolution, and two linear layers; without normalization.
+
+    Args:
+        classes: Number of logits.
+        channels: Channels of an image.
+        size: Side of an image.
+        width: Channels of the first convolution; the second has twice as many.
+    """
+
+    def __init__(self, classes: int = 10, channels: int = 1, size: int = 14, width: int = 16) -> None:
+        side = -(-size // 4)  # padded on both sides
+        super().__init__(
+            nn.Conv2d(channels, width, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, 2, 1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(2 * width * side**2, 64),
+            nn.ReLU(),
+            nn.Linear(64, classes),
         )
 
 

@@ -28,6 +28,8 @@ commands:
                compare methods on TOFU, MUSE, WMDP, copyright or detox: --benchmark TOFUBenchmark --benchmark.path ...
   bench-classification
                compare the methods on small classifiers with retraining
+  bench-smoothing
+               let relearning and rounding bring back what smoothed objectives have forgotten
   bench-erasure
                erase styles and objects from a miniature diffusion model, and attack what is left
   bench-reconstruction
@@ -56,6 +58,7 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "bench-facts": "lightning_unlearn.benchmarks.facts:bench_facts",
     "bench-language": "lightning_unlearn.benchmarks.published:bench_language",
     "bench-classification": "lightning_unlearn.benchmarks.classification:bench_classification",
+    "bench-smoothing": "lightning_unlearn.benchmarks.smoothing:bench_smoothing",
     "bench-erasure": "lightning_unlearn.benchmarks.erasure:bench_erasure",
     "bench-reconstruction": "lightning_unlearn.benchmarks.reconstruction:bench_reconstruction",
     "canvas": {
