@@ -1,0 +1,15 @@
+from .dialogue import Dialogue as Dialogue
+from .dialogue import Turn as Turn
+from .extractors import AnalysisExtractor as AnalysisExtractor
+from .extractors import LogitExtractor as LogitExtractor
+from .extractors import SelfConsistency as SelfConsistency
+from .extractors import TextExtractor as TextExtractor
+from .judge import DialogueJudge as DialogueJudge
+from .prompt import JudgePrompt as JudgePrompt
+from .rating import RatesDialogues as RatesDialogues
+from .rating import Rating as Rating
+from .selectors.selector import Selector as Selector
+from .task import FED_OVERALL as FED_OVERALL
+from .task import SATISFACTION as SATISFACTION
+from .task import USR_OVERALL as USR_OVERALL
+from .task import RatingTask as RatingTask
