@@ -11,7 +11,7 @@ from lightning_unlearn.dialogue.data.jsonl import JSONLDialogues, read_jsonl
 from lightning_unlearn.dialogue.data.usr import USRDialogues
 from lightning_unlearn.dialogue.data.uss import USSDialogues, read_uss
 from lightning_unlearn.dialogue.dialogue import Turn
-from tests.dialogue.fixtures import fed_items, uss_text, usr_items, write
+from tests.dialogue.fixtures import fed_items, usr_items, uss_text, write
 
 
 def test_uss_rates_a_dialogue_by_its_last_row(tmp_path: Path) -> None:
