@@ -79,7 +79,7 @@ def test_a_file_gives_the_same_calibration(tmp_path: Path) -> None:
         assert loaded.trusted == calibration.trusted
         assert str(loaded.spearman) == str(calibration.spearman)
     (tmp_path / "other.json").write_text('{"scores": []}')
-    with pytest.raises(ValueError, match="is not a file of Calibration.save"):
+    with pytest.raises(ValueError, match="is not a file of Calibration"):
         Calibration.load(tmp_path / "other.json")
 
 

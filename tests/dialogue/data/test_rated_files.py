@@ -44,7 +44,7 @@ def test_the_majority_takes_the_place_of_all_ratings(tmp_path: Path) -> None:
 def test_a_folder_has_a_file_for_each_subset(tmp_path: Path) -> None:
     write(tmp_path / "uss_SGD.txt", uss_text())
     assert len(USSDialogues(tmp_path, "SGD").dialogues) == 5
-    with pytest.raises(FileNotFoundError, match="one file MWOZ.txt, but has none"):
+    with pytest.raises(FileNotFoundError, match=r"one file MWOZ\.txt, but has none"):
         USSDialogues(tmp_path, "MWOZ")
     with pytest.raises(ValueError, match="subset says which"):
         USSDialogues(tmp_path)
@@ -71,7 +71,7 @@ def test_a_wrong_file_of_uss_is_refused_with_its_line(tmp_path: Path, wrong: str
 def test_fed_drops_and_counts_what_is_no_number(tmp_path: Path) -> None:
     path = write(tmp_path / "fed_data.json", fed_items())
     turns = FEDDialogues(path, level="turn")
-    assert [dialogue.ratings for dialogue in turns.dialogues][0] == (3, 4, 3, 4)
+    assert turns.dialogues[0].ratings == (3, 4, 3, 4)
     assert turns.dropped_ratings == 1
     assert turns.dialogues[0].response == "Great"
     assert turns.dialogues[0].turns[1] == Turn("assistant", "Hi: how are you?")
