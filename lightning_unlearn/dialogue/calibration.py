@@ -122,8 +122,8 @@ class Calibration:
             value, low, high = self.spearman
             raise ValueError(
                 f"The judge's scores do not agree with people's ratings: Spearman's correlation is {value:.3f}, with "
-                f"the {self.level:.0%} interval [{low:.3f}, {high:.3f}], which is not above 0. Use a better judge, or more "
-                "rated dialogues."
+                f"the {self.level:.0%} interval [{low:.3f}, {high:.3f}], which is not above 0. Use a better judge, or "
+                "more rated dialogues."
             )
 
     def __call__(self, scores: Sequence[float] | Tensor | float) -> Tensor:

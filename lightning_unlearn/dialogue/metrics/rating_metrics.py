@@ -42,8 +42,8 @@ class RatingMetrics(IndexedMetric):
 
     Correlations (equal numbers share their rank, as in scipy) and ``mae`` compare scores with the annotators' mean;
     ``f1_macro``, ``accuracy``, ``kappa`` and ``uar`` compare labels with the annotators' majority, the lowest of
-    several. ``parse_rate`` is the share of answers in which a rating was found; a score of NaN is left out of everything
-    else.
+    several. ``parse_rate`` is the share of answers in which a rating was found; a score of NaN is left out of all
+    others.
 
     A dialogue counts once, by its ``id``, however often a distributed sampler repeats it.
 
