@@ -134,9 +134,8 @@ class Calibration:
         """
         self._fitted()
         given = torch.as_tensor(scores, dtype=torch.float64).cpu()
-        return torch.tensor([_piecewise(float(s), self.scores, self.ratings) for s in given.flatten()]).reshape(
-            given.shape
-        )
+        found = [_piecewise(float(score), self.scores, self.ratings) for score in given.flatten()]
+        return torch.tensor(found, dtype=torch.float64).reshape(given.shape)
 
     def interval(self, score: float, level: float = 0.9) -> Interval:
         """The calibrated score, with an interval for the mean rating of one dialogue.
