@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lightning_unlearn.audit import *
     from lightning_unlearn.classification import *
     from lightning_unlearn.core import *
+    from lightning_unlearn.dialogue import *
     from lightning_unlearn.diffusion import *
     from lightning_unlearn.language import *
     from lightning_unlearn.objectives import *
@@ -24,7 +25,7 @@ __version__ = version("lightning-unlearn")
 
 _PARTS = (
     *("core", "objectives", "smoothing", "weights", "second_order", "language", "classification", "diffusion"),
-    *("reconstruction", "relearning", "report", "audit"),
+    *("reconstruction", "relearning", "dialogue", "report", "audit"),
 )
 
 

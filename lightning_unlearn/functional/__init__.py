@@ -3,6 +3,7 @@
 from lightning_unlearn.functional import (
     classification,
     curvature,
+    dialogue,
     diffusion,
     language,
     objectives,
@@ -12,6 +13,7 @@ from lightning_unlearn.functional import (
 )
 from lightning_unlearn.functional.classification import *
 from lightning_unlearn.functional.curvature import *
+from lightning_unlearn.functional.dialogue import *
 from lightning_unlearn.functional.diffusion import *
 from lightning_unlearn.functional.kl import kl_divergence
 from lightning_unlearn.functional.language import *
@@ -82,3 +84,4 @@ __all__ += saliency.__all__
 __all__ += curvature.__all__
 __all__ += smoothing.__all__
 __all__ += reconstruction.__all__
+__all__ += dialogue.__all__

@@ -1,0 +1,5 @@
+"""Quality of dialogues, as a language model rates it."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

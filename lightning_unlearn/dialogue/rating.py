@@ -1,0 +1,41 @@
+"""Ratings of dialogues, and whatever gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from lightning_unlearn.dialogue.dialogue import Dialogue
+
+__all__ = ["RatesDialogues", "Rating"]
+
+
+@dataclass(frozen=True)
+class Rating:
+    """What a judge says of a dialogue.
+
+    Args:
+        score: A number on the task's scale; NaN where none was found.
+        label: The label that the score stands for.
+        probs: Probability of each label among the labels, where logits were read.
+        text: What the judge has written, where it has written.
+        parsed: Whether a rating was found. Logits always hold one.
+        vocab_mass: Probability of all labels within the vocabulary, where logits were read. A small one says that the
+            judge would rather have written something else.
+    """
+
+    score: float
+    label: str | None = None
+    probs: tuple[float, ...] | None = None
+    text: str | None = None
+    parsed: bool = True
+    vocab_mass: float | None = None
+
+
+@runtime_checkable
+class RatesDialogues(Protocol):
+    """Anything that rates dialogues: a `DialogueJudge`, an endpoint, a person behind a form."""
+
+    def rate(self, dialogues: Sequence[Dialogue]) -> list[Rating]:
+        """One rating a dialogue, in their order."""

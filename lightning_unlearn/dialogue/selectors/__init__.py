@@ -1,0 +1,1 @@
+"""Selectors of in-context examples."""

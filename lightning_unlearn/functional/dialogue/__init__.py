@@ -1,0 +1,15 @@
+"""Scores of label probabilities, targets from several annotators, parsed ratings, and agreement with people."""
+
+from lightning_unlearn.functional.dialogue.agreement import class_counts, cohen_kappa, macro_f1, macro_recall
+from lightning_unlearn.functional.dialogue.correlation import average_ranks, kendall, pearson, spearman
+
+__all__ = [
+    "average_ranks",
+    "class_counts",
+    "cohen_kappa",
+    "kendall",
+    "macro_f1",
+    "macro_recall",
+    "pearson",
+    "spearman",
+]
