@@ -83,6 +83,7 @@ class RemoteJudge:
         if self.extractor.invalid == "logits":
             raise ValueError("invalid='logits' needs the weights of the judge. Use 'nan' or 'mid' at an endpoint.")
         self.logprobs, self.cache = logprobs, ReplyCache(cache)
+        self._refused = False  # the server has no log-probabilities
         self.concurrency = at_least("concurrency", concurrency, 1)
         self.retries, self.timeout = at_least("retries", retries, 0), above("timeout", timeout, 0)
         self.key_variable = key_variable
@@ -137,13 +138,13 @@ class RemoteJudge:
         """Text and tokens of a reply."""
         import openai
 
-        asked = {"logprobs": True, "top_logprobs": 20} if self.logprobs else {}
+        asked = {"logprobs": True, "top_logprobs": 20} if self.logprobs and not self._refused else {}
         self._pace.wait()
         try:
             reply = self._client.chat.completions.create(**request, **asked)
         except openai.BadRequestError as error:
             if asked and "logprob" in str(error).lower():
-                self.logprobs = False
+                self._refused = True
                 return self._ask(request)
             raise self._failed(error) from None
         except openai.OpenAIError as error:
