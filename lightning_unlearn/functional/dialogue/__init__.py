@@ -1,4 +1,4 @@
-"""Scores of label probabilities, targets from several annotators, and parsed ratings."""
+"""Scores of label probabilities, targets from several annotators, parsed ratings, and agreement with people."""
 
 from lightning_unlearn.functional.dialogue.expected_score import (
     argmax_score,
@@ -18,4 +18,16 @@ __all__ = [
     "parse_label",
     "parse_rating",
     "ratio_score",
+from lightning_unlearn.functional.dialogue.agreement import class_counts, cohen_kappa, macro_f1, macro_recall
+from lightning_unlearn.functional.dialogue.correlation import average_ranks, kendall, pearson, spearman
+
+__all__ = [
+    "average_ranks",
+    "class_counts",
+    "cohen_kappa",
+    "kendall",
+    "macro_f1",
+    "macro_recall",
+    "pearson",
+    "spearman",
 ]
