@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.dialogue.adapters import save_adapter, trained_names
 from lightning_unlearn.dialogue.dialogue import Dialogue
 from lightning_unlearn.dialogue.extractors import AnalysisExtractor, Extractor, LogitExtractor
 from lightning_unlearn.dialogue.label_reader import LabelReader
@@ -23,6 +24,7 @@ from lightning_unlearn.dialogue.prompt import RATING_CUE, BuiltPrompt, JudgeProm
 from lightning_unlearn.dialogue.rating import Rating
 from lightning_unlearn.dialogue.selectors.selector import Selector
 from lightning_unlearn.dialogue.task import RatingTask, task_of
+from lightning_unlearn.dialogue.tuning import JudgeTuning
 from lightning_unlearn.language.causal_lm import DType, LitCausalLM
 from lightning_unlearn.language.continuation import Choose, likeliest
 from lightning_unlearn.language.generation import generate_all
@@ -60,7 +62,8 @@ class DialogueJudge(LightningModule):
         dtype: Type of the weights.
         prompt_format: Format of the model's prompts; by default that of its folder or its chat template. A model
             without one is asked in plain text.
-        max_tokens: Largest batch in tokens.
+        max_tokens: Largest batch in tokens; those of training are as the data module makes them.
+        tuning: The loss that the judge is fine-tuned with; by default `JudgeTuning`.
 
     Raises:
         FileNotFoundError: If there is no such folder or file.
@@ -85,8 +88,10 @@ class DialogueJudge(LightningModule):
         dtype: DType = "float32",
         prompt_format: PromptFormat | None = None,
         max_tokens: int = 8192,
+        tuning: JudgeTuning | None = None,
     ) -> None:
         super().__init__()
+        self.tuning = tuning or JudgeTuning()
         self.prompt = _prompt(task, prompt)
         self.shots, self.max_tokens = at_least("shots", shots, 0), at_least("max_tokens", max_tokens, 1)
         self.lm = _opened(model, lora, lr, dtype)
@@ -243,6 +248,50 @@ class DialogueJudge(LightningModule):
         """Keep what the prompts of a run share."""
         self._run_reader = LabelReader(self.lm, self.max_tokens)
 
+    def training_step(self, batch: list[Dialogue], batch_idx: int) -> Tensor:
+        """The mean loss of rated dialogues."""
+        loss = self.tuning.losses(self, batch, self.current_epoch).mean()
+        self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over what trains, and a schedule per step, as the `LitCausalLM` has them."""
+        return self.lm.configure_optimizers()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of a judge with adapters keep these alone."""
+        if self.lm.hparams["lora"] is not None and "state_dict" in checkpoint:
+            trained = trained_names(self)
+            checkpoint["state_dict"] = {n: value for n, value in checkpoint["state_dict"].items() if n in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the weights of the base model from the model that is there."""
+        if self.lm.hparams["lora"] is not None and "state_dict" in checkpoint:
+            trained = trained_names(self)
+            base = {name: value for name, value in self.state_dict().items() if name not in trained}
+            checkpoint["state_dict"] = {**base, **checkpoint["state_dict"]}
+
+    def save_adapter(self, folder: str | os.PathLike[str]) -> None:
+        """Write the adapters as a folder of PEFT, which `DialogueJudge` opens by its path.
+
+        Args:
+            folder: Where to; made if missing.
+
+        Raises:
+            ValueError: If the judge has no adapters, or its base model is an object without a name.
+        """
+        save_adapter(self.lm, folder)
+        self.prompt_format.save(os.fspath(folder))
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the judge, with its adapters merged, as a folder that `AutoModelForCausalLM` opens.
+
+        Args:
+            folder: Where to; made if missing.
+        """
+        self.lm.save_pretrained(os.fspath(folder))
+        self.prompt_format.save(os.fspath(folder))
+
     def predict_step(self, batch: list[Dialogue], batch_idx: int) -> list[Rating]:
         """One rating a dialogue."""
         with self._reading(self._run_reader or LabelReader(self.lm, self.max_tokens)):
@@ -270,7 +319,7 @@ def _prompt(task: RatingTask | str | None, prompt: JudgePrompt | None) -> JudgeP
 
 def _opened(model: Any, lora: Any, lr: float, dtype: DType) -> LitCausalLM:
     if not isinstance(model, LitCausalLM):
-        return LitCausalLM(model, dtype=dtype, lora=lora, lr=lr)
+        return LitCausalLM(model, dtype=dtype, lora=lora, lr=lr, warmup=0.03, schedule="cosine")
     if lora is not None:
         raise ValueError("The LitCausalLM is made already. Give lora to it: LitCausalLM(..., lora=...).")
     return model

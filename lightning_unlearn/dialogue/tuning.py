@@ -159,7 +159,8 @@ def _log_probs(judge: DialogueJudge, prompts: Sequence[Sequence[int]]) -> Tensor
     logits = output.logits if output.logits.dim() == 2 else output.logits[places, last]
     read = logits.float().log_softmax(-1).view(len(prompts), len(nodes), -1)
     step = {
-        node: {token: read[:, place, token] for token in following} for place, (node, following) in enumerate(nodes.items())
+        node: {token: read[:, place, token] for token in following}
+        for place, (node, following) in enumerate(nodes.items())
     }
     return label_log_probs(_tails(labels), step)
 

@@ -148,7 +148,11 @@ def test_what_is_saved_are_the_adapters_alone_and_loads_equal(tiny_lm: Path, tmp
     assert len(state) == 2 * 2 * 2  # layers x modules x factors
     assert all("lora_" in name for name in state)
     loaded = DialogueJudge.load_from_checkpoint(
-        tmp_path / "a.ckpt", model=tiny_lm, prompt=JudgePrompt(SHORT), shots=0, lora={"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
+        tmp_path / "a.ckpt",
+        model=tiny_lm,
+        prompt=JudgePrompt(SHORT),
+        shots=0,
+        lora={"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]},
     )
     assert same(loaded, judge)
     unmerged = label_log_probs(judge, dialogues())
