@@ -11,7 +11,8 @@ from lightning_unlearn.dialogue.dialogue import Dialogue
 __all__ = ["RatesDialogues", "Rating"]
 
 
-@dataclass(frozen=True)
+# Not frozen, though nothing changes it: Lightning copies predictions field by field, and refuses frozen classes.
+@dataclass(unsafe_hash=True)
 class Rating:
     """What a judge says of a dialogue.
 
