@@ -27,6 +27,7 @@ from .metrics.rating_metrics import compare_judges as compare_judges
 from .prompt import JudgePrompt as JudgePrompt
 from .rating import RatesDialogues as RatesDialogues
 from .rating import Rating as Rating
+from .remote import RemoteJudge as RemoteJudge
 from .selectors.balanced import LabelBalanced as LabelBalanced
 from .selectors.bm25 import BM25Selector as BM25Selector
 from .selectors.dense import DenseSelector as DenseSelector
@@ -40,3 +41,4 @@ from .task import FED_OVERALL as FED_OVERALL
 from .task import SATISFACTION as SATISFACTION
 from .task import USR_OVERALL as USR_OVERALL
 from .task import RatingTask as RatingTask
+from .tuning import JudgeTuning as JudgeTuning

@@ -11,13 +11,14 @@ from lightning_unlearn.dialogue.dialogue import Dialogue
 __all__ = ["RatesDialogues", "Rating"]
 
 
-@dataclass(frozen=True)
+# Not frozen, though nothing changes it: Lightning copies predictions field by field, and refuses frozen classes.
+@dataclass(unsafe_hash=True)
 class Rating:
     """What a judge says of a dialogue.
 
     Args:
         score: A number on the task's scale; NaN where none was found.
-        label: The label that the score stands for.
+        label: The likeliest label where logits were read; of a number in a text, the nearest one.
         probs: Probability of each label among the labels, where logits were read.
         text: What the judge has written, where it has written.
         parsed: Whether a rating was found. Logits always hold one.
