@@ -20,6 +20,7 @@ from lightning_unlearn.dialogue.dialogue import Dialogue
 from lightning_unlearn.dialogue.extractors import AnalysisExtractor, Extractor, LogitExtractor
 from lightning_unlearn.dialogue.label_reader import LabelReader
 from lightning_unlearn.dialogue.label_tokens import LabelTokens, label_tokens
+from lightning_unlearn.dialogue.metrics.rating_metrics import RatingMetrics
 from lightning_unlearn.dialogue.prompt import RATING_CUE, BuiltPrompt, JudgePrompt
 from lightning_unlearn.dialogue.rating import Rating
 from lightning_unlearn.dialogue.selectors.selector import Selector
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DialogueJudge"]
 
+_DRAWS = 1000  # bootstrap samples of the intervals
 _PLAIN = "{question}\n"  # the cue stands on a line of its own
 
 
@@ -109,6 +111,7 @@ class DialogueJudge(LightningModule):
             self.take_pool(pool)
         self._reader: LabelReader | None = None
         self._run_reader: LabelReader | None = None
+        self._metrics: list[RatingMetrics] = []
 
     @property
     def task(self) -> RatingTask:
@@ -238,15 +241,46 @@ class DialogueJudge(LightningModule):
         return generate_all(self.lm.model, self.prompt_format, prompts, max_new_tokens, batch_size, choose, copies)
 
     def on_predict_epoch_start(self) -> None:
-        """Keep what the prompts of a run share."""
+        """Keep what the prompts of an epoch share."""
         self._run_reader = LabelReader(self.lm, self.max_tokens)
 
     def on_predict_epoch_end(self) -> None:
         self._run_reader = None
 
+    def on_validation_epoch_start(self) -> None:
+        """Keep what the prompts of an epoch share, and measure anew."""
+        self._begin_measuring(draws=0)
+
     def on_test_epoch_start(self) -> None:
-        """Keep what the prompts of a run share."""
+        """Keep what the prompts of an epoch share, and measure anew."""
+        self._begin_measuring(_DRAWS)
+
+    def validation_step(self, batch: list[Dialogue], batch_idx: int) -> None:
+        """Agreement with the annotators, logged as ``val/spearman`` and so on."""
+        self._measure(batch)
+
+    def test_step(self, batch: list[Dialogue], batch_idx: int) -> None:
+        """The same as ``test/spearman`` and so on, with bootstrap intervals."""
+        self._measure(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_measured("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_measured("test")
+
+    def _begin_measuring(self, draws: int) -> None:
         self._run_reader = LabelReader(self.lm, self.max_tokens)
+        # Not a submodule: its rows belong to an epoch, and not to a checkpoint of the judge.
+        self._metrics = [RatingMetrics(self.task, draws=draws).to(self.device)]
+
+    def _measure(self, batch: list[Dialogue]) -> None:
+        self._metrics[0].update(self.predict_step(batch, 0), batch)
+
+    def _log_measured(self, stage: str) -> None:
+        self._run_reader = None
+        values = {f"{stage}/{name}": value.float() for name, value in self._metrics[0].compute().items()}
+        self.log_dict(values, batch_size=1)
 
     def training_step(self, batch: list[Dialogue], batch_idx: int) -> Tensor:
         """The mean loss of rated dialogues."""
