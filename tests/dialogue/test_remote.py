@@ -7,7 +7,6 @@ import logging
 import math
 import pickle
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -43,7 +42,7 @@ class Server:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
                     outer.requests.append(body)
-                    outer.headers.append(dict(self.headers))
+                    outer.headers.append({name.lower(): value for name, value in self.headers.items()})
                     status, content = reply(body, len(outer.requests))
                 text = json.dumps(content).encode()
                 self.send_response(status)
@@ -106,7 +105,7 @@ def test_expected_score_from_the_logprobs_at_the_label(start: Start) -> None:
     assert body["temperature"] == 0
     assert [message["role"] for message in body["messages"]] == ["user"]
     assert "Is it 0?" in body["messages"][0]["content"]
-    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
 
 
 def test_text_where_the_server_has_no_logprobs_or_refuses_them(start: Start) -> None:
@@ -198,16 +197,16 @@ def test_no_key_no_request_and_no_secret_in_an_address(monkeypatch: pytest.Monke
         RemoteJudge("m", extractor=TextExtractor(invalid="logits"))
 
 
-def test_requests_keep_their_pace(start: Start) -> None:
-    moments: list[float] = []
-
-    def reply(body: dict[str, Any], _: int) -> Reply:
-        moments.append(time.monotonic())
-        return completion("Rating: 3")
-
-    server = start(reply)
-    RemoteJudge("m", server.url, requests_per_minute=600).rate(ROWS)
-    assert moments[-1] - moments[0] >= 3 * 0.1 - 0.02  # the first is never late by more than the last
+def test_requests_keep_their_pace(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, waited = [100.0], []
+    monkeypatch.setattr("lightning_unlearn.dialogue.remote.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("lightning_unlearn.dialogue.remote.time.sleep", waited.append)
+    judge = RemoteJudge("m", start(lambda body, _: completion("Rating: 3")).url, requests_per_minute=600)
+    for _ in range(3):
+        judge._pace.wait()
+    clock[0] += 10
+    judge._pace.wait()
+    assert waited == pytest.approx([0, 0.1, 0.2, 0])
 
 
 def test_labels_that_are_no_single_token_are_read_from_the_text() -> None:
