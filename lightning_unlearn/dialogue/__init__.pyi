@@ -1,3 +1,13 @@
+from .baselines import NeighbourRating as NeighbourRating
+from .baselines import TfidfRidge as TfidfRidge
+from .baselines import cross_rated as cross_rated
+from .bias import LengthBias as LengthBias
+from .bias import OrderBias as OrderBias
+from .bias import dialogue_lengths as dialogue_lengths
+from .bias import length_bias as length_bias
+from .bias import order_bias as order_bias
+from .bias import position_bias as position_bias
+from .calibration import Calibration as Calibration
 from .data.fed import FEDDialogues as FEDDialogues
 from .data.jsonl import JSONLDialogues as JSONLDialogues
 from .data.module import DialogueDataModule as DialogueDataModule
