@@ -189,7 +189,9 @@ def _names(sources: Sequence[str]) -> tuple[str, ...]:
 def _file(path: str, subset: str) -> Path:
     found = [file for file in Path(path).glob("*.txt") if file.stem.lower().split("_")[-1] == subset.lower()]
     if len(found) != 1:
-        raise FileNotFoundError(f"path must be a folder with one file {subset}.txt of USS, but {path} has {len(found)}.")
+        raise FileNotFoundError(
+            f"path must be a folder with one file {subset}.txt of USS, but {path} has {len(found)}."
+        )
     return found[0]
 
 

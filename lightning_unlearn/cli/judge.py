@@ -165,7 +165,9 @@ class _Maker:
     def _selector(self, made: DialogueJudge | None) -> Selector | None:
         kind = self.settings["examples"]
         if kind == "dense" and made is None:
-            raise ValueError("examples='dense' reads the states of a local judge. Use 'bm25' or 'random' at an endpoint.")
+            raise ValueError(
+                "examples='dense' reads the states of a local judge. Use 'bm25' or 'random' at an endpoint."
+            )
         if kind == "dense" and made is not None:
             return DenseSelector(StateEncoder(made.lm))
         if kind == "random":
@@ -266,7 +268,9 @@ def _calibrated(
     seed: int,
 ) -> dict[str, Any]:
     """Calibrate to the held-out dialogues, and write the calibrated scores of the others."""
-    used = [(rating.score, part.mean) for rating, part in zip(known, held_out, strict=True) if rating.score == rating.score]
+    used = [
+        (rating.score, part.mean) for rating, part in zip(known, held_out, strict=True) if rating.score == rating.score
+    ]
     calibration = Calibration(task, seed=seed).fit([score for score, _ in used], [mean for _, mean in used])
     calibration.save(folder / "calibration.json")
     rows = []
