@@ -34,7 +34,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_ratings_agreement_and_calibration_from_the_command_line(
     long_lm: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
     files = {name: written(tmp_path / f"{name}.jsonl", names) for name, names in (
@@ -59,7 +59,7 @@ def test_ratings_agreement_and_calibration_from_the_command_line(
 def test_a_killed_run_rates_what_is_missing(
     long_lm: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rated: list[str] = []
     rate = DialogueJudge.rate
