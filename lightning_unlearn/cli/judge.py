@@ -165,9 +165,7 @@ class _Maker:
     def _selector(self, made: DialogueJudge | None) -> Selector | None:
         kind = self.settings["examples"]
         if kind == "dense" and made is None:
-            raise ValueError(
-                "examples='dense' reads the states of a local judge. Use 'bm25' or 'random' at an endpoint."
-            )
+            raise ValueError("examples='dense' reads the states of a local judge. Use 'bm25' or 'random' with it.")
         if kind == "dense" and made is not None:
             return DenseSelector(StateEncoder(made.lm))
         if kind == "random":
@@ -189,8 +187,8 @@ def _apart(**files: Sequence[Dialogue]) -> None:
             owner = owners.setdefault(_digest([dialogue]), name)
             if owner != name:
                 raise ValueError(
-                    f"Dialogue {dialogue.id!r} of --{name} is also in --{owner}: the judge would be shown, or calibrated "
-                    "to, what it is measured on. Give files that have none in common."
+                    f"Dialogue {dialogue.id!r} of --{name} is also in --{owner}: the judge would be shown, or "
+                    "calibrated to, what it is measured on. Give files that have none in common."
                 )
 
 
@@ -206,7 +204,8 @@ def _same_judge(folder: Path, settings: dict[str, Any]) -> None:
     if path.exists() and (before := json.loads(path.read_text(encoding="utf-8"))) != settings:
         changed = {name: (before.get(name), value) for name, value in settings.items() if before.get(name) != value}
         raise ValueError(
-            f"{folder} holds ratings of a judge with other settings: {changed} (before, now). Give another --output_dir."
+            f"{folder} holds ratings of a judge with other settings: {changed} (before, now). Give another "
+            "--output_dir."
         )
     write_text(path, json.dumps(settings, indent=2) + "\n")
 
@@ -268,9 +267,8 @@ def _calibrated(
     seed: int,
 ) -> dict[str, Any]:
     """Calibrate to the held-out dialogues, and write the calibrated scores of the others."""
-    used = [
-        (rating.score, part.mean) for rating, part in zip(known, held_out, strict=True) if rating.score == rating.score
-    ]
+    pairs = [(rating.score, part.mean) for rating, part in zip(known, held_out, strict=True)]
+    used = [(score, mean) for score, mean in pairs if not math.isnan(score)]
     calibration = Calibration(task, seed=seed).fit([score for score, _ in used], [mean for _, mean in used])
     calibration.save(folder / "calibration.json")
     rows = []

@@ -15,7 +15,7 @@ from lightning_unlearn.benchmarks.dialogue_figure import calibration_bins, judge
 from lightning_unlearn.benchmarks.dialogue_findings import agreement, decided, findings, pooled
 from lightning_unlearn.benchmarks.dialogue_runs import DataCell, split
 from lightning_unlearn.core.intervals import Interval
-from tests.dialogue.uss_files import long_lm, write_uss  # noqa: F401
+from tests.dialogue.uss_files import write_uss
 
 SMALL: dict[str, Any] = {"test": 16, "train": 8, "epochs": 1, "workers": 0, "precision": "32-true", "max_length": 640}
 
@@ -26,7 +26,7 @@ def outcome(scores: list[float | None], human: list[float]) -> dict[str, Any]:
     return {"scores": scores, "labels": labels, "human": [[h] for h in human], "ids": ids}
 
 
-def test_every_entry_runs_once_and_is_decided(long_lm: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_every_entry_runs_once_and_is_decided(long_lm: Path, tmp_path: Path) -> None:
     data = write_uss(tmp_path / "uss", ("SGD", "MWOZ"), 24)
     entries = ["zero-shot", "BM25 4-shot", "random 4-shot", "analysis first", "rating first", "fine-tuned, soft labels"]
     run = {**SMALL, "output_dir": str(tmp_path / "out"), "models": [str(long_lm)], "max_new_tokens": 2}

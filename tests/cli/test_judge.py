@@ -11,20 +11,7 @@ import pytest
 from lightning_unlearn.cli import judge as command
 from lightning_unlearn.cli.main import main
 from lightning_unlearn.dialogue.judge import DialogueJudge
-from tests.dialogue.uss_files import long_lm, write_uss  # noqa: F401
-
-
-def written(path: Path, names: range, rated: bool = True) -> str:
-    rows: list[dict[str, Any]] = [
-        {
-            "id": str(i),
-            "turns": [{"role": "user", "text": f"Is it {i}?"}],
-            **({"ratings": [1 + i % 5]} if rated else {}),
-        }
-        for i in names
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+from tests.dialogue.uss_files import write_jsonl, write_uss
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -37,7 +24,7 @@ def test_ratings_agreement_and_calibration_from_the_command_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    files = {name: written(tmp_path / f"{name}.jsonl", names) for name, names in (
+    files = {name: write_jsonl(tmp_path / f"{name}.jsonl", names) for name, names in (
         ("data", range(12)), ("pool", range(20, 28)), ("calibrate", range(40, 56)),
     )}  # fmt: skip
     main(
@@ -71,7 +58,7 @@ def test_a_killed_run_rates_what_is_missing(
         return rate(self, dialogues)
 
     monkeypatch.setattr(DialogueJudge, "rate", counting)
-    run: dict[str, Any] = {"model": str(long_lm), "data": written(tmp_path / "d.jsonl", range(8), rated=False)}
+    run: dict[str, Any] = {"model": str(long_lm), "data": str(write_jsonl(tmp_path / "d.jsonl", range(8), rated=False))}
     run |= {"output_dir": str(tmp_path / "out"), "batch_size": 2, "device": "cpu"}
     with pytest.raises(KeyboardInterrupt):
         command.judge(**run)
@@ -91,14 +78,14 @@ def test_a_killed_run_rates_what_is_missing(
 
 
 def test_what_is_rated_is_never_shown_or_calibrated_to(tmp_path: Path) -> None:
-    data = written(tmp_path / "a.jsonl", range(8))
+    data = str(write_jsonl(tmp_path / "a.jsonl", range(8)))
     for other in ("pool", "calibrate"):
-        shared = written(tmp_path / "b.jsonl", range(7, 20))
+        shared = str(write_jsonl(tmp_path / "b.jsonl", range(7, 20)))
         with pytest.raises(ValueError, match=f"Dialogue '7' of --{other} is also in --data"):
             command.judge("m", data, output_dir=str(tmp_path / "out"), **{other: shared})  # type: ignore[arg-type]
 
 
-def test_a_file_of_uss_and_text(long_lm: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_file_of_uss_and_text(long_lm: Path, tmp_path: Path) -> None:
     data = write_uss(tmp_path, count=4) / "SGD.txt"
     summary = command.judge(
         str(long_lm), str(data), "uss", str(tmp_path / "out"), route="text", max_new_tokens=2, limit=3, device="cpu"

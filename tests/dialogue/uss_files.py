@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-
-import pytest
-
-from tests.dialogue.judges import tiny_lm_of
 
 GOOD, BAD = "Great, thank you, that is what I want.", "No, that is wrong again."
 
@@ -27,10 +24,11 @@ def write_uss(folder: Path, names: tuple[str, ...] = ("SGD",), count: int = 40) 
     return folder
 
 
-@pytest.fixture(scope="session")
-def long_lm(tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny model that tells dialogues apart and has room for several of them."""
-    lm = tiny_lm_of(tiny_lm)
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    lm.save_pretrained(folder)
-    return folder
+def write_jsonl(path: Path, names: range = range(20), rated: bool = True) -> Path:
+    """A file of short dialogues."""
+    rows = [
+        {"id": str(i), "turns": [{"role": "user", "text": f"Is it {i}?"}], "ratings": [1 + i % 5] if rated else []}
+        for i in names
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
