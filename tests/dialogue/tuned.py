@@ -14,6 +14,7 @@ from lightning_unlearn.dialogue.judge import DialogueJudge
 from lightning_unlearn.dialogue.prompt import JudgePrompt
 from lightning_unlearn.dialogue.task import RatingTask
 from lightning_unlearn.dialogue.tuning import JudgeTuning, Target
+from lightning_unlearn.language.causal_lm import LitCausalLM
 
 SHORT = RatingTask("short", ("1", "2", "3"), (1.0, 2.0, 3.0), ("bad", "fair", "good"), "it", "Rate.")
 LORA = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
@@ -29,7 +30,10 @@ def dialogues(count: int = 4) -> list[Dialogue]:
 
 
 def tiny_judge(
-    model: Path, target: Target = "soft", lora: dict[str, Any] | None = LORA, prompt: JudgePrompt | None = None
+    model: Path | LitCausalLM,
+    target: Target = "soft",
+    lora: dict[str, Any] | None = LORA,
+    prompt: JudgePrompt | None = None,
 ) -> DialogueJudge:
     torch.manual_seed(0)
     prompt = prompt or JudgePrompt(SHORT)

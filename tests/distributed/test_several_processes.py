@@ -21,6 +21,7 @@ from tests.distributed.cases import (
     CURVATURE,
     EDIT,
     ERASERS,
+    JUDGES,
     LANGUAGE,
     MASKED,
     MASKS,
@@ -33,8 +34,8 @@ from tests.helpers import bits, same
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(3000)]
 
 USERS = ["NPO-users", "KLMinimization-users"]
-TRAININGS = [*LANGUAGE, *MASKED, *CURVATURE, "InfluenceUnlearning", *CLASSIFIERS, *USERS, *ERASERS]
-RESUMED = [*LANGUAGE, *MASKED, *CURVATURE, *USERS]
+TRAININGS = [*LANGUAGE, *MASKED, *CURVATURE, "InfluenceUnlearning", *CLASSIFIERS, *USERS, *ERASERS, *JUDGES]
+RESUMED = [*LANGUAGE, *MASKED, *CURVATURE, *USERS, *JUDGES]
 # Processes read and exchange rows and shards in as many ways as objectives read the model: each way is among the quick
 # tests, and further losses of what is read in one of these ways are slow tests.
 SLOW = {
