@@ -11,7 +11,7 @@ from lightning_unlearn.dialogue.dialogue import Dialogue
 __all__ = ["RatesDialogues", "Rating"]
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning copies what predict_step returns field by field
 class Rating:
     """What a judge says of a dialogue.
 
