@@ -660,8 +660,10 @@ def judge(target: Any) -> Training:
     return Training(
         lambda _: [],
         lambda models: tiny_judge(SgdLM(str(models / "lm"), lr=0.1, lora=LORA), target, lora=None),
-        lambda replicas: rated_dialogues(8, GLOBAL_BATCH // replicas),
+        # One batch an epoch: Lightning shuffles what several processes train on, and not what one does.
+        lambda replicas: rated_dialogues(GLOBAL_BATCH, GLOBAL_BATCH // replicas),
         layouts=("ddp",),
+        epochs=4,
     )
 
 
