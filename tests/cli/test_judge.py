@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_unlearn.cli import judge as command
+from lightning_unlearn.cli.fit import UnlearnCLI
 from lightning_unlearn.cli.main import main
 from lightning_unlearn.dialogue.judge import DialogueJudge
 from tests.dialogue.uss_files import write_jsonl, write_uss
@@ -93,3 +95,19 @@ def test_a_file_of_uss_and_text(long_lm: Path, tmp_path: Path) -> None:
     assert summary["dialogues"] == 3
     assert summary["parse_rate"] < 1  # random weights write no rating
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["settings"]["route"] == "text"
+
+
+def test_a_judge_is_fine_tuned_and_tested_from_the_command_line(
+    long_lm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_uss(tmp_path / "uss", count=20)
+    run = ["--config", "examples/judge_uss.yaml", f"--model.init_args.model={long_lm}"]
+    run += [f"--data.init_args.path={data}", "--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}"]
+    run += ["--trainer.enable_progress_bar=false", "--trainer.logger=false"]
+    cli = UnlearnCLI(["fit", *run, "--trainer.max_steps=2", "--trainer.accumulate_grad_batches=1"])
+    checkpoint = cli.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert state
+    assert all("lora_" in name for name in state)
+    UnlearnCLI(["test", *run, f"--ckpt_path={checkpoint}"])
+    assert "test/mae" in capsys.readouterr().out
