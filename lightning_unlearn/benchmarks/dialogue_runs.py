@@ -81,7 +81,7 @@ class LoRASetting:
     batch_size: int = 16
     r: int = 8
     dropout: float = 0.05
-    modules: str | tuple[str, ...] = "all-linear"
+    modules: str | tuple[str, ...] = ("q_proj", "v_proj")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,10 @@ __all__ = ["Dialogue", "Role", "Turn"]
 
 Role = Literal["user", "assistant"]
 
+# Not frozen, though nothing changes them: Lightning copies batches field by field, and refuses frozen classes.
 
-@dataclass(frozen=True)
+
+@dataclass(unsafe_hash=True)
 class Turn:
     """One message of a dialogue.
 
@@ -33,7 +35,7 @@ class Turn:
         one_of("role", self.role, get_args(Role), "the data say who of the two speaks")
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class Dialogue:
     """A dialogue, and how annotators have rated it.
 
