@@ -11,12 +11,8 @@ from lightning_unlearn.dialogue.dialogue import Dialogue
 __all__ = ["RatesDialogues", "Rating"]
 
 
-<<<<<<< HEAD
-@dataclass  # not frozen: Lightning copies what predict_step returns field by field
-=======
 # Not frozen, though nothing changes it: Lightning copies predictions field by field, and refuses frozen classes.
 @dataclass(unsafe_hash=True)
->>>>>>> judge
 class Rating:
     """What a judge says of a dialogue.
 
