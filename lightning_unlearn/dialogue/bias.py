@@ -147,8 +147,8 @@ def order_bias(
     table = torch.as_tensor(scores, dtype=torch.float64).cpu()
     if table.ndim != 2 or len(table) < 2 or table.shape[1] < 3:
         raise ValueError(
-            f"scores must be those of at least 3 dialogues under at least 2 orders, shape (orders, dialogues), but have "
-            f"the shape {tuple(table.shape)}."
+            f"scores must be those of at least 3 dialogues under at least 2 orders, shape (orders, dialogues), but "
+            f"have the shape {tuple(table.shape)}."
         )
     finite("scores", table)
     shifts = table - table.mean(0)

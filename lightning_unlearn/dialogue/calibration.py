@@ -25,15 +25,16 @@ __all__ = ["Calibration"]
 class Calibration:
     r"""A rising function from a judge's scores to what people would say, with intervals for single dialogues.
 
-    It is fitted to rated dialogues that the judge has seen neither in training nor as examples. Half of them, at random,
-    make the function $g$ by isotonic regression. The other half say how far it is off, by split conformal prediction:
+    It is fitted to rated dialogues that the judge has seen neither in training nor as examples. Half of them, at
+    random, make the function $g$ by isotonic regression. The others say how far it is off, by split conformal
+    prediction:
 
     $$C(s) = [g(s) - q, g(s) + q], \qquad q = R_{(\lceil (n + 1) \ell \rceil)}, \qquad R_i = |y_i - g(s_i)|$$
 
     The mean rating $y$ of a new dialogue, drawn as those of the second half are, is in $C(s)$ with a probability of at
     least $\ell$, whatever the judge and the distribution, and of at most $\ell + 1/(n+1)$ where no two residuals are
-    equal. That holds on average over dialogues, and not for those of one score. Intervals are cut off at the ends of the
-    scale; with fewer than $\ell / (1 - \ell)$ dialogues in the second half they are the whole scale.
+    equal. That holds on average over dialogues, and not for those of one score. Intervals are cut off at the ends of
+    the scale; with fewer than $\ell / (1 - \ell)$ dialogues in the second half they are the whole scale.
 
     Args:
         task: The scale of people's ratings.
@@ -95,8 +96,8 @@ class Calibration:
         at_least("the number of dialogues", len(x), 8, "a calibration to fewer would be noise")
         if y.min() < self.low or y.max() > self.high:
             raise ValueError(
-                f"Ratings must be in [{self.low:g}, {self.high:g}], but are in [{y.min():g}, {y.max():g}]. Pass the task "
-                "with their scale."
+                f"Ratings must be in [{self.low:g}, {self.high:g}], but are in [{y.min():g}, {y.max():g}]. Pass the "
+                "task with their scale."
             )
         self.spearman = self._correlation(x, y)
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
@@ -120,9 +121,9 @@ class Calibration:
         if not self.trusted:
             value, low, high = self.spearman
             raise ValueError(
-                f"The judge's scores do not agree with people's ratings: Spearman's correlation is {value:.3f}, with the "
-                f"{self.level:.0%} interval [{low:.3f}, {high:.3f}], which is not above 0. Use a better judge, or more "
-                "rated dialogues."
+                f"The judge's scores do not agree with people's ratings: Spearman's correlation is {value:.3f}, with "
+                f"the {self.level:.0%} interval [{low:.3f}, {high:.3f}], which is not above 0. Use a better judge, or "
+                "more rated dialogues."
             )
 
     def __call__(self, scores: Sequence[float] | Tensor | float) -> Tensor:
@@ -133,9 +134,8 @@ class Calibration:
         """
         self._fitted()
         given = torch.as_tensor(scores, dtype=torch.float64).cpu()
-        return torch.tensor([_piecewise(float(s), self.scores, self.ratings) for s in given.flatten()]).reshape(
-            given.shape
-        )
+        found = [_piecewise(float(score), self.scores, self.ratings) for score in given.flatten()]
+        return torch.tensor(found, dtype=torch.float64).reshape(given.shape)
 
     def interval(self, score: float, level: float = 0.9) -> Interval:
         """The calibrated score, with an interval for the mean rating of one dialogue.
@@ -168,7 +168,7 @@ class Calibration:
             RuntimeError: If it is not fitted.
         """
         self._fitted()
-        fields = {name: getattr(self, name) for name in _FIELDS} | {"spearman": list(self.spearman)}
+        fields = {name: getattr(self, name) for name in _FIELDS}
         fields["spearman"] = [None if math.isnan(number) else number for number in self.spearman]
         write_text(path, json.dumps({"format": _FORMAT, **fields}, indent=1, allow_nan=False))
 
@@ -202,7 +202,7 @@ class Calibration:
         )[0]
 
     def _fitted(self) -> Calibration:
-        if not hasattr(self, "residuals") and not hasattr(self, "scores"):
+        if not hasattr(self, "scores"):
             raise RuntimeError("The calibration is not fitted. Call fit(scores, human) with rated dialogues first.")
         return self
 

@@ -32,6 +32,7 @@ from tests.dialogue.tuned import loader as rated_dialogues
 from tests.dialogue.tuned import tiny_judge
 from tests.diffusion.tiny import SgdTextToImage, images, prompts
 from tests.distributed.language_metrics import language_metrics
+from tests.distributed.rating_metrics import rating_metrics
 from tests.helpers import Recorder, trainer, weights
 from tests.tiny_runs import CASES as OBJECTIVES
 from tests.tiny_runs import LORA, RAGGED, SgdLM
@@ -684,6 +685,7 @@ CASES: dict[str, Training | Measurement] = {
     "Rewind": Measurement(rewound),
     "metrics": Measurement(metrics),
     "language-metrics": Measurement(language_metrics),
+    "rating-metrics": Measurement(rating_metrics),
     "NPO-users": users(npo_on_users_net),
     "KLMinimization-users": users(lambda: lu.KLMinimization(score=lu.classifier_nll)),
     "odd": Measurement(odd),

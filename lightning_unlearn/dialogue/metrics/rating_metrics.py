@@ -41,8 +41,9 @@ class RatingMetrics(IndexedMetric):
     r"""Agreement of ratings with those of people.
 
     Correlations (equal numbers share their rank, as in scipy) and ``mae`` compare scores with the annotators' mean;
-    ``f1_macro``, ``accuracy``, ``kappa`` and ``uar`` compare labels with the annotators' majority, the lowest of several.
-    ``parse_rate`` is the share of answers in which a rating was found; a score of NaN is left out of everything else.
+    ``f1_macro``, ``accuracy``, ``kappa`` and ``uar`` compare labels with the annotators' majority, the lowest of
+    several. ``parse_rate`` is the share of answers in which a rating was found; a score of NaN is left out of all
+    others.
 
     A dialogue counts once, by its ``id``, however often a distributed sampler repeats it.
 
@@ -166,8 +167,8 @@ class RatingMetrics(IndexedMetric):
         for side, values in (("The judge gives", pairs.score), ("People give", pairs.mean)):
             if len(values) and (values == values[0]).all():
                 warnings.warn(
-                    f"{side} all {len(values)} dialogues the rating {float(values[0]):g}, so correlations are undefined "
-                    "(NaN).",
+                    f"{side} all {len(values)} dialogues the rating {float(values[0]):g}, so correlations are "
+                    "undefined (NaN).",
                     stacklevel=3,
                 )
 
@@ -184,7 +185,7 @@ def compare_judges(
 ) -> dict[str, Interval]:
     """Differences between two judges, the first minus the second, with paired bootstrap intervals.
 
-    Both are read in the same resamples of dialogues, so what makes a dialogue hard for both does not widen the interval.
+    Both are read in the same resamples of dialogues, so what makes a dialogue hard for both does not widen intervals.
 
     Args:
         first: One judge's ratings.
@@ -209,7 +210,8 @@ def compare_judges(
     scores = [[r.score if isinstance(r, Rating) else float(r) for r in ratings] for ratings in (first, second)]
     if not len(scores[0]) == len(scores[1]) == len(dialogues):
         raise ValueError(
-            f"There are {len(scores[0])} and {len(scores[1])} ratings for {len(dialogues)} dialogues. Pass one a dialogue."
+            f"There are {len(scores[0])} and {len(scores[1])} ratings for {len(dialogues)} dialogues. Pass one for "
+            "each."
         )
     both = [i for i, (a, b) in enumerate(zip(*scores, strict=True)) if a == a and b == b]
     if not both:

@@ -23,9 +23,9 @@ class DenseSelector(RankedSelector):
     """The dialogues whose vectors are the most similar to the query's.
 
     Args:
-        encoder: Name or folder of a model of sentence-transformers, or a function from ``N`` texts to an array or tensor
-            of shape ``(N, D)``, such as a [`StateEncoder`][lightning_unlearn.StateEncoder]. By default the hidden
-            states of the judge that it is given to.
+        encoder: Name or folder of a model of sentence-transformers, or a function from ``N`` texts to an array or
+            tensor of shape ``(N, D)``, such as a [`StateEncoder`][lightning_unlearn.StateEncoder]. By default the
+            hidden states of the judge that it is given to.
         sim: ``"cos"``, cosine, or ``"dot"``, inner product.
 
     Raises:
@@ -48,8 +48,8 @@ class DenseSelector(RankedSelector):
     def prepare(self) -> None:
         if self.encoder is None:
             raise ValueError(
-                f"{type(self).__name__} has no encoder. Give one, such as StateEncoder(module) or the name of a model of "
-                "sentence-transformers, or give the selector to a DialogueJudge, which supplies its own."
+                f"{type(self).__name__} has no encoder. Give one, such as StateEncoder(module) or the name of a model "
+                "of sentence-transformers, or give the selector to a DialogueJudge, which supplies its own."
             )
         self._encode = _sentence_encoder(self.encoder) if isinstance(self.encoder, str) else self.encoder
         self._vectors = self._embedded([dialogue.text for dialogue in self.pool])
@@ -79,7 +79,8 @@ class DenseSelector(RankedSelector):
 class MMRSelector(DenseSelector):
     r"""Maximal marginal relevance: dialogues like the query, and unlike one another.
 
-    $$d_{n+1} = \arg\max_{d \notin S_n} \lambda\, \mathrm{sim}(q, d) - (1 - \lambda) \max_{s \in S_n} \mathrm{sim}(d, s)$$
+    $$d_{n+1} = \arg\max_{d \notin S_n} \lambda\, \mathrm{sim}(q, d)
+      - (1 - \lambda) \max_{s \in S_n} \mathrm{sim}(d, s)$$
 
     Args:
         encoder: See [`DenseSelector`][lightning_unlearn.DenseSelector].

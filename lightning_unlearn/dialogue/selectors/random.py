@@ -41,6 +41,6 @@ class StratifiedSelector(RandomSelector):
     """
 
     def ranking(self, query: Dialogue) -> list[int]:
-        order = super().ranking(query)
+        order = [number for number in super().ranking(query) if self.may_show(query, number)]
         firsts = [numbers[0] for numbers in by_label(self.pool, order).values()]
         return firsts + [number for number in order if number not in firsts]

@@ -41,7 +41,7 @@ class RankedSelector(ABC):
         self.pool = list(pool)
         self.prepare()
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  # most have nothing to compute
         """What is computed of the pool once; nothing by default."""
 
     @abstractmethod
