@@ -71,8 +71,8 @@ def bench_dialogue(
     after a kill or with more entries, runs what is missing.
 
     A model of 135M parameters takes about a second of one core to rate a dialogue of 500 tokens, and two to learn from
-    it once. The default is one such model on two subsets, about 90 minutes on two cores; whoever has more of them raises
-    ``test``, ``train`` and ``epochs``: with 160 dialogues, intervals of a correlation are about 0.15 to each side.
+    it once. The default, one such model on two subsets, is estimated at 90 minutes on two cores. With more of them,
+    raise ``test``, ``train`` and ``epochs``: with 160 dialogues, a correlation is known to about 0.15 to each side.
 
     Models of different sizes differ in more than their size: where one is tuned to follow instructions and another is
     not, their difference says nothing of either alone.
