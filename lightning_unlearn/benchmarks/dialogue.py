@@ -54,6 +54,7 @@ def bench_dialogue(
     train: int = 400,
     epochs: int = 2,
     lr: float = 2e-4,
+    last_layers: int | None = None,
     max_length: int = 768,
     max_new_tokens: int = 64,
     precision: str = "bf16-mixed",
@@ -87,6 +88,7 @@ def bench_dialogue(
         train: Dialogues to learn from and to take examples from, of the others.
         epochs: Passes of fine-tuning over them.
         lr: Learning rate of fine-tuning.
+        last_layers: Fine-tune so many decoder layers, the last ones, which is quicker; by default all.
         max_length: Longest prompt in tokens.
         max_new_tokens: Longest text that a judge writes.
         precision: Precision of the Trainer.
@@ -122,7 +124,7 @@ def bench_dialogue(
     judges = {
         (subset, f"{model}: {name}"): JudgeCell(
             **vars(cell), model=source, max_length=max_length, max_new_tokens=max_new_tokens, precision=precision,
-            **_tuned(fields, epochs, lr),
+            **_tuned(fields, epochs=epochs, lr=lr, last_layers=last_layers),
         )
         for subset, cell in data.items()
         for model, source in zip(names, sources, strict=True)
@@ -137,7 +139,14 @@ def bench_dialogue(
         runs[subset][name] = {**outcome, "agreement": {k: list(v) for k, v in agreement(outcome).items()}}
     record: dict[str, Any] = {
         **{"library": version("lightning-unlearn"), "models": list(names), "subsets": list(subsets)},
-        **{"test": test, "train": train, "epochs": epochs, "lr": lr, "max_length": max_length},
+        **{
+            "test": test,
+            "train": train,
+            "epochs": epochs,
+            "lr": lr,
+            "last_layers": last_layers,
+            "max_length": max_length,
+        },
         **{"max_new_tokens": max_new_tokens, "precision": precision, "seed": seed},
         **{"runs": runs, "findings": findings(runs, names)},
     }
@@ -199,10 +208,8 @@ def _file(path: str, subset: str) -> Path:
     return found[0]
 
 
-def _tuned(fields: dict[str, Any], epochs: int, lr: float) -> dict[str, Any]:
-    if "lora" not in fields:
-        return fields
-    return {**fields, "lora": replace(fields["lora"], epochs=epochs, lr=lr)}
+def _tuned(fields: dict[str, Any], **setting: Any) -> dict[str, Any]:
+    return {**fields, "lora": replace(fields["lora"], **setting)} if "lora" in fields else fields
 
 
 def _save_best(folder: Path, model: str, runs: dict[str, dict[str, Outcome]]) -> None:

@@ -17,7 +17,15 @@ from lightning_unlearn.benchmarks.dialogue_runs import DataCell, split
 from lightning_unlearn.core.intervals import Interval
 from tests.dialogue.uss_files import write_uss
 
-SMALL: dict[str, Any] = {"test": 16, "train": 8, "epochs": 1, "workers": 0, "precision": "32-true", "max_length": 640}
+SMALL: dict[str, Any] = {
+    "test": 16,
+    "train": 8,
+    "epochs": 1,
+    "workers": 0,
+    "precision": "32-true",
+    "max_length": 640,
+    "last_layers": 1,
+}
 
 
 def outcome(scores: list[float | None], human: list[float]) -> dict[str, Any]:
