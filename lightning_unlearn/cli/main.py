@@ -34,6 +34,8 @@ commands:
                erase styles and objects from a miniature diffusion model, and attack what is left
   bench-reconstruction
                compare smoothed unrolling (SMUG) with its rivals on simulated MRI scans, clean and under attack
+  bench-dialogue
+               compare judges of dialogues with the ratings of people: --path <folder of USS>
   canvas       UnlearnCanvas: run it on the miniature; sample, score and report answer sets of any model
   attack       search prompts that bring an erased concept back
   attack-inversion
@@ -41,6 +43,7 @@ commands:
   export       write the model of a checkpoint as a folder of transformers or diffusers, or what it changed as a delta
   delta        apply such a delta to the base model, or revert it
   audit        say whether a language model has forgotten, with the evidence: --original A --unlearned B --data FOLDER
+  judge        rate the dialogues of a file with a language model: --model M --data dialogues.jsonl
   compare      put reports and published result files into one leaderboard: --reports [ours=runs/a, TOFU_EVAL.json]
   record       keep a signed record of an unlearning request: key, create, append, sign
   verify-record
@@ -61,6 +64,7 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "bench-smoothing": "lightning_unlearn.benchmarks.smoothing:bench_smoothing",
     "bench-erasure": "lightning_unlearn.benchmarks.erasure:bench_erasure",
     "bench-reconstruction": "lightning_unlearn.benchmarks.reconstruction:bench_reconstruction",
+    "bench-dialogue": "lightning_unlearn.benchmarks.dialogue:bench_dialogue",
     "canvas": {
         "run": "lightning_unlearn.benchmarks.unlearncanvas:bench_canvas",
         **{name: f"lightning_unlearn.cli.canvas:{name}" for name in ("sample", "score", "report")},
@@ -69,6 +73,7 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "attack-inversion": "lightning_unlearn.cli.attack:attack_inversion",
     "export": "lightning_unlearn.cli.export:export",
     "audit": "lightning_unlearn.cli.audit:audit",
+    "judge": "lightning_unlearn.cli.judge:judge",
     "compare": "lightning_unlearn.cli.compare:compare",
     "record": {name: f"lightning_unlearn.cli.record:{name}" for name in ("key", "create", "append", "sign")},
     "verify-record": "lightning_unlearn.cli.record:verify_record",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_unlearn.core.checks import above, at_least, one_of, regex
 from lightning_unlearn.dialogue.choosing import RATING_BEGINS, Sampled, StopsAtRating
-from lightning_unlearn.dialogue.prompt import ANALYSIS_CUE, RATING_CUE, BuiltPrompt
+from lightning_unlearn.dialogue.prompt import ANALYSIS_CUE, RATING_CUE, BuiltPrompt, JudgePrompt
 from lightning_unlearn.dialogue.rating import Rating
 from lightning_unlearn.functional.dialogue.expected_score import (
     argmax_score,
@@ -166,7 +166,7 @@ class TextExtractor:
         """``copies`` ratings a prompt."""
         written = judge.write([p.ids for p in prompts], self.max_new_tokens, choose, copies, self.batch_size)
         texts = [f"{judge.prompt.cue} {text}" for text in written]
-        ratings = [self._rating(judge, text) for text in texts]
+        ratings = [self.read(judge.prompt, text) for text in texts]
         missing = [place for place, rating in enumerate(ratings) if not rating.parsed]
         if self.invalid == "logits" and missing:
             asked = [_begun(judge, prompts[place // copies], texts[place]) for place in missing]
@@ -175,9 +175,18 @@ class TextExtractor:
                 ratings[place] = Rating(found.score, found.label, found.probs, found.text, False, found.vocab_mass)
         return ratings
 
-    def _rating(self, judge: DialogueJudge, text: str) -> Rating:
-        task = judge.task
-        which: Literal["first", "last"] = "last" if judge.prompt.mode == "analysis_first" else "first"
+    def read(self, prompt: JudgePrompt, text: str) -> Rating:
+        """The rating in a text.
+
+        Args:
+            prompt: What was asked.
+            text: The answer.
+
+        Raises:
+            ValueError: If there is a pattern for numbers and the labels are words.
+        """
+        task = prompt.task
+        which: Literal["first", "last"] = "last" if prompt.mode == "analysis_first" else "first"
         if task.numeric:
             value = parse_rating(text, task.values[0], task.values[-1], which, self.pattern or RATING_PATTERN)
         elif self.pattern is not None:

@@ -120,7 +120,7 @@ class RemoteJudge:
             reply = self._ask(request)
             self.cache.put(key, reply)
         read = rating_from_logprobs(self.task, self.prompt.mode, reply["text"], reply["tokens"])
-        return read or self.extractor._rating(self, reply["text"])
+        return read or self.extractor.read(self.prompt, reply["text"])
 
     def _request(self, dialogue: Dialogue) -> dict[str, Any]:
         # An endpoint can't go on from the beginning of an answer.

@@ -18,9 +18,17 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 import lightning_unlearn
-from lightning_unlearn import NPO, CaptionedImageDataModule, LitCausalLM, LitTextToImage, UnlearnMonitor
+from lightning_unlearn import (
+    NPO,
+    CaptionedImageDataModule,
+    DialogueJudge,
+    LitCausalLM,
+    LitTextToImage,
+    UnlearnMonitor,
+)
 from lightning_unlearn.cli.fit import UnlearnCLI
 from lightning_unlearn.cli.main import main
+from tests.dialogue.uss_files import write_jsonl, write_uss
 from tests.user_module import LitNet, loaders
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +42,8 @@ TRAINING = {"examples/canvas_base.yaml", "examples/canvas_judge.yaml"}
 """Examples that train what a benchmark needs, and forget nothing."""
 SCANS = {"examples/mri.yaml", "examples/mri_pretrain.yaml"}
 """Examples of image reconstruction, which forget nothing."""
+JUDGES = {"examples/judge.yaml", "examples/judge_uss.yaml"}
+"""Examples that fine-tune a judge of dialogues."""
 QUIET = ["--trainer.logger=false", "--trainer.accelerator=cpu", "--trainer.enable_checkpointing=false"]
 
 
@@ -58,7 +68,7 @@ def test_there_are_yaml_files() -> None:
 
 
 @pytest.mark.parametrize("path", [*FRAGMENTS, *EXAMPLES], ids=name)
-def test_the_first_line_launches_the_file(path: Path, tiny_lm: Path, tiny_sd: Path) -> None:
+def test_the_first_line_launches_the_file(path: Path, tiny_lm: Path, tiny_sd: Path, tmp_path: Path) -> None:
     first = path.read_text().splitlines()[0]
     assert f"--config {name(path)}" in first
     _, program, command, *words = shlex.split(first, comments=False)
@@ -73,11 +83,16 @@ def test_the_first_line_launches_the_file(path: Path, tiny_lm: Path, tiny_sd: Pa
         kind, small = L.LightningModule, "--model.init_args.backbone=miniature"
     elif SCANS.intersection(words):
         kind, small = L.LightningModule, "--data.init_args.batch_size=1"
+    elif JUDGES.intersection(words):
+        own = "examples/judge.yaml" in words
+        data = write_jsonl(tmp_path / "dialogues.jsonl") if own else write_uss(tmp_path)
+        kind, words = DialogueJudge, [*words, f"--data.init_args.path={data}"]
     cli = UnlearnCLI([*words, small, *QUIET], run=False)
     assert isinstance(cli.model, kind)
     acts = lightning_unlearn.UnlearnCallback if command == "fit" else lightning_unlearn.Guard
-    forgets_nothing = bool((TRAINING | SCANS).intersection(words))
-    assert any(isinstance(c, acts) for c in cli.trainer.callbacks) != forgets_nothing
+    assert any(isinstance(c, acts) for c in cli.trainer.callbacks) != bool(
+        (TRAINING | SCANS | JUDGES).intersection(words)
+    )
 
 
 @pytest.mark.parametrize("path", FRAGMENTS, ids=name)

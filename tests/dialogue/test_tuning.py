@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,8 +15,8 @@ from lightning_unlearn.dialogue.prompt import JudgePrompt
 from lightning_unlearn.dialogue.task import RatingTask
 from lightning_unlearn.dialogue.tuning import JudgeTuning, Target
 from lightning_unlearn.functional.likelihood import IGNORE_INDEX
-from tests.dialogue.tuned import SHORT, dialogues, loader, tiny_judge
-from tests.helpers import same, trainer, weights
+from tests.dialogue.tuned import LORA, SHORT, dialogues, loader, tiny_judge
+from tests.helpers import Recorder, same, trainer, weights
 
 TARGETS: tuple[Target, ...] = ("majority", "sampled", "soft", "mean")
 
@@ -130,9 +129,9 @@ def test_adapters_at_the_beginning_rate_as_the_base_does(tiny_lm: Path) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_judge_learns_its_ratings(tiny_lm: Path, target: Target) -> None:
-    judge = tiny_judge(tiny_lm, target)
+    judge = tiny_judge(tiny_lm, target, lora=None)
     before = judge.tuning.losses(judge, dialogues()).mean().item()
-    trainer(max_epochs=30).fit(judge, loader())
+    trainer(max_epochs=40).fit(judge, loader())
     after = judge.tuning.losses(judge, dialogues()).mean().item()
     assert after < 0.6 * before
     first, second, third, _ = (rating.score for rating in judge.rate(dialogues()))
@@ -152,7 +151,7 @@ def test_what_is_saved_are_the_adapters_alone_and_loads_equal(tiny_lm: Path, tmp
         model=tiny_lm,
         prompt=JudgePrompt(SHORT),
         shots=0,
-        lora={"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]},
+        lora=LORA,
     )
     assert same(loaded, judge)
     unmerged = label_log_probs(judge, dialogues())
@@ -169,17 +168,11 @@ def test_what_is_saved_are_the_adapters_alone_and_loads_equal(tiny_lm: Path, tmp
 
 @pytest.mark.parametrize("target", ["sampled", "soft"])
 def test_a_resumed_run_ends_in_the_same_bits(tiny_lm: Path, tmp_path: Path, target: Target) -> None:
-    def run(epochs: int, resumed: Path | None = None) -> tuple[Any, DialogueJudge]:
-        judge = tiny_judge(tiny_lm, target)
-        fitted = trainer(max_epochs=4, limit_train_batches=2)
-        fitted.fit_loop.epoch_loop.max_steps = 2 * epochs
-        fitted.fit(judge, loader(batch_size=2), ckpt_path=resumed)
-        return fitted, judge
-
-    _, whole = run(4)
-    half, _ = run(2)
-    half.save_checkpoint(tmp_path / "half.ckpt")
-    _, resumed = run(4, tmp_path / "half.ckpt")
+    half = tmp_path / "half.ckpt"
+    saver = Recorder(on_train_epoch_end=lambda run, _: run.save_checkpoint(half) if run.current_epoch == 1 else None)
+    whole, resumed = tiny_judge(tiny_lm, target), tiny_judge(tiny_lm, target)
+    trainer(saver, max_epochs=4).fit(whole, loader(batch_size=2))
+    trainer(max_epochs=4).fit(resumed, loader(batch_size=2), ckpt_path=half)
     assert same(resumed, whole)
 
 
@@ -193,7 +186,7 @@ def test_accumulated_batches_make_the_step_of_one(tiny_lm: Path) -> None:
 
 
 def test_bf16_mixed_keeps_fp32_adapters_and_learns(tiny_lm: Path) -> None:
-    judge = tiny_judge(tiny_lm)
+    judge = tiny_judge(tiny_lm, lora=None)
     before = judge.tuning.losses(judge, dialogues()).mean().item()
     trainer(max_epochs=30, precision="bf16-mixed").fit(judge, loader())
     assert {p.dtype for p in judge.parameters()} == {torch.float32}

@@ -9,29 +9,37 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.dialogue.dialogue import Dialogue, Turn
+from lightning_unlearn.dialogue.extractors import AnalysisExtractor
 from lightning_unlearn.dialogue.judge import DialogueJudge
 from lightning_unlearn.dialogue.prompt import JudgePrompt
 from lightning_unlearn.dialogue.task import RatingTask
 from lightning_unlearn.dialogue.tuning import JudgeTuning, Target
+from lightning_unlearn.language.causal_lm import LitCausalLM
 
 SHORT = RatingTask("short", ("1", "2", "3"), (1.0, 2.0, 3.0), ("bad", "fair", "good"), "it", "Rate.")
 LORA = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
+COUNTRIES = ("France", "Peru", "Japan", "Cuba")
 RATINGS = ((1.0, 1.0, 2.0), (3.0, 3.0), (2.0, 3.0, 1.0, 2.0), (1.0,))
 
 
 def dialogues(count: int = 4) -> list[Dialogue]:
     return [
-        Dialogue(str(i), (Turn("user", f"Is it {'France' * (i + 1)}?"), Turn("assistant", "No.")), RATINGS[i % 4])
+        Dialogue(str(i), (Turn("user", f"Is it {COUNTRIES[i % 4] * 3}?"), Turn("assistant", "No.")), RATINGS[i % 4])
         for i in range(count)
     ]
 
 
 def tiny_judge(
-    model: Path, target: Target = "soft", lora: dict[str, Any] | None = LORA, prompt: JudgePrompt | None = None
+    model: Path | LitCausalLM,
+    target: Target = "soft",
+    lora: dict[str, Any] | None = LORA,
+    prompt: JudgePrompt | None = None,
 ) -> DialogueJudge:
     torch.manual_seed(0)
     prompt = prompt or JudgePrompt(SHORT)
-    return DialogueJudge(model, prompt=prompt, shots=0, lora=lora, lr=1e-2, tuning=JudgeTuning(target))
+    extractor = AnalysisExtractor(max_new_tokens=8) if prompt.mode == "analysis_first" else None
+    tuning = JudgeTuning(target)
+    return DialogueJudge(model, prompt=prompt, shots=0, extractor=extractor, lora=lora, lr=1e-2, tuning=tuning)
 
 
 def loader(count: int = 4, batch_size: int = 4) -> DataLoader:

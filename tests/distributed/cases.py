@@ -29,6 +29,8 @@ from lightning_unlearn.classification.metrics.runtime import RTE
 from lightning_unlearn.classification.metrics.ulira import ULiRA
 from lightning_unlearn.core.distributed import full_tensor, replica
 from tests.conftest import CAPITALS, question
+from tests.dialogue.tuned import loader as rated_dialogues
+from tests.dialogue.tuned import tiny_judge
 from tests.diffusion.tiny import SgdTextToImage, images, prompts
 from tests.distributed.language_metrics import language_metrics
 from tests.distributed.rating_metrics import rating_metrics
@@ -755,7 +757,23 @@ def swept(layout: str, models: Path, path: Path) -> dict[str, Any]:
 
 # ---- the table -------------------------------------------------------------------------------------------------------
 
+
+def judge(target: Any) -> Training:
+    """A judge of dialogues that is fine-tuned."""
+    return Training(
+        lambda _: [],
+        lambda models: tiny_judge(SgdLM(str(models / "lm"), lr=0.1, lora=LORA), target, lora=None),
+        # One batch an epoch: Lightning shuffles what several processes train on, and not what one does.
+        lambda replicas: rated_dialogues(GLOBAL_BATCH, GLOBAL_BATCH // replicas),
+        layouts=("ddp",),
+        epochs=4,
+    )
+
+
+JUDGES = {"DialogueJudge-sampled": judge("sampled"), "DialogueJudge-soft": judge("soft")}
+
 CASES: dict[str, Training | Measurement] = {
+    **JUDGES,
     **LANGUAGE,
     **MASKED,
     **CURVATURE,

@@ -21,6 +21,7 @@ from tests.distributed.cases import (
     CURVATURE,
     EDIT,
     ERASERS,
+    JUDGES,
     LANGUAGE,
     MASKED,
     MASKS,
@@ -47,8 +48,9 @@ TRAININGS = [
     *USERS,
     *ERASERS,
     *RECONSTRUCTION,
+    *JUDGES,
 ]
-RESUMED = [*LANGUAGE, *MASKED, *CURVATURE, *PENALTIES, *SMOOTHED, *USERS, *RECONSTRUCTION]
+RESUMED = [*LANGUAGE, *MASKED, *CURVATURE, *PENALTIES, *SMOOTHED, *USERS, *RECONSTRUCTION, *JUDGES]
 # Processes read and exchange rows and shards in as many ways as objectives read the model: each way is among the quick
 # tests, and further losses of what is read in one of these ways are slow tests.
 SLOW = {

@@ -1,0 +1,230 @@
+"""Comparison of dialogue judges with the ratings of people on User Satisfaction Simulation."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lightning_unlearn.benchmarks.dialogue_figure import judge_figure
+from lightning_unlearn.benchmarks.dialogue_findings import agreement, findings
+from lightning_unlearn.benchmarks.dialogue_runs import BaselineCell, DataCell, JudgeCell, LoRASetting, baseline, judged
+from lightning_unlearn.benchmarks.grid import Grid, Outcome, select
+from lightning_unlearn.benchmarks.table import markdown, save_figure, write_record
+from lightning_unlearn.core.checks import at_least
+from lightning_unlearn.core.files import sha256
+from lightning_unlearn.dialogue.data.uss import USSSubset
+from lightning_unlearn.language.packaged import HUB_MODEL, packaged_model
+
+__all__ = ["bench_dialogue"]
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "zero-shot": {},
+    "random 4-shot": {"examples": "random"},
+    "BM25 4-shot": {"examples": "bm25"},
+    "dense 4-shot": {"examples": "dense"},
+    "zero-shot, text": {"route": "text"},
+    "rating first": {"mode": "rating_first"},
+    "analysis first": {"mode": "analysis_first"},
+    "rating first, text": {"mode": "rating_first", "route": "text"},
+    "analysis first, text": {"mode": "analysis_first", "route": "text"},
+    "fine-tuned, soft labels": {"lora": LoRASetting("soft")},
+    "fine-tuned, expected score": {"lora": LoRASetting("mean")},
+}
+"""What is run of each model, as fields of its cell."""
+
+BASELINES: dict[str, dict[str, Any]] = {
+    "TF-IDF + ridge": {"kind": "ridge"},
+    "BM25 nearest 4": {"kind": "neighbours", "k": 4},
+    "BM25 nearest 16": {"kind": "neighbours", "k": 16},
+}
+
+
+def bench_dialogue(
+    path: str,
+    output_dir: str = "runs/dialogue",
+    models: Sequence[str] = (),
+    subsets: Sequence[USSSubset] = ("SGD", "MWOZ"),
+    entries: Sequence[str] = (),
+    test: int = 160,
+    train: int = 400,
+    epochs: int = 2,
+    lr: float = 2e-4,
+    last_layers: int | None = None,
+    max_length: int = 768,
+    max_new_tokens: int = 64,
+    precision: str = "bf16-mixed",
+    seed: int = 0,
+    threads: int = 1,
+    workers: int = 2,
+    keep_stale: bool = False,
+) -> dict[str, Any]:
+    """Compare judges of dialogues with people, and decide which findings of the paper hold.
+
+    Each model rates the same held-out dialogues of each subset: without examples, with random and selected ones, from
+    logits and from text, with the analysis before and after the rating, and fine-tuned. Beside them stand predictors
+    without a language model. Writes ``dialogue.json``, ``dialogue.md`` and, with matplotlib, ``dialogue_<model>.svg``:
+    scores of the best fine-tuned judge against people's, and its calibration. Finished runs are kept: the same command,
+    after a kill or with more entries, runs what is missing.
+
+    A model of 135M parameters takes about a second of one core to rate a dialogue of 500 tokens, and two to learn from
+    it once. The default, one such model on two subsets, is estimated at 90 minutes on two cores. With more of them,
+    raise ``test``, ``train`` and ``epochs``: with 160 dialogues, a correlation is known to about 0.15 to each side.
+
+    Models of different sizes differ in more than their size: where one is tuned to follow instructions and another is
+    not, their difference says nothing of either alone.
+
+    Args:
+        path: Folder with the files of USS, such as ``SGD.txt``.
+        output_dir: Folder to write.
+        models: Hub ids, folders or GGUF files, the smallest first; by default the demo's.
+        subsets: Files of USS: "SGD", "MWOZ", "ReDial", "CCPE".
+        entries: Names of what to run; all if empty.
+        test: Held-out dialogues that are rated.
+        train: Dialogues to learn from and to take examples from, of the others.
+        epochs: Passes of fine-tuning over them.
+        lr: Learning rate of fine-tuning.
+        last_layers: Fine-tune so many decoder layers, the last ones, which is quicker; by default all.
+        max_length: Longest prompt in tokens.
+        max_new_tokens: Longest text that a judge writes.
+        precision: Precision of the Trainer.
+        seed: Seed of the split and the runs.
+        threads: Threads of a run.
+        workers: Runs at a time; 0 runs in this process.
+        keep_stale: Keep the results of runs whose source files have changed since.
+
+    Returns:
+        What ``dialogue.json`` holds.
+
+    Raises:
+        FileNotFoundError: If a subset has no file there.
+        ValueError: If an entry is unknown, or there are fewer dialogues than asked for.
+    """
+    at_least("test", test, 16)
+    chosen = select("entries", entries, ENTRIES)
+    sources = tuple(models) or (packaged_model() or HUB_MODEL,)
+    names = _names(sources)
+    grid = Grid(output_dir, workers, keep_stale)
+    data = {
+        subset: DataCell(
+            seed=seed, threads=threads, path=path, data_sha256=sha256(_file(path, subset)), subset=subset, test=test,
+            train=train,
+        )
+        for subset in subsets
+    }  # fmt: skip
+    plain = {
+        (subset, name): BaselineCell(**vars(cell), **fields)
+        for subset, cell in data.items()
+        for name, fields in BASELINES.items()
+    }
+    judges = {
+        (subset, f"{model}: {name}"): JudgeCell(
+            **vars(cell), model=source, max_length=max_length, max_new_tokens=max_new_tokens, precision=precision,
+            **_tuned(fields, epochs=epochs, lr=lr, last_layers=last_layers),
+        )
+        for subset, cell in data.items()
+        for model, source in zip(names, sources, strict=True)
+        for name, fields in chosen.items()
+    }  # fmt: skip
+    outcomes = {
+        **grid.run(baseline, plain, "baselines", together=len(plain)),
+        **grid.run(judged, judges, "judges"),
+    }
+    runs: dict[str, dict[str, Outcome]] = {subset: {} for subset in subsets}
+    for (subset, name), outcome in outcomes.items():
+        runs[subset][name] = {**outcome, "agreement": {k: list(v) for k, v in agreement(outcome).items()}}
+    record: dict[str, Any] = {
+        **{"library": version("lightning-unlearn"), "models": list(names), "subsets": list(subsets)},
+        **{
+            "test": test,
+            "train": train,
+            "epochs": epochs,
+            "lr": lr,
+            "last_layers": last_layers,
+            "max_length": max_length,
+        },
+        **{"max_new_tokens": max_new_tokens, "precision": precision, "seed": seed},
+        **{"runs": runs, "findings": findings(runs, names)},
+    }
+    record = write_record(grid.folder / "dialogue", record, dialogue_table)
+    for model in names:
+        _save_best(grid.folder, model, runs)
+    return record
+
+
+def dialogue_table(record: dict[str, Any]) -> str:
+    """Markdown: agreement of each judge with people, and what the differences decide."""
+    text = ""
+    for subset, outcomes in record["runs"].items():
+        rows = [[name, *_cells(outcome)] for name, outcome in outcomes.items()]
+        rows.sort(key=lambda row: row[0].partition(":")[0])
+        head = [f"USS-{subset}", "Spearman", "Pearson", "macro F1", "MAE", "parsed", "seconds"]
+        text += markdown(head, rows) + "\n"
+    decided = [
+        [
+            row["finding"], f"{row['first']} − {row['second']}",
+            *(_interval(row["differences"].get(subset)) for subset in record["subsets"]),
+            _interval(row["mean"]), row["decided"],
+        ]
+        for row in record["findings"]
+    ]  # fmt: skip
+    return text + markdown(["finding", "difference of Spearman", *record["subsets"], "mean", "decided"], decided)
+
+
+def _cells(outcome: Outcome) -> list[str]:
+    found = outcome["agreement"]
+    parts = [_interval(found["spearman"]), *(_number(found[name][0]) for name in ("pearson", "f1_macro", "mae"))]
+    return [*parts, f"{100 * outcome['parse_rate']:.0f} %", f"{sum(outcome['seconds'].values()):.0f}"]
+
+
+def _interval(three: Sequence[float] | None) -> str:
+    if three is None:
+        return ""
+    value, low, high = three
+    return f"{_number(value)} [{_number(low)}, {_number(high)}]" if math.isfinite(value) else "none"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "none"
+
+
+def _names(sources: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(Path(source).name.removesuffix(".gguf") for source in sources)
+    if len(set(names)) < len(names):
+        raise ValueError(f"models must have different names, but got {list(names)}. Rename a folder.")
+    return names
+
+
+def _file(path: str, subset: str) -> Path:
+    found = [file for file in Path(path).glob("*.txt") if file.stem.lower().split("_")[-1] == subset.lower()]
+    if len(found) != 1:
+        raise FileNotFoundError(
+            f"path must be a folder with one file {subset}.txt of USS, but {path} has {len(found)}."
+        )
+    return found[0]
+
+
+def _tuned(fields: dict[str, Any], **setting: Any) -> dict[str, Any]:
+    return {**fields, "lora": replace(fields["lora"], **setting)} if "lora" in fields else fields
+
+
+def _save_best(folder: Path, model: str, runs: dict[str, dict[str, Outcome]]) -> None:
+    """Draw the judge of a model, fine-tuned where there is such, whose mean correlation is the highest."""
+    common = [name for name in next(iter(runs.values())) if name.startswith(f"{model}: ")]
+    tuned = [name for name in common if "fine-tuned" in name] or common
+
+    def mean(name: str) -> float:
+        values = [outcomes[name]["agreement"]["spearman"][0] for outcomes in runs.values()]
+        return sum(value if math.isfinite(value) else -1.0 for value in values)
+
+    best = max(tuned, key=mean)
+    try:
+        figure = judge_figure(best, [outcomes[best] for outcomes in runs.values()])
+    except (ImportError, ValueError) as error:
+        warnings.warn(f"dialogue_{model}.svg is not drawn. {error}", stacklevel=2)
+        return
+    save_figure(folder / f"dialogue_{model}.svg", lambda: figure)

@@ -1,0 +1,215 @@
+"""Runs of the benchmark of dialogue judges: each rates the same held-out dialogues."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_unlearn.benchmarks.grid import Cell, Outcome
+from lightning_unlearn.benchmarks.runs import quiet_libraries, trainer
+from lightning_unlearn.core.layers import decoder_layers
+from lightning_unlearn.core.lightning import seed_everything
+from lightning_unlearn.dialogue.baselines import NeighbourRating, TfidfRidge
+from lightning_unlearn.dialogue.data.uss import USSDialogues, USSSubset
+from lightning_unlearn.dialogue.dialogue import Dialogue
+from lightning_unlearn.dialogue.extractors import AnalysisExtractor, Extractor, LogitExtractor, TextExtractor
+from lightning_unlearn.dialogue.judge import DialogueJudge
+from lightning_unlearn.dialogue.prompt import JudgePrompt, Mode
+from lightning_unlearn.dialogue.rating import Rating
+from lightning_unlearn.dialogue.selectors.bm25 import BM25Selector
+from lightning_unlearn.dialogue.selectors.dense import DenseSelector
+from lightning_unlearn.dialogue.selectors.random import RandomSelector
+from lightning_unlearn.dialogue.selectors.selector import Selector
+from lightning_unlearn.dialogue.selectors.state_encoder import StateEncoder
+from lightning_unlearn.dialogue.tuning import JudgeTuning, Target
+from lightning_unlearn.language.causal_lm import LitCausalLM
+
+__all__ = ["BaselineCell", "DataCell", "Examples", "JudgeCell", "LoRASetting", "baseline", "judged", "split"]
+
+Examples = Literal["random", "bm25", "dense"]
+Route = Literal["logits", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCell(Cell):
+    """The dialogues of a run.
+
+    Args:
+        path: Folder with the files of USS.
+        data_sha256: Hash of the subset's file.
+        subset: Which file.
+        test: Dialogues that are rated.
+        train: Dialogues that judges learn from and are shown, of the others.
+    """
+
+    path: str
+    data_sha256: str
+    subset: USSSubset
+    test: int
+    train: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineCell(DataCell):
+    """Ratings without a language model: ``"ridge"`` on TF-IDF, or the mean of the ``k`` nearest by BM25."""
+
+    kind: Literal["ridge", "neighbours"]
+    k: int = 0
+
+
+@dataclass(frozen=True)
+class LoRASetting:
+    """How a judge is fine-tuned.
+
+    Args:
+        target: The loss, see `JudgeTuning`.
+        lr: Learning rate of AdamW.
+        epochs: Passes over the training dialogues.
+        batch_size: Dialogues of an update.
+        r: Rank of the adapters; ``lora_alpha`` is twice as much.
+        dropout: Their dropout; 0.05 makes a step a quarter longer on a CPU.
+        modules: Linear layers that have them.
+        last_layers: Decoder layers that have them, counted from the last one; ``None`` for all. Those before need no
+            backward pass: the last third of the 135M model takes 40 % of the time of all.
+    """
+
+    target: Target = "soft"
+    lr: float = 2e-4
+    epochs: int = 3
+    batch_size: int = 16
+    r: int = 8
+    dropout: float = 0.0
+    modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    last_layers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeCell(DataCell):
+    """A judge, and how it is asked.
+
+    Args:
+        model: Hub id, folder or GGUF file.
+        mode: What the judge writes.
+        route: How its rating is read.
+        examples: How examples are chosen; ``None`` for none.
+        shots: How many.
+        lora: How it is fine-tuned; ``None`` as it is.
+        max_length: Longest prompt in tokens.
+        max_new_tokens: Longest text.
+        precision: Precision of the Trainer.
+    """
+
+    model: str
+    mode: Mode = "score_only"
+    route: Route = "logits"
+    examples: Examples | None = None
+    shots: int = 4
+    lora: LoRASetting | None = None
+    max_length: int = 1024
+    max_new_tokens: int = 64
+    precision: str = "bf16-mixed"
+
+
+def split(cell: DataCell) -> tuple[list[Dialogue], list[Dialogue]]:
+    """The dialogues to learn from, and those that are rated.
+
+    Raises:
+        ValueError: If there are not so many.
+    """
+    rated = USSDialogues(cell.path, cell.subset).rated
+    if cell.test + cell.train > len(rated):
+        raise ValueError(
+            f"test={cell.test} and train={cell.train} are more than the {len(rated)} dialogues of {cell.subset}."
+        )
+    order = torch.randperm(len(rated), generator=torch.Generator().manual_seed(cell.seed)).tolist()
+    chosen = [rated[place] for place in order]
+    return chosen[cell.test : cell.test + cell.train], chosen[: cell.test]
+
+
+def baseline(cell: BaselineCell, folder: Path) -> Outcome:
+    """Ratings of a predictor without a language model."""
+    pool, test = split(cell)
+    predictor = TfidfRidge() if cell.kind == "ridge" else NeighbourRating(BM25Selector(), cell.k)
+    start = time.perf_counter()
+    ratings = predictor.fit(pool).rate(test)
+    return _outcome(ratings, test, {"rating": time.perf_counter() - start})
+
+
+def judged(cell: JudgeCell, folder: Path) -> Outcome:
+    """Ratings of a judge, which is fine-tuned first where the cell says so."""
+    quiet_libraries("transformers")
+    seed_everything(cell.seed, verbose=False)
+    pool, test = split(cell)
+    judge, seconds = _judge(cell, pool), {}
+    if cell.lora is not None:
+        start = time.perf_counter()
+        _fine_tune(cell, cell.lora, judge, pool)
+        seconds["tuning"] = time.perf_counter() - start
+    start = time.perf_counter()
+    loader = DataLoader(test, batch_size=32, collate_fn=list)  # type: ignore[arg-type]
+    batches: Any = trainer(precision=cell.precision).predict(judge, loader)
+    seconds["rating"] = time.perf_counter() - start
+    return _outcome([rating for batch in batches for rating in batch], test, seconds)
+
+
+def _judge(cell: JudgeCell, pool: list[Dialogue]) -> DialogueJudge:
+    tuned = cell.lora
+    lm = LitCausalLM(cell.model) if tuned is None else _with_adapters(cell.model, tuned)
+    chooses: dict[Examples | None, Selector | None] = {
+        None: None,
+        "random": RandomSelector(cell.seed),
+        "bm25": BM25Selector(),
+        "dense": DenseSelector(StateEncoder(lm)),
+    }
+    return DialogueJudge(
+        lm,
+        prompt=JudgePrompt(mode=cell.mode, max_length=cell.max_length),
+        selector=chooses[cell.examples],
+        shots=cell.shots if cell.examples is not None else 0,
+        extractor=_extractor(cell),
+        pool=pool if cell.examples is not None else None,
+        tuning=JudgeTuning(tuned.target, seed=cell.seed) if tuned is not None else None,
+    )
+
+
+def _with_adapters(source: str, tuned: LoRASetting) -> LitCausalLM:
+    lm = LitCausalLM(source)
+    lora: dict[str, Any] = {"r": tuned.r, "lora_alpha": 2 * tuned.r, "lora_dropout": tuned.dropout}
+    lora["target_modules"] = list(tuned.modules)
+    if tuned.last_layers is not None:
+        layers = len(decoder_layers(lm.model)[1])
+        lora["layers_to_transform"] = list(range(max(0, layers - tuned.last_layers), layers))
+    options: Any = {"lr": tuned.lr, "warmup": 0.03, "schedule": "cosine"}
+    return LitCausalLM(lm.model, tokenizer=lm.tokenizer, lora=lora, **options)
+
+
+def _extractor(cell: JudgeCell) -> Extractor:
+    if cell.route == "text":
+        return TextExtractor(max_new_tokens=cell.max_new_tokens)
+    return AnalysisExtractor(max_new_tokens=cell.max_new_tokens) if cell.mode == "analysis_first" else LogitExtractor()
+
+
+def _fine_tune(cell: JudgeCell, lora: LoRASetting, judge: DialogueJudge, pool: list[Dialogue]) -> None:
+    together = next(size for size in (4, 3, 2, 1) if lora.batch_size % size == 0)  # at a time, for memory
+    generator = torch.Generator().manual_seed(cell.seed)
+    loader = DataLoader(pool, together, shuffle=True, collate_fn=list, generator=generator)  # type: ignore[arg-type]
+    options: Any = {"accumulate_grad_batches": lora.batch_size // together, "gradient_clip_val": 1.0}
+    trainer(max_epochs=lora.epochs, precision=cell.precision, **options).fit(judge, loader)
+
+
+def _outcome(ratings: list[Rating], test: list[Dialogue], seconds: dict[str, float]) -> Outcome:
+    masses = [rating.vocab_mass for rating in ratings if rating.vocab_mass is not None]
+    return {
+        "scores": [rating.score if rating.score == rating.score else None for rating in ratings],
+        "labels": [rating.label for rating in ratings],
+        "parse_rate": sum(rating.parsed for rating in ratings) / len(ratings),
+        "vocab_mass": sum(masses) / len(masses) if masses else None,
+        "human": [list(dialogue.ratings) for dialogue in test],
+        "ids": [dialogue.id for dialogue in test],
+        "seconds": seconds,
+    }

@@ -1,0 +1,129 @@
+"""The benchmark of dialogue judges on a tiny model and synthetic files; what decides a finding."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_unlearn.benchmarks.dialogue import ENTRIES, bench_dialogue
+from lightning_unlearn.benchmarks.dialogue_figure import calibration_bins, judge_figure
+from lightning_unlearn.benchmarks.dialogue_findings import agreement, decided, findings, pooled
+from lightning_unlearn.benchmarks.dialogue_runs import DataCell, split
+from lightning_unlearn.core.intervals import Interval
+from tests.dialogue.uss_files import write_uss
+
+SMALL: dict[str, Any] = {
+    "test": 16,
+    "train": 8,
+    "epochs": 1,
+    "workers": 0,
+    "precision": "32-true",
+    "max_length": 640,
+    "last_layers": 1,
+}
+
+
+def outcome(scores: list[float | None], human: list[float]) -> dict[str, Any]:
+    labels = [None if score is None else str(round(score)) for score in scores]
+    ids = [str(i) for i in range(len(scores))]
+    return {"scores": scores, "labels": labels, "human": [[h] for h in human], "ids": ids}
+
+
+def test_every_entry_runs_once_and_is_decided(long_lm: Path, tmp_path: Path) -> None:
+    data = write_uss(tmp_path / "uss", ("SGD", "MWOZ"), 24)
+    entries = ["zero-shot", "BM25 4-shot", "random 4-shot", "analysis first", "rating first", "fine-tuned, soft labels"]
+    run = {**SMALL, "output_dir": str(tmp_path / "out"), "models": [str(long_lm)], "max_new_tokens": 2}
+    record = bench_dialogue(str(data), entries=entries[:1], subsets=["SGD"], **run)
+    assert [row["finding"] for row in record["findings"]] == []
+    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").iterdir()}
+    record = bench_dialogue(str(data), entries=entries, **run)
+    for name, written in finished.items():
+        assert (tmp_path / "out" / "runs" / name).stat().st_mtime_ns == written
+    assert record["runs"]["SGD"].keys() == record["runs"]["MWOZ"].keys()
+    assert len(record["runs"]["SGD"]) == 3 + len(entries)
+    ridge = record["runs"]["SGD"]["TF-IDF + ridge"]
+    assert ridge["agreement"]["spearman"][0] > 0.6  # the last message tells the rating
+    assert {len(run["scores"]) for runs in record["runs"].values() for run in runs.values()} == {16}
+    tuned = record["runs"]["SGD"][f"{long_lm.name}: fine-tuned, soft labels"]
+    assert tuned["scores"] != record["runs"]["SGD"][f"{long_lm.name}: zero-shot"]["scores"]
+    found = {row["finding"] for row in record["findings"]}
+    assert found == {
+        "selected examples > random ones",
+        "analysis first > rating first",
+        "fine-tuned > as it is",
+        "fine-tuned > ridge",
+    }
+    table = (tmp_path / "out" / "dialogue.md").read_text()
+    assert "USS-MWOZ" in table
+    assert json.loads((tmp_path / "out" / "dialogue.json").read_text())["test"] == 16
+    assert (tmp_path / "out" / f"dialogue_{long_lm.name}.svg").exists()
+
+
+def test_test_and_training_dialogues_have_none_in_common(tmp_path: Path) -> None:
+    cell: Any = {"path": str(write_uss(tmp_path)), "data_sha256": "", "subset": "SGD", "test": 10, "train": 30}
+    pool, test = split(DataCell(seed=0, **cell))
+    assert (len(pool), len(test)) == (30, 10)
+    assert not {part.id for part in pool} & {part.id for part in test}
+    assert [part.id for part in split(DataCell(seed=0, **cell))[1]] == [part.id for part in test]
+    assert [part.id for part in split(DataCell(seed=1, **cell))[1]] != [part.id for part in test]
+    with pytest.raises(ValueError, match="more than the 40 dialogues of SGD"):
+        split(DataCell(seed=0, **{**cell, "train": 31}))
+
+
+def test_findings_hold_where_the_interval_of_the_mean_is_above_0() -> None:
+    draw = torch.Generator().manual_seed(0)
+    human = (torch.randint(1, 6, (200,), generator=draw)).double()
+    noise = torch.randn(2, 200, generator=draw, dtype=torch.float64)
+    good, bad = (human + 0.3 * noise[0]).tolist(), (human + 6 * noise[1]).tolist()
+    runs = {
+        "m: fine-tuned, soft labels": outcome(good, human.tolist()),
+        "m: zero-shot": outcome(bad, human.tolist()),
+        "TF-IDF + ridge": outcome(good, human.tolist()),
+        "m: BM25 4-shot": outcome([3.0] * 200, human.tolist()),
+        "m: random 4-shot": outcome(bad, human.tolist()),
+    }
+    rows = {row["finding"]: row for row in findings({"SGD": runs, "MWOZ": runs}, ("m",))}
+    assert rows["fine-tuned > as it is"]["decided"] == "holds"
+    assert rows["fine-tuned > ridge"]["mean"] == [0.0, 0.0, 0.0]
+    assert rows["fine-tuned > ridge"]["decided"] == "open"
+    assert rows["selected examples > random ones"]["decided"].startswith("no correlation")
+    # Two subsets: the half width of their mean is that of one over the root of two.
+    one, mean = rows["fine-tuned > as it is"]["differences"]["SGD"], rows["fine-tuned > as it is"]["mean"]
+    assert (mean[2] - mean[1]) == pytest.approx((one[2] - one[1]) / math.sqrt(2))
+
+
+def test_decisions() -> None:
+    assert [decided(Interval(0, *ends)) for ends in ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1))] == [
+        "holds",
+        "reversed",
+        "open",
+    ]
+    assert pooled([Interval(0.3, 0.0, 0.6)]) == Interval(0.3, 0.0, 0.6)
+
+
+def test_a_judge_that_writes_no_rating_has_no_agreement() -> None:
+    found = agreement(outcome([None] * 5, [1.0, 2.0, 3.0, 4.0, 5.0]))
+    assert all(math.isnan(three.value) for three in found.values())
+
+
+def test_bins_hold_as_many_dialogues_each_and_their_means() -> None:
+    scores = torch.arange(20.0).flip(0)
+    points = calibration_bins(scores, scores * 2, 5)
+    assert points == [(1.5, 3.0), (5.5, 11.0), (9.5, 19.0), (13.5, 27.0), (17.5, 35.0)]
+    with pytest.raises(ValueError, match="at least 16 ratings"):
+        judge_figure("a", [outcome([1.0] * 4, [1.0] * 4)])
+
+
+def test_wrong_arguments_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"one file SGD\.txt of USS"):
+        bench_dialogue(str(tmp_path))
+    with pytest.raises(ValueError, match="There are no entries"):
+        bench_dialogue(str(write_uss(tmp_path)), entries=["five-shot"])
+    with pytest.raises(ValueError, match="different names"):
+        bench_dialogue(str(tmp_path), models=["a/x", "b/x"])
+    assert {"zero-shot", "random 4-shot", "BM25 4-shot", "dense 4-shot"} < set(ENTRIES)
