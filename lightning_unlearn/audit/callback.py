@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from lightning_unlearn.audit.collect import Precision
 from lightning_unlearn.audit.data import AuditData, audit_data, read_audit_data
 from lightning_unlearn.audit.depth import Depth
 from lightning_unlearn.audit.evidence import Control
 from lightning_unlearn.audit.parts import Parts
+from lightning_unlearn.audit.precision import Precision
 from lightning_unlearn.audit.protocol import AuditResult, control_of, run_audit
 from lightning_unlearn.core.checks import one_of, strategy
 from lightning_unlearn.core.distributed import rank

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -20,9 +20,8 @@ from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.prompt_format import PromptFormat
 from lightning_unlearn.language.scorer import KnowledgeScorer
 
-__all__ = ["ROWS", "Collected", "Collector", "Conditions", "Precision"]
+__all__ = ["ROWS", "Collected", "Collector", "Conditions"]
 
-Precision: TypeAlias = Literal["auto", "32", "bf16"]
 Say: TypeAlias = Callable[[str], None]
 
 ROWS = "rows"

@@ -27,7 +27,7 @@ from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.knowledge import Knowledge
 from lightning_unlearn.language.metrics.quality import refusal, repetition
 from lightning_unlearn.language.probes import Probe
-from lightning_unlearn.language.scorer import KnowledgeScorer
+from lightning_unlearn.language.scorer import AnswersOnly, KnowledgeScorer
 from lightning_unlearn.language.token_stats import TokenStats, token_stats
 
 __all__ = ["JSON", "attacked", "rows_measured", "timing"]
@@ -102,7 +102,7 @@ def attacked(
         }
     else:
         # Noise shows in what is answered: likelihoods under each draw would double the cost.
-        judge = _AnswersOnly(scorer) if isinstance(attack, ActivationNoise) else scorer
+        judge = AnswersOnly(scorer) if isinstance(attack, ActivationNoise) else scorer
         kept, knowledge = asked, attack.knowledge(module, asked, judge)
         count = len(probes)
         if isinstance(knowledge, Samples) and knowledge.upper is not None:
@@ -159,18 +159,6 @@ class _CurveScorer:
         if start is not None:
             return Knowledge(torch.tensor([start[probe.row] for probe in probes]), None)
         return Knowledge(self.scorer.strengths(module, probes), None)
-
-
-class _AnswersOnly:
-    """A scorer that leaves likelihoods out."""
-
-    def __init__(self, scorer: KnowledgeScorer) -> None:
-        self.scorer = scorer
-
-    def __call__(self, module: LitCausalLM, probes: Sequence[Probe]) -> Knowledge:
-        answers = self.scorer.answers(module, probes)
-        matched = [self.scorer.marked(probe, text) for probe, text in zip(probes, answers, strict=True)]
-        return Knowledge(None, torch.tensor(matched), [[text] for text in answers])
 
 
 def _strengths(

@@ -68,10 +68,20 @@ class Parts:
 
     Args:
         folder: The output folder of the audit.
+        anchors: The output folder of another audit, whose parts serve as well. What it measured of the original and the
+            control does not depend on the unlearned model.
+
+    Raises:
+        FileNotFoundError: If ``anchors`` is not the output of an audit.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], anchors: str | os.PathLike[str] | None = None) -> None:
         self.folder = Path(folder)
+        self.anchors = None if anchors is None else Path(anchors).expanduser()
+        if self.anchors is not None and not (self.anchors / _SECRET).is_file():
+            raise FileNotFoundError(
+                f"anchors={anchors} has no {_SECRET}: it is not the output folder of an audit (looked in {Path.cwd()})."
+            )
 
     @property
     def claimed(self) -> bool:
@@ -93,7 +103,8 @@ class Parts:
                     "back, or give another output_dir."
                 )
             if rank() == 0:
-                write_text(path, secrets.token_hex(32) + "\n")
+                other = self.anchors / _SECRET if self.anchors is not None else None
+                write_text(path, other.read_text(encoding="utf-8") if other else secrets.token_hex(32) + "\n")
                 path.chmod(0o600)
         return bytes.fromhex(gather_objects(path.read_text(encoding="utf-8").strip() if rank() == 0 else None)[0])
 
@@ -116,8 +127,23 @@ class Parts:
 
     def get(self, key: PartKey) -> Any:
         """The outcome of a finished part, or ``None``. A collective call."""
-        path = self._path(key)
-        found = json.loads(path.read_text(encoding="utf-8"))["outcome"] if rank() == 0 and path.is_file() else None
+        found: Any = None
+        if rank() == 0:
+            path = self._path(key)
+            other = self.anchors / "parts" / path.name if self.anchors is not None else path
+            if not path.is_file() and other.is_file():
+                write_text(path, other.read_text(encoding="utf-8"))  # a folder has all that its report rests on
+            found = json.loads(path.read_text(encoding="utf-8"))["outcome"] if path.is_file() else None
+        return gather_objects(found)[0]
+
+    def only(self, name: str, setting: str) -> Any:
+        """The value of a setting that all finished parts of a name have; ``None`` without one. A collective call."""
+        found: Any = None
+        if rank() == 0:
+            folders = [self.folder] + ([self.anchors] if self.anchors is not None else [])
+            files = [file for folder in folders for file in (folder / "parts").glob(f"{name}-*.json")]
+            values = {json.loads(file.read_text(encoding="utf-8"))["settings"].get(setting) for file in files}
+            found = values.pop() if len(values) == 1 else None
         return gather_objects(found)[0]
 
     def put(self, key: PartKey, outcome: Any) -> None:

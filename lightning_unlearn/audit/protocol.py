@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +11,7 @@ from typing import Any, get_args
 import torch
 
 from lightning_unlearn.audit.changes import weight_changes
-from lightning_unlearn.audit.collect import Collector, Conditions, Precision
+from lightning_unlearn.audit.collect import Collector, Conditions
 from lightning_unlearn.audit.data import AuditData, read_audit_data
 from lightning_unlearn.audit.depth import Depth
 from lightning_unlearn.audit.entries import model_entry, report_entry, verdict_entry
@@ -22,6 +21,7 @@ from lightning_unlearn.audit.hashes import rows_root
 from lightning_unlearn.audit.keys import load_private_key, password_for
 from lightning_unlearn.audit.models import AuditedModel
 from lightning_unlearn.audit.parts import Parts
+from lightning_unlearn.audit.precision import Precision, resolved
 from lightning_unlearn.audit.record import AuditRecord
 from lightning_unlearn.audit.sections import sections_of
 from lightning_unlearn.audit.verdict import Verdict
@@ -78,6 +78,7 @@ def run_audit(
     device: str | None = None,
     show_text: bool = False,
     key: str | os.PathLike[str] | None = None,
+    anchors: str | os.PathLike[str] | None = None,
 ) -> AuditResult:
     """Audit an unlearned model: what is left of the forget rows, how it comes back, and what else was lost.
 
@@ -97,14 +98,17 @@ def run_audit(
             ``"none"``.
         depth: ``"quick"``, ``"default"`` or ``"full"``; the cost of each is printed before the first part.
         seed: Seed of all draws.
-        precision: ``"32"``; ``"bf16"`` for forward passes in half precision; or ``"auto"``, bf16 where the device
-            computes in it natively.
+        precision: ``"32"``; ``"bf16"`` for forward passes in half precision; or ``"auto"``: what the folder's audit was
+            begun in, else bf16 where the device is at least 1.5 times as fast in it.
         device: Such as ``"cuda:1"``; by default a GPU if there is one.
         show_text: Whether the report shows questions and answers of forget rows, in place of hashes and lengths.
         key: PEM file of a private Ed25519 key, which signs a record of the audit.
+        anchors: Output folder of an audit of another unlearned model with the same original, control and rows. What it
+            measured of these two is taken over where it was asked for under the same conditions.
 
     Raises:
-        FileNotFoundError: If a model, the data, the key, or rows.secret of the folder's audit is not there.
+        FileNotFoundError: If a model, the data, the key, the anchors, or rows.secret of the folder's audit is not
+            there.
         FileExistsError: If ``output_dir`` has another audit.
         ValueError: If rows are missing or malformed, the control does not fit what is given, an option is unknown, or
             the tokenizers of the models differ.
@@ -115,12 +119,12 @@ def run_audit(
     kind = control_of(control, retrained, rows)
     signer = load_private_key(key, password_for(key)) if key is not None else None
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    used = resolved(precision, place)
+    folder, parts = Path(output_dir), Parts(output_dir, anchors)
+    used = resolved(precision, place, parts.only("facts", "precision"))
     dtype = "bfloat16" if used == "bf16" else "float32"
     sources = {"original": original, "control": retrained, "unlearned": unlearned}
     models = [AuditedModel(role, source, dtype) for role, source in sources.items() if source is not None]  # type: ignore[arg-type]
     _check_places(models)
-    folder, parts = Path(output_dir), Parts(output_dir)
     conditions = Conditions(depth, kind == "matched rows", seed, used, place, show_text)
     collector = Collector(models, rows, conditions, parts, _say)
     parts.claim(_claim(models, collector.rows, kind))
@@ -154,16 +158,6 @@ def control_of(control: Control | None, retrained: Any, data: AuditData) -> Cont
             f"The control 'matched rows' needs rows that no model has seen, but {data.source} has no never_seen set."
         )
     return control
-
-
-def resolved(precision: Precision, device: torch.device) -> str:
-    """``"32"`` or ``"bf16"``."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "32"
-    native: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return "bf16" if device.type == "cpu" and native() else "32"
 
 
 def report_of(

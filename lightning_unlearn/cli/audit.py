@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lightning_unlearn.audit.collect import Precision
 from lightning_unlearn.audit.data import read_audit_data
 from lightning_unlearn.audit.depth import Depth
 from lightning_unlearn.audit.evidence import Control
+from lightning_unlearn.audit.precision import Precision
 from lightning_unlearn.audit.protocol import run_audit
 from lightning_unlearn.benchmarks.runs import quiet_libraries
 from lightning_unlearn.language.data.columns import Columns
@@ -30,6 +30,7 @@ def audit(
     device: str | None = None,
     show_text: bool = False,
     key: str | None = None,
+    anchors: str | None = None,
 ) -> None:
     """Say whether an unlearned language model has forgotten its rows, with the evidence: report, verdict and record.
 
@@ -52,10 +53,12 @@ def audit(
         limit: At most so many rows of each set beside the forget set.
         columns: Names of the columns of the rows.
         seed: Seed of all draws.
-        precision: "32"; "bf16"; or "auto", bf16 where the device computes in it natively.
+        precision: "32"; "bf16"; or "auto", what the folder's audit was begun in, else bf16 where that is fast.
         device: Such as cuda:1; by default a GPU if there is one.
         show_text: Show questions and answers of the forget rows, in place of hashes and lengths.
         key: PEM file of a private Ed25519 key; signs a record of the audit, record.jsonl.
+        anchors: Output folder of an audit of another unlearned model with the same original, control and rows; what
+            it measured of these two is taken over.
     """
     quiet_libraries("transformers")
     rows = read_audit_data(data or FACTS_FOLDER, split, columns, limit, seed)
@@ -72,6 +75,7 @@ def audit(
         device,
         show_text,
         key,
+        anchors,
     )
     verdict = result.verdict
     print(f"\n{verdict.headline}\n\n{verdict.action}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
-__all__ = ["Batch", "common_head", "like_lengths", "plan"]
+__all__ = ["Batch", "common_head", "like_lengths", "plan", "shared_beginning"]
 
 _LARGE, _LEAST_FILLED = 256, 0.75  # tokens; a forward pass of fewer is hardly cheaper
 _SLACK = 16  # prefixes within a batch differ in length by at most a sixteenth
@@ -27,6 +27,12 @@ class Batch(NamedTuple):
     parts: tuple[list[int], ...] = ()
 
 
+def shared_beginning(sequences: Sequence[Sequence[int]], longest: int) -> int:
+    """How many tokens all sequences begin with; as many at most as given."""
+    same = takewhile(lambda column: len(set(column)) == 1, zip(*sequences, strict=False))
+    return min(sum(1 for _ in same), longest)
+
+
 def common_head(sequences: Sequence[Sequence[int]], longest: int) -> int:
     """How many tokens all sequences begin with, where computing them once is worth a forward pass of its own; else 0.
 
@@ -38,8 +44,7 @@ def common_head(sequences: Sequence[Sequence[int]], longest: int) -> int:
         >>> common_head([[*range(90), 1], [*range(90), 2, 3], [*range(90), 1], list(range(99))], longest=88)
         88
     """
-    same = takewhile(lambda column: len(set(column)) == 1, zip(*sequences, strict=False))
-    length = min(sum(1 for _ in same), longest)
+    length = shared_beginning(sequences, longest)
     return length if length > 0 and length * (len(sequences) - 1) >= _LARGE else 0
 
 

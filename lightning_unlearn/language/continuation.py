@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor
 from lightning_unlearn.core.scores import head_only_at
 from lightning_unlearn.language.prefixes import PrefixModel, keeps_all
 
-__all__ = ["Choose", "continuations", "likeliest"]
+__all__ = ["Change", "Choose", "continuations", "likeliest"]
 
 Choose: TypeAlias = Callable[[Tensor, Sequence[int], int], Tensor]
 """``(logits (n, V), rows, step) -> tokens (n,)``: the next token of some of the rows, at a step counted from 0."""
+
+Change: TypeAlias = Callable[[], AbstractContextManager[Any]]
+"""Gives a context in which a model is another one, as by noise on its hidden states."""
 
 
 def likeliest(logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
@@ -29,6 +33,7 @@ def continuations(
     ends: Collection[int],
     choose: Choose = likeliest,
     copies: int = 1,
+    changes: Sequence[Change] = (),
 ) -> list[list[int]] | None:
     """The tokens after each prompt, one after another, the token that ends it among them.
 
@@ -43,19 +48,24 @@ def continuations(
         ends: Tokens at which a continuation ends.
         choose: Chooses the next tokens.
         copies: Continuations of each prompt, which are rows in a row.
+        changes: Changes of the model, one for each copy, under which the prompts alone are computed. The model then has
+            no head.
 
     Returns:
         The tokens of each row; ``None`` where the model does not keep the keys and values of all tokens.
     """
+    from lightning_unlearn.language.roomy_cache import keep_rows, with_room
+
     device = next(model.model.parameters()).device
-    logits, cache, mask = _begun(model, prompts, device)
-    if not keeps_all(cache, mask.shape[1] + max_new_tokens):
-        return None
-    lengths = mask.sum(1)
-    if copies > 1:
-        owners = torch.arange(len(prompts), device=device).repeat_interleave(copies)
-        cache.batch_select_indices(owners)
-        logits, mask, lengths = logits[owners], mask[owners], lengths[owners]
+    begun: list[_Begun] = []
+    each: Sequence[Change] = changes or [nullcontext]
+    for change in each:
+        with change():
+            begun.append(_begun(model, prompts, device))
+        if not keeps_all(begun[-1][1], begun[-1][2].shape[1] + max_new_tokens):
+            return None
+    logits, cache, mask = _side_by_side(begun) if changes else _copied(begun[0], copies)
+    cache, lengths = with_room(cache, max_new_tokens), mask.sum(1)
     written: list[list[int]] = [[] for _ in range(len(mask))]
     live = list(range(len(mask)))
     for step in range(max_new_tokens):
@@ -66,8 +76,8 @@ def continuations(
         if not going or step + 1 == max_new_tokens:
             break
         if len(going) < len(live):
+            going = keep_rows(cache, going)
             chosen = torch.tensor(going, device=device)
-            cache.batch_select_indices(chosen)
             mask, lengths = mask[chosen], lengths[chosen]
             live = [live[i] for i in going]
         ids = torch.tensor([[tokens[i]] for i in going], device=device)
@@ -77,8 +87,33 @@ def continuations(
     return written
 
 
-def _begun(model: PrefixModel, prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Any, Tensor]:
-    """Logits ``(B, V)`` at the last token of each prompt, their cache, and their mask, 0 where it is padded."""
+_Begun: TypeAlias = tuple[Tensor, Any, Tensor]
+"""Logits ``(B, V)`` at the last token of each prompt, their cache, and their mask, 0 where it is padded."""
+
+
+def _copied(begun: _Begun, copies: int) -> _Begun:
+    """Each prompt so many times, its copies in a row."""
+    logits, cache, mask = begun
+    if copies > 1:
+        owners = torch.arange(len(mask), device=mask.device).repeat_interleave(copies)
+        cache.batch_select_indices(owners)
+        logits, mask = logits[owners], mask[owners]
+    return logits, cache, mask
+
+
+def _side_by_side(begun: Sequence[_Begun]) -> _Begun:
+    """The same prompts begun in several ways, those of a prompt in a row."""
+    logits, caches, masks = zip(*begun, strict=True)
+    cache = caches[0]
+    for layers in zip(*(one.layers for one in caches), strict=True):
+        if layers[0].get_seq_length() == 0:
+            continue  # it takes the keys and values of another layer
+        for name in ("keys", "values"):
+            setattr(layers[0], name, torch.stack([getattr(layer, name) for layer in layers], 1).flatten(0, 1))
+    return torch.stack(logits, 1).flatten(0, 1), cache, torch.stack(masks, 1).flatten(0, 1)
+
+
+def _begun(model: PrefixModel, prompts: Sequence[Sequence[int]], device: torch.device) -> _Begun:
     head = model.head.length if model.head is not None else 0
     cache = model.head.select([0] * len(prompts)) if model.head is not None else None
     rest = [list(prompt[head:]) for prompt in prompts]

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lightning_unlearn.language.batching import common_head, like_lengths
-from lightning_unlearn.language.continuation import Choose, continuations, likeliest
+from lightning_unlearn.language.continuation import Change, Choose, continuations, likeliest
 from lightning_unlearn.language.prefixes import PrefixModel, hooked_model, prefix_model
 from lightning_unlearn.language.prompt_format import PromptFormat
 
-__all__ = ["generate", "generate_all"]
+__all__ = ["casts_kept", "generate", "generate_all", "generate_changed"]
 
 
 def generate(
@@ -89,7 +89,7 @@ def generate_all(
     lengths = list(map(len, prompts))
     answers: dict[int, str] = {}
     ends = _ends(model, prompt_format)
-    with _casts_kept(next(model.parameters()).device.type):
+    with casts_kept(next(model.parameters()).device.type):
         several = len(prompts) * copies > 1 and min(lengths) > 0
         head = prompts[0][: common_head(prompts, min(lengths) - 1)]
         own = _prefix_model(model, max(lengths) + max_new_tokens, head) if several else None
@@ -106,6 +106,63 @@ def generate_all(
                 texts = generate(model, prompt_format, repeated, max_new_tokens, **options)
             answers |= zip(rows, texts, strict=True)
     return [answers[row] for row in range(len(prompts) * copies)]
+
+
+@torch.no_grad()
+def generate_changed(
+    model: Any,
+    prompt_format: PromptFormat,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    changes: Sequence[Change],
+    batch_size: int = 64,
+) -> list[list[str]]:
+    """What a model writes after each of many prompts that it has read under changes, one list of answers a change.
+
+    Where the model keeps the keys and values of all tokens, a prompt is read under one change after another, and the
+    answers of all changes are written together, without them: a change must do nothing to the tokens behind a prompt.
+
+    Args:
+        model: A Hugging Face causal language model, in evaluation mode.
+        prompt_format: The format of the prompts, which says where an answer ends.
+        prompts: Token ids of the prompts.
+        max_new_tokens: Longest answer in tokens.
+        changes: Changes of the model, at least one.
+        batch_size: Answers generated together.
+    """
+    lengths = list(map(len, prompts))
+    with casts_kept(next(model.parameters()).device.type):
+        own = _prefix_model(model, max(lengths) + max_new_tokens) if min(lengths, default=0) > 0 else None
+        answers = _read_under(own, prompt_format, prompts, max_new_tokens, changes, batch_size) if own else None
+    if answers is not None:
+        return [[texts[i] for texts in answers] for i in range(len(changes))]
+    found = []
+    for change in changes:
+        with change():
+            found.append(generate_all(model, prompt_format, prompts, max_new_tokens, batch_size))
+    return found
+
+
+def _read_under(
+    model: PrefixModel,
+    prompt_format: PromptFormat,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    changes: Sequence[Change],
+    batch_size: int,
+) -> list[list[str]] | None:
+    """The answers to each prompt, one for each change; ``None`` where the cache does not keep all."""
+    lengths, count = list(map(len, prompts)), max(1, batch_size // len(changes))
+    ends = _ends(model.model, prompt_format)
+    answers: dict[int, list[str]] = {}
+    for numbers in like_lengths(lengths, range(len(prompts)), count * max(lengths), count):
+        asked = [prompts[number] for number in numbers]
+        tokens = continuations(model, asked, max_new_tokens, ends, copies=len(changes), changes=changes)
+        if tokens is None:
+            return None
+        texts = _texts(tokens, ends, prompt_format)
+        answers |= {number: texts[i * len(changes) :][: len(changes)] for i, number in enumerate(numbers)}
+    return [answers[number] for number in range(len(prompts))]
 
 
 def _together(lengths: Sequence[int], copies: int, batch_size: int) -> Iterator[tuple[list[int], range]]:
@@ -151,7 +208,7 @@ def _texts(tokens: Sequence[list[int]], ends: Sequence[int], prompt_format: Prom
 
 
 @contextmanager
-def _casts_kept(device: str) -> Iterator[None]:
+def casts_kept(device: str) -> Iterator[None]:
     """Cast each weight once and not for every token: Lightning's mixed precision keeps no casts."""
     if not torch.is_autocast_enabled(device):
         yield

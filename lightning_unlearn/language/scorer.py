@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from lightning_unlearn.core.distributed import Replica, gather_objects, replica
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.functional.language.extraction import answer_probability, extraction_strength
 from lightning_unlearn.language.causal_lm import LitCausalLM
-from lightning_unlearn.language.generation import generate_all
+from lightning_unlearn.language.continuation import Change
+from lightning_unlearn.language.generation import generate_all, generate_changed
 from lightning_unlearn.language.knowledge import Knowledge
 from lightning_unlearn.language.matching import Match, matcher, word_recall
 from lightning_unlearn.language.probes import Probe
@@ -22,11 +23,14 @@ from lightning_unlearn.language.prompt_format import PromptFormat
 from lightning_unlearn.language.scored_rows import prompts_of
 from lightning_unlearn.language.token_stats import MAX_TOKENS, TokenStats, format_of, token_stats
 
-__all__ = ["KnowledgeScorer"]
+__all__ = ["AnswersOnly", "KnowledgeScorer"]
 
 Strength = Literal["extraction_strength", "probability"]
 
+T = TypeVar("T")
+
 _SHORT = 4  # words
+_CHANGED = 128  # answers of changed models that are generated together, at least: few prompts have many of them
 
 
 class KnowledgeScorer:
@@ -110,19 +114,45 @@ class KnowledgeScorer:
     ) -> list[str]:
         """The greedy answer to each probe; a plain text is continued as it is."""
         prompt_format = format_of(module, prompt_format)
-        prompts = prompts_of(prompt_format, probes)
-        sharded = any(isinstance(parameter, DTensor) for parameter in module.parameters())
-        share = Replica(0, 1) if sharded else replica(module._trainer)
-        own = prompts[share.rank :: share.total]
-        with evaluating(module):
-            texts = generate_all(module.model, prompt_format, own, self.max_new_tokens, self.batch_size)
-        by_replica = dict(gather_objects((share.rank, texts)))
-        return [by_replica[i % share.total][i // share.total] for i in range(len(prompts))]
+
+        def run(prompts: list[list[int]]) -> list[str]:
+            return generate_all(module.model, prompt_format, prompts, self.max_new_tokens, self.batch_size)
+
+        return self._shared(module, prompts_of(prompt_format, probes), run)
+
+    def answers_under(self, module: LitCausalLM, probes: Sequence[Probe], changes: Sequence[Change]) -> list[list[str]]:
+        """The greedy answers to the probes when the model has read them under changes, a list for each change.
+
+        Args:
+            module: The model.
+            probes: The probes.
+            changes: Changes of the model that do nothing to the tokens behind a prompt.
+        """
+        prompt_format = format_of(module)
+
+        def run(prompts: list[list[int]]) -> list[tuple[str, ...]]:
+            size = max(self.batch_size, _CHANGED)
+            found = generate_changed(module.model, prompt_format, prompts, self.max_new_tokens, changes, size)
+            return list(zip(*found, strict=True))
+
+        return [
+            list(texts) for texts in zip(*self._shared(module, prompts_of(prompt_format, probes), run), strict=True)
+        ]
 
     def marked(self, probe: Probe, text: str) -> float:
         """How right an answer is, in [0, 1]: the best of the accepted ones counts."""
         accepted = probe.accept or (probe.target or probe.answer,)
         return max(self._matches(text, short) for short in accepted)
+
+    @staticmethod
+    def _shared(module: LitCausalLM, prompts: list[list[int]], run: Callable[[list[list[int]]], list[T]]) -> list[T]:
+        """What is generated for each prompt; processes that hold the whole model share the prompts."""
+        sharded = any(isinstance(parameter, DTensor) for parameter in module.parameters())
+        share = Replica(0, 1) if sharded else replica(module._trainer)
+        with evaluating(module):
+            own = run(prompts[share.rank :: share.total])
+        by_replica = dict(gather_objects((share.rank, own)))
+        return [by_replica[i % share.total][i // share.total] for i in range(len(prompts))]
 
     def _matches(self, text: str, accepted: str) -> float:
         if self.match == "words" and len(accepted.split()) > _SHORT:
@@ -134,3 +164,26 @@ class KnowledgeScorer:
         if self.strength == "probability":
             return answer_probability(part.log_prob)
         return extraction_strength(part.hit, drop_last=part.ended)
+
+
+class AnswersOnly:
+    """A scorer that leaves likelihoods out, and answers under several changes of a model together.
+
+    Args:
+        scorer: Answers, and marks answers.
+    """
+
+    def __init__(self, scorer: KnowledgeScorer) -> None:
+        self.scorer = scorer
+
+    def __call__(self, module: LitCausalLM, probes: Sequence[Probe]) -> Knowledge:
+        """Measure a model."""
+        return self._marked(probes, self.scorer.answers(module, probes))
+
+    def under(self, module: LitCausalLM, probes: Sequence[Probe], changes: Sequence[Change]) -> list[Knowledge]:
+        """Measure a model under each of some changes, which do nothing to the tokens behind a prompt."""
+        return [self._marked(probes, texts) for texts in self.scorer.answers_under(module, probes, changes)]
+
+    def _marked(self, probes: Sequence[Probe], texts: Sequence[str]) -> Knowledge:
+        matched = [self.scorer.marked(probe, text) for probe, text in zip(probes, texts, strict=True)]
+        return Knowledge(None, torch.tensor(matched), [[text] for text in texts])

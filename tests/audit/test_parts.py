@@ -49,3 +49,19 @@ def test_a_folder_keeps_the_key_of_its_rows(tmp_path: Path) -> None:
     (tmp_path / "rows.secret").unlink()
     with pytest.raises(FileNotFoundError, match=r"has an audit, but not rows\.secret"):
         _ = Parts(tmp_path).secret
+
+
+def test_parts_of_another_audit_are_taken_over(tmp_path: Path) -> None:
+    first = Parts(tmp_path / "first")
+    secret = first.secret
+    first.put(KEY, {"strength": [0.5]})
+    second = Parts(tmp_path / "second", tmp_path / "first")
+    assert second.secret == secret
+    assert second.only("int4", "bits") == 4
+    assert second.get(KEY) == {"strength": [0.5]}
+    assert second.get(replace(KEY, model="other weights")) is None
+    assert Parts(tmp_path / "second").get(KEY) == {"strength": [0.5]}  # it has them itself
+    second.put(replace(KEY, model="other weights"), {"strength": [0.25]})
+    assert len(list((tmp_path / "first" / "parts").iterdir())) == 1
+    with pytest.raises(FileNotFoundError, match=r"anchors=.*has no rows\.secret"):
+        Parts(tmp_path / "third", tmp_path / "nowhere")

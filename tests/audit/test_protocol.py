@@ -134,6 +134,10 @@ def test_finished_parts_are_not_computed_again(
     assert faults == []
     with pytest.raises(FileExistsError, match="another audit: it differs in unlearned"):
         run_audit(models["original"], models["retrained"], data, tmp_path, depth="quick", precision="32")
+    # What was found of the original serves the audit of another model, in the precision that it was begun in.
+    other = (models["original"], models["retrained"], data, tmp_path / "other")
+    assert run_audit(*other, depth="quick", anchors=tmp_path).report.provenance["precision"] == "fp32"
+    assert opened[3:] == ["unlearned"]
 
 
 def test_every_attack_of_the_default_depth_runs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from lightning_unlearn.language.attacks.swapping import merged
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.knowledge import Knowledge, Scorer
 from lightning_unlearn.language.probes import Probe
+from lightning_unlearn.language.scorer import AnswersOnly
 
 __all__ = ["ActivationNoise", "NoiseCell", "NoiseScores", "choose_noise"]
 
@@ -26,6 +28,7 @@ NoiseDepth = Literal["default", "full"]
 
 _SIGMAS: dict[str, tuple[float, ...]] = {"default": (0.1, 0.2), "full": (0.05, 0.1, 0.2, 0.4)}
 _DRAWS = {"default": 4, "full": 8}
+_TOGETHER = 8  # draws whose answers are written together
 _GAP = 0.2  # below it, original and control are too near for a share between them
 
 
@@ -185,21 +188,34 @@ class ActivationNoise(LanguageAttack):
         with merged(module):
             cells = self.cells(len(decoder_layers(module.model)[1]))
             noise = PromptNoise(module, probes, self.seed)
-            strength, matched, norms = [], [], []
-            answers: list[list[str]] = [[] for _ in probes]
-            for layer, sigma in cells:
-                drawn = []
-                for draw in range(self.draws):
-                    with noise.added(layer, sigma, draw):
-                        drawn.append(scorer(module, probes))
-                norms.append(noise.mean_norm)
-                strength.append([part.strength for part in drawn])
-                matched.append([part.matched for part in drawn])
-                for part in drawn:
-                    for mine, new in zip(answers, part.answers, strict=False):
-                        mine.extend(new)
+            drawn = self._drawn(module, probes, scorer, noise, cells)
+        groups = [drawn[i * self.draws : (i + 1) * self.draws] for i in range(len(cells))]
+        strength = [[part.strength for part in group] for group in groups]
+        matched = [[part.matched for part in group] for group in groups]
+        rows = zip(*(part.answers for part in drawn), strict=True) if all(part.answers for part in drawn) else ()
+        answers = [[text for texts in row for text in texts] for row in rows] or [[] for _ in probes]
+        norms = [noise.mean_norm(layer, sigma) for layer, sigma in cells]
         means = _stacked(strength)
         return NoiseScores(cells, None if means is None else means.mean(1), _stacked(matched), answers, norms)
+
+    def _drawn(
+        self,
+        module: LitCausalLM,
+        probes: Sequence[Probe],
+        scorer: Scorer,
+        noise: PromptNoise,
+        cells: Sequence[tuple[int, float]],
+    ) -> list[Knowledge]:
+        """What is known under each draw of each cell, in order."""
+        changes = [partial(noise.added, *cell, draw) for cell in cells for draw in range(self.draws)]
+        if isinstance(scorer, AnswersOnly):
+            parts = [changes[i : i + _TOGETHER] for i in range(0, len(changes), _TOGETHER)]
+            return [knowledge for part in parts for knowledge in scorer.under(module, probes, part)]
+        found = []
+        for change in changes:
+            with change():
+                found.append(scorer(module, probes))
+        return found
 
     def cost(self, rows: int) -> Cost:
         """One measurement for each draw of each cell; of all blocks, those of a model with 32 are counted."""

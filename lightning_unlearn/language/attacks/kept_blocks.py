@@ -50,6 +50,7 @@ class KeptBlocks:
     def __init__(self, model: nn.Module, blocks: Sequence[nn.Module], name: str) -> None:
         self.model, self.blocks, self.name = model, blocks, name
         self.batches: dict[Any, _Batch] = {}
+        self._layer = 0
         self._key: Any = None
         self._given: _Batch | None = None
         self._new: Any = None
@@ -84,9 +85,15 @@ class KeptBlocks:
     def used(self, layer: int) -> Iterator[None]:
         """Keep what the blocks give up to one whose output the body changes, with hooks that it adds later.
 
+        Use a model in the order of the blocks that are changed. Where one before the last one is, other prompts begin,
+        and nothing that is kept would be of use.
+
         Args:
             layer: Number of that block.
         """
+        if layer < self._layer:
+            self.batches.clear()
+        self._layer = layer
         handles = (
             self.model.register_forward_pre_hook(by_mask(partial(self._enter, layer)), with_kwargs=True),
             self.blocks[layer].register_forward_hook(by_mask(partial(self._keep, layer))),

@@ -46,8 +46,7 @@ class PromptNoise:
         self.lengths = sorted({len(prompt) for prompt in self.rows}, reverse=True)
         self.kept = KeptBlocks.of(module, list(self.blocks), next(iter(self.rows))) if self.rows else None
         self._places: list[tuple[int, int, tuple[int, ...]]] = []
-        self.norm = 0.0
-        self._positions = 0
+        self._norms: dict[tuple[int, float], list[float]] = {}
 
     @contextmanager
     def added(self, layer: int, sigma: float, draw: int) -> Iterator[None]:
@@ -58,7 +57,8 @@ class PromptNoise:
             sigma: Relative size; 0 changes no bit.
             draw: Number of the draw.
         """
-        self.norm, self._positions = 0.0, 0
+        sums = self._norms.setdefault((layer, sigma), [0.0, 0])
+        before = sums[1]
         with self.kept.used(layer) if self.kept is not None else nullcontext():
             handles = (
                 self.model.register_forward_pre_hook(self._find, with_kwargs=True),
@@ -70,13 +70,13 @@ class PromptNoise:
                 for handle in handles:
                     handle.remove()
                 self._places = []
-        if not self._positions:
+        if sums[1] == before:
             raise RuntimeError(f"No hidden state of a prompt went through decoder block {layer}. {HOOK_NOT_CALLED}")
 
-    @property
-    def mean_norm(self) -> float:
-        """Mean length of the hidden states that the last draw was added to, before it was."""
-        return self.norm / max(1, self._positions)
+    def mean_norm(self, layer: int, sigma: float) -> float:
+        """Mean length of the hidden states that noise of a size was added to behind a block, before it was."""
+        total, positions = self._norms.get((layer, sigma), (0.0, 0))
+        return total / max(1, positions)
 
     @by_mask
     def _find(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -110,6 +110,8 @@ class PromptNoise:
         )
 
     def _hook(self, layer: int, sigma: float, draw: int) -> Any:
+        sums = self._norms[layer, sigma]
+
         @by_mask
         def add(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             hidden = output if isinstance(output, Tensor) else output[0]
@@ -118,8 +120,8 @@ class PromptNoise:
                 # The first position gathers attention, and its hidden state is many times longer than the others.
                 part = slice(start + 1, start + len(prompt))
                 before = hidden[number, part]
-                self.norm += float(before.detach().float().norm(dim=-1).sum())
-                self._positions += len(before)
+                sums[0] += float(before.detach().float().norm(dim=-1).sum())
+                sums[1] += len(before)
                 noise = self._draw(prompt, hidden.shape[-1], layer, sigma, draw).to(hidden.device)
                 noisy[number, part] = relative_noise(before, noise, sigma)
             if not sigma or not self._places:

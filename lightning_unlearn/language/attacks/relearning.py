@@ -20,10 +20,11 @@ from lightning_unlearn.functional.likelihood import IGNORE_INDEX
 from lightning_unlearn.functional.random import keyed_generator
 from lightning_unlearn.language.adapters import lora_config
 from lightning_unlearn.language.attacks.attack import Cost, LanguageAttack
+from lightning_unlearn.language.attacks.packed_rows import can_pack, packed, padded
 from lightning_unlearn.language.attacks.swapping import check_whole, merged
 from lightning_unlearn.language.attacks.token_batches import token_rows
 from lightning_unlearn.language.causal_lm import LitCausalLM
-from lightning_unlearn.language.data.token_rows import TokenRows, collate_tokens
+from lightning_unlearn.language.generation import casts_kept
 from lightning_unlearn.language.knowledge import Knowledge, Scorer
 from lightning_unlearn.language.probes import Probe
 from lightning_unlearn.language.token_stats import token_stats
@@ -279,15 +280,16 @@ class LanguageRelearning(LanguageAttack):
         scored = self.held_out(probes)
         trace, last, recipe = RelearningTrace([], [], [], 0), self.measured[-1], self.recipe
         rows = token_rows(module, self.taught, recipe.max_length)
-        order = _Order(TokenRows(rows), recipe.batch_size, self.seed)
+        order = _Order(rows, recipe.batch_size, self.seed)
         with merged(module), attacked_copy(module, self.seed) as model:
             assert isinstance(model, LitCausalLM)
             trained = self._trained(model)
+            order.packs = can_pack(model, rows)
 
             def ends(step: int) -> bool:
                 if step in measured:
                     trace.steps.append(step)
-                    with isolate_rng(), evaluating(model):
+                    with isolate_rng(), evaluating(model), casts_kept(model.device.type):
                         trace.taught_loss.append(_mean_loss(model, rows))
                         trace.knowledge.append(scorer(model, scored))
                 return step == last
@@ -310,16 +312,28 @@ class LanguageRelearning(LanguageAttack):
 
 
 class _Order:
-    """Batches of the taught rows, in an order of its own in each epoch; the same for every model."""
+    """Batches of the taught rows, in an order of its own in each epoch; the same for every model.
 
-    def __init__(self, rows: TokenRows, batch_size: int, seed: int) -> None:
+    Args:
+        rows: Tokens of the rows.
+        batch_size: Rows of a batch.
+        seed: Seed of the order.
+
+    Attributes:
+        packs: Whether a batch may be one sequence.
+        tokens: Supervised tokens of all batches so far.
+    """
+
+    def __init__(self, rows: Sequence[TokenRow], batch_size: int, seed: int) -> None:
         self.rows, self.batch_size, self.seed, self.epoch, self.tokens = rows, batch_size, seed, 0, 0
+        self.packs = False
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         order = torch.randperm(len(self.rows), generator=keyed_generator(self.seed, self.epoch)).tolist()
         self.epoch += 1
         for first in range(0, len(order), self.batch_size):
-            batch = collate_tokens([self.rows[i] for i in order[first : first + self.batch_size]])
+            rows = [self.rows[i] for i in order[first : first + self.batch_size]]
+            batch = (packed(rows) if self.packs else None) or padded(rows)
             self.tokens += int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
             yield batch
 

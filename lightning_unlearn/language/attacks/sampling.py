@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_unlearn.core.checks import above, at_least, between, one_of
 from lightning_unlearn.core.lightning import isolate_rng
@@ -30,6 +31,7 @@ AnswerJudge: TypeAlias = Callable[[Sequence[Probe], Sequence[str]], Sequence[flo
 """``(probes, answers) -> scores in [0, 1]``, one each: how far an answer gives away what its probe asks for."""
 
 _STREAM = 16  # what the random numbers are for
+_BLOCK = 256  # tokens
 
 
 @dataclass(frozen=True)
@@ -181,17 +183,37 @@ class _KeyedDraw:
 
     def __call__(self, logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
         # fp32 and fp64: in half precision, a sum over the vocabulary would move the ends of its tokens.
-        p = (logits.float() / self.temperature).softmax(-1)
+        scaled = logits if self.temperature == 1 else logits.float() / self.temperature
+        p = scaled.softmax(-1, dtype=torch.float32)
         if self.top_p < 1:
             ordered, places = p.sort(-1, descending=True)
             ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= self.top_p, 0.0)
             p = torch.zeros_like(p).scatter_(-1, places, ordered)
-        ends = p.double().cumsum(-1)
-        drawn = self._uniform(rows, step).to(ends.device)[:, None] * ends[:, -1:]
-        return torch.searchsorted(ends, drawn, right=True).clamp(max=ends.shape[1] - 1)[:, 0]
+        return _drawn(p, self._uniform(rows, step).to(p.device))
 
     def _uniform(self, rows: Sequence[int], step: int) -> Tensor:
         """A number in [0, 1) for each row, float64."""
         counters = torch.tensor([keyed_seed(self.keys[row], step) for row in rows])
         # The lower bits: shifts of signed integers leave the highest one 0.
         return (mixed_bits(counters) & ((1 << 53) - 1)).double() * 2.0**-53
+
+
+def _drawn(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The first place at which the running sum of weights ``(n, V)`` exceeds a share of all, ``(n,)`` in [0, 1).
+
+    Sums of blocks find the block, and the running sum within it the place, both in fp64: one over a large vocabulary
+    would take longer than its logits.
+    """
+    blocks = F.pad(weights, (0, -weights.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK))
+    ends = blocks.sum(-1).double().cumsum(-1)
+    wanted = _below(uniform[:, None] * ends[:, -1:], ends)
+    block = torch.searchsorted(ends, wanted, right=True)
+    within = blocks[torch.arange(len(block), device=block.device), block[:, 0]].double().cumsum(-1)
+    before = F.pad(ends, (1, 0)).gather(1, block)
+    place = torch.searchsorted(within, _below(wanted - before, within), right=True)
+    return (block * _BLOCK + place)[:, 0]
+
+
+def _below(wanted: Tensor, ends: Tensor) -> Tensor:
+    """Numbers below the last of some ends, which rounding may have reached."""
+    return wanted.clamp(min=0.0).minimum(ends[:, -1:].nextafter(torch.zeros_like(wanted)))

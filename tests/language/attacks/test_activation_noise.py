@@ -18,7 +18,7 @@ from lightning_unlearn.language.attacks import ActivationNoise, NoiseScores, cho
 from lightning_unlearn.language.attacks.noise_hooks import PromptNoise
 from lightning_unlearn.language.attacks.token_batches import token_batches, token_rows
 from lightning_unlearn.language.knowledge import Knowledge
-from lightning_unlearn.language.scorer import KnowledgeScorer
+from lightning_unlearn.language.scorer import AnswersOnly, KnowledgeScorer
 from tests.language.attacks.worlds import PROBES, Unchanged, answers, likelihoods, log_likelihoods, victim
 from tests.language.families import family
 
@@ -48,7 +48,7 @@ def test_noise_is_at_the_prompt_but_its_first_position(tiny_lm: Path) -> None:
         assert torch.equal(moved[i], expected)
     difference = (noisy.outputs[0] - plain.outputs[0])[moved].norm(dim=-1) / plain.outputs[0][moved].norm(dim=-1)
     assert float(difference.mean()) == pytest.approx(0.2, rel=0.1)
-    assert noise.mean_norm == pytest.approx(float(plain.outputs[0][moved].norm(dim=-1).mean()), rel=1e-4)
+    assert noise.mean_norm(0, 0.2) == pytest.approx(float(plain.outputs[0][moved].norm(dim=-1).mean()), rel=1e-4)
 
 
 def test_without_noise_every_bit_is_the_same(tiny_lm: Path) -> None:
@@ -143,9 +143,12 @@ def test_blocks_below_the_noise_run_once_and_answers_are_the_same(
     with Unchanged(module):
         found = attack.scores(module, probes, judge)
         kept, runs[:] = list(runs), [0] * len(blocks)
+        together = attack.scores(module, probes, AnswersOnly(scorer))
+        read, runs[:] = list(runs), [0] * len(blocks)
         monkeypatch.setattr(noise_hooks.KeptBlocks, "of", lambda *_: None)
         plain = attack.scores(module, probes, judge)
-    assert found.answers == plain.answers
+    assert found.answers == together.answers == plain.answers
+    assert together.norms == pytest.approx(plain.norms, rel=1e-5)
     assert len({text for texts in found.answers for text in texts}) > 1
     assert found.norms == pytest.approx(plain.norms, rel=1e-5)
     assert plain.norms[0] != pytest.approx(plain.norms[2])
@@ -153,6 +156,7 @@ def test_blocks_below_the_noise_run_once_and_answers_are_the_same(
     if name in ("llama", "gpt2", "gemma3", "opt"):
         # With the trial: two passes, of which the second runs the last block alone.
         assert kept == [1 + 1, 2 + 4 + 1]
+        assert read == [runs + 1 for runs in kept]  # and whether keys and values are kept is tried
     else:
         assert min(kept) >= 8
 

@@ -12,6 +12,7 @@ import torch
 
 from lightning_unlearn import LitCausalLM, Probe
 from lightning_unlearn.core.scores import causal_lm_nll
+from lightning_unlearn.functional.likelihood import token_nll
 from lightning_unlearn.language.attacks import (
     RELEARNING_RECIPES,
     LanguageRelearning,
@@ -19,11 +20,15 @@ from lightning_unlearn.language.attacks import (
     RelearningRows,
     RelearningTrace,
     learning_rates,
+    relearning,
     relearning_curve,
 )
-from lightning_unlearn.language.attacks.token_batches import token_batches
+from lightning_unlearn.language.attacks.packed_rows import can_pack, packed, padded
+from lightning_unlearn.language.attacks.token_batches import token_batches, token_rows
 from lightning_unlearn.language.knowledge import Knowledge
+from lightning_unlearn.language.tokens import TokenRow
 from tests.language.attacks.worlds import PROBES, Unchanged, answers, likelihoods, victim
+from tests.language.families import family
 
 QUICK = RelearningRecipe(lr=1e-3, steps=(0, 1, 3), batch_size=2)
 
@@ -245,3 +250,73 @@ def test_a_divergence_is_named(tiny_lm: Path) -> None:
     module.model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="diverged"):
         LanguageRelearning(PROBES[:2], recipe=QUICK).knowledge(module, PROBES, likelihoods)
+
+
+def _rows(module: LitCausalLM) -> list[TokenRow]:
+    probes = [replace(probe, question=f"Please answer this in a word or two: {probe.question}") for probe in PROBES]
+    return token_rows(module, probes)
+
+
+def test_packed_rows_have_the_loss_and_gradient_of_padded_ones(tiny_lm: Path) -> None:
+    module = victim(tiny_lm)
+    rows = _rows(module)
+    assert can_pack(module, rows)
+    together = packed(rows)
+    assert together is not None
+    alone = padded(rows)
+    assert together["input_ids"].numel() < 0.8 * alone["input_ids"].numel()
+    found = []
+    for batch in (together, alone):
+        module.zero_grad()
+        predictions = causal_lm_nll.predictions(module, batch)
+        (predictions.nll().sum() / predictions.length().sum()).backward()
+        gradient = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+        found.append((token_nll(predictions.logits, predictions.labels), gradient))
+    (losses, gradient), (expected, wanted) = found
+    assert len(losses) == int((alone["labels"][:, 1:] != -100).sum())
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_texts_without_a_common_beginning_are_packed_where_they_are_padded_much(tiny_lm: Path) -> None:
+    module = victim(tiny_lm)
+    texts = [TokenRow([], [5 + i, 6, 7, 8]) for i in range(3)]
+    assert packed(texts) is None
+    batch = packed([*texts, TokenRow([], list(range(9, 49)))])
+    assert batch is not None
+    assert batch["labels"][0].tolist() == [-100, 6, 7, 8] * 3 + [-100, *range(10, 49)]
+    predictions = causal_lm_nll.predictions(module, batch)
+    alone = [causal_lm_nll(module, padded([row])) for row in (*texts, TokenRow([], list(range(9, 49))))]
+    torch.testing.assert_close(predictions.nll(), torch.cat(alone).sum()[None], rtol=1e-4, atol=1e-4)
+    assert packed([TokenRow([], [1] * 1000), *texts]) is not None
+    assert packed([TokenRow([], [1] * 1024), *texts]) is None  # its mask would have more than a million pairs
+
+
+@pytest.mark.parametrize("name", ["llama", "cohere", "granite", "gpt2", "gemma3", "mistral", "mamba", "bloom", "opt"])
+def test_only_models_that_give_packed_rows_the_same_likelihoods_pack(name: str, tiny_lm: Path) -> None:
+    model = family(name)
+    model.resize_token_embeddings(400)
+    module = LitCausalLM(model, tokenizer=str(tiny_lm))
+    module.tokenizer.chat_template = None
+    rows = _rows(module)
+    if can_pack(module, rows):
+        torch.testing.assert_close(
+            causal_lm_nll.predictions(module, packed(rows)).nll()[0],
+            causal_lm_nll(module, padded(rows)).sum(),
+            rtol=1e-4,
+            atol=1e-3,
+        )
+    assert can_pack(module, rows) == (name in ("llama", "cohere", "granite"))
+
+
+def test_an_attack_with_packed_batches_is_that_with_padded_ones(tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = victim(tiny_lm)
+    probes = [replace(probe, question=f"Please answer this in a word or two: {probe.question}") for probe in PROBES]
+    attack = LanguageRelearning(probes[:4], recipe=replace(QUICK, batch_size=4))
+    together = attack.trace(module, probes, likelihoods)
+    monkeypatch.setattr(relearning, "can_pack", lambda *_: False)
+    alone = attack.trace(module, probes, likelihoods)
+    assert together.tokens == alone.tokens
+    assert together.taught_loss == pytest.approx(alone.taught_loss, rel=1e-3)
+    for one, other in zip(together.knowledge, alone.knowledge, strict=True):
+        torch.testing.assert_close(one.strength, other.strength, rtol=1e-3, atol=1e-5)

@@ -12,7 +12,7 @@ from lightning_unlearn import KnowledgeScorer, LitCausalLM, Probe
 from lightning_unlearn.functional import clopper_pearson_upper, keyed_seed, leak_at_k, mean_upper_bound
 from lightning_unlearn.language import generation
 from lightning_unlearn.language.attacks import SamplingAttack
-from lightning_unlearn.language.attacks.sampling import _KeyedDraw
+from lightning_unlearn.language.attacks.sampling import _drawn, _KeyedDraw
 from tests.language.attacks.tiny import capitals
 
 
@@ -36,6 +36,20 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
         p = (logits / temperature).softmax(0)
         error = (p * (1 - p) / 20_000).sqrt()
         assert ((drawn(logits, 5_000, temperature=temperature) - p).abs() <= 4 * error).all()
+
+
+def test_a_token_is_found_by_blocks_as_by_one_running_sum() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = (3 * torch.randn(64, 1000, generator=generator)).softmax(1)
+    uniform = torch.rand(64, generator=generator, dtype=torch.float64)
+    ends = weights.double().cumsum(1)
+    expected = torch.searchsorted(ends, uniform[:, None] * ends[:, -1:], right=True)[:, 0]
+    assert torch.equal(_drawn(weights, uniform), expected)
+    # Tokens without weight are never drawn, at no share.
+    few = torch.zeros(3, 1000)
+    few[0, 999] = few[1, 0] = few[2, 3] = few[2, 700] = 0.3
+    for share, place in ((0.0, 3), (0.4999, 3), (0.5, 700), (1 - 2.0**-53, 700)):
+        assert _drawn(few, torch.full((3,), share, dtype=torch.float64)).tolist() == [999, 0, place]
 
 
 def test_random_numbers_are_even_and_those_of_neighbours_are_not_alike() -> None:

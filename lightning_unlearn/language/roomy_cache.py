@@ -1,0 +1,87 @@
+"""Keys and values in tensors with room: a token is written into them, and the rows that go on close the gaps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+__all__ = ["keep_rows", "with_room"]
+
+
+class _RoomyLayer(DynamicLayer):
+    """A layer of a dynamic cache that grows in place, without a copy of all it has for each token.
+
+    Args:
+        layer: The layer that it goes on from.
+        room: Tokens that may follow.
+    """
+
+    def __init__(self, layer: DynamicLayer, room: int) -> None:
+        super().__init__()
+        self.device, self.dtype, self.is_initialized = layer.keys.device, layer.keys.dtype, True
+        length = layer.keys.shape[-2]
+        self._all = [
+            torch.cat([part, part.new_empty(*part.shape[:-2], room, part.shape[-1])], -2)
+            for part in (layer.keys, layer.values)
+        ]
+        self._show(len(layer.keys), length)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the keys and values of further tokens."""
+        length = self.keys.shape[-2]
+        end = length + key_states.shape[-2]
+        for whole, new in zip(self._all, (key_states, value_states), strict=True):
+            whole[: len(new), ..., length:end, :] = new
+        self._show(len(key_states), end)
+        return self.keys, self.values
+
+    def keep(self, sources: Tensor, gaps: Tensor, rows: int) -> None:
+        """Go on with the first rows, after others have been copied into the gaps among them."""
+        length = self.keys.shape[-2]
+        for whole in self._all:
+            whole[gaps, ..., :length, :] = whole[sources, ..., :length, :]
+        self._show(rows, length)
+
+    def _show(self, rows: int, length: int) -> None:
+        self.keys, self.values = (whole[:rows, ..., :length, :] for whole in self._all)
+
+
+def with_room(cache: Any, room: int) -> Any:
+    """Let a cache that keeps all keys and values grow in place.
+
+    Args:
+        cache: A dynamic cache, whose layers are exchanged.
+        room: Tokens that may follow.
+    """
+    # A layer that takes the keys and values of another one has none.
+    cache.layers = [_RoomyLayer(layer, room) if layer.get_seq_length() else layer for layer in cache.layers]
+    return cache
+
+
+def keep_rows(cache: Any, going: Sequence[int]) -> list[int]:
+    """Drop rows from a cache with room.
+
+    The last of the rows that go on take the places of those that do not, so that the others stay where they are.
+
+    Args:
+        cache: The cache.
+        going: Numbers of the rows that go on, ascending.
+
+    Returns:
+        Numbers of the rows, in the order that they now have.
+    """
+    count = len(going)
+    staying = set(going)
+    gaps = [row for row in range(count) if row not in staying]
+    moved = going[count - len(gaps) :]
+    order = list(range(count))
+    for gap, row in zip(gaps, moved, strict=True):
+        order[gap] = row
+    for layer in cache.layers:
+        if isinstance(layer, _RoomyLayer):
+            layer.keep(*(torch.tensor(rows, dtype=torch.long, device=layer.device) for rows in (moved, gaps)), count)
+    return order
