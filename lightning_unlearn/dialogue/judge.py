@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.lightning import LightningModule
+from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.dialogue.dialogue import Dialogue
-from lightning_unlearn.dialogue.extractors import Extractor
-from lightning_unlearn.dialogue.prompt import BuiltPrompt, JudgePrompt
+from lightning_unlearn.dialogue.extractors import AnalysisExtractor, Extractor, LogitExtractor
+from lightning_unlearn.dialogue.label_reader import LabelReader
+from lightning_unlearn.dialogue.label_tokens import LabelTokens, label_tokens
+from lightning_unlearn.dialogue.prompt import RATING_CUE, BuiltPrompt, JudgePrompt
 from lightning_unlearn.dialogue.rating import Rating
 from lightning_unlearn.dialogue.selectors.selector import Selector
-from lightning_unlearn.dialogue.task import RatingTask
+from lightning_unlearn.dialogue.task import RatingTask, task_of
 from lightning_unlearn.language.causal_lm import DType, LitCausalLM
+from lightning_unlearn.language.continuation import Choose, likeliest
+from lightning_unlearn.language.generation import generate_all
 from lightning_unlearn.language.prompt_format import PromptFormat
 
 if TYPE_CHECKING:
@@ -23,29 +33,43 @@ if TYPE_CHECKING:
 
 __all__ = ["DialogueJudge"]
 
+_PLAIN = "{question}\n"  # the cue stands on a line of its own
+
 
 class DialogueJudge(LightningModule):
-    """A language model that rates dialogues.
+    r"""A language model that rates dialogues.
+
+    A judge reads instruction, rubric, a few rated dialogues and the one that is to be rated; its rating is read from
+    the probabilities of the labels, or from what it writes. Of a batch with the same examples they are computed once.
+
+    Batches are lists of [`Dialogue`][lightning_unlearn.Dialogue], as the data modules of dialogues give them.
 
     Args:
-        model: Hub id, folder, adapter folder or GGUF file of a causal language model; a model of transformers; or a
-            `LitCausalLM`, which has more ways to load one.
-        task: What is rated; by default the task of ``prompt``.
-        prompt: How it is asked; by default ``JudgePrompt(task)``.
-        selector: Chooses the examples of each dialogue; by default the first ``shots`` of the pool for all of them.
+        model: Hub id, folder, folder of an adapter or GGUF file of a causal language model, or a model of transformers.
+            A [`LitCausalLM`][lightning_unlearn.LitCausalLM] has more ways to load one.
+        task: What is rated, on which scale: a task, or the name of one that comes with the library. By default that of
+            the prompt.
+        prompt: How the judge is asked; by default ``JudgePrompt(task)``.
+        selector: Chooses the examples for each dialogue; by default the first ``shots`` of the pool are those of all.
         shots: Examples in a prompt, where there is a pool.
-        extractor: How the rating is read; by default from the logits (of ``analysis_first`` after the analysis).
-        pool: Rated dialogues that examples are taken from; a data module with ``pool`` gives its own.
-        lora: Adapters to train.
+        extractor: How the rating is read: by default `LogitExtractor`, and `AnalysisExtractor` where the analysis comes
+            first.
+        pool: Rated dialogues that examples are taken from; by default the ``pool`` of the Trainer's data module.
+        lora: Train low-rank adapters in place of the weights, as in `LitCausalLM`.
         lr: Learning rate.
         dtype: Type of the weights.
-        prompt_format: Format of the model's prompts; by default its own.
+        prompt_format: Format of the model's prompts; by default that of its folder or its chat template. A model
+            without one is asked in plain text.
         max_tokens: Largest batch in tokens.
-    """
 
-    lm: LitCausalLM
-    prompt: JudgePrompt
-    pool: list[Dialogue]
+    Raises:
+        FileNotFoundError: If there is no such folder or file.
+        ValueError: If ``task`` is not that of the prompt, the model has no tokenizer or can't write a chat that
+            the prompt asks for, or an argument is out of range.
+
+    References:
+        Jia et al., "Leveraging LLMs for Dialogue Quality Measurement", 2024, arXiv:2406.17304.
+    """
 
     def __init__(
         self,
@@ -63,20 +87,204 @@ class DialogueJudge(LightningModule):
         max_tokens: int = 8192,
     ) -> None:
         super().__init__()
+        self.prompt = _prompt(task, prompt)
+        self.shots, self.max_tokens = at_least("shots", shots, 0), at_least("max_tokens", max_tokens, 1)
+        self.lm = _opened(model, lora, lr, dtype)
+        self.prompt_format = _prompt_format(self.lm, prompt_format)
+        if self.prompt.icl_format == "chat" and not self.prompt_format.is_chat:
+            raise ValueError(
+                "icl_format='chat' writes examples as messages, but the model's tokenizer has no chat template. Use "
+                "icl_format='inline', or pass prompt_format=PromptFormat(chat_template=...)."
+            )
+        own = AnalysisExtractor() if self.prompt.mode == "analysis_first" else LogitExtractor()
+        self.extractor: Extractor = extractor or own
+        self.selector = selector
+        self.pool: list[Dialogue] = []
+        if pool is not None:
+            self.take_pool(pool)
+        self._reader: LabelReader | None = None
+        self._run_reader: LabelReader | None = None
 
     @property
     def task(self) -> RatingTask:
         """What is rated."""
-        raise NotImplementedError
+        return self.prompt.task
+
+    @cached_property
+    def label_tokens(self) -> LabelTokens:
+        """Tokens of the labels after the cue of a rating."""
+        return label_tokens(self.prompt_format.tokenizer, RATING_CUE, self.task.labels)
+
+    def take_pool(self, pool: Sequence[Dialogue]) -> None:
+        """Take examples from other dialogues than before.
+
+        Args:
+            pool: Rated dialogues.
+        """
+        self.pool = list(pool)
+        if self.selector is not None and self.pool:
+            self.selector.fit(self.pool)
+
+    def setup(self, stage: str) -> None:
+        """Take the examples of the data module, where none were given."""
+        data = getattr(self._trainer, "datamodule", None)
+        pool = getattr(data, "pool", None)
+        if not self.pool and pool:
+            self.take_pool(pool)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Dialogues are text, which stays where it is."""
+        if isinstance(batch, list) and all(isinstance(part, Dialogue) for part in batch):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def examples(self, dialogue: Dialogue, shots: int | None = None) -> list[Dialogue]:
+        """The examples of a dialogue, the best first.
+
+        Args:
+            dialogue: What is to be rated.
+            shots: How many; by default ``shots`` of the judge.
+
+        Raises:
+            ValueError: If there is a selector and nothing to select from.
+        """
+        count = self.shots if shots is None else shots
+        if count == 0:
+            return []
+        if self.selector is None:
+            return [part for part in self.pool if part.id != dialogue.id][:count]
+        if not self.pool:
+            raise ValueError(
+                f"{type(self.selector).__name__} has no dialogues to select examples from. Pass pool=..., a data "
+                "module with a pool, or shots=0."
+            )
+        return [self.pool[number] for number in self.selector.select(dialogue, count)]
 
     def prompts(self, dialogues: Sequence[Dialogue], shots: int | None = None) -> list[BuiltPrompt]:
-        """The prompt of each dialogue, with its examples."""
-        raise NotImplementedError
+        """The prompt of each dialogue, with its examples.
+
+        Args:
+            dialogues: What is to be rated.
+            shots: Examples in a prompt; by default ``shots`` of the judge.
+        """
+        config = self.lm.model.config.get_text_config()
+        made_for = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        longest = None
+        if made_for:
+            labels = len(self.label_tokens.head) + max(map(len, self.label_tokens.tails))
+            longest = made_for - labels - self.extractor.max_new_tokens
+        return [
+            self.prompt.build(self.prompt_format, dialogue, self.examples(dialogue, shots), longest)
+            for dialogue in dialogues
+        ]
 
     def forward(self, dialogues: Sequence[Dialogue]) -> list[Rating]:
         """One rating a dialogue."""
-        raise NotImplementedError
+        return self.extractor.score(self, self.prompts(dialogues)) if dialogues else []
 
     def rate(self, dialogues: Sequence[Dialogue]) -> list[Rating]:
-        """One rating a dialogue, in evaluation mode and without gradients."""
-        raise NotImplementedError
+        """One rating a dialogue, in evaluation mode and without gradients.
+
+        Args:
+            dialogues: What is to be rated.
+
+        Example:
+            ```python
+            judge = DialogueJudge("HuggingFaceTB/SmolLM2-135M-Instruct")
+            judge.rate([Dialogue("1", (Turn("user", "Hi"), Turn("assistant", "Hello!")))])[0].score
+            ```
+        """
+        with evaluating(self), self._reading(LabelReader(self.lm, self.max_tokens)):
+            return self(dialogues)
+
+    def label_log_probs(self, prompts: Sequence[Sequence[int]], whole: bool = False) -> Tensor:
+        """Log-probability of each label after prompts that end with the cue of a rating.
+
+        Args:
+            prompts: Token ids.
+            whole: Whether all tokens of a label count also where the first one tells it.
+
+        Returns:
+            Shape ``(N, L)``, fp32, on the CPU.
+        """
+        reader = self._reader or LabelReader(self.lm, self.max_tokens)
+        return reader.read(prompts, self.label_tokens, whole)
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        choose: Choose = likeliest,
+        copies: int = 1,
+        batch_size: int = 64,
+    ) -> list[str]:
+        """What the judge writes after each prompt.
+
+        Args:
+            prompts: Token ids.
+            max_new_tokens: Longest answer in tokens.
+            choose: Chooses the next token.
+            copies: Answers to each prompt.
+            batch_size: Answers written together.
+
+        Returns:
+            The answers, those to one prompt together.
+        """
+        return generate_all(self.lm.model, self.prompt_format, prompts, max_new_tokens, batch_size, choose, copies)
+
+    def on_predict_epoch_start(self) -> None:
+        """Keep what the prompts of a run share."""
+        self._run_reader = LabelReader(self.lm, self.max_tokens)
+
+    def on_predict_epoch_end(self) -> None:
+        self._run_reader = None
+
+    def on_test_epoch_start(self) -> None:
+        """Keep what the prompts of a run share."""
+        self._run_reader = LabelReader(self.lm, self.max_tokens)
+
+    def predict_step(self, batch: list[Dialogue], batch_idx: int) -> list[Rating]:
+        """One rating a dialogue."""
+        with self._reading(self._run_reader or LabelReader(self.lm, self.max_tokens)):
+            return self(batch)
+
+    @contextmanager
+    def _reading(self, reader: LabelReader) -> Iterator[None]:
+        before, self._reader = self._reader, reader
+        try:
+            yield
+        finally:
+            self._reader = before
+
+
+def _prompt(task: RatingTask | str | None, prompt: JudgePrompt | None) -> JudgePrompt:
+    if prompt is None:
+        return JudgePrompt() if task is None else JudgePrompt(task)
+    if task is not None and task_of(task) != prompt.task:
+        raise ValueError(
+            f"task is {task_of(task).name!r}, but the prompt asks for {prompt.task.name!r}. Leave task out: the prompt "
+            "has it."
+        )
+    return prompt
+
+
+def _opened(model: Any, lora: Any, lr: float, dtype: DType) -> LitCausalLM:
+    if not isinstance(model, LitCausalLM):
+        return LitCausalLM(model, dtype=dtype, lora=lora, lr=lr)
+    if lora is not None:
+        raise ValueError("The LitCausalLM is made already. Give lora to it: LitCausalLM(..., lora=...).")
+    return model
+
+
+def _prompt_format(lm: LitCausalLM, given: PromptFormat | None) -> PromptFormat:
+    own = given or lm.prompt or PromptFormat()
+    tokenizer = own.tokenizer if own.tokenizer is not None else lm.tokenizer
+    if tokenizer is None:
+        raise ValueError(
+            "The judge's model comes without a tokenizer. Pass LitCausalLM(..., tokenizer=...) as the model, or "
+            "prompt_format=PromptFormat(tokenizer)."
+        )
+    own = replace(own, tokenizer=tokenizer)
+    if given is None and not own.is_chat and own.prompt_format is None:
+        return replace(own, prompt_format=_PLAIN, system_prompt=None)
+    return own

@@ -17,7 +17,7 @@ class Rating:
 
     Args:
         score: A number on the task's scale; NaN where none was found.
-        label: The label that the score stands for.
+        label: The likeliest label where logits were read; of a number in a text, the nearest one.
         probs: Probability of each label among the labels, where logits were read.
         text: What the judge has written, where it has written.
         parsed: Whether a rating was found. Logits always hold one.

@@ -57,9 +57,21 @@ class RatingTask:
         """The middle of the scale."""
         return (self.values[0] + self.values[-1]) / 2
 
+    @property
+    def numeric(self) -> bool:
+        """Whether each label is the number that it stands for."""
+        return all(_number(label) == value for label, value in zip(self.labels, self.values, strict=True))
+
     def nearest(self, value: float) -> int:
         """Number of the label whose value is nearest; the lower of two."""
         return min(range(len(self.values)), key=lambda label: (abs(self.values[label] - value), label))
+
+
+def _number(label: str) -> float | None:
+    try:
+        return float(label)
+    except ValueError:
+        return None
 
 
 SATISFACTION = RatingTask(
