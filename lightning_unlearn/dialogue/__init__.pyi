@@ -1,3 +1,8 @@
+from .data.fed import FEDDialogues as FEDDialogues
+from .data.jsonl import JSONLDialogues as JSONLDialogues
+from .data.module import DialogueDataModule as DialogueDataModule
+from .data.usr import USRDialogues as USRDialogues
+from .data.uss import USSDialogues as USSDialogues
 from .dialogue import Dialogue as Dialogue
 from .dialogue import Turn as Turn
 from .extractors import AnalysisExtractor as AnalysisExtractor

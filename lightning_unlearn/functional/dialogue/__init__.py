@@ -1,5 +1,7 @@
-"""Scores of label probabilities, targets from several annotators, and parsed ratings."""
+"""Scores of label probabilities, targets from several annotators, parsed ratings, and agreement with people."""
 
+from lightning_unlearn.functional.dialogue.agreement import class_counts, cohen_kappa, macro_f1, macro_recall
+from lightning_unlearn.functional.dialogue.correlation import average_ranks, kendall, pearson, spearman
 from lightning_unlearn.functional.dialogue.expected_score import (
     argmax_score,
     expected_score,
@@ -12,10 +14,18 @@ from lightning_unlearn.functional.dialogue.rating_text import RATING_PATTERN, pa
 __all__ = [
     "RATING_PATTERN",
     "argmax_score",
+    "average_ranks",
+    "class_counts",
+    "cohen_kappa",
     "expected_score",
+    "kendall",
     "label_log_probs",
     "label_weights",
+    "macro_f1",
+    "macro_recall",
     "parse_label",
     "parse_rating",
+    "pearson",
     "ratio_score",
+    "spearman",
 ]
