@@ -18,3 +18,16 @@ from .task import FED_OVERALL as FED_OVERALL
 from .task import SATISFACTION as SATISFACTION
 from .task import USR_OVERALL as USR_OVERALL
 from .task import RatingTask as RatingTask
+from .controls import Controls as Controls
+from .controls import control_dialogues as control_dialogues
+from .controls import controls_of as controls_of
+from .controls import refusal_dialogues as refusal_dialogues
+from .quality import DialogueQuality as DialogueQuality
+from .quality import SetQuality as SetQuality
+from .quality import dialogue_quality as dialogue_quality
+from .quality_callback import DialogueQualityCallback as DialogueQualityCallback
+from .seeds import DialogueSeed as DialogueSeed
+from .seeds import converse as converse
+from .seeds import neutral_seeds as neutral_seeds
+from .seeds import probe_seeds as probe_seeds
+from .seeds import read_seeds as read_seeds
