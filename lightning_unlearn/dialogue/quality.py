@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lightning_unlearn.core.distributed import full_tensor, gather_objects, rank, world_size
+from lightning_unlearn.core.distributed import Replica, full_tensor, gather_objects, rank, world_size
 from lightning_unlearn.core.intervals import Interval, bootstrap_mean
 from lightning_unlearn.dialogue.calibration import Calibration
 from lightning_unlearn.dialogue.controls import Controls, control_dialogues, controls_of, refusal_dialogues
 from lightning_unlearn.dialogue.dialogue import Dialogue
 from lightning_unlearn.dialogue.rating import RatesDialogues
+from lightning_unlearn.dialogue.seeds import DialogueSeed, converse
+from lightning_unlearn.language.chat import Messages
 
 __all__ = [
     "DialogueQuality",
@@ -23,8 +26,11 @@ __all__ = [
     "check_other_model",
     "check_trusted",
     "control_ratings",
+    "conversations",
     "dialogue_quality",
+    "judging_on",
     "rated",
+    "told",
 ]
 
 KEPT = ("retain", "neutral")
@@ -139,6 +145,34 @@ def rated(judge: RatesDialogues, dialogues: Sequence[Dialogue]) -> list[float]:
     return [parts[i % len(parts)][i // len(parts)] for i in range(len(dialogues))]
 
 
+def conversations(
+    seeds: Sequence[DialogueSeed], answer: Callable[[list[Messages]], Sequence[str]], share: Replica
+) -> list[Dialogue]:
+    """The conversations that a model makes of seeds, of which each process makes its share. A collective call.
+
+    Args:
+        seeds: The seeds.
+        answer: Gives one answer to each list of messages.
+        share: The share of this process.
+    """
+    by_replica = dict(gather_objects((share.rank, converse(seeds[share.rank :: share.total], answer))))
+    return [by_replica[i % share.total][i // share.total] for i in range(len(seeds))]
+
+
+@contextmanager
+def judging_on(judge: Any, device: torch.device) -> Iterator[None]:
+    """The judge on a device for a while: its memory there is free before and after."""
+    if not isinstance(judge, nn.Module):
+        yield
+        return
+    home = next(judge.parameters()).device
+    judge.to(device)
+    try:
+        yield
+    finally:
+        judge.to(home)
+
+
 def control_ratings(
     judge: RatesDialogues, dialogues: Sequence[Dialogue], scores: Sequence[float], seed: int = 0
 ) -> tuple[Controls, dict[str, list[Dialogue]], dict[str, list[float]]]:
@@ -163,7 +197,26 @@ def control_ratings(
     for kind, part in made.items():
         found[kind] = flat[start : start + len(part)]
         start += len(part)
-    return _told(scores, found, dialogues, made), made, found
+    ids = {kind: [dialogue.id for dialogue in part] for kind, part in made.items()}
+    return told(scores, found, ids, {dialogue.id for dialogue in asked}), made, found
+
+
+def told(
+    scores: Sequence[float], found: Mapping[str, Sequence[float]], ids: Mapping[str, Sequence[str]], forget: set[str]
+) -> Controls:
+    """Whether the judge has told the controls, and refusals from repeated replies to the same rows to forget.
+
+    Args:
+        scores: Scores of the originals.
+        found: By kind, scores of the controls and, where there are such, of ``"refusals"``.
+        ids: By kind, names of their dialogues.
+        forget: Names of the dialogues about rows to forget.
+    """
+    kinds = {kind: part for kind, part in found.items() if kind != "refusals"}
+    if "refusals" not in found:
+        return controls_of(scores, kinds)
+    pairs = zip(ids["repeated"], found["repeated"], strict=True)
+    return controls_of(scores, kinds, (found["refusals"], [score for name, score in pairs if name in forget]))
 
 
 def check_trusted(calibration: Calibration | None) -> Calibration:
@@ -238,21 +291,6 @@ def _set_quality(pairs: Sequence[tuple[float, float]], calibration: Calibration,
         len(whole),
         len(pairs) - len(whole),
     )
-
-
-def _told(
-    scores: Sequence[float],
-    found: Mapping[str, Sequence[float]],
-    dialogues: Sequence[Dialogue],
-    made: Mapping[str, Sequence[Dialogue]],
-) -> Controls:
-    kinds = {kind: part for kind, part in found.items() if kind != "refusals"}
-    if "refusals" not in found:
-        return controls_of(scores, kinds)
-    asked = {dialogue.id for dialogue in dialogues if dialogue.meta.get("set") == "forget"}
-    pairs = zip(made["repeated"], found["repeated"], strict=True)
-    repeated = [score for dialogue, score in pairs if dialogue.id in asked]
-    return controls_of(scores, kinds, (found["refusals"], repeated))
 
 
 def _named(name: str, found: Interval) -> dict[str, float]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
 from torch.distributed.tensor import DTensor
 
 from lightning_unlearn.core.checks import at_least
-from lightning_unlearn.core.distributed import Replica, gather_objects, replica
+from lightning_unlearn.core.distributed import Replica, replica
 from lightning_unlearn.core.evaluation import Evaluation, Example
 from lightning_unlearn.core.intervals import Interval
 from lightning_unlearn.core.lightning import (
@@ -33,11 +31,13 @@ from lightning_unlearn.dialogue.quality import (
     check_other_model,
     check_trusted,
     control_ratings,
+    conversations,
     dialogue_quality,
+    judging_on,
     rated,
 )
 from lightning_unlearn.dialogue.rating import RatesDialogues
-from lightning_unlearn.dialogue.seeds import DialogueSeed, converse, neutral_seeds, probe_seeds, read_seeds
+from lightning_unlearn.dialogue.seeds import DialogueSeed, neutral_seeds, probe_seeds, read_seeds
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.chat import Messages
 from lightning_unlearn.language.data.language import LanguageDataModule
@@ -71,8 +71,8 @@ class DialogueQualityCallback(Monitor):
     Args:
         judge: The judge, or hub id, folder or GGUF file of one. It must not be the model itself.
         calibration: Calibration of the judge to ratings of people, or the file of one.
-        prompts: Seeds, or a file of them (``.jsonl`` with ``set``, ``messages`` and ``id``). By default the neutral ones
-            of the library, and the first questions of the data module's ``forget`` and ``retain`` rows.
+        prompts: Seeds, or a file of them (``.jsonl`` with ``set``, ``messages`` and ``id``). By default the neutral
+            ones of the library, and questions of the data module's ``forget`` and ``retain`` rows.
         every_n_epochs: Rate after every so many epochs; 0 leaves only before and after.
         max_new_tokens: Longest answer in tokens.
         limit: Seeds of each set that are made of rows of the data module.
@@ -135,7 +135,7 @@ class DialogueQualityCallback(Monitor):
         seeds = self._seeds(trainer, module)
         with isolate_rng(), evaluating(module), trainer.precision_plugin.forward_context():
             dialogues = self._conversations(trainer, module, seeds)
-        with isolate_rng(), _on(self.judge, module):
+        with isolate_rng(), judging_on(self.judge, module.device):
             scores = rated(self.judge, dialogues)  # type: ignore[arg-type]
             if not self.history:
                 self._before = {dialogue.id: score for dialogue, score in zip(dialogues, scores, strict=True)}
@@ -184,17 +184,15 @@ class DialogueQualityCallback(Monitor):
     ) -> list[Dialogue]:
         sharded = any(isinstance(parameter, DTensor) for parameter in module.parameters())
         share = Replica(0, 1) if sharded else replica(trainer)
-        own = converse(seeds[share.rank :: share.total], lambda asked: self._answers(module, asked))
-        by_replica = dict(gather_objects((share.rank, own)))
-        return [by_replica[i % share.total][i // share.total] for i in range(len(seeds))]
+        return conversations(seeds, lambda asked: self._answers(module, asked), share)
 
     def _answers(self, module: LightningModule, asked: list[Messages]) -> list[str]:
         if self.generate is not None:
             return self.generate(module, asked)
         if not hasattr(module, "answer"):
             raise MisconfigurationException(
-                f"DialogueQualityCallback lets the model talk, but {type(module).__name__} has no method 'answer'. Pass "
-                "generate=, a function (module, conversations) -> answers."
+                f"DialogueQualityCallback lets the model talk, but {type(module).__name__} has no method 'answer'. "
+                "Pass generate=, a function (module, conversations) -> answers."
             )
         return module.answer(asked, max_new_tokens=self.max_new_tokens)
 
@@ -205,20 +203,6 @@ def _given(prompts: Sequence[DialogueSeed] | str | os.PathLike[str] | None) -> l
     if isinstance(prompts, (str, os.PathLike)):
         return read_seeds(os.fspath(prompts))
     return list(prompts)
-
-
-@contextmanager
-def _on(judge: Any, module: LightningModule) -> Iterator[None]:
-    """The judge on the model's device for a while: its memory is free during training."""
-    if not isinstance(judge, nn.Module):
-        yield
-        return
-    home = next(judge.parameters()).device
-    judge.to(module.device)
-    try:
-        yield
-    finally:
-        judge.to(home)
 
 
 def _example(seed: DialogueSeed, dialogue: Dialogue, score: float) -> Example:

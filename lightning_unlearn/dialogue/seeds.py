@@ -150,9 +150,7 @@ def converse(seeds: Sequence[DialogueSeed], answer: Callable[[list[Messages]], S
             raise ValueError(f"{len(waiting)} conversations got {len(texts)} answers. Give one text for each.")
         for number, text in zip(waiting, texts, strict=True):
             spoken[number].append(Turn("assistant", text))
-    return [
-        Dialogue(seed.id, tuple(turns), meta={"set": seed.set}) for seed, turns in zip(seeds, spoken, strict=True)
-    ]
+    return [Dialogue(seed.id, tuple(turns), meta={"set": seed.set}) for seed, turns in zip(seeds, spoken, strict=True)]
 
 
 def _parts(seed: DialogueSeed) -> list[list[Turn]]:
