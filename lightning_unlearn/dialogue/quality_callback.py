@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,8 +90,8 @@ class DialogueQualityCallback(Monitor):
     def __init__(
         self,
         judge: RatesDialogues | str,
-        calibration: Calibration | str | os.PathLike[str] | None = None,
-        prompts: Sequence[DialogueSeed] | str | os.PathLike[str] | None = None,
+        calibration: Calibration | str | None = None,
+        prompts: Sequence[DialogueSeed] | str | None = None,
         every_n_epochs: int = 1,
         max_new_tokens: int = 48,
         limit: int = 16,
@@ -101,13 +100,14 @@ class DialogueQualityCallback(Monitor):
         seed: int = 0,
     ) -> None:
         super().__init__(every_n_epochs, show_answers)
-        opened = Calibration.load(calibration) if isinstance(calibration, (str, os.PathLike)) else calibration
-        self.calibration = check_trusted(opened)
+        self.calibration = calibration if isinstance(calibration, str) else check_trusted(calibration)
         self.judge = judge
-        self.prompts = _given(prompts)
+        self.prompts = prompts
+        self._given = _given(prompts)
         self.max_new_tokens = at_least("max_new_tokens", max_new_tokens, 1)
         self.limit, self.seed = at_least("limit", limit, 1), seed
         self.generate = generate
+        self._opened: tuple[RatesDialogues, Calibration] | None = None
         self._before: dict[str, float] = {}
         self._controls: Controls | None = None
 
@@ -118,32 +118,34 @@ class DialogueQualityCallback(Monitor):
         return {name: value for name, value in own.items() if value is not None}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Open the judge."""
+        """Open the judge and its calibration."""
         super().setup(trainer, pl_module, stage)
         number = callbacks_of(trainer, type(self)).index(self) + 1
         self.prefix = "dq/" if number == 1 else f"dq/{number}/"
-        if stage == "fit" and isinstance(self.judge, (str, os.PathLike)):
-            self.judge = DialogueJudge(self.judge)
+        if stage == "fit" and self._opened is None:
+            scale = self.calibration
+            scale = check_trusted(Calibration.load(scale)) if isinstance(scale, str) else scale
+            self._opened = (DialogueJudge(self.judge) if isinstance(self.judge, str) else self.judge), scale
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse the model as its own judge, then rate it before unlearning."""
-        check_other_model(self.judge, pl_module)
+        check_other_model(self._ready()[0], pl_module)
         super().on_train_start(trainer, pl_module)
 
     def evaluate(self, trainer: Trainer, module: LightningModule) -> Evaluation:
         """Rate the conversations of the model as it is now."""
-        seeds = self._seeds(trainer, module)
+        seeds, (judge, calibration) = self._seeds(trainer, module), self._ready()
         with isolate_rng(), evaluating(module), trainer.precision_plugin.forward_context():
             dialogues = self._conversations(trainer, module, seeds)
-        with isolate_rng(), judging_on(self.judge, module.device):
-            scores = rated(self.judge, dialogues)  # type: ignore[arg-type]
+        with isolate_rng(), judging_on(judge, module.device):
+            scores = rated(judge, dialogues)
             if not self.history:
                 self._before = {dialogue.id: score for dialogue, score in zip(dialogues, scores, strict=True)}
-                self._controls = control_ratings(self.judge, dialogues, scores, self.seed)[0]  # type: ignore[arg-type]
+                self._controls = control_ratings(judge, dialogues, scores, self.seed)[0]
         assert self._controls is not None
         before = [self._before.get(dialogue.id, float("nan")) for dialogue in dialogues]
         sets = [seed.set for seed in seeds]
-        quality = dialogue_quality(sets, before, scores, self.calibration, self._controls)
+        quality = dialogue_quality(sets, before, scores, calibration, self._controls)
         if not self.history and self._controls.reason:
             rank_zero_warn(f"The ratings of DialogueQualityCallback are invalid: {self._controls.reason}.")
         examples = [_example(*row) for row in zip(seeds, dialogues, scores, strict=True)]
@@ -167,8 +169,13 @@ class DialogueQualityCallback(Monitor):
         self._before = dict(state_dict["before"])
         self._controls = None if state_dict["controls"] is None else _controls(state_dict["controls"])
 
+    def _ready(self) -> tuple[RatesDialogues, Calibration]:
+        """The judge and its calibration, as ``setup`` has opened them."""
+        assert self._opened is not None
+        return self._opened
+
     def _seeds(self, trainer: Trainer, module: LightningModule) -> list[DialogueSeed]:
-        seeds = self.prompts
+        seeds = self._given
         if seeds is None:
             seeds, data = neutral_seeds(), getattr(trainer, "datamodule", None)
             tables = data.read_rows() if isinstance(data, LanguageDataModule) else {}
@@ -197,12 +204,10 @@ class DialogueQualityCallback(Monitor):
         return module.answer(asked, max_new_tokens=self.max_new_tokens)
 
 
-def _given(prompts: Sequence[DialogueSeed] | str | os.PathLike[str] | None) -> list[DialogueSeed] | None:
+def _given(prompts: Sequence[DialogueSeed] | str | None) -> list[DialogueSeed] | None:
     if prompts is None:
         return None
-    if isinstance(prompts, (str, os.PathLike)):
-        return read_seeds(os.fspath(prompts))
-    return list(prompts)
+    return read_seeds(prompts) if isinstance(prompts, str) else list(prompts)
 
 
 def _example(seed: DialogueSeed, dialogue: Dialogue, score: float) -> Example:
