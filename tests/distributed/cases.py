@@ -30,6 +30,7 @@ from lightning_unlearn.core.distributed import full_tensor
 from tests.conftest import CAPITALS, question
 from tests.diffusion.tiny import SgdTextToImage, images, prompts
 from tests.distributed.language_metrics import language_metrics
+from tests.distributed.rating_metrics import rating_metrics
 from tests.helpers import Recorder, trainer, weights
 from tests.tiny_runs import CASES as OBJECTIVES
 from tests.tiny_runs import LORA, RAGGED, SgdLM
@@ -666,6 +667,7 @@ CASES: dict[str, Training | Measurement] = {
     "Rewind": Measurement(rewound),
     "metrics": Measurement(metrics),
     "language-metrics": Measurement(language_metrics),
+    "rating-metrics": Measurement(rating_metrics),
     "NPO-users": users(npo_on_users_net),
     "KLMinimization-users": users(lambda: lu.KLMinimization(score=lu.classifier_nll)),
     "odd": Measurement(odd),

@@ -235,7 +235,7 @@ def test_an_audit_of_sharded_weights_is_refused(runs: Runs, case: str) -> None:
         assert found["batches"] == 0
 
 
-@pytest.mark.parametrize("case", ["language-metrics"])
+@pytest.mark.parametrize("case", ["language-metrics", "rating-metrics"])
 def test_metrics_of_shared_rows_count_each_row_once(runs: Runs, case: str) -> None:
     pytest.importorskip("scipy")
     one = runs.one(case)

@@ -26,9 +26,9 @@ class JSONLDialogues(DialogueDataModule):
     """Dialogues of a file with one JSON object a line.
 
     ``turns`` (or ``messages``, ``conversations``) is a list of ``{"role": ..., "text": ...}``, of
-    ``{"role": ..., "content": ...}``, or of ``{"from": ..., "value": ...}``. There may be an ``id``, ``ratings`` (or one
-    ``rating``), and a ``response`` where that is rated and not the dialogue. Whatever else is a string, a number or a
-    boolean is kept in ``meta``; lines with the same ``dialogue`` stay on one side of the split.
+    ``{"role": ..., "content": ...}``, or of ``{"from": ..., "value": ...}``. There may be an ``id``, ``ratings`` (or
+    one ``rating``), and a ``response`` where that is rated and not the dialogue. Whatever else is a string, a number or
+    a boolean is kept in ``meta``; lines with the same ``dialogue`` stay on one side of the split.
 
     Args:
         path: The file.

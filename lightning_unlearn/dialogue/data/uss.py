@@ -157,8 +157,8 @@ def _rows(path: Path, session: list[tuple[int, str]]) -> tuple[list[_Row], int]:
     overall = [row.text.strip() == "OVERALL" and row.role == "user" for row in rows]
     if not overall[-1] or sum(overall) != 1:
         raise ValueError(
-            f"{path}: the session in lines {session[0][0]} to {session[-1][0]} must end with its one row USER, OVERALL, "
-            f"which holds the ratings of the dialogue, but {'has several' if sum(overall) > 1 else 'does not'}."
+            f"{path}: the session in lines {session[0][0]}-{session[-1][0]} must end with its one row USER, OVERALL, "
+            f"with the ratings of the dialogue, but {'has several' if sum(overall) > 1 else 'does not'}."
         )
     if len(rows) == 1:
         raise ValueError(f"{path}, line {session[0][0]}: the session has no turn before its OVERALL.")
