@@ -40,6 +40,7 @@ from .seeds import converse as converse
 from .seeds import neutral_seeds as neutral_seeds
 from .seeds import probe_seeds as probe_seeds
 from .seeds import read_seeds as read_seeds
+from .remote import RemoteJudge as RemoteJudge
 from .selectors.balanced import LabelBalanced as LabelBalanced
 from .selectors.bm25 import BM25Selector as BM25Selector
 from .selectors.dense import DenseSelector as DenseSelector
@@ -53,3 +54,4 @@ from .task import FED_OVERALL as FED_OVERALL
 from .task import SATISFACTION as SATISFACTION
 from .task import USR_OVERALL as USR_OVERALL
 from .task import RatingTask as RatingTask
+from .tuning import JudgeTuning as JudgeTuning

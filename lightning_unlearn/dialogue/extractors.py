@@ -280,6 +280,8 @@ def _begun(judge: DialogueJudge, prompt: BuiltPrompt, text: str) -> list[int]:
     if judge.prompt.mode != "analysis_first":
         return prompt.ids
     begins = [match.start() for match in RATING_BEGINS.finditer(text)]
-    analysis = text[: begins[-1]].rstrip() if begins else text.rstrip()
+    # Odd white space is not what chat templates write as it is.
+    lines = (text[: begins[-1]] if begins else text).splitlines()
+    analysis = "\n".join(" ".join(line.split()) for line in lines).strip()
     *messages, cue = prompt.messages
     return judge.prompt_format.prompt([*messages, {**cue, "content": f"{analysis}\n{RATING_CUE}"}])

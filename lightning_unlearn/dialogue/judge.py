@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.dialogue.adapters import save_adapter, trained_names
 from lightning_unlearn.dialogue.dialogue import Dialogue
 from lightning_unlearn.dialogue.extractors import AnalysisExtractor, Extractor, LogitExtractor
 from lightning_unlearn.dialogue.label_reader import LabelReader
 from lightning_unlearn.dialogue.label_tokens import LabelTokens, label_tokens
+from lightning_unlearn.dialogue.metrics.rating_metrics import RatingMetrics
 from lightning_unlearn.dialogue.prompt import RATING_CUE, BuiltPrompt, JudgePrompt
 from lightning_unlearn.dialogue.rating import Rating
 from lightning_unlearn.dialogue.selectors.selector import Selector
 from lightning_unlearn.dialogue.task import RatingTask, task_of
+from lightning_unlearn.dialogue.tuning import JudgeTuning
 from lightning_unlearn.language.causal_lm import DType, LitCausalLM
 from lightning_unlearn.language.continuation import Choose, likeliest
 from lightning_unlearn.language.generation import generate_all
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DialogueJudge"]
 
+_DRAWS = 1000  # bootstrap samples of the intervals
 _PLAIN = "{question}\n"  # the cue stands on a line of its own
 
 
@@ -60,7 +64,8 @@ class DialogueJudge(LightningModule):
         dtype: Type of the weights.
         prompt_format: Format of the model's prompts; by default that of its folder or its chat template. A model
             without one is asked in plain text.
-        max_tokens: Largest batch in tokens.
+        max_tokens: Largest batch in tokens; those of training are as the data module makes them.
+        tuning: The loss that the judge is fine-tuned with; by default `JudgeTuning`.
 
     Raises:
         FileNotFoundError: If there is no such folder or file.
@@ -85,8 +90,10 @@ class DialogueJudge(LightningModule):
         dtype: DType = "float32",
         prompt_format: PromptFormat | None = None,
         max_tokens: int = 8192,
+        tuning: JudgeTuning | None = None,
     ) -> None:
         super().__init__()
+        self.tuning = tuning or JudgeTuning()
         self.prompt = _prompt(task, prompt)
         self.shots, self.max_tokens = at_least("shots", shots, 0), at_least("max_tokens", max_tokens, 1)
         self.lm = _opened(model, lora, lr, dtype)
@@ -104,6 +111,7 @@ class DialogueJudge(LightningModule):
             self.take_pool(pool)
         self._reader: LabelReader | None = None
         self._run_reader: LabelReader | None = None
+        self._metrics: list[RatingMetrics] = []
 
     @property
     def task(self) -> RatingTask:
@@ -233,15 +241,90 @@ class DialogueJudge(LightningModule):
         return generate_all(self.lm.model, self.prompt_format, prompts, max_new_tokens, batch_size, choose, copies)
 
     def on_predict_epoch_start(self) -> None:
-        """Keep what the prompts of a run share."""
+        """Keep what the prompts of an epoch share."""
         self._run_reader = LabelReader(self.lm, self.max_tokens)
 
     def on_predict_epoch_end(self) -> None:
         self._run_reader = None
 
+    def on_validation_epoch_start(self) -> None:
+        """Keep what the prompts of an epoch share, and measure anew."""
+        self._begin_measuring(draws=0)
+
     def on_test_epoch_start(self) -> None:
-        """Keep what the prompts of a run share."""
+        """Keep what the prompts of an epoch share, and measure anew."""
+        self._begin_measuring(_DRAWS)
+
+    def validation_step(self, batch: list[Dialogue], batch_idx: int) -> None:
+        """Agreement with the annotators, logged as ``val/spearman`` and so on."""
+        self._measure(batch)
+
+    def test_step(self, batch: list[Dialogue], batch_idx: int) -> None:
+        """The same as ``test/spearman`` and so on, with bootstrap intervals."""
+        self._measure(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_measured("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_measured("test")
+
+    def _begin_measuring(self, draws: int) -> None:
         self._run_reader = LabelReader(self.lm, self.max_tokens)
+        # Not a submodule: its rows belong to an epoch, and not to a checkpoint of the judge.
+        self._metrics = [RatingMetrics(self.task, draws=draws).to(self.device)]
+
+    def _measure(self, batch: list[Dialogue]) -> None:
+        self._metrics[0].update(self.predict_step(batch, 0), batch)
+
+    def _log_measured(self, stage: str) -> None:
+        self._run_reader = None
+        values = {f"{stage}/{name}": value.float() for name, value in self._metrics[0].compute().items()}
+        self.log_dict(values, batch_size=1)
+
+    def training_step(self, batch: list[Dialogue], batch_idx: int) -> Tensor:
+        """The mean loss of rated dialogues."""
+        loss = self.tuning.losses(self, batch, self.current_epoch).mean()
+        self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over what trains, and a schedule per step, as the `LitCausalLM` has them."""
+        return self.lm.configure_optimizers()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of a judge with adapters keep these alone."""
+        if self.lm.hparams["lora"] is not None and "state_dict" in checkpoint:
+            trained = trained_names(self)
+            checkpoint["state_dict"] = {n: value for n, value in checkpoint["state_dict"].items() if n in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the weights of the base model from the model that is there."""
+        if self.lm.hparams["lora"] is not None and "state_dict" in checkpoint:
+            trained = trained_names(self)
+            base = {name: value for name, value in self.state_dict().items() if name not in trained}
+            checkpoint["state_dict"] = {**base, **checkpoint["state_dict"]}
+
+    def save_adapter(self, folder: str | os.PathLike[str]) -> None:
+        """Write the adapters as a folder of PEFT, which `DialogueJudge` opens by its path.
+
+        Args:
+            folder: Where to; made if missing.
+
+        Raises:
+            ValueError: If the judge has no adapters, or its base model is an object without a name.
+        """
+        save_adapter(self.lm, folder)
+        self.prompt_format.save(os.fspath(folder))
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the judge, with its adapters merged, as a folder that `AutoModelForCausalLM` opens.
+
+        Args:
+            folder: Where to; made if missing.
+        """
+        self.lm.save_pretrained(os.fspath(folder))
+        self.prompt_format.save(os.fspath(folder))
 
     def predict_step(self, batch: list[Dialogue], batch_idx: int) -> list[Rating]:
         """One rating a dialogue."""
@@ -270,7 +353,7 @@ def _prompt(task: RatingTask | str | None, prompt: JudgePrompt | None) -> JudgeP
 
 def _opened(model: Any, lora: Any, lr: float, dtype: DType) -> LitCausalLM:
     if not isinstance(model, LitCausalLM):
-        return LitCausalLM(model, dtype=dtype, lora=lora, lr=lr)
+        return LitCausalLM(model, dtype=dtype, lora=lora, lr=lr, warmup=0.03, schedule="cosine")
     if lora is not None:
         raise ValueError("The LitCausalLM is made already. Give lora to it: LitCausalLM(..., lora=...).")
     return model

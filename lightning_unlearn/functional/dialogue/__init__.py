@@ -10,6 +10,7 @@ from lightning_unlearn.functional.dialogue.expected_score import (
     ratio_score,
 )
 from lightning_unlearn.functional.dialogue.rating_text import RATING_PATTERN, parse_label, parse_rating
+from lightning_unlearn.functional.dialogue.soft_labels import expected_score_loss, soft_label_nll, soft_labels
 
 __all__ = [
     "RATING_PATTERN",
@@ -18,6 +19,7 @@ __all__ = [
     "class_counts",
     "cohen_kappa",
     "expected_score",
+    "expected_score_loss",
     "kendall",
     "label_log_probs",
     "label_weights",
@@ -27,5 +29,7 @@ __all__ = [
     "parse_rating",
     "pearson",
     "ratio_score",
+    "soft_label_nll",
+    "soft_labels",
     "spearman",
 ]

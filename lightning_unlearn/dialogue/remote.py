@@ -1,0 +1,219 @@
+"""A judge behind an OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from threading import Lock
+from typing import Any
+from urllib.parse import urlsplit
+
+from lightning_unlearn.core.checks import above, at_least
+from lightning_unlearn.dialogue.dialogue import Dialogue
+from lightning_unlearn.dialogue.extractors import TextExtractor
+from lightning_unlearn.dialogue.prompt import JudgePrompt
+from lightning_unlearn.dialogue.rating import Rating
+from lightning_unlearn.dialogue.reply_cache import ReplyCache, reply_key
+from lightning_unlearn.dialogue.reply_logprobs import rating_from_logprobs
+from lightning_unlearn.dialogue.selectors.selector import Selector
+from lightning_unlearn.dialogue.task import RatingTask
+
+__all__ = ["RemoteJudge"]
+
+
+class RemoteJudge:
+    """A judge behind an OpenAI-compatible endpoint: OpenAI, vLLM, llama.cpp, Ollama and the like.
+
+    Where the server gives the log-probabilities of the tokens at the place of the label, the score is the expected one
+    of a local judge; otherwise the rating is parsed from the text. `Rating.probs` tells which.
+
+    Requests that fail for the moment (429, 5xx, no connection) are repeated with growing pauses, or after the time that
+    the server asks for. Replies are kept in ``cache`` as they come: the same call, after a kill, asks for what is
+    missing. The key is read from the environment when a request is made; it is in no attribute, file or message.
+
+    Args:
+        model: Name of the model at the endpoint.
+        base_url: Address of the endpoint, such as ``http://localhost:8000/v1``; by default that of OpenAI.
+        task: What is rated; by default the task of ``prompt``.
+        prompt: How the judge is asked; by default ``JudgePrompt(task)``. The cue is left to the judge to write.
+        selector: Chooses the examples; by default the first ``shots`` of the pool.
+        shots: Examples in a prompt, where there is a pool.
+        pool: Rated dialogues that examples are taken from.
+        extractor: How text is parsed; ``invalid="logits"`` is of local judges alone.
+        logprobs: Ask for log-probabilities. A server that refuses them is asked without.
+        cache: File to keep replies in.
+        concurrency: Requests at a time.
+        requests_per_minute: At most so many requests in a minute.
+        retries: How often a request is repeated.
+        timeout: Seconds to wait for a reply.
+        key_variable: Environment variable of the key. A server at ``base_url`` that wants none gets none.
+
+    Raises:
+        ValueError: If ``base_url`` holds a password or an argument is out of range.
+        ImportError: If ``openai`` is missing, at the first request.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str | None = None,
+        task: RatingTask | str | None = None,
+        prompt: JudgePrompt | None = None,
+        selector: Selector | None = None,
+        shots: int = 4,
+        pool: Sequence[Dialogue] = (),
+        extractor: TextExtractor | None = None,
+        logprobs: bool = True,
+        cache: str | os.PathLike[str] | None = None,
+        concurrency: int = 4,
+        requests_per_minute: float | None = None,
+        retries: int = 6,
+        timeout: float = 120.0,
+        key_variable: str = "OPENAI_API_KEY",
+    ) -> None:
+        self.model, self.base_url = model, _without_secrets(base_url)
+        self.prompt = prompt or (JudgePrompt() if task is None else JudgePrompt(task))
+        self.selector, self.shots, self.pool = selector, at_least("shots", shots, 0), list(pool)
+        if selector is not None and self.pool:
+            selector.fit(self.pool)
+        self.extractor = extractor or TextExtractor()
+        if self.extractor.invalid == "logits":
+            raise ValueError("invalid='logits' needs the weights of the judge. Use 'nan' or 'mid' at an endpoint.")
+        self.logprobs, self.cache = logprobs, ReplyCache(cache)
+        self._refused = False  # the server has no log-probabilities
+        self.concurrency = at_least("concurrency", concurrency, 1)
+        self.retries, self.timeout = at_least("retries", retries, 0), above("timeout", timeout, 0)
+        self.key_variable = key_variable
+        rate = above("requests_per_minute", requests_per_minute, 0) if requests_per_minute is not None else None
+        self._pace = _Pace(60.0 / rate if rate else 0.0)
+
+    @property
+    def task(self) -> RatingTask:
+        """What is rated."""
+        return self.prompt.task
+
+    def rate(self, dialogues: Sequence[Dialogue]) -> list[Rating]:
+        """One rating a dialogue, in their order.
+
+        Args:
+            dialogues: What is to be rated.
+
+        Raises:
+            RuntimeError: If the endpoint refuses a request, or fails too often. Replies before it are kept.
+        """
+        with ThreadPoolExecutor(self.concurrency) as threads:
+            waiting = [threads.submit(self._rate, dialogue) for dialogue in dialogues]
+            try:
+                return [reply.result() for reply in waiting]
+            except BaseException:
+                threads.shutdown(cancel_futures=True)
+                raise
+
+    def _rate(self, dialogue: Dialogue) -> Rating:
+        request = self._request(dialogue)
+        key = reply_key({"endpoint": self.base_url, "logprobs": self.logprobs, **request})
+        reply = self.cache.get(key)
+        if reply is None:
+            reply = self._ask(request)
+            self.cache.put(key, reply)
+        read = rating_from_logprobs(self.task, self.prompt.mode, reply["text"], reply["tokens"])
+        return read or self.extractor._rating(self, reply["text"])
+
+    def _request(self, dialogue: Dialogue) -> dict[str, Any]:
+        # An endpoint can't go on from the beginning of an answer.
+        messages = self.prompt.messages(dialogue, self._examples(dialogue))[:-1]
+        longest = 16 if self.prompt.mode == "score_only" else self.extractor.max_new_tokens
+        return {"model": self.model, "messages": messages, "temperature": 0.0, "max_tokens": longest}
+
+    def _examples(self, dialogue: Dialogue) -> list[Dialogue]:
+        others = [part for part in self.pool if part.id != dialogue.id]
+        if self.selector is None or not self.pool:
+            return others[: self.shots]
+        return [self.pool[number] for number in self.selector.select(dialogue, self.shots)]
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Text and tokens of a reply."""
+        import openai
+
+        asked = {"logprobs": True, "top_logprobs": 20} if self.logprobs and not self._refused else {}
+        self._pace.wait()
+        try:
+            reply = self._client.chat.completions.create(**request, **asked)
+        except openai.BadRequestError as error:
+            if asked and "logprob" in str(error).lower():
+                self._refused = True
+                return self._ask(request)
+            raise self._failed(error) from None
+        except openai.OpenAIError as error:
+            raise self._failed(error) from None
+        choice = reply.choices[0]
+        logprobs = getattr(choice, "logprobs", None)
+        tokens = [
+            [part.token, {other.token: other.logprob for other in part.top_logprobs or ()}]
+            for part in (logprobs.content if logprobs is not None and logprobs.content else ())
+        ]
+        return {"text": choice.message.content or "", "tokens": tokens}
+
+    def _failed(self, error: Exception) -> RuntimeError:
+        text = str(error)
+        if key := os.environ.get(self.key_variable):
+            text = text.replace(key, "<key>")  # some servers repeat it
+        return RuntimeError(
+            f"{self.base_url or 'OpenAI'} gave no rating ({type(error).__name__}: {text}). Replies before it are kept"
+            f"{f' in {self.cache.path}' if self.cache.path is not None else ''}: the same call asks for the others."
+        )
+
+    @cached_property
+    def _client(self) -> Any:
+        try:
+            import openai
+        except ImportError:
+            raise ImportError('RemoteJudge needs openai: pip install "lightning-unlearn[openai]"') from None
+        key = os.environ.get(self.key_variable)
+        if not key and self.base_url is None:
+            raise ValueError(
+                f"There is no key in the environment variable {self.key_variable}. Set it, or give the base_url of a "
+                "server that needs none."
+            )
+        return openai.OpenAI(
+            api_key=key or "none", base_url=self.base_url, max_retries=self.retries, timeout=self.timeout
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The client holds the key, and locks can't be copied.
+        return {name: value for name, value in vars(self).items() if name not in ("_client", "_pace", "cache")} | {
+            "_cache_path": self.cache.path,
+            "_interval": self._pace.interval,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.cache, self._pace = ReplyCache(state.pop("_cache_path")), _Pace(state.pop("_interval"))
+        vars(self).update(state)
+
+
+class _Pace:
+    """Lets one request through each so many seconds."""
+
+    def __init__(self, interval: float) -> None:
+        self.interval, self._next, self._lock = interval, 0.0, Lock()
+
+    def wait(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            start = max(now, self._next)
+            self._next = start + self.interval
+        time.sleep(start - now)
+
+
+def _without_secrets(url: str | None) -> str | None:
+    """An address that may be shown."""
+    parts = urlsplit(url or "")
+    if parts.password or parts.username or parts.query:
+        raise ValueError(
+            f"base_url must be an address without a user, password or query, since it is written to messages, but got "
+            f"one for {parts.hostname}. The key belongs into an environment variable, see key_variable."
+        )
+    return url
