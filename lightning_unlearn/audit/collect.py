@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -103,6 +103,7 @@ class Collector:
         self.prompt = common_prompt(list(models))
         early = {model.role: tokenizer for model in models if (tokenizer := model.tokenizer()) is not None}
         check_tokenizers({role: tokenizer_facts(tokenizer) for role, tokenizer in early.items()})
+        self.dated = not early or any(_writes_date(self.prompt, tokenizer) for tokenizer in early.values())
         self.rows = data.fingerprint(parts.secret)
         self.facts: dict[str, JSON] = {}
         self.plan: Plan | None = None
@@ -180,7 +181,10 @@ class Collector:
         return PartKey(model.content, self.rows, "facts", settings, code_hash(tokenizer_facts, ()))
 
     def _prompt_state(self) -> JSON | None:
-        return self.prompt.state_dict() if self.prompt is not None else None
+        """The prompt format; its date only where it is written, as the runs of two models are often of two days."""
+        if self.prompt is None:
+            return None
+        return self.prompt.state_dict() | ({} if self.dated else {"date": None})
 
     def _measured_facts(self, module: LitCausalLM) -> JSON:
         seconds = None
@@ -218,3 +222,8 @@ class Collector:
             seconds = len(self.models) * seconds_of(cost, plan.rows, timed)
             mark = "  <- this one" if depth == self.conditions.depth else ""
             self.say(f"{depth:<9}{cost.passes:>8.0f}{cost.generations:>9.0f}{cost.steps:>7}  about {seconds:.0f}{mark}")
+
+
+def _writes_date(prompt: PromptFormat | None, tokenizer: Any) -> bool:
+    """Whether the day is part of what is asked."""
+    return prompt is not None and replace(prompt, tokenizer=tokenizer).writes_date

@@ -135,10 +135,12 @@ def _curves(findings: Findings) -> list[Part]:
         if "steps" not in details["unlearned"]:
             continue
         series = [Series(role, d["steps"], d["strength"], role=role) for role, d in details.items()]  # type: ignore[arg-type]
+        note = f"{details['unlearned']['taught_tokens']} tokens were taught. Only what is above the control's curve is "
+        note += "recovery."
         if "control" not in details and None not in details["unlearned"]["never_seen"]:
             seen = details["unlearned"]
-            series.append(Series("rows never seen, unlearned model", seen["steps"], seen["never_seen"], role="control"))
-        taught = details["unlearned"]["taught_tokens"]
+            series.append(Series("never seen", seen["steps"], seen["never_seen"], role="control"))
+            note += " Never seen: rows that no model has seen, asked of the unlearned model; they are the control."
         parts.append(
             Curve(
                 f"Relearning: {attack.name}",
@@ -146,7 +148,7 @@ def _curves(findings: Findings) -> list[Part]:
                 "extraction strength of the rows that were not taught",
                 series,
                 unit="share",
-                note=f"{taught} tokens were taught. Only what is above the control's curve is recovery.",
+                note=note,
             )
         )
     return parts

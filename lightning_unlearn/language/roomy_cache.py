@@ -20,34 +20,35 @@ class _RoomyLayer(DynamicLayer):
         room: Tokens that may follow.
     """
 
-    def __init__(self, layer: DynamicLayer, room: int) -> None:
+    def __init__(self, layer: Any, room: int) -> None:
         super().__init__()
         self.device, self.dtype, self.is_initialized = layer.keys.device, layer.keys.dtype, True
-        length = layer.keys.shape[-2]
-        self._all = [
+        self._all: list[Tensor] = [
             torch.cat([part, part.new_empty(*part.shape[:-2], room, part.shape[-1])], -2)
             for part in (layer.keys, layer.values)
         ]
-        self._show(len(layer.keys), length)
+        self._length = int(layer.keys.shape[-2])
+        self._show(len(layer.keys))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the keys and values of further tokens."""
-        length = self.keys.shape[-2]
-        end = length + key_states.shape[-2]
+        end = self._length + key_states.shape[-2]
         for whole, new in zip(self._all, (key_states, value_states), strict=True):
-            whole[: len(new), ..., length:end, :] = new
-        self._show(len(key_states), end)
-        return self.keys, self.values
+            whole[: len(new), ..., self._length : end, :] = new
+        self._length = end
+        return self._show(len(key_states))
 
-    def keep(self, sources: Tensor, gaps: Tensor, rows: int) -> None:
+    def keep(self, sources: Sequence[int], gaps: Sequence[int], rows: int) -> None:
         """Go on with the first rows, after others have been copied into the gaps among them."""
-        length = self.keys.shape[-2]
+        moved, places = (torch.tensor(part, dtype=torch.long, device=self.device) for part in (sources, gaps))
         for whole in self._all:
-            whole[gaps, ..., :length, :] = whole[sources, ..., :length, :]
-        self._show(rows, length)
+            whole[places, ..., : self._length, :] = whole[moved, ..., : self._length, :]
+        self._show(rows)
 
-    def _show(self, rows: int, length: int) -> None:
-        self.keys, self.values = (whole[:rows, ..., :length, :] for whole in self._all)
+    def _show(self, rows: int) -> tuple[Tensor, Tensor]:
+        keys, values = (whole[:rows, ..., : self._length, :] for whole in self._all)
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 def with_room(cache: Any, room: int) -> Any:
@@ -83,5 +84,5 @@ def keep_rows(cache: Any, going: Sequence[int]) -> list[int]:
         order[gap] = row
     for layer in cache.layers:
         if isinstance(layer, _RoomyLayer):
-            layer.keep(*(torch.tensor(rows, dtype=torch.long, device=layer.device) for rows in (moved, gaps)), count)
+            layer.keep(moved, gaps, count)
     return order

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from lightning_unlearn.audit.data import AuditData, read_audit_data
 from lightning_unlearn.audit.depth import plan_of
 from lightning_unlearn.audit.models import AuditedModel, check_tokenizers, tokenizer_facts
 from lightning_unlearn.audit.parts import Parts
+from lightning_unlearn.language.prompt_format import PromptFormat
 from tests.conftest import question
 from tests.helpers import trainer
 
@@ -279,3 +281,18 @@ def test_the_parts_of_a_greater_depth_go_on_from_a_smaller_one(data: AuditData, 
         collector.plan = plan_of(depth, data, True, 1_000)  # type: ignore[arg-type]
         made.append({collector._key(collector.models[0], task).digest for task in collector._tasks()})
     assert made[0] < made[1]
+
+
+def test_the_day_of_a_run_names_parts_only_where_it_is_written(tiny_lm: Path, data: AuditData, tmp_path: Path) -> None:
+    conditions = Conditions("quick", True, 0, "32", torch.device("cpu"), False)
+    states = []
+    for number, day in enumerate(("2026-01-01", "2026-01-02")):
+        folder = tmp_path / str(number)
+        shutil.copytree(tiny_lm, folder)
+        PromptFormat(AutoTokenizer.from_pretrained(folder), date=day).save(folder)
+        assert PromptFormat.load(folder).date == day  # type: ignore[union-attr]
+        collector = Collector([AuditedModel("original", folder)], data, conditions, Parts(tmp_path / "audit"))
+        states.append(collector._prompt_state())
+        collector.dated = True
+        assert collector._prompt_state()["date"] == day  # type: ignore[index]
+    assert states[0] == states[1]
