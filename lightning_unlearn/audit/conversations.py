@@ -7,10 +7,13 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from lightning_unlearn.audit.collect import Conditions
 from lightning_unlearn.audit.data import AuditData
@@ -23,6 +26,7 @@ from lightning_unlearn.dialogue.calibration import Calibration
 from lightning_unlearn.dialogue.controls import Controls
 from lightning_unlearn.dialogue.data.jsonl import read_jsonl
 from lightning_unlearn.dialogue.dialogue import Dialogue, Turn
+from lightning_unlearn.dialogue.extractors import LogitExtractor
 from lightning_unlearn.dialogue.judge import DialogueJudge
 from lightning_unlearn.dialogue.quality import (
     DialogueQuality,
@@ -37,6 +41,7 @@ from lightning_unlearn.dialogue.quality import (
 )
 from lightning_unlearn.dialogue.rating import RatesDialogues
 from lightning_unlearn.dialogue.seeds import DialogueSeed, neutral_seeds, probe_seeds
+from lightning_unlearn.dialogue.task import RatingTask
 from lightning_unlearn.language.prompt_format import PromptFormat
 
 __all__ = ["ConversationJudge", "Conversations", "open_judge", "rated_conversations"]
@@ -95,6 +100,7 @@ def open_judge(
     judge: RatesDialogues | str | os.PathLike[str] | None,
     calibration: Calibration | str | os.PathLike[str] | None,
     seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> ConversationJudge | None:
     """The judge of an audit; ``None`` where there is none.
 
@@ -102,6 +108,7 @@ def open_judge(
         judge: The judge, or what `DialogueJudge` opens.
         calibration: Its calibration, the file of one, or rated dialogues (``.jsonl``), to which it is fitted here.
         seed: Seed of the controls.
+        device: Where the judge reads the rated dialogues.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -118,7 +125,8 @@ def open_judge(
     opened = DialogueJudge(judge) if isinstance(judge, (str, os.PathLike)) else judge
     if isinstance(calibration, (str, os.PathLike)):
         rows = str(calibration).endswith(".jsonl")
-        calibration = _fitted(opened, calibration) if rows else Calibration.load(calibration)
+        with judging_on(opened, device):
+            calibration = _fitted(opened, calibration) if rows else Calibration.load(calibration)
     return ConversationJudge(opened, check_trusted(calibration), seed=seed)
 
 
@@ -248,19 +256,33 @@ def _fitted(judge: RatesDialogues, path: str | os.PathLike[str]) -> Calibration:
 
 
 def _judge_settings(judge: Any) -> JSON:
-    if not isinstance(judge, DialogueJudge):
-        simple = {name: value for name, value in vars(judge).items() if isinstance(value, (str, int, float, bool))}
-        return {"class": f"{type(judge).__module__}.{type(judge).__qualname__}", **simple}
-    prompt, extractor = judge.prompt, judge.extractor
-    asked = {name: getattr(prompt, name) for name in ("mode", "icl_format", "order", "max_length", "gold")}
-    return {
-        "weights": model_hash(judge.lm),
-        "task": asdict(prompt.task),
-        "prompt": {**asked, "rationales": prompt.rationales, "format": judge.prompt_format.state_dict()},
-        "extractor": [type(extractor).__name__, {k: v for k, v in vars(extractor).items() if not callable(v)}],
-        "selector": [type(judge.selector).__name__, judge.shots],
-        "pool": hashlib.sha256(repr(judge.pool).encode()).hexdigest(),
+    """All that a judge's ratings depend on, in values of JSON."""
+    found = {
+        "judge": _described(judge),
+        "pool": hashlib.sha256(repr(getattr(judge, "pool", None)).encode()).hexdigest(),
     }
+    for name in ("prompt", "extractor", "selector"):
+        found[name] = _described(getattr(judge, name, None))
+    if isinstance(judge, DialogueJudge):
+        found |= {"weights": model_hash(judge.lm), "format": judge.prompt_format.state_dict()}
+    return found
+
+
+def _described(value: Any) -> Any:
+    """Class and settings of an object; a function has its name."""
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _described(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_described(part) for part in value]
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, nn.Module):
+        simple = {key: part for key, part in vars(value).items() if isinstance(part, (str, int, float, bool))}
+        return [name, {key: part for key, part in simple.items() if not key.startswith("_") and key != "training"}]
+    parts = {key: part for key, part in getattr(value, "__dict__", {}).items() if not key.startswith("_")}
+    plain = (str, int, float, bool, tuple, Mapping, LogitExtractor, RatingTask)
+    return [name, {key: _described(part) for key, part in parts.items() if isinstance(part, plain)}]
 
 
 def _secret(dialogue: Dialogue) -> bool:

@@ -135,8 +135,8 @@ def run_audit(
     _check_places(models)
     conditions = Conditions(depth, kind == "matched rows", seed, used, place, show_text)
     collector = Collector(models, rows, conditions, parts, _say)
-    asked = open_judge(judge, calibration, seed)
     parts.claim(_claim(models, collector.rows, kind))
+    asked = open_judge(judge, calibration, seed, place)
     collected = collector.collect()
     talk = (
         None if asked is None else rated_conversations(asked, models, rows, conditions, parts, collector.prompt, _say)

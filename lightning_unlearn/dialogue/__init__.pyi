@@ -1,7 +1,3 @@
-from .controls import Controls as Controls
-from .controls import control_dialogues as control_dialogues
-from .controls import controls_of as controls_of
-from .controls import refusal_dialogues as refusal_dialogues
 from .baselines import NeighbourRating as NeighbourRating
 from .baselines import TfidfRidge as TfidfRidge
 from .baselines import cross_rated as cross_rated
@@ -12,6 +8,10 @@ from .bias import length_bias as length_bias
 from .bias import order_bias as order_bias
 from .bias import position_bias as position_bias
 from .calibration import Calibration as Calibration
+from .controls import Controls as Controls
+from .controls import control_dialogues as control_dialogues
+from .controls import controls_of as controls_of
+from .controls import refusal_dialogues as refusal_dialogues
 from .data.fed import FEDDialogues as FEDDialogues
 from .data.jsonl import JSONLDialogues as JSONLDialogues
 from .data.module import DialogueDataModule as DialogueDataModule
@@ -35,12 +35,12 @@ from .quality import dialogue_quality as dialogue_quality
 from .quality_callback import DialogueQualityCallback as DialogueQualityCallback
 from .rating import RatesDialogues as RatesDialogues
 from .rating import Rating as Rating
+from .remote import RemoteJudge as RemoteJudge
 from .seeds import DialogueSeed as DialogueSeed
 from .seeds import converse as converse
 from .seeds import neutral_seeds as neutral_seeds
 from .seeds import probe_seeds as probe_seeds
 from .seeds import read_seeds as read_seeds
-from .remote import RemoteJudge as RemoteJudge
 from .selectors.balanced import LabelBalanced as LabelBalanced
 from .selectors.bm25 import BM25Selector as BM25Selector
 from .selectors.dense import DenseSelector as DenseSelector

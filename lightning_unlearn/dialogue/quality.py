@@ -160,7 +160,7 @@ def conversations(
 
 
 @contextmanager
-def judging_on(judge: Any, device: torch.device) -> Iterator[None]:
+def judging_on(judge: Any, device: torch.device | str) -> Iterator[None]:
     """The judge on a device for a while: its memory there is free before and after."""
     if not isinstance(judge, nn.Module):
         yield

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch.distributed.tensor import DTensor
@@ -22,6 +22,7 @@ from lightning_unlearn.core.lightning import (
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.monitor import Monitor, log_table
 from lightning_unlearn.core.resume import callbacks_of
+from lightning_unlearn.core.sources import is_missing
 from lightning_unlearn.dialogue.calibration import Calibration
 from lightning_unlearn.dialogue.controls import Controls
 from lightning_unlearn.dialogue.dialogue import Dialogue
@@ -36,7 +37,7 @@ from lightning_unlearn.dialogue.quality import (
     rated,
 )
 from lightning_unlearn.dialogue.rating import RatesDialogues
-from lightning_unlearn.dialogue.seeds import DialogueSeed, neutral_seeds, probe_seeds, read_seeds
+from lightning_unlearn.dialogue.seeds import DialogueSeed, SeedSet, neutral_seeds, probe_seeds, read_seeds
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.chat import Messages
 from lightning_unlearn.language.data.language import LanguageDataModule
@@ -177,12 +178,7 @@ class DialogueQualityCallback(Monitor):
     def _seeds(self, trainer: Trainer, module: LightningModule) -> list[DialogueSeed]:
         seeds = self._given
         if seeds is None:
-            seeds, data = neutral_seeds(), getattr(trainer, "datamodule", None)
-            tables = data.read_rows() if isinstance(data, LanguageDataModule) else {}
-            for name in ("retain", "forget"):
-                rows = list(tables.get(name, []))
-                if rows:
-                    seeds += probe_seeds(probes_of(rows, data.columns, name), name, self.limit)  # type: ignore[arg-type, union-attr]
+            seeds = [*neutral_seeds(), *_row_seeds(getattr(trainer, "datamodule", None), self.limit)]
         chat = not isinstance(module, LitCausalLM) or module._prompt_format().is_chat
         return seeds if chat else [seed.opening() for seed in seeds]
 
@@ -202,6 +198,18 @@ class DialogueQualityCallback(Monitor):
                 "Pass generate=, a function (module, conversations) -> answers."
             )
         return module.answer(asked, max_new_tokens=self.max_new_tokens)
+
+
+def _row_seeds(data: Any, limit: int) -> Iterator[DialogueSeed]:
+    """Seeds that ask for rows of a data module; texts without a question are nothing that a user asks for."""
+    if not isinstance(data, LanguageDataModule):
+        return
+    tables, asks = data.read_rows(), (data.columns.question, data.columns.messages)
+    sets: tuple[SeedSet, ...] = ("retain", "forget")
+    for name in sets:
+        rows = [row for row in tables.get(name, []) if not all(is_missing(row.get(column)) for column in asks)]
+        if rows:
+            yield from probe_seeds(probes_of(rows, data.columns, name), name, limit)
 
 
 def _given(prompts: Sequence[DialogueSeed] | str | None) -> list[DialogueSeed] | None:
