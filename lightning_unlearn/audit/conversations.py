@@ -26,7 +26,7 @@ from lightning_unlearn.dialogue.calibration import Calibration
 from lightning_unlearn.dialogue.controls import Controls
 from lightning_unlearn.dialogue.data.jsonl import read_jsonl
 from lightning_unlearn.dialogue.dialogue import Dialogue, Turn
-from lightning_unlearn.dialogue.extractors import LogitExtractor
+from lightning_unlearn.dialogue.extractors import AnalysisExtractor, LogitExtractor, TextExtractor
 from lightning_unlearn.dialogue.judge import DialogueJudge
 from lightning_unlearn.dialogue.quality import (
     DialogueQuality,
@@ -41,11 +41,13 @@ from lightning_unlearn.dialogue.quality import (
 )
 from lightning_unlearn.dialogue.rating import RatesDialogues
 from lightning_unlearn.dialogue.seeds import DialogueSeed, neutral_seeds, probe_seeds
+from lightning_unlearn.dialogue.selectors.ranked import RankedSelector
 from lightning_unlearn.dialogue.task import RatingTask
 from lightning_unlearn.language.prompt_format import PromptFormat
 
 __all__ = ["ConversationJudge", "Conversations", "open_judge", "rated_conversations"]
 
+_EXTRACTORS = (LogitExtractor, TextExtractor, AnalysisExtractor)
 _PART = "dialogue"
 _SEEDS = 16  # of the rows of each set
 
@@ -281,7 +283,7 @@ def _described(value: Any) -> Any:
         simple = {key: part for key, part in vars(value).items() if isinstance(part, (str, int, float, bool))}
         return [name, {key: part for key, part in simple.items() if not key.startswith("_") and key != "training"}]
     parts = {key: part for key, part in getattr(value, "__dict__", {}).items() if not key.startswith("_")}
-    plain = (str, int, float, bool, tuple, Mapping, LogitExtractor, RatingTask)
+    plain = (str, int, float, bool, tuple, Mapping, RatingTask, RankedSelector, *_EXTRACTORS)
     return [name, {key: _described(part) for key, part in parts.items() if isinstance(part, plain)}]
 
 

@@ -15,10 +15,15 @@ class EchoJudge:
     """Rates from 1 to 5 how many of the words of each reply are those that the user has just said, once each."""
 
     def __init__(self, deaf_to: str = "") -> None:
-        self.deaf_to, self.rated = deaf_to, 0
+        self.deaf_to, self._rated = deaf_to, 0
+
+    @property
+    def rated(self) -> int:
+        """How many dialogues it has rated."""
+        return self._rated
 
     def rate(self, dialogues: Sequence[Dialogue]) -> list[Rating]:
-        self.rated += len(dialogues)
+        self._rated += len(dialogues)
         return [Rating(self._score(dialogue)) for dialogue in dialogues]
 
     def _score(self, dialogue: Dialogue) -> float:
