@@ -12,6 +12,7 @@ import torch
 
 from lightning_unlearn.audit.changes import weight_changes
 from lightning_unlearn.audit.collect import Collector, Conditions
+from lightning_unlearn.audit.conversations import Conversations, open_judge, rated_conversations
 from lightning_unlearn.audit.data import AuditData, read_audit_data
 from lightning_unlearn.audit.depth import Depth
 from lightning_unlearn.audit.entries import model_entry, report_entry, verdict_entry
@@ -27,6 +28,8 @@ from lightning_unlearn.audit.sections import sections_of
 from lightning_unlearn.audit.verdict import Verdict
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.distributed import rank
+from lightning_unlearn.dialogue.calibration import Calibration
+from lightning_unlearn.dialogue.rating import RatesDialogues
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.report.model import Headline, UnlearningReport
 from lightning_unlearn.report.sections import Cell
@@ -79,6 +82,8 @@ def run_audit(
     show_text: bool = False,
     key: str | os.PathLike[str] | None = None,
     anchors: str | os.PathLike[str] | None = None,
+    judge: RatesDialogues | str | os.PathLike[str] | None = None,
+    calibration: Calibration | str | os.PathLike[str] | None = None,
 ) -> AuditResult:
     """Audit an unlearned model: what is left of the forget rows, how it comes back, and what else was lost.
 
@@ -105,13 +110,16 @@ def run_audit(
         key: PEM file of a private Ed25519 key, which signs a record of the audit.
         anchors: Output folder of an audit of another unlearned model with the same original, control and rows. What it
             measured of these two is taken over where it was asked for under the same conditions.
+        judge: Another language model, which rates conversations of all models: a judge, or a folder, hub id or GGUF
+            file that [`DialogueJudge`][lightning_unlearn.DialogueJudge] opens. By default conversations are not rated.
+        calibration: The judge's calibration, the file of one, or rated dialogues (``.jsonl``) that it is fitted to.
 
     Raises:
         FileNotFoundError: If a model, the data, the key, the anchors, or rows.secret of the folder's audit is not
             there.
         FileExistsError: If ``output_dir`` has another audit.
-        ValueError: If rows are missing or malformed, the control does not fit what is given, an option is unknown, or
-            the tokenizers of the models differ.
+        ValueError: If rows are missing or malformed, the control does not fit what is given, an option is unknown, the
+            tokenizers of the models differ, or the judge is one of the models or not trusted.
     """
     one_of("depth", depth, Depth)
     one_of("precision", precision, Precision)
@@ -128,9 +136,13 @@ def run_audit(
     conditions = Conditions(depth, kind == "matched rows", seed, used, place, show_text)
     collector = Collector(models, rows, conditions, parts, _say)
     parts.claim(_claim(models, collector.rows, kind))
+    asked = open_judge(judge, calibration, seed, place)
     collected = collector.collect()
+    talk = (
+        None if asked is None else rated_conversations(asked, models, rows, conditions, parts, collector.prompt, _say)
+    )
     findings = findings_of(collected, rows, kind)
-    report = report_of(findings, models, rows, conditions)
+    report = report_of(findings, models, rows, conditions, talk)
     if rank() == 0:
         write_report(report, folder, show_text)
         if signer is not None:
@@ -161,7 +173,11 @@ def control_of(control: Control | None, retrained: Any, data: AuditData) -> Cont
 
 
 def report_of(
-    findings: Findings, models: list[AuditedModel], data: AuditData, conditions: Conditions
+    findings: Findings,
+    models: list[AuditedModel],
+    data: AuditData,
+    conditions: Conditions,
+    conversations: Conversations | None = None,
 ) -> UnlearningReport:
     """The report of an audit.
 
@@ -170,6 +186,7 @@ def report_of(
         models: The models.
         data: The rows.
         conditions: How they were measured.
+        conversations: Rated conversations of the models, where there is a judge.
     """
     verdict, collected = findings.verdict, findings.collected
     control = verdict.evidence.control
@@ -200,7 +217,9 @@ def report_of(
             list(verdict.notes),
             [verdict.action],
         ),
-        sections=sections_of(findings, request, provenance, weight_changes(models[0].source, models[-1].source)),
+        sections=sections_of(
+            findings, request, provenance, weight_changes(models[0].source, models[-1].source), conversations
+        ),
         subject={**names, "rows to forget": len(data.forget), "control": CONTROLS[control], "depth": conditions.depth},
         provenance=dict(provenance),
         limits=_limits(findings, conditions),

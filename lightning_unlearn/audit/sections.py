@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from lightning_unlearn.audit.changes import WeightChanges
 from lightning_unlearn.audit.collect import ROWS
+from lightning_unlearn.audit.conversation_section import conversation_section
+from lightning_unlearn.audit.conversations import Conversations
 from lightning_unlearn.audit.findings import Findings
 from lightning_unlearn.audit.forgetting_sections import (
     effectiveness,
@@ -30,7 +32,11 @@ __all__ = ["sections_of"]
 
 
 def sections_of(
-    findings: Findings, request: Mapping[str, Cell], provenance: Mapping[str, Cell], changes: WeightChanges | str
+    findings: Findings,
+    request: Mapping[str, Cell],
+    provenance: Mapping[str, Cell],
+    changes: WeightChanges | str,
+    conversations: Conversations | None = None,
 ) -> list[Section]:
     """The evidence in the order of the assessment framework, nothing left out: what was not run says why.
 
@@ -39,6 +45,7 @@ def sections_of(
         request: Names and values of what was asked.
         provenance: Names and values of how it was measured.
         changes: What the run changed in the weights, or why that is not known.
+        conversations: Rated conversations of the models, where the audit has a judge.
     """
     return [
         Section("request", "Request", [Table("What was asked", [], [[*pair] for pair in request.items()])]),
@@ -53,6 +60,7 @@ def sections_of(
         robustness(findings),
         _utility(findings),
         _quality(findings),
+        conversation_section(conversations),
         _efficiency(findings),
         _scale(findings),
         _summary(findings),

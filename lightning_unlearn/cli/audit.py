@@ -31,6 +31,8 @@ def audit(
     show_text: bool = False,
     key: str | None = None,
     anchors: str | None = None,
+    judge: str | None = None,
+    calibration: str | None = None,
 ) -> None:
     """Say whether an unlearned language model has forgotten its rows, with the evidence: report, verdict and record.
 
@@ -59,6 +61,10 @@ def audit(
         key: PEM file of a private Ed25519 key; signs a record of the audit, record.jsonl.
         anchors: Output folder of an audit of another unlearned model with the same original, control and rows; what
             it measured of these two is taken over.
+        judge: Another language model, which rates conversations of all models: a folder, hub id, GGUF file or adapter.
+            Without it, conversations are not rated.
+        calibration: The judge's calibration: a file of Calibration.save, or dialogues that people have rated (.jsonl),
+            which the judge is asked about first.
     """
     quiet_libraries("transformers")
     rows = read_audit_data(data or FACTS_FOLDER, split, columns, limit, seed)
@@ -76,6 +82,8 @@ def audit(
         show_text,
         key,
         anchors,
+        judge,
+        calibration,
     )
     verdict = result.verdict
     print(f"\n{verdict.headline}\n\n{verdict.action}")
