@@ -59,7 +59,7 @@ def test_a_folder_has_a_file_for_each_subset(tmp_path: Path) -> None:
         (uss_text().replace("5,5,4", "5,6,4", 1), r"the rating 6 is not in \[1, 5\]"),
         (uss_text().replace("SYSTEM", "AGENT"), "the role must be USER or SYSTEM, but is 'AGENT'"),
         (uss_text().replace("3,3,4", "good", 1), "'good' is no rating"),
-        (uss_text().replace("3,3,4", "", 1), "ratings such as 3,3,4 in its last cell, not none"),
+        (uss_text().replace("3,3,4", "", 1), "ratings such as 3,3,4 in its last cell, but this has none"),
         ("\n\n", "holds no session"),
     ],
 )
