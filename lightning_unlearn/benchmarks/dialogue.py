@@ -139,15 +139,8 @@ def bench_dialogue(
         runs[subset][name] = {**outcome, "agreement": {k: list(v) for k, v in agreement(outcome).items()}}
     record: dict[str, Any] = {
         **{"library": version("lightning-unlearn"), "models": list(names), "subsets": list(subsets)},
-        **{
-            "test": test,
-            "train": train,
-            "epochs": epochs,
-            "lr": lr,
-            "last_layers": last_layers,
-            "max_length": max_length,
-        },
-        **{"max_new_tokens": max_new_tokens, "precision": precision, "seed": seed},
+        **{"test": test, "train": train, "epochs": epochs, "lr": lr, "last_layers": last_layers},
+        **{"max_length": max_length, "max_new_tokens": max_new_tokens, "precision": precision, "seed": seed},
         **{"runs": runs, "findings": findings(runs, names)},
     }
     record = write_record(grid.folder / "dialogue", record, dialogue_table)

@@ -168,19 +168,20 @@ class DialogueJudge(LightningModule):
             )
         return [self.pool[number] for number in self.selector.select(dialogue, count)]
 
-    def prompts(self, dialogues: Sequence[Dialogue], shots: int | None = None) -> list[BuiltPrompt]:
+    def prompts(self, dialogues: Sequence[Dialogue], shots: int | None = None, room: int = 0) -> list[BuiltPrompt]:
         """The prompt of each dialogue, with its examples.
 
         Args:
             dialogues: What is to be rated.
             shots: Examples in a prompt; by default ``shots`` of the judge.
+            room: Tokens that follow the prompt beside those that rating takes, which a model with a limit has to hold.
         """
         config = self.lm.model.config.get_text_config()
         made_for = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
         longest = None
         if made_for:
             labels = len(self.label_tokens.head) + max(map(len, self.label_tokens.tails))
-            longest = made_for - labels - self.extractor.max_new_tokens
+            longest = made_for - labels - self.extractor.max_new_tokens - room
         return [
             self.prompt.build(self.prompt_format, dialogue, self.examples(dialogue, shots), longest)
             for dialogue in dialogues

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["JudgeTuning", "Target"]
 
+_END = 8  # tokens that a chat template writes after an answer, at most
+
 Target = Literal["majority", "sampled", "soft", "mean"]
 
 
@@ -106,7 +108,9 @@ class JudgeTuning:
         return {key: value.to(judge.device) for key, value in collated.items()}
 
     def _built(self, judge: DialogueJudge, dialogues: Sequence[Dialogue]) -> list[tuple[Dialogue, BuiltPrompt]]:
-        return list(zip(dialogues, judge.prompts(dialogues, self.shots), strict=True))
+        learns_text = self.target in ("majority", "sampled") or judge.prompt.mode == "analysis_first"
+        room = _longest_answer(judge, dialogues) if learns_text else 0
+        return list(zip(dialogues, judge.prompts(dialogues, self.shots, room), strict=True))
 
     def _rating(self, dialogue: Dialogue, epoch: int) -> float:
         """The rating that stands for all."""
@@ -115,6 +119,12 @@ class JudgeTuning:
             return majority
         draw = keyed_generator(self.seed, epoch, crc32(dialogue.id.encode()))
         return dialogue.ratings[int(torch.randint(len(dialogue.ratings), (), generator=draw))]
+
+
+def _longest_answer(judge: DialogueJudge, dialogues: Sequence[Dialogue]) -> int:
+    """Tokens of the longest answer, and of what may end it."""
+    answers = [judge.prompt.answer(dialogue) for dialogue in dialogues]
+    return max(map(len, judge.prompt_format.tokenizer(answers)["input_ids"])) + _END
 
 
 def _conversation(judge: DialogueJudge, dialogue: Dialogue, prompt: BuiltPrompt) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from lightning_unlearn.dialogue.dialogue import Dialogue, Turn
 from lightning_unlearn.dialogue.judge import DialogueJudge
@@ -15,6 +16,7 @@ from lightning_unlearn.dialogue.prompt import JudgePrompt
 from lightning_unlearn.dialogue.task import RatingTask
 from lightning_unlearn.dialogue.tuning import JudgeTuning, Target
 from lightning_unlearn.functional.likelihood import IGNORE_INDEX
+from lightning_unlearn.language.causal_lm import LitCausalLM
 from tests.dialogue.tuned import LORA, SHORT, dialogues, loader, tiny_judge
 from tests.helpers import Recorder, same, trainer, weights
 
@@ -209,3 +211,20 @@ def test_only_adapters_train_with_a_warm_up_and_a_cosine(tiny_lm: Path) -> None:
 def test_an_unknown_target_is_refused() -> None:
     with pytest.raises(ValueError, match="target must be"):
         JudgeTuning("median")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_answers_fit_into_a_model_with_few_positions_and_no_chat_template(tiny_lm: Path, target: Target) -> None:
+    """A GPT-2 whose prompts fill all that it holds."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
+    tokenizer.chat_template = None
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(len(tokenizer), n_positions=200, n_embd=16, n_layer=1, n_head=2))
+    said = Turn("user", "Is it " + "France, " * 100)
+    rows = [Dialogue(str(i), (said, Turn("assistant", "No.")), (1.0 + i, 2.0)) for i in range(2)]
+    judge = DialogueJudge(
+        LitCausalLM(model, tokenizer=tokenizer), prompt=JudgePrompt(SHORT), shots=0, tuning=JudgeTuning(target)
+    )
+    assert max(len(prompt.ids) for prompt in judge.prompts(rows)) > 180
+    trainer(max_steps=2).fit(judge, [rows])
+    assert all(1 <= rating.score <= 3 for rating in judge.rate(rows))
