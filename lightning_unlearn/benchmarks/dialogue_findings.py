@@ -61,7 +61,7 @@ def agreement(outcome: Outcome, draws: int = 1000) -> dict[str, Interval]:
         return dict.fromkeys(names, Interval(math.nan, math.nan, math.nan))
     metrics = RatingMetrics()
     metrics.update(ratings, dialogues)
-    return metrics.intervals(names, draws=draws)  # type: ignore[return-value]
+    return metrics.intervals(names, draws=draws)
 
 
 def decided(difference: Interval) -> str:

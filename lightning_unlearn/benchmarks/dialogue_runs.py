@@ -151,7 +151,7 @@ def judged(cell: JudgeCell, folder: Path) -> Outcome:
         _fine_tune(cell, cell.lora, judge, pool)
         seconds["tuning"] = time.perf_counter() - start
     start = time.perf_counter()
-    loader = DataLoader(test, batch_size=32, collate_fn=list)  # type: ignore[arg-type]
+    loader: Any = DataLoader(test, batch_size=32, collate_fn=list)  # type: ignore[arg-type]
     batches: Any = trainer(precision=cell.precision).predict(judge, loader)
     seconds["rating"] = time.perf_counter() - start
     return _outcome([rating for batch in batches for rating in batch], test, seconds)
@@ -197,7 +197,7 @@ def _extractor(cell: JudgeCell) -> Extractor:
 def _fine_tune(cell: JudgeCell, lora: LoRASetting, judge: DialogueJudge, pool: list[Dialogue]) -> None:
     together = next(size for size in (4, 3, 2, 1) if lora.batch_size % size == 0)  # at a time, for memory
     generator = torch.Generator().manual_seed(cell.seed)
-    loader = DataLoader(pool, together, shuffle=True, collate_fn=list, generator=generator)  # type: ignore[arg-type]
+    loader: Any = DataLoader(pool, together, shuffle=True, collate_fn=list, generator=generator)  # type: ignore[arg-type]
     options: Any = {"accumulate_grad_batches": lora.batch_size // together, "gradient_clip_val": 1.0}
     trainer(max_epochs=lora.epochs, precision=cell.precision, **options).fit(judge, loader)
 

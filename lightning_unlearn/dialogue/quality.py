@@ -188,7 +188,7 @@ def control_ratings(
         Whether the judge tells them from the originals; the controls by kind, with refusals to forget rows as
         ``"refusals"`` where there are such; and their scores.
     """
-    made: dict[str, list[Dialogue]] = dict(control_dialogues(dialogues, seed))
+    made: dict[str, list[Dialogue]] = {**control_dialogues(dialogues, seed)}
     asked = [dialogue for dialogue in dialogues if dialogue.meta.get("set") == "forget"]
     if asked:
         made["refusals"] = refusal_dialogues(asked)
@@ -283,11 +283,13 @@ def _set_quality(pairs: Sequence[tuple[float, float]], calibration: Calibration,
         return SetQuality(math.nan, nothing, nothing, math.nan, math.nan, 0, len(pairs))
     raw = torch.tensor(whole, dtype=torch.float64)
     before, after = calibration(raw).unbind(1)
+    raw_before, raw_after = raw.mean(0).tolist()
     return SetQuality(
         float(before.mean()),
         bootstrap_mean(after, level),
         bootstrap_mean(after - before, level),
-        *raw.mean(0).tolist(),
+        raw_before,
+        raw_after,
         len(whole),
         len(pairs) - len(whole),
     )

@@ -197,7 +197,8 @@ class DialogueQualityCallback(Monitor):
                 f"DialogueQualityCallback lets the model talk, but {type(module).__name__} has no method 'answer'. "
                 "Pass generate=, a function (module, conversations) -> answers."
             )
-        return module.answer(asked, max_new_tokens=self.max_new_tokens)
+        answer: Any = module.answer
+        return answer(asked, max_new_tokens=self.max_new_tokens)
 
 
 def _row_seeds(data: Any, limit: int) -> Iterator[DialogueSeed]:

@@ -116,10 +116,9 @@ class RatingMetrics(IndexedMetric):
             found[name] = statistic(name, pairs) if len(pairs) else torch.tensor(torch.nan, dtype=torch.float64)
         self._warn(pairs)
         if self.draws and len(pairs):
-            for name, three in bootstrap_statistics(
-                [pairs], self.statistics, self.level, self.draws, self.seed
-            ).items():
-                found[f"{name}_low"], found[f"{name}_high"] = (
+            intervals = bootstrap_statistics([pairs], self.statistics, self.level, self.draws, self.seed)
+            for measured, three in intervals.items():
+                found[f"{measured}_low"], found[f"{measured}_high"] = (
                     torch.tensor(end, dtype=torch.float64) for end in (three.low, three.high)
                 )
         return found
@@ -219,7 +218,8 @@ def compare_judges(
     samples = []
     for ratings in (first, second):
         metric = RatingMetrics(task)
-        metric.update([ratings[i] for i in both], [dialogues[i] for i in both])
+        chosen: list[Any] = [ratings[i] for i in both]
+        metric.update(chosen, [dialogues[i] for i in both])
         samples.append(metric._rows()[1])
     return bootstrap_statistics(samples, statistic_names(names), level, draws, seed)
 
