@@ -188,7 +188,7 @@ def control_ratings(
         Whether the judge tells them from the originals; the controls by kind, with refusals to forget rows as
         ``"refusals"`` where there are such; and their scores.
     """
-    made: dict[str, list[Dialogue]] = {**control_dialogues(dialogues, seed)}
+    made: dict[str, list[Dialogue]] = {str(kind): rows for kind, rows in control_dialogues(dialogues, seed).items()}
     asked = [dialogue for dialogue in dialogues if dialogue.meta.get("set") == "forget"]
     if asked:
         made["refusals"] = refusal_dialogues(asked)
