@@ -23,7 +23,9 @@ from lightning_unlearn.dialogue.label_tokens import LabelTokens, label_tokens
 from lightning_unlearn.dialogue.metrics.rating_metrics import RatingMetrics
 from lightning_unlearn.dialogue.prompt import RATING_CUE, BuiltPrompt, JudgePrompt
 from lightning_unlearn.dialogue.rating import Rating
+from lightning_unlearn.dialogue.selectors.dense import supply_encoder
 from lightning_unlearn.dialogue.selectors.selector import Selector
+from lightning_unlearn.dialogue.selectors.state_encoder import StateEncoder
 from lightning_unlearn.dialogue.task import RatingTask, task_of
 from lightning_unlearn.dialogue.tuning import JudgeTuning
 from lightning_unlearn.language.causal_lm import DType, LitCausalLM
@@ -55,6 +57,7 @@ class DialogueJudge(LightningModule):
             the prompt.
         prompt: How the judge is asked; by default ``JudgePrompt(task)``.
         selector: Chooses the examples for each dialogue; by default the first ``shots`` of the pool are those of all.
+            A `DenseSelector` without an encoder compares the judge's own states.
         shots: Examples in a prompt, where there is a pool.
         extractor: How the rating is read: by default `LogitExtractor`, and `AnalysisExtractor` where the analysis comes
             first.
@@ -131,6 +134,7 @@ class DialogueJudge(LightningModule):
         """
         self.pool = list(pool)
         if self.selector is not None and self.pool:
+            supply_encoder(self.selector, StateEncoder(self.lm))
             self.selector.fit(self.pool)
 
     def setup(self, stage: str) -> None:

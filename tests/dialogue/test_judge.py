@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn import (
     AnalysisExtractor,
+    DenseSelector,
     Dialogue,
     DialogueJudge,
     JudgePrompt,
@@ -26,6 +27,7 @@ from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.dialogue.heads import groups_by_head
 from lightning_unlearn.dialogue.label_reader import LabelReader
 from lightning_unlearn.dialogue.label_tokens import label_tokens
+from lightning_unlearn.dialogue.selectors.state_encoder import StateEncoder
 from tests.dialogue.judges import SCALE, dialogues, judge_of, tiny_lm_of
 from tests.helpers import trainer
 
@@ -263,3 +265,11 @@ def test_arguments_that_contradict_one_another_are_refused(tiny_lm: Path) -> Non
     with pytest.raises(ValueError, match="without a tokenizer"):
         DialogueJudge(lm)
     assert DialogueJudge(lm, prompt_format=PromptFormat(tiny_lm_of(tiny_lm).tokenizer)).task.name == "satisfaction"
+
+
+def test_a_dense_selector_without_an_encoder_compares_the_judges_own_states(tiny_lm: Path) -> None:
+    selector = DenseSelector()
+    judge = judge_of(tiny_lm, selector=selector, shots=2, pool=dialogues(8, first=100))
+    assert isinstance(selector.encoder, StateEncoder)
+    assert selector.encoder.module is judge.lm
+    assert len(judge.examples(dialogues(1)[0])) == 2
