@@ -16,6 +16,7 @@ from lightning_unlearn import (
     GradientAscent,
     LanguageDataModule,
     LitCausalLM,
+    RatingTask,
     controls_of,
     dialogue_quality,
     neutral_seeds,
@@ -135,7 +136,8 @@ def test_a_resumed_run_compares_with_the_model_before(tmp_path: Path, tiny_lm: P
 
 
 def test_the_judge_may_be_a_model(tmp_path: Path, tiny_lm: Path, rows: list[Any]) -> None:
-    judge = DialogueJudge(str(tiny_lm), shots=0)
+    scale = RatingTask("short", ("1", "2"), (1.0, 2.0), ("bad", "good"), "it", "Rate.")  # for a short context
+    judge = DialogueJudge(str(tiny_lm), scale)
     with torch.no_grad():
         next(judge.parameters()).mul_(1.5)
     before = [parameter.clone() for parameter in judge.parameters()]
