@@ -90,6 +90,7 @@ def control_dialogues(dialogues: Sequence[Dialogue], seed: int = 0) -> dict[Cont
         shuffled in a dialogue of one message, nothing swapped where all replies are the same.
 
     Example:
+        >>> from lightning_unlearn import Turn
         >>> dialogue = Dialogue("1", (Turn("user", "Hi"), Turn("assistant", "Hello, and welcome!")))
         >>> control_dialogues([dialogue])["empty"][0].turns[1]
         Turn(role='assistant', text='')
@@ -111,6 +112,7 @@ def refusal_dialogues(dialogues: Sequence[Dialogue]) -> list[Dialogue]:
         dialogues: Dialogues with replies of the assistant.
 
     Example:
+        >>> from lightning_unlearn import Turn
         >>> dialogue = Dialogue("1", (Turn("user", "Who is Ada?"), Turn("assistant", "A countess.")))
         >>> refusal_dialogues([dialogue])[0].turns[1].text
         "I don't know."

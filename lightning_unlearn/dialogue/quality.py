@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_unlearn.core.distributed import Replica, full_tensor, gather_objects, rank, world_size
-from lightning_unlearn.core.intervals import Interval, bootstrap_mean
+from lightning_unlearn.core.intervals import Interval, bootstrap
 from lightning_unlearn.dialogue.calibration import Calibration
 from lightning_unlearn.dialogue.controls import Controls, control_dialogues, controls_of, refusal_dialogues
 from lightning_unlearn.dialogue.dialogue import Dialogue
@@ -283,11 +283,12 @@ def _set_quality(pairs: Sequence[tuple[float, float]], calibration: Calibration,
         return SetQuality(math.nan, nothing, nothing, math.nan, math.nan, 0, len(pairs))
     raw = torch.tensor(whole, dtype=torch.float64)
     before, after = calibration(raw).unbind(1)
+    found, difference = bootstrap(torch.stack([after, after - before], dim=1), lambda rows: rows.mean(0), level)
     raw_before, raw_after = raw.mean(0).tolist()
     return SetQuality(
         float(before.mean()),
-        bootstrap_mean(after, level),
-        bootstrap_mean(after - before, level),
+        found,
+        difference,
         raw_before,
         raw_after,
         len(whole),

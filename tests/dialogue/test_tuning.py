@@ -219,7 +219,7 @@ def test_answers_fit_into_a_model_with_few_positions_and_no_chat_template(tiny_l
     tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
     tokenizer.chat_template = None
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(len(tokenizer), n_positions=200, n_embd=16, n_layer=1, n_head=2))
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=200, n_embd=16, n_layer=1, n_head=2))
     said = Turn("user", "Is it " + "France, " * 100)
     rows = [Dialogue(str(i), (said, Turn("assistant", "No.")), (1.0 + i, 2.0)) for i in range(2)]
     judge = DialogueJudge(
