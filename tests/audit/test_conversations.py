@@ -106,8 +106,8 @@ def test_an_audit_has_the_section(tiny_lm: Path, folders: list[AuditedModel], da
     section = result.report.section("dialogue-quality")
     assert "rating, retain" in measurements(section)  # type: ignore[arg-type]
     assert "Dialogue quality" in (tmp_path / "audit" / "report.html").read_text()
-    read = UnlearningReport.read(tmp_path / "audit")
-    assert read.section("dialogue-quality") == section
+    read = UnlearningReport.read(tmp_path / "audit").section("dialogue-quality")  # its conversations are hidden
+    assert measurements(read) == measurements(section)  # type: ignore[arg-type]
     without = run_audit(*models, data, tmp_path / "audit", depth="quick", precision="32").report
     (reason,) = without.section("dialogue-quality").parts  # type: ignore[union-attr]
     assert "needs a judge" in reason.reason  # type: ignore[union-attr]

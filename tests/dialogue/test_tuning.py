@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from lightning_unlearn.dialogue.dialogue import Dialogue, Turn
@@ -226,5 +227,5 @@ def test_answers_fit_into_a_model_with_few_positions_and_no_chat_template(tiny_l
         LitCausalLM(model, tokenizer=tokenizer), prompt=JudgePrompt(SHORT), shots=0, tuning=JudgeTuning(target)
     )
     assert max(len(prompt.ids) for prompt in judge.prompts(rows)) > 180
-    trainer(max_steps=2).fit(judge, [rows])
+    trainer(max_steps=2).fit(judge, DataLoader(rows, batch_size=2, collate_fn=list))
     assert all(1 <= rating.score <= 3 for rating in judge.rate(rows))
