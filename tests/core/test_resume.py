@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_unlearn
 from lightning_unlearn import (
     DUCK,
+    SAM,
     SNIP,
     SOUL,
     SSD,
@@ -25,15 +26,19 @@ from lightning_unlearn import (
     BoundaryExpand,
     BoundaryShrink,
     CFk,
+    CurvatureRegularization,
     EUk,
     FisherForgetting,
     ForgetRetainDataModule,
     GradDiff,
     GradientMask,
+    GradientPenalty,
     InfluenceUnlearning,
     LanguageDataModule,
     LayerMask,
     MagnitudeMask,
+    QuantizationAware,
+    RandomizedSmoothing,
     RandomMask,
     Retrain,
     Rewind,
@@ -98,6 +103,10 @@ TABLE: dict[str, Case] = {
         for kind in (GradientMask, MagnitudeMask, RandomMask, SalUn, SNIP, WAGLE, Wanda)
     },
     "LayerMask": Case(lambda _: LayerMask(r"net\.3"), beside=graddiff),
+    **{
+        kind.__name__: Case(lambda _, kind=kind: kind(), beside=graddiff)
+        for kind in (SAM, CurvatureRegularization, GradientPenalty, QuantizationAware, RandomizedSmoothing)
+    },
 }
 EDITS = {
     "SSD": lambda: SSD(),
