@@ -144,15 +144,15 @@ def _setting(setting: Mapping[str, Any]) -> str:
 
 def _row(runs: Sequence[Outcome], record: Mapping[str, Any]) -> list[str]:
     kept = [run for run in runs if _counts(run)]
-    if len(kept) < len(runs):
-        missed = f"level not reached in {len(runs) - len(kept)} of {len(runs)} runs"
-        return [missed, *(_row(kept, record)[1:] if kept else [])]
+    missed = f"level not reached in {len(runs) - len(kept)} of {len(runs)} runs"
+    if not kept:
+        return [missed]
     curves = [run["relearning"]["forgotten"] for run in kept]
     recovered = _recovered(runs, record)
     has_sharpness = all("sharpness" in run for run in kept)
     updates = np.array([run["updates"] for run in kept])
     return [
-        f"{np.mean(updates):.0f}",
+        f"{np.mean(updates):.0f}" if len(kept) == len(runs) else missed,
         f"{np.mean([run['nll'] for run in kept]):.2f}",
         spread([100 * run["forgotten"] for run in kept]),
         *(f"{100 * np.mean([curve[i] for curve in curves]):.1f}" for i in _shown(record)),
@@ -173,6 +173,8 @@ def _recovered(runs: Sequence[Outcome], record: Mapping[str, Any]) -> list[float
     sides = (record["anchors"][name] for name in ("retrained", "original"))
     found = []
     for three in zip(runs, *sides, strict=True):
+        if not _counts(three[0]):
+            continue
         known = [[1 - share for share in run["relearning"]["forgotten"]] for run in three]
         found.append(recovery_area(three[0]["relearning"]["steps"], *known))
     return [share for share in found if share is not None]

@@ -267,3 +267,13 @@ def test_a_language_model_relearns_facts_that_it_is_not_taught(tiny_lm: Path, tm
         assert set(outcome["utility"]) == {"retain", "heldout", "general", "utility"}
         assert (outcome["reached"], outcome["updates"]) == (False, 3)
         assert outcome["passes"] >= 3
+
+
+def test_a_run_below_the_level_is_said_and_the_others_keep_their_own_anchors() -> None:
+    anchors = {"original": [run([0.0, 0.0])] * 2, "retrained": [run([1.0, 1.0]), run([0.5, 0.5])]}
+    runs = [{**run([1.0, 1.0]), "reached": False}, run([0.25, 0.25])]
+    entry = {"setting": {"lr": 0.1, "callbacks": [{}]}, "runs": runs}
+    text = table({"anchors": anchors, "objectives": {"NPO": {NONE: entry}}, "sweep": {}})
+    cells = [c.strip() for line in text.splitlines() if line.startswith("| NPO |") for c in line.strip("|").split("|")]
+    assert cells[2] == "level not reached in 1 of 2 runs"
+    assert "50" in cells  # half of what its own retrained model has not known is back
