@@ -1,4 +1,4 @@
-"""What an objective and the callback that smooths its forget term know of one another."""
+"""Interface between an objective and the callback that smooths its forget term."""
 
 from __future__ import annotations
 

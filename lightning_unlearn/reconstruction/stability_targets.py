@@ -1,4 +1,4 @@
-"""What the unrolled stability loss holds the denoiser to."""
+"""Targets of the unrolled stability loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well a judge's ratings agree with those of people."""
+"""Agreement of a judge's ratings with those of people."""
 
 from __future__ import annotations
 

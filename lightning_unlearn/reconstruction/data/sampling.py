@@ -1,4 +1,4 @@
-"""Which columns of k-space the rows of a data set are measured in."""
+"""Sampling masks of k-space columns for the rows of a data set."""
 
 from __future__ import annotations
 
