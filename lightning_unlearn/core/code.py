@@ -11,6 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from pkgutil import resolve_name as resolve_object
+from threading import Lock
 from typing import Any, NamedTuple
 
 __all__ = ["import_paths", "sources"]
@@ -18,6 +19,8 @@ __all__ = ["import_paths", "sources"]
 _PACKAGE = "lightning_unlearn"
 _Names = set[tuple[str, str]]
 """Modules, and a name in each: ``""`` or ``"*"`` stand for all of it."""
+_parsing = Lock()
+"""Python 3.11 keeps one recursion depth for all threads that build syntax trees, and fails when two build at once."""
 
 
 def import_paths(value: Any) -> Iterator[str]:
@@ -111,7 +114,9 @@ def _statements(module: str) -> list[_Statement]:
 def _parsed(module: str, path: Path, changed: int) -> list[_Statement]:
     package = module if path.stem == "__init__" else module.rpartition(".")[0]
     statements = []
-    for node in _Code().visit(ast.parse(path.read_bytes())).body:
+    with _parsing:
+        tree = ast.parse(path.read_bytes())
+    for node in _Code().visit(tree).body:
         parts = [type(node)(**{**vars(node), "names": [a]}) for a in node.names] if _is_import(node) else [node]
         for part in parts:
             uses = {name.id for name in ast.walk(part) if isinstance(name, ast.Name)}
