@@ -1,0 +1,1 @@
+"""Stopping of a run when enough is forgotten."""
