@@ -28,7 +28,7 @@ from lightning_unlearn.core.rows import RunRows, row_loader
 from lightning_unlearn.core.scores import PredictionScore, Score
 from lightning_unlearn.stopping.best import BestWeights
 from lightning_unlearn.stopping.outcome import StopOutcome
-from lightning_unlearn.stopping.target import Target, named_rows, no_target, runner_up_nll
+from lightning_unlearn.stopping.target import Target, level, named_rows, no_target, runner_up_nll
 
 __all__ = ["StopWhenForgotten"]
 
@@ -174,7 +174,8 @@ class StopWhenForgotten(ResumableCallback):
             else row_loader({"never_seen": self.never_seen}, "never_seen")
         )
         if loader is not None:
-            return Target(self._mean(trainer, module, self._rows_of(trainer, loader, "never-seen")), "of never-seen rows")
+            unseen = self._read(trainer, module, self._rows_of(trainer, loader, "never-seen"))
+            return Target(level(unseen), "of never-seen rows")
         score = self._read_score
         if not isinstance(score, PredictionScore):
             raise no_target(getattr(score, "__name__", repr(score)))
@@ -182,20 +183,18 @@ class StopWhenForgotten(ResumableCallback):
         def best_wrong(batch: Any) -> Tensor:
             return runner_up_nll(score.predictions(module, batch))
 
-        return Target(self._mean(trainer, module, self._rows["forget"], best_wrong), "of the likeliest wrong answers")
+        return Target(
+            level(self._read(trainer, module, self._rows["forget"], best_wrong)), "of likeliest wrong answers"
+        )
 
-    def _mean(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        rows: RunRows,
-        reads: Callable[[Any], Tensor] | None = None,
-    ) -> float:
-        """Mean over rows of what a function reads of a batch, by default of the NLL per supervised position."""
+    def _read(
+        self, trainer: Trainer, module: LightningModule, rows: RunRows, reads: Callable[[Any], Tensor] | None = None
+    ) -> Tensor:
+        """What a function reads of each row, by default its NLL per supervised position."""
         reads = reads or (lambda batch: self._per_position(module, batch))
         with undisturbed(module, drops_gradients=False), trainer.precision_plugin.forward_context():
             read = [reads(batch).float().cpu() for batch, _ in rows]
-        return torch.cat(rows.gather(read)).mean().item()
+        return torch.cat(rows.gather(read))
 
     def _per_position(self, module: LightningModule, batch: Any) -> Tensor:
         nll, length = likelihood(self._read_score, module, batch)
@@ -203,9 +202,10 @@ class StopWhenForgotten(ResumableCallback):
 
     def _measure(self, trainer: Trainer, module: LightningModule) -> None:
         """Add a point to the curve, and log it."""
-        means = {name: self._mean(trainer, module, rows) for name, rows in self._rows.items()}
-        self.curve.append({"step": trainer.global_step, **means})
-        named = {f"stop/{name}_nll": value for name, value in means.items()} | {"stop/target_nll": self._goal.nll}
+        read = {name: self._read(trainer, module, rows) for name, rows in self._rows.items()}
+        values = {name: level(nll) if name == "forget" else nll.mean().item() for name, nll in read.items()}
+        self.curve.append({"step": trainer.global_step, **values})
+        named = {f"stop/{name}_nll": value for name, value in values.items()} | {"stop/target_nll": self._goal.nll}
         for logger in trainer.loggers:
             logger.log_metrics(named, step=trainer.global_step)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in named.items()})
@@ -252,7 +252,13 @@ class StopWhenForgotten(ResumableCallback):
         self._best = BestWeights(self.device)
         point = self._point(self._best_step)
         self.outcome = StopOutcome(
-            self._reached, self._best_step, trainer.global_step, point["forget"], *self._goal, self._lost(point), self.margin
+            self._reached,
+            self._best_step,
+            trainer.global_step,
+            point["forget"],
+            *self._goal,
+            self._lost(point),
+            self.margin,
         )
         if self._reached:
             rank_zero_info(f"{_NAME}: {self.outcome}")

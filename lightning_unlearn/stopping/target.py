@@ -15,7 +15,7 @@ from lightning_unlearn.core.rows import RowLoader, row_loader
 from lightning_unlearn.core.scores import Predictions
 from lightning_unlearn.functional.likelihood import row_sum
 
-__all__ = ["Target", "named_rows", "no_target", "runner_up_nll"]
+__all__ = ["Target", "level", "named_rows", "no_target", "runner_up_nll"]
 
 
 class Target(NamedTuple):
@@ -28,6 +28,19 @@ class Target(NamedTuple):
 
     nll: float
     source: str
+
+
+def level(nll: Tensor) -> float:
+    """NLL of the mean probability of some rows, so that one that is known weighs more than one far out of reach.
+
+    Args:
+        nll: Negative log-likelihood per position of each row, shape ``(N,)``.
+
+    Example:
+        >>> level(torch.tensor([0.1, 60.0])), level(torch.tensor([5.0, 5.0]))  # their means are 30 and 5
+        (0.793..., 5.0)
+    """
+    return math.log(len(nll)) - (-nll.double()).logsumexp(0).item()
 
 
 def named_rows(trainer: Trainer, name: str) -> RowLoader | None:

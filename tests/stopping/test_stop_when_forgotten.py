@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_unlearn import (
+    NPO,
     ForgetRetainDataModule,
     GradDiff,
     GradientAscent,
     LanguageDataModule,
     Monitor,
-    NPO,
     StopWhenForgotten,
     TaskVector,
     classifier_nll,
@@ -58,11 +58,12 @@ SHARP: dict[str, Any] = {"max_epochs": 15, "gradient_clip_val": 1.0, "lr": 0.2}
 
 
 def nll(module: L.LightningModule, name: str) -> float:
-    """Mean over the rows of a set, by hand."""
+    """Of the rows of a set, by hand: the mean of those to keep, and that of the mean probability of the others."""
     found = rows_of(name)
     with torch.no_grad():
         logits = module(torch.stack([row["input"] for row in found]))
-    return nn.functional.cross_entropy(logits, torch.tensor([row["labels"] for row in found])).item()
+    each = nn.functional.cross_entropy(logits, torch.tensor([row["labels"] for row in found]), reduction="none")
+    return each.mean().item() if name == "retain" else -(-each).exp().mean().log().item()
 
 
 class Watched(Recorder):
@@ -256,7 +257,8 @@ def test_without_never_seen_rows_the_target_is_the_likeliest_wrong_answer_of_the
         likelihoods = start(torch.stack([row["input"] for row in found])).log_softmax(1)
     for row, label in zip(likelihoods, (row["labels"] for row in found), strict=True):
         row[label] = -torch.inf
-    assert stop.outcome.target == pytest.approx((-likelihoods.max(1).values).clamp(max=math.log(3)).mean().item())
+    wrong = (-likelihoods.max(1).values).clamp(max=math.log(3))
+    assert stop.outcome.target == pytest.approx(-(-wrong).exp().mean().log().item())
     assert "likeliest wrong answers" in str(stop.outcome)
 
 
@@ -308,6 +310,13 @@ def test_what_has_no_best_step_is_refused(beside: list[Any], message: str) -> No
 
 
 def test_arguments_are_checked() -> None:
-    for arguments in ({"target": 0}, {"margin": -1}, {"every_n_steps": 0}, {"limit": 0}, {"patience": -1}, {"min_delta": -1}):
+    for arguments in (
+        {"target": 0},
+        {"margin": -1},
+        {"every_n_steps": 0},
+        {"limit": 0},
+        {"patience": -1},
+        {"min_delta": -1},
+    ):
         with pytest.raises(ValueError, match=next(iter(arguments))):
             StopWhenForgotten(**arguments)  # type: ignore[arg-type]
