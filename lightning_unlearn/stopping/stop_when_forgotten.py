@@ -67,7 +67,7 @@ class StopWhenForgotten(ResumableCallback):
         """What the run has come to, once it has ended."""
         self._goal = Target(0.0, "")
         self._best, self._best_step = BestWeights(device), 0
-        self._reached = self._ended = False
+        self._ended = False
         self._rows: dict[str, RunRows] = {}
 
     # ---- Lightning hooks ---------------------------------------------------------------------------------------
@@ -88,16 +88,23 @@ class StopWhenForgotten(ResumableCallback):
     def begin(self, trainer: Trainer, module: LightningModule) -> None:
         """Measure the target, and the rows before the first update."""
         self._best, self._best_step, self.curve = BestWeights(self.device), 0, []
-        self._reached = self._ended = False
+        self._ended = False
         self._goal = self._measured_target(trainer, module)
         self._measure(trainer, module)
-        rank_zero_info(f"{_NAME}: the target is {self._goal.nll:.2f} nats, {self._goal.source}.")
+        start = self.curve[0]["forget"]
+        rank_zero_info(f"{_NAME}: the target is {self._goal.nll:.2f} nats, {self._goal.source}; now it is {start:.2f}.")
+        if start >= self._goal.nll:
+            rank_zero_warn(
+                f"{_NAME}: before the first update the forget rows are at {start:.2f} nats, and the target is "
+                f"{self._goal.nll:.2f} ({self._goal.source}): the model does not know them better than that. Check "
+                "that they are what it was trained on, or give a larger target."
+            )
 
     def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
         """Go on with the target, the curve and the best weights of the checkpoint."""
         self._goal = Target(*state["goal"])
         self.curve, self._best_step = list(state["curve"]), state["best_step"]
-        self._reached, self._ended = state["reached"], state["ended"]
+        self._ended = state["ended"]
         self._best = BestWeights(self.device)
         if state["best_weights"]:
             self._best.load_state_dict(state["best_weights"], module)
@@ -132,7 +139,6 @@ class StopWhenForgotten(ResumableCallback):
             "goal": tuple(self._goal),
             "curve": [dict(point) for point in self.curve],
             "best_step": self._best_step,
-            "reached": self._reached,
             "ended": self._ended,
             "best_weights": self._best.state_dict() if self._best else None,
         }
@@ -214,30 +220,33 @@ class StopWhenForgotten(ResumableCallback):
         return {name: point[name] - self.curve[0][name] for name in self._rows if name != "forget"}
 
     def _order(self, point: dict[str, Any]) -> tuple[float, float, float]:
-        """Smaller is better: what is lost beyond the margin, what lacks to the target, and the NLL of what is to stay."""
+        """Smaller is better: what is lost beyond the margin, what lacks to the target, the NLL of what is to stay."""
         lost = self._lost(point)
         excess = [0.0 if self.margin is None else value - self.margin for value in lost.values()]
         kept = [point[name] for name in lost]
         return max([0.0, *excess]), max(0.0, self._goal.nll - point["forget"]), sum(kept) / max(1, len(kept))
 
-    def _is_better(self, point: dict[str, Any], best: dict[str, Any]) -> bool:
-        (*aims, kept), (*least, lowest) = self._order(point), self._order(best)
-        return aims < least or (aims == least and kept < lowest - self.min_delta)
-
     def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
         if self.curve[-1]["step"] >= trainer.global_step:
             return  # within an accumulation window, or measured before the checkpoint
         self._measure(trainer, module)
-        point = self.curve[-1]
-        if not self._best_step or self._is_better(point, self._point(self._best_step)):
+        if not self._best_step or self._order(self.curve[-1]) < self._order(self._point(self._best_step)):
             self._best.take(module)
             self._best_step = trainer.global_step
-        *aims, _ = self._order(self._point(self._best_step))
-        self._reached = aims == [0.0, 0.0]
-        since = sum(later["step"] > self._best_step for later in self.curve)
-        self._ended = self._reached and since >= (self.patience if len(self._rows) > 1 else 0)
+        self._ended = self._is_settled() or self._is_spoiled()
         if self._ended:
             trainer.should_stop = True
+
+    def _is_settled(self) -> bool:
+        """Whether the rows stayed at the target for some evaluations that made little better of what is to stay."""
+        count = self.patience + 1 if len(self._rows) > 1 else 1
+        beyond, lacks, kept = zip(*map(self._order, self.curve[1:][-count:]), strict=True)
+        return len(kept) == count and not any([*beyond, *lacks]) and kept[0] - min(kept) <= self.min_delta
+
+    def _is_spoiled(self) -> bool:
+        """Whether more than the margin has been lost at some evaluations in a row."""
+        last = self.curve[1:][-max(1, self.patience) :]
+        return len(last) >= self.patience and all(self._order(point)[0] > 0 for point in last)
 
     def _point(self, step: int) -> dict[str, Any]:
         return next(point for point in self.curve if point["step"] == step)
@@ -251,8 +260,9 @@ class StopWhenForgotten(ResumableCallback):
             self._best.give_back(module)
         self._best = BestWeights(self.device)
         point = self._point(self._best_step)
+        beyond, lacks, _ = self._order(point)
         self.outcome = StopOutcome(
-            self._reached,
+            beyond == lacks == 0,
             self._best_step,
             trainer.global_step,
             point["forget"],
@@ -260,7 +270,7 @@ class StopWhenForgotten(ResumableCallback):
             self._lost(point),
             self.margin,
         )
-        if self._reached:
+        if self.outcome.reached:
             rank_zero_info(f"{_NAME}: {self.outcome}")
         else:
             rank_zero_warn(f"{_NAME}: {self.outcome}")

@@ -53,17 +53,17 @@ def named_rows(trainer: Trainer, name: str) -> RowLoader | None:
 
 
 def runner_up_nll(predictions: Predictions) -> Tensor:
-    """NLL of the best wrong answer of each row, shape ``(B,)``: at each position of the likeliest class but the label.
+    r"""NLL of the best wrong answer of each row, shape ``(B,)``: at each position of the likeliest class but the label.
 
-    It is at most $\\log K$, that of a guess among all classes, and a mean over the positions of a row.
+    It is at most $\log K$, that of a guess among all classes, and a mean over the positions of a row.
 
     Args:
         predictions: Logits ``(N, K)`` and labels.
 
     Example:
-        >>> logits = torch.tensor([[2.0, 1.0, 0.0], [9.0, 0.0, 0.0]]).log_softmax(1)
+        >>> logits = torch.tensor([[1.0, 1.0, 0.0], [9.0, 0.0, 0.0]])
         >>> runner_up_nll(Predictions(logits, torch.tensor([0, 0]), torch.tensor([0, 1]), 2))
-        tensor([1.4076, 1.0986])
+        tensor([0.8620, 1.0986])
     """
     logits = predictions.logits.float()
     values, classes = logits.topk(2, dim=1)
@@ -76,8 +76,8 @@ def runner_up_nll(predictions: Predictions) -> Tensor:
 def no_target(score: str) -> MisconfigurationException:
     """The error of a run that has nothing to take the target from."""
     return MisconfigurationException(
-        f"StopWhenForgotten needs the likelihood of rows that the model never saw, but the run has none, and "
-        f"score={score} gives no logits that would tell which wrong answer is the likeliest. Give the data module a set "
-        "named 'never_seen' (heldout={'never_seen': ...}) or pass never_seen=DataLoader(...), rows of the same kind that "
-        "the model was not trained on; or give the number itself, in nats: StopWhenForgotten(target=3.0)."
+        "StopWhenForgotten needs the likelihood of rows that the model never saw, but the run has none, and "
+        f"score={score} gives no logits that would tell which wrong answer is the likeliest. Give the data module a "
+        "set named 'never_seen' (heldout={'never_seen': ...}) or pass never_seen=DataLoader(...), rows of the same "
+        "kind that the model was not trained on; or give the number, in nats: StopWhenForgotten(target=3.0)."
     )
