@@ -336,6 +336,8 @@ class LanguageDataModule(ForgetRetainDataModule):
 
     def _questions(self, name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         questions = []
+        if name == "retain" and self.own_answers:
+            return []  # long answers of the model, which no short one marks as right or wrong
         for number, row in enumerate(rows):
             if not self._has_question(row):
                 continue

@@ -13,8 +13,8 @@ from lightning_unlearn.language.data.columns import Columns
 __all__ = ["Names"]
 
 _MAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
-_WORD = re.compile(r"\w+(?:[-'’]\w+)*")  # noqa: RUF001
-_POSSESSIVE = re.compile(r"['’]s$")  # noqa: RUF001
+_WORD = re.compile(r"\w+(?:[-'’]\w+)*")
+_POSSESSIVE = re.compile(r"['’]s$")
 _LONGEST = 8  # words; a longer target is a sentence
 _DIGITS = 5  # years and amounts have fewer
 
@@ -23,9 +23,9 @@ class Names:
     """Names in the rows to forget, and whether a text has one of them.
 
     Names are what the columns ``entity``, ``target`` and ``accept`` hold, and in questions, answers and texts every
-    word with a capital letter, every run of such words, every e-mail address, and every number of five digits or more. A
-    word that also occurs in small letters in ordinary text is none, unless it is in a run or in ``entity``. In scripts
-    without capital letters, only the columns give names.
+    word with a capital letter, every run of such words, every e-mail address, and every number of five digits or more.
+    A word that also occurs in small letters in ordinary text is none, unless it is in a run or in ``entity``. In
+    scripts without capital letters, only the columns give names.
 
     Args:
         rows: The rows to forget.

@@ -59,9 +59,9 @@ class OwnAnswers:
 
     Given as ``retain`` to [`LanguageDataModule`][lightning_unlearn.LanguageDataModule], for which ``"auto"`` is short,
     it has the model of the run answer, before training, the neutral questions that come with the library, those of the
-    user, or both. Trained on, these rows hold the model to what it says already, as rehearsal on a network's own outputs
-    does (pseudo-rehearsal; self-synthesized rehearsal in language models). A row whose question or answer has a name
-    that also occurs in the rows to forget is left out, see `Names`.
+    user, or both. Trained on, these rows hold the model to what it says already: rehearsal on a network's own outputs,
+    known as pseudo-rehearsal, and as self-synthesized rehearsal for language models. A row whose question or answer has
+    a name that also occurs in the rows to forget is left out.
 
     The answers protect what the questions touch: not what is close to the rows to forget, such as other facts of the
     same form, and the model's mistakes as well as the rest.
