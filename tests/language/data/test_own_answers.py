@@ -23,7 +23,17 @@ ASKED = [{"question": text} for text in ("Where is the tap?", "Why?", "Name a tr
 
 @pytest.fixture
 def module(tiny_lm: Path) -> LitCausalLM:
-    return LitCausalLM(str(tiny_lm))
+    return writing(tiny_lm)
+
+
+def writing(folder: Path, **options: Any) -> LitCausalLM:
+    """The tiny model with louder weights, so that its answers are not empty."""
+    module = LitCausalLM(str(folder), **options)
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=noise), alpha=0.3)
+    return module
 
 
 def source(folder: Path, questions: Any = ASKED, **options: Any) -> OwnAnswers:
@@ -32,7 +42,7 @@ def source(folder: Path, questions: Any = ASKED, **options: Any) -> OwnAnswers:
 
 def fitted(module: LitCausalLM, forget: Rows, retain: Any, **options: Any) -> LanguageDataModule:
     data = LanguageDataModule(forget, retain, batch_size=2)
-    trainer([SimNPO()], **{"max_steps": 2, **options}).fit(module, data)
+    trainer(SimNPO(), **{"max_steps": 2, **options}).fit(module, data)
     return data
 
 
@@ -181,10 +191,10 @@ def test_rows_that_name_what_is_to_be_forgotten_are_left_out(
 
 
 def test_a_module_without_a_language_model_is_refused(tmp_path: Path) -> None:
-    from tests.user_module import UserModule
+    from tests.user_module import LitNet
 
-    with pytest.raises(ValueError, match=r"UserModule.model is no language model"):
-        source(tmp_path).answers(UserModule())
+    with pytest.raises(ValueError, match=r"LitNet.model is no language model"):
+        source(tmp_path).answers(LitNet())
 
 
 # ---- in a run --------------------------------------------------------------------------------------------------------
@@ -206,20 +216,20 @@ def test_auto_asks_the_model_before_its_weights_move(
 
 
 def test_a_resumed_run_ends_like_one_in_a_piece(tiny_lm: Path, tmp_path: Path, forget_rows: Rows) -> None:
-    whole, part, resumed = (LitCausalLM(str(tiny_lm), lr=1e-3) for _ in range(3))
+    whole, part, resumed = (writing(tiny_lm, lr=1e-3) for _ in range(3))
     fitted(whole, forget_rows, source(tmp_path), max_steps=4)
-    run = trainer([SimNPO()], max_steps=2)
+    run = trainer(SimNPO(), max_steps=2)
     run.fit(part, LanguageDataModule(forget_rows, source(tmp_path), batch_size=2))
     run.save_checkpoint(tmp_path / "part.ckpt")
     shutil.rmtree(next(tmp_path.glob("[0-9a-f]*")))  # the same answers are written again
     again = LanguageDataModule(forget_rows, source(tmp_path), batch_size=2)
-    trainer([SimNPO()], max_steps=4).fit(resumed, again, ckpt_path=tmp_path / "part.ckpt", weights_only=True)
+    trainer(SimNPO(), max_steps=4).fit(resumed, again, ckpt_path=tmp_path / "part.ckpt", weights_only=True)
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
     other = LanguageDataModule(forget_rows, source(tmp_path, ASKED[:2]), batch_size=2)
     with pytest.warns(match="goes on with other rows to retain"):
-        trainer([SimNPO()], max_steps=4).fit(
-            LitCausalLM(str(tiny_lm)), other, ckpt_path=tmp_path / "part.ckpt", weights_only=True
+        trainer(SimNPO(), max_steps=4).fit(
+            writing(tiny_lm), other, ckpt_path=tmp_path / "part.ckpt", weights_only=True
         )
 
 
@@ -228,7 +238,7 @@ def test_other_stages_leave_the_rows_out_and_a_lone_data_module_says_what_to_do(
 ) -> None:
     data = LanguageDataModule(forget_rows, source(tmp_path))
     with pytest.warns(match="own answers, so validate leaves them out"):
-        trainer([]).validate(module, data, verbose=False)
+        trainer().validate(module, data, verbose=False)
     assert list(data.sets) == ["forget"] and not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="has no Trainer"):
         LanguageDataModule(forget_rows, "auto", prompt=PromptFormat(module.tokenizer)).setup("fit")
