@@ -71,7 +71,7 @@ def run_request(door: Door, fit: Fit) -> RequestResult | None:
         ImportError: If a package is missing.
     """
     options, folder = door.options, RequestFolder(door.options.output_dir)
-    if rank_zero_only.rank > 0:  # started by the Trainer of the first process, for the run alone
+    if rank_zero_only.rank > 0:  # type: ignore[attr-defined]  # started by the Trainer of the first process, for the run alone
         _fit(folder, fit)
         return None
     _check(options)
