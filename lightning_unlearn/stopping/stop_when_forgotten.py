@@ -169,9 +169,7 @@ class StopWhenForgotten(ResumableCallback):
             else row_loader({"never_seen": self.never_seen}, "never_seen")
         )
         if loader is not None:
-            return Target(
-                self._mean(trainer, module, self._rows_of(trainer, loader, "never-seen")), "of never-seen rows"
-            )
+            return Target(self._mean(trainer, module, self._rows_of(trainer, loader, "never-seen")), "of never-seen rows")
         forget = self._rows["forget"]
         if (swapped := swapped_rows(forget.loader, self.limit)) is not None:
             rows = self._rows_of(trainer, swapped, "swapped")
@@ -236,13 +234,7 @@ class StopWhenForgotten(ResumableCallback):
         self._best = BestWeights(self.device)
         point = self._point(self._best_step)
         self.outcome = StopOutcome(
-            self._reached,
-            self._best_step,
-            trainer.global_step,
-            point["forget"],
-            *self._goal,
-            self._lost(point),
-            self.margin,
+            self._reached, self._best_step, trainer.global_step, point["forget"], *self._goal, self._lost(point), self.margin
         )
         if self._reached:
             rank_zero_info(f"{_NAME}: {self.outcome}")
