@@ -31,6 +31,8 @@ commands:
                compare the methods on small classifiers with retraining
   bench-smoothing
                let relearning and rounding bring back what smoothed objectives have forgotten
+  bench-stopping
+               compare runs that end when enough is forgotten with a number of steps set by hand
   bench-erasure
                erase styles and objects from a miniature diffusion model, and attack what is left
   bench-reconstruction
@@ -63,6 +65,7 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "bench-language": "lightning_unlearn.benchmarks.published:bench_language",
     "bench-classification": "lightning_unlearn.benchmarks.classification:bench_classification",
     "bench-smoothing": "lightning_unlearn.benchmarks.smoothing:bench_smoothing",
+    "bench-stopping": "lightning_unlearn.benchmarks.stopping:bench_stopping",
     "bench-erasure": "lightning_unlearn.benchmarks.erasure:bench_erasure",
     "bench-reconstruction": "lightning_unlearn.benchmarks.reconstruction:bench_reconstruction",
     "bench-dialogue": "lightning_unlearn.benchmarks.dialogue:bench_dialogue",
