@@ -25,6 +25,7 @@ commands:
                let a small diffusion model forget a style, attack it, and write a report
   demo-mri     train two networks that reconstruct MRI scans, attack both, and write a report
   bench-facts  compare objectives, masks and optimizers on the demo's facts
+  bench-retain compare given rows to retain with the starting model's own answers
   bench-language
                compare methods on TOFU, MUSE, WMDP, copyright or detox: --benchmark TOFUBenchmark --benchmark.path ...
   bench-classification
@@ -62,6 +63,7 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "demo-diffusion": "lightning_unlearn.demos.diffusion:demo_diffusion",
     "demo-mri": "lightning_unlearn.demos.mri:demo_mri",
     "bench-facts": "lightning_unlearn.benchmarks.facts:bench_facts",
+    "bench-retain": "lightning_unlearn.benchmarks.retain:bench_retain",
     "bench-language": "lightning_unlearn.benchmarks.published:bench_language",
     "bench-classification": "lightning_unlearn.benchmarks.classification:bench_classification",
     "bench-smoothing": "lightning_unlearn.benchmarks.smoothing:bench_smoothing",
