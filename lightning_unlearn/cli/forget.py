@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pkgutil import resolve_name
 
+from lightning_unlearn.cli.configs import find_config
 from lightning_unlearn.cli.fit import command_line, package_for
 from lightning_unlearn.forget.door import RequestOptions
 from lightning_unlearn.forget.methods import instantiated
@@ -53,6 +54,8 @@ def forget(args: Sequence[str]) -> RequestResult | None:
     parser.add_class_arguments(kind, as_group=False, skip={"options"})
     parser.add_class_arguments(RequestOptions, as_group=False)
     values = instantiated(parser, parser.parse_args(list(args)))
+    if named == ["--model"] and values["method"] != "auto":
+        values["method"] = find_config(values["method"])
     common = {field.name: values.pop(field.name) for field in fields(RequestOptions)}
     return run_request(kind(**values, options=RequestOptions(**common)), fit)
 

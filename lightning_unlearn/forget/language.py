@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -19,20 +20,25 @@ from lightning_unlearn.audit.models import AuditedModel
 from lightning_unlearn.audit.protocol import control_of, run_audit
 from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.checks import above, one_of
+from lightning_unlearn.core.files import write_text
 from lightning_unlearn.forget.door import Findings, Plan, RequestOptions
 from lightning_unlearn.forget.methods import make_method, read_method
 from lightning_unlearn.forget.tables import AUTO, absolute, check_columns, columns_of, find_tables, read_tables
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.data.columns import Columns
 from lightning_unlearn.language.data.language import LanguageDataModule
+from lightning_unlearn.language.data.own_answers import OwnAnswers
 from lightning_unlearn.language.limits import check_rows
 from lightning_unlearn.language.prompt_format import PromptFormat
+from lightning_unlearn.report.model import JSON
 
 __all__ = ["LanguageRequest"]
 
 _EPOCHS, _FEWEST = 10, 40  # passes over the forget rows, and steps where these are few
 _BATCH, _RETAIN_BATCH = 4, 6
 _WATCHED = 64  # rows of each set that say when to stop, at most
+_AUDITED, _OWN_AUDITED = 400, 96  # rows of each set beside those to forget; answers of the model are long
+_OWN = "retain.jsonl"
 _SIMNPO = {"class_path": "lightning_unlearn.SimNPO", "init_args": {"beta": 2.5}}
 
 
@@ -45,6 +51,7 @@ class LanguageRequest:
             such tables named forget, retain, never_seen, heldout, general, paraphrases and neutral.
         retain: Rows to keep, in the same forms; "auto", the default without such rows, lets the model write its own
             answers to neutral questions, and keeps these.
+        questions: Questions of yours that it answers too, for "auto".
         never_seen: Rows like those to forget that the model has never seen. They say when enough is forgotten, and are
             the control of the audit.
         heldout: Rows that are measured and never trained on.
@@ -68,6 +75,7 @@ class LanguageRequest:
         model: str,
         forget: str,
         retain: str | None = None,
+        questions: str | None = None,
         never_seen: str | None = None,
         heldout: str | None = None,
         method: str = "auto",
@@ -82,6 +90,9 @@ class LanguageRequest:
         self.options = options or RequestOptions()
         self.model, self.retrained = absolute(model), retrained and absolute(retrained)
         self.sources, self.audit_sources = find_tables(forget, retain, never_seen, heldout)
+        if questions is not None and self.sources["retain"] != AUTO:
+            raise ValueError("questions are for the model to answer where there are no rows to keep: leave out retain.")
+        self.questions = questions and absolute(questions)
         self.columns = columns_of(columns, template)
         self.method, self.lr, self.lora = method, above("lr", lr, 0), lora
         self.depth = one_of("depth", depth, Depth)
@@ -97,8 +108,11 @@ class LanguageRequest:
         assert self._objective
         module = LitCausalLM(self.model, lr=self.lr, lora=self.lora)
         prompt = replace(module.prompt or PromptFormat(), tokenizer=module.tokenizer)
-        data = LanguageDataModule(**self._data_arguments(), prompt=prompt, columns=self.columns)
+        known = {name: source for name, source in self.sources.items() if source != AUTO}
+        data = LanguageDataModule(**_data_arguments(known), prompt=prompt, columns=self.columns)
         data.setup("fit")
+        if self._auto:
+            OwnAnswers(self.questions).asked()
         check_rows(module.model, module.tokenizer, data)
         kept = data.prompt.state_dict()
         self._facts = {
@@ -117,12 +131,12 @@ class LanguageRequest:
     def plan(self) -> Plan:
         """What will be done, and what it costs."""
         tables, parameters = self._tables, self._facts["parameters"]
-        never_seen, auto = "never_seen" in tables, self.sources["retain"] == AUTO
+        never_seen = "never_seen" in tables
         lines = {
             "model": f"{self.model} ({parameters / 1e6:,.0f} million parameters)",
             "to forget": f"{len(tables['forget'])} rows of {self.sources['forget']}",
             "to keep": "the model's own answers to neutral questions"
-            if auto
+            if self._auto
             else f"{len(tables['retain'])} rows of {self.sources['retain']}",
             "method": f"{self._name}, lr {self.lr:g}{', LoRA' if self.lora else ''}",
             "stops when": "the forget rows are as unlikely as "
@@ -131,7 +145,7 @@ class LanguageRequest:
             "cost": self._cost(),
             "evidence": f"audit of the models before and after, depth {self.depth}",
         }
-        return Plan(lines, self._notes(never_seen, auto))
+        return Plan(lines, self._notes(never_seen))
 
     def entries(self, secret: bytes) -> dict[str, Any]:
         """What the record says of the request."""
@@ -145,6 +159,7 @@ class LanguageRequest:
                 if name != "forget"
             },
             "method": {"name": self._name, "callbacks": self._callbacks, "lr": self.lr, "lora": self.lora},
+            "own answers": {"questions": self.questions} if self._auto else None,
             "settings": {"seed": self.options.seed, "steps": self.steps, "precision": self.options.precision},
             "columns": asdict(self.columns),
             "depth": self.depth,
@@ -158,8 +173,12 @@ class LanguageRequest:
     def config(self, folder: Path) -> dict[str, Any]:
         """The run as a configuration of LightningCLI."""
         model = {"model": self.model, "lr": self.lr} | ({"lora": self.lora} if self.lora else {})
-        arguments = self._data_arguments()
-        arguments["columns"] = asdict(self.columns)
+        if self._auto:
+            self._write_own_answers(folder)
+        arguments = {**_data_arguments(self._run_sources(folder)), "seed": self.options.seed}
+        default = asdict(Columns())
+        if named := {name: value for name, value in asdict(self.columns).items() if value != default[name]}:
+            arguments["columns"] = named
         if self._facts["prompt"] is not None:  # the day is a part of what the model reads
             arguments["prompt"] = self._facts["prompt"]
         return {
@@ -186,7 +205,7 @@ class LanguageRequest:
         result = run_audit(
             self.model,
             str(model),
-            self._audit_data(),
+            self._audit_data(model.parent),
             work / "audit",
             self.retrained,
             depth=self.depth,
@@ -194,9 +213,27 @@ class LanguageRequest:
             device="cpu" if not self._on_gpu else None,
             show_text=self.options.show_text,
         )
-        subject = {**result.report.subject, "method": self._name, "training steps at most": self.steps}
-        title = f"{Path(self.model).name}: {len(self._tables['forget'])} rows to forget"
-        return Findings(replace(result.report, title=title, subject=subject), verdict_entry(result.verdict))
+        outcome = json.loads((work / "outcome.json").read_text(encoding="utf-8")).get("StopWhenForgotten")
+        run: dict[str, JSON] = {
+            "method": self._name,
+            "learning rate": self.lr,
+            "steps at most": self.steps,
+            "seed": self.options.seed,
+        }
+        subject = {
+            **result.report.subject,
+            "method": self._name,
+            "rows to keep": "own answers" if self._auto else "given",
+        }
+        if outcome is not None:
+            subject["run"] = outcome["text"]
+        report = replace(
+            result.report,
+            title=f"{Path(self.model).name}: {len(self._tables['forget'])} rows to forget",
+            subject=subject,
+            provenance={**result.report.provenance, "run": run},
+        )
+        return Findings(report, {**verdict_entry(result.verdict), "run": outcome})
 
     # ---- parts ---------------------------------------------------------------------------------------------------
 
@@ -244,20 +281,32 @@ class LanguageRequest:
         arguments = {"keep": ["retain", *heldout], "every_n_steps": every, "limit": _WATCHED}
         return [{"class_path": "lightning_unlearn.StopWhenForgotten", "init_args": arguments}]
 
-    def _data_arguments(self) -> dict[str, Any]:
-        heldout = {name: source for name, source in self.sources.items() if name not in ("forget", "retain")}
-        return {
-            "forget": self.sources["forget"],
-            "retain": self.sources["retain"],
-            "heldout": heldout or None,
-            "batch_size": _BATCH,
-            "retain_batch_size": _RETAIN_BATCH,
-            "seed": self.options.seed,
-        }
+    @property
+    def _auto(self) -> bool:
+        return self.sources["retain"] == AUTO
 
-    def _audit_data(self) -> AuditData:
+    def _run_sources(self, folder: Path) -> dict[str, str]:
+        """The sources of the run: those of the request, and the rows that the model has written."""
+        return {**self.sources, **({"retain": str(folder / _OWN)} if self._auto else {})}
+
+    def _write_own_answers(self, folder: Path) -> None:
+        """Let the model write the rows to keep. They stay with the request, so that its run can be repeated."""
+        module = LitCausalLM(self.model)
+        module.to("cuda" if self._on_gpu else "cpu")
+        prompt = replace(module.prompt or PromptFormat(), tokenizer=module.tokenizer, **(self._facts["prompt"] or {}))
+        found = OwnAnswers(self.questions).answers(module, self.sources["forget"], self.columns, prompt)
+        write_text(folder / _OWN, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows))
+
+    def _audit_data(self, folder: Path | None = None) -> AuditData:
+        """The rows of the audit; before the model has written its own ones, neutral questions stand for them."""
         tables = {**self._tables, **read_tables(self.audit_sources)}
-        return audit_data(tables, self.columns, self.sources["forget"], seed=self.options.seed)
+        if self._auto and folder is not None:
+            tables |= read_tables({"retain": str(folder / _OWN)})
+        elif self._auto:
+            asked = OwnAnswers(self.questions).asked()
+            tables["retain"] = [{self.columns.question: text, self.columns.answer: text} for text in asked]
+        limit = _OWN_AUDITED if self._auto else _AUDITED
+        return audit_data(tables, self.columns, self.sources["forget"], limit, self.options.seed)
 
     def _cost(self) -> str:
         rows, parameters = _BATCH + _RETAIN_BATCH, self._facts["parameters"]
@@ -271,14 +320,14 @@ class LanguageRequest:
         checking = 2 * seconds_of(cost_of(audit, rows_read), audit.rows, timed)
         return f"{cost}; about {_minutes(training)} to train and {_minutes(checking)} to audit on this CPU"
 
-    def _notes(self, never_seen: bool, auto: bool) -> list[str]:
+    def _notes(self, never_seen: bool) -> list[str]:
         few, notes = len(self._tables["forget"]), []
         if not never_seen:
             notes.append(
                 "There are no rows that the model has never seen (--never_seen), so the audit has no control: it says "
                 "less, and can't say that the rows are as if never learned."
             )
-        if auto:
+        if self._auto:
             notes.append(
                 "There are no rows to keep (--retain). The model keeps its own answers to neutral questions, which is "
                 "less than rows of the same subject do."
@@ -295,6 +344,13 @@ class LanguageRequest:
                 "(column paraphrased_question) can make up."
             )
         return notes
+
+
+def _data_arguments(sources: dict[str, str]) -> dict[str, Any]:
+    heldout = {name: source for name, source in sources.items() if name not in ("forget", "retain")}
+    roles = {name: source for name, source in sources.items() if name in ("forget", "retain")}
+    batches = {"batch_size": _BATCH, "retain_batch_size": _RETAIN_BATCH}
+    return {**roles, **({"heldout": heldout} if heldout else {}), **batches}
 
 
 def _minutes(seconds: float) -> str:
