@@ -36,7 +36,58 @@ _NAME = "StopWhenForgotten"
 
 
 class StopWhenForgotten(ResumableCallback):
-    """Ends a run when the model finds the forget rows as unlikely as rows that it never saw."""
+    r"""Ends a run when the model finds the forget rows as unlikely as rows that it never saw.
+
+    It stands beside any objective that makes steps, with any score. Every ``every_n_steps`` updates it reads the forget
+    rows and the rows to keep, in evaluation mode and without a trace in the training. The level of the forget rows is
+    the negative log-likelihood of their mean probability per supervised position,
+
+    $$L = -\log \frac{1}{n} \sum_{i=1}^{n} \exp\!\left(-\frac{\ell_i}{|y_i|}\right),$$
+
+    so that one row that is still known weighs more than another that is far out of reach. The target is the same number
+    of rows that the model never saw, read once, off the model before the first update. Where there are no such rows, it
+    is that of the likeliest wrong answer to each forget row: the model then prefers the right one no more than it
+    preferred the best wrong one, or a guess among all classes.
+
+    The run ends once, over ``patience`` evaluations in a row, the forget rows have stayed at the target, what is to
+    stay has lost no more than ``margin`` and gets better by no more than ``min_delta``: objectives overshoot, and their
+    retain term mends later what they break. The module then has the weights of its best step, bit for bit: of the steps
+    at the target and within the margin the one at which what is to stay is best; if there is none, of those within the
+    margin the one nearest to the target. It says ``Reached`` or ``Not reached``, in ``outcome`` and in the log. Numbers
+    are logged as ``stop/<set>_nll``, beside ``stop/target_nll``.
+
+    Where ``min_steps`` or ``min_epochs`` make the run go on, it still ends with these weights. They take the memory of
+    the weights that train, and are in the checkpoints *during* the run, to be resumed from; when ``fit`` has ended, no
+    checkpoint has them.
+
+    Args:
+        target: Level that the forget rows are to reach, in nats; by default it is measured.
+        never_seen: Rows that the model never saw, of the kind of the forget rows: a named set of the data module, or a
+            loader. Answers of other kinds, such as invented names, have other likelihoods for any model.
+        keep: The rows that are to stay: ``"retain"``, or named sets of the data module.
+        margin: The most that the mean NLL per position of each of these may rise above its start, in nats; ``None``
+            watches the forget rows alone, and ends with the first step at the target.
+        every_n_steps: Updates between two evaluations. One reads the rows once, without gradients.
+        limit: At most so many rows of each set are read, drawn once.
+        patience: Evaluations in a row that end a run; 0 ends it with the first step at the target.
+        min_delta: By how much what is to stay must get better, in nats, to go on.
+        score: Reads likelihoods off the module; by default that of the objective.
+        device: Where the best weights are kept, such as ``"cpu"``; by default beside the weights.
+        keep_reference: Whether checkpoints keep the best weights after the end of the run, so that it can be resumed
+            with more epochs.
+
+    Raises:
+        ValueError: If a number is out of range.
+        MisconfigurationException: If the run has no objective, no rows of a set that is named, or nothing to measure a
+            target on; beside a callback that averages weights; or with an objective whose weights in the midst of a run
+            are not a model.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_unlearn import SimNPO
+        >>> stop = StopWhenForgotten(margin=0.1, every_n_steps=2)
+        >>> trainer = Trainer(callbacks=[SimNPO(), stop], max_epochs=10, logger=False, accelerator="cpu")
+    """
 
     private: tuple[str, ...] = ("best_weights",)
 
@@ -233,7 +284,7 @@ class StopWhenForgotten(ResumableCallback):
         if not self._best_step or self._order(self.curve[-1]) < self._order(self._point(self._best_step)):
             self._best.take(module)
             self._best_step = trainer.global_step
-        self._ended = self._is_settled() or self._is_spoiled()
+        self._ended = self._is_settled()
         if self._ended:
             trainer.should_stop = True
 
@@ -242,11 +293,6 @@ class StopWhenForgotten(ResumableCallback):
         count = self.patience + 1 if len(self._rows) > 1 else 1
         beyond, lacks, kept = zip(*map(self._order, self.curve[1:][-count:]), strict=True)
         return len(kept) == count and not any([*beyond, *lacks]) and kept[0] - min(kept) <= self.min_delta
-
-    def _is_spoiled(self) -> bool:
-        """Whether more than the margin has been lost at some evaluations in a row."""
-        last = self.curve[1:][-max(1, self.patience) :]
-        return len(last) >= self.patience and all(self._order(point)[0] > 0 for point in last)
 
     def _point(self, step: int) -> dict[str, Any]:
         return next(point for point in self.curve if point["step"] == step)

@@ -318,9 +318,7 @@ def stopped(run: Trainer, path: Path) -> dict[str, Any]:
 
 
 # Not reached: the run ends with the weights of a step in its midst.
-STOPPED = language(
-    lambda _: [lu.GradDiff(), lu.StopWhenForgotten(target=50.0, margin=0.02, patience=99)], epochs=12, record=stopped
-)
+STOPPED = language(lambda _: [lu.GradDiff(), lu.StopWhenForgotten(target=50.0, margin=0.02)], epochs=12, record=stopped)
 EDIT = language(lambda _: [lu.InfluenceUnlearning(damping=10.0, samples=3)], layouts=("ddp",), resumes=False)
 
 

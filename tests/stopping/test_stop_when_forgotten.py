@@ -127,18 +127,6 @@ def test_once_there_a_run_goes_on_while_what_is_to_stay_gets_better() -> None:
     assert same(module, watched.states[best])
 
 
-def test_a_run_that_has_lost_more_than_the_margin_for_long_ends_too() -> None:
-    stop = StopWhenForgotten(target=50.0, margin=0.0, patience=3)
-    run, module, watched = fit(stop, **{**SHARP, "max_epochs": 40})
-    lost = [point["retain"] > stop.curve[0]["retain"] for point in stop.curve]
-    assert lost[-3:] == [True] * 3
-    assert not any(all(lost[step : step + 3]) for step in range(len(lost) - 3))
-    assert run.global_step < 80
-    assert stop.outcome.step < run.global_step
-    assert not stop.outcome.reached
-    assert same(module, watched.states[stop.outcome.step])
-
-
 def test_rows_that_are_not_known_at_the_start_are_told_of() -> None:
     with pytest.warns(UserWarning, match="does not know them better"):
         fit(StopWhenForgotten(target=0.5), max_epochs=1)
@@ -146,7 +134,7 @@ def test_rows_that_are_not_known_at_the_start_are_told_of() -> None:
 
 def test_a_run_that_does_not_get_there_says_so_and_has_the_weights_of_its_best_step() -> None:
     start = nll(seeded(DictNet).eval(), "retain")
-    stop = StopWhenForgotten(target=50.0, margin=0.0, patience=9)
+    stop = StopWhenForgotten(target=50.0, margin=0.0)
     with pytest.warns(UserWarning, match="Not reached: after step"):
         run, module, watched = fit(stop, **SHARP)
     kept = [step for step, found in watched.nll.items() if found["retain"] <= start]
@@ -166,7 +154,7 @@ def test_a_monitor_before_it_measures_the_weights_that_the_run_ends_with() -> No
         def show(self, logger: Any, step: int) -> None:
             pass
 
-    stop, monitor = StopWhenForgotten(target=50.0, margin=0.0, patience=9), Nll()
+    stop, monitor = StopWhenForgotten(target=50.0, margin=0.0), Nll()
     fit(stop, monitor, **SHARP)
     assert stop.outcome.step < stop.outcome.steps
     assert monitor.history[-1].metrics["forget_nll"] == pytest.approx(stop.outcome.forget_nll, abs=1e-6)
@@ -220,7 +208,7 @@ def test_a_score_of_the_users_training_step_logs_nothing_of_the_evaluation() -> 
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_a_resumed_run_ends_in_the_same_bits(accumulated: int, tmp_path: Path) -> None:
     def run(*beside: Any, **options: Any) -> Any:
-        stop = StopWhenForgotten(target=50.0, margin=0.0, every_n_steps=2, patience=9)
+        stop = StopWhenForgotten(target=50.0, margin=0.0, every_n_steps=2)
         stop.keep_reference = True
         module = seeded(DictNet, lr=0.2)
         made = trainer(
@@ -254,7 +242,7 @@ def test_checkpoints_have_no_copy_of_weights_when_the_run_has_ended(tmp_path: Pa
     saver = ModelCheckpoint(tmp_path, every_n_train_steps=6, save_top_k=-1, save_last=True)
     during: list[list[Any]] = []
     spy = Recorder(on_train_end=lambda *_: during.extend(of_best(file) for file in tmp_path.glob("*.ckpt")))
-    stop = StopWhenForgotten(target=50.0, margin=0.0, patience=9)
+    stop = StopWhenForgotten(target=50.0, margin=0.0)
     run, module, _ = fit(stop, saver, spy, enable_checkpointing=True, **SHARP)
     run.save_checkpoint(tmp_path / "by-hand.ckpt")
     assert any(during)
