@@ -72,7 +72,7 @@ def mean(*cells: str) -> float:
 
 
 def plots() -> list[Plot]:
-    """The four figures."""
+    """The figures."""
     facts = [
         (row[""], mean(row["heldout %"]), mean(row["general %"]))
         for row in table("facts", "| | lr | forget %")
@@ -96,6 +96,11 @@ def plots() -> list[Plot]:
         (row[""], mean(row["ASR"]), mean(row["IRA"], row["CRA"]))
         for row in table("erased", "| | UA | IRA")
         if row[""] != "before"
+    ]
+    relearned = [
+        (row[""], mean(row["area"]), mean(row["utility"]))
+        for row in table("relearning_resistance", "| | setting | updates")
+        if row[""].startswith("NPO") or row[""] in ("original", "retrained")
     ]
     names = {"ESD on the text encoder": "ESD, text encoder", "ESD on the text encoder, longer": "ESD, t. e., longer"}
     names |= {"AdvUnlearn on the text encoder": "AdvUnlearn, t. e.", "AdvUnlearn on the UNet": "AdvUnlearn, UNet"}
@@ -135,6 +140,15 @@ def plots() -> list[Plot]:
             ("", ""),
             percent,
             [(names.get(name, name), *values) for name, *values in _sorted(erased, lambda row: row[1] - row[2])],
+        ),
+        Plot(
+            "relearned",
+            "A class of MNIST, while ten rows are taught again, %",
+            ("still forgotten", "accuracy on other classes"),
+            ("", ""),
+            percent,
+            _sorted(relearned, lambda row: -row[1]),
+            ("original", "retrained"),
         ),
     ]
 
