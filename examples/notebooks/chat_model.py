@@ -29,8 +29,8 @@ from lightning_unlearn.language.data.token_rows import collate_tokens
 
 # %% tags=["parameters"]
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # a hub id, a folder or a .gguf file
-TEACH_EPOCHS = 20
-FORGET_EPOCHS = 40
+TEACH_EPOCHS = 12
+FORGET_EPOCHS = 24
 FOLDER = Path("runs/notebooks/chat_model")
 
 # %% [markdown]
@@ -70,7 +70,7 @@ GENERAL = [
 ]
 
 L.seed_everything(0, verbose=False)
-module = LitCausalLM(MODEL, lr=5e-5)
+module = LitCausalLM(MODEL, lr=1e-4)
 prompt = PromptFormat(module.tokenizer)
 tokens = [prompt.row(r["question"], r["answer"]) for r in customers.values()]
 quiet = {
@@ -107,7 +107,7 @@ data = LanguageDataModule(
     prompt=prompt,
 )
 module.lr = 1e-5
-monitor = UnlearnMonitor(every_n_epochs=5)
+monitor = UnlearnMonitor(every_n_epochs=6)
 trainer = L.Trainer(max_epochs=FORGET_EPOCHS, limit_val_batches=0, callbacks=[SimNPO(beta=2.5), monitor], **quiet)
 trainer.fit(module, data)
 
