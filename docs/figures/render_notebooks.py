@@ -66,15 +66,23 @@ def run(notebook: Path, **parameters: Any) -> Iterator[tuple[Cell, str, list[byt
             with contextlib.redirect_stdout(printed):
                 exec(compile(cell.text, f"{notebook.name}: {cell.text[:40]!r}", "exec"), names)
             for number in plt.get_fignums():
-                buffer = io.BytesIO()
-                plt.figure(number).savefig(buffer, format="png", dpi=100, metadata={"Software": None})
-                drawn.append(buffer.getvalue())
+                drawn.append(_png(plt.figure(number)))
             plt.close("all")
         if cell.kind == "parameters":
             if unknown := parameters.keys() - names.keys():
                 raise ValueError(f"{notebook.name} has no parameters {sorted(unknown)}.")
             names |= parameters
         yield cell, printed.getvalue(), drawn
+
+
+def _png(figure: Any) -> bytes:
+    """A figure as a small file: 128 colours."""
+    from PIL import Image
+
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    Image.open(drawn).convert("RGB").quantize(128).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def page(notebook: Path, **parameters: Any) -> str:
