@@ -25,7 +25,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from lightning_unlearn import LanguageDataModule, LitCausalLM, PromptFormat, SimNPO, UnlearnMonitor
-from lightning_unlearn.language.data.token_rows import collate_tokens
+from lightning_unlearn.language.data.token_rows import TokenRows, collate_tokens
 
 # %% tags=["parameters"]
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # a hub id, a folder or a .gguf file
@@ -72,7 +72,7 @@ GENERAL = [
 L.seed_everything(0, verbose=False)
 module = LitCausalLM(MODEL, lr=1e-4)
 prompt = PromptFormat(module.tokenizer)
-tokens = [prompt.row(r["question"], r["answer"]) for r in customers.values()]
+tokens = TokenRows([prompt.row(r["question"], r["answer"]) for r in customers.values()])
 quiet = {
     "accelerator": "cpu",
     "devices": 1,
