@@ -1,5 +1,5 @@
 # python docs/figures/render_notebooks.py [name ...]
-"""Pages of the notebooks: runs each of examples/notebooks and writes docs/notebooks/<name>.md with what it prints and draws.
+"""Pages of the notebooks: runs examples/notebooks and writes docs/notebooks with what each prints and draws.
 
 The notebooks are Python files in jupytext's percent format; `jupytext --to ipynb chat_model.py` makes one for Jupyter.
 """
