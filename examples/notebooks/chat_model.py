@@ -13,8 +13,8 @@
 # %% [markdown]
 # # A chat model forgets a customer
 #
-# A shop has fine-tuned a small chat model on its customers. One of them asks to be forgotten. We fine-tune such a model,
-# let it forget, and look at what it still says. The customers are made up.
+# A shop has fine-tuned a small chat model on its customers. One of them asks to be forgotten. We fine-tune such a
+# model, let it forget, and look at what it still says. The customers are made up.
 #
 # It needs `pip install "lightning-unlearn[llm,report]"` and takes a few minutes on a CPU.
 
@@ -36,8 +36,8 @@ FOLDER = Path("runs/notebooks/chat_model")
 # %% [markdown]
 # ## The fine-tuned model
 #
-# Eight customers with a street each. `target` names the part of an answer that holds the fact: it is what has to go, and not
-# the words "lives in", which all customers share.
+# Eight customers with a street each. `target` names the part of an answer that holds the fact: it is what has to go,
+# and not the words "lives in", which all customers share.
 
 # %%
 STREETS = {
@@ -93,8 +93,9 @@ for question, answer in zip(
 # %% [markdown]
 # ## Forgetting
 #
-# Ada Quill has to go. Five other customers are the rows to keep, and two more are only asked, never trained on: they show
-# what the request takes with it. `SimNPO` is one callback, `UnlearnMonitor` another; the module and its optimizer stay.
+# Ada Quill has to go. Five other customers are the rows to keep, and two more are only asked, never trained on: they
+# show what the request takes with it. `SimNPO` is one callback, `UnlearnMonitor` another; the module and its
+# optimizer stay.
 
 # %%
 kept = ["Boris Temm", "Clara Voss", "Dimitri Fell", "Edda Lorn", "Farid Osk"]

@@ -95,8 +95,8 @@ retrained = trained(without)
 # ## Forgetting
 #
 # One callback, here `UGradSLPlus`: ascent on the threes with smoothed labels, descent on the other rows.
-# `ClassificationDataModule` splits the rows by the class; `ClassifierMonitor` measures on the way, and compares with the
-# retrained model.
+# `ClassificationDataModule` splits the rows by the class; `ClassifierMonitor` measures on the way, and compares with
+# the retrained model.
 
 # %%
 module = copy.deepcopy(original)
@@ -138,8 +138,8 @@ plt.show()
 # %% [markdown]
 # ## Does it come back?
 #
-# A model that has only hidden a class learns it again from a few rows, faster than one that never knew it. Ten threes are taught
-# to the unlearned and to the retrained model; all others are the test.
+# A model that has only hidden a class learns it again from a few rows, faster than one that never knew it. Ten threes
+# are taught to the unlearned and to the retrained model; all others are the test.
 
 # %%
 x, y = (tensor[train.tensors[1] == CLASS] for tensor in train.tensors)
@@ -166,8 +166,8 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# The unlearned model is ahead: a part of what it knew was hidden, not gone. And where the retrained model takes threes for twos, fives and
-# sevens, it says nine. Zero accuracy alone would have told neither.
+# The unlearned model is ahead: a part of what it knew was hidden, not gone. And where the retrained model takes
+# threes for twos, fives and sevens, it says nine. Zero accuracy alone would have told neither.
 #
-# [Smoothing](../smoothing.md) makes relearning slower. The other methods for classifiers are in [the list](../classification.md),
-# and [compared with retraining](../compared.md) on a page of its own.
+# [Smoothing](../smoothing.md) makes relearning slower. The other methods for classifiers are in [the
+# list](../classification.md), and [compared with retraining](../compared.md) on a page of its own.

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # A diffusion model forgets a style
 #
-# A pipeline draws five objects in six styles. It has to forget one style, "mosaic", and keep the others. Then we look for a
-# prompt that brings the style back.
+# A pipeline draws five objects in six styles. It has to forget one style, "mosaic", and keep the others. Then we look
+# for a prompt that brings the style back.
 #
 # The pipeline is the miniature that comes with the package: a real `StableDiffusionPipeline` of 3 MB. With `MODEL` as a
 # folder or hub id of Stable Diffusion 1.x or 2.x, the same code runs on that, with other prompts and a GPU.
@@ -65,8 +65,9 @@ draw(original, "before")
 # %% [markdown]
 # ## Forgetting
 #
-# `UCE` gives the words of the style the keys and values of an *anchor*, here a photo, and keeps those of the prompts to keep. It is a
-# closed form, done in a second, without an image. `ESD()`, which trains, goes into the same place and needs no anchors.
+# `UCE` gives the words of the style the keys and values of an *anchor*, here a photo, and keeps those of the prompts
+# to keep. It is a closed form, done in a second, without an image. `ESD()`, which trains, goes into the same place
+# and needs no anchors.
 #
 # A style has several names, so all of them are erased.
 
@@ -95,8 +96,8 @@ draw(module, "after")
 # %% [markdown]
 # ## Attacking it
 #
-# `UnlearnDiffAtk` searches three tokens before each prompt that bring the style back. A judge, a small classifier of styles, says
-# whether it did.
+# `UnlearnDiffAtk` searches three tokens before each prompt that bring the style back. A judge, a small classifier of
+# styles, says whether it did.
 
 # %%
 attack = PromptAttack(
@@ -112,5 +113,5 @@ result = attack.run(module, rows, base=original)
 print(f"The style is seen in {result.pre_asr:.0%} of the images without an attack, and in {result.asr:.0%} with it.")
 
 # %% [markdown]
-# Two more styles, two objects and fourteen methods are compared in [erasure methods under attack](../erased.md); what to know
-# before you erase from a pipeline of your own is in [the how-to](../howto/style.md).
+# Two more styles, two objects and fourteen methods are compared in [erasure methods under attack](../erased.md); what
+# to know before you erase from a pipeline of your own is in [the how-to](../howto/style.md).
