@@ -23,7 +23,8 @@ text { font: 12px system-ui, sans-serif; fill: #222 } .muted, .tick { fill: #5f6
 .a { fill: #2b6cb0 } .b { fill: none; stroke: #c05621; stroke-width: 2 } .join { stroke: #aeb4bb }
 @media (prefers-color-scheme: dark) {
 text { fill: #e6e6e6 } .muted, .tick { fill: #a9afb6 } .card { fill: #1f2129; stroke: #3a3d47 }
-.grid { stroke: #343741 } .reference { fill: #292c36 } .a { fill: #7fb2ea } .b { stroke: #f0a06a } .join { stroke: #5b606a } }
+.grid { stroke: #343741 } .reference { fill: #292c36 } .a { fill: #7fb2ea }
+.b { stroke: #f0a06a } .join { stroke: #5b606a } }
 """
 
 Row = dict[str, str]

@@ -120,6 +120,10 @@ for old, new in zip(before.examples, after.examples):
 # ## The course of it
 #
 # The surprise at each set, in nats per token: that of Ada Quill rises, the others stay where they were.
+#
+# Look at what the model says instead: it gives her the street of another customer. It makes something up rather than
+# say that it does not know. `SimNPO(refusal_weight=...)` teaches it to refuse, [at a price](../demo.md#how-its-
+# settings-were-found).
 
 # %%
 import matplotlib.pyplot as plt
