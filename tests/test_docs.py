@@ -72,6 +72,7 @@ def test_notebook_of_a_chat_model(tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
     assert figures == 1
 
 
+@pytest.mark.slow
 def test_notebook_of_a_diffusion_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     printed, figures = run("diffusion", monkeypatch, tmp_path, SAMPLER_STEPS=4, SEARCHES=1)
     assert "without an attack" in printed
