@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_unlearn.core.callback import UnlearnCallback
@@ -21,7 +22,7 @@ from lightning_unlearn.core.lightning import (
     Trainer,
     rank_zero_warn,
 )
-from lightning_unlearn.report.findings import doctor
+from lightning_unlearn.report.findings import doctor, is_readable
 from lightning_unlearn.weights.delta import NOTE, save_delta
 
 __all__ = ["LogArtifacts", "log_artifacts"]
@@ -56,7 +57,9 @@ def log_artifacts(logger: Logger, contents: Mapping[str, Paths], metadata: Mappi
         ```
     """
     if not isinstance(logger, WANDB_LOGGERS):
-        raise TypeError(f"Artifacts are logged to W&B, but the logger is a {type(logger).__name__}. Give a WandbLogger.")
+        raise TypeError(
+            f"Artifacts are logged to W&B, but the logger is a {type(logger).__name__}. Give a WandbLogger."
+        )
     import wandb
 
     chosen = {kind: list(_files(kind, paths)) for kind, paths in contents.items()}
@@ -126,13 +129,16 @@ class LogArtifacts(Callback):
                 "LogArtifacts(delta=True) needs the starting weights, which the checkpoint of a resumed run does not "
                 "have. Take delta=False, and write it with `lightning-unlearn export --delta` after the run."
             )
-        weights = _network(pl_module).state_dict()
+        self._start, weights = {}, _network(pl_module).state_dict()
         if any(".lora_" in name for name in weights):
             raise MisconfigurationException(
                 "LogArtifacts(delta=True) is for whole models, but the run trains adapters, which are smaller than a "
                 "delta. Take delta=False, and log them with files=."
             )
-        self._start = {name: value.detach().cpu().clone() for name, value in weights.items()}
+        copies: dict[tuple[int, torch.Size], Tensor] = {}  # tied weights stay tied
+        for name, value in weights.items():
+            key = value.data_ptr(), value.shape
+            self._start[name] = copies[key] = copies.get(key, value.detach().cpu().clone())
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that the run has ended without an error."""
@@ -146,10 +152,12 @@ class LogArtifacts(Callback):
         self._ended = False
         with TemporaryDirectory() as scratch:
             contents = self._written(trainer, pl_module, start, Path(scratch))
-            if trainer.is_global_zero:
-                for logger in trainer.loggers:
-                    if isinstance(logger, WANDB_LOGGERS):
-                        log_artifacts(logger, contents, _metadata(trainer))
+            for logger in trainer.loggers if trainer.is_global_zero else ():
+                for kind, paths in contents.items() if isinstance(logger, WANDB_LOGGERS) else ():
+                    try:
+                        log_artifacts(logger, {kind: paths}, _metadata(trainer))
+                    except ValueError as error:  # the run is over: what is refused is left out
+                        rank_zero_warn(f"LogArtifacts leaves {kind!r} out. {error}")
 
     def _written(
         self, trainer: Trainer, module: LightningModule, start: dict[str, Tensor], scratch: Path
@@ -164,7 +172,7 @@ class LogArtifacts(Callback):
                 trainer.save_checkpoint(contents["model"], weights_only=True)  # collective
         if start and trainer.is_global_zero:
             contents["delta"] = scratch / "delta.safetensors"
-            save_delta(start, _network(module).cpu().state_dict(), contents["delta"])
+            save_delta(start, _network(module).state_dict(), contents["delta"])
             if self.model:
                 rank_zero_warn(f"LogArtifacts logs the unlearned model and the delta to one project. {NOTE}")
         for kind, paths in self.files.items():
@@ -210,10 +218,13 @@ def _check(kind: str, file: Path) -> None:
         raise ValueError(f"{file} is a secret, which is not logged. Keep it to yourself, and name the other files.")
     if kind == "delta":
         return
+    if not is_readable(file):
+        return
     try:
         serious = [finding.what for finding in doctor(file) if finding.serious]
-    except ValueError:
-        return  # of a kind that tells nothing of the time before, or whose objects can't be looked into
+    except ValueError as error:
+        rank_zero_warn(f"An artifact is logged without a look into it. {error}")
+        return
     if serious:
         raise ValueError(
             f"{file} gives away {' and '.join(dict.fromkeys(serious))}, so it is not logged. "
