@@ -143,9 +143,9 @@ def seal(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         )
         if _uploads(trainer):
             rank_zero_warn(
-                f"WandbLogger(log_model='all') uploads checkpoints while the run goes on, with {what} in them, and what "
-                "is uploaded can't be rewritten. So does log_model=True where save_top_k=-1. Take log_model=True with "
-                "another save_top_k, which uploads them at the end, or the callback LogArtifacts."
+                f"WandbLogger(log_model='all') uploads checkpoints while the run goes on, with {what} in them, and "
+                "what is uploaded can't be rewritten. So does log_model=True where save_top_k=-1. Take log_model=True "
+                "with another save_top_k, which uploads them at the end, or the callback LogArtifacts."
             )
 
 

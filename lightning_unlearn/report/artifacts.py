@@ -41,9 +41,9 @@ def log_artifacts(logger: Logger, contents: Mapping[str, Paths], metadata: Mappi
 
     Args:
         logger: A ``WandbLogger``, online or offline.
-        contents: For each kind of artifact, such as ``"model"``, ``"delta"`` or ``"record"``, a file, a folder or several
-            of them. Of a folder given as ``"record"``, the report, the record, the public key and the settings of the
-            run are taken, and not what an audit keeps beside them.
+        contents: For each kind of artifact, such as ``"model"``, ``"delta"`` or ``"record"``, a file, a folder or a
+            list of them. Of a folder given as ``"record"``, the report, the record, the public key and the settings of
+            the run are taken, and not what an audit keeps beside them.
         metadata: What W&B shows beside each artifact.
 
     Raises:
@@ -87,8 +87,9 @@ class LogArtifacts(Callback):
         model: Whether to log the model.
         delta: Whether to log a weight delta, see [`save_delta`][lightning_unlearn.save_delta]. The starting weights are
             kept in memory for it. Whoever has it and the unlearned model can restore the model of before.
-        files: Further artifacts, for each kind a file, a folder, or a list of them, such as ``{"record": "runs/audit"}``
-            for the folder that `Audit` writes. What is not there at the end is left out with a warning.
+        files: Further artifacts, for each kind a file, a folder, or a list of them, such as
+            ``{"record": "runs/audit"}`` for the folder that `Audit` writes. What is not there at the end is left out
+            with a warning.
 
     Raises:
         ValueError: If there is nothing to log.
@@ -138,7 +139,9 @@ class LogArtifacts(Callback):
         copies: dict[tuple[int, torch.Size], Tensor] = {}  # tied weights stay tied
         for name, value in weights.items():
             key = value.data_ptr(), value.shape
-            self._start[name] = copies[key] = copies.get(key, value.detach().cpu().clone())
+            if key not in copies:
+                copies[key] = value.detach().cpu().clone()
+            self._start[name] = copies[key]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that the run has ended without an error."""
@@ -165,14 +168,14 @@ class LogArtifacts(Callback):
         contents: dict[str, Paths] = {}
         if self.model:
             save = getattr(module, "save_pretrained", None)
-            contents["model"] = scratch / ("model" if callable(save) else "model.ckpt")
+            contents["model"] = path = scratch / ("model" if callable(save) else "model.ckpt")
             if callable(save):
-                save(contents["model"])
+                save(path)
             else:
-                trainer.save_checkpoint(contents["model"], weights_only=True)  # collective
+                trainer.save_checkpoint(path, weights_only=True)  # collective
         if start and trainer.is_global_zero:
-            contents["delta"] = scratch / "delta.safetensors"
-            save_delta(start, _network(module).state_dict(), contents["delta"])
+            contents["delta"] = path = scratch / "delta.safetensors"
+            save_delta(start, _network(module).state_dict(), path)
             if self.model:
                 rank_zero_warn(f"LogArtifacts logs the unlearned model and the delta to one project. {NOTE}")
         for kind, paths in self.files.items():
@@ -228,6 +231,6 @@ def _check(kind: str, file: Path) -> None:
     if serious:
         raise ValueError(
             f"{file} gives away {' and '.join(dict.fromkeys(serious))}, so it is not logged. "
-            "`lightning-unlearn doctor --file` says where. Write the model with `lightning-unlearn export`, and reports "
-            "without show_text."
+            "`lightning-unlearn doctor --file` says where. Write the model with `lightning-unlearn export`, and the "
+            "report without show_text."
         )

@@ -92,7 +92,7 @@ def dashboard(
 
 
 def _of_sets(title: str, sets: Sequence[str]) -> list[Any]:
-    """Likelihoods, and the other measures: ``eval/<set>_accuracy`` of language models, ``eval/<set>/ua`` and the like."""
+    """Likelihoods, and other measures: ``eval/<set>_accuracy`` of language models, ``eval/<set>/ua`` of classifiers."""
     of_a_set = f"^eval/([0-9]+/)?({'|'.join(map(re.escape, sets))})"
     return [
         _lines(f"{title}: negative log-likelihood", f"{of_a_set}_nll$"),

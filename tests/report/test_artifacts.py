@@ -136,7 +136,7 @@ def test_what_gives_away_the_time_before_is_refused(logger: WandbLogger, tmp_pat
     for name in ("key.pem", "rows.secret"):
         with refused(f"{name} is a secret"):
             log_artifacts(logger, {"other": [tmp_path / name]})
-    with pytest.raises(FileNotFoundError, match="no file or folder .*nothing"):
+    with pytest.raises(FileNotFoundError, match=r"no file or folder .*nothing"):
         log_artifacts(logger, {"model": tmp_path / "nothing"})
     assert read_back(logger, tmp_path / "back") == {}
 
