@@ -19,7 +19,7 @@ from lightning_unlearn.cli.main import _COMMANDS
 from tests.language.test_monitor import records
 
 ROOT = Path(__file__).parents[2]
-SWEEPS = sorted(ROOT.glob("examples/sweeps/*.yaml"))
+SWEEPS = [ROOT / "examples/sweep.yaml", *sorted(ROOT.glob("examples/sweeps/*.yaml"))]
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_an_agents_run_trains_with_what_was_drawn_and_logs_the_metric(
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    sweep = read(ROOT / "examples/sweeps/simnpo.yaml")
+    sweep = read(ROOT / "examples/sweep.yaml")
     _, *words = agent_command(sweep, random.Random(0))
     small = [f"--model.init_args.model={tiny_lm}", "--trainer.max_steps=1", "--trainer.enable_progress_bar=false"]
     here = [f"--trainer.logger.save_dir={tmp_path}", f"--trainer.default_root_dir={tmp_path}"]

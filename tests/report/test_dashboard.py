@@ -81,7 +81,7 @@ def test_all_that_a_language_run_logs_has_a_panel(
         **{f"eval/forget_{measure}": {"Forget"} for measure in ("nll", "accuracy")},
         **{f"eval/retain_{measure}": {"Retain"} for measure in ("nll", "accuracy")},
         **{f"eval/heldout_{measure}": {"Held out"} for measure in ("nll", "accuracy")},
-        **{f"unlearn/{part}": {"Training"} for part in ("loss", "forget", "retain")},
+        **{f"unlearn/{part}": {"Training"} for part in ("loss", "forget", "forget_nll", "retain")},
         "eval/generations": {"Answers"},
         **{f"eval/{measure}_curves": {"Images"} for measure in ("nll", "accuracy")},
         "mask/density": {"Masks"},
