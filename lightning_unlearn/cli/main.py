@@ -54,6 +54,7 @@ commands:
                check such a record, and the files that it is about
   export-card  write the verdict of a record into the README.md of a model
   doctor       say what a file or folder holds of the time before unlearning: --file x.ckpt
+  dashboard    save a view for unlearning runs into a W&B project: --project P
 
 `lightning-unlearn <command> --help` lists the options of each."""
 
@@ -85,6 +86,7 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "verify-record": "lightning_unlearn.cli.record:verify_record",
     "export-card": "lightning_unlearn.cli.record:export_card",
     "doctor": "lightning_unlearn.cli.doctor:doctor",
+    "dashboard": "lightning_unlearn.cli.dashboard:dashboard",
     "delta": {"apply": "lightning_unlearn.cli.delta:apply", "revert": "lightning_unlearn.cli.delta:revert"},
 }
 """Import paths of the commands: nothing is imported before it is needed."""

@@ -15,6 +15,7 @@ from lightning_unlearn.core.callback import objective_score
 from lightning_unlearn.core.checks import between, function, one_of, regex, strategy
 from lightning_unlearn.core.distributed import local_tensor, rank, sum_over_ranks
 from lightning_unlearn.core.lightning import PRUNING, LightningModule, MisconfigurationException, Trainer
+from lightning_unlearn.core.monitor import log_table
 from lightning_unlearn.core.resume import ResumableCallback, callbacks_of
 from lightning_unlearn.core.scores import Score
 from lightning_unlearn.functional.saliency.bits import apply_mask_, pack_mask, unpack_mask
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Scope", "WeightMask"]
 
+_COLUMNS = [*DensityRow._fields, "density"]
 Scope = Literal["global", "per_layer", "per_tensor"]
 
 
@@ -201,8 +203,11 @@ class WeightMask(ResumableCallback, ABC):
                 self._clear_state(optimizer)
             self._hooks.append(optimizer.register_step_post_hook(lambda *_: self._put_back()))
         live, total = (sum(column) for column in zip(*counted.values(), strict=True))
+        rows = density_rows(counted)
         for logger in trainer.loggers:
             logger.log_metrics({"mask/density": live / max(1, total)}, step=trainer.global_step)
+            if trainer.is_global_zero:
+                log_table(logger, "mask/by_layer", _COLUMNS, [row.cells for row in rows], trainer.global_step)
 
     def begin(self, trainer: Trainer, module: LightningModule) -> None:
         """Read the mask of ``mask_file``, or make one."""
