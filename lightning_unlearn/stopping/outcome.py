@@ -11,7 +11,7 @@ __all__ = ["StopOutcome"]
 class StopOutcome:
     """Whether a run has forgotten enough, and the step whose weights the module has.
 
-    Likelihoods are in nats, per supervised position: of forget rows that of their mean probability, of others their mean.
+    Likelihoods are in nats per supervised position: of forget rows that of their mean probability, of others the mean.
 
     Args:
         reached: Whether the forget rows reached the target while nothing that is to stay lost more than the margin.
