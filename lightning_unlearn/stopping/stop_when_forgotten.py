@@ -141,13 +141,13 @@ class StopWhenForgotten(ResumableCallback):
         given = self.target
         self._goal = Target(given, _GIVEN) if given is not None else self._measured_target(trainer, module)
         self._measure(trainer, module)
-        start = self.curve[0]["forget"]
-        rank_zero_info(f"{_NAME}: the target is {self._goal.nll:.2f} nats, {self._goal.source}; now it is {start:.2f}.")
-        if start >= self._goal.nll:
+        start, (nll, source) = self.curve[0]["forget"], self._goal
+        rank_zero_info(f"{_NAME}: the target is {nll:.2f} nats, {source}; the forget rows are at {start:.2f}.")
+        if start >= nll:
             rank_zero_warn(
-                f"{_NAME}: before the first update the forget rows are at {start:.2f} nats, and the target is "
-                f"{self._goal.nll:.2f} ({self._goal.source}): the model does not know them better than that. Check "
-                "that they are what it was trained on, or give a larger target."
+                f"{_NAME}: before the first update the forget rows are at {start:.2f} nats, the target is {nll:.2f} "
+                f"({source}): the model does not know them better than that. Check that they are what it was trained "
+                "on, or give a larger target."
             )
 
     def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
@@ -254,8 +254,8 @@ class StopWhenForgotten(ResumableCallback):
         """Smaller is better: what is lost beyond the margin, what lacks to the target, the NLL of what is to stay."""
         lost = self._lost(point)
         excess = [0.0 if self.margin is None else value - self.margin for value in lost.values()]
-        kept = [point[name] for name in lost]
-        return max([0.0, *excess]), max(0.0, self._goal.nll - point["forget"]), sum(kept) / max(1, len(kept))
+        kept = sum(point[name] for name in lost) / max(1, len(lost))
+        return max([0.0, *excess]), max(0.0, self._goal.nll - point["forget"]), kept
 
     def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
         if self.curve[-1]["step"] >= trainer.global_step:
