@@ -161,7 +161,7 @@ class StopWhenForgotten(ResumableCallback):
         elif self._best_step:
             self._best.take(module)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Take in layers that a schedule has thawed."""
         if callbacks_of(trainer, FINETUNING):
             self._best.follow(pl_module)
@@ -295,7 +295,5 @@ class StopWhenForgotten(ResumableCallback):
             self._lost(point),
             self.margin,
         )
-        if self.outcome.reached:
-            rank_zero_info(f"{_NAME}: {self.outcome}")
-        else:
-            rank_zero_warn(f"{_NAME}: {self.outcome}")
+        tell = rank_zero_info if self.outcome.reached else rank_zero_warn
+        tell(f"{_NAME}: {self.outcome}")
