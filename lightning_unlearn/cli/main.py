@@ -19,6 +19,7 @@ __all__ = ["foreseen", "main", "run"]
 _USAGE = """usage: lightning-unlearn <command> [options]
 
 commands:
+  forget       make a model forget on request, and write model, report and signed record
   fit          unlearn:  --config run.yaml --config callbacks/objectives/npo.yaml
   validate     measure the named sets
   test         measure the named test sets
@@ -28,12 +29,15 @@ commands:
                let a small diffusion model forget a style, attack it, and write a report
   demo-mri     train two networks that reconstruct MRI scans, attack both, and write a report
   bench-facts  compare objectives, masks and optimizers on the demo's facts
+  bench-retain compare given rows to retain with the starting model's own answers
   bench-language
                compare methods on TOFU, MUSE, WMDP, copyright or detox: --benchmark TOFUBenchmark --benchmark.path ...
   bench-classification
                compare the methods on small classifiers with retraining
   bench-smoothing
                let relearning and rounding bring back what smoothed objectives have forgotten
+  bench-stopping
+               compare runs that end when enough is forgotten with a number of steps set by hand
   bench-erasure
                erase styles and objects from a miniature diffusion model, and attack what is left
   bench-reconstruction
@@ -56,6 +60,7 @@ commands:
   callbacks    list, print or copy the configuration files that --config finds by name
   doctor       say what a file or folder holds of the time before unlearning, --file x.ckpt; without one, what is
                installed here: versions, devices, extras, and what would be refused
+  dashboard    save a view for unlearning runs into a W&B project: --project P
 
 `lightning-unlearn <command> --help` lists the options of each, `lightning-unlearn --version` says the version."""
 
@@ -65,9 +70,11 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "demo-diffusion": "lightning_unlearn.demos.diffusion:demo_diffusion",
     "demo-mri": "lightning_unlearn.demos.mri:demo_mri",
     "bench-facts": "lightning_unlearn.benchmarks.facts:bench_facts",
+    "bench-retain": "lightning_unlearn.benchmarks.retain:bench_retain",
     "bench-language": "lightning_unlearn.benchmarks.published:bench_language",
     "bench-classification": "lightning_unlearn.benchmarks.classification:bench_classification",
     "bench-smoothing": "lightning_unlearn.benchmarks.smoothing:bench_smoothing",
+    "bench-stopping": "lightning_unlearn.benchmarks.stopping:bench_stopping",
     "bench-erasure": "lightning_unlearn.benchmarks.erasure:bench_erasure",
     "bench-reconstruction": "lightning_unlearn.benchmarks.reconstruction:bench_reconstruction",
     "bench-dialogue": "lightning_unlearn.benchmarks.dialogue:bench_dialogue",
@@ -85,6 +92,7 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "verify-record": "lightning_unlearn.cli.record:verify_record",
     "export-card": "lightning_unlearn.cli.record:export_card",
     "doctor": "lightning_unlearn.cli.doctor:doctor",
+    "dashboard": "lightning_unlearn.cli.dashboard:dashboard",
     "delta": {"apply": "lightning_unlearn.cli.delta:apply", "revert": "lightning_unlearn.cli.delta:revert"},
 }
 """Import paths of the commands: nothing is imported before it is needed."""
@@ -156,6 +164,11 @@ def main(args: Sequence[str] | None = None) -> None:
         from lightning_unlearn.cli.callbacks import callbacks
 
         callbacks(rest)
+    elif command == "forget":
+        from lightning_unlearn.cli.forget import forget
+
+        sys.path.insert(0, os.getcwd())
+        forget(rest)
     elif command == "doctor" and not rest:  # without the parser, which would import Lightning
         from lightning_unlearn.cli.doctor import doctor
 
@@ -176,7 +189,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _check(command: str, rest: Sequence[str]) -> None:
     """End with a line where there is no such command, or a package is missing that it can't do without."""
-    known = ["callbacks", *_LIGHTNING, *_COMMANDS]
+    known = ["callbacks", "forget", *_LIGHTNING, *_COMMANDS]
     if command not in known and not command.startswith("-"):
         close = difflib.get_close_matches(command, known)
         print(
