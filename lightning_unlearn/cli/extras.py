@@ -18,7 +18,8 @@ _REPORT = {"report": ("jinja2", "matplotlib")}
 
 NEEDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     **{name: {"cli": ("omegaconf",)} for name in ("fit", "validate", "test", "predict")},
-    "demo": {**_LLM, **_REPORT},
+    "forget": {"cli": ("omegaconf",), "report": ("jinja2",)},  # and what its kind of model needs
+    "demo": {**_LLM, "cli": ("omegaconf",), **_REPORT, "record": ("cryptography", "huggingface-hub")},
     "demo-diffusion": {**_DIFFUSION, **_REPORT},
     "demo-mri": {"mri": ("nibabel", "nilearn"), **_REPORT},
     "bench-facts": {**_LLM, **_REPORT},

@@ -24,7 +24,7 @@ commands:
   validate     measure the named sets
   test         measure the named test sets
   predict      generate an answer to every question, draw an image for every prompt
-  demo         let a small chat model forget some capitals, and write a report
+  demo         let a small chat model forget some capitals: forget, on rows that come with the package
   demo-diffusion
                let a small diffusion model forget a style, attack it, and write a report
   demo-mri     train two networks that reconstruct MRI scans, attack both, and write a report
@@ -66,7 +66,7 @@ commands:
 
 
 _COMMANDS: dict[str, str | dict[str, str]] = {
-    "demo": "lightning_unlearn.demos.language:demo",
+    "demo": "lightning_unlearn.cli.forget:demo",
     "demo-diffusion": "lightning_unlearn.demos.diffusion:demo_diffusion",
     "demo-mri": "lightning_unlearn.demos.mri:demo_mri",
     "bench-facts": "lightning_unlearn.benchmarks.facts:bench_facts",

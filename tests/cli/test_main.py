@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
+import lightning as L
 import pytest
 
 from lightning_unlearn.cli import extras
 from lightning_unlearn.cli import main as module
 from lightning_unlearn.cli.extras import NEEDS
 from lightning_unlearn.cli.main import main
+from lightning_unlearn.cli.quiet import quiet_logs
 
 HEAVY = tuple(
     f"lightning_unlearn.{part}"
@@ -39,7 +44,7 @@ def test_help_imports_no_demo_benchmark_attack_or_image_metric(tmp_path: Path) -
 import json, sys
 from lightning_unlearn.cli.main import main
 
-for words in (["--help"], ["export", "--help"], ["fit", "--help"]):
+for words in (["--help"], ["doctor"], ["export", "--help"], ["fit", "--help"]):
     try:
         main(words)
     except SystemExit:
@@ -48,11 +53,12 @@ for words in (["--help"], ["export", "--help"], ["fit", "--help"]):
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     loaded = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith('["'))
-    assert list(loaded) == ["--help", "export --help", "fit --help"]
+    assert list(loaded) == ["--help", "doctor", "export --help", "fit --help"]
     for words, names in loaded.items():
         assert "lightning_unlearn.cli.main" in names
         assert [name for name in names if name.startswith(HEAVY)] == []
         assert ("torch" in names) == (words != "--help")
+        assert ("lightning" in names) == (words not in ("--help", "doctor"))  # doctor may have to warn of it
 
 
 def test_the_version_is_said_without_loading_anything(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,18 +134,18 @@ def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert capsys.readouterr().err == "lightning-unlearn: interrupted.\n" * 2
 
 
-def test_logs_have_no_bars_and_no_advertisements(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = """
-import logging, os
-from lightning_unlearn.cli.quiet import quiet_logs
-quiet_logs()
-from tqdm import tqdm
-from lightning.pytorch import Trainer
-list(tqdm(range(3)))
-Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-"""
+def test_logs_have_no_bars_of_other_libraries_and_no_advertisements(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    monkeypatch.setattr(log, "filters", [])
+    monkeypatch.setattr(warnings, "filters", [*warnings.filters])
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "\r" not in done.stderr
-    assert "Tip" not in done.stderr
-    assert "GPU available" in done.stderr
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "0")
+    quiet_logs()
+    assert os.environ["TQDM_DISABLE"] == "1"  # which tqdm reads when it is imported
+    assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "0"  # a choice of the user stays
+    with caplog.at_level(logging.INFO, log.name):
+        L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    assert "GPU available" in caplog.text
+    assert "Tip" not in caplog.text
