@@ -2,9 +2,9 @@
 
     python -m tests.packaging.matrix --pythons 3.10 3.13 --resolutions lowest-direct highest -- -k npo
 
-Each cell has an environment in ``.venv-matrix/``, which is kept: the same command again runs the tests alone. Environments
-are made by uv, which finds Pythons on the PATH and can be told of an index as usual (``UV_INDEX_URL``, ``UV_FIND_LINKS``).
-Only wheels are installed, so the lowest version is the lowest that has one for this Python.
+Each cell has an environment in ``.venv-matrix/``, which is kept: the same command again runs the tests alone. uv makes
+them, and can be told of another index as usual (``UV_INDEX_URL``, ``UV_FIND_LINKS``). Only wheels are installed, so the
+lowest version is the lowest that has one for this Python.
 """
 
 from __future__ import annotations
