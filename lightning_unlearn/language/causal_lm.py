@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor
 from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.checks import above, one_of, tensor_parallel
 from lightning_unlearn.core.distributed import full_tensor, rank
-from lightning_unlearn.core.layers import decoder_layers
 from lightning_unlearn.core.files import give_usual_mode
+from lightning_unlearn.core.layers import decoder_layers
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.monitor import Monitor

@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".venv-matrix"
-EXTRAS = "llm,diffusion,cli,report,record"
+EXTRAS = ("llm", "diffusion", "cli", "report", "record")
 TOOLS = ("pytest>=8.3", "pytest-timeout>=2.3", "scikit-learn>=1.4", "hatchling>=1.27", "jsonschema>=4.18")
 SHOWN = ("torch", "lightning", "transformers", "peft", "diffusers", "jsonargparse", "omegaconf", "numpy")
 TESTS = (
@@ -63,11 +63,11 @@ def cell(version: str, resolution: str, wheel: Path, words: list[str], install_o
     stamp = folder / wheel.name
     if not stamp.exists():
         uv("venv", "--quiet", "--clear", "--python", python, str(folder))
-        package = f"lightning-unlearn[{EXTRAS}] @ {wheel.as_uri()}"
-        options = ["--quiet", "--python", str(binary), "--resolution", resolution, "--only-binary", ":all:"]
-        done = uv("pip", "install", *options, package, *TOOLS, check=False)
-        if done:
+        options = ["--quiet", "--python", str(binary), "--only-binary", ":all:"]
+        wanted = ["-r", "pyproject.toml", *(word for extra in EXTRAS for word in ("--extra", extra)), *TOOLS]
+        if uv("pip", "install", *options, "--resolution", resolution, *wanted, check=False):
             return "does not install", ""
+        uv("pip", "install", *options, "--no-deps", str(wheel))
         stamp.touch()
     code = f"from importlib.metadata import version as v; print(', '.join(f'{{n}} {{v(n)}}' for n in {SHOWN!r}))"
     versions = subprocess.run([binary, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
