@@ -201,7 +201,7 @@ def _check(command: str, rest: Sequence[str]) -> None:
         sys.exit(2)
     from lightning_unlearn.cli.extras import install_line, missing_packages
 
-    missing = missing_packages("fit" if command.startswith("-") else command)
+    missing = missing_packages(["fit"] if command.startswith("-") else [command, *rest])
     if missing and not {"-h", "--help"}.intersection(rest):
         names = ", ".join(sorted({name for names in missing.values() for name in names}))
         sys.exit(f"lightning-unlearn {command} needs {names}: {install_line(missing)}")
