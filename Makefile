@@ -17,7 +17,7 @@ PACKAGES ?= $(shell sed 's/==.*//' $(PINS))
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-diffusion demo-mri test test-slow test-all test-zoo lint bench docs clean
+.PHONY: help demo demo-diffusion demo-mri test test-slow test-all test-zoo test-wheel test-matrix lint bench docs clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -41,6 +41,13 @@ test-slow: $(VENV)/.all ## Run the tests that take minutes
 test-zoo: $(ZOO)/.base ## Unlearn in modules of other packages; choose some with PACKAGES="chemprop darts"
 	@$(ZOO)/bin/python -m pip install -qq --disable-pip-version-check -c $(PINS) $(TORCH) $(PACKAGES)
 	@$(ZOO)/bin/python -m tests.zoo.third_party $(ARGS) $(PACKAGES)
+
+test-wheel: $(VENV)/.all ## Install the wheel into a bare environment, and follow the README to the letter
+	@$(BIN)/python -m pytest -m wheel tests/packaging $(ARGS)
+
+test-matrix: $(VENV)/.all ## Run tests on Python 3.10 to 3.13 with the lowest and the newest dependencies
+	@$(INSTALL) uv
+	@$(BIN)/python -m tests.packaging.matrix $(ARGS)
 
 test-all: test test-slow ## Run all tests that need no GPU
 

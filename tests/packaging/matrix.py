@@ -88,7 +88,9 @@ def found(version: str) -> str | None:
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     places = [shutil.which(f"python{version}"), *sorted(map(str, pyenv.glob(f"{version}.*/bin/python")), reverse=True)]
     for place in filter(None, places):
-        done = subprocess.run([place, "-c", "import sys; print(sys.version)"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [place, "-c", "import sys; print(sys.version)"], capture_output=True, text=True, check=False
+        )
         if done.stdout.startswith(f"{version}."):
             return place
     return None
