@@ -1,6 +1,7 @@
 # docker build -t lightning-unlearn .
 # docker build -t lightning-unlearn --build-arg BASE=pytorch/pytorch:2.8.0-cuda12.8-cudnn9-runtime --build-arg TORCH_INDEX= .
-# docker run --rm -v "$PWD:/work" lightning-unlearn fit --config run.yaml
+# docker run --rm --user "$(id -u):$(id -g)" -e HOME=/tmp -v "$PWD:/work" lightning-unlearn fit --config run.yaml
+# With the base for CUDA, add --gpus all.
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 
