@@ -13,30 +13,22 @@ import torch
 
 from lightning_unlearn.audit.entries import model_entry
 from lightning_unlearn.audit.hashes import rows_root
-from lightning_unlearn.benchmarks.miniature import ATTACK, SEARCH
+from lightning_unlearn.benchmarks.miniature import SEARCH
 from lightning_unlearn.core.checks import at_least
-from lightning_unlearn.core.modes import differentiable
-from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
-from lightning_unlearn.diffusion.attacks.result import AttackResult
 from lightning_unlearn.diffusion.attacks.search import PromptSearch
-from lightning_unlearn.diffusion.concept_presence import prompt_effect
 from lightning_unlearn.diffusion.data.miniature import miniature_pipeline
-from lightning_unlearn.diffusion.engine.draws import Draws
 from lightning_unlearn.diffusion.engine.model import image_size
 from lightning_unlearn.diffusion.judges import Judge, class_numbers
 from lightning_unlearn.diffusion.text_to_image import LitTextToImage
 from lightning_unlearn.forget.door import Findings, Plan, RequestOptions
-from lightning_unlearn.forget.erasure_images import draw_pictures
-from lightning_unlearn.forget.erasure_judges import find_judge, seen_by
+from lightning_unlearn.forget.erasure_evidence import PRESENCE, erasure_findings, measure_erasure
+from lightning_unlearn.forget.erasure_judges import find_judge
 from lightning_unlearn.forget.erasure_methods import Recipe, recipe
 from lightning_unlearn.forget.erasure_prompts import ErasurePrompts, miniature_prompts, own_prompts
-from lightning_unlearn.forget.erasure_report import ErasureEvidence, erasure_numbers, erasure_report
-from lightning_unlearn.forget.erasure_verdict import GONE, KEPT, RULE, THERE
 
 __all__ = ["ConceptRequest", "Drawing"]
 
 MINIATURE = "miniature"
-_PRESENCE = 4  # prompts whose effect on what is drawn is measured
 
 
 @dataclass(frozen=True)
@@ -185,7 +177,7 @@ class ConceptRequest:
                 "attack=True searches until a judge sees the concept, and there is none: give --judge, such as "
                 "clip:<folder or hub id of a CLIP model>, or leave the attack."
             )
-        size = image_size(self._open(self.source))
+        size = image_size(self.open(self.source))
         for number, judge in enumerate(self.judges):
             if number == 0:
                 class_numbers(judge, self.classes)
@@ -205,16 +197,16 @@ class ConceptRequest:
         asked, method = self.asked, self.recipe
         forget, keep = asked.of("forget"), asked.of("keep")
         drawn = 2 * len(asked.pictures)
-        sampler = self.drawing.sampler(self.miniature)
+        read = "" if method.retain_batch_size else ", which the method does not read"
         judges = " and ".join(f"{judge.name}" for judge in self.judges) or "no judge"
         lines = {
             "model": self.source,
             "to forget": f"{', '.join(map(repr, asked.words))}, by {len(asked.forget)} prompts",
-            "to keep": f"{len(asked.keep)} prompts{'' if method.retain_batch_size else ', which the method does not read'}",
+            "to keep": f"{len(asked.keep)} prompts{read}",
             "method": f"{method.name}, with the settings of {method.source}",
             "stops when": f"{self.steps} steps are done" if self.steps else "the edit is done; it has no steps",
             "cost": f"about {method.passes(self.steps):,} passes of the UNet to train, and "
-            f"{drawn * sampler['steps']:,} to draw {drawn} images",
+            f"{drawn * self.sampler['steps']:,} to draw {drawn} images",
             "evidence": f"{len(forget)} images to forget and {len(keep)} to keep, before and after, seen by {judges}"
             f"{'; UnlearnDiffAtk' if self.attack else '; no attack (--attack true)'}",
         }
@@ -254,7 +246,7 @@ class ConceptRequest:
             "model": f"${{package:assets/{MINIATURE}}}" if self.miniature else self.source,
             "trainable": method.trainable,
             "lr": method.lr,
-            **self.drawing.sampler(self.miniature),
+            **self.sampler,
             **({"variant": self.variant} if self.variant is not None else {}),
             **({"config": self.architecture} if self.architecture is not None else {}),
         }
@@ -262,7 +254,7 @@ class ConceptRequest:
         if method.retain_batch_size:
             data |= {"retain": asked.keep, "retain_batch_size": method.retain_batch_size}
         data["repeat"] = max(1, math.ceil(self.steps * method.batch_size / len(asked.forget)))
-        presence = {"class_path": "lightning_unlearn.ConceptPresence", "init_args": {"limit": _PRESENCE}}
+        presence = {"class_path": "lightning_unlearn.ConceptPresence", "init_args": {"limit": PRESENCE}}
         return {
             "seed_everything": seed,
             "model": {"class_path": "lightning_unlearn.LitTextToImage", "init_args": model},
@@ -283,86 +275,25 @@ class ConceptRequest:
 
     def evidence(self, model: Path, work: Path) -> Findings:
         """Draw and judge images before and after, and attack the model."""
-        asked, base = self.asked, self._open(self.source)
-        effects = self._effects(base)
-        images = {"before": draw_pictures(base, asked.pictures, work / "before", "Images before", self._batch)}
-        unlearned = self._open(str(model))
-        images["after"] = draw_pictures(unlearned, asked.pictures, work / "after", "Images after", self._batch)
-        seen = [
-            seen_by(judge, self.classes if number == 0 else None, asked, images["before"], images["after"])
-            for number, judge in enumerate(self.judges)
-        ]
-        attack, found = self._attacked(unlearned, base, work) if self.attack else (None, None)
-        measured = ErasureEvidence(asked, images["before"], images["after"], seen, effects, attack, found)
-        return self._findings(measured, model)
+        return erasure_findings(self, measure_erasure(self, model, work), model)
 
-    def _effects(self, base: LitTextToImage) -> dict[str, float]:
-        """Effect of some prompts to forget on what the model draws."""
-        prompts = list(dict.fromkeys(row["prompt"] for row in self.asked.forget))[:_PRESENCE]
-        noise = Draws(0, 0).noise(base, 2)
-        with differentiable(base), torch.no_grad():
-            return {prompt: prompt_effect(base, prompt, noise) for prompt in prompts}
-
-    def _attacked(
-        self, unlearned: LitTextToImage, base: LitTextToImage, work: Path
-    ) -> tuple[AttackResult, torch.Tensor | None]:
-        sampler = self.drawing.sampler(self.miniature)
-        attack = PromptAttack(
-            self.judges[0],
-            self.classes,
-            self.search(),
-            sampler_steps=sampler["steps"],
-            guidance=sampler["guidance"],
-            batch_size=ATTACK["batch_size"] if self.miniature else self.drawing.batch_size,
-            seed=self.options.seed,
-        )
-        result = attack.run(unlearned, self.asked.attacked, base=base, output_dir=work / "attack", overwrite=True)
-        rows = result.counted
-        prompts = [row.adversarial or row.prompt for row in rows]
-        seeds = [row.seed if row.image_seed is None else row.image_seed for row in rows]
-        return result, unlearned.generate(prompts, seeds, batch_size=self._batch) if rows else None
-
+    @property
     def search(self) -> PromptSearch:
         """How the attack searches for tokens: the setting of its authors for styles and objects."""
         return PromptSearch(**SEARCH) if self.miniature else PromptSearch(tokens=3)
 
-    def _findings(self, measured: ErasureEvidence, model: Path) -> Findings:
-        shown, name = self.options.show_text, self.recipe.name
-        words = ", ".join(self.asked.words)
-        subject = {
-            "to forget": words if shown else f"a concept of {len(self.asked.words)} words (hidden)",
-            "pipeline": Path(self.source).name if Path(self.source).exists() else self.source,
-            "method": name,
-            "training steps": self.steps,
-        }
-        settings = {"trainable": self.recipe.trainable, "lr": self.recipe.lr, "batch_size": self.recipe.batch_size}
-        provenance = {
-            "seed": self.options.seed,
-            "model": model_entry(model)["content_hash"],
-            "settings": {**settings, **self.recipe.seeded(self.options.seed), **self.drawing.sampler(self.miniature)},
-        }
-        title = f"{name} erases “{self.asked.words[0]}”" if shown else f"{name} erases a concept"
-        report = erasure_report(measured, title, subject, provenance, self.steps, shown)
-        headline, numbers = report.headline, asdict(erasure_numbers(measured))
-        assert headline is not None
-        effects = list(numbers.pop("effects").values())
-        entry = {
-            "verdict": headline.word,
-            "headline": headline.summary,
-            "rule": RULE,
-            "thresholds": {"there": THERE, "gone": GONE, "kept": KEPT},
-            "numbers": {**numbers, "effects": effects},
-        }
-        return Findings(report, entry)
-
     @property
-    def _batch(self) -> int:
-        return self.drawing.batch_size
+    def sampler(self) -> dict[str, Any]:
+        """Steps and guidance of the sampler."""
+        return self.drawing.sampler(self.miniature)
 
-    def _open(self, model: str) -> LitTextToImage:
-        """A pipeline that draws, on the device that the request names."""
-        own = {"config": self.architecture} if self.architecture is not None and model == self.source else {}
-        sampler = self.drawing.sampler(self.miniature)
-        opened = LitTextToImage(model, self.recipe.trainable, variant=self.variant, **sampler, **own)
+    def open(self, model: str) -> LitTextToImage:
+        """A pipeline that draws, on the device that the request names.
+
+        Args:
+            model: The pipeline of the request, or the one that came of it.
+        """
+        config = self.architecture if model == self.source else None
+        opened = LitTextToImage(model, self.recipe.trainable, variant=self.variant, config=config, **self.sampler)
         wanted = self.options.accelerator in ("auto", "gpu", "cuda")
         return opened.to("cuda" if wanted and torch.cuda.is_available() else "cpu").eval()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from lightning_unlearn.benchmarks.erasers import ERASERS
 from lightning_unlearn.benchmarks.runs import Description, describe, takes
 from lightning_unlearn.core.checks import one_of
+from lightning_unlearn.diffusion.engine.parameters import Trainable
 
 __all__ = ["AUTO", "METHODS", "Recipe", "recipe"]
 
@@ -31,7 +31,7 @@ class Recipe:
     """
 
     callback: Description
-    trainable: str
+    trainable: Trainable
     lr: float = 1e-5
     steps: int = 0
     batch_size: int = 1

@@ -27,7 +27,7 @@ class Picture:
     """An image of the evidence.
 
     Args:
-        set: ``"forget"`` or ``"keep"``.
+        role: ``"forget"`` or ``"keep"``.
         prompt: Its prompt.
         seed: Seed of its noise.
         row: Its row on the page.
@@ -35,7 +35,7 @@ class Picture:
         shown: Whether the page shows it, beside being judged.
     """
 
-    set: str
+    role: str
     prompt: str
     seed: int
     row: str
@@ -65,9 +65,9 @@ class ErasurePrompts:
     judges: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def of(self, set: str) -> list[int]:
-        """Places of the pictures of a set."""
-        return [place for place, picture in enumerate(self.pictures) if picture.set == set]
+    def of(self, role: str) -> list[int]:
+        """Places of the pictures of a role."""
+        return [place for place, picture in enumerate(self.pictures) if picture.role == role]
 
 
 def own_prompts(
@@ -111,7 +111,7 @@ def own_prompts(
     texts = [(prompt, str(number + 1)) for prompt in drawn for number in range(images)]
     pictures = [Picture("forget", prompt, seed + i, prompt, column) for i, (prompt, column) in enumerate(texts)]
     pictures += [Picture("keep", prompt, seed + len(texts) + i, prompt) for i, prompt in enumerate(shown)]
-    attacked = [{"prompt": p.prompt, "seed": p.seed} for p in pictures if p.set == "forget" and p.column == "1"]
+    attacked = [{"prompt": p.prompt, "seed": p.seed} for p in pictures if p.role == "forget" and p.column == "1"]
     return ErasurePrompts(list(words), forget, kept, pictures, attacked, notes=notes)
 
 
@@ -128,13 +128,13 @@ def miniature_prompts(words: Sequence[str], images: int, seed: int) -> ErasurePr
         return None
     concept = miniature_concept(known)
     forget, retain = erasure_rows(known)
-    of_set = [("forget", known, partner, number) for partner in concept.partners for number in range(images)]
-    of_set += [("keep", sibling, partner, 0) for sibling in concept.siblings for partner in concept.partners]
+    wanted = [("forget", known, partner, number) for partner in concept.partners for number in range(images)]
+    wanted += [("keep", sibling, partner, 0) for sibling in concept.siblings for partner in concept.partners]
     pictures = []
-    for place, (set, row, column, number) in enumerate(of_set):
+    for place, (role, row, column, number) in enumerate(wanted):
         pair = (column, row) if concept.kind == "style" else (row, column)
         text = captions(*pair, seed=seed + place, heldout=True)[0]  # the pipeline was not trained on it
-        pictures.append(Picture(set, text, seed + place, row, column, shown=number == 0))
+        pictures.append(Picture(role, text, seed + place, row, column, shown=number == 0))
     return ErasurePrompts(
         list(concept.words),
         forget,

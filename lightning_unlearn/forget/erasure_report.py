@@ -20,6 +20,7 @@ from lightning_unlearn.report.model import UnlearningReport
 from lightning_unlearn.report.runs import attack_section
 from lightning_unlearn.report.sections import (
     Anchors,
+    Cell,
     ImageRow,
     Images,
     Interval,
@@ -74,7 +75,7 @@ def erasure_numbers(evidence: ErasureEvidence) -> ErasureNumbers:
     shares = next((seen.shares for seen in evidence.seen if seen.shares is not None), (None, None))
     kept = [sum(seen.kept) / len(seen.kept) for seen in evidence.seen if seen.kept]
     attacked = None if evidence.attack is None or not evidence.attack.counted else evidence.attack.asr
-    return ErasureNumbers(*shares, min(kept, default=None), attacked, evidence.effects)
+    return ErasureNumbers(shares[0], shares[1], min(kept, default=None), attacked, evidence.effects)
 
 
 def erasure_report(
@@ -98,7 +99,9 @@ def erasure_report(
     named = _named(evidence.prompts.pictures, show_text)
     sections = [
         Section("outcome", "Before and after", _outcome(evidence)),
-        Section("images", "Images", _images(evidence, named), "Images before and after have the same prompts and seeds."),
+        Section(
+            "images", "Images", _images(evidence, named), "Those before and after have the same prompts and seeds."
+        ),
         Section("presence", "Was the concept there?", _presence(evidence.effects)),
     ]
     if evidence.attack is not None:
@@ -126,10 +129,10 @@ def _outcome(evidence: ErasureEvidence) -> list[Part]:
             why = f"at least {KEPT:.0%} of the images to keep must be of the class that they were of before"
             name, bounds = "images to keep of the same class", _wilson(seen.kept)
             parts.append(_measured(name, share, bounds, len(seen.kept), seen.judge, "higher", None, outcome, why))
-    for set in ("forget", "keep"):
-        if places := evidence.prompts.of(set):
+    for role in ("forget", "keep"):
+        if places := evidence.prompts.of(role):
             change = (evidence.after[places] - evidence.before[places]).square().mean().sqrt().item()
-            parts.append(Measurement("pixel change", change, n=len(places), variant=f"to {set}"))
+            parts.append(Measurement("pixel change", change, n=len(places), variant=f"to {role}"))
     return parts
 
 
@@ -173,7 +176,7 @@ def _wilson(hits: Sequence[bool]) -> Interval:
 
 
 def _presence(effects: dict[str, float]) -> list[Part]:
-    rows = [[prompt, effect] for prompt, effect in effects.items()]
+    rows: list[list[Cell]] = [[prompt, effect] for prompt, effect in effects.items()]
     note = "Effect of a prompt on what the model drew before. Words that a model does not know are mostly below 0.5."
     return [Table("Effect of the prompts", ["prompt", "effect"], rows, note, ["prompt"])] if rows else []
 
@@ -184,36 +187,32 @@ def _presence(effects: dict[str, float]) -> list[Part]:
 def _named(pictures: Sequence[Picture], show_text: bool) -> dict[str, str]:
     """The names of the rows; those of prompts to forget are numbers, where the page is not to show them."""
     rows = dict.fromkeys(picture.row for picture in pictures)
-    secret = list(dict.fromkeys(picture.row for picture in pictures if picture.set == "forget"))
+    secret = list(dict.fromkeys(picture.row for picture in pictures if picture.role == "forget"))
     return {row: row if show_text or row not in secret else f"prompt {secret.index(row) + 1}" for row in rows}
 
 
 def _images(evidence: ErasureEvidence, named: dict[str, str]) -> list[Part]:
     parts: list[Part] = []
-    for set, heading in (("forget", "To forget"), ("keep", "To keep")):
-        shown = [i for i in evidence.prompts.of(set) if evidence.prompts.pictures[i].shown]
+    for role, heading in (("forget", "To forget"), ("keep", "To keep")):
+        shown = [i for i in evidence.prompts.of(role) if evidence.prompts.pictures[i].shown]
         columns = list(dict.fromkeys(evidence.prompts.pictures[i].column for i in shown))
         if columns == [""]:
             sides = {"before": evidence.before, "after": evidence.after}
-            rows = [
-                _row(evidence, [(side, place) for side in sides.values()], named, set) for place in shown
-            ]
+            rows = [_row(evidence, [(side, place) for side in sides.values()], named, role) for place in shown]
             parts.append(Images(heading, list(sides), rows))
             continue
         for side, images in (("before", evidence.before), ("after", evidence.after)):
             by_row: dict[str, list[int]] = {}
             for place in shown:
                 by_row.setdefault(evidence.prompts.pictures[place].row, []).append(place)
-            rows = [_row(evidence, [(images, place) for place in places], named, set) for places in by_row.values()]
+            rows = [_row(evidence, [(images, place) for place in places], named, role) for places in by_row.values()]
             parts.append(Images(f"{heading}, {side}", columns, rows))
     return parts
 
 
-def _row(
-    evidence: ErasureEvidence, images: list[tuple[Tensor, int]], named: dict[str, str], set: str
-) -> ImageRow:
+def _row(evidence: ErasureEvidence, images: list[tuple[Tensor, int]], named: dict[str, str], role: str) -> ImageRow:
     row = evidence.prompts.pictures[images[0][1]].row
-    return ImageRow(named[row], [png(thumbnail(of[place])) for of, place in images], secret=set == "forget")
+    return ImageRow(named[row], [png(thumbnail(of[place])) for of, place in images], secret=role == "forget")
 
 
 def _attack(evidence: ErasureEvidence, steps: int) -> Section:
@@ -223,8 +222,8 @@ def _attack(evidence: ErasureEvidence, steps: int) -> Section:
     rate = "none of them" if math.isnan(result.asr) else f"{result.asr:.0%} of them"
     before = 0.0 if math.isnan(result.pre_asr) else result.pre_asr
     summary = (
-        f"It searches for tokens that bring the concept back, for {len(result.counted)} prompts. Without them {before:.0%} "
-        f"of these prompts show it, with them {rate}."
+        f"It searches for tokens that bring the concept back, for {len(result.counted)} prompts. Without them "
+        f"{before:.0%} of these prompts show it, with them {rate}."
     )
     found = [] if evidence.found is None else [png(thumbnail(image)) for image in evidence.found]
     section = attack_section("UnlearnDiffAtk", summary, evaluation, found)
