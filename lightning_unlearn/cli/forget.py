@@ -15,6 +15,7 @@ __all__ = ["fit", "forget"]
 
 _DOORS = {
     "--model": "lightning_unlearn.forget.language:LanguageRequest",
+    "--pipeline": "lightning_unlearn.forget.diffusion:ConceptRequest",
 }
 """The option that names the model of each kind of request, and the class of the request."""
 
