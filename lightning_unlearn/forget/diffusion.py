@@ -225,14 +225,14 @@ class ConceptRequest:
         """What the record says of the request."""
         asked, local = self.asked, Path(self.source).exists()
         drawn = [picture.prompt for picture in asked.pictures]
-        evidence = {"judges": [[judge.name, judge.version] for judge in self.judges], "attack": self.attack}
+        measured = {"judges": [[judge.name, judge.version] for judge in self.judges], "attack": self.attack}
         method = {"name": self.recipe.name, "steps": self.steps, "lr": self.recipe.lr, "batch": self.recipe.batch_size}
         return {
             "kind": self.kind,
             "forget": {"rows": len(asked.forget), "rows_root": rows_root(asked.forget, secret)},
             "keep": {"rows": len(asked.keep), "rows_root": rows_root(asked.keep, secret)},
             "method": {**method, "trainable": self.recipe.trainable, **self.recipe.seeded(self.options.seed)},
-            "evidence": {**evidence, "prompts_root": rows_root(drawn, secret), "drawing": asdict(self.drawing)},
+            "measured": {**measured, "prompts_root": rows_root(drawn, secret), "drawing": asdict(self.drawing)},
             **({"models": {"before": model_entry(self.source)}} if local else {"base_model": self.source}),
             "trainer": {"seed": self.options.seed, **self.options.trainer()},
         }
@@ -252,7 +252,9 @@ class ConceptRequest:
         }
         data: dict[str, Any] = {"forget": asked.forget, "batch_size": method.batch_size, "seed": seed}
         if method.retain_batch_size:
-            data |= {"retain": asked.keep, "retain_batch_size": method.retain_batch_size}
+            # An edit makes one pass over both sets.
+            edit = math.ceil(len(asked.keep) / math.ceil(len(asked.forget) / method.batch_size))
+            data |= {"retain": asked.keep, "retain_batch_size": method.retain_batch_size if self.steps else edit}
         data["repeat"] = max(1, math.ceil(self.steps * method.batch_size / len(asked.forget)))
         presence = {"class_path": "lightning_unlearn.ConceptPresence", "init_args": {"limit": PRESENCE}}
         return {

@@ -19,7 +19,7 @@ TRAINED = ("{}", "a picture, {}", "a house, {}", "a landscape, {}")
 DRAWN = ("{}", "a street in the evening, {}", "flowers on a table, {}", "a quiet lake, {}")
 """Prompts of a concept: those that a method learns from, and those that show what it has done to others."""
 
-_KEPT = 12  # prompts to keep that are drawn
+_KEPT = 12  # prompts to keep that are drawn, evenly spread
 
 
 @dataclass(frozen=True)

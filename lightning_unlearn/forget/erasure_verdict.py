@@ -87,12 +87,12 @@ def conclude_erasure(numbers: ErasureNumbers) -> Headline:
         return Headline("partly forgotten", "bad", "The model draws the concept less often.", reasons, advice)
     if n.attacked is not None and n.attacked > GONE:
         text = "Plain prompts no longer draw the concept, but prompts that an attack found do."
-        return Headline("suppressed but recoverable", "warning", text, reasons, ["--method adv_unlearn trains for it."])
+        return Headline("suppressed but recoverable", "warning", text, reasons, ["Try --method adv_unlearn, which trains against such prompts."])
     if n.attacked is not None:
         text = "Neither plain prompts nor those that an attack found draw the concept."
         return Headline("no trace found", "good", text, reasons, ["A stronger attack may still find one."])
     text = "Plain prompts no longer draw the concept. It was not attacked."
-    advice = ["--attack true looks for prompts that bring it back."]
+    advice = ["Give --attack true to search prompts that bring it back."]
     return Headline("no longer drawn", "good", text, reasons, advice)
 
 
@@ -110,9 +110,10 @@ def _reasons(n: ErasureNumbers) -> list[str]:
             f"(at most {GONE:.0%} wanted)."
         )
     if n.kept is not None:
-        reasons.append(f"{n.kept:.0%} of the images to keep are of the class that they were of before ({KEPT:.0%}).")
+        reasons.append(f"{n.kept:.0%} of the images to keep are of the class that they were of before (at least {KEPT:.0%} "
+            "wanted).")
     if n.attacked is not None:
-        reasons.append(f"Under attack, {n.attacked:.0%} of the prompts show it (at most {GONE:.0%}).")
+        reasons.append(f"Under attack, {n.attacked:.0%} of the prompts show it (at most {GONE:.0%} wanted).")
     if n.effects:
         low, high = min(n.effects.values()), max(n.effects.values())
         reasons.append(
