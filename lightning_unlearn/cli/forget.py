@@ -24,7 +24,7 @@ _DOORS = {
 _USAGE = """usage: lightning-unlearn forget --model M --forget rows.jsonl [--retain rows.jsonl] --output_dir out
            a language model: a folder, hub id, GGUF file or adapter; rows of questions and answers, or of texts
        lightning-unlearn forget --pipeline SD --concept "Van Gogh" [--keep prompts.txt] [--judge J] --output_dir out
-           a Stable Diffusion pipeline: a folder, hub id or .safetensors file, or miniature, which comes with the package
+           a Stable Diffusion pipeline: a folder, hub id or .safetensors file, or miniature, which is in the package
 
 Checks everything, prints what it will do and what that costs, unlearns, stops when enough is forgotten, measures, and
 writes model/, report.html, record.jsonl (signed) and run.yaml. The same command goes on where it was killed.

@@ -87,7 +87,8 @@ def conclude_erasure(numbers: ErasureNumbers) -> Headline:
         return Headline("partly forgotten", "bad", "The model draws the concept less often.", reasons, advice)
     if n.attacked is not None and n.attacked > GONE:
         text = "Plain prompts no longer draw the concept, but prompts that an attack found do."
-        return Headline("suppressed but recoverable", "warning", text, reasons, ["Try --method adv_unlearn, which trains against such prompts."])
+        advice = ["Try --method adv_unlearn, which trains against such prompts."]
+        return Headline("suppressed but recoverable", "warning", text, reasons, advice)
     if n.attacked is not None:
         text = "Neither plain prompts nor those that an attack found draw the concept."
         return Headline("no trace found", "good", text, reasons, ["A stronger attack may still find one."])
@@ -110,8 +111,8 @@ def _reasons(n: ErasureNumbers) -> list[str]:
             f"(at most {GONE:.0%} wanted)."
         )
     if n.kept is not None:
-        reasons.append(f"{n.kept:.0%} of the images to keep are of the class that they were of before (at least {KEPT:.0%} "
-            "wanted).")
+        text = f"{n.kept:.0%} of the images to keep are of the class that they were of before"
+        reasons.append(f"{text} (at least {KEPT:.0%} wanted).")
     if n.attacked is not None:
         reasons.append(f"Under attack, {n.attacked:.0%} of the prompts show it (at most {GONE:.0%} wanted).")
     if n.effects:
