@@ -80,9 +80,8 @@ def content_hash(path: str | os.PathLike[str]) -> ContentHash:
     are another model; so are other payloads of NaN, and -0 for 0.
 
     Args:
-        path: Folder with ``.safetensors`` files, or one such file; or folder of a pipeline of diffusers, in which the
-            names of tensors begin with that of their part, ``unet/``. Of a folder or file of another kind, such as a
-            pickled checkpoint, the bytes of the weight files are hashed, and nothing is loaded.
+        path: Folder with ``.safetensors`` files, such a file, or folder of a pipeline, whose tensors are named by part,
+            ``unet/...``. Of others, such as a pickled checkpoint, the bytes are hashed, and nothing is loaded.
 
     Raises:
         FileNotFoundError: If there is no such file, or no weights in the folder.
@@ -205,8 +204,7 @@ def _weight_files(path: Path) -> tuple[list[Path], bool]:
 def _parts(pipeline: Path) -> list[str]:
     """The folders of the parts of a pipeline of diffusers."""
     try:
-        index = json.loads((pipeline / _INDEX).read_text(encoding="utf-8"))
-        names = [name for name, kind in index.items() if isinstance(kind, list)]
+        names = [name for name, kind in json.loads((pipeline / _INDEX).read_bytes()).items() if isinstance(kind, list)]
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{pipeline / _INDEX} is damaged: {error}.") from None
     return sorted(name for name in names if Path(name).name == name and (pipeline / name).is_dir())
@@ -214,13 +212,11 @@ def _parts(pipeline: Path) -> list[str]:
 
 def _all_ranges(path: Path, files: Sequence[Path]) -> list[_Range]:
     """The tensors of all files of a model; those of a pipeline by part, and by variant such as ``fp16``."""
-    if not path.is_dir() or all(file.parent == path for file in files):
-        return [part for file in files for part in _ranges(file)]
     ranges = []
     for file in files:
         variant = re.sub(r"-\d+-of-\d+$", "", file.stem).partition(".")[2]
-        place = file.parent.name + (f".{variant}" if variant else "")
-        ranges += [part._replace(name=f"{place}/{part.name}") for part in _ranges(file)]
+        place = "" if path in (file, file.parent) else f"{'.'.join(filter(None, (file.parent.name, variant)))}/"
+        ranges += [part._replace(name=place + part.name) for part in _ranges(file)]
     return ranges
 
 
