@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from lightning_unlearn.audit.data import MIN_PROBES, AuditData, audit_data, with_phrasings
-from lightning_unlearn.audit.depth import Depth, cost_of, plan_of, seconds_of
+from lightning_unlearn.audit.data import AuditData
+from lightning_unlearn.audit.data import audit_data as sets_of_audit
+from lightning_unlearn.audit.depth import Depth, plan_of
 from lightning_unlearn.audit.entries import model_entry, verdict_entry
 from lightning_unlearn.audit.hashes import rows_root
 from lightning_unlearn.audit.measures import timing
@@ -22,6 +23,7 @@ from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.checks import above, one_of
 from lightning_unlearn.core.files import write_text
 from lightning_unlearn.forget.door import Findings, Plan, RequestOptions
+from lightning_unlearn.forget.language_plan import language_plan
 from lightning_unlearn.forget.methods import make_method, read_method
 from lightning_unlearn.forget.tables import AUTO, absolute, check_columns, columns_of, find_tables, read_tables
 from lightning_unlearn.language.causal_lm import LitCausalLM
@@ -96,60 +98,46 @@ class LanguageRequest:
         self.columns = columns_of(columns, template)
         self.method, self.lr, self.lora = method, above("lr", lr, 0), lora
         self.depth = one_of("depth", depth, Depth)
-        self._facts: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}
+        """What `check` has found of the model."""
 
     # ---- before --------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Open the model, read and tokenize the rows, and make the method."""
-        check_columns(self._tables, self.columns)
-        rows = self._audit_data()
+        check_columns(self.tables, self.columns)
+        rows = self.audit_data()
         control_of(None, self.retrained, rows)
-        assert self._objective
+        assert self.objective
         module = LitCausalLM(self.model, lr=self.lr, lora=self.lora)
         prompt = replace(module.prompt or PromptFormat(), tokenizer=module.tokenizer)
         known = {name: source for name, source in self.sources.items() if source != AUTO}
         data = LanguageDataModule(**_data_arguments(known), prompt=prompt, columns=self.columns)
         data.setup("fit")
-        if self._auto:
+        if self.auto:
             OwnAnswers(self.questions).asked()
         check_rows(module.model, module.tokenizer, data)
         kept = data.prompt.state_dict()
-        self._facts = {
+        self.facts = {
             "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
             "trains": sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad),
             "prompt": {name: value for name, value in kept.items() if value is not None}
             if data.prompt.writes_date
             else None,
         }
-        if not self._on_gpu:
-            audit = plan_of(self.depth, rows, bool(rows.never_seen), self._facts["parameters"], self.options.seed)
+        if not self.on_gpu:
+            audit = plan_of(self.depth, rows, bool(rows.never_seen), self.facts["parameters"], self.options.seed)
             module.prompt = prompt
             with torch.no_grad():
-                self._facts["timing"] = timing(module, audit.probes, audit.scorer)
+                self.facts["timing"] = timing(module, audit.probes[:2], audit.scorer)
 
     def plan(self) -> Plan:
         """What will be done, and what it costs."""
-        tables, parameters = self._tables, self._facts["parameters"]
-        never_seen = "never_seen" in tables
-        lines = {
-            "model": f"{self.model} ({parameters / 1e6:,.0f} million parameters)",
-            "to forget": f"{len(tables['forget'])} rows of {self.sources['forget']}",
-            "to keep": "the model's own answers to neutral questions"
-            if self._auto
-            else f"{len(tables['retain'])} rows of {self.sources['retain']}",
-            "method": f"{self._name}, lr {self.lr:g}{', LoRA' if self.lora else ''}",
-            "stops when": "the forget rows are as unlikely as "
-            + ("the never-seen rows" if never_seen else "wrong answers to them")
-            + f" are to the model of before, at the latest after {self.steps} steps",
-            "cost": self._cost(),
-            "evidence": f"audit of the models before and after, depth {self.depth}",
-        }
-        return Plan(lines, self._notes(never_seen))
+        return language_plan(self)
 
     def entries(self, secret: bytes) -> dict[str, Any]:
         """What the record says of the request."""
-        path, tables = Path(self.model), self._tables
+        path, tables = Path(self.model), self.tables
         entry: dict[str, Any] = {
             "kind": self.kind,
             "forget": {"rows": len(tables["forget"]), "rows_root": rows_root(tables["forget"], secret)},
@@ -158,8 +146,8 @@ class LanguageRequest:
                 for name, rows in tables.items()
                 if name != "forget"
             },
-            "method": {"name": self._name, "callbacks": self._callbacks, "lr": self.lr, "lora": self.lora},
-            "own answers": {"questions": self.questions} if self._auto else None,
+            "method": {"name": self.name, "callbacks": self._callbacks, "lr": self.lr, "lora": self.lora},
+            "own answers": {"questions": self.questions} if self.auto else None,
             "settings": {"seed": self.options.seed, "steps": self.steps, "precision": self.options.precision},
             "columns": asdict(self.columns),
             "depth": self.depth,
@@ -173,14 +161,14 @@ class LanguageRequest:
     def config(self, folder: Path) -> dict[str, Any]:
         """The run as a configuration of LightningCLI."""
         model = {"model": self.model, "lr": self.lr} | ({"lora": self.lora} if self.lora else {})
-        if self._auto:
+        if self.auto:
             self._write_own_answers(folder)
         arguments = {**_data_arguments(self._run_sources(folder)), "seed": self.options.seed}
         default = asdict(Columns())
         if named := {name: value for name, value in asdict(self.columns).items() if value != default[name]}:
             arguments["columns"] = named
-        if self._facts["prompt"] is not None:  # the day is a part of what the model reads
-            arguments["prompt"] = self._facts["prompt"]
+        if self.facts["prompt"] is not None:  # the day is a part of what the model reads
+            arguments["prompt"] = self.facts["prompt"]
         return {
             "seed_everything": self.options.seed,
             "model": {"class_path": "lightning_unlearn.LitCausalLM", "init_args": model},
@@ -205,34 +193,23 @@ class LanguageRequest:
         result = run_audit(
             self.model,
             str(model),
-            self._audit_data(model.parent),
+            self.audit_data(model.parent),
             work / "audit",
             self.retrained,
             depth=self.depth,
             seed=self.options.seed,
-            device="cpu" if not self._on_gpu else None,
+            device="cpu" if not self.on_gpu else None,
             show_text=self.options.show_text,
         )
         outcome = json.loads((work / "outcome.json").read_text(encoding="utf-8")).get("StopWhenForgotten")
-        run: dict[str, JSON] = {
-            "method": self._name,
-            "learning rate": self.lr,
-            "steps at most": self.steps,
-            "seed": self.options.seed,
-        }
-        subject = {
-            **result.report.subject,
-            "method": self._name,
-            "rows to keep": "own answers" if self._auto else "given",
-        }
+        kept = "the model's own answers" if self.auto else "given"
+        subject = {**result.report.subject, "method": self.name, "rows to keep": kept}
         if outcome is not None:
-            subject["run"] = outcome["text"]
-        report = replace(
-            result.report,
-            title=f"{Path(self.model).name}: {len(self._tables['forget'])} rows to forget",
-            subject=subject,
-            provenance={**result.report.provenance, "run": run},
-        )
+            subject["end of the run"] = outcome["text"]
+        settings: dict[str, JSON] = {"learning rate": self.lr, "steps": self.steps, "seed": self.options.seed}
+        title = f"{Path(self.model).name}: {len(self.tables['forget'])} rows to forget"
+        provenance = {**result.report.provenance, "run": settings}
+        report = replace(result.report, title=title, subject=subject, provenance=provenance)
         return Findings(report, {**verdict_entry(result.verdict), "run": outcome})
 
     # ---- parts ---------------------------------------------------------------------------------------------------
@@ -240,11 +217,12 @@ class LanguageRequest:
     @property
     def steps(self) -> int:
         """The most steps that the run makes."""
-        epoch = math.ceil(len(self._tables["forget"]) / _BATCH)
+        epoch = math.ceil(len(self.tables["forget"]) / _BATCH)
         return self.options.max_steps or max(_FEWEST, _EPOCHS * epoch)
 
     @cached_property
-    def _tables(self) -> dict[str, list[dict[str, Any]]]:
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows of each set that is given."""
         return read_tables(self.sources)
 
     @cached_property
@@ -253,97 +231,69 @@ class LanguageRequest:
         return [_SIMNPO] if self.method == "auto" else read_method(self.method)
 
     @cached_property
-    def _objective(self) -> UnlearnCallback:
+    def objective(self) -> UnlearnCallback:
+        """The callback that unlearns."""
         return make_method(self._callbacks, self.method)
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
+        """Name of the method."""
         return " with ".join(part["class_path"].rpartition(".")[2] for part in self._callbacks)
 
     @property
-    def _stops(self) -> bool:
+    def stops(self) -> bool:
         """Whether the weights in the midst of the run are a model that it may end with."""
-        return not self._objective.not_averaged
+        return not self.objective.not_averaged
 
     @property
-    def _on_gpu(self) -> bool:
+    def on_gpu(self) -> bool:
+        """Whether the run has a GPU, as far as this process sees."""
         return self.options.accelerator != "cpu" and torch.cuda.is_available()
 
     def _stop(self) -> list[dict[str, Any]]:
-        if not self._stops:
+        if not self.stops:
             return []
         heldout = [name for name in self.sources if name not in ("forget", "retain", "never_seen")]
         watched = sum(
-            min(_WATCHED, len(self._tables.get(name, range(_WATCHED)))) for name in ("forget", "retain", *heldout)
+            min(_WATCHED, len(self.tables.get(name, range(_WATCHED)))) for name in ("forget", "retain", *heldout)
         )
         # A step reads each row of its batch three times; measuring takes at most as long as the steps between.
-        every = max(1, round(watched / (3 * (_BATCH + _RETAIN_BATCH))))
+        every = max(1, round(watched / (3 * self.rows_of_a_step)))
         arguments = {"keep": ["retain", *heldout], "every_n_steps": every, "limit": _WATCHED}
         return [{"class_path": "lightning_unlearn.StopWhenForgotten", "init_args": arguments}]
 
     @property
-    def _auto(self) -> bool:
+    def rows_of_a_step(self) -> int:
+        """Rows to forget and rows to keep in a batch."""
+        return _BATCH + _RETAIN_BATCH
+
+    @property
+    def auto(self) -> bool:
+        """Whether the model writes the rows to keep itself."""
         return self.sources["retain"] == AUTO
 
     def _run_sources(self, folder: Path) -> dict[str, str]:
         """The sources of the run: those of the request, and the rows that the model has written."""
-        return {**self.sources, **({"retain": str(folder / _OWN)} if self._auto else {})}
+        return {**self.sources, **({"retain": str(folder / _OWN)} if self.auto else {})}
 
     def _write_own_answers(self, folder: Path) -> None:
         """Let the model write the rows to keep. They stay with the request, so that its run can be repeated."""
         module = LitCausalLM(self.model)
-        module.to("cuda" if self._on_gpu else "cpu")
-        prompt = replace(module.prompt or PromptFormat(), tokenizer=module.tokenizer, **(self._facts["prompt"] or {}))
+        module.to("cuda" if self.on_gpu else "cpu")
+        prompt = replace(module.prompt or PromptFormat(), tokenizer=module.tokenizer, **(self.facts["prompt"] or {}))
         found = OwnAnswers(self.questions).answers(module, self.sources["forget"], self.columns, prompt)
         write_text(folder / _OWN, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows))
 
-    def _audit_data(self, folder: Path | None = None) -> AuditData:
+    def audit_data(self, folder: Path | None = None) -> AuditData:
         """The rows of the audit; before the model has written its own ones, neutral questions stand for them."""
-        tables = {**self._tables, **read_tables(self.audit_sources)}
-        if self._auto and folder is not None:
+        tables = {**self.tables, **read_tables(self.audit_sources)}
+        if self.auto and folder is not None:
             tables |= read_tables({"retain": str(folder / _OWN)})
-        elif self._auto:
+        elif self.auto:
             asked = OwnAnswers(self.questions).asked()
             tables["retain"] = [{self.columns.question: text, self.columns.answer: text} for text in asked]
-        limit = _OWN_AUDITED if self._auto else _AUDITED
-        return audit_data(tables, self.columns, self.sources["forget"], limit, self.options.seed)
-
-    def _cost(self) -> str:
-        rows, parameters = _BATCH + _RETAIN_BATCH, self._facts["parameters"]
-        memory = 4 * parameters + 12 * self._facts["trains"]  # weights; gradients and two moments of AdamW
-        cost = f"at most {self.steps} steps of {rows} rows, {memory / 2**30:.1f} GiB beside activations"
-        if (timed := self._facts.get("timing")) is None:
-            return cost
-        rows_read = self._audit_data()
-        audit = plan_of(self.depth, rows_read, bool(rows_read.never_seen), parameters, self.options.seed)
-        training = self.steps * rows * 2 * 3 * timed["pass"]  # as much again for measuring when to stop
-        checking = 2 * seconds_of(cost_of(audit, rows_read), audit.rows, timed)
-        return f"{cost}; about {_minutes(training)} to train and {_minutes(checking)} to audit on this CPU"
-
-    def _notes(self, never_seen: bool) -> list[str]:
-        few, notes = len(self._tables["forget"]), []
-        if not never_seen:
-            notes.append(
-                "There are no rows that the model has never seen (--never_seen), so the audit has no control: it says "
-                "less, and can't say that the rows are as if never learned."
-            )
-        if self._auto:
-            notes.append(
-                "There are no rows to keep (--retain). The model keeps its own answers to neutral questions, which is "
-                "less than rows of the same subject do."
-            )
-        if not self._stops:
-            notes.append(f"{self._name} {self._objective.not_averaged}, so the run is not ended early.")
-        if Path(self.model).suffix.lower() == ".gguf":
-            notes.append("The model is a quantized GGUF file. A folder of transformers in 32 bits is written.")
-        elif (Path(self.model) / "adapter_config.json").is_file():
-            notes.append("The model is an adapter. It is merged into its base, and the merged model is written.")
-        if len(with_phrasings(self._audit_data().forget)) < MIN_PROBES:
-            notes.append(
-                f"{few} rows are few: a verdict wants {MIN_PROBES} questions, which paraphrases of them "
-                "(column paraphrased_question) can make up."
-            )
-        return notes
+        limit = _OWN_AUDITED if self.auto else _AUDITED
+        return sets_of_audit(tables, self.columns, self.sources["forget"], limit, self.options.seed)
 
 
 def _data_arguments(sources: dict[str, str]) -> dict[str, Any]:
@@ -351,7 +301,3 @@ def _data_arguments(sources: dict[str, str]) -> dict[str, Any]:
     roles = {name: source for name, source in sources.items() if name in ("forget", "retain")}
     batches = {"batch_size": _BATCH, "retain_batch_size": _RETAIN_BATCH}
     return {**roles, **({"heldout": heldout} if heldout else {}), **batches}
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gc
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -145,7 +144,6 @@ def _train(door: Door, folder: RequestFolder, fit: Fit) -> None:
         "callbacks+": [_callback(KeepPlace, path=str(folder.checkpoint), seconds=PAUSE)],
         "enable_checkpointing": False,
         "enable_model_summary": False,
-        "enable_progress_bar": sys.stderr.isatty(),
         "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": str(folder.work), "name": "log"}},
     }
     write_text(folder.work / "keep.yaml", yaml.safe_dump({"trainer": keeping}))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_unlearn.core.accumulation import is_last_batch
@@ -21,18 +20,17 @@ from lightning_unlearn.core.lightning import (
     rank_zero_info,
     rank_zero_warn,
 )
-from lightning_unlearn.core.modes import undisturbed
-from lightning_unlearn.core.reading import likelihood
 from lightning_unlearn.core.resume import ResumableCallback, callbacks_of
-from lightning_unlearn.core.rows import RunRows, row_loader
-from lightning_unlearn.core.scores import PredictionScore, Score
+from lightning_unlearn.core.rows import row_loader
+from lightning_unlearn.core.scores import Score
 from lightning_unlearn.stopping.best import BestWeights
 from lightning_unlearn.stopping.outcome import StopOutcome
-from lightning_unlearn.stopping.target import Target, level, named_rows, no_target, runner_up_nll
+from lightning_unlearn.stopping.target import Target, level, measured_target
+from lightning_unlearn.stopping.watched_rows import WatchedRows, named_rows
 
 __all__ = ["StopWhenForgotten"]
 
-_NAME = "StopWhenForgotten"
+_NAME, _GIVEN = "StopWhenForgotten", "as given"
 
 
 class StopWhenForgotten(ResumableCallback):
@@ -119,7 +117,7 @@ class StopWhenForgotten(ResumableCallback):
         self._goal = Target(0.0, "")
         self._best, self._best_step = BestWeights(device), 0
         self._ended = False
-        self._rows: dict[str, RunRows] = {}
+        self._rows: dict[str, WatchedRows] = {}
 
     # ---- Lightning hooks ---------------------------------------------------------------------------------------
 
@@ -140,7 +138,8 @@ class StopWhenForgotten(ResumableCallback):
         """Measure the target, and the rows before the first update."""
         self._best, self._best_step, self.curve = BestWeights(self.device), 0, []
         self._ended = False
-        self._goal = self._measured_target(trainer, module)
+        given = self.target
+        self._goal = Target(given, _GIVEN) if given is not None else self._measured_target(trainer, module)
         self._measure(trainer, module)
         start = self.curve[0]["forget"]
         rank_zero_info(f"{_NAME}: the target is {self._goal.nll:.2f} nats, {self._goal.source}; now it is {start:.2f}.")
@@ -153,9 +152,9 @@ class StopWhenForgotten(ResumableCallback):
 
     def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
         """Go on with the target, the curve and the best weights of the checkpoint."""
-        self._goal = Target(*state["goal"])
+        self._goal = Target(*state["goal"]) if self.target is None else Target(self.target, _GIVEN)
         self.curve, self._best_step = list(state["curve"]), state["best_step"]
-        self._ended = state["ended"]
+        self._ended = self._is_settled()
         self._best = BestWeights(self.device)
         if state["best_weights"]:
             self._best.load_state_dict(state["best_weights"], module)
@@ -173,6 +172,8 @@ class StopWhenForgotten(ResumableCallback):
         """Measure where that is due, and end the run where it has come to its end."""
         if not self._ended and trainer.global_step % self.every_n_steps == 0:
             self._evaluate(trainer, pl_module)
+        if self._ended:  # also where a run that had ended is resumed
+            trainer.should_stop = True
         stops = trainer.should_stop and trainer.fit_loop._can_stop_early
         if stops or is_last_batch(trainer, batch_idx):
             self._finish(trainer, pl_module)
@@ -181,6 +182,11 @@ class StopWhenForgotten(ResumableCallback):
         """Give the module its best weights where something else has stopped the run."""
         if self.outcome is None:
             self._finish(trainer, pl_module)
+            if self.outcome is not None and self.outcome.step != self.outcome.steps:
+                rank_zero_warn(
+                    f"Something else has stopped the run, so {_NAME} gave the module its best weights after the last "
+                    "measurement. trainer.save_checkpoint(...) writes them."
+                )
 
     # ---- state -------------------------------------------------------------------------------------------------
 
@@ -190,7 +196,6 @@ class StopWhenForgotten(ResumableCallback):
             "goal": tuple(self._goal),
             "curve": [dict(point) for point in self.curve],
             "best_step": self._best_step,
-            "ended": self._ended,
             "best_weights": self._best.state_dict() if self._best else None,
         }
 
@@ -210,56 +215,24 @@ class StopWhenForgotten(ResumableCallback):
                 f"{_NAME} ends with the weights of one step, {others[0]} with a mean of several. Keep one of them."
             )
 
-    def _watched(self, trainer: Trainer, name: str) -> RunRows:
+    def _watched(self, trainer: Trainer, name: str) -> WatchedRows:
         loader = named_rows(trainer, name)
         if loader is None:
             raise MisconfigurationException(
                 f"{_NAME} watches the {name} rows, but the run has none. Give the data module a set of that name, "
                 f"name others with keep=[...], or pass margin=None to watch the forget rows alone."
             )
-        return self._rows_of(trainer, loader, name)
-
-    def _rows_of(self, trainer: Trainer, loader: Any, name: str) -> RunRows:
-        return RunRows(trainer, loader, f"{_NAME}: {name} rows", self.limit, shows=False)
+        return WatchedRows(trainer, loader, name, self._read_score, self.limit)
 
     def _measured_target(self, trainer: Trainer, module: LightningModule) -> Target:
-        if self.target is not None:
-            return Target(self.target, "as given")
-        loader = (
-            named_rows(trainer, self.never_seen)
-            if isinstance(self.never_seen, str)
-            else row_loader({"never_seen": self.never_seen}, "never_seen")
-        )
-        if loader is not None:
-            unseen = self._read(trainer, module, self._rows_of(trainer, loader, "never-seen"))
-            return Target(level(unseen), "of never-seen rows")
-        score = self._read_score
-        if not isinstance(score, PredictionScore):
-            raise no_target(getattr(score, "__name__", repr(score)))
-
-        def best_wrong(batch: Any) -> Tensor:
-            return runner_up_nll(score.predictions(module, batch))
-
-        return Target(
-            level(self._read(trainer, module, self._rows["forget"], best_wrong)), "of likeliest wrong answers"
-        )
-
-    def _read(
-        self, trainer: Trainer, module: LightningModule, rows: RunRows, reads: Callable[[Any], Tensor] | None = None
-    ) -> Tensor:
-        """What a function reads of each row, by default its NLL per supervised position."""
-        reads = reads or (lambda batch: self._per_position(module, batch))
-        with undisturbed(module, drops_gradients=False), trainer.precision_plugin.forward_context():
-            read = [reads(batch).float().cpu() for batch, _ in rows]
-        return torch.cat(rows.gather(read))
-
-    def _per_position(self, module: LightningModule, batch: Any) -> Tensor:
-        nll, length = likelihood(self._read_score, module, batch)
-        return nll / length.clamp(min=1)
+        given = self.never_seen
+        loader = named_rows(trainer, given) if isinstance(given, str) else row_loader({"unseen": given}, "unseen")
+        unseen = loader and WatchedRows(trainer, loader, "never-seen", self._read_score, self.limit)
+        return measured_target(module, self._rows["forget"], unseen)
 
     def _measure(self, trainer: Trainer, module: LightningModule) -> None:
         """Add a point to the curve, and log it."""
-        read = {name: self._read(trainer, module, rows) for name, rows in self._rows.items()}
+        read = {name: rows.nll(module) for name, rows in self._rows.items()}
         values = {name: level(nll) if name == "forget" else nll.mean().item() for name, nll in read.items()}
         self.curve.append({"step": trainer.global_step, **values})
         named = {f"stop/{name}_nll": value for name, value in values.items()} | {"stop/target_nll": self._goal.nll}
@@ -285,14 +258,13 @@ class StopWhenForgotten(ResumableCallback):
             self._best.take(module)
             self._best_step = trainer.global_step
         self._ended = self._is_settled()
-        if self._ended:
-            trainer.should_stop = True
 
     def _is_settled(self) -> bool:
         """Whether the rows stayed at the target for some evaluations that made little better of what is to stay."""
         count = self.patience + 1 if len(self._rows) > 1 else 1
-        beyond, lacks, kept = zip(*map(self._order, self.curve[1:][-count:]), strict=True)
-        return len(kept) == count and not any([*beyond, *lacks]) and kept[0] - min(kept) <= self.min_delta
+        last = [self._order(point) for point in self.curve[1:][-count:]]
+        there = len(last) == count and not any(beyond or lacks for beyond, lacks, _ in last)
+        return there and last[0][2] - min(kept for *_, kept in last) <= self.min_delta
 
     def _point(self, step: int) -> dict[str, Any]:
         return next(point for point in self.curve if point["step"] == step)

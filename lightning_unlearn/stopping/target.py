@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_unlearn.core.lightning import MisconfigurationException, Trainer
-from lightning_unlearn.core.pairing import ForgetRetainDataModule
-from lightning_unlearn.core.rows import RowLoader, row_loader
-from lightning_unlearn.core.scores import Predictions
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException
+from lightning_unlearn.core.scores import Predictions, PredictionScore
 from lightning_unlearn.functional.likelihood import row_sum
+from lightning_unlearn.stopping.watched_rows import WatchedRows
 
-__all__ = ["Target", "level", "named_rows", "no_target", "runner_up_nll"]
+__all__ = ["Target", "level", "measured_target", "runner_up_nll"]
 
 
 class Target(NamedTuple):
@@ -43,15 +41,6 @@ def level(nll: Tensor) -> float:
     return math.log(len(nll)) - (-nll.double()).logsumexp(0).item()
 
 
-def named_rows(trainer: Trainer, name: str) -> RowLoader | None:
-    """The rows of a role of the training data, or of a named set of the data module; ``None`` where there are none."""
-    if name in ("forget", "retain"):
-        return row_loader(trainer.train_dataloader, name)
-    data = getattr(trainer, "datamodule", None)
-    loaders: Mapping[str, Any] = data.set_loaders() if isinstance(data, ForgetRetainDataModule) else {}
-    return row_loader(loaders, name)
-
-
 def runner_up_nll(predictions: Predictions) -> Tensor:
     r"""NLL of the best wrong answer of each row, shape ``(B,)``: at each position of the likeliest class but the label.
 
@@ -73,11 +62,30 @@ def runner_up_nll(predictions: Predictions) -> Tensor:
     return row_sum(nll, predictions.rows, predictions.size) / predictions.length().clamp(min=1)
 
 
-def no_target(score: str) -> MisconfigurationException:
-    """The error of a run that has nothing to take the target from."""
-    return MisconfigurationException(
-        "StopWhenForgotten needs the likelihood of rows that the model never saw, but the run has none, and "
-        f"score={score} gives no logits that would tell which wrong answer is the likeliest. Give the data module a "
-        "set named 'never_seen' (heldout={'never_seen': ...}) or pass never_seen=DataLoader(...), rows of the same "
-        "kind that the model was not trained on; or give the number, in nats: StopWhenForgotten(target=3.0)."
-    )
+def measured_target(module: LightningModule, forget: WatchedRows, never_seen: WatchedRows | None) -> Target:
+    """The level of rows that the model never saw, or else of the best wrong answers to the forget rows.
+
+    Args:
+        module: The module before its first update.
+        forget: Rows to forget.
+        never_seen: Rows that it never saw, where there are some.
+
+    Raises:
+        MisconfigurationException: If there are none, and the score gives no logits that tell wrong answers.
+    """
+    if never_seen is not None:
+        return Target(level(never_seen.nll(module)), "of never-seen rows")
+    score = forget.score
+    if not isinstance(score, PredictionScore):
+        raise MisconfigurationException(
+            "StopWhenForgotten needs the likelihood of rows that the model never saw, but the run has none, and "
+            f"score={getattr(score, '__name__', score)} gives no logits that would tell which wrong answer is the "
+            "likeliest. Give the data module a set named 'never_seen' (heldout={'never_seen': ...}) or pass "
+            "never_seen=DataLoader(...), rows of the same kind that the model was not trained on; or give the number, "
+            "in nats: StopWhenForgotten(target=3.0)."
+        )
+
+    def best_wrong(batch: Any) -> Tensor:
+        return runner_up_nll(score.predictions(module, batch))
+
+    return Target(level(forget.read(module, best_wrong)), "of the likeliest wrong answers")

@@ -170,6 +170,29 @@ def test_a_run_that_has_to_go_on_ends_with_the_weights_of_the_step_that_reached_
     assert not same(module, watched.states[25])
 
 
+def test_a_run_that_had_ended_is_resumed_with_one_update_and_ends_with_the_same_weights(tmp_path: Path) -> None:
+    stop, again = (StopWhenForgotten(target=1.15, patience=2, min_delta=0.03) for _ in range(2))
+    run, module, _ = fit(stop, **SHARP)
+    run.save_checkpoint(tmp_path / "ended.ckpt")
+    resumed = seeded(DictNet, lr=0.2)
+    further = trainer(GradDiff(score=classifier_nll), again, max_epochs=15, limit_val_batches=0, gradient_clip_val=1.0)
+    further.fit(resumed, rows(batch_size=4), ckpt_path=tmp_path / "ended.ckpt", weights_only=True)
+    assert further.global_step == run.global_step + 1
+    assert (again.outcome.step, again.outcome.reached) == (stop.outcome.step, True)
+    assert same(resumed, module)
+
+
+def test_best_weights_are_given_back_where_something_else_stops_the_run() -> None:
+    def halt(run: L.Trainer, *_: Any) -> None:
+        run.should_stop = run.current_epoch == 13
+
+    stop = StopWhenForgotten(target=50.0, margin=0.0)
+    with pytest.warns(UserWarning, match="Something else has stopped the run"):
+        run, module, watched = fit(stop, Recorder(on_train_epoch_end=halt), **SHARP)
+    assert stop.outcome.step < run.global_step == 28
+    assert same(module, watched.states[stop.outcome.step])
+
+
 def test_it_measures_after_whole_updates_only() -> None:
     stop = StopWhenForgotten(target=50.0, every_n_steps=2)
     run, _, _ = fit(stop, max_epochs=3, accumulate_grad_batches=2, data=rows(batch_size=1))
