@@ -20,7 +20,7 @@ NEEDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     **{name: {"cli": ("omegaconf",)} for name in ("fit", "validate", "test", "predict")},
     "forget": {"cli": ("omegaconf",), "report": ("jinja2",)},  # and what its kind of model needs
     "demo": {**_LLM, "cli": ("omegaconf",), **_REPORT, "record": ("cryptography", "huggingface-hub")},
-    "demo-diffusion": {**_DIFFUSION, **_REPORT},
+    "demo-diffusion": {**_DIFFUSION, "cli": ("omegaconf",), **_REPORT, "record": ("cryptography", "huggingface-hub")},
     "demo-mri": {"mri": ("nibabel", "nilearn"), **_REPORT},
     "bench-facts": {**_LLM, **_REPORT},
     "bench-language": {**_LLM, **_REPORT},
