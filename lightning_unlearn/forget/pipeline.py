@@ -82,12 +82,14 @@ def run_request(door: Door, fit: Fit) -> RequestResult | None:
         print("This was a dry run: nothing was written.")
         return None
     folder.claim(request)
-    if not folder.done("record"):
-        _train(door, folder, fit)
-        _export(door, folder)
-        findings = _evidence(door, folder)
-        _certify(folder, request, findings, options)
-    folder.clear()
+    try:
+        if not folder.done("record"):
+            _train(door, folder, fit)
+            _export(door, folder)
+            _certify(folder, request, _evidence(door, folder), options)
+        folder.clear()
+    finally:
+        folder.release()
     return _told(folder)
 
 
