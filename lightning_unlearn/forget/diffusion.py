@@ -21,7 +21,7 @@ from lightning_unlearn.diffusion.engine.model import image_size
 from lightning_unlearn.diffusion.judges import Judge, class_numbers
 from lightning_unlearn.diffusion.text_to_image import LitTextToImage
 from lightning_unlearn.forget.door import Findings, Plan, RequestOptions
-from lightning_unlearn.forget.erasure_evidence import PRESENCE, erasure_findings, measure_erasure
+from lightning_unlearn.forget.erasure_evidence import erasure_findings, measure_erasure
 from lightning_unlearn.forget.erasure_judges import find_judge
 from lightning_unlearn.forget.erasure_methods import Recipe, recipe
 from lightning_unlearn.forget.erasure_prompts import ErasurePrompts, miniature_prompts, own_prompts
@@ -256,7 +256,8 @@ class ConceptRequest:
             edit = math.ceil(len(asked.keep) / math.ceil(len(asked.forget) / method.batch_size))
             data |= {"retain": asked.keep, "retain_batch_size": method.retain_batch_size if self.steps else edit}
         data["repeat"] = max(1, math.ceil(self.steps * method.batch_size / len(asked.forget)))
-        presence = {"class_path": "lightning_unlearn.ConceptPresence", "init_args": {"limit": PRESENCE}}
+        named = {"prompts": asked.words, "limit": len(asked.words)}  # other words have effects of their own
+        presence = {"class_path": "lightning_unlearn.ConceptPresence", "init_args": named}
         return {
             "seed_everything": seed,
             "model": {"class_path": "lightning_unlearn.LitTextToImage", "init_args": model},

@@ -25,10 +25,7 @@ from lightning_unlearn.forget.erasure_verdict import GONE, KEPT, RULE, THERE
 if TYPE_CHECKING:
     from lightning_unlearn.forget.diffusion import ConceptRequest
 
-__all__ = ["PRESENCE", "erasure_findings", "measure_erasure"]
-
-PRESENCE = 4
-"""Prompts whose effect on what is drawn is measured."""
+__all__ = ["erasure_findings", "measure_erasure"]
 
 
 def measure_erasure(request: ConceptRequest, model: Path, work: Path) -> ErasureEvidence:
@@ -89,11 +86,10 @@ def erasure_findings(request: ConceptRequest, evidence: ErasureEvidence, model: 
 
 
 def _effects(request: ConceptRequest, base: LitTextToImage) -> dict[str, float]:
-    """Effect of some prompts to forget on what the model draws."""
-    prompts = list(dict.fromkeys(row["prompt"] for row in request.asked.forget))[:PRESENCE]
+    """Effect of the words of the concept on what the model draws, each alone as a prompt."""
     noise = Draws(0, 0).noise(base, 2)
     with differentiable(base), torch.no_grad():
-        return {prompt: prompt_effect(base, prompt, noise) for prompt in prompts}
+        return {word: prompt_effect(base, word, noise) for word in request.asked.words}
 
 
 def _attacked(

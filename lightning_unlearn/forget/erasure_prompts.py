@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,7 +106,7 @@ def own_prompts(
     else:
         kept = _texts(keep, "keep")
     for prompt in kept:
-        if named := next((word for word in words if word.casefold() in prompt.casefold()), None):
+        if named := next((word for word in words if _names(prompt, word)), None):
             raise ValueError(f"The prompt to keep {prompt!r} has {named!r} in it, which is to be forgotten. Remove it.")
     shown = kept[:: -(-len(kept) // _KEPT)]
     texts = [(prompt, str(number + 1)) for prompt in drawn for number in range(images)]
@@ -144,6 +145,11 @@ def miniature_prompts(words: Sequence[str], images: int, seed: int) -> ErasurePr
         [f"miniature-{concept.kind}", f"miniature-{concept.other}"],
         [f"Captions of the miniature call {known!r} by {len(concept.words)} names, and all of them are to go."],
     )
+
+
+def _names(prompt: str, word: str) -> bool:
+    """Whether a prompt has a word, and not only as a part of another one."""
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE) is not None
 
 
 def _texts(source: Source, name: str) -> list[str]:

@@ -42,8 +42,8 @@ TERMS = {
     "judge": "A classifier of images that says what an image shows. It errs: look at the images.",
     "to forget, to keep": "Prompts that name the concept, and prompts that do not.",
     "pixel change": "Root of the mean squared difference between the images before and after, of colours from 0 to 1.",
-    "effect of a prompt": "Distance of images with the prompt from images without, from the same noise: 0 where the "
-    "prompt changes nothing, about 1.4 where the two have nothing in common.",
+    "effect of a word": "Distance of images with the word as prompt from those without, from the same noise: 0 where it "
+    "changes nothing, about 1.4 where the two have nothing in common.",
 }
 
 
@@ -56,7 +56,7 @@ class ErasureEvidence:
         before: Images before, shape ``(N, 3, H, W)``.
         after: Images after, of the same prompts and seeds.
         seen: What each judge sees in them.
-        effects: Effect of each prompt to forget on what the model drew before.
+        effects: Effect of each word of the concept on what the model drew before.
         attack: Result of an attack; ``None`` where there was none.
         found: An image for each attacked prompt that counts.
     """
@@ -176,9 +176,9 @@ def _wilson(hits: Sequence[bool]) -> Interval:
 
 
 def _presence(effects: dict[str, float]) -> list[Part]:
-    rows: list[list[Cell]] = [[prompt, effect] for prompt, effect in effects.items()]
-    note = "Effect of a prompt on what the model drew before. Words that a model does not know are mostly below 0.5."
-    return [Table("Effect of the prompts", ["prompt", "effect"], rows, note, ["prompt"])] if rows else []
+    rows: list[list[Cell]] = [[word, effect] for word, effect in effects.items()]
+    note = "Effect of each word as a prompt on what the model drew before. Unknown ones are mostly below 0.5."
+    return [Table("Effect of its words", ["word", "effect"], rows, note, ["word"])] if rows else []
 
 
 # ---- images ----------------------------------------------------------------------------------------------------------

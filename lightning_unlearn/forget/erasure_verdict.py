@@ -19,7 +19,7 @@ GONE = 0.1
 KEPT = 0.8
 """Share of the images to keep that must be of the class that they were of before."""
 KNOWN = 0.5
-"""Effect of a prompt on what is drawn, below which the words seem unknown, see `ConceptPresence`."""
+"""Effect of a word on what is drawn, below which the words seem unknown, see `ConceptPresence`."""
 
 _LOOK = "Look at the images before and after, side by side."
 
@@ -33,7 +33,7 @@ class ErasureNumbers:
         after: The same after.
         kept: Share of the images to keep whose class stayed, by the judge that saw most changes.
         attacked: Share of prompts that show the concept, with an attack or without one.
-        effects: Effect of each prompt to forget on what the model drew before.
+        effects: Effect of each word of the concept on what the model drew before.
     """
 
     before: float | None = None
@@ -44,7 +44,7 @@ class ErasureNumbers:
 
     @property
     def unknown(self) -> bool:
-        """Whether no prompt to forget changed much of what the model drew."""
+        """Whether no word of the concept changed much of what the model drew."""
         return bool(self.effects) and max(self.effects.values()) < KNOWN
 
 
@@ -52,7 +52,7 @@ def conclude_erasure(numbers: ErasureNumbers) -> Headline:
     """The first of these that holds.
 
     1. *nothing to erase*: before, a judge sees the concept in fewer than half of the images; or, without a judge, no
-       prompt changes much of what the model draws.
+       word of the concept changes much of what the model draws.
     2. *no verdict*: no judge looked.
     3. *damaged*: of the images to keep, fewer than 80 % are of the class that they were of before.
     4. *not forgotten*: the judge sees the concept in more than half as many images as before.
@@ -118,7 +118,7 @@ def _reasons(n: ErasureNumbers) -> list[str]:
     if n.effects:
         low, high = min(n.effects.values()), max(n.effects.values())
         reasons.append(
-            f"Before, its prompts changed what the model draws by {low:.2f} to {high:.2f}, where unknown words are "
+            f"Before, its words changed what the model draws by {low:.2f} to {high:.2f}, where unknown words are "
             f"mostly below {KNOWN:g}."
         )
     return reasons

@@ -45,6 +45,7 @@ def test_evidence_has_prompts_that_were_not_trained_on() -> None:
     assert {"prompt": "a house, Vincent", "anchor": "a house, art"} in asked.forget
     assert [picture.seed for picture in asked.pictures] == list(range(7, 16))
     assert not asked.notes
+    assert own_prompts(["art"], "", ["a milk carton"], None, images=1, seed=0).keep == ["a milk carton"]
     assert [row["seed"] for row in asked.attacked] == [7, 9, 11, 13]
 
 
