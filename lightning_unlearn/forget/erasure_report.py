@@ -42,8 +42,8 @@ TERMS = {
     "judge": "A classifier of images that says what an image shows. It errs: look at the images.",
     "to forget, to keep": "Prompts that name the concept, and prompts that do not.",
     "pixel change": "Root of the mean squared difference between the images before and after, of colours from 0 to 1.",
-    "effect of a word": "Distance of images with the word as prompt from those without, from the same noise: 0 where it "
-    "changes nothing, about 1.4 where the two have nothing in common.",
+    "effect of a word": "Distance of images with the word as prompt from those without, from the same noise: 0 where "
+    "it changes nothing, about 1.4 where the two have nothing in common.",
 }
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_unlearn.audit.hashes import content_hash
+from lightning_unlearn.forget import erasure_judges
 from lightning_unlearn.forget.erasure_images import draw_pictures, thumbnail
-from lightning_unlearn.forget.erasure_judges import seen_by
+from lightning_unlearn.forget.erasure_judges import find_judge, seen_by
 from lightning_unlearn.forget.erasure_methods import METHODS, recipe
 from lightning_unlearn.forget.erasure_prompts import ErasurePrompts, Picture, miniature_prompts, own_prompts
 from lightning_unlearn.forget.erasure_verdict import ErasureNumbers, conclude_erasure
@@ -102,6 +103,13 @@ def test_a_judge_counts_the_concept_and_what_stayed() -> None:
     assert seen.shares == (1.0, pytest.approx(1 / 3))
     assert seen.kept == [True, False]
     assert seen_by(Brightness(), None, asked, before, after).shares is None
+
+
+def test_a_clip_model_compares_the_concept_with_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(erasure_judges, "CLIPJudge", lambda model, classes: (model, classes))
+    judge: Any = find_judge("clip:openai/clip", pictures("forget", "keep", "keep"))
+    classes = {"light": "a picture, light", "a picture": "a picture", "keep 1": "keep 1", "keep 2": "keep 2"}
+    assert judge == ("openai/clip", classes)
 
 
 class Draws:
