@@ -104,7 +104,7 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.torch
 
 $(VENV)/.diffusion: pyproject.toml $(VENV)/.torch
 	@echo "Installing lightning-unlearn and diffusers into .venv (about a minute) ..."
-	@$(INSTALL) -e ".[diffusion,cli,report]"
+	@$(INSTALL) -e ".[diffusion,cli,report,record]"
 	@touch $@
 
 $(VENV)/.mri: pyproject.toml $(VENV)/.torch

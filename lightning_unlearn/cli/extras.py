@@ -22,7 +22,7 @@ NEEDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "forget --model": _LLM,
     "forget --pipeline": _DIFFUSION,
     "demo": {**_LLM, "cli": ("omegaconf",), **_REPORT, "record": ("cryptography", "huggingface-hub")},
-    "demo-diffusion": {**_DIFFUSION, **_REPORT},
+    "demo-diffusion": {**_DIFFUSION, "cli": ("omegaconf",), **_REPORT, "record": ("cryptography", "huggingface-hub")},
     "demo-mri": {"mri": ("nibabel", "nilearn"), **_REPORT},
     "bench-facts": {**_LLM, **_REPORT},
     "bench-language": {**_LLM, **_REPORT},
