@@ -108,6 +108,9 @@ def command_line(package: ModuleType) -> type[_Commands]:
 
 UnlearnCLI = command_line(PACKAGES[0])
 
+OPENER = "lightning_unlearn.forget.user_module.open_module"
+"""Stands in place of a module's class, and names it among its arguments."""
+
 
 def package_for(words: Sequence[str]) -> ModuleType:
     """The package of Lightning whose Trainer takes the model that a command line names.
@@ -137,6 +140,8 @@ def _model_paths(words: Sequence[str]) -> list[str]:
             settings = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
             model = settings.get("model") if isinstance(settings, dict) else None
             paths.append(model.get("class_path") if isinstance(model, dict) else model)
+            opened = (model.get("init_args") or {}).get("module") if isinstance(model, dict) else None
+            paths += [opened] if paths[-1] == OPENER else []
     return [path for path in paths if isinstance(path, str) and "." in path]
 
 
