@@ -19,7 +19,8 @@ from torch import Tensor
 
 from lightning_unlearn.cli.configs import PACKAGE, with_shipped
 from lightning_unlearn.core.distributed import gather_objects, rank, world_size
-from lightning_unlearn.core.lightning import PACKAGES, resolve
+from lightning_unlearn.core.lightning import MODULES, PACKAGES, resolve
+from lightning_unlearn.forget.user_module import import_class
 
 __all__ = ["UnlearnCLI", "command_line", "package_for"]
 
@@ -120,8 +121,8 @@ def package_for(words: Sequence[str]) -> ModuleType:
     """
     for path in reversed(_model_paths(with_shipped(words))):
         try:
-            model = resolve_name(path)
-        except (ImportError, AttributeError, ValueError):
+            model = import_class(path, MODULES, "LightningModule") if ":" in path else resolve_name(path)
+        except (ImportError, AttributeError, ValueError, OSError):
             continue  # the parser says what is wrong with it
         if isinstance(model, type):
             return next((p for p in PACKAGES if issubclass(model, p.LightningModule)), PACKAGES[0])
@@ -142,7 +143,7 @@ def _model_paths(words: Sequence[str]) -> list[str]:
             paths.append(model.get("class_path") if isinstance(model, dict) else model)
             opened = (model.get("init_args") or {}).get("module") if isinstance(model, dict) else None
             paths += [opened] if paths[-1] == OPENER else []
-    return [path for path in paths if isinstance(path, str) and "." in path]
+    return [path for path in paths if isinstance(path, str) and ("." in path or ":" in path)]
 
 
 def _write_image(image: Tensor, path: Path) -> None:

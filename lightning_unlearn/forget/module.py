@@ -31,7 +31,7 @@ from lightning_unlearn.forget.module_measures import NamedRows, RowMeasures, mea
 from lightning_unlearn.forget.module_method import AUTO, ModuleMethod, choose_method
 from lightning_unlearn.forget.module_verdict import Criterion, Thresholds, conclude, criteria, headline, knew
 from lightning_unlearn.forget.score_choice import ScoreChoice, choose_score, given_score
-from lightning_unlearn.forget.user_data import DataModuleSplit, UserData, batch_size_of
+from lightning_unlearn.forget.user_data import DataModuleSplit, UserData, batch_size_of, data_arguments
 from lightning_unlearn.forget.user_module import base_rates, open_module, read_checkpoint
 from lightning_unlearn.relearning import RelearningCurve
 from lightning_unlearn.report.model import UnlearningReport
@@ -134,8 +134,9 @@ class ModuleRequest:
             ValueError: If something does not fit.
             FileNotFoundError: If a file is not there.
         """
-        read_checkpoint(self.checkpoint, self.trusted)
+        held = read_checkpoint(self.checkpoint, self.trusted)
         opened = self._open(self.checkpoint)
+        self._take_data_arguments(held)
         trainer_optimizes("forget", opened)
         self.rates = base_rates(opened)
         self._check_packages(opened)
@@ -149,6 +150,14 @@ class ModuleRequest:
             read_checkpoint(self.retrained, self.trusted)
             self._open(self.retrained)
         self._note()
+
+    def _take_data_arguments(self, held: dict[str, Any]) -> None:
+        """Take the data module's arguments from the checkpoint, where it saved its hyperparameters in the training."""
+        saved = data_arguments(self.data, held)
+        taken = {name: value for name, value in saved.items() if name not in self.data_args}
+        if taken:
+            self.notes.append(f"{self.data} has the arguments that the checkpoint has of it: {taken}.")
+        self.data_args = taken | self.data_args
 
     def _open(self, path: str) -> LightningModule:
         return open_module(path, self.module, self.module_args, self.trusted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context
 from typing import Any
@@ -22,10 +22,11 @@ from lightning_unlearn.core.pairing import ForgetRetainDataModule, Role
 from lightning_unlearn.forget.chosen_rows import parse_ranges
 from lightning_unlearn.forget.user_module import built, import_class
 
-__all__ = ["DataModuleSplit", "UserData"]
+__all__ = ["DataModuleSplit", "UserData", "batch_size_of", "data_arguments"]
 
 _KIND = "LightningDataModule"
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+_SCALARS = (bool, int, float, str)
 _SAMPLE = 32  # rows that a training set is known by
 
 
@@ -259,6 +260,25 @@ class DataModuleSplit(ForgetRetainDataModule):
         if name.startswith("__") or name in ("user", "trainer", "_trainer"):
             raise AttributeError(name)
         return getattr(self.user.module, name)
+
+
+def data_arguments(path: str, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain arguments of a data module that a checkpoint has, where its constructor calls ``save_hyperparameters``.
+
+    Args:
+        path: Import path of the data module's class.
+        checkpoint: What the checkpoint holds.
+    """
+    kind = import_class(path, classes(_KIND), _KIND)
+    saved = checkpoint.get(kind.CHECKPOINT_HYPER_PARAMS_KEY) or {}
+    known = inspect.signature(kind.__init__).parameters
+    return {name: value for name, value in saved.items() if name in known and _plain(value)}
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _plain(part) for key, part in value.items())
+    return all(map(_plain, value)) if isinstance(value, list) else value is None or type(value) in _SCALARS
 
 
 def batch_size_of(loader: DataLoader) -> int:
