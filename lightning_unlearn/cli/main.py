@@ -15,6 +15,7 @@ __all__ = ["foreseen", "main", "run"]
 _USAGE = """usage: lightning-unlearn <command> [options]
 
 commands:
+  forget       make a model forget on request, and write model, report and signed record
   fit          unlearn:  --config run.yaml --config callbacks/objectives/npo.yaml
   validate     measure the named sets
   test         measure the named test sets
@@ -136,6 +137,12 @@ def main(args: Sequence[str] | None = None) -> None:
         from jsonargparse import auto_cli
 
         auto_cli(_resolved(_COMMANDS[command]), args=rest, as_positional=False)
+        return
+    if command == "forget":
+        from lightning_unlearn.cli.forget import forget
+
+        sys.path.insert(0, os.getcwd())
+        forget(rest)
         return
     from lightning_unlearn.cli.fit import command_line, package_for
 

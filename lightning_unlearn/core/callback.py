@@ -472,7 +472,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
 def _tell_checkpoint(trainer: Trainer, exception: BaseException) -> None:
     """Say which checkpoint an interrupted run can be resumed from."""
     how = "was interrupted" if isinstance(exception, KeyboardInterrupt) else f"ended by {type(exception).__name__}"
-    callbacks = trainer.checkpoint_callbacks
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     paths = [getattr(c, name, "") for c in callbacks for name in ("last_model_path", "best_model_path", "ckpt_path")]
     there = sorted(
         (Path(path) for path in paths if path and Path(path).is_file()), key=lambda path: path.stat().st_mtime

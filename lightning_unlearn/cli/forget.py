@@ -1,0 +1,65 @@
+"""Command ``forget``: from a request to an unlearned model, a report and a record."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pkgutil import resolve_name
+
+from lightning_unlearn.cli.fit import command_line, package_for
+from lightning_unlearn.forget.door import RequestOptions
+from lightning_unlearn.forget.pipeline import RequestResult, run_request
+
+__all__ = ["fit", "forget"]
+
+_DOORS = {
+    "--model": "lightning_unlearn.forget.language:LanguageRequest",
+}
+"""The option that names the model of each kind of request, and the class of the request."""
+
+_USAGE = """usage: lightning-unlearn forget --model M --forget rows.jsonl [--retain rows.jsonl] --output_dir out
+           a language model: a folder, hub id, GGUF file or adapter; rows of questions and answers, or of texts
+
+Checks everything, prints what it will do and what that costs, unlearns, stops when enough is forgotten, measures, and
+writes model/, report.html, record.jsonl (signed) and run.yaml. The same command goes on where it was killed.
+--dry_run prints the plan alone.
+
+`lightning-unlearn forget --model M --help` lists the options."""
+
+
+def forget(args: Sequence[str]) -> RequestResult | None:
+    """Carry out a request to forget.
+
+    Args:
+        args: Words after the command. One of ``--model``, ``--pipeline`` and ``--checkpoint`` says what kind of model
+            it is.
+
+    Returns:
+        The outcome; ``None`` of a dry run.
+    """
+    from jsonargparse import ArgumentParser
+
+    named = [option for option in _DOORS if any(word.partition("=")[0] == option for word in args)]
+    if len(named) != 1:
+        if not args or "--help" in args or "-h" in args:
+            print(_USAGE)
+            return None
+        given = f"both {' and '.join(named)}" if named else f"none of {', '.join(_DOORS)}"
+        sys.exit(f"lightning-unlearn forget: a request is about one model, but {given} is given.\n\n{_USAGE}")
+    kind = resolve_name(_DOORS[named[0]])
+    parser = ArgumentParser(prog="lightning-unlearn forget", description=(kind.__doc__ or "").partition("\n")[0])
+    parser.add_class_arguments(kind, as_group=False, skip={"options"})
+    parser.add_class_arguments(RequestOptions, as_group=False)
+    given_options = parser.instantiate_classes(parser.parse_args(list(args)))
+    common = {field.name: given_options.pop(field.name) for field in fields(RequestOptions)}
+    return run_request(kind(**given_options.as_dict(), options=RequestOptions(**common)), fit)
+
+
+def fit(words: Sequence[str]) -> None:
+    """Run ``lightning-unlearn fit`` in this process.
+
+    Args:
+        words: The command line, from ``fit`` on.
+    """
+    command_line(package_for(words))(words)
