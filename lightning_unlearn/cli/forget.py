@@ -14,12 +14,15 @@ from lightning_unlearn.forget.pipeline import RequestResult, run_request
 __all__ = ["fit", "forget"]
 
 _DOORS = {
+    "--checkpoint": "lightning_unlearn.forget.module:ModuleRequest",
     "--model": "lightning_unlearn.forget.language:LanguageRequest",
 }
 """The option that names the model of each kind of request, and the class of the request."""
 
 _USAGE = """usage: lightning-unlearn forget --model M --forget rows.jsonl [--retain rows.jsonl] --output_dir out
            a language model: a folder, hub id, GGUF file or adapter; rows of questions and answers, or of texts
+       lightning-unlearn forget --checkpoint c.ckpt --module my_module:LitNet --data my_module:Data --class 3 --output_dir out
+           any LightningModule, and a class, rows (--rows indices.txt) or files (--files names.txt) of its training set
 
 Checks everything, prints what it will do and what that costs, unlearns, stops when enough is forgotten, measures, and
 writes model/, report.html, record.jsonl (signed) and run.yaml. The same command goes on where it was killed.
@@ -48,6 +51,7 @@ def forget(args: Sequence[str]) -> RequestResult | None:
         given = f"both {' and '.join(named)}" if named else f"none of {', '.join(_DOORS)}"
         sys.exit(f"lightning-unlearn forget: a request is about one model, but {given} is given.\n\n{_USAGE}")
     kind = resolve_name(_DOORS[named[0]])
+    args = kind.words(args) if hasattr(kind, "words") else args
     parser = ArgumentParser(prog="lightning-unlearn forget", description=(kind.__doc__ or "").partition("\n")[0])
     parser.add_class_arguments(kind, as_group=False, skip={"options"})
     parser.add_class_arguments(RequestOptions, as_group=False)

@@ -28,7 +28,7 @@ from lightning_unlearn.forget.module_evidence import (
     threshold_section,
 )
 from lightning_unlearn.forget.module_measures import NamedRows, RowMeasures, measure, membership
-from lightning_unlearn.forget.module_method import AUTO, ModuleMethod, choose_method
+from lightning_unlearn.forget.module_method import AUTO, Goal, ModuleMethod, choose_method
 from lightning_unlearn.forget.module_verdict import Criterion, Thresholds, conclude, criteria, headline, knew
 from lightning_unlearn.forget.score_choice import ScoreChoice, choose_score, given_score
 from lightning_unlearn.forget.user_data import DataModuleSplit, UserData, batch_size_of, data_arguments
@@ -39,6 +39,7 @@ from lightning_unlearn.report.model import UnlearningReport
 __all__ = ["ModuleRequest"]
 
 FILE = "unlearned.ckpt"
+_MARGIN = 0.1  # nats, or share of the loss, that rows to keep may lose until the run ends
 _RATE = 1e-3  # of Adam, where the module's own optimizer does not tell
 
 _LIMITS = [
@@ -145,7 +146,6 @@ class ModuleRequest:
         self.before = measure(opened.to(self._device), self.choice, self.sets, self.options.seed)
         self.knew = knew(self.before, self.whole_class, self.thresholds)
         self.method = self._choose_method()
-        self.method.check()
         if self.retrained is not None:
             read_checkpoint(self.retrained, self.trusted)
             self._open(self.retrained)
@@ -258,14 +258,19 @@ class ModuleRequest:
         return choose_score(opened, transferred(opened, batch))
 
     def _choose_method(self) -> ModuleMethod:
-        unseen = self.before.get("test")
-        target: float | None = 0.0 if self.whole_class and self.choice.reads_logits else None
-        if target is None and unseen is not None:
-            target = unseen.accuracy if self.choice.reads_logits else unseen.mean_nll
         batches = math.ceil(len(self.split.sets["retain"]) / self.split.retain_batch_size)
-        return choose_method(
-            self.method_name, self.choice, self.whole_class, batches, target, self.options.max_steps
-        )
+        return choose_method(self.method_name, self.choice, self._goal(), batches, self.options.max_steps)
+
+    def _goal(self) -> Goal | None:
+        """When enough is forgotten: rows as rows never seen, a class as one that is never guessed."""
+        unseen, kept = self.before.get("test"), self.before["retain"].mean_nll
+        margin = _MARGIN if self.choice.reads_logits else max(_MARGIN * abs(kept), 1e-6)
+        classes = self.before["forget"].classes
+        if self.whole_class and classes is not None:
+            return Goal(3 * math.log(classes), margin, "three times that of guessing")
+        if unseen is None or self.whole_class or unseen.mean_nll <= 0:
+            return None
+        return Goal(unseen.mean_nll, margin, "that of rows never seen")
 
     def _note(self) -> None:
         if self.trusted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
@@ -14,12 +14,45 @@ from lightning_unlearn.core.edit import Edit
 from lightning_unlearn.forget.score_choice import ScoreChoice
 from lightning_unlearn.forget.user_module import built
 
-__all__ = ["AUTO", "ModuleMethod", "choose_method"]
+__all__ = ["AUTO", "Goal", "ModuleMethod", "choose_method"]
 
 AUTO = "auto"
 _PACKAGE = Path(__file__).parents[1]
 _ROOMS = ("classification", "objectives", "second_order", "weights", "smoothing")
+_CLIP = 1.0
+_CHECKS, _WATCHED = 100, 256  # evaluations in a run, and rows of each set in one
 _PASSES, _FEWEST, _MOST = 5, 200, 2000  # passes over the retain rows, and the steps that these may be
+
+
+@dataclass(frozen=True)
+class Goal:
+    """When enough is forgotten, and how much of the rest may be lost until then.
+
+    Args:
+        nll: Likelihood, or loss, that the rows to forget are to reach.
+        margin: The most that the retain rows may rise.
+        words: What the likelihood is that of.
+    """
+
+    nll: float
+    margin: float
+    words: str
+
+    def __str__(self) -> str:
+        return (
+            f"the rows to forget have {self.nll:.3g}, {self.words}, and those to keep have risen by at most "
+            f"{self.margin:.2g}; the best step is kept"
+        )
+
+    def callback(self, steps: int) -> dict[str, Any]:
+        """The callback that ends the run."""
+        settings = {
+            "target": self.nll,
+            "margin": self.margin,
+            "every_n_steps": max(1, steps // _CHECKS),
+            "limit": _WATCHED,
+        }
+        return {"class_path": "lightning_unlearn.StopWhenForgotten", "init_args": settings}
 
 
 @dataclass(frozen=True)
@@ -39,29 +72,13 @@ class ModuleMethod:
     epoch: Literal["forget", "retain"]
     trainer: dict[str, Any]
     stops: str
-    notes: list[str] = field(default_factory=list)
-
-    def check(self) -> None:
-        """Make the callbacks once, for their own errors.
-
-        Raises:
-            ValueError: If there is no objective among them, or several.
-        """
-        made = [_callback(config) for config in self.callbacks]
-        objectives = [type(callback).__name__ for callback in made if isinstance(callback, UnlearnCallback)]
-        if len(objectives) != 1:
-            raise ValueError(
-                f"--method {self.name} has {len(objectives)} objectives, {objectives}, but a run has exactly one. Take "
-                f"one of those in {', '.join(_ROOMS[:3])}: `lightning-unlearn callbacks` lists them."
-            )
 
 
 def choose_method(
     name: str,
     choice: ScoreChoice,
-    whole_class: bool,
+    target: Goal | None,
     retain_batches: int,
-    target: float | None,
     max_steps: int | None,
 ) -> ModuleMethod:
     """The method of a request.
@@ -69,43 +86,41 @@ def choose_method(
     Args:
         name: ``auto``, the name of a shipped file of callbacks, such as ``scrub``, or the path of such a file.
         choice: How the module is read.
-        whole_class: Whether classes are to be forgotten, and not single rows.
+        target: When enough is forgotten; ``None`` where nothing tells.
         retain_batches: Batches of a pass over the retain rows.
-        target: Where the rows to forget count as forgotten: their accuracy with logits, else their loss.
         max_steps: Steps at most.
 
     Raises:
-        ValueError: If there is no such method, or several.
+        ValueError: If there is no such method, or several, or its settings do not fit.
     """
-    steps = max_steps or min(max(_PASSES * retain_batches, _FEWEST), _MOST)
-    trainer = {"max_steps": steps, "max_epochs": -1, "gradient_clip_val": 1.0}
-    if name != AUTO:
+    if name == AUTO:
+        method = "UGradSLPlus" if choice.reads_logits else "GradDiff"
+        callbacks = [{"class_path": f"lightning_unlearn.{method}", "init_args": {"score": choice.path}}]
+    else:
         callbacks = _scored(_shipped(name), choice)
-        kind = resolve_name(callbacks[0]["class_path"])
-        edit = issubclass(kind, Edit)
-        trainer = {"max_epochs": 1, "limit_train_batches": 1} if edit else trainer
-        driver = getattr(kind, "driver", None) or "forget"
-        stops = "the edit is made, without a step of training" if edit else f"after {steps} steps"
-        return ModuleMethod(kind.__name__, callbacks, driver, trainer, stops)
-    if choice.reads_logits:
-        floor = None if target is None else min(max(target, 0.0), 1.0)
-        settings = {"forget_accuracy_floor": floor, "score": choice.path}
-        callbacks = [{"class_path": "lightning_unlearn.UGradSLPlus", "init_args": settings}]
-        stops = f"after {steps} steps" + (
-            f", or a pass over the retain rows that leaves the accuracy on the rows to forget at {floor:.1%} or less"
-            + ("" if whole_class else ", that of rows never seen")
-            if floor is not None
-            else ""
+    objective = _objective(name, [_made(config) for config in callbacks])
+    kind = type(objective)
+    if isinstance(objective, Edit):
+        once = {"max_epochs": 1, "limit_train_batches": 1}
+        return ModuleMethod(kind.__name__, callbacks, "forget", once, "the weights are edited, without a step of training")
+    steps = max_steps or min(max(_PASSES * retain_batches, _FEWEST), _MOST)
+    stops = f"after {steps} steps"
+    if target is not None and not objective.not_averaged:
+        callbacks = [*callbacks, target.callback(steps)]
+        stops += f", or once {target}"
+    epoch = "retain" if getattr(kind, "driver", None) == "retain" else "forget"
+    trainer = {"max_steps": steps, "max_epochs": -1, "gradient_clip_val": _CLIP}
+    return ModuleMethod(kind.__name__, callbacks, epoch, trainer, stops)  # type: ignore[arg-type]
+
+
+def _objective(name: str, made: list[Any]) -> UnlearnCallback:
+    found = [callback for callback in made if isinstance(callback, UnlearnCallback)]
+    if len(found) != 1:
+        raise ValueError(
+            f"--method {name} has {len(found)} objectives, but a run has exactly one. Take one of those in "
+            f"{', '.join(_ROOMS[:3])}: `lightning-unlearn callbacks` lists them."
         )
-        return ModuleMethod("UGradSLPlus", callbacks, "retain", trainer, stops)
-    settings = {"score": choice.path, "max_forget_nll": target, "retain_weight": 1.0}
-    callbacks = [{"class_path": "lightning_unlearn.GradDiff", "init_args": settings}]
-    stops = f"after {steps} steps" + (
-        f", or once the loss of a batch of rows to forget is above {target:.4g}, that of rows never seen"
-        if target is not None
-        else ""
-    )
-    return ModuleMethod("GradDiff", callbacks, "forget", trainer, stops)
+    return found[0]
 
 
 def _shipped(name: str) -> list[dict[str, Any]]:
@@ -138,7 +153,7 @@ def _scored(callbacks: list[dict[str, Any]], choice: ScoreChoice) -> list[dict[s
     return scored
 
 
-def _callback(config: dict[str, Any]) -> Any:
+def _made(config: dict[str, Any]) -> Any:
     """A callback, made as LightningCLI makes it: functions stand in configurations as import paths."""
     settings = built(config.get("init_args") or {})
     if isinstance(settings.get("score"), str):
