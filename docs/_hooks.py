@@ -29,6 +29,7 @@ PARTS = {
     "diffusion": "Diffusion models",
     "reconstruction": "Reconstruction of images",
     "relearning": "Relearning",
+    "stopping": "Stopping",
     "dialogue": "Dialogue quality",
     "report": "Reports",
     "audit": "Audit",

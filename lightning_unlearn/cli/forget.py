@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pkgutil import resolve_name
 
+from lightning_unlearn.cli.configs import find_config
 from lightning_unlearn.cli.fit import command_line, package_for
 from lightning_unlearn.forget.door import RequestOptions
+from lightning_unlearn.forget.methods import instantiated
 from lightning_unlearn.forget.pipeline import RequestResult, run_request
 
 __all__ = ["fit", "forget"]
@@ -55,9 +57,11 @@ def forget(args: Sequence[str]) -> RequestResult | None:
     parser = ArgumentParser(prog="lightning-unlearn forget", description=(kind.__doc__ or "").partition("\n")[0])
     parser.add_class_arguments(kind, as_group=False, skip={"options"})
     parser.add_class_arguments(RequestOptions, as_group=False)
-    given_options = parser.instantiate_classes(parser.parse_args(list(args)))
-    common = {field.name: given_options.pop(field.name) for field in fields(RequestOptions)}
-    return run_request(kind(**given_options.as_dict(), options=RequestOptions(**common)), fit)
+    values = instantiated(parser, parser.parse_args(list(args)))
+    if named == ["--model"] and values["method"] != "auto":
+        values["method"] = find_config(values["method"])
+    common = {field.name: values.pop(field.name) for field in fields(RequestOptions)}
+    return run_request(kind(**values, options=RequestOptions(**common)), fit)
 
 
 def fit(words: Sequence[str]) -> None:

@@ -25,12 +25,15 @@ commands:
                let a small diffusion model forget a style, attack it, and write a report
   demo-mri     train two networks that reconstruct MRI scans, attack both, and write a report
   bench-facts  compare objectives, masks and optimizers on the demo's facts
+  bench-retain compare given rows to retain with the starting model's own answers
   bench-language
                compare methods on TOFU, MUSE, WMDP, copyright or detox: --benchmark TOFUBenchmark --benchmark.path ...
   bench-classification
                compare the methods on small classifiers with retraining
   bench-smoothing
                let relearning and rounding bring back what smoothed objectives have forgotten
+  bench-stopping
+               compare runs that end when enough is forgotten with a number of steps set by hand
   bench-erasure
                erase styles and objects from a miniature diffusion model, and attack what is left
   bench-reconstruction
@@ -60,9 +63,11 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "demo-diffusion": "lightning_unlearn.demos.diffusion:demo_diffusion",
     "demo-mri": "lightning_unlearn.demos.mri:demo_mri",
     "bench-facts": "lightning_unlearn.benchmarks.facts:bench_facts",
+    "bench-retain": "lightning_unlearn.benchmarks.retain:bench_retain",
     "bench-language": "lightning_unlearn.benchmarks.published:bench_language",
     "bench-classification": "lightning_unlearn.benchmarks.classification:bench_classification",
     "bench-smoothing": "lightning_unlearn.benchmarks.smoothing:bench_smoothing",
+    "bench-stopping": "lightning_unlearn.benchmarks.stopping:bench_stopping",
     "bench-erasure": "lightning_unlearn.benchmarks.erasure:bench_erasure",
     "bench-reconstruction": "lightning_unlearn.benchmarks.reconstruction:bench_reconstruction",
     "bench-dialogue": "lightning_unlearn.benchmarks.dialogue:bench_dialogue",

@@ -143,5 +143,6 @@ class Door(Protocol):
 
         Args:
             model: The folder that `export` wrote.
-            work: Folder for files of this step; it is removed when the request is done.
+            work: Folder for files of this step; it is removed when the request is done. ``outcome.json`` in it has the
+                outcomes of the run's callbacks, such as that of ``StopWhenForgotten``, by the name of the class.
         """

@@ -83,8 +83,9 @@ class RequestFolder:
         Raises:
             FileExistsError: If the folder has another request, or files of something else.
         """
+        given = _plain(request)
         if self._state is not None:
-            known, given = self._state["request"], _plain(request)
+            known = self._state["request"]
             if differing := sorted(key for key in {*known, *given} if known.get(key) != given.get(key)):
                 raise FileExistsError(
                     f"{self.path} is the folder of another request: it differs in {', '.join(differing)}. Give another "

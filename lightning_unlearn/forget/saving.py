@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_unlearn.core.files import replacing
+from lightning_unlearn.core.files import replacing, write_text
 from lightning_unlearn.core.lightning import Callback, LightningModule, Trainer
 
 __all__ = ["FinalWeights", "KeepPlace"]
@@ -51,6 +53,17 @@ class KeepPlace(Callback):
         self.last_model_path = self.path
         self._last = time.monotonic()
         self._pause = max(self.seconds, _SHARE * (self._last - start))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the outcomes of callbacks that have one, such as where a run has stopped."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        outcomes = {}
+        for callback in callbacks:
+            outcome = getattr(callback, "outcome", None)
+            if is_dataclass(outcome) and not isinstance(outcome, type):
+                outcomes[type(callback).__name__] = {**asdict(outcome), "text": str(outcome)}
+        if trainer.is_global_zero:
+            write_text(Path(self.path).with_name("outcome.json"), json.dumps(outcomes) + "\n")
 
 
 class FinalWeights(Callback):

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from lightning_unlearn.core.batches import rows_in
-from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
-from lightning_unlearn.core.pairing import ForgetRetainDataModule
-from lightning_unlearn.core.rows import RowLoader, RunRows, on_device, row_loader
-from lightning_unlearn.core.scores import PredictionScore, Score
-from lightning_unlearn.functional.likelihood import IGNORE_INDEX
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException
+from lightning_unlearn.core.scores import Predictions, PredictionScore
+from lightning_unlearn.functional.likelihood import row_sum
+from lightning_unlearn.stopping.watched_rows import WatchedRows
 
-__all__ = ["Target", "chance_nll", "named_rows", "swapped_rows"]
+__all__ = ["Target", "level", "measured_target", "runner_up_nll"]
 
 
 class Target(NamedTuple):
@@ -31,86 +28,64 @@ class Target(NamedTuple):
     source: str
 
 
-def named_rows(trainer: Trainer, name: str) -> RowLoader | None:
-    """The rows of a role of the training data, or of a named set of the data module; ``None`` where there are none."""
-    if name in ("forget", "retain"):
-        return row_loader(trainer.train_dataloader, name)
-    data = getattr(trainer, "datamodule", None)
-    loaders: Mapping[str, Any] = data.set_loaders() if isinstance(data, ForgetRetainDataModule) else {}
-    return row_loader(loaders, name)
-
-
-def swapped_rows(loader: RowLoader, limit: int) -> RowLoader | None:
-    """Rows with the question of one row and the answer of another, from token rows with a prompt.
-
-    A row gets the supervised tokens of the next row that has other ones.
+def level(nll: Tensor) -> float:
+    """NLL of the mean probability of some rows, so that one that is known weighs more than one far out of reach.
 
     Args:
-        loader: The rows, batches with ``input_ids`` and ``labels`` ``(B, T)``.
-        limit: At most so many rows, the first ones.
+        nll: Negative log-likelihood per position of each row, shape ``(N,)``.
 
-    Returns:
-        The rows, or ``None`` where they are no token rows, have no prompt, or all have the same answer.
+    Example:
+        >>> level(torch.tensor([0.1, 60.0])), level(torch.tensor([5.0, 5.0]))  # their means are 30 and 5
+        (0.793..., 5.0)
     """
-    parts: list[tuple[list[int], list[int], list[int]]] = []
-    size = 1
-    for batch in loader.first(limit):
-        if not isinstance(batch, Mapping) or not {"input_ids", "labels"} <= batch.keys():
-            return None
-        size = max(size, len(batch["input_ids"]))
-        parts += [part for row in range(len(batch["input_ids"])) if (part := _cut(batch, row)) is not None]
-    rows = []
-    for number, (prompt, answer, _) in enumerate(parts):
-        others = (parts[(number + step) % len(parts)] for step in range(1, len(parts)))
-        other = next((part for part in others if part[1] != answer), None)
-        if other is not None:
-            rows.append((prompt + other[1], [IGNORE_INDEX] * len(prompt) + other[2]))
-    if not rows:
-        return None
-    return row_loader({"swapped": DataLoader(rows, size, collate_fn=_padded)}, "swapped")  # type: ignore[arg-type]
+    return math.log(len(nll)) - (-nll.double()).logsumexp(0).item()
 
 
-def _cut(batch: Mapping[str, Any], row: int) -> tuple[list[int], list[int], list[int]] | None:
-    """Prompt, answer and labels of the answer of a row; ``None`` where it has no prompt or no answer."""
-    tokens, labels = batch["input_ids"][row], batch["labels"][row]
-    if (mask := batch.get("attention_mask")) is not None:
-        tokens, labels = tokens[mask[row].bool()], labels[mask[row].bool()]
-    supervised = (labels != IGNORE_INDEX).nonzero().flatten().tolist()
-    if not supervised or supervised[0] < 2:  # plain text: the first token is never predicted
-        return None
-    first, end = supervised[0], supervised[-1] + 1
-    return tokens[:first].tolist(), tokens[first:end].tolist(), labels[first:end].tolist()
+def runner_up_nll(predictions: Predictions) -> Tensor:
+    r"""NLL of the best wrong answer of each row, shape ``(B,)``: at each position of the likeliest class but the label.
+
+    It is at most $\log K$, that of a guess among all classes, and a mean over the positions of a row.
+
+    Args:
+        predictions: Logits ``(N, K)`` and labels.
+
+    Example:
+        >>> logits = torch.tensor([[1.0, 1.0, 0.0], [9.0, 0.0, 0.0]])
+        >>> runner_up_nll(Predictions(logits, torch.tensor([0, 0]), torch.tensor([0, 1]), 2))
+        tensor([0.8620, 1.0986])
+    """
+    logits = predictions.logits.float()
+    values, classes = logits.topk(2, dim=1)
+    first_is_right = classes[:, 0] == predictions.classes()
+    wrong = torch.where(first_is_right, values[:, 1], values[:, 0])
+    nll = (logits.logsumexp(1) - wrong).clamp(max=math.log(logits.shape[1]))
+    return row_sum(nll, predictions.rows, predictions.size) / predictions.length().clamp(min=1)
 
 
-def _padded(rows: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
-    width = max(len(tokens) for tokens, _ in rows)
+def measured_target(module: LightningModule, forget: WatchedRows, never_seen: WatchedRows | None) -> Target:
+    """The level of rows that the model never saw, or else of the best wrong answers to the forget rows.
 
-    def table(values: Iterator[list[int]], fill: int) -> Tensor:
-        return torch.tensor([row + [fill] * (width - len(row)) for row in values])
+    Args:
+        module: The module before its first update.
+        forget: Rows to forget.
+        never_seen: Rows that it never saw, where there are some.
 
-    return {
-        "input_ids": table((tokens for tokens, _ in rows), 0),
-        "attention_mask": table(([1] * len(tokens) for tokens, _ in rows), 0),
-        "labels": table((labels for _, labels in rows), IGNORE_INDEX),
-    }
+    Raises:
+        MisconfigurationException: If there are none, and the score gives no logits that tell wrong answers.
+    """
+    if never_seen is not None:
+        return Target(level(never_seen.nll(module)), "of never-seen rows")
+    score = forget.score
+    if not isinstance(score, PredictionScore):
+        raise MisconfigurationException(
+            "StopWhenForgotten needs the likelihood of rows that the model never saw, but the run has none, and "
+            f"score={getattr(score, '__name__', score)} gives no logits that would tell which wrong answer is the "
+            "likeliest. Give the data module a set named 'never_seen' (heldout={'never_seen': ...}) or pass "
+            "never_seen=DataLoader(...), rows of the same kind that the model was not trained on; or give the number, "
+            "in nats: StopWhenForgotten(target=3.0)."
+        )
 
+    def best_wrong(batch: Any) -> Tensor:
+        return runner_up_nll(score.predictions(module, batch))
 
-def chance_nll(trainer: Trainer, module: LightningModule, score: Score, rows: RunRows) -> float | None:
-    """$\\log K$, the NLL of a guess among the classes of a classifier; ``None`` where the score gives no logits."""
-    batch = next(iter(rows.loader.first(1)), None)
-    if not isinstance(score, PredictionScore) or batch is None or not rows_in(batch):
-        return None
-    if isinstance(batch, Mapping) and "input_ids" in batch:
-        return None  # nobody guesses among all tokens
-    predictions = score.predictions(module, on_device(trainer, batch))
-    return torch.tensor(float(predictions.logits.shape[-1])).log().item()
-
-
-def no_target(forget: str) -> MisconfigurationException:
-    """The error of a run that has nothing to take the target from."""
-    return MisconfigurationException(
-        f"StopWhenForgotten needs to know which likelihood rows have that the model never saw, but the run has no such "
-        f"rows, and none can be made of the {forget} rows. Give the data module a set named 'never_seen' (heldout="
-        "{'never_seen': ...}) or pass never_seen=DataLoader(...), rows of the same kind that the model was not trained "
-        "on; or give the number itself: StopWhenForgotten(target=3.0), in nats per supervised token."
-    )
+    return Target(level(forget.read(module, best_wrong)), "of the likeliest wrong answers")

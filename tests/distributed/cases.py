@@ -309,6 +309,16 @@ PENALTIES = {
     "Curvature-differences": penalized("fsdp2", kind=lu.CurvatureRegularization, coef=1.0, **_DIFFERENCES),
     "UnlearnWeightAveraging": penalized("ddp", kind=lu.UnlearnWeightAveraging, start_step=2, every_n_steps=1),
 }
+
+
+def stopped(run: Trainer, path: Path) -> dict[str, Any]:
+    """What the run came to, and how it got there."""
+    stop = callback(run, lu.StopWhenForgotten)
+    return {"outcome": stop.outcome, "curve": stop.curve}
+
+
+# Not reached: the run ends with the weights of a step in its midst.
+STOPPED = language(lambda _: [lu.GradDiff(), lu.StopWhenForgotten(target=50.0, margin=0.02)], epochs=12, record=stopped)
 EDIT = language(lambda _: [lu.InfluenceUnlearning(damping=10.0, samples=3)], layouts=("ddp",), resumes=False)
 
 
@@ -779,6 +789,7 @@ CASES: dict[str, Training | Measurement] = {
     **CURVATURE,
     **SMOOTHED,
     **PENALTIES,
+    "StopWhenForgotten": STOPPED,
     "InfluenceUnlearning": EDIT,
     "Audit": Measurement(audited),
     "sharded-audit": refused(language(lambda _: [lu.GradientAscent(), lu.Audit()]), "fsdp2"),

@@ -43,6 +43,7 @@ TRAININGS = [
     *CURVATURE,
     *PENALTIES,
     *SMOOTHED,
+    "StopWhenForgotten",
     "InfluenceUnlearning",
     *CLASSIFIERS,
     *USERS,
@@ -50,7 +51,7 @@ TRAININGS = [
     *RECONSTRUCTION,
     *JUDGES,
 ]
-RESUMED = [*LANGUAGE, *MASKED, *CURVATURE, *PENALTIES, *SMOOTHED, *USERS, *RECONSTRUCTION, *JUDGES]
+RESUMED = [*LANGUAGE, *MASKED, *CURVATURE, *PENALTIES, *SMOOTHED, "StopWhenForgotten", *USERS, *RECONSTRUCTION, *JUDGES]
 # Processes read and exchange rows and shards in as many ways as objectives read the model: each way is among the quick
 # tests, and further losses of what is read in one of these ways are slow tests.
 SLOW = {
@@ -110,6 +111,17 @@ def test_monitors_of_both_processes_measure_what_one_measures(runs: Runs, case: 
     for found in runs.each(case, layout):
         for metrics, wanted in zip(found["history"], expected, strict=True):
             assert metrics == pytest.approx(wanted, abs=1e-3)
+
+
+@with_layouts(["StopWhenForgotten"], "one")
+def test_every_process_ends_with_the_same_step(runs: Runs, case: str, layout: str) -> None:
+    expected = runs.one(case)
+    assert 1 < expected["outcome"].step < expected["outcome"].steps
+    for found in runs.each(case, layout):
+        assert found["outcome"].step == found["resumed"]["outcome"].step == expected["outcome"].step
+        assert found["resumed"]["curve"] == found["curve"]
+        for point, wanted in zip(found["curve"], expected["curve"], strict=True):
+            assert point == pytest.approx(wanted, rel=1e-3)
 
 
 @pytest.mark.parametrize("case", ["SimNPO", "NPO-LoRA"])
