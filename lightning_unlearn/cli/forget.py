@@ -58,7 +58,7 @@ def forget(args: Sequence[str]) -> RequestResult | None:
     parser.add_class_arguments(kind, as_group=False, skip={"options"})
     parser.add_class_arguments(RequestOptions, as_group=False)
     values = instantiated(parser, parser.parse_args(list(args)))
-    if named == ["--model"] and values["method"] != "auto":
+    if named != ["--pipeline"] and values["method"] != "auto":
         values["method"] = find_config(values["method"])
     common = {field.name: values.pop(field.name) for field in fields(RequestOptions)}
     return run_request(kind(**values, options=RequestOptions(**common)), fit)

@@ -32,7 +32,7 @@ from lightning_unlearn.forget.module_method import AUTO, Goal, ModuleMethod, cho
 from lightning_unlearn.forget.module_verdict import Criterion, Thresholds, conclude, criteria, headline, knew
 from lightning_unlearn.forget.score_choice import ScoreChoice, choose_score, given_score
 from lightning_unlearn.forget.user_data import DataModuleSplit, UserData, batch_size_of, data_arguments
-from lightning_unlearn.forget.user_module import base_rates, open_module, read_checkpoint
+from lightning_unlearn.forget.user_module import base_rates, open_module, read_checkpoint, recorded_rates
 from lightning_unlearn.relearning import RelearningCurve
 from lightning_unlearn.report.model import UnlearningReport
 
@@ -67,7 +67,8 @@ class ModuleRequest:
         classes: Class to forget, by number, or by the name that the dataset's ``classes`` has. On the command line
             ``--class 3``; several: ``--class [3,5]``.
         files: Text file with names of files of the training set, one a line.
-        method: ``auto``, or a shipped method such as ``scrub`` or ``npo``.
+        method: ``auto``, or a file of callbacks as in ``callbacks/``; on the command line also the name of a shipped
+            one, such as ``scrub`` or ``npo``.
         retrained: Checkpoint of the same class that was trained without the rows, to compare with.
         score: How the module is read: ``classifier_nll``, ``binary_nll``, ``segmentation_nll``, ``soft_label_nll``,
             ``training_step_loss`` or the import path of a function. By default the one that fits its outputs.
@@ -139,7 +140,7 @@ class ModuleRequest:
         opened = self._open(self.checkpoint)
         self._take_data_arguments(held)
         trainer_optimizes("forget", opened)
-        self.rates = base_rates(opened)
+        self.rates = base_rates(opened) or recorded_rates(held)
         self._check_packages(opened)
         self._check_split()
         self.choice = self._choose_score(opened)

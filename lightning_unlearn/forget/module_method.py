@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
 
-import yaml
-
-from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.edit import Edit
+from lightning_unlearn.forget.methods import make_method, read_method
 from lightning_unlearn.forget.score_choice import ScoreChoice
-from lightning_unlearn.forget.user_module import built
 
 __all__ = ["AUTO", "Goal", "ModuleMethod", "choose_method"]
 
 AUTO = "auto"
-_PACKAGE = Path(__file__).parents[1]
-_ROOMS = ("classification", "objectives", "second_order", "weights", "smoothing")
 _CLIP = 1.0
 _CHECKS, _WATCHED = 100, 256  # evaluations in a run, and rows of each set in one
 _PASSES, _FEWEST, _MOST = 5, 200, 2000  # passes over the retain rows, and the steps that these may be
@@ -84,21 +80,22 @@ def choose_method(
     """The method of a request.
 
     Args:
-        name: ``auto``, the name of a shipped file of callbacks, such as ``scrub``, or the path of such a file.
+        name: ``auto``, or a file of callbacks, such as ``callbacks/classification/scrub.yaml``.
         choice: How the module is read.
         target: When enough is forgotten; ``None`` where nothing tells.
         retain_batches: Batches of a pass over the retain rows.
         max_steps: Steps at most.
 
     Raises:
-        ValueError: If there is no such method, or several, or its settings do not fit.
+        FileNotFoundError: If there is no such file.
+        ValueError: If its callbacks can't be made, or not exactly one of them unlearns.
     """
     if name == AUTO:
         method = "UGradSLPlus" if choice.reads_logits else "GradDiff"
         callbacks = [{"class_path": f"lightning_unlearn.{method}", "init_args": {"score": choice.path}}]
     else:
-        callbacks = _scored(_shipped(name), choice)
-    objective = _objective(name, [_made(config) for config in callbacks])
+        callbacks = _scored(read_method(name), choice)
+    objective = make_method(callbacks, Path(name).stem)
     kind = type(objective)
     if isinstance(objective, Edit):
         once = {"max_epochs": 1, "limit_train_batches": 1}
@@ -113,49 +110,12 @@ def choose_method(
     return ModuleMethod(kind.__name__, callbacks, epoch, trainer, stops)  # type: ignore[arg-type]
 
 
-def _objective(name: str, made: list[Any]) -> UnlearnCallback:
-    found = [callback for callback in made if isinstance(callback, UnlearnCallback)]
-    if len(found) != 1:
-        raise ValueError(
-            f"--method {name} has {len(found)} objectives, but a run has exactly one. Take one of those in "
-            f"{', '.join(_ROOMS[:3])}: `lightning-unlearn callbacks` lists them."
-        )
-    return found[0]
-
-
-def _shipped(name: str) -> list[dict[str, Any]]:
-    """The callbacks of a shipped file, or of one of the user's."""
-    root = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
-    files = {path for room in _ROOMS for path in (root / "callbacks" / room).glob("*.yaml")}
-    wanted = Path(name.removesuffix(".yaml")).parts
-    found = [path for path in sorted(files) if path.with_suffix("").parts[-len(wanted) :] == wanted]
-    if Path(name).is_file():
-        found = [Path(name)]
-    if len(found) != 1:
-        names = sorted("/".join(path.with_suffix("").parts[-2:]) for path in found or files)
-        raise ValueError(f"--method {name} is {len(found)} files of callbacks. Give auto, or one of {', '.join(names)}.")
-    trainer = (yaml.safe_load(found[0].read_text(encoding="utf-8")) or {}).get("trainer") or {}
-    callbacks = trainer.get("callbacks+") or trainer.get("callbacks") or []
-    callbacks = [callbacks] if isinstance(callbacks, dict) else callbacks
-    if not callbacks:
-        raise ValueError(f"{found[0]} has no callbacks, below `trainer: callbacks+:`.")
-    return callbacks
-
-
 def _scored(callbacks: list[dict[str, Any]], choice: ScoreChoice) -> list[dict[str, Any]]:
     """The callbacks with the score of the module, where they take one and the file does not name another."""
     scored = []
     for config in callbacks:
         settings = dict(config.get("init_args") or {})
-        if "score" in resolve_name(config["class_path"]).__init__.__code__.co_varnames:
+        if "score" in signature(resolve_name(config["class_path"])).parameters:
             settings.setdefault("score", choice.path)
         scored.append({**config, "init_args": settings})
     return scored
-
-
-def _made(config: dict[str, Any]) -> Any:
-    """A callback, made as LightningCLI makes it: functions stand in configurations as import paths."""
-    settings = built(config.get("init_args") or {})
-    if isinstance(settings.get("score"), str):
-        settings["score"] = resolve_name(settings["score"])
-    return resolve_name(config["class_path"])(**settings)

@@ -19,7 +19,7 @@ from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.files import sha256
 from lightning_unlearn.core.lightning import MODULES, LightningModule
 
-__all__ = ["base_rates", "built", "import_class", "open_module", "read_checkpoint"]
+__all__ = ["base_rates", "built", "import_class", "open_module", "read_checkpoint", "recorded_rates"]
 
 
 def import_class(path: str, kinds: tuple[type, ...], kind: str) -> type[Any]:
@@ -243,6 +243,12 @@ def base_rates(module: LightningModule) -> list[float] | None:
     except Exception:  # it asks its trainer, or its data
         return None
     return [float(_group_rate(group)) for group in _one_optimizer(module, configured).param_groups]
+
+
+def recorded_rates(checkpoint: Mapping[str, Any]) -> list[float] | None:
+    """Learning rates that a checkpoint has of its training, one a parameter group; ``None`` where it has none."""
+    states = checkpoint.get("optimizer_states") or []
+    return [float(_group_rate(group)) for group in states[0]["param_groups"]] if len(states) == 1 else None
 
 
 def _group_rate(group: Mapping[str, Any]) -> Any:
