@@ -23,7 +23,7 @@ _DOORS = {
 
 _USAGE = """usage: lightning-unlearn forget --model M --forget rows.jsonl [--retain rows.jsonl] --output_dir out
            a language model: a folder, hub id, GGUF file or adapter; rows of questions and answers, or of texts
-       lightning-unlearn forget --checkpoint c.ckpt --module my_module:LitNet --data my_module:Data --class 3 --output_dir out
+       lightning-unlearn forget --checkpoint c.ckpt --module my_module:LitNet --data my_module:Data --class 3
            any LightningModule, and a class, rows (--rows indices.txt) or files (--files names.txt) of its training set
 
 Checks everything, prints what it will do and what that costs, unlearns, stops when enough is forgotten, measures, and

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path, PurePath
 from typing import Any
@@ -118,7 +118,7 @@ def numbers_of(
     rows: Any = None,
     classes: Any = None,
     files: str | None = None,
-    labels: Callable[[], Tensor] | None = None,
+    labels: Tensor | None = None,
 ) -> list[int]:
     """Row numbers of the rows to forget, ascending.
 
@@ -127,7 +127,7 @@ def numbers_of(
         rows: Row numbers, as for `read_row_numbers`.
         classes: A class or several, by number or by the name that the dataset's ``classes`` has.
         files: Text file with names of files of the dataset, one a line.
-        labels: Reads the labels of all rows where the dataset does not have them apart from its rows.
+        labels: Label of each row, where the dataset does not tell them apart from its rows.
 
     Raises:
         ValueError: If the rows are not given in exactly one way, or there are no such rows, classes or files, or all
@@ -141,7 +141,7 @@ def numbers_of(
             f"{', '.join(named) or 'none of them'}."
         )
     if classes is not None:
-        targets = labels() if labels is not None else targets_of(dataset)
+        targets = labels if labels is not None else targets_of(dataset)
         return split_rows(targets, forget_class=class_labels(dataset, classes)).forget.tolist()
     if files is not None:
         numbers: Sequence[int] = named_rows(dataset, read_lines(files))
@@ -191,8 +191,8 @@ def named_rows(dataset: Any, names: Sequence[str]) -> list[int]:
     paths = _paths(dataset)
     if paths is None:
         raise ValueError(
-            f"{type(dataset).__name__} does not tell the files of its rows. Give it an attribute `paths`, one a row, or "
-            "give row numbers: --rows."
+            f"{type(dataset).__name__} does not tell the files of its rows. Give it an attribute `paths`, one a row, "
+            "or give row numbers: --rows."
         )
     by_name: dict[str, list[int]] = {}
     for number, path in enumerate(paths):

@@ -20,7 +20,15 @@ from lightning_unlearn.report.measurements import Anchors, Interval, Measurement
 from lightning_unlearn.report.sections import Part, Section
 from lightning_unlearn.report.tables import Table
 
-__all__ = ["SETS", "outcome_section", "own_metrics", "own_section", "relearn", "relearning_section", "threshold_section"]
+__all__ = [
+    "SETS",
+    "outcome_section",
+    "own_metrics",
+    "own_section",
+    "relearn",
+    "relearning_section",
+    "threshold_section",
+]
 
 SETS = {
     "forget": "rows to forget",
@@ -101,7 +109,14 @@ def outcome_section(before: Measures, after: Measures, control: Measures | None,
             better: Any = ("closer to control" if control is not None else "lower") if forgotten else "higher"
             parts.append(
                 Measurement(
-                    words, after[name].accuracy, None, n, "share", "accuracy", better, Anchors(old, other, _chance(after))
+                    words,
+                    after[name].accuracy,
+                    None,
+                    n,
+                    "share",
+                    "accuracy",
+                    better,
+                    Anchors(old, other, _chance(after)),
                 )
             )
         old, other = (None if m is None else m.mean_nll for m in models)
@@ -170,14 +185,18 @@ def relearning_section(curve: RelearningCurve) -> Section:
     return Section("relearning", "Relearning", [part])
 
 
-def own_section(before: Mapping[str, float], after: Mapping[str, float], control: Mapping[str, float] | None) -> Section:
+def own_section(
+    before: Mapping[str, float], after: Mapping[str, float], control: Mapping[str, float] | None
+) -> Section:
     """What the module itself logs on the user's validation and test rows."""
     names = sorted({*before, *after, *(control or {})})
     columns = ["metric", "before", "after", *(["retrained"] if control is not None else [])]
     sides = [before, after, *([control] if control is not None else [])]
     rows: list[list[Any]] = [[name, *(_finite(side.get(name)) for side in sides)] for name in names]
     note = "As the module logs them in validation_step and test_step, on the loaders of its data module."
-    return Section("own", "The module's own metrics", [Table("Validation and test", columns, rows, note)] if rows else [])
+    return Section(
+        "own", "The module's own metrics", [Table("Validation and test", columns, rows, note)] if rows else []
+    )
 
 
 def _finite(value: float | None) -> float | None:

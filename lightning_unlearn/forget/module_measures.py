@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from torch.utils.data import DataLoader, Subset
 
 from lightning_unlearn.classification.metrics.mia import MIAEfficacy
 from lightning_unlearn.classification.metrics.outputs import Outputs
+from lightning_unlearn.core.batches import row_fingerprint
 from lightning_unlearn.core.lightning import LightningModule, isolate_rng, overrides
 from lightning_unlearn.core.modes import evaluating
-from lightning_unlearn.core.scores import PredictionScore, Predictions
+from lightning_unlearn.core.scores import Predictions, PredictionScore
 from lightning_unlearn.core.transfer import transferred
 from lightning_unlearn.forget.score_choice import ScoreChoice
 
@@ -75,11 +77,19 @@ class RowMeasures:
         nll: Negative log-likelihood of each row, or the module's own loss, shape ``(N,)``.
         hits: Share of a row's labels that are the likeliest class, shape ``(N,)``; ``None`` without logits.
         outputs: Logits and labels, where there is one label a row.
+        prints: A fingerprint of the content of each row, shape ``(N,)``.
     """
 
     nll: Tensor
     hits: Tensor | None
     outputs: Outputs | None = None
+    prints: Tensor | None = None
+
+    def shared_with(self, other: RowMeasures) -> int:
+        """How many of the rows are in another set as well, with the same content."""
+        if self.prints is None or other.prints is None:
+            return 0
+        return int(torch.isin(self.prints, other.prints).sum())
 
     @property
     def mean_nll(self) -> float:
@@ -118,24 +128,26 @@ def measure(
         for name, rows in sets.items():
             torch.manual_seed(seed)
             batches = rows.drawn(seed).batches(_BATCH if choice.reads_logits else 1)
-            measured[name] = _joined([_read(module, choice, transferred(module, batch)) for batch in batches])
+            measured[name] = _joined([_read_with_prints(module, choice, batch) for batch in batches])
             if not torch.isfinite(measured[name].nll).all():
                 count = int((~torch.isfinite(measured[name].nll)).sum())
                 raise ValueError(f"The loss of {count} rows of the set {name!r} is not finite.")
     return measured
 
 
-class _silent:
-    """Lets a module log nothing, as it is in no run."""
+@contextmanager
+def _silent(module: LightningModule) -> Iterator[None]:
+    """Let a module log nothing, as it is in no run."""
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        vars(module).pop("log", None)
 
-    def __init__(self, module: LightningModule) -> None:
-        self.module = module
 
-    def __enter__(self) -> None:
-        self.module.log = lambda *_, **__: None  # type: ignore[method-assign]
-
-    def __exit__(self, *_: Any) -> None:
-        vars(self.module).pop("log", None)
+def _read_with_prints(module: LightningModule, choice: ScoreChoice, batch: Any) -> RowMeasures:
+    read, prints = _read(module, choice, transferred(module, batch)), row_fingerprint(batch)
+    return replace(read, prints=prints if len(prints) == len(read.nll) else None)
 
 
 def _read(module: LightningModule, choice: ScoreChoice, batch: Any) -> RowMeasures:
@@ -153,10 +165,12 @@ def _read(module: LightningModule, choice: ScoreChoice, batch: Any) -> RowMeasur
 def _joined(parts: list[RowMeasures]) -> RowMeasures:
     hits = [part.hits for part in parts if part.hits is not None]
     outputs = [part.outputs for part in parts if part.outputs is not None]
+    prints = [part.prints for part in parts if part.prints is not None]
     return RowMeasures(
         torch.cat([part.nll for part in parts]),
         torch.cat(hits) if len(hits) == len(parts) else None,
         Outputs(*map(torch.cat, zip(*outputs, strict=True))) if len(outputs) == len(parts) else None,
+        torch.cat(prints) if len(prints) == len(parts) else None,
     )
 
 

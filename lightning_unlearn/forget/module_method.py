@@ -61,6 +61,7 @@ class ModuleMethod:
         epoch: The role that one epoch passes over once.
         trainer: Settings of the Trainer.
         stops: When training ends, in words.
+        asked: The callbacks without what was measured for them.
     """
 
     name: str
@@ -68,6 +69,7 @@ class ModuleMethod:
     epoch: Literal["forget", "retain"]
     trainer: dict[str, Any]
     stops: str
+    asked: list[dict[str, Any]]
 
 
 def choose_method(
@@ -99,7 +101,9 @@ def choose_method(
     kind = type(objective)
     if isinstance(objective, Edit):
         once = {"max_epochs": 1, "limit_train_batches": 1}
-        return ModuleMethod(kind.__name__, callbacks, "forget", once, "the weights are edited, without a step of training")
+        words = "the weights are edited, without a step of training"
+        return ModuleMethod(kind.__name__, callbacks, "forget", once, words, callbacks)
+    asked = callbacks
     steps = max_steps or min(max(_PASSES * retain_batches, _FEWEST), _MOST)
     stops = f"after {steps} steps"
     if target is not None and not objective.not_averaged:
@@ -107,7 +111,7 @@ def choose_method(
         stops += f", or once {target}"
     epoch = "retain" if getattr(kind, "driver", None) == "retain" else "forget"
     trainer = {"max_steps": steps, "max_epochs": -1, "gradient_clip_val": _CLIP}
-    return ModuleMethod(kind.__name__, callbacks, epoch, trainer, stops)  # type: ignore[arg-type]
+    return ModuleMethod(kind.__name__, callbacks, epoch, trainer, stops, asked)  # type: ignore[arg-type]
 
 
 def _scored(callbacks: list[dict[str, Any]], choice: ScoreChoice) -> list[dict[str, Any]]:

@@ -205,8 +205,8 @@ _TONES = {
     "no trace found, no control": "good",
 }
 _SUMMARIES = {
-    "no verdict": "The model before shows no knowledge of what was to be forgotten that could be told from that of rows "
-    "it never saw, so this evidence can't show that anything was forgotten.",
+    "no verdict": "The model before shows no knowledge of what was to be forgotten that could be told from that of "
+    "rows it never saw, so this evidence can't show that anything was forgotten.",
     "damaged": "The model has lost more of what was to be kept than is allowed.",
     "not forgotten": "The model still tells what was to be forgotten from what it never saw.",
     "suppressed but recoverable": "The model shows no trace, but a few steps of training bring it back, faster than in "

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from lightning_unlearn.core.checks import function
 from lightning_unlearn.core.class_scores import binary_nll, segmentation_nll, soft_label_nll
@@ -52,8 +52,6 @@ def given_score(path: str) -> ScoreChoice:
     Raises:
         ValueError: If there is none.
     """
-    from pkgutil import resolve_name
-
     full = path if "." in path else f"lightning_unlearn.{path}"
     try:
         score = resolve_name(full)
@@ -127,8 +125,9 @@ def _read(score: Score, module: LightningModule, batch: Any) -> tuple[float, flo
 
 def _are_probabilities(module: LightningModule, batch: Any) -> bool:
     """Whether what a module gives as logits are probabilities already, so that a score of logits misreads it."""
+    if _read(classifier_nll, module, batch) is None:
+        return False
     with kept_attributes(module), undisturbed(module):
-        logits: Tensor = classifier_nll.predictions(module, batch).logits.float() if _read(
-            classifier_nll, module, batch
-        ) else torch.zeros(1, 2)
-    return bool((logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(len(logits)).to(logits), atol=1e-3))
+        logits = classifier_nll.predictions(module, batch).logits.float()
+    sums = logits.sum(1)
+    return bool((logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3))

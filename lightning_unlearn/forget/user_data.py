@@ -35,7 +35,7 @@ class UserData:
 
     Args:
         path: Import path of the class, ``package.module:Class`` or ``file.py:Class``.
-        arguments: Arguments of its constructor. A dict with ``class_path`` and ``init_args`` is an object of that class.
+        arguments: Arguments of its constructor. A dict with ``class_path`` and ``init_args`` stands for an object.
         seed: Seed of whatever it draws.
 
     Raises:
@@ -91,8 +91,8 @@ class UserData:
         name = self.kind.__name__
         if not isinstance(loader, DataLoader):
             raise ValueError(
-                f"{name}.train_dataloader gives a {type(loader).__name__}, but row numbers are of one torch DataLoader. "
-                "Make a data module that gives the loader of the rows in question."
+                f"{name}.train_dataloader gives a {type(loader).__name__}, but row numbers are of one torch "
+                "DataLoader. Make a data module that gives the loader of the rows in question."
             )
         if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__len__"):
             raise ValueError(
@@ -188,7 +188,7 @@ class DataModuleSplit(ForgetRetainDataModule):
     Args:
         data: Import path of the data module's class, ``package.module:Class`` or ``file.py:Class``.
         forget: Row numbers of the training set, such as ``0-99,205``.
-        arguments: Arguments of its constructor. A dict with ``class_path`` and ``init_args`` is an object of that class.
+        arguments: Arguments of its constructor. A dict with ``class_path`` and ``init_args`` stands for an object.
         fingerprint: Hash of the training set, which is refused if it has another.
         batch_size: Rows to forget, and as many to retain, in a batch, per process; by default the user's.
         epoch: The role that one epoch passes over once.
@@ -284,5 +284,3 @@ def _plain(value: Any) -> bool:
 def batch_size_of(loader: DataLoader) -> int:
     """Rows in a batch of a loader."""
     return loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 32
-
-

@@ -19,6 +19,8 @@ from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.files import sha256
 from lightning_unlearn.core.lightning import MODULES, LightningModule
 
+_NEEDED = ("state_dict", "pytorch-lightning_version")
+
 __all__ = ["base_rates", "built", "import_class", "open_module", "read_checkpoint", "recorded_rates"]
 
 
@@ -40,8 +42,8 @@ def import_class(path: str, kinds: tuple[type, ...], kind: str) -> type[Any]:
         found = _from_file(path)
     if not (isinstance(found, type) and issubclass(found, kinds)):
         raise ValueError(
-            f"{path} is {found!r}, and no {kind} of lightning.pytorch or pytorch_lightning. Give the class itself, such "
-            f"as my_package.my_module:My{kind.removeprefix('Lightning')}."
+            f"{path} is {found!r}, and no {kind} of lightning.pytorch or pytorch_lightning. Give the class itself, "
+            f"such as my_package.my_module:My{kind.removeprefix('Lightning')}."
         )
     return found
 
@@ -77,8 +79,8 @@ def _from_file(path: str) -> Any:
     module = import_module(source.stem)
     if Path(str(module.__file__)).resolve() != source:
         raise ValueError(
-            f"{source} can't be imported as {source.stem}: {module.__file__} has that name already. Rename the file, or "
-            "give the import path of the module, such as my_package.my_module:LitNet."
+            f"{source} can't be imported as {source.stem}: {module.__file__} has that name already. Rename the file, "
+            "or give the import path of the module, such as my_package.my_module:LitNet."
         )
     if not hasattr(module, name):
         raise ValueError(f"{source} has no class {name}. It has {_classes(module)}.")
@@ -121,9 +123,10 @@ def read_checkpoint(path: str, trusted: bool = False) -> dict[str, Any]:
         ) from None
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is no PyTorch file, or a part of one: {error}") from None
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
+    missing = [name for name in _NEEDED if not isinstance(checkpoint, dict) or name not in checkpoint]
+    if missing:
         raise ValueError(
-            f"{path} is no checkpoint of a Trainer: it has no 'state_dict'. Save one with "
+            f"{path} is no checkpoint of a Trainer: it has no {missing[0]!r}. Save one with "
             "trainer.save_checkpoint(path), from which the module's own load_from_checkpoint can make it again."
         )
     return checkpoint
@@ -173,8 +176,8 @@ def open_module(
         ) from error
     except RuntimeError as error:
         raise ValueError(
-            f"{kind.__name__} does not take the weights of {checkpoint}. Give the class that was trained, with the same "
-            f"arguments: {error}"
+            f"{kind.__name__} does not take the weights of {checkpoint}. Give the class that was trained, with the "
+            f"same arguments: {error}"
         ) from error
     if rate != 1.0:
         _scale_rates(opened, rate)
@@ -186,8 +189,8 @@ def _check_hash(checkpoint: str, wanted: str | None) -> None:
         return
     if (found := sha256(checkpoint)) != wanted:
         raise ValueError(
-            f"{checkpoint} is not the file that this run began with: its SHA-256 is {found}, and not {wanted}. Give the "
-            "checkpoint of before, or make the request anew."
+            f"{checkpoint} is not the file that this run began with: its SHA-256 is {found}, and not {wanted}. Give "
+            "the checkpoint of before, or make the request anew."
         )
 
 

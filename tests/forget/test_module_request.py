@@ -75,7 +75,9 @@ def test_the_configuration_repeats_a_run_bit_for_bit(user: ModuleType, tmp_path:
     forget(words("dict.ckpt", "user_digits:DictDigits", out, "--class", "3", data="user_digits:DictData"))
     again = ["fit", "--config", str(out / "run.yaml"), f"--trainer.default_root_dir={tmp_path}"]
     command_line(package_for(again))([*again, "--trainer.logger=false", "--trainer.enable_checkpointing=false"])
-    first, second = (torch.load(path)["state_dict"] for path in (out / "model/unlearned.ckpt", tmp_path / "unlearned.ckpt"))
+    first, second = (
+        torch.load(path)["state_dict"] for path in (out / "model/unlearned.ckpt", tmp_path / "unlearned.ckpt")
+    )
     assert same(first, second)
     assert not same(first, torch.load("dict.ckpt")["state_dict"])
 

@@ -117,7 +117,12 @@ def train(user: ModuleType, module: str, data: str, path: Path, epochs: int = 10
     """Train a user's module as a user does, and save a checkpoint."""
     lightning = user.pl
     lightning.seed_everything(0, verbose=False)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     trainer = lightning.Trainer(max_epochs=epochs, accelerator="cpu", devices=1, num_sanity_val_steps=0, **quiet)
     trainer.fit(getattr(user, module)(**arguments), getattr(user, data)())
     trainer.save_checkpoint(path)
