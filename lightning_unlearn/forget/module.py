@@ -191,12 +191,11 @@ class ModuleRequest:
             "kind": self.kind,
             "models": {"before": model_entry(self.checkpoint)},
             "module": self.opener.module,
-            "data": {
-                "class": self.opener.data,
-                "training_set": opened.fingerprint,
-                "forget_rows": len(opened.numbers),
-                "forget_root": rows_root(map(str, opened.numbers), secret),
-                "classes": None if self.asked.classes is None else str(self.asked),
+            "data": {"class": self.opener.data, "training_set": opened.fingerprint},
+            "forget": {
+                "rows": len(opened.numbers),
+                "rows_root": rows_root(({"text": str(number)} for number in opened.numbers), secret),
+                "classes": str(self.asked) if self.asked.whole_class else None,
             },
             "method": {
                 "name": method.name,

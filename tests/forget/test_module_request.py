@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     user = write_user_code(folder, "user_digits")
     train(user, "LitDigits", "Digits", folder / "digits.ckpt")
     train(user, "DictDigits", "DictData", folder / "dict.ckpt", smoothing=0.1)
-    train(user, "LitRegression", "Digits", folder / "regression.ckpt", epochs=40)
+    train(user, "LitRegression", "Digits", folder / "regression.ckpt", epochs=8)
     other = write_user_code(folder, "user_digits_pl", "pytorch_lightning")
     train(other, "LitDigits", "Digits", folder / "pl.ckpt")
     return folder
@@ -58,13 +58,22 @@ def test_a_class_is_forgotten_by_one_command_in_a_shell(folder: Path, tmp_path: 
     assert "NO TRACE FOUND, NO CONTROL" in done.stdout
     assert sorted(path.name for path in (out / "model").iterdir()) == ["README.md", "unlearned.ckpt"]
     assert not [finding for finding in doctor(out) if finding.serious]
-    assert verify_record(out / "record.jsonl", None, models={"after": out / "model"}, report=out / "report.json") == []
+    checked: dict[str, Any] = {"models": {"after": out / "model"}, "report": out / "report.json"}
+    assert [fault.kind for fault in verify_record(out / "record.jsonl", None, **checked)] == ["not checked"]  # no key
+    _forgets_3(out / "model" / "unlearned.ckpt")
+    with (out / "model" / "unlearned.ckpt").open("r+b") as file:
+        file.seek(-2000, 2)
+        byte = file.read(1)
+        file.seek(-2000, 2)
+        file.write(bytes([byte[0] ^ 1]))
+    assert "tampered" in [fault.level for fault in verify_record(out / "record.jsonl", None, **checked)]
+
+
+def _forgets_3(checkpoint: Path) -> None:
     kind: Any = sys.modules["user_digits"].LitDigits
-    module = kind.load_from_checkpoint(out / "model" / "unlearned.ckpt", weights_only=True)
+    module = kind.load_from_checkpoint(checkpoint, weights_only=True)
     assert module.hparams == {"width": 32, "lr": 0.02, "smoothing": 0.0}
-    data = sys.modules["user_digits"].Digits()
-    data.setup("fit")
-    x, y = (torch.stack(column) for column in zip(*data.train, strict=True))
+    x, y = (torch.stack(column) for column in zip(*_training_rows(), strict=True))
     right = module(x).argmax(1) == y
     assert right[y == 3].float().mean() <= 0.1
     assert right[y != 3].float().mean() > 0.9

@@ -113,7 +113,7 @@ def write_user_code(folder: Path, name: str, package: str = "lightning.pytorch")
     return importlib.import_module(name)
 
 
-def train(user: ModuleType, module: str, data: str, path: Path, epochs: int = 10, **arguments: object) -> None:
+def train(user: ModuleType, module: str, data: str, path: Path, epochs: int = 6, **arguments: object) -> None:
     """Train a user's module as a user does, and save a checkpoint."""
     lightning = user.pl
     lightning.seed_everything(0, verbose=False)
