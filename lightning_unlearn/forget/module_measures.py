@@ -23,7 +23,7 @@ from lightning_unlearn.forget.score_choice import ScoreChoice
 
 __all__ = ["Membership", "NamedRows", "RowMeasures", "measure", "membership", "shadow_attack"]
 
-_LIMIT = 2000  # rows of a set, drawn without replacement
+_LIMIT, _ALONE = 2000, 500  # rows of a set, drawn without replacement; where each is a batch of its own
 _BATCH = 128
 
 
@@ -124,10 +124,11 @@ def measure(
         ValueError: If a likelihood is not finite.
     """
     measured = {}
+    limit, size = (_LIMIT, _BATCH) if choice.reads_logits else (_ALONE, 1)
     with isolate_rng(), evaluating(module), _silent(module):
         for name, rows in sets.items():
             torch.manual_seed(seed)
-            batches = rows.drawn(seed).batches(_BATCH if choice.reads_logits else 1)
+            batches = rows.drawn(seed, limit).batches(size)
             measured[name] = _joined([_read_with_prints(module, choice, batch) for batch in batches])
             if not torch.isfinite(measured[name].nll).all():
                 count = int((~torch.isfinite(measured[name].nll)).sum())

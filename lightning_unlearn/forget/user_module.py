@@ -142,9 +142,9 @@ def open_module(
 ) -> LightningModule:
     """A user's module with the weights of a checkpoint, made by the ``load_from_checkpoint`` of its class.
 
-    In a configuration of LightningCLI it stands in place of the module: ``class_path: lightning_unlearn.open_module``.
-    The module keeps its own optimizer, with learning rates that are multiplied by ``rate`` and then constant: schedules
-    are those of the training, and end with it.
+    In a configuration of LightningCLI it stands in place of the module's class. The module keeps its own optimizer,
+    with learning rates that are multiplied by ``rate`` and then constant: schedules are those of the training, and end
+    with it.
 
     Args:
         checkpoint: File that ``Trainer.save_checkpoint`` or ``ModelCheckpoint`` wrote.

@@ -14,7 +14,8 @@ import yaml
 
 from lightning_unlearn.audit.verify import verify_record
 from lightning_unlearn.cli.fit import command_line, package_for
-from lightning_unlearn.cli.forget import forget
+from lightning_unlearn.cli.forget import fit, forget
+from lightning_unlearn.core.lightning import Callback
 from lightning_unlearn.forget.pipeline import RequestResult
 from lightning_unlearn.report.findings import doctor
 from tests.forget.user_code import train, write_user_code
@@ -89,6 +90,42 @@ def test_the_configuration_repeats_a_run_bit_for_bit(user: ModuleType, tmp_path:
     )
     assert same(first, second)
     assert not same(first, torch.load("dict.ckpt")["state_dict"])
+
+
+class Dies(Callback):
+    """Ends the run as a kill does: nothing is tidied up."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step == 5:
+            raise _KilledError
+
+
+class _KilledError(BaseException):
+    pass
+
+
+def test_a_killed_request_goes_on_and_ends_as_one_that_was_not(
+    user: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_unlearn.forget.pipeline.PAUSE", 0.0)
+    more = ["--class", "3", "--max_steps", "8"]
+    forget(words("digits.ckpt", "user_digits:LitDigits", tmp_path / "whole", *more))
+    dies = {"trainer": {"callbacks+": [{"class_path": f"{__name__}.Dies"}]}}
+    (tmp_path / "dies.yaml").write_text(yaml.safe_dump(dies))
+
+    def dying(given: Any) -> None:
+        fit([*given, "--config", str(tmp_path / "dies.yaml")])
+
+    monkeypatch.setattr("lightning_unlearn.cli.forget.fit", dying)
+    with pytest.raises(_KilledError):
+        forget(words("digits.ckpt", "user_digits:LitDigits", tmp_path / "out", *more))
+    assert (tmp_path / "out" / "work" / "last.ckpt").is_file()
+    monkeypatch.setattr("lightning_unlearn.cli.forget.fit", fit)
+    forget(words("digits.ckpt", "user_digits:LitDigits", tmp_path / "out", *more))
+    states = [torch.load(tmp_path / name / "model/unlearned.ckpt")["state_dict"] for name in ("whole", "out")]
+    assert same(*states)
+    with pytest.raises(FileExistsError, match="another request"):
+        forget(words("digits.ckpt", "user_digits:LitDigits", tmp_path / "out", "--class", "4"))
 
 
 def test_the_other_package_of_lightning_and_files_of_code(user: ModuleType, tmp_path: Path) -> None:
