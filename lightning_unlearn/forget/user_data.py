@@ -108,9 +108,8 @@ class UserData:
 
     def held_out(self) -> tuple[str, DataLoader] | None:
         """The test loader, or else the validation loader, with its name: rows that the model never saw."""
-        for name, stage in (("test", "test"), ("validation", "validate")):
-            loader = self.loader(f"{name[:4] if name == 'test' else 'val'}_dataloader", stage)
-            if loader is not None:
+        for name, method, stage in (("test", "test_dataloader", "test"), ("validation", "val_dataloader", "validate")):
+            if (loader := self.loader(method, stage)) is not None:
                 return name, loader
         return None
 

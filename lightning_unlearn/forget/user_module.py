@@ -37,9 +37,7 @@ def import_class(path: str, kinds: tuple[type, ...], kind: str) -> type[Any]:
         ValueError: If there is no such class, or it is another kind of class.
         FileNotFoundError: If there is no such file.
     """
-    found = resolve_name(path) if ".py:" not in path and not path.endswith(".py") and _importable(path) else None
-    if found is None:
-        found = _from_file(path)
+    found = _from_file(path) if ".py:" in path or path.endswith(".py") else _from_module(path)
     if not (isinstance(found, type) and issubclass(found, kinds)):
         raise ValueError(
             f"{path} is {found!r}, and no {kind} of lightning.pytorch or pytorch_lightning. Give the class itself, "
@@ -48,12 +46,12 @@ def import_class(path: str, kinds: tuple[type, ...], kind: str) -> type[Any]:
     return found
 
 
-def _importable(path: str) -> bool:
+def _from_module(path: str) -> Any:
     module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     if not module or not name:
         raise ValueError(f"{path!r} names no class. Give module and class, such as my_package.my_module:LitNet.")
     try:
-        resolve_name(path)
+        return resolve_name(path)
     except ModuleNotFoundError as error:
         missing = error.name or module
         if module.split(".")[0] != missing.split(".")[0]:
@@ -64,7 +62,6 @@ def _importable(path: str) -> bool:
         ) from None
     except AttributeError:
         raise ValueError(f"{module} has no class {name}. It has {_classes(import_module(module))}.") from None
-    return True
 
 
 def _from_file(path: str) -> Any:
