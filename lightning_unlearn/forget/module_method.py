@@ -36,8 +36,8 @@ class Goal:
 
     def __str__(self) -> str:
         return (
-            f"the rows to forget have {self.nll:.3g}, {self.words}, and those to keep have risen by at most "
-            f"{self.margin:.2g}; the best step is kept"
+            f"the loss of the rows to forget is {self.nll:.3g}, {self.words}, while that of the rows to keep has risen "
+            f"by at most {self.margin:.2g}; the best step is kept"
         )
 
     def callback(self, steps: int) -> dict[str, Any]:

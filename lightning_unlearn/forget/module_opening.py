@@ -228,7 +228,7 @@ class Opened:
             return Goal(3 * math.log(classes), margin, "three times that of guessing")
         if unseen is None or self.asked.whole_class or unseen.mean_nll <= 0:
             return None
-        return Goal(unseen.mean_nll, margin, "that of rows never seen")
+        return Goal(unseen.mean_nll, margin, "as that of rows never seen")
 
     @property
     def passes(self) -> int:
