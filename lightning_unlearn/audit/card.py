@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from lightning_unlearn.audit.gates import GATES, GateResult
 from lightning_unlearn.audit.record import Head
 from lightning_unlearn.audit.verdict import Verdict
+from lightning_unlearn.report.model import UnlearningReport
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
-__all__ = ["model_card"]
+__all__ = ["model_card", "report_card"]
 
 _BEGIN, _END = "<!-- lightning-unlearn: begin -->", "<!-- lightning-unlearn: end -->"
 _TAGS = ("unlearning", "machine-unlearning")
@@ -58,15 +59,66 @@ def model_card(
         ValueError: If the metadata of the existing card can't be read, or one of the two marks around our part is gone.
         ImportError: If huggingface_hub is missing.
     """
+    results = [_result(gate) for gate in verdict.evidence.gates if gate.kappa is not None]
+    summary = _summary(verdict.name, verdict.rule, head, key_id, content_hash)
+    given = {"base_model": base_model, "license": license, "language": language}
+    return _card(existing, model_name, given, summary, results, _text(verdict, head, content_hash))
+
+
+def report_card(
+    report: UnlearningReport,
+    model_name: str,
+    head: Head | None = None,
+    key_id: str | None = None,
+    content_hash: str | None = None,
+    *,
+    base_model: str | None = None,
+    license: str | None = None,
+    language: str | None = None,
+    existing: str | os.PathLike[str] | None = None,
+) -> ModelCard:
+    """Write the headline of a report into a model card, for models whose verdict is not that of an audit.
+
+    Args:
+        report: The report, with a headline.
+        model_name: Name of the model.
+        head: Last entry of the record.
+        key_id: Id of the key that the record is signed with.
+        content_hash: Hash of the model's weights.
+        base_model: Id of the model that it was made from.
+        license: License of the model.
+        language: Language of the model.
+        existing: ``README.md`` to add to, as for `model_card`.
+
+    Raises:
+        ValueError: If the report has no headline, or the existing card can't be read.
+        ImportError: If huggingface_hub is missing.
+    """
+    headline = report.headline
+    if headline is None:
+        raise ValueError(f"The report {report.title!r} has no headline, so there is nothing to write into a card.")
+    lines = ["## Unlearning", "", f"**{headline.summary}**", ""]
+    lines += [f"- {line}" for line in (*headline.reasons, *headline.advice, *report.limits)]
+    summary = _summary(headline.word, None, head, key_id, content_hash)
+    given = {"base_model": base_model, "license": license, "language": language}
+    return _card(existing, model_name, given, summary, [], _block(lines, head, content_hash))
+
+
+def _card(
+    existing: str | os.PathLike[str] | None,
+    model_name: str,
+    given: dict[str, str | None],
+    summary: dict[str, Any],
+    results: list[EvalResult],
+    block: str,
+) -> ModelCard:
+    """A card with the block and the results, and all that the existing one has of others."""
     try:
         from huggingface_hub import ModelCard, ModelCardData
     except ImportError:
         raise ImportError('Model cards need huggingface_hub: pip install "lightning-unlearn[record]"') from None
-    text = (
-        Path(existing).read_text(encoding="utf-8")
-        if existing is not None and Path(existing).exists()
-        else "---\n{}\n---\n"
-    )
+    there = existing is not None and Path(existing).exists()
+    text = Path(existing).read_text(encoding="utf-8") if existing is not None and there else "---\n{}\n---\n"
     try:
         old = ModelCard(text if text.lstrip().startswith("---") else f"---\n{{}}\n---\n\n{text}")
     except Exception as error:  # a YAML error, or one of huggingface_hub
@@ -74,22 +126,22 @@ def model_card(
     before: Any = old.data
     data: dict[str, Any] = {key: value for key, value in before.to_dict().items() if key != "model-index"}
     others = [result for result in before.eval_results or [] if result.metric_type != _KAPPA]
-    given = {"base_model": base_model, "license": license, "language": language}
     data |= {key: value for key, value in given.items() if value is not None}
     data["tags"] = list(dict.fromkeys([*(data.get("tags") or []), *_TAGS]))
-    data["unlearning"] = _summary(verdict, head, key_id, content_hash)
+    data["unlearning"] = summary
     named = before.model_name if others else None
-    results = [*others, *(_result(gate) for gate in verdict.evidence.gates if gate.kappa is not None)]
-    if results:
-        data |= {"eval_results": results, "model_name": named or model_name}
-    body = _merged(old.text, _text(verdict, head, content_hash), existing)
+    if others or results:
+        data |= {"eval_results": [*others, *results], "model_name": named or model_name}
+    body = _merged(old.text, block, existing)
     return ModelCard(f"---\n{ModelCardData(**data).to_yaml()}\n---\n{body}")
 
 
-def _summary(verdict: Verdict, head: Head | None, key_id: str | None, content_hash: str | None) -> dict[str, Any]:
+def _summary(
+    word: str, rule: str | None, head: Head | None, key_id: str | None, content_hash: str | None
+) -> dict[str, Any]:
     fields = {
-        "verdict": verdict.name,
-        "rule": verdict.rule,
+        "verdict": word,
+        "rule": rule,
         "record_head": None if head is None else str(head),
         "key_id": key_id,
         "content_hash": content_hash,
@@ -141,6 +193,12 @@ def _text(verdict: Verdict, head: Head | None, content_hash: str | None) -> str:
         lines += ["", "Tests that were not run, or say nothing:", ""]
         lines += [f"- {name}: {reason}" for name, reason in verdict.not_run.items()]
     lines += ["", *(f"- {note}" for note in (*verdict.notes, *verdict.limits))]
+    return _block(lines, head, content_hash)
+
+
+def _block(lines: list[str], head: Head | None, content_hash: str | None) -> str:
+    """Our part of the text, between its two marks."""
+    lines = list(lines)
     if head is not None:
         check = f"lightning-unlearn verify-record --record R --public_key K --model . --expect_head {head}"
         lines += ["", f"Record: entry {head.seq}, `{head.hash}`, to be checked with", "", "```bash", check, "```"]

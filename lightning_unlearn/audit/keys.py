@@ -21,6 +21,7 @@ __all__ = [
     "new_key_pair",
     "password_for",
     "password_of_new_key",
+    "public_pem",
     "signature",
     "signed_by",
 ]
@@ -54,8 +55,7 @@ def new_key_pair(private: str | os.PathLike[str], public: str | os.PathLike[str]
     key = Ed25519PrivateKey.generate()
     lock = form.NoEncryption() if password is None else form.BestAvailableEncryption(password.encode())
     secret = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, lock)
-    open_key = key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
-    for path, content, mode in ((private, secret, 0o600), (public, open_key, 0o644)):
+    for path, content, mode in ((private, secret, 0o600), (public, public_pem(key), 0o644)):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(content)
@@ -116,6 +116,13 @@ def load_public_key(path: str | os.PathLike[str]) -> Ed25519PublicKey:
     if not isinstance(key, Ed25519PublicKey):
         raise ValueError(f"{path} is no Ed25519 key.")
     return key
+
+
+def public_pem(key: Ed25519PrivateKey) -> bytes:
+    """The public key of a private one, in PEM format."""
+    from cryptography.hazmat.primitives import serialization as form
+
+    return key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
 
 
 def password_for(path: str | os.PathLike[str]) -> str | None:

@@ -18,8 +18,10 @@ import yaml
 from torch import Tensor
 
 from lightning_unlearn.cli.configs import PACKAGE, with_shipped
+from lightning_unlearn.cli.parser import BriefErrors
 from lightning_unlearn.core.distributed import gather_objects, rank, world_size
 from lightning_unlearn.core.lightning import PACKAGES, resolve
+from lightning_unlearn.core.trainer_progress import log_progress
 
 __all__ = ["UnlearnCLI", "command_line", "package_for"]
 
@@ -62,11 +64,18 @@ class _Commands(LightningCLI):
             seed_everything_default=0,
             run=run,
             args=list(args) if args is not None else None,
+            parser_class=type("Parser", (BriefErrors, resolve("cli.LightningArgumentParser", self.package)), {}),
         )
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse the command line, with shipped configuration files in place of their names."""
         self.config = parser.parse_args(with_shipped(sys.argv[1:] if args is None else args))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """The Trainer of the configuration, which writes lines in place of a bar where there is no terminal."""
+        trainer = super().instantiate_trainer(**kwargs)
+        log_progress(trainer)
+        return trainer
 
     def before_predict(self) -> None:
         """Refuse to write over files that are there, before anything is computed.

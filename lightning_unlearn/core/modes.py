@@ -92,7 +92,7 @@ def differentiable(*modules: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed(module: LightningModule) -> Iterator[None]:
+def undisturbed(module: LightningModule, drops_gradients: bool = True) -> Iterator[None]:
     """Run in evaluation mode, then restore modes, buffers and random state, and drop gradients and logged values."""
     buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
     log = module.__dict__.get("log")
@@ -105,7 +105,8 @@ def undisturbed(module: LightningModule) -> Iterator[None]:
         del module.log
         if log is not None:
             module.log = log  # type: ignore[method-assign]
-        module.zero_grad(set_to_none=True)
+        if drops_gradients:
+            module.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, buffer in module.named_buffers():
                 buffer.copy_(buffers[name])

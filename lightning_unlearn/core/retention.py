@@ -50,6 +50,7 @@ PRIVATE: dict[str, str] = {
     "attack": "prompts that bring the concept back",
     "images": "images of the concept by the starting model",
     "average_model_state": "an average of the weights that began with the starting ones",
+    "best_weights": "the weights of an earlier step, which may know more of the rows to forget",
     "history": "questions and answers of the rows to forget",
 }
 """Names in a callback's state that are of the time before unlearning, and what they are."""

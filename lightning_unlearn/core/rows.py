@@ -9,12 +9,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from tqdm import tqdm
 
 from lightning_unlearn.core.batches import rows_in
-from lightning_unlearn.core.distributed import gather_objects, rank, replica
+from lightning_unlearn.core.distributed import gather_objects, replica
 from lightning_unlearn.core.lightning import COMBINED_LOADERS, MisconfigurationException, Trainer
 from lightning_unlearn.core.pairing import PairLoader
+from lightning_unlearn.core.progress import progress
 from lightning_unlearn.core.reading import join
 from lightning_unlearn.core.samplers import chunked, sampled_rows, without_a_trace
 from lightning_unlearn.core.streams import Stream, StreamFacts, content_of
@@ -345,19 +345,26 @@ class RunRows:
     Args:
         trainer: Trainer of the run.
         loader: Rows, as `row_loader` gives them.
-        description: Title of the progress bar.
+        description: Title of the progress bar, and name of the rows in errors.
         limit: At most so many rows, drawn without replacement; ``None`` takes all. Of a stream these are the first
             batches that have so many.
         seed: Seed of the draw.
+        shows: Whether to show a progress bar.
 
     Raises:
         MisconfigurationException: If a stream has no end, or none on one of the processes.
     """
 
     def __init__(
-        self, trainer: Trainer, loader: RowLoader, description: str, limit: int | None = None, seed: int = 0
+        self,
+        trainer: Trainer,
+        loader: RowLoader,
+        description: str,
+        limit: int | None = None,
+        seed: int = 0,
+        shows: bool = True,
     ) -> None:
-        self.trainer, self.description = trainer, description
+        self.trainer, self.description, self.shows = trainer, description, shows
         if limit is not None:
             loader = loader.first(limit) if loader.streamed else loader.select(drawn_rows(loader, limit, seed))
         self.loader = loader
@@ -408,8 +415,8 @@ class RunRows:
     def __iter__(self) -> Iterator[tuple[Any, bool]]:
         """Batches on the device, and whether each one counts."""
         batches = self.loader.at(self._numbers)
-        progress = tqdm(batches, desc=self.description, disable=rank() != 0, leave=False, total=len(self))
-        for batch, counts in zip(progress, self._counts, strict=True):
+        shown = progress(batches, self.description, len(self)) if self.shows else batches
+        for batch, counts in zip(shown, self._counts, strict=True):
             yield on_device(self.trainer, batch), counts
 
     def gather(self, values: Iterable[T]) -> list[T]:

@@ -3,6 +3,7 @@ from .causal_lm import LitCausalLM as LitCausalLM
 from .data.columns import Columns as Columns
 from .data.language import LanguageDataModule as LanguageDataModule
 from .data.muse import MUSEDataModule as MUSEDataModule
+from .data.own_answers import OwnAnswers as OwnAnswers
 from .data.tofu import TOFUDataModule as TOFUDataModule
 from .data.wmdp import WMDPDataModule as WMDPDataModule
 from .gradient_norms import gradient_norms as gradient_norms

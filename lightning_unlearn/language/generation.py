@@ -16,7 +16,7 @@ from lightning_unlearn.language.continuation import Change, Choose, continuation
 from lightning_unlearn.language.prefixes import PrefixModel, hooked_model, prefix_model
 from lightning_unlearn.language.prompt_format import PromptFormat
 
-__all__ = ["casts_kept", "generate", "generate_all", "generate_changed"]
+__all__ = ["answer_ends", "casts_kept", "generate", "generate_all", "generate_changed"]
 
 
 def generate(
@@ -39,7 +39,7 @@ def generate(
     """
     tokenizer = prompt_format.tokenizer
     device = next(model.parameters()).device
-    ends = _ends(model, prompt_format)
+    ends = answer_ends(model, prompt_format)
     pad = next((token for token in (tokenizer.pad_token_id, *ends) if token is not None), 0)
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
@@ -88,7 +88,7 @@ def generate_all(
         return []
     lengths = list(map(len, prompts))
     answers: dict[int, str] = {}
-    ends = _ends(model, prompt_format)
+    ends = answer_ends(model, prompt_format)
     with casts_kept(next(model.parameters()).device.type):
         several = len(prompts) * copies > 1 and min(lengths) > 0
         head = prompts[0][: common_head(prompts, min(lengths) - 1)]
@@ -153,7 +153,7 @@ def _read_under(
 ) -> list[list[str]] | None:
     """The answers to each prompt, one for each change; ``None`` where the cache does not keep all."""
     lengths, count = list(map(len, prompts)), max(1, batch_size // len(changes))
-    ends = _ends(model.model, prompt_format)
+    ends = answer_ends(model.model, prompt_format)
     answers: dict[int, list[str]] = {}
     for numbers in like_lengths(lengths, range(len(prompts)), count * max(lengths), count):
         asked = [prompts[number] for number in numbers]
@@ -217,7 +217,7 @@ def casts_kept(device: str) -> Iterator[None]:
         yield
 
 
-def _ends(model: Any, prompt_format: PromptFormat) -> list[int]:
+def answer_ends(model: Any, prompt_format: PromptFormat) -> list[int]:
     """Tokens that end an answer, and those at which the model's own generation stops."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     own = own if isinstance(own, (list, tuple)) else [own]

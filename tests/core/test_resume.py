@@ -44,6 +44,7 @@ from lightning_unlearn import (
     Rewind,
     SalUn,
     Sophia,
+    StopWhenForgotten,
     UnlearnCallback,
     Wanda,
     classifier_nll,
@@ -102,6 +103,7 @@ TABLE: dict[str, Case] = {
         kind.__name__: Case(lambda _, kind=kind: kind(density=0.5), beside=graddiff)
         for kind in (GradientMask, MagnitudeMask, RandomMask, SalUn, SNIP, WAGLE, Wanda)
     },
+    "StopWhenForgotten": Case(lambda _: StopWhenForgotten(target=50.0), beside=graddiff),
     "LayerMask": Case(lambda _: LayerMask(r"net\.3"), beside=graddiff),
     **{
         kind.__name__: Case(lambda _, kind=kind: kind(), beside=graddiff)

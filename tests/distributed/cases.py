@@ -238,6 +238,20 @@ LANGUAGE: dict[str, Training] = {
     "TaskVector-LoRA": objective(lambda _: lu.TaskVector(alpha=0.5), lora=True),
 }
 
+
+def own_answers(layout: str, models: Path, path: Path) -> dict[str, Any]:
+    """What the starting model answers, each process to a share of the questions, and the files of the cache."""
+    processes, replicas, strategy = LAYOUTS[layout]
+    asked = [{"question": f"{word}?"} for word in ("Why", "What is it", "Who", "Where to", "How", "When", "Which one")]
+    cache = path.parent / f"{layout}-own"
+    options: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 6, "batch_size": 2, "cache": str(cache)}
+    retain = lu.OwnAnswers(asked, shipped=False, **options)
+    rows = lu.LanguageDataModule(RAGGED[:6], retain, batch_size=GLOBAL_BATCH // replicas)
+    run = trainer(lu.SimNPO(), devices=processes, strategy=strategy(), max_steps=1, limit_val_batches=0)
+    run.fit(SgdLM(str(models / "lm"), lr=0.1), rows)
+    return {"answers": rows.own_answers, "files": sorted(file.name for file in cache.rglob("*.json"))}
+
+
 MASKS: dict[str, Callable[[], lu.WeightMask]] = {
     "WAGLE": lambda: lu.WAGLE(density=0.1),
     "WAGLE-dense": lambda: lu.WAGLE(density=0.95, gamma=1.0),  # scores of unused embeddings tie at 0 here
@@ -309,6 +323,16 @@ PENALTIES = {
     "Curvature-differences": penalized("fsdp2", kind=lu.CurvatureRegularization, coef=1.0, **_DIFFERENCES),
     "UnlearnWeightAveraging": penalized("ddp", kind=lu.UnlearnWeightAveraging, start_step=2, every_n_steps=1),
 }
+
+
+def stopped(run: Trainer, path: Path) -> dict[str, Any]:
+    """What the run came to, and how it got there."""
+    stop = callback(run, lu.StopWhenForgotten)
+    return {"outcome": stop.outcome, "curve": stop.curve}
+
+
+# Not reached: the run ends with the weights of a step in its midst.
+STOPPED = language(lambda _: [lu.GradDiff(), lu.StopWhenForgotten(target=50.0, margin=0.02)], epochs=12, record=stopped)
 EDIT = language(lambda _: [lu.InfluenceUnlearning(damping=10.0, samples=3)], layouts=("ddp",), resumes=False)
 
 
@@ -779,7 +803,9 @@ CASES: dict[str, Training | Measurement] = {
     **CURVATURE,
     **SMOOTHED,
     **PENALTIES,
+    "StopWhenForgotten": STOPPED,
     "InfluenceUnlearning": EDIT,
+    "own-answers": Measurement(own_answers, ("ddp", "fsdp2")),
     "Audit": Measurement(audited),
     "sharded-audit": refused(language(lambda _: [lu.GradientAscent(), lu.Audit()]), "fsdp2"),
     "whole-lm": refused(LANGUAGE["SimNPO"], "tp"),

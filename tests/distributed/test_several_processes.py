@@ -43,6 +43,7 @@ TRAININGS = [
     *CURVATURE,
     *PENALTIES,
     *SMOOTHED,
+    "StopWhenForgotten",
     "InfluenceUnlearning",
     *CLASSIFIERS,
     *USERS,
@@ -50,7 +51,7 @@ TRAININGS = [
     *RECONSTRUCTION,
     *JUDGES,
 ]
-RESUMED = [*LANGUAGE, *MASKED, *CURVATURE, *PENALTIES, *SMOOTHED, *USERS, *RECONSTRUCTION, *JUDGES]
+RESUMED = [*LANGUAGE, *MASKED, *CURVATURE, *PENALTIES, *SMOOTHED, "StopWhenForgotten", *USERS, *RECONSTRUCTION, *JUDGES]
 # Processes read and exchange rows and shards in as many ways as objectives read the model: each way is among the quick
 # tests, and further losses of what is read in one of these ways are slow tests.
 SLOW = {
@@ -112,6 +113,17 @@ def test_monitors_of_both_processes_measure_what_one_measures(runs: Runs, case: 
             assert metrics == pytest.approx(wanted, abs=1e-3)
 
 
+@with_layouts(["StopWhenForgotten"], "one")
+def test_every_process_ends_with_the_same_step(runs: Runs, case: str, layout: str) -> None:
+    expected = runs.one(case)
+    assert 1 < expected["outcome"].step < expected["outcome"].steps
+    for found in runs.each(case, layout):
+        assert found["outcome"].step == found["resumed"]["outcome"].step == expected["outcome"].step
+        assert found["resumed"]["curve"] == found["curve"]
+        for point, wanted in zip(found["curve"], expected["curve"], strict=True):
+            assert point == pytest.approx(wanted, rel=1e-3)
+
+
 @pytest.mark.parametrize("case", ["SimNPO", "NPO-LoRA"])
 def test_a_sharded_model_exports_the_weights_of_one_process(runs: Runs, case: str) -> None:
     runs.one(case)
@@ -130,6 +142,13 @@ def test_lightnings_own_launchers_train_the_same_weights(runs: Runs, case: str, 
     else:
         state = LANGUAGE[case].fit(layout, runs.models).lightning_module.state_dict()
     torch.testing.assert_close(state, runs.one(case)["weights"], atol=1e-6, rtol=0)
+
+
+@with_layouts(["own-answers"])
+def test_processes_share_the_questions_of_own_answers(runs: Runs, case: str, layout: str) -> None:
+    for found in runs.each(case, layout):
+        assert found == runs.one(case)
+        assert len(found["files"]) == 4
 
 
 @pytest.mark.parametrize("case", ["whole-lm"])

@@ -19,6 +19,7 @@ from lightning_unlearn.core.sources import Source, find_tokenizer, load_rows, so
 from lightning_unlearn.language.chat import Conversation, content_text
 from lightning_unlearn.language.data.cells import row_name, text_rows
 from lightning_unlearn.language.data.columns import Columns
+from lightning_unlearn.language.data.own_answers import Answers, OwnAnswers, on_device
 from lightning_unlearn.language.data.token_rows import AlternateRows, RefusalRows, TokenRows, collate_tokens
 from lightning_unlearn.language.prompt_format import PromptFormat
 from lightning_unlearn.language.tokens import TokenRow
@@ -41,7 +42,8 @@ class LanguageDataModule(ForgetRetainDataModule):
         forget: Rows to forget, as [`load_rows`][lightning_unlearn.core.sources.load_rows] takes them: a path (``.csv``,
             ``.tsv``, ``.json``, ``.jsonl``, ``.txt``, ``.parquet``, each also ``.gz``), a folder or hub id with
             optional ``:config:split``, a ``datasets.Dataset``, a data frame, a dict of columns, or a list of dicts.
-        retain: Rows to keep, given in the same ways.
+        retain: Rows to keep, given in the same ways; or ``"auto"``, or an [`OwnAnswers`][lightning_unlearn.OwnAnswers]:
+            what the starting model itself answers to neutral questions.
         heldout: Further named sets that are never trained on, only evaluated.
         prompt: How questions are asked, and the tokenizer; by default the model's own tokenizer and its chat template.
         columns: Names of the columns, where they are not ``question``, ``answer``, ``text`` and so on.
@@ -81,7 +83,10 @@ class LanguageDataModule(ForgetRetainDataModule):
             num_workers=num_workers,
             collate_fn=collate_tokens,
         )
+        retain = OwnAnswers() if isinstance(retain, str) and retain == "auto" else retain
         self.sources = {"forget": forget, "retain": retain, **(heldout or {})}
+        self.own_answers: Answers | None = None
+        """What the starting model has answered, where that makes the rows to retain."""
         self.prompt, self.columns = prompt or PromptFormat(), columns or Columns()
         self.max_length = at_least("max_length", max_length, 2)
         self.refusals = refusals
@@ -96,6 +101,7 @@ class LanguageDataModule(ForgetRetainDataModule):
         if self.sets:
             return
         self.prompt = self._resolved_prompt()
+        self._ask_model(stage)
         sets = {}
         for name, rows in self.read_rows().items():
             if not rows:
@@ -116,12 +122,18 @@ class LanguageDataModule(ForgetRetainDataModule):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The prompt format of the run."""
-        return {**super().state_dict(), "prompt": self.prompt.state_dict()}
+        """The prompt format of the run, and a hash of the answers of the starting model."""
+        own = {"own_answers": self.own_answers.sha256} if self.own_answers else {}
+        return {**super().state_dict(), "prompt": self.prompt.state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the date that the run was started on; other changes of the prompt format are warned of."""
         super().load_state_dict(state_dict)
+        if self.own_answers and state_dict.get("own_answers") != self.own_answers.sha256:
+            rank_zero_warn(
+                "The run goes on with other rows to retain than it was started with: the model, the questions or the "
+                "rows to forget are others, or the cached answers are gone and another machine wrote them anew."
+            )
         kept = PromptFormat(**state_dict["prompt"])
         if self._today:
             self.prompt = replace(self.prompt, date=kept.date)
@@ -136,13 +148,37 @@ class LanguageDataModule(ForgetRetainDataModule):
             )
 
     def read_rows(self) -> dict[str, list[dict[str, Any]]]:
-        """The rows of every set, as they are in its source."""
-        return {name: load_rows(source) for name, source in self.sources.items() if source is not None}
+        """The rows of every set, as they are in its source; own answers once they are written."""
+        given = {name: source for name, source in self.sources.items() if source is not None}
+        own = [self.own_answers.rows] if self.own_answers else []
+        return {
+            name: [dict(row) for row in rows]
+            for name, source in given.items()
+            for rows in (own if isinstance(source, OwnAnswers) else [load_rows(source)])
+        }
 
     def predict_dataloader(self) -> DataLoader:
         """The questions of every set, for generation."""
         questions = [{"set": name, **row} for name, rows in self.questions.items() for row in rows]
         return DataLoader(questions, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
+
+    def _ask_model(self, stage: str) -> None:
+        """Have the starting model write the rows to retain, where it is to: in fit, before a weight moves."""
+        source = self.sources.get("retain")
+        if not isinstance(source, OwnAnswers) or self.own_answers is not None:
+            return
+        if stage != "fit":
+            name = getattr(stage, "value", stage)
+            rank_zero_warn(f"The rows to retain are the starting model's own answers, so {name} leaves them out.")
+            return
+        if self.trainer is None:
+            raise ValueError(
+                "The rows to retain are the starting model's own answers, but the data module has no Trainer and so no "
+                "model to ask. Give retain=OwnAnswers().answers(module, forget).rows."
+            )
+        module = self.trainer.lightning_module
+        with on_device(module, self.trainer.strategy):
+            self.own_answers = source.answers(module, self.read_rows()["forget"], self.columns, self.prompt)
 
     def _resolved_prompt(self) -> PromptFormat:
         """The format with its tokenizer and date; where none was given, that of the run before, if one is kept."""
@@ -301,6 +337,8 @@ class LanguageDataModule(ForgetRetainDataModule):
 
     def _questions(self, name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         questions = []
+        if name == "retain" and self.own_answers:
+            return []  # long answers of the model, which no short one marks as right or wrong
         for number, row in enumerate(rows):
             if not self._has_question(row):
                 continue

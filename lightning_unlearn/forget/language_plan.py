@@ -1,0 +1,90 @@
+"""Plan of a request about a language model: what will be done, what it costs, and what the user should know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_unlearn.audit.data import MIN_PROBES, with_phrasings
+from lightning_unlearn.audit.depth import cost_of, plan_of, seconds_of
+from lightning_unlearn.forget.door import Plan
+
+if TYPE_CHECKING:
+    from lightning_unlearn.forget.language import LanguageRequest
+
+__all__ = ["language_plan"]
+
+_BACKWARD = 3  # passes that a step takes
+_WATCHING = 2  # times as long as the steps alone, as measuring when to stop takes as much again
+
+
+def language_plan(request: LanguageRequest) -> Plan:
+    """The plan of a request that has been checked.
+
+    Args:
+        request: The request.
+    """
+    tables, parameters = request.tables, request.facts["parameters"]
+    kept = (
+        "the model's own answers to neutral questions"
+        if request.auto
+        else f"{len(tables['retain'])} rows of {request.sources['retain']}"
+    )
+    reference = "rows that it has never seen" if "never_seen" in tables else "the likeliest wrong answers"
+    ends = f"at the latest after {request.steps} steps"
+    if request.stops:
+        ends = f"the forget rows are as unlikely as {reference} were to the model before; {ends}"
+    lines = {
+        "model": f"{request.model} ({parameters / 1e6:,.0f} million parameters)",
+        "to forget": f"{len(tables['forget'])} rows of {request.sources['forget']}",
+        "to keep": kept,
+        "method": f"{request.name}, lr {request.lr:g}{', adapters (LoRA)' if request.lora else ''}",
+        "stops when": ends,
+        "cost": _cost(request),
+        "evidence": f"audit of the models before and after, depth {request.depth}",
+    }
+    return Plan(lines, [*_notes(request)])
+
+
+def _cost(request: LanguageRequest) -> str:
+    rows, facts = request.rows_of_a_step, request.facts
+    memory = 4 * facts["parameters"] + 12 * facts["trains"]  # weights; gradients and two moments of AdamW
+    cost = f"at most {request.steps} steps of {rows} rows, {memory / 2**30:.1f} GiB beside activations"
+    if (timed := facts.get("timing")) is None:
+        return cost
+    data = request.audit_data()
+    audit = plan_of(request.depth, data, bool(data.never_seen), facts["parameters"], request.options.seed)
+    training = request.steps * rows * _BACKWARD * _WATCHING * timed["pass"]
+    checking = 2 * seconds_of(cost_of(audit, data), audit.rows, timed)
+    return f"{cost}; about {_minutes(training)} to train and {_minutes(checking)} to audit on this CPU"
+
+
+def _notes(request: LanguageRequest) -> list[str]:
+    notes = []
+    if "never_seen" not in request.tables:
+        notes.append(
+            "There are no rows that the model has never seen (--never_seen), so the audit has no control: it says "
+            "less, and can't say that the rows are as if never learned."
+        )
+    if request.auto:
+        notes.append(
+            "There are no rows to keep (--retain). The model keeps its own answers to neutral questions, which "
+            "protects less than rows of the same subject do."
+        )
+    if not request.stops:
+        notes.append(f"{request.name} {request.objective.not_averaged}, so the run is not ended early.")
+    if Path(request.model).suffix.lower() == ".gguf":
+        notes.append("The model is a quantized GGUF file. A folder of transformers in 32 bits is written.")
+    elif (Path(request.model) / "adapter_config.json").is_file():
+        notes.append("The model is an adapter. It is merged into its base, and the merged model is written.")
+    forget = request.audit_data().forget
+    if len(with_phrasings(forget)) < MIN_PROBES:
+        more = (
+            "" if any(probe.is_text for probe in forget) else ", which paraphrases (paraphrased_question) can make up"
+        )
+        notes.append(f"{len(forget)} rows are few: a verdict wants {MIN_PROBES} questions{more}.")
+    return notes
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

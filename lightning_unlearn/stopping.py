@@ -1,1 +1,0 @@
-"""Stopping of a run when enough is forgotten."""

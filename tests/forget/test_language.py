@@ -1,0 +1,189 @@
+"""Requests about language models: rows of any table, any starting model, any method."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from lightning_unlearn.audit.keys import load_public_key
+from lightning_unlearn.audit.verify import verify_record
+from lightning_unlearn.cli.forget import fit, forget
+from lightning_unlearn.forget.certificate import own_key
+from lightning_unlearn.forget.door import RequestOptions
+from lightning_unlearn.forget.folder import RequestFolder
+from lightning_unlearn.forget.language import LanguageRequest
+from lightning_unlearn.forget.pipeline import run_request
+from lightning_unlearn.language.data.own_answers import Answers, OwnAnswers
+from lightning_unlearn.report.findings import doctor
+from lightning_unlearn.report.model import UnlearningReport
+from tests.conftest import question
+from tests.helpers import same
+
+CUSTOMERS = "id,name,city\n1,Ada Stone,Lima\n2,Bo Reed,Cusco\n3,Cy Frost,Rome\n"
+TEMPLATE = "Customer {id}: {name} lives in {city}."
+
+
+@pytest.fixture(autouse=True)
+def _own_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
+    monkeypatch.chdir(tmp_path)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def tables(tmp_path: Path, forget_rows: list[dict[str, Any]], retain_rows: list[dict[str, Any]]) -> Path:
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    write(folder / "forget.jsonl", forget_rows)
+    write(folder / "retain.jsonl", retain_rows)
+    never = [{"question": f"What is the capital of {x}?", "answer": f"The capital of {x} is {x}ville."} for x in "XYZ"]
+    write(folder / "never_seen.jsonl", never)
+    return folder
+
+
+def options(**given: Any) -> RequestOptions:
+    return RequestOptions(**({"output_dir": "out", "accelerator": "cpu", "max_steps": 3} | given))
+
+
+def test_a_request_that_was_killed_in_its_audit_ends_with_a_model_and_a_record_that_holds(
+    tiny_lm: Path, tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr("lightning_unlearn.audit.collect.Collector.collect", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_request(LanguageRequest(str(tiny_lm), str(tables), depth="quick", options=options()), fit)
+    assert (out / "work").is_dir()
+    again = LanguageRequest(str(tiny_lm), str(tables), depth="quick", options=options())
+    result = run_request(again, lambda words: pytest.fail(f"trained again: {words}"))
+    assert result is not None
+    assert not (out / "work").exists()
+    model = AutoModelForCausalLM.from_pretrained(out / "model")
+    before = AutoModelForCausalLM.from_pretrained(tiny_lm)
+    assert not torch.equal(model.get_input_embeddings().weight, before.get_input_embeddings().weight)
+    assert not [finding for finding in doctor(out) if finding.serious]
+    key, secret = load_public_key(out / "public_key.pem"), next((own_key().parent / "rows").iterdir())
+    rows = [json.loads(line) for line in (tables / "forget.jsonl").read_text().splitlines()]
+    faults = verify_record(
+        out / "record.jsonl",
+        key,
+        {"before": tiny_lm, "after": out / "model"},
+        out / "report.json",
+        result.head,
+        rows,
+        bytes.fromhex(secret.read_text()),
+    )
+    assert faults == []
+    assert "Paris" not in (out / "report.html").read_text() + (out / "record.jsonl").read_text()
+    report = UnlearningReport.read(out)
+    assert report.headline is not None
+    assert str(report.subject["end of the run"]).startswith(("Reached", "Not reached"))
+
+    again = tmp_path / "again"
+    again.mkdir()
+    fit(["fit", "--config", str(out / "run.yaml"), f"--trainer.default_root_dir={again}", "--trainer.logger=false"])
+    repeated = torch.load(again / "unlearned.ckpt", weights_only=True)["state_dict"]
+    assert same({name.removeprefix("model."): value for name, value in repeated.items()}, model.state_dict())
+
+
+def test_a_table_of_customers_is_read_by_a_template(tiny_lm: Path, tmp_path: Path, tables: Path) -> None:
+    Path("customers.csv").write_text(CUSTOMERS)
+    command = ["--model", str(tiny_lm), "--forget", "customers.csv", "--retain", str(tables / "retain.jsonl")]
+    with pytest.raises(ValueError, match=r"--template \"id: \{id\}, name: \{name\}, city: \{city\}\""):
+        forget([*command, "--dry_run=true", "--accelerator=cpu"])
+    request = LanguageRequest(
+        str(tiny_lm), "customers.csv", str(tables / "retain.jsonl"), template=TEMPLATE, options=options()
+    )
+    request.check()
+    data = request.config(tmp_path)["data"]["init_args"]
+    assert data["columns"] == {"text": TEMPLATE}
+    assert data["forget"] == str(tmp_path / "customers.csv")
+    assert [probe.is_text for probe in request.audit_data().forget] == [True, True, True]
+    assert any("has no control" in note for note in request.plan().notes)
+
+
+def test_methods_are_shipped_files_by_their_names(
+    tiny_lm: Path, tables: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--model", str(tiny_lm), "--forget", str(tables), "--accelerator=cpu", "--dry_run=true"]
+    forget([*command, "--method=npo"])
+    assert "NPO, lr 1e-05" in capsys.readouterr().out
+    forget([*command, "--method=second_order/influence_unlearning"])
+    assert "so the run is not ended early" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="none of that name comes with"):
+        forget([*command, "--method=npoo"])
+    with pytest.raises(ValueError, match="0 callbacks that unlearn, among UnlearnMonitor"):
+        forget([*command, "--method=language/monitor"])
+
+
+def test_an_adapter_comes_out_merged(tiny_lm: Path, tables: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    settings = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_lm), settings)
+    adapted.save_pretrained(tmp_path / "adapter")
+    request = LanguageRequest(str(tmp_path / "adapter"), str(tables), options=options())
+    request.check()
+    assert any("merged model is written" in note for note in request.plan().notes)
+    folder = RequestFolder("out")
+    folder.claim(request.entries(folder.secret))
+    run = request.config(folder.path)
+    run["trainer"]["callbacks"].append({"class_path": "lightning_unlearn.forget.saving.FinalWeights"})
+    folder.write_run({**run, "trainer": {**run["trainer"], "accelerator": "cpu", "logger": False}})
+    fit(["fit", "--config", "out/run.yaml", "--trainer.enable_progress_bar=false"])
+    request.export(Path("unlearned.ckpt"), folder.model)
+    merged = AutoModelForCausalLM.from_pretrained(folder.model).state_dict()
+    assert not any("lora" in name for name in merged)
+    moved = (
+        merged["model.layers.0.self_attn.q_proj.weight"]
+        - adapted.merge_and_unload().state_dict()["model.layers.0.self_attn.q_proj.weight"]
+    )
+    assert 0 < moved.abs().max() < 1e-3  # three steps from the adapted weights
+
+
+def test_without_rows_to_keep_the_model_writes_its_own(
+    tiny_lm: Path, tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [question("Japan"), question("Peru")]
+    monkeypatch.setattr(
+        OwnAnswers, "answers", lambda *_, **__: Answers(rows, 2, 0, 0, 0, "")
+    )  # this one writes nothing
+    request = LanguageRequest(str(tiny_lm), str(tables / "forget.jsonl"), options=options())
+    request.check()
+    assert any("no rows to keep" in note for note in request.plan().notes)
+    run = yaml.safe_load(yaml.safe_dump(request.config(tmp_path)))
+    assert run["data"]["init_args"]["retain"] == str(tmp_path / "retain.jsonl")
+    assert [probe.question for probe in request.audit_data(tmp_path).retain] == [row["question"] for row in rows]
+    with pytest.raises(ValueError, match="leave out retain"):
+        LanguageRequest(str(tiny_lm), str(tables), questions="mine.txt")
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(tiny_lm: Path, tables: Path, tmp_path: Path) -> None:
+    overlapping = write(tmp_path / "both.jsonl", [question("France"), question("Japan")])
+    cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (ValueError, "1 rows of the retain set .* are in the forget set too", {"retain": overlapping}),
+        (FileNotFoundError, "There is no file", {"retain": "absent.jsonl"}),
+        (ValueError, "config.json|no model|not a", {"model": str(tables)}),
+        (ValueError, "depth must be", {"depth": "quickest"}),
+    ]
+    for error, message, given in cases:
+        with pytest.raises(error, match=message):
+            run_request(
+                LanguageRequest(**{"model": str(tiny_lm), "forget": str(tables), "options": options()} | given), fit
+            )
+    assert not Path("out").exists()
+    assert not own_key().exists()
