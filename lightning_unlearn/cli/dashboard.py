@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_unlearn.core.files import write_text
-from lightning_unlearn.report.dashboard import dashboard as view
+from lightning_unlearn.report.workspace import dashboard as view
 
 __all__ = ["dashboard"]
 

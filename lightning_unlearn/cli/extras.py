@@ -36,6 +36,7 @@ NEEDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "attack": _DIFFUSION,
     "attack-inversion": _DIFFUSION,
     "delta": {"llm": ("safetensors",)},
+    "dashboard": {"wandb": ("wandb", "wandb-workspaces")},
     "audit": {**_LLM, **_REPORT},
     "judge": {"llm": ("transformers",), "dialogue": ("scikit-learn",)},
 }

@@ -1,6 +1,5 @@
 from .artifacts import LogArtifacts as LogArtifacts
 from .artifacts import log_artifacts as log_artifacts
-from .dashboard import dashboard as dashboard
 from .findings import Finding as Finding
 from .findings import doctor as doctor
 from .html import render_html as render_html
@@ -28,4 +27,5 @@ from .sections import Section as Section
 from .sections import Series as Series
 from .sections import Table as Table
 from .sections import Text as Text
+from .workspace import dashboard as dashboard
 from .write import write_report as write_report

@@ -115,6 +115,7 @@ def test_all_that_a_run_of_a_classifier_logs_has_a_panel(view: dict[str, Any], l
         ("audit/measurements", "Evidence"),
         ("eval/2/forget_nll", "Forget"),
         ("smooth/radius", "Training"),
+        ("stop/target_nll", "Training"),
     ],
 )
 def test_what_other_callbacks_log_has_a_panel(view: dict[str, Any], key: str, section: str) -> None:

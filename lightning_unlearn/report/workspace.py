@@ -66,7 +66,10 @@ def dashboard(
         "Forget": _of_sets("Rows to forget", ["forget"]),
         "Retain": _of_sets("Rows to keep", ["retain"]),
         "Held out": _of_sets("Rows that no step trains on", heldout),
-        "Training": [_logged("Loss and its parts", "unlearn", "smooth", "soul")],
+        "Training": [
+            _logged("Loss and its parts", "unlearn", "smooth", "soul"),
+            _logged("What the stop watches, and its target", "stop"),
+        ],
         "Answers": _tables("Answers"),
         "Images": [_media("Curves and pictures", [*_IMAGES, *images])],
         "Masks": [_logged("Share of the weights that may move", "mask"), *_tables("Masks")],
