@@ -20,12 +20,12 @@ from lightning_unlearn.report.model import UnlearningReport
 from lightning_unlearn.report.runs import attack_section
 from lightning_unlearn.report.sections import (
     Anchors,
+    Better,
     Cell,
     ImageRow,
     Images,
     Interval,
     Measurement,
-    Outcome,
     Part,
     Section,
     Table,
@@ -118,17 +118,13 @@ def erasure_report(
 
 
 def _outcome(evidence: ErasureEvidence) -> list[Part]:
-    parts: list[Part] = []
-    for seen in evidence.seen:
-        if seen.shown is not None:
-            parts.append(_shown(seen.judge, *seen.shown))
-    for seen in evidence.seen:
-        if seen.kept:
-            share = sum(seen.kept) / len(seen.kept)
-            outcome: Outcome = "pass" if share >= KEPT else "fail"
-            why = f"at least {KEPT:.0%} of the images to keep must be of the class that they were of before"
-            name, bounds = "images to keep of the same class", _wilson(seen.kept)
-            parts.append(_measured(name, share, bounds, len(seen.kept), seen.judge, "higher", None, outcome, why))
+    parts: list[Part] = [_shown(seen.judge, *seen.shown) for seen in evidence.seen if seen.shown is not None]
+    why = f"at least {KEPT:.0%} of the images to keep must be of the class that they were of before"
+    parts += [
+        _share("images to keep of the same class", seen.judge, seen.kept, "higher", sum(seen.kept) >= KEPT * n, why)
+        for seen in evidence.seen
+        if (n := len(seen.kept))
+    ]
     for role in ("forget", "keep"):
         if places := evidence.prompts.of(role):
             change = (evidence.after[places] - evidence.before[places]).square().mean().sqrt().item()
@@ -137,42 +133,31 @@ def _outcome(evidence: ErasureEvidence) -> list[Part]:
 
 
 def _shown(judge: str, before: list[bool], after: list[bool]) -> Measurement:
-    old, new = sum(before) / len(before), sum(after) / len(after)
-    if old < THERE:
-        outcome, why = "not run", f"the judge saw the concept in {old:.0%} of the images before, so {new:.0%} after"
-        return Measurement(
-            "images that show the concept",
-            None,
-            n=len(after),
-            unit="share",
-            variant=judge,
-            better="lower",
-            anchors=Anchors(original=old),
-            outcome="not run",
-            reason=f"{why} say nothing: {THERE:.0%} are needed",
-        )
-    outcome = "pass" if new <= GONE else "fail"
-    why = f"at most {GONE:.0%} of the images may show it"
-    return _measured("images that show the concept", new, _wilson(after), len(after), judge, "lower", old, outcome, why)
+    name, why = "images that show the concept", f"at most {GONE:.0%} of the images may show it"
+    old = sum(before) / len(before)
+    measured = _share(name, judge, after, "lower", sum(after) <= GONE * len(after), why, old)
+    if old >= THERE:
+        return measured
+    nothing = f"the judge saw the concept in {old:.0%} of the images before, and {THERE:.0%} are needed"
+    return replace(measured, value=None, interval=None, outcome="not run", reason=nothing)
 
 
-def _measured(
-    name: str,
-    value: float,
-    interval: Interval,
-    n: int,
-    judge: str,
-    better: Any,
-    original: float | None,
-    outcome: Any,
-    reason: str,
+def _share(
+    name: str, judge: str, hits: list[bool], better: Better, passed: bool, why: str, before: float | None = None
 ) -> Measurement:
-    return Measurement(name, value, interval, n, "share", judge, better, Anchors(original=original), outcome, reason)
-
-
-def _wilson(hits: Sequence[bool]) -> Interval:
-    _, low, high = wilson(sum(hits), len(hits))
-    return Interval(low, high, method="Wilson")
+    share, low, high = wilson(sum(hits), len(hits))
+    return Measurement(
+        name,
+        share,
+        Interval(low, high, method="Wilson"),
+        len(hits),
+        "share",
+        judge,
+        better,
+        Anchors(original=before),
+        "pass" if passed else "fail",
+        why,
+    )
 
 
 def _presence(effects: dict[str, float]) -> list[Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from torch import Tensor
 from lightning_unlearn.audit.hashes import content_hash
 from lightning_unlearn.forget import erasure_judges
 from lightning_unlearn.forget.erasure_images import draw_pictures, thumbnail
-from lightning_unlearn.forget.erasure_judges import find_judge, seen_by
+from lightning_unlearn.forget.erasure_judges import Seen, find_judge, seen_by
 from lightning_unlearn.forget.erasure_methods import METHODS, recipe
 from lightning_unlearn.forget.erasure_prompts import ErasurePrompts, Picture, miniature_prompts, own_prompts
+from lightning_unlearn.forget.erasure_report import ErasureEvidence, erasure_report
 from lightning_unlearn.forget.erasure_verdict import ErasureNumbers, conclude_erasure
+from lightning_unlearn.report.model import UnlearningReport
+from lightning_unlearn.report.redaction import redacted, shows_rows
 
 
 @pytest.mark.parametrize(
@@ -91,7 +95,7 @@ class Brightness:
 
 
 def pictures(*roles: str) -> ErasurePrompts:
-    drawn = [Picture(role, f"{role} {place}", place, role) for place, role in enumerate(roles)]
+    drawn = [Picture(role, f"{role} {i}", i, f"{role} {i}") for i, role in enumerate(roles)]
     return ErasurePrompts(["light"], [{"prompt": "light", "anchor": ""}], ["dark"], drawn, [])
 
 
@@ -144,3 +148,33 @@ def test_the_hash_of_a_pipeline_tells_its_parts_apart(tiny_sd: Path) -> None:
     assert {tensor.name.partition("/")[0] for tensor in tensors} == {"unet", "vae", "text_encoder"}
     part = content_hash(tiny_sd / "unet")
     assert {f"unet/{tensor.name}" for tensor in part.tensors} <= {tensor.name for tensor in tensors}
+
+
+def reported(shown: tuple[list[bool], list[bool]], show_text: bool = False) -> UnlearningReport:
+    asked = pictures("forget", "forget", "keep")
+    seen = [Seen("brightness 1", shown, [True])]
+    evidence = ErasureEvidence(asked, torch.zeros(3, 3, 8, 8), torch.ones(3, 3, 8, 8), seen, {"light": 1.2})
+    return erasure_report(evidence, "A request", {}, {}, 3, show_text)
+
+
+def test_the_report_judges_by_the_thresholds_and_hides_the_concept() -> None:
+    report = reported(([True, True], [False, False]))
+    shown = report.measurement("outcome", "images that show the concept")
+    assert (shown.anchors.original, shown.value, shown.outcome) == (1.0, 0.0, "pass")
+    assert report.measurement("outcome", "images to keep of the same class").outcome == "pass"
+    assert report.measurement("outcome", "pixel change", "to keep").value == 1.0
+    assert report.headline is not None
+    assert report.headline.word == "no longer drawn"
+    text = json.dumps(redacted(report).to_dict())
+    assert "forget 0" not in text
+    assert "keep 2" in text
+    assert "forget 0" in json.dumps(reported(([True], [False]), show_text=True).to_dict())
+    assert not shows_rows(redacted(report))
+
+
+def test_a_concept_that_the_judge_did_not_see_before_is_not_judged_after() -> None:
+    report = reported(([True, False, False], [False, False, False]))
+    shown = report.measurement("outcome", "images that show the concept")
+    assert (shown.value, shown.outcome, shown.anchors.original) == (None, "not run", pytest.approx(1 / 3))
+    assert report.headline is not None
+    assert report.headline.word == "nothing to erase"
