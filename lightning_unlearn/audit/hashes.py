@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from lightning_unlearn.audit.canonical import canonical, writable
 from lightning_unlearn.core.files import sha256
+from lightning_unlearn.core.sources import is_missing
 
 __all__ = ["ContentHash", "TensorHash", "content_hash", "header_hash", "row_leaf", "rows_root", "tied_copies"]
 
@@ -154,7 +155,24 @@ def row_leaf(row: Any, secret: bytes) -> str:
     """
     if len(secret) != 32:
         raise ValueError(f"The secret of rows must have 32 bytes, but this one has {len(secret)}.")
-    return hmac.new(secret, canonical(writable(row)), hashlib.sha256).hexdigest()
+    return hmac.new(secret, canonical(_cells(row)), hashlib.sha256).hexdigest()
+
+
+def _cells(row: Any) -> Any:
+    """A row of any table as canonical JSON can hold it: missing cells are ``None``, days and the like their text."""
+    if isinstance(row, Mapping):
+        cells = {str(name): _cells(value) for name, value in row.items()}
+        return cells if all(name.isascii() for name in cells) else [[name, cells[name]] for name in sorted(cells)]
+    if isinstance(row, (list, tuple)):
+        return [_cells(value) for value in row]
+    if isinstance(row, str) or not is_missing(row):
+        try:
+            value = writable(row)
+            canonical(value)
+        except (TypeError, ValueError):
+            return str(row)
+        return value
+    return None
 
 
 def rows_root(rows: Iterable[Any], secret: bytes) -> str:

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from lightning_unlearn.benchmarks.claims import Claims
 from lightning_unlearn.core.code import import_paths, sources
 from lightning_unlearn.core.files import write_text
+from lightning_unlearn.core.progress import counter
 
 __all__ = ["Cell", "Grid", "Outcome", "select", "separate_seeds"]
 
@@ -101,7 +101,7 @@ class Grid:
         missing = [key for key in unique if key not in known or (key in stale and not self.keep_stale)]
         self._say(description, len(known) - len(stale), len(unique), stale)
         work: dict[str, Work] = {key: (run, unique[key], self.folder, self._path(key), current[key]) for key in missing}
-        with tqdm(total=len(unique), initial=len(unique) - len(missing), desc=description, unit="run") as progress:
+        with counter(description, len(unique), len(unique) - len(missing), "run") as progress:
             self._share(work, together, description, progress)
         return {
             name: json.loads(self._path(cell.key).read_text(encoding="utf-8"))["result"] for name, cell in cells.items()

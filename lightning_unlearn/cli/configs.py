@@ -18,18 +18,19 @@ def shipped_configs() -> list[Path]:
     return sorted([*root.glob("callbacks/**/*.yaml"), *root.glob("examples/*.yaml")])
 
 
-def find_config(name: str) -> str:
+def find_config(name: str, own: bool = True) -> str:
     """The path of a configuration file.
 
     Args:
         name: A file, or the end of the path of a shipped one: ``callbacks/objectives/npo.yaml``, ``objectives/npo`` and
-            ``npo`` are the same. A file in the working directory takes precedence.
+            ``npo`` are the same.
+        own: Whether a file in the working directory takes precedence.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If several shipped files have this name.
     """
-    if Path(name).is_file() or not re.fullmatch(r"[\w./-]+", name):  # else a configuration itself
+    if own and (Path(name).is_file() or not re.fullmatch(r"[\w./-]+", name)):  # else a configuration itself
         return name
     wanted = Path(name.removesuffix(".yaml")).parts
     shipped = shipped_configs()

@@ -1,23 +1,48 @@
-"""Command ``doctor``: what a file or folder holds of the time before unlearning."""
+"""Command ``doctor``: what a file holds of the time before unlearning, and what an installation can do."""
 
 from __future__ import annotations
 
 import sys
 
-from lightning_unlearn.report.findings import doctor as examine
+from lightning_unlearn.cli import environment
 
 __all__ = ["doctor"]
 
 
-def doctor(file: str) -> None:
-    """Say what a file or folder holds of the time before unlearning, before you hand it out.
+def doctor(file: str | None = None) -> None:
+    """Say what a file or folder holds of the time before unlearning, or, without one, what is installed here.
 
-    The exit code is 0 where it holds nothing, 1 where it gives away the model or the rows of before, and 2 where it
-    can't be read.
+    Of a file, the exit code is 0 where it holds nothing, 1 where it gives away the model or the rows of before, and 2
+    where it can't be read. Of the installation, which is told by versions, devices and extras, it is 1 where something
+    that every run needs would be refused.
 
     Args:
         file: Checkpoint, weights, delta, report, table of answers, or a folder of such files.
     """
+    if file is None:
+        _installation()
+    else:
+        _file(file)
+
+
+def _installation() -> None:
+    refusals = environment.refusals()
+    parts = {
+        "": environment.versions(),
+        "devices": environment.devices(),
+        "extras": environment.extra_lines(),
+        "refused": [*refusals, *environment.notes()]
+        or ["nothing that is installed; DeepSpeed, FSDPStrategy and manual optimization are, in any run"],
+    }
+    for title, lines in parts.items():
+        print(*([f"\n{title}"] if title else []), *(f"  {line}" if title else line for line in lines), sep="\n")
+    if refusals:
+        sys.exit(1)
+
+
+def _file(file: str) -> None:
+    from lightning_unlearn.report.findings import doctor as examine
+
     try:
         findings = examine(file)
     except (OSError, ValueError, ImportError) as error:

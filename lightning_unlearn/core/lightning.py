@@ -18,7 +18,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
-    from lightning.pytorch.callbacks import WeightAveraging
+    from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
     from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
     from lightning.pytorch.utilities import CombinedLoader, move_data_to_device, rank_zero_info, rank_zero_warn
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -41,6 +41,7 @@ __all__ = [
     "LightningModule",
     "Logger",
     "MisconfigurationException",
+    "ProgressBar",
     "Trainer",
     "WeightAveraging",
     "classes",
@@ -184,6 +185,7 @@ if not TYPE_CHECKING:
 
     Callback = _for_both("Callback")
     LightningModule, LightningDataModule = _for_both("LightningModule"), _for_both("LightningDataModule")
+    ProgressBar = _for_both("callbacks.ProgressBar")
     MisconfigurationException = _for_both("utilities.exceptions.MisconfigurationException")
     if all(hasattr(resolve("callbacks", package), "WeightAveraging") for package in PACKAGES):
         WeightAveraging = _for_both("callbacks.WeightAveraging")

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 from lightning_unlearn.core.lightning import (
+    AVERAGING,
     Callback,
     LightningModule,
     MisconfigurationException,
@@ -27,6 +28,7 @@ __all__ = [
     "record_class",
     "recorded_class",
     "refuse_fine_tuning",
+    "refuse_live_weights_without_average",
     "restore_place",
     "rewind_window",
 ]
@@ -79,6 +81,29 @@ class ResumableCallback(PrivateState):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Look whether the checkpoint is of a run that had begun."""
         self._fresh = not has_begun(checkpoint)
+
+    def refuse_runs_without_it(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any], why: str = ""
+    ) -> None:
+        """Refuse to resume a run that had no such callback.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+            checkpoint: What is resumed, in ``on_load_checkpoint``.
+            why: What that run has done that this one would not have.
+
+        Raises:
+            MisconfigurationException: If the checkpoint has no state for this callback.
+        """
+        if self._fresh or trainer.state.fn != "fit" or checkpoint.get("callbacks", {}).get(self.state_key):
+            return
+        was = "an unlearning run" if is_unlearning_checkpoint(checkpoint) else "a run"
+        raise MisconfigurationException(
+            f"ckpt_path continues a run, but this checkpoint is of {was} without {type(self).__name__}"
+            f"{f': {why}' if why else ''}. Resume without it, or load the weights first "
+            f"({type(module).__name__}.load_from_checkpoint) and call fit without ckpt_path."
+        )
 
 
 def continues(callback: Callback, trainer: Trainer, module: LightningModule) -> bool:
@@ -147,6 +172,21 @@ def refuse_fine_tuning(module: LightningModule, checkpoint: dict[str, Any], obje
             f"fine-tune on. Add the callback that the run had, or load the weights with {name}.load_from_checkpoint "
             "and start a new run."
         )
+
+
+def refuse_live_weights_without_average(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Refuse to resume a run of averaged weights without a callback that averages: it would go on from the mean.
+
+    Raises:
+        MisconfigurationException: If the checkpoint has a mean of weights, and the trainer has no such callback.
+    """
+    if trainer.state.fn != "fit" or "averaging_state" not in checkpoint or callbacks_of(trainer, AVERAGING):
+        return
+    raise MisconfigurationException(
+        "ckpt_path is a checkpoint of a run that averages its weights: its state_dict is the mean, and the weights to "
+        "go on from are beside it. Add the callback that the run had, such as UnlearnWeightAveraging, or load the mean "
+        "with load_from_checkpoint and start a new run without ckpt_path."
+    )
 
 
 def restore_place(trainer: Trainer) -> None:

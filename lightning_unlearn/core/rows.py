@@ -9,12 +9,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from tqdm import tqdm
 
 from lightning_unlearn.core.batches import rows_in
-from lightning_unlearn.core.distributed import gather_objects, rank, replica
+from lightning_unlearn.core.distributed import gather_objects, replica
 from lightning_unlearn.core.lightning import COMBINED_LOADERS, MisconfigurationException, Trainer
 from lightning_unlearn.core.pairing import PairLoader
+from lightning_unlearn.core.progress import progress
 from lightning_unlearn.core.reading import join
 from lightning_unlearn.core.samplers import chunked, sampled_rows, without_a_trace
 from lightning_unlearn.core.streams import Stream, StreamFacts, content_of
@@ -415,9 +415,8 @@ class RunRows:
     def __iter__(self) -> Iterator[tuple[Any, bool]]:
         """Batches on the device, and whether each one counts."""
         batches = self.loader.at(self._numbers)
-        hidden = rank() != 0 or not self.shows
-        progress = tqdm(batches, desc=self.description, disable=hidden, leave=False, total=len(self))
-        for batch, counts in zip(progress, self._counts, strict=True):
+        shown = progress(batches, self.description, len(self)) if self.shows else batches
+        for batch, counts in zip(shown, self._counts, strict=True):
             yield on_device(self.trainer, batch), counts
 
     def gather(self, values: Iterable[T]) -> list[T]:

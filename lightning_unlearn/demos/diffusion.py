@@ -15,6 +15,7 @@ from lightning_unlearn.core.evaluation import Evaluation
 from lightning_unlearn.core.files import replacing, sha256
 from lightning_unlearn.core.lightning import Trainer, seed_everything
 from lightning_unlearn.core.memory import peak_memory
+from lightning_unlearn.core.trainer_progress import log_progress
 from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
 from lightning_unlearn.diffusion.attacks.search import PromptSearch
 from lightning_unlearn.diffusion.data.miniature import OBJECTS, STYLES, captions, miniature_pipeline, prompt
@@ -70,6 +71,7 @@ def demo_diffusion(output_dir: str = "runs/demo-diffusion", style: str = "negati
         enable_model_summary=False,
         limit_val_batches=0,
     )
+    log_progress(trainer)
     print(f"Erasing the style {style!r} ...", flush=True)
     start = time.perf_counter()
     trainer.fit(module, data)

@@ -97,15 +97,21 @@ class RequestFolder:
             )
 
     def claim(self, request: dict[str, Any]) -> None:
-        """Write down which request the folder is of."""
+        """Write down which request the folder is of, and keep other processes out of it.
+
+        Raises:
+            FileExistsError: If the folder has something else, or another process works on its request.
+        """
         self.check(request)
         if self._state is not None:
+            self._lock()
             return
         self.secret_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with replacing(self.secret_file) as part:
             part.touch(0o600)
             part.write_text(f"{self._new_secret.hex()}\n", encoding="utf-8")
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock()
         self._write({"id": self.id, "request": _plain(request), "done": {}})
 
     @property
@@ -138,6 +144,29 @@ class RequestFolder:
         shutil.rmtree(self.work, ignore_errors=True)
         if self.work.exists():
             raise OSError(f"{self.work} holds the model before unlearning and can't be removed. Remove it yourself.")
+
+    def _lock(self) -> None:
+        """Lock the folder until the process ends, however it does; not on Windows, which has no such locks."""
+        try:
+            import fcntl
+        except ImportError:
+            return
+        self._opened = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._opened)
+            raise FileExistsError(
+                f"Another process works on the request of {self.path}. Wait until it has ended, or end it."
+            ) from None
+        except OSError:
+            pass  # a network file system without locks
+
+    def release(self) -> None:
+        """Let other processes into the folder."""
+        if hasattr(self, "_opened"):
+            os.close(self._opened)
+            del self._opened
 
     def _write(self, state: dict[str, Any]) -> None:
         write_text(self.path / _STATE, json.dumps(state, indent=2, ensure_ascii=False) + "\n")

@@ -129,7 +129,7 @@ class LanguageRequest:
             audit = plan_of(self.depth, rows, bool(rows.never_seen), self.facts["parameters"], self.options.seed)
             module.prompt = prompt
             with torch.no_grad():
-                self.facts["timing"] = timing(module, audit.probes, audit.scorer)
+                self.facts["timing"] = timing(module, audit.probes[:2], audit.scorer)
 
     def plan(self) -> Plan:
         """What will be done, and what it costs."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gc
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -83,12 +82,14 @@ def run_request(door: Door, fit: Fit) -> RequestResult | None:
         print("This was a dry run: nothing was written.")
         return None
     folder.claim(request)
-    if not folder.done("record"):
-        _train(door, folder, fit)
-        _export(door, folder)
-        findings = _evidence(door, folder)
-        _certify(folder, request, findings, options)
-    folder.clear()
+    try:
+        if not folder.done("record"):
+            _train(door, folder, fit)
+            _export(door, folder)
+            _certify(folder, request, _evidence(door, folder), options)
+        folder.clear()
+    finally:
+        folder.release()
     return _told(folder)
 
 
@@ -145,7 +146,6 @@ def _train(door: Door, folder: RequestFolder, fit: Fit) -> None:
         "callbacks+": [_callback(KeepPlace, path=str(folder.checkpoint), seconds=PAUSE)],
         "enable_checkpointing": False,
         "enable_model_summary": False,
-        "enable_progress_bar": sys.stderr.isatty(),
         "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": str(folder.work), "name": "log"}},
     }
     write_text(folder.work / "keep.yaml", yaml.safe_dump({"trainer": keeping}))

@@ -11,6 +11,7 @@ import torch
 
 from lightning_unlearn.core.checks import above, at_least
 from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.core.progress import progress
 from lightning_unlearn.core.sources import Source, is_missing, load_rows
 from lightning_unlearn.functional.random import keyed_seed
 from lightning_unlearn.language.data.columns import Columns
@@ -73,8 +74,6 @@ def generate_alternates(
         raise ValueError(f"path must end with .jsonl, by which the data module reads it, but got {str(path)!r}.")
     if missing := [field for field in ("{question}", "{answer}") if field not in instruction]:
         raise ValueError(f"instruction must contain {' and '.join(missing)}, but got {instruction!r}.")
-    from tqdm import tqdm
-
     columns = columns or Columns()
     path, given = Path(path), load_rows(rows)
     for number, row in enumerate(given):
@@ -87,7 +86,7 @@ def generate_alternates(
     done = {(row[columns.question], row[columns.answer]): row for row in _finished(path)}
     prompt_format = PromptFormat(module.tokenizer)
     with path.open("a", encoding="utf-8") as file:
-        for number, row in enumerate(tqdm(given, desc="Generating alternates")):
+        for number, row in enumerate(progress(given, "Generating alternates")):
             question, answer = row[columns.question], row[columns.answer]
             if (question, answer) in done:
                 continue

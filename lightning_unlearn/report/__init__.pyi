@@ -1,3 +1,6 @@
+from .artifacts import LogArtifacts as LogArtifacts
+from .artifacts import log_artifacts as log_artifacts
+from .dashboard import dashboard as dashboard
 from .findings import Finding as Finding
 from .findings import doctor as doctor
 from .html import render_html as render_html

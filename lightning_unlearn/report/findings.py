@@ -18,7 +18,7 @@ from lightning_unlearn.core.retention import PRIVATE, RUN_KEY
 from lightning_unlearn.report.model import UnlearningReport
 from lightning_unlearn.report.redaction import shown_rows
 
-__all__ = ["Finding", "doctor"]
+__all__ = ["Finding", "doctor", "is_readable"]
 
 
 class Finding(NamedTuple):
@@ -80,6 +80,11 @@ def doctor(path: str | Path) -> list[Finding]:
     if not files:
         raise ValueError(f"{path} has no file that doctor reads: it looks for {', '.join(_READERS)}.")
     return [finding for file in files for finding in _READERS[file.suffix.lower()](file)]
+
+
+def is_readable(path: Path) -> bool:
+    """Whether `doctor` reads files of this kind."""
+    return path.suffix.lower() in _READERS
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------------

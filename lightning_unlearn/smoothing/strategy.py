@@ -14,7 +14,7 @@ from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.checks import strategy
 from lightning_unlearn.core.distributed import local_tensor, mean_over_ranks, sum_over_ranks
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
-from lightning_unlearn.core.resume import ResumableCallback, callbacks_of, is_unlearning_checkpoint
+from lightning_unlearn.core.resume import ResumableCallback, callbacks_of
 from lightning_unlearn.core.smoothing import Term
 from lightning_unlearn.smoothing.forget_term import ForgetTerm, Gradients, global_norm
 
@@ -180,14 +180,7 @@ class SmoothingStrategy(ResumableCallback, ABC):
             MisconfigurationException: If the checkpoint has no state for this callback.
         """
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
-        if self._fresh or trainer.state.fn != "fit" or checkpoint.get("callbacks", {}).get(self.state_key):
-            return
-        was = "an unlearning run" if is_unlearning_checkpoint(checkpoint) else "a run"
-        raise MisconfigurationException(
-            f"ckpt_path continues a run, but this checkpoint is of {was} without {type(self).__name__}. Resume without "
-            f"it, or load the weights first ({type(pl_module).__name__}.load_from_checkpoint) and call fit without "
-            "ckpt_path."
-        )
+        self.refuse_runs_without_it(trainer, pl_module, checkpoint)
 
     # ---- internals ---------------------------------------------------------------------------------------------
 

@@ -39,6 +39,11 @@ class DensityRow(NamedTuple):
         """Share that may move."""
         return self.live / max(1, self.total)
 
+    @property
+    def cells(self) -> list[str]:
+        """The row in a table, with the density last."""
+        return [self.layer, self.kind, str(self.live), str(self.total), f"{self.density:.4f}"]
+
 
 def layer_of(name: str) -> tuple[str, str, str]:
     """Split a parameter's name at its first number: what comes before, the layer, and the kind of weight."""

@@ -15,7 +15,8 @@ from lightning_unlearn.core.callback import objective_score
 from lightning_unlearn.core.checks import between, function, one_of, regex, strategy
 from lightning_unlearn.core.distributed import local_tensor, rank, sum_over_ranks
 from lightning_unlearn.core.lightning import PRUNING, LightningModule, MisconfigurationException, Trainer
-from lightning_unlearn.core.resume import ResumableCallback, callbacks_of, is_unlearning_checkpoint
+from lightning_unlearn.core.monitor import log_table
+from lightning_unlearn.core.resume import ResumableCallback, callbacks_of
 from lightning_unlearn.core.scores import Score
 from lightning_unlearn.functional.saliency.bits import apply_mask_, pack_mask, unpack_mask
 from lightning_unlearn.functional.saliency.threshold import top_mask, top_threshold
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Scope", "WeightMask"]
 
+_COLUMNS = [*DensityRow._fields, "density"]
 Scope = Literal["global", "per_layer", "per_tensor"]
 
 
@@ -201,8 +203,11 @@ class WeightMask(ResumableCallback, ABC):
                 self._clear_state(optimizer)
             self._hooks.append(optimizer.register_step_post_hook(lambda *_: self._put_back()))
         live, total = (sum(column) for column in zip(*counted.values(), strict=True))
+        rows = density_rows(counted)
         for logger in trainer.loggers:
             logger.log_metrics({"mask/density": live / max(1, total)}, step=trainer.global_step)
+            if trainer.is_global_zero:
+                log_table(logger, "mask/by_layer", _COLUMNS, [row.cells for row in rows], trainer.global_step)
 
     def begin(self, trainer: Trainer, module: LightningModule) -> None:
         """Read the mask of ``mask_file``, or make one."""
@@ -267,14 +272,8 @@ class WeightMask(ResumableCallback, ABC):
             MisconfigurationException: If the checkpoint has no state for this callback.
         """
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
-        if self._fresh or trainer.state.fn != "fit" or checkpoint.get("callbacks", {}).get(self.state_key):
-            return
-        was = "an unlearning run" if is_unlearning_checkpoint(checkpoint) else "a run"
-        raise MisconfigurationException(
-            f"ckpt_path continues a run, but this checkpoint is of {was} without {type(self).__name__}: weights that "
-            "the mask would freeze have moved. Resume without it, or load the weights first "
-            f"({type(pl_module).__name__}.load_from_checkpoint) and call fit without ckpt_path."
-        )
+        why = "weights that the mask would freeze have moved"
+        self.refuse_runs_without_it(trainer, pl_module, checkpoint, why)
 
     # ---- internals ---------------------------------------------------------------------------------------------
 

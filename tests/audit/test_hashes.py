@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,9 @@ def test_rows_are_hashed_under_a_secret_in_any_order() -> None:
     assert rows_root(rows, one) != rows_root(rows, other)
     assert rows_root(rows, one) != rows_root([*rows, rows[0]], one)
     assert row_leaf({"b": 1, "a": 2}, one) == row_leaf({"a": 2, "b": 1}, one)
+    odd = {"Größe": 1.5, "day": date(2026, 1, 31), "missing": float("nan"), "number": 2**60}
+    assert row_leaf(odd, one) == row_leaf(dict(reversed(odd.items())), one)
+    assert row_leaf(odd, one) != row_leaf(odd | {"day": date(2026, 1, 30)}, one)
     with pytest.raises(ValueError, match="must have 32 bytes"):
         rows_root(rows, b"short")
     with pytest.raises(ValueError, match="no rows"):

@@ -33,7 +33,8 @@ from tests.user_module import LitNet, loaders
 
 ROOT = Path(__file__).parents[2]
 FRAGMENTS = sorted(ROOT.glob("callbacks/**/*.yaml"))
-EXAMPLES = sorted(set(ROOT.glob("examples/**/*.yaml")) - set(ROOT.glob("examples/sweeps/*.yaml")))
+SWEEPS = {ROOT / "examples/sweep.yaml", *ROOT.glob("examples/sweeps/*.yaml")}
+EXAMPLES = sorted(set(ROOT.glob("examples/**/*.yaml")) - SWEEPS)
 CLASSIFIERS = {"examples/digits.yaml", "examples/tabular.yaml", "examples/text.yaml"}
 """Examples of classifiers."""
 PIPELINES = {"examples/erase.yaml", "examples/erase_images.yaml", "examples/canvas_base.yaml"}

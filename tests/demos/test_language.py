@@ -1,4 +1,4 @@
-"""The demo, whole: a real model forgets twelve capitals, keeps the rest, and the report says what the model does."""
+"""The demo, whole: a real model forgets twelve capitals, keeps the rest, and report and record say so."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lightning_unlearn.audit.keys import load_public_key
+from lightning_unlearn.audit.verify import verify_record
 from lightning_unlearn.report.model import UnlearningReport
 from lightning_unlearn.report.sections import Examples
 
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_the_demo_forgets_keeps_and_reports(smollm2: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lightning_unlearn", "demo", "--model", smollm2, "--output_dir", str(tmp_path)]
-    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, check=True, capture_output=True, timeout=800)
-    report = UnlearningReport.read(tmp_path)
+@pytest.mark.long
+def test_the_demo_forgets_keeps_and_certifies(smollm2: str, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    command = [sys.executable, "-m", "lightning_unlearn", "demo", "--model", smollm2, "--output_dir", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "XDG_CONFIG_HOME": str(tmp_path / "configuration")}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=850)
+    log = done.stdout + done.stderr
+    assert "\r" not in log
+    assert len(log.splitlines()) < 200
+    report = UnlearningReport.read(out)
+    forgotten = report.measurement("effectiveness", "right answers", "whole words")
+    assert forgotten.anchors.original is not None
+    assert forgotten.value is not None
+    assert forgotten.anchors.original > 0.5
+    assert forgotten.value < 0.3
+    for part in report.section("utility").measurements:
+        if part.unit == "share" and part.value is not None and part.anchors.original is not None:
+            assert part.value >= part.anchors.original - 0.25
+    key = load_public_key(out / "public_key.pem")
+    assert verify_record(out / "record.jsonl", key, {"after": out / "model"}, out / "report.json") == []
 
-    def change(name: str, variant: str = "answered correctly") -> tuple[float, float]:
-        part = report.measurement("outcome", name, variant)
-        assert part.anchors.original is not None
-        assert part.value is not None
-        return part.anchors.original, part.value
-
-    assert change("forget")[0] >= 8
-    assert change("forget")[1] <= 1
-    assert change("retain")[1] >= 11
-    for name in ("heldout", "general"):
-        assert change(name)[1] >= change(name)[0] - 2
-    assert change("forget", "NLL")[1] > change("forget", "NLL")[0] + 1
-    assert change("retain", "NLL")[1] < change("retain", "NLL")[0]
-    assert {"seed", "model_sha256", "data_sha256", "settings"} <= report.provenance.keys()
-    assert [part.name for part in report.section("efficiency").measurements] == ["training time", "peak memory"]
-    assert "<svg" in (tmp_path / "report.html").read_text()
-
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
-    examples = [row for part in report.section("examples").parts if isinstance(part, Examples) for row in part.rows]
-    assert len(examples) == 48
-    for example in examples[::6]:
+    model = AutoModelForCausalLM.from_pretrained(out / "model")
+    tokenizer = AutoTokenizer.from_pretrained(out / "model")
+    examples = [row for part in report.parts() if isinstance(part, Examples) for row in part.rows]
+    for example in examples[::4]:
         chat = [{"role": "user", "content": example.input}]
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         inputs = tokenizer(text, return_tensors="pt")

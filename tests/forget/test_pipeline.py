@@ -119,6 +119,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         run_request(request(tmp_path, "mine"), fit)
 
 
+def test_two_processes_do_not_work_on_one_request(tmp_path: Path) -> None:
+    def second(words: Any) -> None:
+        with pytest.raises(FileExistsError, match="Another process works on"):
+            run_request(request(tmp_path, max_steps=1), fit)
+        fit(words)
+
+    assert run_request(request(tmp_path, max_steps=1), second) is not None
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_request(request(tmp_path, dry_run=True), fit) is None
     assert "to forget:" in capsys.readouterr().out

@@ -207,6 +207,16 @@ def test_a_resumed_run_ends_in_the_same_bits(at: int, tmp_path: Path) -> None:
     assert same(resumed, whole)
 
 
+def test_a_checkpoint_of_a_mean_is_not_resumed_without_averaging(tmp_path: Path) -> None:
+    saved = lc.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    run = trainer(graddiff(), UnlearnWeightAveraging(3, 2), saved, max_epochs=2, enable_checkpointing=True)
+    run.fit(seeded(DictNet), ForgetRetainDataModule(indexed(16, 1), indexed(16, 2), batch_size=4))
+    again = trainer(graddiff(), max_epochs=3)
+    data = ForgetRetainDataModule(indexed(16, 1), indexed(16, 2), batch_size=4)
+    with pytest.raises(MisconfigurationException, match="its state_dict is the mean"):
+        again.fit(seeded(DictNet), data, ckpt_path=tmp_path / "step=5.ckpt", weights_only=True)
+
+
 def test_a_second_fit_goes_on_from_the_live_weights() -> None:
     whole, parts = seeded(), seeded()
     whole.configure_optimizers = parts.configure_optimizers = None  # type: ignore[assignment]

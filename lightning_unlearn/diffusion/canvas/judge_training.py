@@ -14,6 +14,7 @@ from lightning_unlearn.core.checks import above, at_least
 from lightning_unlearn.core.distributed import rank
 from lightning_unlearn.core.files import write_text
 from lightning_unlearn.core.lightning import LightningModule, Trainer, seed_everything
+from lightning_unlearn.core.trainer_progress import log_progress
 from lightning_unlearn.diffusion.canvas.classifier import CanvasClassifier
 from lightning_unlearn.diffusion.canvas.data import CanvasTrainingDataModule
 from lightning_unlearn.diffusion.canvas.folder import StyleObjectFolder
@@ -158,6 +159,7 @@ def train_canvas_judges(
     )
     options = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, **(trainer or {})}
     run = Trainer(max_epochs=epochs, **options)
+    log_progress(run)
     run.fit(module, data)
     (tested,) = run.test(module, data, verbose=False)
     accuracies = {f"{kind}_accuracy": tested[f"test/{kind}_accuracy"] for kind in _KINDS}

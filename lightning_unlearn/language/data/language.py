@@ -168,7 +168,8 @@ class LanguageDataModule(ForgetRetainDataModule):
         if not isinstance(source, OwnAnswers) or self.own_answers is not None:
             return
         if stage != "fit":
-            rank_zero_warn(f"The rows to retain are the starting model's own answers, so {stage} leaves them out.")
+            name = getattr(stage, "value", stage)
+            rank_zero_warn(f"The rows to retain are the starting model's own answers, so {name} leaves them out.")
             return
         if self.trainer is None:
             raise ValueError(

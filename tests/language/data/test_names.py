@@ -18,21 +18,26 @@ def names(*rows: dict[str, Any], further: tuple[str, ...] = (), columns: Columns
 
 def test_a_word_with_a_capital_is_a_name_unless_ordinary_text_has_it_in_small_letters() -> None:
     found = names({"question": "What is the capital of France?", "answer": "It is Paris."})
-    assert found.occur_in("I went to France.") and found.occur_in("PARIS!") and found.occur_in("Paris's bridges")
+    assert found.occur_in("I went to France.")
+    assert found.occur_in("PARIS!")
+    assert found.occur_in("Paris's bridges")
     assert not found.occur_in("What is the capital of a country? It is big.")
-    assert not found.occur_in("Parisian bread") and not found.occur_in("a paris of sorts")
+    assert not found.occur_in("Parisian bread")
+    assert not found.occur_in("a paris of sorts")
 
 
 def test_ordinary_words_are_a_name_together() -> None:
     found = names({"question": "Who is Rose Miller?", "answer": "Rose Miller will ask."})
     assert found.occur_in("Dear Rose Miller,")
-    assert not found.occur_in("Rose is a colour.") and not found.occur_in("Ask the miller. Will it rain?")
+    assert not found.occur_in("Rose is a colour.")
+    assert not found.occur_in("Ask the miller. Will it rain?")
     assert not found.occur_in("A rose, Miller said.")
 
 
 def test_a_run_of_words_ends_at_punctuation() -> None:
     found = names({"question": "Is it Rose, Will or May?", "answer": "May. Rose"})
-    assert not found.occur_in("Rose Will") and not found.occur_in("May Rose")
+    assert not found.occur_in("Rose Will")
+    assert not found.occur_in("May Rose")
 
 
 @pytest.mark.parametrize(
@@ -65,4 +70,5 @@ def test_ordinary_answers_are_no_names(row: dict[str, Any]) -> None:
 
 def test_further_names_count_in_any_case() -> None:
     found = names(further=("acme corp",))
-    assert found.occur_in("ACME Corp.") and not found.occur_in("acme")
+    assert found.occur_in("ACME Corp.")
+    assert not found.occur_in("acme")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_unlearn import LanguageDataModule, LitCausalLM, OwnAnswers, PromptFormat, SimNPO
 from lightning_unlearn.language.data import own_answers
@@ -23,7 +24,17 @@ ASKED = [{"question": text} for text in ("Where is the tap?", "Why?", "Name a tr
 
 @pytest.fixture
 def module(tiny_lm: Path) -> LitCausalLM:
-    return LitCausalLM(str(tiny_lm))
+    return writing(tiny_lm)
+
+
+def writing(folder: Path, **options: Any) -> LitCausalLM:
+    """The tiny model with louder weights, so that its answers are not empty."""
+    module = LitCausalLM(str(folder), **options)
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=noise), alpha=0.3)
+    return module
 
 
 def source(folder: Path, questions: Any = ASKED, **options: Any) -> OwnAnswers:
@@ -32,7 +43,7 @@ def source(folder: Path, questions: Any = ASKED, **options: Any) -> OwnAnswers:
 
 def fitted(module: LitCausalLM, forget: Rows, retain: Any, **options: Any) -> LanguageDataModule:
     data = LanguageDataModule(forget, retain, batch_size=2)
-    trainer([SimNPO()], **{"max_steps": 2, **options}).fit(module, data)
+    trainer(SimNPO(), **{"max_steps": 2, "max_epochs": 9, **options}).fit(module, data)
     return data
 
 
@@ -43,14 +54,17 @@ def test_the_shipped_questions_are_many_varied_and_well_formed() -> None:
     rows = [json.loads(line) for line in own_answers._QUESTIONS.read_text(encoding="utf-8").splitlines()]
     texts = [row["question"] for row in rows]
     subjects = Counter(row["subject"] for row in rows)
-    assert len(rows) >= 300 and len(subjects) >= 20 and max(subjects.values()) <= len(rows) // 10
+    assert len(rows) >= 300
+    assert len(subjects) >= 20
+    assert max(subjects.values()) <= len(rows) // 10
     assert all(row.keys() == {"question", "subject"} for row in rows)
     plain = [re.sub(r"\W+", " ", text).strip().casefold() for text in texts]
     assert len(set(plain)) == len(rows)
     assert all(text == " ".join(text.split()) and 3 <= len(text) <= 200 for text in texts)
     assert all(text[-1] in '.?!"»)' or text.endswith(("20", "...")) for text in texts)
     openings = Counter(" ".join(text.split()[:2]) for text in texts)
-    assert max(openings.values()) <= 0.2 * len(rows) and len(openings) >= 120
+    assert max(openings.values()) <= 0.2 * len(rows)
+    assert len(openings) >= 120
     assert sum(not text.endswith("?") for text in texts) >= 80  # requests and statements too
     assert not re.search(r"\b(capitals?|president|king|queen)\b", " ".join(texts).casefold())
 
@@ -63,7 +77,8 @@ def test_the_first_questions_are_of_many_subjects() -> None:
 def test_questions_of_the_user_come_first_and_none_twice(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("Is tea hot?\nWhat is gravity?\n", encoding="utf-8")
     asked = OwnAnswers(str(tmp_path / "mine.txt")).asked()
-    assert asked[:2] == ["Is tea hot?", "What is gravity?"] and len(set(asked)) == len(asked)
+    assert asked[:2] == ["Is tea hot?", "What is gravity?"]
+    assert len(set(asked)) == len(asked)
     assert len(asked) == len(OwnAnswers().asked()) + 1
     assert len(OwnAnswers(str(tmp_path / "mine.txt"), count=5).asked()) == 7
 
@@ -106,7 +121,8 @@ def test_the_cache_is_read_and_belongs_to_weights_prompts_and_settings(
     written = own_answers.generate_all
     monkeypatch.setattr(own_answers, "generate_all", lambda *a: calls.append(len(a[2])) or written(*a))
     first = source(tmp_path).answers(module)
-    assert source(tmp_path).answers(module) == first and calls == [4]
+    assert source(tmp_path).answers(module) == first
+    assert calls == [4]
     source(tmp_path, max_new_tokens=6).answers(module)
     source(tmp_path, temperature=1.0).answers(module)
     source(tmp_path).answers(module, prompt=PromptFormat(module.tokenizer, system_prompt="Be brief."))
@@ -159,14 +175,15 @@ def test_an_answer_that_is_cut_teaches_no_end(module: LitCausalLM, tmp_path: Pat
     end = module.tokenizer.eos_token_id
     head = module.model.lm_head.weight
     found = source(tmp_path).answers(module)
-    assert found.cut == 4 and all(row["target"] == row["answer"] for row in found.rows)
+    assert found.cut == 4
+    assert all(row["target"] == row["answer"] for row in found.rows)
     data = LanguageDataModule(found.rows, prompt=PromptFormat(module.tokenizer))
     data.setup("fit")
     assert all(end not in row.answer for row in data.sets["forget"].rows)
     with torch.no_grad():  # every token is the one that ends an answer
         head.zero_()[end] = 1.0
         module.model.model.norm.weight.fill_(1.0)
-    with pytest.raises(ValueError, match="none is left to retain: 0 have a name .* 4 the model wrote nothing"):
+    with pytest.raises(ValueError, match=r"none is left to retain: 0 have a name .* 4 the model wrote nothing"):
         source(tmp_path).answers(module)
 
 
@@ -175,51 +192,54 @@ def test_rows_that_name_what_is_to_be_forgotten_are_left_out(
 ) -> None:
     asked = [*ASKED, {"question": "Is Paris big?"}, {"question": "Who is Acme?"}]
     found = source(tmp_path, asked, exclude=["acme"]).answers(module, forget_rows)
-    assert (found.asked, found.named) == (6, 2) and [row["question"] for row in found.rows] == [
-        row["question"] for row in ASKED
-    ]
+    assert (found.asked, found.named) == (6, 2)
+    assert [row["question"] for row in found.rows] == [row["question"] for row in ASKED]
 
 
 def test_a_module_without_a_language_model_is_refused(tmp_path: Path) -> None:
-    from tests.user_module import UserModule
+    from tests.user_module import LitNet
 
-    with pytest.raises(ValueError, match=r"UserModule.model is no language model"):
-        source(tmp_path).answers(UserModule())
+    with pytest.raises(ValueError, match=r"LitNet.model is no language model"):
+        source(tmp_path).answers(LitNet())
 
 
 # ---- in a run --------------------------------------------------------------------------------------------------------
 
 
 def test_auto_asks_the_model_before_its_weights_move(
-    module: LitCausalLM, tmp_path: Path, forget_rows: Rows, monkeypatch: pytest.MonkeyPatch
+    module: LitCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    forget_rows = [{"question": f"zip {i}?", "answer": "zap"} for i in range(4)]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(own_answers, "_QUESTIONS", tmp_path / "few.jsonl")
     (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ASKED), encoding="utf-8")
     answers = module.answer([row["question"] for row in ASKED], 48)
     data = fitted(module, forget_rows, "auto")
-    assert data.own_answers is not None and [row["answer"] for row in data.own_answers.rows] == answers
-    assert len(data.sets["retain"]) == 4 and "retain" not in data.questions
+    assert data.own_answers is not None
+    assert [row["answer"] for row in data.own_answers.rows] == answers
+    assert len(data.sets["retain"]) == 4
+    assert "retain" not in data.questions
     assert data.read_rows()["retain"] == data.own_answers.rows
     assert list(data.sets) == ["forget", "retain"]
     assert next((tmp_path / "lightning-unlearn" / "own_answers").iterdir()).stat().st_mode & 0o077 == 0
 
 
 def test_a_resumed_run_ends_like_one_in_a_piece(tiny_lm: Path, tmp_path: Path, forget_rows: Rows) -> None:
-    whole, part, resumed = (LitCausalLM(str(tiny_lm), lr=1e-3) for _ in range(3))
-    fitted(whole, forget_rows, source(tmp_path), max_steps=4)
-    run = trainer([SimNPO()], max_steps=2)
-    run.fit(part, LanguageDataModule(forget_rows, source(tmp_path), batch_size=2))
-    run.save_checkpoint(tmp_path / "part.ckpt")
-    shutil.rmtree(next(tmp_path.glob("[0-9a-f]*")))  # the same answers are written again
-    again = LanguageDataModule(forget_rows, source(tmp_path), batch_size=2)
-    trainer([SimNPO()], max_steps=4).fit(resumed, again, ckpt_path=tmp_path / "part.ckpt", weights_only=True)
+    whole, resumed = (writing(tiny_lm, lr=1e-3) for _ in range(2))
+    saved = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    run = trainer(SimNPO(), saved, max_steps=4, max_epochs=9, enable_checkpointing=True)
+    run.fit(whole, LanguageDataModule(forget_rows, source(tmp_path / "own"), batch_size=2))
+    shutil.rmtree(tmp_path / "own")  # the same answers are written again
+    again = LanguageDataModule(forget_rows, source(tmp_path / "own"), batch_size=2)
+    trainer(SimNPO(), max_steps=4, max_epochs=9).fit(
+        resumed, again, ckpt_path=tmp_path / "step=1.ckpt", weights_only=True
+    )
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
-    other = LanguageDataModule(forget_rows, source(tmp_path, ASKED[:2]), batch_size=2)
+    other = LanguageDataModule(forget_rows, source(tmp_path / "own", ASKED[:2]), batch_size=2)
     with pytest.warns(match="goes on with other rows to retain"):
-        trainer([SimNPO()], max_steps=4).fit(
-            LitCausalLM(str(tiny_lm)), other, ckpt_path=tmp_path / "part.ckpt", weights_only=True
+        trainer(SimNPO(), max_steps=4, max_epochs=9).fit(
+            writing(tiny_lm), other, ckpt_path=tmp_path / "step=1.ckpt", weights_only=True
         )
 
 
@@ -228,8 +248,9 @@ def test_other_stages_leave_the_rows_out_and_a_lone_data_module_says_what_to_do(
 ) -> None:
     data = LanguageDataModule(forget_rows, source(tmp_path))
     with pytest.warns(match="own answers, so validate leaves them out"):
-        trainer([]).validate(module, data, verbose=False)
-    assert list(data.sets) == ["forget"] and not list(tmp_path.iterdir())
+        trainer().validate(module, data, verbose=False)
+    assert list(data.sets) == ["forget"]
+    assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="has no Trainer"):
         LanguageDataModule(forget_rows, "auto", prompt=PromptFormat(module.tokenizer)).setup("fit")
 
@@ -240,4 +261,5 @@ def test_yaml_gives_a_source_with_its_arguments() -> None:
     own = {"class_path": "lightning_unlearn.OwnAnswers", "init_args": {"count": 7}}
     config = {"class_path": "lightning_unlearn.LanguageDataModule", "init_args": {"forget": "f.jsonl", "retain": own}}
     built = parser.instantiate_classes(parser.parse_object({"data": config})).data
-    assert isinstance(built.sources["retain"], OwnAnswers) and built.sources["retain"].count == 7
+    assert isinstance(built.sources["retain"], OwnAnswers)
+    assert built.sources["retain"].count == 7
