@@ -20,13 +20,9 @@ from torch import Tensor
 from lightning_unlearn.cli.configs import PACKAGE, with_shipped
 from lightning_unlearn.cli.parser import BriefErrors
 from lightning_unlearn.core.distributed import gather_objects, rank, world_size
-<<<<<<< HEAD
 from lightning_unlearn.core.lightning import MODULES, PACKAGES, resolve
-from lightning_unlearn.forget.user_module import import_class
-=======
-from lightning_unlearn.core.lightning import PACKAGES, resolve
 from lightning_unlearn.core.trainer_progress import log_progress
->>>>>>> forge20
+from lightning_unlearn.forget.user_module import import_class
 
 __all__ = ["UnlearnCLI", "command_line", "package_for"]
 

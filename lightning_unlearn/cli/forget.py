@@ -54,12 +54,8 @@ def forget(args: Sequence[str]) -> RequestResult | None:
         given = f"both {' and '.join(named)}" if named else f"none of {', '.join(_DOORS)}"
         sys.exit(f"lightning-unlearn forget: a request is about one model, but {given} is given.\n\n{_USAGE}")
     kind = resolve_name(_DOORS[named[0]])
-<<<<<<< HEAD
     args = kind.words(args) if hasattr(kind, "words") else args
-    parser = ArgumentParser(prog="lightning-unlearn forget", description=(kind.__doc__ or "").partition("\n")[0])
-=======
     parser = BriefErrors(prog="lightning-unlearn forget", description=(kind.__doc__ or "").partition("\n")[0])
->>>>>>> forge20
     parser.add_class_arguments(kind, as_group=False, skip={"options"})
     parser.add_class_arguments(RequestOptions, as_group=False)
     values = instantiated(parser, parser.parse_args(list(args)))
