@@ -15,7 +15,7 @@ from lightning_unlearn.forget.score_choice import ScoreChoice
 __all__ = ["AUTO", "Goal", "ModuleMethod", "choose_method"]
 
 AUTO = "auto"
-_CLIP = 1.0
+_CLIP, _RETAIN = 1.0, 0.8  # largest norm of the gradient, and weight of the retain rows
 _CHECKS, _WATCHED = 100, 256  # evaluations in a run, and rows of each set in one
 _PASSES, _FEWEST, _MOST = 5, 200, 2000  # passes over the retain rows, and the steps that these may be
 
@@ -93,8 +93,8 @@ def choose_method(
         ValueError: If its callbacks can't be made, or not exactly one of them unlearns.
     """
     if name == AUTO:
-        method = "UGradSLPlus" if choice.reads_logits else "GradDiff"
-        callbacks = [{"class_path": f"lightning_unlearn.{method}", "init_args": {"score": choice.path}}]
+        method, settings = ("UGradSL", {"p": _RETAIN}) if choice.reads_logits else ("GradDiff", {})
+        callbacks = [{"class_path": f"lightning_unlearn.{method}", "init_args": {**settings, "score": choice.path}}]
     else:
         callbacks = _scored(read_method(name), choice)
     objective = make_method(callbacks, Path(name).stem)
