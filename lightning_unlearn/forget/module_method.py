@@ -16,7 +16,7 @@ __all__ = ["AUTO", "Goal", "ModuleMethod", "choose_method"]
 
 AUTO = "auto"
 _CLIP = 1.0  # largest norm of the gradient
-_CLASS, _ROWS = 0.98, 0.8  # weight of the retain rows: a class goes with little ascent, single rows need more
+_ROWS = 0.8  # weight of the retain rows where single rows are to go: they need more ascent than a class
 _CHECKS, _WATCHED = 100, 256  # evaluations in a run, and rows of each set in one
 _PASSES, _FEWEST, _MOST = 5, 200, 2000  # passes over the retain rows, and the steps that these may be
 
@@ -96,9 +96,10 @@ def choose_method(
         ValueError: If its callbacks can't be made, or not exactly one of them unlearns.
     """
     if name == AUTO:
-        method, settings = (
-            ("UGradSL", {"p": _CLASS if whole_class else _ROWS}) if choice.reads_logits else ("GradDiff", {})
-        )
+        method: str = "GradDiff"
+        settings: dict[str, Any] = {}
+        if choice.reads_logits:
+            method, settings = ("UGradSLPlus", {}) if whole_class else ("UGradSL", {"p": _ROWS})
         callbacks = [{"class_path": f"lightning_unlearn.{method}", "init_args": {**settings, "score": choice.path}}]
     else:
         callbacks = _scored(read_method(name), choice)

@@ -176,7 +176,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     more = ["--class", "3", "--dry_run", "true", "--data.batch_size", "32"]
     assert forget(words("digits.ckpt", "user_digits:LitDigits", tmp_path / "out", *more)) is None
     told = capsys.readouterr().out
-    for text in ("class 3", "classifier_nll", "UGradSL", "0.1 of 0.01", "2 x 32 rows", "the best step is kept"):
+    for text in ("class 3", "classifier_nll", "UGradSLPlus", "0.1 of 0.01", "2 x 32 rows", "the best step is kept"):
         assert text in told
     assert not (tmp_path / "out").exists()
 
