@@ -26,6 +26,9 @@ from lightning_unlearn.forget.user_module import import_class
 
 __all__ = ["UnlearnCLI", "command_line", "package_for"]
 
+OPENER = "lightning_unlearn.forget.user_module.open_module"
+"""Stands in place of a module's class, and names it among its arguments."""
+
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
@@ -78,6 +81,13 @@ class _Commands(LightningCLI):
         log_progress(trainer)
         return trainer
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's, but where the module's class is an argument: the checkpoint has arguments of that class."""
+        subcommand = self.config.get("subcommand")
+        model = self.config[subcommand].get("model") if subcommand else None
+        if getattr(model, "class_path", None) != OPENER:
+            super()._parse_ckpt_path()
+
     def before_predict(self) -> None:
         """Refuse to write over files that are there, before anything is computed.
 
@@ -117,9 +127,6 @@ def command_line(package: ModuleType) -> type[_Commands]:
 
 
 UnlearnCLI = command_line(PACKAGES[0])
-
-OPENER = "lightning_unlearn.forget.user_module.open_module"
-"""Stands in place of a module's class, and names it among its arguments."""
 
 
 def package_for(words: Sequence[str]) -> ModuleType:

@@ -119,7 +119,14 @@ class ModuleRequest:
     def method(self) -> ModuleMethod:
         """The method, with the settings of the run."""
         opened = self.opened
-        return choose_method(self.method_name, opened.choice, opened.goal(), opened.passes, self.options.max_steps)
+        return choose_method(
+            self.method_name,
+            opened.choice,
+            self.asked.whole_class,
+            opened.goal(),
+            opened.passes,
+            self.options.max_steps,
+        )
 
     def check(self) -> None:
         """Open the module, split the data, choose score and method, and measure the model before.

@@ -15,7 +15,8 @@ from lightning_unlearn.forget.score_choice import ScoreChoice
 __all__ = ["AUTO", "Goal", "ModuleMethod", "choose_method"]
 
 AUTO = "auto"
-_CLIP = 1.0
+_CLIP = 1.0  # largest norm of the gradient
+_ROWS = 0.8  # weight of the retain rows where single rows are to go: they need more ascent than a class
 _CHECKS, _WATCHED = 100, 256  # evaluations in a run, and rows of each set in one
 _PASSES, _FEWEST, _MOST = 5, 200, 2000  # passes over the retain rows, and the steps that these may be
 
@@ -75,6 +76,7 @@ class ModuleMethod:
 def choose_method(
     name: str,
     choice: ScoreChoice,
+    whole_class: bool,
     target: Goal | None,
     retain_batches: int,
     max_steps: int | None,
@@ -84,6 +86,7 @@ def choose_method(
     Args:
         name: ``auto``, or a file of callbacks, such as ``callbacks/classification/scrub.yaml``.
         choice: How the module is read.
+        whole_class: Whether classes are to be forgotten, and not single rows.
         target: When enough is forgotten; ``None`` where nothing tells.
         retain_batches: Batches of a pass over the retain rows.
         max_steps: Steps at most.
@@ -93,8 +96,11 @@ def choose_method(
         ValueError: If its callbacks can't be made, or not exactly one of them unlearns.
     """
     if name == AUTO:
-        method = "UGradSLPlus" if choice.reads_logits else "GradDiff"
-        callbacks = [{"class_path": f"lightning_unlearn.{method}", "init_args": {"score": choice.path}}]
+        method: str = "GradDiff"
+        settings: dict[str, Any] = {}
+        if choice.reads_logits:
+            method, settings = ("UGradSLPlus", {}) if whole_class else ("UGradSL", {"p": _ROWS})
+        callbacks = [{"class_path": f"lightning_unlearn.{method}", "init_args": {**settings, "score": choice.path}}]
     else:
         callbacks = _scored(read_method(name), choice)
     objective = make_method(callbacks, Path(name).stem)

@@ -25,7 +25,7 @@ from lightning_unlearn.forget.user_module import base_rates, open_module, read_c
 
 __all__ = ["Asked", "Opened", "Opener", "absolute"]
 
-_MARGIN = 0.1  # nats, or share of the loss, that rows to keep may lose until the run ends
+_MARGIN, _SHARE = 0.05, 0.1  # that rows to keep may lose until the run ends, in nats, and as a share of a loss
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class Opened:
     def goal(self) -> Goal | None:
         """When enough is forgotten: rows as rows never seen, a class as one that is never guessed."""
         unseen, kept = self.before.get("test"), self.before["retain"].mean_nll
-        margin = _MARGIN if self.choice.reads_logits else max(_MARGIN * abs(kept), 1e-6)
+        margin = _MARGIN if self.choice.reads_logits else max(_SHARE * abs(kept), 1e-6)
         classes = self.before["forget"].classes
         if self.asked.whole_class and classes is not None:
             return Goal(3 * math.log(classes), margin, "three times that of guessing")

@@ -192,7 +192,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
         (["--rows", "1", "--class", "2"], "Give one of --rows"),
         (["--files", "digits.ckpt.txt"], "There is no file"),
         (["--rows", "1", "--data.seed", "-1"], "anew in each run"),
-        (["--rows", "1", "--data.sed", "1"], "no arguments"),
+        (["--rows", "1", "--data.sed", "1"], "unexpected keyword argument 'sed'"),
         (["--rows", "1", "--module.widths", "1"], "no arguments"),
         (["--rows", "1", "--module.width", "16"], "does not take the weights"),
         (["--rows", "1", "--method", "gradient_mask"], "callbacks that unlearn"),
