@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from lightning_unlearn.core.sources import is_missing
 
 __all__ = ["ContentHash", "TensorHash", "content_hash", "header_hash", "row_leaf", "rows_root", "tied_copies"]
 
+_INDEX = "model_index.json"
 _PIECE = 4 << 20
 _HEADER = 100_000_000
 # Bits of an element, to see that a range is as long as the shape says.
@@ -79,8 +81,8 @@ def content_hash(path: str | os.PathLike[str]) -> ContentHash:
     are another model; so are other payloads of NaN, and -0 for 0.
 
     Args:
-        path: Folder with ``.safetensors`` files, or one such file. Of a folder or file of another kind, such as a
-            pickled checkpoint, the bytes of the weight files are hashed, and nothing is loaded.
+        path: Folder with ``.safetensors`` files, such a file, or folder of a pipeline, whose tensors are named by part,
+            ``unet/...``. Of others, such as a pickled checkpoint, the bytes are hashed, and nothing is loaded.
 
     Raises:
         FileNotFoundError: If there is no such file, or no weights in the folder.
@@ -92,7 +94,7 @@ def content_hash(path: str | os.PathLike[str]) -> ContentHash:
         for file in files:
             digest.update(bytes.fromhex(sha256(file)))
         return ContentHash(sha256(files[0]) if len(files) == 1 else digest.hexdigest(), "files")
-    ranges = [part for file in files for part in _ranges(file)]
+    ranges = _all_ranges(Path(path), files)
     names: dict[str, Path] = {}
     for part in ranges:
         if part.name in names:
@@ -128,7 +130,7 @@ def tied_copies(others: Sequence[TensorHash], path: str | os.PathLike[str]) -> d
         For each such name, the name that both models have.
     """
     files, safe = _weight_files(Path(path))
-    here = {part.name: part for file in files for part in _ranges(file)} if safe else {}
+    here = {part.name: part for part in _all_ranges(Path(path), files)} if safe else {}
     there, found = {tensor.name: tensor for tensor in others}, {}
     for name in there.keys() ^ here.keys():
         for common in there.keys() & here.keys():
@@ -210,9 +212,30 @@ def _weight_files(path: Path) -> tuple[list[Path], bool]:
         files = [file for file in files if file.name != "training_args.bin"]
         if files:
             return files, kinds == (".safetensors",)
-    raise FileNotFoundError(
-        f"{path} has no weights: no .safetensors file, and none of another kind. Of a pipeline, give a part's folder."
-    )
+    if (path / _INDEX).is_file():
+        files = [file for part in _parts(path) for file in sorted((path / part).glob("*.safetensors"))]
+        if files:
+            return files, True
+    raise FileNotFoundError(f"{path} has no weights: no .safetensors file, and none of another kind.")
+
+
+def _parts(pipeline: Path) -> list[str]:
+    """The folders of the parts of a pipeline of diffusers."""
+    try:
+        names = [name for name, kind in json.loads((pipeline / _INDEX).read_bytes()).items() if isinstance(kind, list)]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{pipeline / _INDEX} is damaged: {error}.") from None
+    return sorted(name for name in names if Path(name).name == name and (pipeline / name).is_dir())
+
+
+def _all_ranges(path: Path, files: Sequence[Path]) -> list[_Range]:
+    """The tensors of all files of a model; those of a pipeline by part, and by variant such as ``fp16``."""
+    ranges = []
+    for file in files:
+        variant = re.sub(r"-\d+-of-\d+$", "", file.stem).partition(".")[2]
+        place = "" if path in (file, file.parent) else f"{'.'.join(filter(None, (file.parent.name, variant)))}/"
+        ranges += [part._replace(name=place + part.name) for part in _ranges(file)]
+    return ranges
 
 
 def _header(opened: Any, file: Path) -> bytes:

@@ -26,7 +26,7 @@ commands:
   predict      generate an answer to every question, draw an image for every prompt
   demo         let a small chat model forget some capitals: forget, on rows that come with the package
   demo-diffusion
-               let a small diffusion model forget a style, attack it, and write a report
+               let a small diffusion model forget a style, and attack it: forget, on what comes with the package
   demo-mri     train two networks that reconstruct MRI scans, attack both, and write a report
   bench-facts  compare objectives, masks and optimizers on the demo's facts
   bench-retain compare given rows to retain with the starting model's own answers
@@ -67,7 +67,7 @@ commands:
 
 _COMMANDS: dict[str, str | dict[str, str]] = {
     "demo": "lightning_unlearn.cli.forget:demo",
-    "demo-diffusion": "lightning_unlearn.demos.diffusion:demo_diffusion",
+    "demo-diffusion": "lightning_unlearn.cli.forget:demo_diffusion",
     "demo-mri": "lightning_unlearn.demos.mri:demo_mri",
     "bench-facts": "lightning_unlearn.benchmarks.facts:bench_facts",
     "bench-retain": "lightning_unlearn.benchmarks.retain:bench_retain",
@@ -202,7 +202,7 @@ def _check(command: str, rest: Sequence[str]) -> None:
         sys.exit(2)
     from lightning_unlearn.cli.extras import install_line, missing_packages
 
-    missing = missing_packages("fit" if command.startswith("-") else command)
+    missing = missing_packages(["fit"] if command.startswith("-") else [command, *rest])
     if missing and not {"-h", "--help"}.intersection(rest):
         names = ", ".join(sorted({name for names in missing.values() for name in names}))
         sys.exit(f"lightning-unlearn {command} needs {names}: {install_line(missing)}")
