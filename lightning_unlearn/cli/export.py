@@ -90,7 +90,12 @@ def _module_class(ckpt_path: str, module: str | None) -> type[LitCausalLM] | typ
         if not (isinstance(kind, type) and issubclass(kind, (LitCausalLM, LitTextToImage))):
             raise ValueError(f"module must be LitCausalLM, LitTextToImage or derived from one, but got {module!r}.")
         return kind
-    checkpoint = torch.load(ckpt_path, "meta", weights_only=True)
+    try:
+        checkpoint = torch.load(ckpt_path, "meta", weights_only=True)
+    except (EOFError, RuntimeError):
+        raise ValueError(
+            f"{ckpt_path} is not a checkpoint, or a part of one: a run that ended on a full disk leaves a part."
+        ) from None
     name = recorded_class(checkpoint)
     for known in (LitCausalLM, LitTextToImage):
         if name == f"{known.__module__}.{known.__qualname__}":

@@ -55,3 +55,11 @@ def test_the_class_of_a_users_checkpoint_is_given(tiny_lm: Path, tmp_path: Path)
     exported = LitCausalLM(str(tmp_path / "out"))
     for one, two in zip(exported.parameters(), module.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("whole", [0, 700])
+def test_a_part_of_a_checkpoint_is_said_to_be_one(whole: int, tmp_path: Path) -> None:
+    torch.save({"state_dict": {"weight": torch.ones(8)}}, tmp_path / "a.ckpt")
+    (tmp_path / "a.ckpt").write_bytes((tmp_path / "a.ckpt").read_bytes()[:whole])
+    with pytest.raises(ValueError, match="is not a checkpoint, or a part of one"):
+        export(str(tmp_path / "a.ckpt"), output_dir=str(tmp_path / "out"))
