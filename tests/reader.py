@@ -42,7 +42,7 @@ class Digits(L.LightningDataModule):
 
 
 class LitDigits(L.LightningModule):
-    def __init__(self, lr=0.05):
+    def __init__(self, lr=0.1):
         super().__init__()
         self.save_hyperparameters()
         self.net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))

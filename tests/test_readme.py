@@ -78,7 +78,11 @@ def said(tiny_lm: Path, installed: Path, tmp_path_factory: pytest.TempPathFactor
     return [(words, part) for (_, words), part in zip(runs, parts, strict=True)]
 
 
-SAYS = {"fit": "`max_steps=2` reached", "forget": "", "verify-record": "", "doctor": ""}
+SAYS = {
+    "fit": r"`max_steps=2` reached",
+    "forget": r"This was a dry run|Check the record",
+    "verify-record": r"record\.jsonl holds\.",
+}
 
 
 @pytest.mark.slow
@@ -86,7 +90,7 @@ def test_commands_of_the_package_run(said: list[tuple[list[str], str]]) -> None:
     assert {words[1] for words, _ in said if words[0] != "python"} == {"fit", "forget", "verify-record"}
     for words, text in said:
         if words[0] != "python":
-            assert SAYS[words[1]] in text, words
+            assert re.search(SAYS[words[1]], text), (words, text)
 
 
 @pytest.mark.parametrize("number", range(len(blocks("bash"))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
@@ -18,7 +18,9 @@ _REPORT = {"report": ("jinja2", "matplotlib")}
 
 NEEDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     **{name: {"cli": ("omegaconf",)} for name in ("fit", "validate", "test", "predict")},
-    "forget": {"cli": ("omegaconf",), "report": ("jinja2",)},  # and what its kind of model needs
+    "forget": {"cli": ("omegaconf",), **_REPORT},
+    "forget --model": _LLM,
+    "forget --pipeline": _DIFFUSION,
     "demo": {**_LLM, "cli": ("omegaconf",), **_REPORT, "record": ("cryptography", "huggingface-hub")},
     "demo-diffusion": {**_DIFFUSION, "cli": ("omegaconf",), **_REPORT, "record": ("cryptography", "huggingface-hub")},
     "demo-mri": {"mri": ("nibabel", "nilearn"), **_REPORT},
@@ -29,13 +31,18 @@ NEEDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "bench-erasure": {**_DIFFUSION, **_REPORT},
     "bench-reconstruction": {"mri": ("nibabel", "nilearn"), **_REPORT},
     "bench-dialogue": {**_LLM, "dialogue": ("scikit-learn", "scipy"), **_REPORT},
+    "canvas run": {**_DIFFUSION, **_REPORT},
+    "canvas sample": _DIFFUSION,
     "attack": _DIFFUSION,
     "attack-inversion": _DIFFUSION,
     "delta": {"llm": ("safetensors",)},
     "audit": {**_LLM, **_REPORT},
     "judge": {"llm": ("transformers",), "dialogue": ("scikit-learn",)},
 }
-"""Of each command, the extras that it needs and the packages of theirs that it can't do without."""
+"""Of each command, the extras that it needs and the packages of theirs that it can't do without.
+
+After a command may stand a word: the needs of a command's option or part are added to its own.
+"""
 
 
 def extras() -> dict[str, list[Requirement]]:
@@ -61,13 +68,18 @@ def installed(package: str) -> str | None:
         return None
 
 
-def missing_packages(command: str) -> dict[str, list[str]]:
+def missing_packages(words: Sequence[str]) -> dict[str, list[str]]:
     """The packages that a command lacks, by the extra that brings them.
 
     Args:
-        command: Name of a command.
+        words: A command line, from the name of the command on.
     """
-    needs = NEEDS.get(command, {})
+    command, *rest = words
+    named = [command, *(f"{command} {word.partition('=')[0]}" for word in rest)]
+    needs: dict[str, list[str]] = {}
+    for key in named:
+        for extra, packages in NEEDS.get(key, {}).items():
+            needs.setdefault(extra, []).extend(name for name in packages if name not in needs.get(extra, ()))
     lacks = {extra: [name for name in names if installed(name) is None] for extra, names in needs.items()}
     return {extra: names for extra, names in lacks.items() if names}
 

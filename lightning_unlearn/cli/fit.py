@@ -20,8 +20,9 @@ from torch import Tensor
 from lightning_unlearn.cli.configs import PACKAGE, with_shipped
 from lightning_unlearn.cli.parser import BriefErrors
 from lightning_unlearn.core.distributed import gather_objects, rank, world_size
-from lightning_unlearn.core.lightning import PACKAGES, resolve
+from lightning_unlearn.core.lightning import MODULES, PACKAGES, resolve
 from lightning_unlearn.core.trainer_progress import log_progress
+from lightning_unlearn.forget.user_module import import_class
 
 __all__ = ["UnlearnCLI", "command_line", "package_for"]
 
@@ -117,6 +118,9 @@ def command_line(package: ModuleType) -> type[_Commands]:
 
 UnlearnCLI = command_line(PACKAGES[0])
 
+OPENER = "lightning_unlearn.forget.user_module.open_module"
+"""Stands in place of a module's class, and names it among its arguments."""
+
 
 def package_for(words: Sequence[str]) -> ModuleType:
     """The package of Lightning whose Trainer takes the model that a command line names.
@@ -126,8 +130,8 @@ def package_for(words: Sequence[str]) -> ModuleType:
     """
     for path in reversed(_model_paths(with_shipped(words))):
         try:
-            model = resolve_name(path)
-        except (ImportError, AttributeError, ValueError):
+            model = import_class(path, MODULES, "LightningModule") if ":" in path else resolve_name(path)
+        except (ImportError, AttributeError, ValueError, OSError):
             continue  # the parser says what is wrong with it
         if isinstance(model, type):
             return next((p for p in PACKAGES if issubclass(model, p.LightningModule)), PACKAGES[0])
@@ -146,7 +150,9 @@ def _model_paths(words: Sequence[str]) -> list[str]:
             settings = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
             model = settings.get("model") if isinstance(settings, dict) else None
             paths.append(model.get("class_path") if isinstance(model, dict) else model)
-    return [path for path in paths if isinstance(path, str) and "." in path]
+            opened = (model.get("init_args") or {}).get("module") if isinstance(model, dict) else None
+            paths += [opened] if paths[-1] == OPENER else []
+    return [path for path in paths if isinstance(path, str) and ("." in path or ":" in path)]
 
 
 def _write_image(image: Tensor, path: Path) -> None:

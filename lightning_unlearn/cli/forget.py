@@ -19,15 +19,20 @@ from lightning_unlearn.forget.pipeline import RequestResult, run_request
 __all__ = ["demo", "demo_diffusion", "fit", "forget"]
 
 _DOORS = {
+    "--checkpoint": "lightning_unlearn.forget.module:ModuleRequest",
     "--model": "lightning_unlearn.forget.language:LanguageRequest",
     "--pipeline": "lightning_unlearn.forget.diffusion:ConceptRequest",
 }
 """The option that names the model of each kind of request, and the class of the request."""
 
+_SWITCHES = ("--attack", "--dry_run", "--show_text")
+
 _USAGE = """usage: lightning-unlearn forget --model M --forget rows.jsonl [--retain rows.jsonl] --output_dir out
            a language model: a folder, hub id, GGUF file or adapter; rows of questions and answers, or of texts
        lightning-unlearn forget --pipeline SD --concept "Van Gogh" [--keep prompts.txt] [--judge J] --output_dir out
            a Stable Diffusion pipeline: a folder, hub id or .safetensors file, or miniature, which is in the package
+       lightning-unlearn forget --checkpoint c.ckpt --module my_module:LitNet --data my_module:Data --class 3
+           any LightningModule, and a class, rows (--rows indices.txt) or files (--files names.txt) of its training set
 
 Checks everything, prints what it will do and what that costs, unlearns, stops when enough is forgotten, measures, and
 writes model/, report.html, record.jsonl (signed) and run.yaml. The same command goes on where it was killed.
@@ -54,14 +59,22 @@ def forget(args: Sequence[str]) -> RequestResult | None:
         given = f"both {' and '.join(named)}" if named else f"none of {', '.join(_DOORS)}"
         sys.exit(f"lightning-unlearn forget: a request is about one model, but {given} is given.\n\n{_USAGE}")
     kind = resolve_name(_DOORS[named[0]])
+    args = kind.words(args) if hasattr(kind, "words") else args
     parser = BriefErrors(prog="lightning-unlearn forget", description=(kind.__doc__ or "").partition("\n")[0])
     parser.add_class_arguments(kind, as_group=False, skip={"options"})
     parser.add_class_arguments(RequestOptions, as_group=False)
-    values = instantiated(parser, parser.parse_args(list(args)))
-    if named == ["--model"] and values["method"] != "auto":
+    values = instantiated(parser, parser.parse_args(_flags(args)))
+    if named != ["--pipeline"] and values["method"] != "auto":
         values["method"] = find_config(values["method"])
     common = {field.name: values.pop(field.name) for field in fields(RequestOptions)}
     return run_request(kind(**values, options=RequestOptions(**common)), fit)
+
+
+def _flags(args: Sequence[str]) -> list[str]:
+    """The words with ``=true`` after each switch that has no value."""
+    following = [*args[1:], ""]
+    bare = [word in _SWITCHES and value not in ("true", "false") for word, value in zip(args, following, strict=True)]
+    return [f"{word}=true" if is_bare else word for word, is_bare in zip(args, bare, strict=True)]
 
 
 def demo(

@@ -98,6 +98,7 @@ _COMMANDS: dict[str, str | dict[str, str]] = {
 """Import paths of the commands: nothing is imported before it is needed."""
 
 _LIGHTNING = ("fit", "validate", "test", "predict")
+_OWN_PARSERS = ("callbacks", "forget")
 
 
 def run() -> None:
@@ -189,7 +190,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _check(command: str, rest: Sequence[str]) -> None:
     """End with a line where there is no such command, or a package is missing that it can't do without."""
-    known = ["callbacks", "forget", *_LIGHTNING, *_COMMANDS]
+    known = [*_OWN_PARSERS, *_LIGHTNING, *_COMMANDS]
     if command not in known and not command.startswith("-"):
         close = difflib.get_close_matches(command, known)
         print(
@@ -201,7 +202,7 @@ def _check(command: str, rest: Sequence[str]) -> None:
         sys.exit(2)
     from lightning_unlearn.cli.extras import install_line, missing_packages
 
-    missing = missing_packages("fit" if command.startswith("-") else command)
+    missing = missing_packages(["fit"] if command.startswith("-") else [command, *rest])
     if missing and not {"-h", "--help"}.intersection(rest):
         names = ", ".join(sorted({name for names in missing.values() for name in names}))
         sys.exit(f"lightning-unlearn {command} needs {names}: {install_line(missing)}")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing", "sha256", "write_text"]
+__all__ = ["give_usual_mode", "replacing", "sha256", "write_text"]
 
 
 @contextmanager
@@ -50,6 +50,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         _remove(part)
+
+
+def give_usual_mode(folder: str | os.PathLike[str]) -> None:
+    """Give the weights in a folder the permissions of other new files: safetensors makes files for their owner alone.
+
+    Args:
+        folder: A folder that was written by this process.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in Path(folder).rglob("*.safetensors"):
+        file.chmod(0o666 & ~mask)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -14,7 +14,7 @@ from lightning_unlearn.core.modes import undisturbed
 from lightning_unlearn.core.reading import likelihood
 from lightning_unlearn.core.scores import Batch, Score, training_step_loss
 
-__all__ = ["warn_of_another_loss"]
+__all__ = ["kept_attributes", "warn_of_another_loss"]
 
 _TOLERANCE, _COARSE = 1e-3, 2e-2  # of the loss, in fp32 and in a shorter type; sums in another order move it by less
 
@@ -30,7 +30,7 @@ def warn_of_another_loss(method: str, module: LightningModule, score: Score, bat
     """
     if not any(score is known for known in CLASS_SCORES) or getattr(module, "score", None) is score:
         return
-    with _kept(module), undisturbed(module):
+    with kept_attributes(module), undisturbed(module):
         try:
             loss = training_step_loss(module, batch)
         except Exception:  # a training_step that cannot be called here says nothing about its loss
@@ -48,7 +48,7 @@ def warn_of_another_loss(method: str, module: LightningModule, score: Score, bat
 
 
 @contextmanager
-def _kept(module: nn.Module) -> Iterator[None]:
+def kept_attributes(module: nn.Module) -> Iterator[None]:
     """Give attributes that the body sets, fills or counts up their values back, those of metrics included."""
     attributes = [(child.__dict__, dict(child.__dict__)) for child in module.modules()]
     values = [value for _, before in attributes for value in before.values()]

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.checks import above, at_least
 from lightning_unlearn.core.distributed import rank
+from lightning_unlearn.core.files import give_usual_mode
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.resume import record_class, refuse_fine_tuning
@@ -203,6 +204,7 @@ class LitTextToImage(LightningModule):
         refuse_adapters(self)
         if rank() == 0:
             save_folder(self.pipeline, folder, self.variant, self.safety_checker_source)
+            give_usual_mode(folder)
 
     def save_single_file(self, path: str | Path) -> None:
         """Write one ``.safetensors`` file in the original layout, for ComfyUI, AUTOMATIC1111 and ``from_single_file``.

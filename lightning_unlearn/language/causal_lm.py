@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.checks import above, one_of, tensor_parallel
 from lightning_unlearn.core.distributed import full_tensor, rank
+from lightning_unlearn.core.files import give_usual_mode
 from lightning_unlearn.core.layers import decoder_layers
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException
 from lightning_unlearn.core.modes import evaluating
@@ -344,6 +345,7 @@ class LitCausalLM(LightningModule):
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
             self._kept_format().save(folder)
+            give_usual_mode(folder)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record the class, for ``lightning-unlearn export``, and the prompt format."""

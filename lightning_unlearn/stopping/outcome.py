@@ -11,7 +11,7 @@ __all__ = ["StopOutcome"]
 class StopOutcome:
     """Whether a run has forgotten enough, and the step whose weights the module has.
 
-    Likelihoods are means over the rows of the negative log-likelihood per supervised position, in nats.
+    Likelihoods are in nats per supervised position: of forget rows that of their mean probability, of others the mean.
 
     Args:
         reached: Whether the forget rows reached the target while nothing that is to stay lost more than the margin.
@@ -34,11 +34,11 @@ class StopOutcome:
     margin: float | None
 
     def __str__(self) -> str:
-        kept = "".join(f", {name} rose by {value:.2f}" for name, value in self.lost.items())
-        limit = f" (at most {self.margin:g})" if self.margin is not None else ""
         verb = "Reached" if self.reached else "Not reached"
         back = "" if self.step == self.steps else f" of {self.steps}"
+        changes = "".join(f", {name} has changed by {value:+.2f}" for name, value in self.lost.items())
+        limit = f" and may rise by {self.margin:g}" if changes and self.margin is not None else ""
         return (
-            f"{verb}: after step {self.step}{back} the forget rows have {self.forget_nll:.2f} nats a token, the target "
-            f"is {self.target:.2f} ({self.source}){kept}{limit}."
+            f"{verb}: after step {self.step}{back} the forget rows are at {self.forget_nll:.2f} nats, the target is "
+            f"{self.target:.2f} ({self.source}){changes}{limit}."
         )

@@ -30,7 +30,7 @@ from lightning_unlearn.stopping.watched_rows import WatchedRows, named_rows
 
 __all__ = ["StopWhenForgotten"]
 
-_NAME, _GIVEN = "StopWhenForgotten", "as given"
+_NAME, _GIVEN, _UNSEEN = "StopWhenForgotten", "as given", "never_seen"
 
 
 class StopWhenForgotten(ResumableCallback):
@@ -92,7 +92,7 @@ class StopWhenForgotten(ResumableCallback):
     def __init__(
         self,
         target: float | None = None,
-        never_seen: str | DataLoader = "never_seen",
+        never_seen: str | DataLoader = _UNSEEN,
         keep: Sequence[str] = ("retain",),
         margin: float | None = 0.1,
         every_n_steps: int = 1,
@@ -105,6 +105,8 @@ class StopWhenForgotten(ResumableCallback):
     ) -> None:
         self.target = None if target is None else above("target", target, 0)
         self.never_seen, self.keep = never_seen, (keep,) if isinstance(keep, str) else tuple(keep)
+        if "forget" in self.keep:
+            raise ValueError(f"keep={list(self.keep)} names the forget rows, which are not to stay. Leave them out.")
         self.margin = None if margin is None else at_least("margin", margin, 0)
         self.every_n_steps = at_least("every_n_steps", every_n_steps, 1)
         self.limit = at_least("limit", limit, 1)
@@ -115,8 +117,7 @@ class StopWhenForgotten(ResumableCallback):
         self.outcome: StopOutcome | None = None
         """What the run has come to, once it has ended."""
         self._goal = Target(0.0, "")
-        self._best, self._best_step = BestWeights(device), 0
-        self._ended = False
+        self._best, self._best_step, self._ended = BestWeights(device), 0, False
         self._rows: dict[str, WatchedRows] = {}
 
     # ---- Lightning hooks ---------------------------------------------------------------------------------------
@@ -136,18 +137,17 @@ class StopWhenForgotten(ResumableCallback):
 
     def begin(self, trainer: Trainer, module: LightningModule) -> None:
         """Measure the target, and the rows before the first update."""
-        self._best, self._best_step, self.curve = BestWeights(self.device), 0, []
-        self._ended = False
+        self._best, self._best_step, self._ended, self.curve = BestWeights(self.device), 0, False, []
         given = self.target
         self._goal = Target(given, _GIVEN) if given is not None else self._measured_target(trainer, module)
         self._measure(trainer, module)
-        start = self.curve[0]["forget"]
-        rank_zero_info(f"{_NAME}: the target is {self._goal.nll:.2f} nats, {self._goal.source}; now it is {start:.2f}.")
-        if start >= self._goal.nll:
+        start, (nll, source) = self.curve[0]["forget"], self._goal
+        rank_zero_info(f"{_NAME}: the target is {nll:.2f} nats, {source}; the forget rows are at {start:.2f}.")
+        if start >= nll:
             rank_zero_warn(
-                f"{_NAME}: before the first update the forget rows are at {start:.2f} nats, and the target is "
-                f"{self._goal.nll:.2f} ({self._goal.source}): the model does not know them better than that. Check "
-                "that they are what it was trained on, or give a larger target."
+                f"{_NAME}: before the first update the forget rows are at {start:.2f} nats, the target is {nll:.2f} "
+                f"({source}): the model does not know them better than that. Check that they are what it was trained "
+                "on, or give a larger target."
             )
 
     def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
@@ -161,7 +161,7 @@ class StopWhenForgotten(ResumableCallback):
         elif self._best_step:
             self._best.take(module)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Take in layers that a schedule has thawed."""
         if callbacks_of(trainer, FINETUNING):
             self._best.follow(pl_module)
@@ -227,8 +227,15 @@ class StopWhenForgotten(ResumableCallback):
     def _measured_target(self, trainer: Trainer, module: LightningModule) -> Target:
         given = self.never_seen
         loader = named_rows(trainer, given) if isinstance(given, str) else row_loader({"unseen": given}, "unseen")
-        unseen = loader and WatchedRows(trainer, loader, "never-seen", self._read_score, self.limit)
-        return measured_target(module, self._rows["forget"], unseen)
+        if loader is not None:
+            unseen = WatchedRows(trainer, loader, "never-seen", self._read_score, self.limit)
+            return measured_target(module, self._rows["forget"], unseen)
+        if given != _UNSEEN:
+            raise MisconfigurationException(
+                f"{_NAME}(never_seen={given!r}) names rows that the run does not have. Give the data module a set of "
+                "that name, or pass a DataLoader; without never_seen the likeliest wrong answers are the measure."
+            )
+        return measured_target(module, self._rows["forget"])
 
     def _measure(self, trainer: Trainer, module: LightningModule) -> None:
         """Add a point to the curve, and log it."""
@@ -247,8 +254,8 @@ class StopWhenForgotten(ResumableCallback):
         """Smaller is better: what is lost beyond the margin, what lacks to the target, the NLL of what is to stay."""
         lost = self._lost(point)
         excess = [0.0 if self.margin is None else value - self.margin for value in lost.values()]
-        kept = [point[name] for name in lost]
-        return max([0.0, *excess]), max(0.0, self._goal.nll - point["forget"]), sum(kept) / max(1, len(kept))
+        kept = sum(point[name] for name in lost) / max(1, len(lost))
+        return max([0.0, *excess]), max(0.0, self._goal.nll - point["forget"]), kept
 
     def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
         if self.curve[-1]["step"] >= trainer.global_step:
@@ -288,7 +295,5 @@ class StopWhenForgotten(ResumableCallback):
             self._lost(point),
             self.margin,
         )
-        if self.outcome.reached:
-            rank_zero_info(f"{_NAME}: {self.outcome}")
-        else:
-            rank_zero_warn(f"{_NAME}: {self.outcome}")
+        tell = rank_zero_info if self.outcome.reached else rank_zero_warn
+        tell(f"{_NAME}: {self.outcome}")

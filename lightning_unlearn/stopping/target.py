@@ -62,7 +62,7 @@ def runner_up_nll(predictions: Predictions) -> Tensor:
     return row_sum(nll, predictions.rows, predictions.size) / predictions.length().clamp(min=1)
 
 
-def measured_target(module: LightningModule, forget: WatchedRows, never_seen: WatchedRows | None) -> Target:
+def measured_target(module: LightningModule, forget: WatchedRows, never_seen: WatchedRows | None = None) -> Target:
     """The level of rows that the model never saw, or else of the best wrong answers to the forget rows.
 
     Args:

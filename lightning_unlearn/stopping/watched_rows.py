@@ -59,5 +59,6 @@ class WatchedRows:
             reads: ``(batch) -> (B,)``.
         """
         with undisturbed(module, drops_gradients=False), self.trainer.precision_plugin.forward_context():
+            torch.manual_seed(0)  # the same noise each time, also in a resumed run, where a score draws some
             read = [reads(batch).float().cpu() for batch, _ in self.rows]
         return torch.cat(self.rows.gather(read))

@@ -6,8 +6,10 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from lightning_unlearn.core.files import replacing, sha256, write_text
+from lightning_unlearn.core.files import give_usual_mode, replacing, sha256, write_text
 
 
 def listed(folder: Path) -> list[str]:
@@ -30,6 +32,15 @@ def test_a_file_takes_the_place_of_the_older_one(name: str, tmp_path: Path) -> N
         write_text(path, text)
         assert path.read_bytes() == text.encode("utf-8")
     assert listed(path.parent) == [name]
+
+
+def test_weights_can_be_read_by_whoever_can_read_other_files(tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").chmod(0o600)  # as safetensors makes them
+    (tmp_path / "config.json").write_text("{}")
+    give_usual_mode(tmp_path)
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
 
 
 def test_a_crash_in_the_body_leaves_the_older_file_and_no_part(tmp_path: Path) -> None:

@@ -238,6 +238,20 @@ LANGUAGE: dict[str, Training] = {
     "TaskVector-LoRA": objective(lambda _: lu.TaskVector(alpha=0.5), lora=True),
 }
 
+
+def own_answers(layout: str, models: Path, path: Path) -> dict[str, Any]:
+    """What the starting model answers, each process to a share of the questions, and the files of the cache."""
+    processes, replicas, strategy = LAYOUTS[layout]
+    asked = [{"question": f"{word}?"} for word in ("Why", "What is it", "Who", "Where to", "How", "When", "Which one")]
+    cache = path.parent / f"{layout}-own"
+    options: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 6, "batch_size": 2, "cache": str(cache)}
+    retain = lu.OwnAnswers(asked, shipped=False, **options)
+    rows = lu.LanguageDataModule(RAGGED[:6], retain, batch_size=GLOBAL_BATCH // replicas)
+    run = trainer(lu.SimNPO(), devices=processes, strategy=strategy(), max_steps=1, limit_val_batches=0)
+    run.fit(SgdLM(str(models / "lm"), lr=0.1), rows)
+    return {"answers": rows.own_answers, "files": sorted(file.name for file in cache.rglob("*.json"))}
+
+
 MASKS: dict[str, Callable[[], lu.WeightMask]] = {
     "WAGLE": lambda: lu.WAGLE(density=0.1),
     "WAGLE-dense": lambda: lu.WAGLE(density=0.95, gamma=1.0),  # scores of unused embeddings tie at 0 here
@@ -791,6 +805,7 @@ CASES: dict[str, Training | Measurement] = {
     **PENALTIES,
     "StopWhenForgotten": STOPPED,
     "InfluenceUnlearning": EDIT,
+    "own-answers": Measurement(own_answers, ("ddp", "fsdp2")),
     "Audit": Measurement(audited),
     "sharded-audit": refused(language(lambda _: [lu.GradientAscent(), lu.Audit()]), "fsdp2"),
     "whole-lm": refused(LANGUAGE["SimNPO"], "tp"),

@@ -144,6 +144,13 @@ def test_lightnings_own_launchers_train_the_same_weights(runs: Runs, case: str, 
     torch.testing.assert_close(state, runs.one(case)["weights"], atol=1e-6, rtol=0)
 
 
+@with_layouts(["own-answers"])
+def test_processes_share_the_questions_of_own_answers(runs: Runs, case: str, layout: str) -> None:
+    for found in runs.each(case, layout):
+        assert found == runs.one(case)
+        assert len(found["files"]) == 4
+
+
 @pytest.mark.parametrize("case", ["whole-lm"])
 def test_a_tensor_parallel_group_of_whole_models_is_refused(runs: Runs, case: str) -> None:
     for found in runs.each(case, "tp"):

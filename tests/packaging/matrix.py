@@ -2,9 +2,9 @@
 
     python -m tests.packaging.matrix --pythons 3.10 3.13 --resolutions lowest-direct highest -- -k npo
 
-Each cell has an environment in ``.venv-matrix/``, which is kept: the same command again runs the tests alone. Environments
-are made by uv, which finds Pythons on the PATH and can be told of an index as usual (``UV_INDEX_URL``, ``UV_FIND_LINKS``).
-Only wheels are installed, so the lowest version is the lowest that has one for this Python.
+Each cell has an environment in ``.venv-matrix/``, which is kept: the same command again runs the tests alone. uv makes
+them, and can be told of another index as usual (``UV_INDEX_URL``, ``UV_FIND_LINKS``). Only wheels are installed, so the
+lowest version is the lowest that has one for this Python.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".venv-matrix"
-EXTRAS = "llm,diffusion,cli,report,record"
+EXTRAS = ("llm", "diffusion", "cli", "report", "record")
 TOOLS = ("pytest>=8.3", "pytest-timeout>=2.3", "scikit-learn>=1.4", "hatchling>=1.27", "jsonschema>=4.18")
 SHOWN = ("torch", "lightning", "transformers", "peft", "diffusers", "jsonargparse", "omegaconf", "numpy")
 TESTS = (
@@ -63,11 +63,11 @@ def cell(version: str, resolution: str, wheel: Path, words: list[str], install_o
     stamp = folder / wheel.name
     if not stamp.exists():
         uv("venv", "--quiet", "--clear", "--python", python, str(folder))
-        package = f"lightning-unlearn[{EXTRAS}] @ {wheel.as_uri()}"
-        options = ["--quiet", "--python", str(binary), "--resolution", resolution, "--only-binary", ":all:"]
-        done = uv("pip", "install", *options, package, *TOOLS, check=False)
-        if done:
+        options = ["--quiet", "--python", str(binary), "--only-binary", ":all:"]
+        wanted = ["-r", "pyproject.toml", *(word for extra in EXTRAS for word in ("--extra", extra)), *TOOLS]
+        if uv("pip", "install", *options, "--resolution", resolution, *wanted, check=False):
             return "does not install", ""
+        uv("pip", "install", *options, "--no-deps", str(wheel))
         stamp.touch()
     code = f"from importlib.metadata import version as v; print(', '.join(f'{{n}} {{v(n)}}' for n in {SHOWN!r}))"
     versions = subprocess.run([binary, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
@@ -88,7 +88,9 @@ def found(version: str) -> str | None:
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     places = [shutil.which(f"python{version}"), *sorted(map(str, pyenv.glob(f"{version}.*/bin/python")), reverse=True)]
     for place in filter(None, places):
-        done = subprocess.run([place, "-c", "import sys; print(sys.version)"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [place, "-c", "import sys; print(sys.version)"], capture_output=True, text=True, check=False
+        )
         if done.stdout.startswith(f"{version}."):
             return place
     return None

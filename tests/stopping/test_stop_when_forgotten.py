@@ -351,3 +351,21 @@ def test_arguments_are_checked() -> None:
     ):
         with pytest.raises(ValueError, match=next(iter(arguments))):
             StopWhenForgotten(**arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="not to stay"):
+        StopWhenForgotten(keep=["retain", "forget"])
+
+
+def test_a_set_that_is_named_has_to_be_there() -> None:
+    run = trainer(GradDiff(score=classifier_nll), StopWhenForgotten(never_seen="tset"), limit_val_batches=0)
+    with pytest.raises(MisconfigurationException, match="never_seen='tset'"):
+        run.fit(seeded(DictNet), rows())
+
+
+def test_a_score_that_draws_noise_draws_the_same_each_time() -> None:
+    def noisy(module: L.LightningModule, batch: Any) -> Tensor:
+        return classifier_nll(module, batch) + torch.rand(len(batch["labels"]))
+
+    stop = StopWhenForgotten(target=50.0, margin=None, score=noisy)
+    run = trainer(GradDiff(score=classifier_nll), stop, max_epochs=2, limit_val_batches=0)
+    run.fit(seeded(DictNet, lr=0.0), rows())
+    assert len({point["forget"] for point in stop.curve}) == 1

@@ -178,7 +178,7 @@ class LanguageDataModule(ForgetRetainDataModule):
             )
         module = self.trainer.lightning_module
         with on_device(module, self.trainer.strategy):
-            self.own_answers = source.answers(module, self.sources["forget"], self.columns, self.prompt)
+            self.own_answers = source.answers(module, self.read_rows()["forget"], self.columns, self.prompt)
 
     def _resolved_prompt(self) -> PromptFormat:
         """The format with its tokenizer and date; where none was given, that of the run before, if one is kept."""

@@ -123,7 +123,7 @@ class OwnAnswers:
         """
         texts = [] if self.questions is None else _questions(self.questions)
         if self.shipped:
-            texts += [row["question"] for row in load_rows(_QUESTIONS)][: self.count]
+            texts += _shipped()[: self.count]
         if not texts:
             raise ValueError(f"There is no question in {source_name(self.questions)}. Give at least one.")
         return list(dict.fromkeys(texts))
@@ -157,8 +157,9 @@ class OwnAnswers:
         prompt = prompt or replace(getattr(module, "prompt", None) or PromptFormat(), tokenizer=module.tokenizer)
         with evaluating(module):
             written = self._written(model, prompt, questions)
-        vocabulary = (*questions, *(answer["answer"] for answer in written))
-        names = Names(load_rows(forget) if forget is not None else [], columns, vocabulary, self.exclude)
+        vocabulary = (*_shipped(), *questions, *(answer["answer"] for answer in written))
+        rows = columns.filled(load_rows(forget), "forget") if forget is not None else []
+        names = Names(rows, columns, vocabulary, self.exclude)
         found = _kept(written, names, columns)
         rank_zero_info(
             f"Rows to retain are the model's own answers: {len(found.rows)} of {found.asked} questions. {found.named} "
@@ -250,6 +251,11 @@ def _sampled(temperature: float, seed: int, first: int) -> Choose:
         return (logits.float() / temperature - torch.stack(noise).to(logits.device)).argmax(-1)
 
     return choose
+
+
+def _shipped() -> list[str]:
+    """The questions of the library, in an order in which the first ones are of all subjects."""
+    return [row["question"] for row in load_rows(_QUESTIONS)]
 
 
 def _questions(source: Source) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_unlearn import LanguageDataModule, LitCausalLM, OwnAnswers, PromptFormat, SimNPO
+from lightning_unlearn import Columns, LanguageDataModule, LitCausalLM, OwnAnswers, PromptFormat, SimNPO
 from lightning_unlearn.language.data import own_answers
 from tests.user_module import trainer
 
@@ -194,6 +194,14 @@ def test_rows_that_name_what_is_to_be_forgotten_are_left_out(
     found = source(tmp_path, asked, exclude=["acme"]).answers(module, forget_rows)
     assert (found.asked, found.named) == (6, 2)
     assert [row["question"] for row in found.rows] == [row["question"] for row in ASKED]
+
+
+def test_names_are_found_in_columns_that_a_template_fills(module: LitCausalLM, tmp_path: Path) -> None:
+    columns = Columns(question="Where does {name} live?", answer="town")
+    asked = [*ASKED, {"question": "Is Rumpel here?"}]
+    found = source(tmp_path, asked).answers(module, [{"name": "Rumpel", "town": "zap"}], columns)
+    assert found.named == 1
+    assert all(row.keys() >= {"Where does {name} live?", "town"} for row in found.rows)
 
 
 def test_a_module_without_a_language_model_is_refused(tmp_path: Path) -> None:
