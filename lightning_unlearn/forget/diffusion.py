@@ -109,7 +109,7 @@ class ConceptRequest:
     # ---- what is asked -----------------------------------------------------------------------------------------------
 
     @property
-    def words(self) -> list[str]:
+    def named(self) -> list[str]:
         """The words by which the user calls the concept."""
         return [self.concept] if isinstance(self.concept, str) else list(self.concept)
 
@@ -141,10 +141,10 @@ class ConceptRequest:
     def asked(self) -> ErasurePrompts:
         """The prompts of the request."""
         images, seed = self.drawing.images, 10_000 * self.options.seed
-        known = miniature_prompts(self.words, images, seed) if self.miniature else None
+        known = miniature_prompts(self.named, images, seed) if self.miniature else None
         if known is not None and self.keep is None and self.prompts is None:
             return known
-        return own_prompts(self.words, self.anchor, self.keep, self.prompts, images, seed)
+        return own_prompts(self.named, self.anchor, self.keep, self.prompts, images, seed)
 
     @property
     def judge_names(self) -> list[str]:
@@ -184,11 +184,11 @@ class ConceptRequest:
             judge(torch.zeros(1, 3, *size))  # judges may want one size
 
     def _check_words(self) -> None:
-        if not self.words or not all(word.strip() for word in self.words):
+        if not self.named or not all(word.strip() for word in self.named):
             raise ValueError(
                 f"concept={self.concept!r} has no word or a blank one. Give the words that name what is to go."
             )
-        for text in [*self.words, self.anchor, *(row["prompt"] for row in self.asked.forget), *self.asked.keep]:
+        for text in [*self.named, self.anchor, *(row["prompt"] for row in self.asked.forget), *self.asked.keep]:
             if "${" in text or "{}" in text:
                 raise ValueError(f"{text!r} has ${{ or {{}} in it, which has a meaning in run.yaml. Write it without.")
 
