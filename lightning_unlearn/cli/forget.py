@@ -24,6 +24,8 @@ _DOORS = {
 }
 """The option that names the model of each kind of request, and the class of the request."""
 
+_SWITCHES = ("--dry_run", "--show_text")
+
 _USAGE = """usage: lightning-unlearn forget --model M --forget rows.jsonl [--retain rows.jsonl] --output_dir out
            a language model: a folder, hub id, GGUF file or adapter; rows of questions and answers, or of texts
        lightning-unlearn forget --checkpoint c.ckpt --module my_module:LitNet --data my_module:Data --class 3
@@ -58,11 +60,18 @@ def forget(args: Sequence[str]) -> RequestResult | None:
     parser = BriefErrors(prog="lightning-unlearn forget", description=(kind.__doc__ or "").partition("\n")[0])
     parser.add_class_arguments(kind, as_group=False, skip={"options"})
     parser.add_class_arguments(RequestOptions, as_group=False)
-    values = instantiated(parser, parser.parse_args(list(args)))
+    values = instantiated(parser, parser.parse_args(_flags(args)))
     if named != ["--pipeline"] and values["method"] != "auto":
         values["method"] = find_config(values["method"])
     common = {field.name: values.pop(field.name) for field in fields(RequestOptions)}
     return run_request(kind(**values, options=RequestOptions(**common)), fit)
+
+
+def _flags(args: Sequence[str]) -> list[str]:
+    """The words with ``=true`` after each switch that has no value."""
+    following = [*args[1:], ""]
+    bare = [word in _SWITCHES and value not in ("true", "false") for word, value in zip(args, following, strict=True)]
+    return [f"{word}=true" if is_bare else word for word, is_bare in zip(args, bare, strict=True)]
 
 
 def demo(

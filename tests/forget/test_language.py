@@ -118,7 +118,7 @@ def test_a_table_of_customers_is_read_by_a_template(tiny_lm: Path, tmp_path: Pat
 def test_methods_are_shipped_files_by_their_names(
     tiny_lm: Path, tables: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--model", str(tiny_lm), "--forget", str(tables), "--accelerator=cpu", "--dry_run=true"]
+    command = ["--model", str(tiny_lm), "--forget", str(tables), "--dry_run", "--accelerator=cpu"]
     forget([*command, "--method=npo"])
     assert "NPO, lr 1e-05" in capsys.readouterr().out
     forget([*command, "--method=second_order/influence_unlearning"])

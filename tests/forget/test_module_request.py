@@ -173,7 +173,7 @@ def test_files_are_forgotten_by_their_names(user: ModuleType, tmp_path: Path) ->
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     user: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ["--class", "3", "--dry_run", "true", "--data.batch_size", "32"]
+    more = ["--class", "3", "--dry_run", "--data.batch_size", "32"]
     assert forget(words("digits.ckpt", "user_digits:LitDigits", tmp_path / "out", *more)) is None
     told = capsys.readouterr().out
     for text in ("class 3", "classifier_nll", "UGradSLPlus", "0.1 of 0.01", "2 x 32 rows", "the best step is kept"):
