@@ -104,6 +104,7 @@ class _KilledError(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_a_killed_request_goes_on_and_ends_as_one_that_was_not(
     user: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +156,7 @@ def test_a_regression_is_read_by_its_own_loss(user: ModuleType, tmp_path: Path) 
     assert [row[0] for row in own.rows] == ["val_mse"]
 
 
+@pytest.mark.slow
 def test_files_are_forgotten_by_their_names(user: ModuleType, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     data = user.DictData()
