@@ -95,8 +95,8 @@ retrained = trained(without)
 # ## Forgetting
 #
 # One callback, here `UGradSLPlus`: ascent on the threes with smoothed labels, descent on the other rows.
-# Its learning rate and epochs are the best of ten that were tried on the test rows below, so these flatter it: choose yours
-# on validation rows.
+# Its learning rate and epochs are the best of ten that were tried on the test rows below, so these flatter it: choose
+# yours on validation rows.
 # `ClassificationDataModule` splits the rows by the class; `ClassifierMonitor` measures on the way, and compares with
 # the retrained model.
 

@@ -25,7 +25,7 @@ _DOORS = {
 }
 """The option that names the model of each kind of request, and the class of the request."""
 
-_SWITCHES = ("--attack", "--dry_run", "--show_text")
+_SWITCHES = ("--attack", "--dry_run", "--show_text", "--trust_checkpoint")
 
 _USAGE = """usage: lightning-unlearn forget --model M --forget rows.jsonl [--retain rows.jsonl] --output_dir out
            a language model: a folder, hub id, GGUF file or adapter; rows of questions and answers, or of texts

@@ -115,7 +115,7 @@ def read_checkpoint(path: str, trusted: bool = False) -> dict[str, Any]:
             raise ValueError(f"{path} is no PyTorch file, or a part of one.") from None
         raise ValueError(
             f"{path} holds objects of {', '.join(dict.fromkeys(named))}, and loading objects of such classes can run "
-            "code of whoever wrote the file. If it is yours, add --trust_checkpoint true; better, save it anew with "
+            "code of whoever wrote the file. If it is yours, add --trust_checkpoint; better, save it anew with "
             "plain hyperparameters (numbers, texts, lists, dicts)."
         ) from None
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:

@@ -104,6 +104,7 @@ class _KilledError(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_a_killed_request_goes_on_and_ends_as_one_that_was_not(
     user: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +156,7 @@ def test_a_regression_is_read_by_its_own_loss(user: ModuleType, tmp_path: Path) 
     assert [row[0] for row in own.rows] == ["val_mse"]
 
 
+@pytest.mark.slow
 def test_files_are_forgotten_by_their_names(user: ModuleType, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     data = user.DictData()
@@ -173,7 +175,7 @@ def test_files_are_forgotten_by_their_names(user: ModuleType, tmp_path: Path) ->
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     user: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ["--class", "3", "--dry_run", "true", "--data.batch_size", "32"]
+    more = ["--class", "3", "--dry_run", "--data.batch_size", "32"]
     assert forget(words("digits.ckpt", "user_digits:LitDigits", tmp_path / "out", *more)) is None
     told = capsys.readouterr().out
     for text in ("class 3", "classifier_nll", "UGradSLPlus", "0.1 of 0.01", "2 x 32 rows", "the best step is kept"):
