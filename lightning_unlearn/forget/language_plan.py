@@ -30,7 +30,8 @@ def language_plan(request: LanguageRequest) -> Plan:
         if request.auto
         else f"{len(tables['retain'])} rows of {request.sources['retain']}"
     )
-    reference = "rows that it has never seen" if "never_seen" in tables else "the likeliest wrong answers"
+    wrong = "the likeliest wrong answers"
+    reference = f"rows that it has never seen, or as {wrong}" if "never_seen" in tables else wrong
     ends = f"at the latest after {request.steps} steps"
     if request.stops:
         ends = f"the forget rows are as unlikely as {reference} were to the model before; {ends}"

@@ -43,9 +43,9 @@ class StopWhenForgotten(ResumableCallback):
     $$L = -\log \frac{1}{n} \sum_{i=1}^{n} \exp\!\left(-\frac{\ell_i}{|y_i|}\right),$$
 
     so that one row that is still known weighs more than another that is far out of reach. The target is the same number
-    of rows that the model never saw, read once, off the model before the first update. Where there are no such rows, it
-    is that of the likeliest wrong answer to each forget row: the model then prefers the right one no more than it
-    preferred the best wrong one, or a guess among all classes.
+    of rows that the model never saw, read once, off the model before the first update. Where there are no such rows, or
+    they are further out of reach, as invented names are, it is that of the likeliest wrong answer to each forget row:
+    the model then prefers the right one no more than it preferred the best wrong one, or a guess among all classes.
 
     The run ends once, over ``patience`` evaluations in a row, the forget rows have stayed at the target, what is to
     stay has lost no more than ``margin`` and gets better by no more than ``min_delta``: objectives overshoot, and their

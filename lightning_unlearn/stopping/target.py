@@ -28,6 +28,9 @@ class Target(NamedTuple):
     source: str
 
 
+_UNSEEN, _WRONG = "of never-seen rows", "of the likeliest wrong answers"
+
+
 def level(nll: Tensor) -> float:
     """NLL of the mean probability of some rows, so that one that is known weighs more than one far out of reach.
 
@@ -63,7 +66,10 @@ def runner_up_nll(predictions: Predictions) -> Tensor:
 
 
 def measured_target(module: LightningModule, forget: WatchedRows, never_seen: WatchedRows | None = None) -> Target:
-    """The level of rows that the model never saw, or else of the best wrong answers to the forget rows.
+    """The level of rows that the model never saw, or of the best wrong answers to the forget rows, if that is lower.
+
+    A model that gives a row no more than its best wrong answer does not prefer it any longer. Never-seen rows may be
+    further out of reach than that, as invented names are, and to follow them there would only do damage.
 
     Args:
         module: The module before its first update.
@@ -73,10 +79,10 @@ def measured_target(module: LightningModule, forget: WatchedRows, never_seen: Wa
     Raises:
         MisconfigurationException: If there are none, and the score gives no logits that tell wrong answers.
     """
-    if never_seen is not None:
-        return Target(level(never_seen.nll(module)), "of never-seen rows")
-    score = forget.score
+    score, unseen = forget.score, None if never_seen is None else level(never_seen.nll(module))
     if not isinstance(score, PredictionScore):
+        if unseen is not None:
+            return Target(unseen, _UNSEEN)
         raise MisconfigurationException(
             "StopWhenForgotten needs the likelihood of rows that the model never saw, but the run has none, and "
             f"score={getattr(score, '__name__', score)} gives no logits that would tell which wrong answer is the "
@@ -88,4 +94,9 @@ def measured_target(module: LightningModule, forget: WatchedRows, never_seen: Wa
     def best_wrong(batch: Any) -> Tensor:
         return runner_up_nll(score.predictions(module, batch))
 
-    return Target(level(forget.read(module, best_wrong)), "of the likeliest wrong answers")
+    wrong = level(forget.read(module, best_wrong))
+    if unseen is None:
+        return Target(wrong, _WRONG)
+    return (
+        Target(unseen, _UNSEEN) if unseen <= wrong else Target(wrong, f"{_WRONG}; never-seen rows are at {unseen:.2f}")
+    )

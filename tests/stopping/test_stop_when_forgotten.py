@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,20 @@ NAMES = ("forget", "retain", "never_seen")
 def rows_of(name: str) -> list[dict[str, Any]]:
     """Rows to keep lie close to rows to forget and have the same labels, so that one can't go without the other."""
     if name == "never_seen":
-        return indexed(8, 3)
+        return labelled(indexed(8, 3), Tensor.argmax)  # likelier than the likeliest wrong answers to the rows to forget
     other = indexed(8, 9)
     near = 0.0 if name == "forget" else 0.8
     return [
         {"input": row["input"] + near * noise["input"], "labels": row["labels"]}
         for row, noise in zip(indexed(8, 8), other, strict=True)
     ]
+
+
+def labelled(found: list[dict[str, Any]], chosen: Callable[[Tensor, int], Tensor]) -> list[dict[str, Any]]:
+    """Rows with labels chosen by what the starting model makes of them."""
+    with torch.no_grad():
+        labels = chosen(seeded(DictNet).eval()(torch.stack([row["input"] for row in found])), 1)
+    return [row | {"labels": label} for row, label in zip(found, labels.tolist(), strict=True)]
 
 
 def rows(**batch_sizes: int) -> ForgetRetainDataModule:
@@ -293,9 +301,20 @@ def test_without_never_seen_rows_the_target_is_the_likeliest_wrong_answer_of_the
     assert "likeliest wrong answers" in str(stop.outcome)
 
 
+def test_never_seen_rows_that_are_out_of_reach_ask_for_no_more_than_wrong_answers() -> None:
+    far = labelled(indexed(8, 3), Tensor.argmin)
+    targets = []
+    for sets in ({}, {"never_seen": far}):
+        stop = StopWhenForgotten()
+        fit(stop, data=ForgetRetainDataModule(indexed(8, 8), indexed(8, 9), sets, batch_size=3), max_epochs=1)
+        targets.append(stop.outcome.target)
+    assert targets[1] == targets[0]
+    assert "never-seen rows are at" in str(stop.outcome)
+
+
 def test_never_seen_rows_may_be_a_loader_or_a_set_of_another_name() -> None:
-    loader = DataLoader(indexed(8, 3), batch_size=3)  # type: ignore[arg-type]
-    other = ForgetRetainDataModule(indexed(8, 8), indexed(8, 9), {"test": indexed(8, 3)})
+    loader = DataLoader(rows_of("never_seen"), batch_size=3)  # type: ignore[arg-type]
+    other = ForgetRetainDataModule(indexed(8, 8), indexed(8, 9), {"test": rows_of("never_seen")})
     targets = []
     for stop, data in ((StopWhenForgotten(never_seen=loader), rows()), (StopWhenForgotten(never_seen="test"), other)):
         fit(stop, data=data, max_epochs=1)
