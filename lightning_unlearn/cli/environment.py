@@ -76,7 +76,7 @@ def notes() -> list[str]:
     if None not in pair and pair[0] != pair[1]:
         found.append(
             f"lightning {pair[0]} and pytorch-lightning {pair[1]} differ: install the same release of both, since "
-            "classes of one are refused by a Trainer of the other where they do."
+            "classes here are derived from both, and are tested with equal releases."
         )
     return found
 
