@@ -134,6 +134,11 @@ def foreseen(error: BaseException) -> str | None:
         if inner is None:
             return None
         error = inner
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        from lightning_unlearn.cli.extras import module_hint
+
+        if (hint := module_hint(error.name)) is not None:
+            return hint
     kinds = (ValueError, TypeError, OSError, ImportError, RuntimeError)
     ours = raiser is not None and raiser.is_relative_to(Path(__file__).parents[1])
     known = isinstance(error, kinds) or type(error).__name__ == "MisconfigurationException"

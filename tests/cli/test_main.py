@@ -151,3 +151,11 @@ def test_logs_have_no_bars_of_other_libraries_and_no_advertisements(
         L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     assert "GPU available" in caplog.text
     assert "Tip" not in caplog.text
+
+
+def test_a_module_of_an_extra_that_is_missing_is_said_with_the_line_that_installs_it() -> None:
+    told = module.foreseen(ModuleNotFoundError("No module named 'sklearn.metrics'", name="sklearn.metrics"))
+    assert told is not None
+    assert "scikit-learn" in told
+    assert 'pip install "lightning-unlearn[' in told
+    assert module.foreseen(ModuleNotFoundError("No module named 'users_own'", name="users_own")) is None
