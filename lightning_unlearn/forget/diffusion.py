@@ -185,9 +185,7 @@ class ConceptRequest:
 
     def _check_words(self) -> None:
         if not self.named or not all(word.strip() for word in self.named):
-            raise ValueError(
-                f"concept={self.concept!r} has no word or a blank one. Give the words that name what is to go."
-            )
+            raise ValueError(f"concept={self.concept!r} has no word or a blank one. Name what is to go.")
         for text in [*self.named, self.anchor, *(row["prompt"] for row in self.asked.forget), *self.asked.keep]:
             if "${" in text or "{}" in text:
                 raise ValueError(f"{text!r} has ${{ or {{}} in it, which has a meaning in run.yaml. Write it without.")
@@ -198,7 +196,7 @@ class ConceptRequest:
         forget, keep = asked.of("forget"), asked.of("keep")
         drawn = 2 * len(asked.pictures)
         read = "" if method.retain_batch_size else ", which the method does not read"
-        judges = " and ".join(f"{judge.name}" for judge in self.judges) or "no judge"
+        judges = " and ".join(judge.name for judge in self.judges) or "no judge"
         lines = {
             "model": self.source,
             "to forget": f"{', '.join(map(repr, asked.words))}, by {len(asked.forget)} prompts",
