@@ -12,13 +12,13 @@ from lightning_unlearn.cli.configs import find_config
 from lightning_unlearn.cli.fit import command_line, package_for
 from lightning_unlearn.cli.parser import BriefErrors
 from lightning_unlearn.demos.language import before_and_after, capitals_request
-from lightning_unlearn.forget.door import RequestOptions
 from lightning_unlearn.forget.methods import instantiated
 from lightning_unlearn.forget.pipeline import RequestResult, run_request
+from lightning_unlearn.forget.request import RequestOptions
 
 __all__ = ["demo", "demo_diffusion", "fit", "forget"]
 
-_DOORS = {
+_KINDS = {
     "--checkpoint": "lightning_unlearn.forget.module:ModuleRequest",
     "--model": "lightning_unlearn.forget.language:LanguageRequest",
     "--pipeline": "lightning_unlearn.forget.diffusion:ConceptRequest",
@@ -51,14 +51,14 @@ def forget(args: Sequence[str]) -> RequestResult | None:
     Returns:
         The outcome; ``None`` of a dry run.
     """
-    named = [option for option in _DOORS if any(word.partition("=")[0] == option for word in args)]
+    named = [option for option in _KINDS if any(word.partition("=")[0] == option for word in args)]
     if len(named) != 1:
         if not args or "--help" in args or "-h" in args:
             print(_USAGE)
             return None
-        given = f"both {' and '.join(named)}" if named else f"none of {', '.join(_DOORS)}"
+        given = f"both {' and '.join(named)}" if named else f"none of {', '.join(_KINDS)}"
         sys.exit(f"lightning-unlearn forget: a request is about one model, but {given} is given.\n\n{_USAGE}")
-    kind = resolve_name(_DOORS[named[0]])
+    kind = resolve_name(_KINDS[named[0]])
     args = kind.words(args) if hasattr(kind, "words") else args
     parser = BriefErrors(prog="lightning-unlearn forget", description=(kind.__doc__ or "").partition("\n")[0])
     parser.add_class_arguments(kind, as_group=False, skip={"options"})

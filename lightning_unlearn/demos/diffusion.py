@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.diffusion.data.miniature import STYLES
 from lightning_unlearn.forget.diffusion import MINIATURE, ConceptRequest
-from lightning_unlearn.forget.door import RequestOptions
+from lightning_unlearn.forget.request import RequestOptions
 
 __all__ = ["style_request"]
 

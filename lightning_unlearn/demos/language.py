@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lightning_unlearn.audit.depth import Depth
-from lightning_unlearn.forget.door import RequestOptions
 from lightning_unlearn.forget.language import LanguageRequest
+from lightning_unlearn.forget.request import RequestOptions
 from lightning_unlearn.language.packaged import FACTS_FOLDER, HUB_MODEL, packaged_model
 from lightning_unlearn.report.model import UnlearningReport
 from lightning_unlearn.report.sections import Examples

@@ -14,8 +14,8 @@ from lightning_unlearn.audit.keys import key_id, load_private_key, new_key_pair,
 from lightning_unlearn.audit.record import AuditRecord, Head
 from lightning_unlearn.audit.verdict import conclude
 from lightning_unlearn.core.files import write_text
-from lightning_unlearn.forget.door import Findings
 from lightning_unlearn.forget.folder import RequestFolder, configuration
+from lightning_unlearn.forget.request import Findings
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -20,11 +20,11 @@ from lightning_unlearn.diffusion.data.miniature import miniature_pipeline
 from lightning_unlearn.diffusion.engine.model import image_size
 from lightning_unlearn.diffusion.judges import Judge, class_numbers
 from lightning_unlearn.diffusion.text_to_image import LitTextToImage
-from lightning_unlearn.forget.door import Findings, Plan, RequestOptions
 from lightning_unlearn.forget.erasure_evidence import erasure_findings, measure_erasure
 from lightning_unlearn.forget.erasure_judges import find_judge
 from lightning_unlearn.forget.erasure_methods import Recipe, recipe
 from lightning_unlearn.forget.erasure_prompts import ErasurePrompts, miniature_prompts, own_prompts
+from lightning_unlearn.forget.request import Findings, Plan, RequestOptions
 
 __all__ = ["ConceptRequest", "Drawing"]
 

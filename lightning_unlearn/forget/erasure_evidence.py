@@ -16,11 +16,11 @@ from lightning_unlearn.diffusion.attacks.result import AttackResult
 from lightning_unlearn.diffusion.concept_presence import prompt_effect
 from lightning_unlearn.diffusion.engine.draws import Draws
 from lightning_unlearn.diffusion.text_to_image import LitTextToImage
-from lightning_unlearn.forget.door import Findings
 from lightning_unlearn.forget.erasure_images import draw_pictures
 from lightning_unlearn.forget.erasure_judges import seen_by
 from lightning_unlearn.forget.erasure_report import ErasureEvidence, erasure_numbers, erasure_report
 from lightning_unlearn.forget.erasure_verdict import GONE, KEPT, RULE, THERE
+from lightning_unlearn.forget.request import Findings
 
 if TYPE_CHECKING:
     from lightning_unlearn.forget.diffusion import ConceptRequest

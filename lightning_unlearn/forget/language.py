@@ -22,9 +22,9 @@ from lightning_unlearn.audit.protocol import control_of, run_audit
 from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.checks import above, one_of
 from lightning_unlearn.core.files import write_text
-from lightning_unlearn.forget.door import Findings, Plan, RequestOptions
 from lightning_unlearn.forget.language_plan import language_plan
 from lightning_unlearn.forget.methods import make_method, read_method
+from lightning_unlearn.forget.request import Findings, Plan, RequestOptions
 from lightning_unlearn.forget.tables import AUTO, absolute, check_columns, columns_of, find_tables, read_tables
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.data.columns import Columns

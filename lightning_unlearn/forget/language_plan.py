@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lightning_unlearn.audit.data import MIN_PROBES, with_phrasings
 from lightning_unlearn.audit.depth import cost_of, plan_of, seconds_of
-from lightning_unlearn.forget.door import Plan
+from lightning_unlearn.forget.request import Plan
 
 if TYPE_CHECKING:
     from lightning_unlearn.forget.language import LanguageRequest

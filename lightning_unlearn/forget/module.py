@@ -13,11 +13,11 @@ from lightning_unlearn.audit.entries import model_entry
 from lightning_unlearn.audit.hashes import rows_root
 from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.files import sha256
-from lightning_unlearn.forget.door import Findings, Plan, RequestOptions
 from lightning_unlearn.forget.module_findings import module_findings
 from lightning_unlearn.forget.module_measures import membership
 from lightning_unlearn.forget.module_method import AUTO, ModuleMethod, choose_method
 from lightning_unlearn.forget.module_opening import Asked, Opened, Opener, absolute
+from lightning_unlearn.forget.request import Findings, Plan, RequestOptions
 from lightning_unlearn.forget.user_module import read_checkpoint
 
 __all__ = ["ModuleRequest"]

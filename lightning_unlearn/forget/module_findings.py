@@ -7,7 +7,6 @@ from typing import Any
 
 from lightning_unlearn.core.files import sha256
 from lightning_unlearn.core.lightning import LightningModule
-from lightning_unlearn.forget.door import Findings
 from lightning_unlearn.forget.module_evidence import (
     outcome_section,
     own_metrics,
@@ -19,6 +18,7 @@ from lightning_unlearn.forget.module_evidence import (
 from lightning_unlearn.forget.module_measures import measure
 from lightning_unlearn.forget.module_opening import Opened
 from lightning_unlearn.forget.module_verdict import conclude, criteria, headline
+from lightning_unlearn.forget.request import Findings
 from lightning_unlearn.report.model import JSON, UnlearningReport
 
 __all__ = ["module_findings"]

@@ -18,8 +18,8 @@ from lightning_unlearn.audit.canonical import writable
 from lightning_unlearn.audit.record import AuditRecord, Head
 from lightning_unlearn.core.files import replacing, write_text
 from lightning_unlearn.forget.certificate import UNSIGNED, own_key, signer, verify_command, write_card, write_record
-from lightning_unlearn.forget.door import Door, Findings, Plan, RequestOptions
 from lightning_unlearn.forget.folder import RequestFolder
+from lightning_unlearn.forget.request import Findings, Plan, Request, RequestOptions
 from lightning_unlearn.forget.saving import FinalWeights, KeepPlace
 from lightning_unlearn.report.model import UnlearningReport
 from lightning_unlearn.report.write import write_report
@@ -51,13 +51,13 @@ class RequestResult:
     head: Head
 
 
-def run_request(door: Door, fit: Fit) -> RequestResult | None:
+def run_request(request: Request, fit: Fit) -> RequestResult | None:
     """Carry out a request: unlearn, and write the model, the report, the record and the configuration of the run.
 
     Everything is checked before the first step. A request that was killed goes on where it was when it is made again.
 
     Args:
-        door: The request.
+        request: The request.
         fit: Runs the command ``fit``, as ``lightning-unlearn`` does.
 
     Returns:
@@ -69,24 +69,24 @@ def run_request(door: Door, fit: Fit) -> RequestResult | None:
         FileExistsError: If the output folder has something else.
         ImportError: If a package is missing.
     """
-    options, folder = door.options, RequestFolder(door.options.output_dir)
+    options, folder = request.options, RequestFolder(request.options.output_dir)
     if rank_zero_only.rank > 0:  # type: ignore[attr-defined]  # started by the Trainer of the first process, for the run alone
         _fit(folder, fit)
         return None
     _check(options)
-    door.check()
-    request = door.entries(folder.secret)
-    folder.check(request)
-    print(f"Request to forget, {door.kind}\n{_complete(door.plan(), folder, options)}\n", flush=True)
+    request.check()
+    entry = request.entries(folder.secret)
+    folder.check(entry)
+    print(f"Request to forget, {request.kind}\n{_complete(request.plan(), folder, options)}\n", flush=True)
     if options.dry_run:
         print("This was a dry run: nothing was written.")
         return None
-    folder.claim(request)
+    folder.claim(entry)
     try:
         if not folder.done("record"):
-            _train(door, folder, fit)
-            _export(door, folder)
-            _certify(folder, request, _evidence(door, folder), options)
+            _train(request, folder, fit)
+            _export(request, folder)
+            _certify(folder, entry, _evidence(request, folder), options)
         folder.clear()
     finally:
         folder.release()
@@ -130,12 +130,12 @@ def _complete(plan: Plan, folder: RequestFolder, options: RequestOptions) -> Pla
 # ---- the run ---------------------------------------------------------------------------------------------------------
 
 
-def _train(door: Door, folder: RequestFolder, fit: Fit) -> None:
+def _train(request: Request, folder: RequestFolder, fit: Fit) -> None:
     if folder.done("run"):
         return
     if not folder.done("configuration"):
-        config = door.config(folder.path)
-        trainer = {**door.options.trainer(), **config.get("trainer", {})}
+        config = request.config(folder.path)
+        trainer = {**request.options.trainer(), **config.get("trainer", {})}
         trainer["callbacks"] = [*trainer.get("callbacks", []), _callback(FinalWeights, path=folder.final.name)]
         folder.write_run({**config, "trainer": trainer})
         folder.finish("configuration")
@@ -199,28 +199,28 @@ def _write_metrics(folder: RequestFolder) -> None:
 # ---- after -----------------------------------------------------------------------------------------------------------
 
 
-def _export(door: Door, folder: RequestFolder) -> None:
+def _export(request: Request, folder: RequestFolder) -> None:
     if folder.done("model"):
         return
     with replacing(folder.model) as part:
-        door.export(folder.final, part)
+        request.export(folder.final, part)
         for file in part.rglob("*"):
             file.chmod(0o755 if file.is_dir() else 0o644)
     folder.finish("model")
 
 
-def _evidence(door: Door, folder: RequestFolder) -> Findings:
+def _evidence(request: Request, folder: RequestFolder) -> Findings:
     if (entry := folder.done("evidence")) is not None:
         return Findings(UnlearningReport.read(folder.path), entry)
-    findings = door.evidence(folder.model, folder.work)
-    write_report(findings.report, folder.path, door.options.show_text)
+    findings = request.evidence(folder.model, folder.work)
+    write_report(findings.report, folder.path, request.options.show_text)
     folder.finish("evidence", writable(findings.entry))
     return Findings(findings.report, writable(findings.entry))
 
 
-def _certify(folder: RequestFolder, request: dict[str, Any], findings: Findings, options: RequestOptions) -> None:
-    head = write_record(folder, request, findings, options.key)
-    write_card(folder, findings, head, options.key, request.get("base_model"))
+def _certify(folder: RequestFolder, entry: dict[str, Any], findings: Findings, options: RequestOptions) -> None:
+    head = write_record(folder, entry, findings, options.key)
+    write_card(folder, findings, head, options.key, entry.get("base_model"))
     folder.finish("record", str(head))
 
 

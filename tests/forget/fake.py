@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_unlearn.core.pairing import ForgetRetainDataModule
-from lightning_unlearn.forget.door import Findings, Plan, RequestOptions
+from lightning_unlearn.forget.request import Findings, Plan, RequestOptions
 from lightning_unlearn.report.model import Headline, UnlearningReport
 from lightning_unlearn.report.sections import Anchors, Measurement, Section
 from tests.user_module import LitNet, indexed, nll

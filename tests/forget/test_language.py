@@ -15,10 +15,10 @@ from lightning_unlearn.audit.keys import load_public_key
 from lightning_unlearn.audit.verify import verify_record
 from lightning_unlearn.cli.forget import fit, forget
 from lightning_unlearn.forget.certificate import own_key
-from lightning_unlearn.forget.door import RequestOptions
 from lightning_unlearn.forget.folder import RequestFolder
 from lightning_unlearn.forget.language import LanguageRequest
 from lightning_unlearn.forget.pipeline import run_request
+from lightning_unlearn.forget.request import RequestOptions
 from lightning_unlearn.language.data.own_answers import Answers, OwnAnswers
 from lightning_unlearn.report.findings import doctor
 from lightning_unlearn.report.model import UnlearningReport

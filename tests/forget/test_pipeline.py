@@ -15,8 +15,8 @@ from lightning_unlearn.audit.verify import verify_record
 from lightning_unlearn.cli.forget import fit
 from lightning_unlearn.core.lightning import Callback
 from lightning_unlearn.forget.certificate import own_key
-from lightning_unlearn.forget.door import RequestOptions
 from lightning_unlearn.forget.pipeline import RequestResult, run_request
+from lightning_unlearn.forget.request import RequestOptions
 from lightning_unlearn.report.findings import doctor
 from tests.forget.fake import FakeRequest
 from tests.helpers import same

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.report.model import UnlearningReport
 
-__all__ = ["Door", "Findings", "Plan", "RequestOptions"]
+__all__ = ["Findings", "Plan", "Request", "RequestOptions"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Findings:
     entry: dict[str, Any]
 
 
-class Door(Protocol):
+class Request(Protocol):
     """A request to forget for one kind of model, in the steps of `run_request`, which calls them in this order."""
 
     options: RequestOptions
