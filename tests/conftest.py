@@ -58,6 +58,14 @@ def _no_process_group_is_left() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+@pytest.fixture(autouse=True)
+def _no_run_of_weights_and_biases_is_left() -> Iterator[None]:
+    """A logger goes on with the run that the process has, in the folder of another test."""
+    yield
+    if getattr(sys.modules.get("wandb"), "run", None) is not None:
+        sys.modules["wandb"].finish()
+
+
 @pytest.fixture
 def forget_rows() -> list[dict[str, Any]]:
     return [question(c) for c in ("France", "Italy", "Spain", "Cuba")]

@@ -209,7 +209,9 @@ def test_checkpoints_are_loaded_without_objects_but_for_those_that_the_run_wrote
     found = calls("torch.load")
     assert len(found) >= 10
     unsafe = {file for file, nodes in found.items() for node in nodes if option(node, "weights_only") != "True"}
-    assert unsafe == {"lightning_unlearn/core/retention.py"}
+    trusted = "lightning_unlearn/forget/user_module.py"  # by --trust_checkpoint, which the user gives
+    assert unsafe == {"lightning_unlearn/core/retention.py", trusted}
+    assert {option(node, "weights_only") for node in found[trusted]} == {"not trusted"}
     assert [option(node, "weights_only") for node in found["lightning_unlearn/core/retention.py"]] == ["True", "False"]
 
 

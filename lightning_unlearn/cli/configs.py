@@ -13,9 +13,13 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def shipped_configs() -> list[Path]:
-    """The files in ``callbacks/`` and ``examples/``: in an installed package below ``configs/``, else in the clone."""
+    """The files in ``callbacks/`` and ``examples/``: in an installed package below ``configs/``, else in the clone.
+
+    A sweep of Weights & Biases among the examples is none of them.
+    """
     root = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent
-    return sorted([*root.glob("callbacks/**/*.yaml"), *root.glob("examples/*.yaml")])
+    examples = (path for path in root.glob("examples/*.yaml") if path.name != "sweep.yaml")
+    return sorted([*root.glob("callbacks/**/*.yaml"), *examples])
 
 
 def find_config(name: str, own: bool = True) -> str:
