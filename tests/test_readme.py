@@ -14,6 +14,8 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.reader import write_reader
 from tests.user_module import LitNet, loaders
@@ -52,13 +54,27 @@ def shortened(words: list[str], model: Path) -> list[str]:
     if words[1] == "fit":
         words = [*words, f"--model.init_args.model={model}", "--trainer.accelerator=cpu", "--trainer.max_steps=2"]
         return [*words, "--trainer.devices=1", "--trainer.strategy=auto"]
-    return [*words, "--accelerator=cpu", "--max_steps=2"] if words[1] == "forget" else words
+    if words[1] != "forget":
+        return words
+    return [*words, "--accelerator=cpu", "--max_steps=2", *(["--depth=quick"] if "--model" in words else [])]
+
+
+def talkative(model: Path, folder: Path) -> Path:
+    """A copy of a chat model with random weights that says something: no token without a letter is the likeliest."""
+    tokenizer, chat_model = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
+    blank = [i for i in range(len(tokenizer)) if not tokenizer.decode([i], skip_special_tokens=True).strip().isalnum()]
+    with torch.no_grad():
+        chat_model.get_output_embeddings().weight[blank] = 0
+    chat_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def said(tiny_lm: Path, installed: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[str], str]]:
     """Each command and what it says: those of a block in the reader's folder, with what pip installs."""
-    runs, files = [], write_reader(tmp_path_factory.mktemp("files"), tiny_lm)
+    chat_model = talkative(tiny_lm, tmp_path_factory.mktemp("talkative"))
+    runs, files = [], write_reader(tmp_path_factory.mktemp("files"), chat_model)
     for block in blocks("bash"):
         folder = shutil.copytree(files, tmp_path_factory.mktemp("reader") / "here", symlinks=True)
         for words in map(shlex.split, commands(block)):

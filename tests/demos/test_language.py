@@ -32,7 +32,7 @@ def test_the_demo_forgets_keeps_and_certifies(smollm2: str, tmp_path: Path) -> N
     assert forgotten.anchors.original is not None
     assert forgotten.value is not None
     assert forgotten.anchors.original > 0.5
-    assert forgotten.value < 0.3
+    assert forgotten.value < forgotten.anchors.original - 0.3  # in several wordings; none of the twelve as they are
     for part in report.section("utility").measurements:
         if part.unit == "share" and part.value is not None and part.anchors.original is not None:
             assert part.value >= part.anchors.original - 0.25
