@@ -69,8 +69,8 @@ def _notes(request: LanguageRequest) -> list[str]:
         )
     if request.auto:
         notes.append(
-            "There are no rows to keep (--retain). The model keeps its own answers to neutral questions, which "
-            "protects less than rows of the same subject do."
+            "There are no rows to keep (--retain). The model keeps its own answers to neutral questions. They protect "
+            "nothing of the same form as the rows to forget: where such rows must stay, give some of them."
         )
     if not request.stops:
         notes.append(f"{request.name} {request.objective.not_averaged}, so the run is not ended early.")
