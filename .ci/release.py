@@ -1,4 +1,4 @@
-"""What a release still lacks: `make check-release TAG=v1.2.3` names it, and fails."""
+"""Check of what a release still lacks, which names it and fails: `make check-release TAG=v1.2.3`."""
 
 from __future__ import annotations
 

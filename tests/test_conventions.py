@@ -1,4 +1,4 @@
-"""What the repository promises around its code: workflows, templates, packaging and the security policy."""
+"""Promises of the repository around its code: workflows, templates, packaging and the security policy."""
 
 from __future__ import annotations
 

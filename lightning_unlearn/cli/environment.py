@@ -1,4 +1,4 @@
-"""What is installed: versions, devices, extras, and what would be refused.
+"""Check of an installation: versions, devices, extras, and what would be refused.
 
 Nothing is imported but torch, so that a Lightning that must not run is named and not started.
 """

@@ -1,4 +1,4 @@
-"""What judges see in images before and after erasure."""
+"""Judges of images before and after erasure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request about a user's module opens and measures before anything is changed."""
+"""Opening of a user's module and data, and measurements before anything is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users have: a module and a data module in a file of their own, in a folder outside of every package."""
+"""Code of users: a module and a data module in a file of their own, in a folder outside of every package."""
 
 from __future__ import annotations
 
