@@ -118,7 +118,7 @@ def log_progress(trainer: Trainer) -> None:
 
 
 def _of(total: float | None) -> str:
-    return "" if total is None or total < 0 or math.isinf(total) else f" of {total}"
+    return "" if total is None or total <= 0 or math.isinf(total) else f" of {total}"
 
 
 def _number(value: Any) -> str:
