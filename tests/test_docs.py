@@ -25,7 +25,8 @@ def script(name: str) -> ModuleType:
     return module
 
 
-which_method, render_notebooks = script("which_method"), script("render_notebooks")
+doc_tables = script("doc_tables")
+which_method, canvas, render_notebooks = script("which_method"), script("canvas"), script("render_notebooks")
 NOTEBOOKS = sorted(render_notebooks.NOTEBOOKS.glob("*.py"))
 
 
@@ -33,11 +34,13 @@ def test_figures_are_those_of_the_tables() -> None:
     for plot in which_method.plots():
         drawn = (DOCS / "figures" / f"which_{plot.name}.svg").read_text(encoding="utf-8")
         assert drawn == which_method.svg(plot), f"Run docs/figures/which_method.py: which_{plot.name}.svg is old."
+    drawn = canvas.FIGURE.read_text(encoding="utf-8")
+    assert drawn == canvas.svg(canvas.accuracies()), "Run docs/figures/canvas.py: canvas_heatmap.svg is old."
 
 
 def test_a_figure_of_a_missing_table_is_refused() -> None:
     with pytest.raises(ValueError, match=r"docs/facts\.md has no table 7"):
-        which_method.table("facts", "| | lr | forget %", 7)
+        doc_tables.table("facts", "| | lr | forget %", 7)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

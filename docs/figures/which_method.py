@@ -8,13 +8,13 @@ dark scheme, and are written beside this file.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-DOCS = Path(__file__).parents[1]
+from doc_tables import mean, table
+
 WIDTH, LABELS, ROW, TOP, RIGHT = 440, 144, 19, 62, 20
 
 STYLE = """
@@ -26,8 +26,6 @@ text { fill: #e6e6e6 } .muted, .tick { fill: #a9afb6 } .card { fill: #1f2129; st
 .grid { stroke: #343741 } .reference { fill: #292c36 } .a { fill: #7fb2ea }
 .b { stroke: #f0a06a } .join { stroke: #5b606a } }
 """
-
-Row = dict[str, str]
 
 
 @dataclass
@@ -42,34 +40,6 @@ class Plot:
     rows: list[tuple[str, float, float]]
     references: tuple[str, ...] = ()
     logarithmic: bool = False
-
-
-def table(page: str, columns: str, number: int = 0) -> list[Row]:
-    """The rows of the table on a page whose header begins with these columns; the first column is ``""``."""
-    lines = (DOCS / f"{page}.md").read_text(encoding="utf-8").splitlines()
-    starts = [i for i, line in enumerate(lines) if _flat(line).startswith(_flat(columns))]
-    if number >= len(starts):
-        raise ValueError(f"docs/{page}.md has no table {number} that begins with {columns!r}.")
-    header, rows = _cells(lines[starts[number]]), []
-    for line in lines[starts[number] + 2 :]:
-        if not line.startswith("|"):
-            break
-        rows.append(dict(zip(header, _cells(line), strict=True)))
-    return rows
-
-
-def _flat(line: str) -> str:
-    return re.sub(r"\s", "", line)
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip().strip("|").split("|")]
-
-
-def mean(*cells: str) -> float:
-    """The mean of the numbers that begin each cell, or of those that ``/`` divides: runs of two seeds."""
-    numbers = [float(re.match(r"[-\d.]+", part.strip())[0]) for cell in cells for part in cell.split("/")]
-    return sum(numbers) / len(numbers)
 
 
 def plots() -> list[Plot]:
