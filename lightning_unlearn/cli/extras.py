@@ -26,6 +26,8 @@ NEEDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "demo-mri": {"mri": ("nibabel", "nilearn"), **_REPORT},
     "bench-facts": {**_LLM, **_REPORT},
     "bench-language": {**_LLM, **_REPORT},
+    "bench-stopping": _LLM,
+    "bench-retain": _LLM,
     "bench-classification": {"bench": ("mlxtend", "scikit-learn", "scipy", "matplotlib"), "report": ("jinja2",)},
     "bench-smoothing": {"bench": ("mlxtend", "scikit-learn", "scipy", "matplotlib"), **_LLM, "report": ("jinja2",)},
     "bench-erasure": {**_DIFFUSION, **_REPORT},

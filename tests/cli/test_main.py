@@ -115,6 +115,12 @@ def test_a_command_names_all_extras_that_it_lacks_at_once(command: str, monkeypa
     assert "\n" not in str(done.value.code)
 
 
+def test_all_other_commands_work_without_an_extra() -> None:
+    """A benchmark that is not listed would begin its run and fail far into it."""
+    listed = {command.split()[0] for command in NEEDS}
+    assert {*module._COMMANDS} - listed == {"export", "compare", "record", "verify-record", "export-card", "doctor"}
+
+
 def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Also where Lightning has caught it, which then exits with 1."""
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from lightning_unlearn.core.evaluation import Evaluation, Example
+from lightning_unlearn.report.figures import svg
 from lightning_unlearn.report.html import render_html
 from lightning_unlearn.report.images import png
 from lightning_unlearn.report.model import Headline, UnlearningReport
@@ -246,3 +247,11 @@ def test_a_scatter_plot_has_its_front_and_a_name_at_each_point() -> None:
     drawing = page[page.index("<svg") : page.index("</svg>")]
     assert all(f">{name}<" in drawing for name in names)
     assert "Pareto front" not in drawing
+
+
+def test_ticks_of_a_narrow_scatter_plot_are_told_apart() -> None:
+    points = [Series(name, [x], [x], role="unlearned") for name, x in (("a", 0.975), ("b", 1.0))]
+    drawing = svg(Curve("Trade", "UA", "IRA", points, "scatter", unit="share"), "x")
+    ticks = re.findall(r">([\d.]+%)<", drawing)
+    assert max(map(ticks.count, ticks)) == 2  # one of each axis
+    assert "98.5%" in ticks

@@ -63,8 +63,8 @@ def scatter_figure(
             axes.plot(point.x, point.y, MARKERS[i % len(MARKERS)], color=colour, markersize=8, zorder=3)
         axes.margins(0.12, 0.1)
         if share:
-            axes.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
-            axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.6g}%")  # a narrow axis needs decimals
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.6g}%")
         axes.set_xlabel(x_label, color=text, parse_math=False)
         axes.set_ylabel(y_label, color=text, parse_math=False)
         plain(axes, "both", grid)
