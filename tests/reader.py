@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import lightning as L
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MY_PROJECT = '''\
 import lightning as L
@@ -85,6 +87,17 @@ def write_reader(folder: Path, model: Path) -> Path:
     )  # fmt: skip
     trainer.fit(project.LitDigits(), project.Digits())
     trainer.save_checkpoint(folder / "trained.ckpt")
+    return folder
+
+
+def talkative(model: Path, folder: Path) -> Path:
+    """A copy of a chat model with random weights that says something: no token without a letter is the likeliest."""
+    tokenizer, chat_model = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
+    blank = [i for i in range(len(tokenizer)) if not tokenizer.decode([i], skip_special_tokens=True).strip().isalnum()]
+    with torch.no_grad():
+        chat_model.get_output_embeddings().weight[blank] = 0
+    chat_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -14,10 +14,8 @@ from typing import Any
 
 import lightning as L
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.reader import write_reader
+from tests.reader import talkative, write_reader
 from tests.user_module import LitNet, loaders
 
 ROOT = Path(__file__).parents[1]
@@ -57,17 +55,6 @@ def shortened(words: list[str], model: Path) -> list[str]:
     if words[1] != "forget":
         return words
     return [*words, "--accelerator=cpu", "--max_steps=2", *(["--depth=quick"] if "--model" in words else [])]
-
-
-def talkative(model: Path, folder: Path) -> Path:
-    """A copy of a chat model with random weights that says something: no token without a letter is the likeliest."""
-    tokenizer, chat_model = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
-    blank = [i for i in range(len(tokenizer)) if not tokenizer.decode([i], skip_special_tokens=True).strip().isalnum()]
-    with torch.no_grad():
-        chat_model.get_output_embeddings().weight[blank] = 0
-    chat_model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import pytest
 
 from lightning_unlearn.cli.main import _COMMANDS
 from lightning_unlearn.language.packaged import HUB_MODEL
-from tests.reader import write_reader
+from tests.reader import talkative, write_reader
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,7 +66,8 @@ def reader(bare: dict[str, str], tiny_lm: Path, tmp_path_factory: pytest.TempPat
     shutil.copytree(tiny_lm, snapshot)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
-    return write_reader(tmp_path_factory.mktemp("reader") / "files", tiny_lm)
+    chat_model = talkative(tiny_lm, tmp_path_factory.mktemp("talkative"))
+    return write_reader(tmp_path_factory.mktemp("reader") / "files", chat_model)
 
 
 def said(script: str, folder: Path, environment: dict[str, str], code: int | None = 0) -> str:
