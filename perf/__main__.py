@@ -71,8 +71,8 @@ def table(results: list[dict[str, Any]], gemm: dict[str, float]) -> str:
             lines += [
                 "",
                 f"Plain fine-tuning runs at {rate / 1e9:.0f} GFLOP/s (6 FLOP per weight and token, optimizer time "
-                f"included), which is {100 * rate / gemm[precision]:.0f} % of the {gemm[precision] / 1e9:.0f} GFLOP/s of "
-                f"a matrix product. Rows have {plain['tokens_a_row']:.0f} tokens.",
+                f"included), which is {100 * rate / gemm[precision]:.0f} % of the {gemm[precision] / 1e9:.0f} GFLOP/s "
+                f"of a matrix product. Rows have {plain['tokens_a_row']:.0f} tokens.",
             ]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
