@@ -32,7 +32,7 @@ class ImageFeatures:
         names: The styles and objects.
         images: Style, object, and seed or number of each of ``N`` images.
         values: Features, shape ``(N, D)``, fp32.
-    source: Identifies what computed them. Distances are only computed between features of the same source.
+        source: Identifies what computed them. Distances are only computed between features of one source.
 
     Raises:
         ValueError: If there are not as many features as images, or an image occurs twice.
