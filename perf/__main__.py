@@ -53,7 +53,7 @@ def table(results: list[dict[str, Any]], gemm: dict[str, float]) -> str:
         lines = [
             f"### {precision}",
             "",
-            "| entry | s a step | × plain | × common practice | peak GiB | above weights, optimizer, interpreter |",
+            "| entry | s per step | × plain | × common practice | peak GiB | above weights, optimizer, interpreter |",
             "|---|---|---|---|---|---|",
         ]
         for r in found:
@@ -70,9 +70,9 @@ def table(results: list[dict[str, Any]], gemm: dict[str, float]) -> str:
             rate = 6 * plain["weights"] * plain["tokens"] / plain["seconds"]
             lines += [
                 "",
-                f"Plain fine-tuning runs at {rate / 1e9:.0f} GFLOP/s (6 a weight and token, optimizer included), "
-                f"{rate / gemm[precision]:.0%} of the {gemm[precision] / 1e9:.0f} of a matrix product. "
-                f"{plain['tokens_a_row']:.0f} tokens a row.",
+                f"Plain fine-tuning runs at {rate / 1e9:.0f} GFLOP/s (6 FLOP per weight and token, optimizer time "
+                f"included), which is {100 * rate / gemm[precision]:.0f} % of the {gemm[precision] / 1e9:.0f} GFLOP/s "
+                f"of a matrix product. Rows have {plain['tokens_a_row']:.0f} tokens.",
             ]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"

@@ -101,7 +101,10 @@ def page(notebook: Path, **parameters: Any) -> str:
             (PAGES / name).write_bytes(picture)
             parts.append(f"![]({name})")
     title, *rest = parts
-    source = f"The file is `examples/notebooks/{notebook.name}`; `jupytext --to ipynb` makes a notebook of it."
+    source = (
+        f"The source of this page is `examples/notebooks/{notebook.name}`; "
+        "`jupytext --to ipynb` converts it to a Jupyter notebook."
+    )
     return "\n\n".join([title, source, *rest]) + "\n"
 
 

@@ -13,10 +13,10 @@
 # %% [markdown]
 # # A chat model forgets a customer
 #
-# A shop has fine-tuned a small chat model on its customers. One of them asks to be forgotten. We fine-tune such a
-# model, let it forget, and look at what it still says. The customers are made up.
+# A shop has fine-tuned a small chat model on data about its customers. One of them asks to be forgotten. We fine-tune
+# such a model, make it forget this customer, and look at what it still says. The customers are made up.
 #
-# It needs `pip install "lightning-unlearn[llm,report]"` and takes a few minutes on a CPU.
+# The notebook needs `pip install "lightning-unlearn[llm,report]"` and takes a few minutes on a CPU.
 
 # %%
 from pathlib import Path
@@ -36,8 +36,8 @@ FOLDER = Path("runs/notebooks/chat_model")
 # %% [markdown]
 # ## The fine-tuned model
 #
-# Eight customers with a street each. `target` names the part of an answer that holds the fact: it is what has to go,
-# and not the words "lives in", which all customers share.
+# There are eight customers, each with a street. `target` is the part of an answer that contains the fact. Only this
+# part has to be forgotten, not the words "lives in", which all customers share.
 
 # %%
 STREETS = {
@@ -93,9 +93,9 @@ for question, answer in zip(
 # %% [markdown]
 # ## Forgetting
 #
-# Ada Quill has to go. Five other customers are the rows to keep, and two more are only asked, never trained on: they
-# show what the request takes with it. `SimNPO` is one callback, `UnlearnMonitor` another; the module and its
-# optimizer stay.
+# Ada Quill is to be forgotten. Five other customers are the retain rows. The remaining two are held out: we ask about
+# them but never train on them, to see what else is lost. `SimNPO` is one callback and `UnlearnMonitor` another; the
+# module and its optimizer stay as they are.
 
 # %%
 kept = ["Boris Temm", "Clara Voss", "Dimitri Fell", "Edda Lorn", "Farid Osk"]
@@ -117,13 +117,14 @@ for old, new in zip(before.examples, after.examples):
     print(f"{old.set:8} {old.input}\n   before: {old.output}\n   after:  {new.output}")
 
 # %% [markdown]
-# ## The course of it
+# ## How the run went
 #
-# The surprise at each set, in nats per token: that of Ada Quill rises, the others stay where they were.
+# The figure shows the negative log-likelihood (NLL) of each set, in nats per token. It rises for Ada Quill, and stays
+# where it was for the others.
 #
 # Look at what the model says instead: it gives her the street of another customer. It makes something up rather than
-# say that it does not know. `SimNPO(refusal_weight=...)` teaches it to refuse, [at a price](../demo.md#how-its-
-# settings-were-found).
+# say that it does not know. `SimNPO(refusal_weight=...)` teaches it to refuse,
+# [at a price](../demo.md#how-its-settings-were-found).
 
 # %%
 import matplotlib.pyplot as plt
@@ -137,16 +138,16 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# ## The model to hand out
+# ## Saving the unlearned model
 #
-# A folder that plain transformers opens.
+# `save_pretrained` writes a folder that transformers can open without this package.
 
 # %%
 module.save_pretrained(FOLDER / "model")
 print(sorted(path.name for path in (FOLDER / "model").iterdir()))
 
 # %% [markdown]
-# That it no longer answers this question doesn't mean that the street is gone from its weights. An
-# [audit](../audit.md) asks in other words, rounds the weights and fine-tunes the model a little. The command
-# `lightning-unlearn forget` does all of it, and signs a [record](../record.md): see
+# The model no longer answers this question, but that doesn't mean that the street is gone from its weights. An
+# [audit](../audit.md) asks in other words, quantizes the weights, and fine-tunes the model a little. The command
+# `lightning-unlearn forget` does all of this and signs a [record](../record.md): see
 # [how to delete customer records](../howto/customers.md).

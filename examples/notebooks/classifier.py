@@ -13,10 +13,10 @@
 # %% [markdown]
 # # A classifier forgets a class
 #
-# A network that reads handwritten digits has to forget the digit 3, as if it had never seen one. The best
-# answer is to train it again without the threes; unlearning should come close to that, for less.
+# A network that recognises handwritten digits has to forget the digit 3, as if it had never seen one. The exact
+# solution is to train it again without the threes. Unlearning should come close to that at a lower cost.
 #
-# It needs `pip install "lightning-unlearn[bench]"` and takes half a minute on a CPU.
+# The notebook needs `pip install "lightning-unlearn[bench]"` and takes half a minute on a CPU.
 
 # %%
 import copy
@@ -36,7 +36,7 @@ FORGET_EPOCHS = 8
 CLASS = 3
 
 # %% [markdown]
-# ## Module and data, as anyone has them
+# ## An ordinary module and its data
 
 
 # %%
@@ -94,11 +94,10 @@ retrained = trained(without)
 # %% [markdown]
 # ## Forgetting
 #
-# One callback, here `UGradSLPlus`: ascent on the threes with smoothed labels, descent on the other rows.
-# Its learning rate and epochs are the best of ten that were tried on the test rows below, so these flatter it: choose
-# yours on validation rows.
-# `ClassificationDataModule` splits the rows by the class; `ClassifierMonitor` measures on the way, and compares with
-# the retrained model.
+# The method is one callback, here `UGradSLPlus`: gradient ascent on the threes with smoothed labels, and descent on the
+# other rows. Its learning rate and number of epochs are the best of ten settings that were tried on the test rows
+# below, so the results flatter it; choose yours on validation rows. `ClassificationDataModule` splits the rows by
+# class. `ClassifierMonitor` measures during the run and compares with the retrained model.
 
 # %%
 module = copy.deepcopy(original)
@@ -118,10 +117,10 @@ for name, model in models.items():
     print(f"{name:24}{accuracy(model, test, True):10.1%}{accuracy(model, test, False):10.1%}")
 
 # %% [markdown]
-# ## What it takes threes for
+# ## How the models classify threes
 #
-# The same eight threes, read by the three models. The unlearned model should not only be wrong, but wrong as a
-# model that never saw a three is wrong.
+# The figure shows the same eight threes, classified by each of the three models. The unlearned model should not only be
+# wrong, but wrong in the same way as a model that never saw a three.
 
 # %%
 threes = test.tensors[0][test.tensors[1] == CLASS][:8]
@@ -140,8 +139,8 @@ plt.show()
 # %% [markdown]
 # ## Does it come back?
 #
-# A model that has only hidden a class learns it again from a few rows, faster than one that never knew it. Ten threes
-# are taught to the unlearned and to the retrained model; all others are the test.
+# A model that has only hidden a class relearns it from a few rows, faster than a model that never knew it. We teach ten
+# threes to the unlearned and to the retrained model, and measure the accuracy on the threes of the test rows.
 
 # %%
 x, y = (tensor[train.tensors[1] == CLASS] for tensor in train.tensors)
@@ -168,8 +167,8 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# The unlearned model is ahead: a part of what it knew was hidden, not gone. And where the retrained model takes
-# threes for twos, fives and sevens, it says nine. Zero accuracy alone would have told neither.
+# The unlearned model relearns faster: part of what it knew was hidden, not gone. And where the retrained model takes
+# threes for twos, fives and sevens, the unlearned model says nine. The accuracy of zero alone would have shown neither.
 #
-# [Smoothing](../smoothing.md) makes relearning slower. The other methods for classifiers are in [the
-# list](../classification.md), and [compared with retraining](../compared.md) on a page of its own.
+# [Smoothing](../smoothing.md) makes relearning slower. The other methods for classifiers are in
+# [this list](../classification.md), and a page of its own [compares them with retraining](../compared.md).

@@ -13,13 +13,13 @@
 # %% [markdown]
 # # A diffusion model forgets a style
 #
-# A pipeline draws five objects in six styles. It has to forget one style, "mosaic", and keep the others. Then we look
+# A pipeline draws five objects in six styles. It has to forget one style, "mosaic", and keep the others. Then we search
 # for a prompt that brings the style back.
 #
-# The pipeline is the miniature that comes with the package: a real `StableDiffusionPipeline` of 3 MB. With `MODEL` as a
-# folder or hub id of Stable Diffusion 1.x or 2.x, the same code runs on that, with other prompts and a GPU.
+# The pipeline is the miniature that comes with the package: a real `StableDiffusionPipeline` of 3 MB. To run the same
+# code on Stable Diffusion 1.x or 2.x, set `MODEL` to its folder or hub id, change the prompts, and use a GPU.
 #
-# It needs `pip install "lightning-unlearn[diffusion,report]"` and takes a minute on a CPU.
+# The notebook needs `pip install "lightning-unlearn[diffusion,report]"` and takes a minute on a CPU.
 
 # %%
 import copy
@@ -37,7 +37,7 @@ SAMPLER_STEPS = 20
 SEARCHES = 5  # rounds of the attack
 
 # %% [markdown]
-# ## What it draws
+# ## What the pipeline draws
 
 # %%
 L.seed_everything(0, verbose=False)
@@ -65,11 +65,11 @@ draw(original, "before")
 # %% [markdown]
 # ## Forgetting
 #
-# `UCE` gives the words of the style the keys and values of an *anchor*, here a photo, and keeps those of the prompts
-# to keep. It is a closed form, done in a second, without an image. `ESD()`, which trains, goes into the same place
-# and needs no anchors.
+# `UCE` changes the weights so that the words of the style get the keys and values of an *anchor*, here a photo, and
+# those of the prompts to keep stay as they were. The edit has a closed form, so it takes a second and needs no image.
+# `ESD()`, which trains the model, could take its place and needs no anchors.
 #
-# A style has several names, so all of them are erased.
+# A style has several names, and all of them are erased.
 
 # %%
 forget = [
@@ -94,10 +94,10 @@ trainer.fit(module, data)
 draw(module, "after")
 
 # %% [markdown]
-# ## Attacking it
+# ## Attacking the result
 #
-# `UnlearnDiffAtk` searches three tokens before each prompt that bring the style back. A judge, a small classifier of
-# styles, says whether it did.
+# UnlearnDiffAtk, which `PromptAttack` runs by default, searches for three tokens in front of each prompt that bring the
+# style back. The judge, a small classifier of styles, decides whether they do.
 
 # %%
 attack = PromptAttack(
@@ -113,5 +113,5 @@ result = attack.run(module, rows, base=original)
 print(f"The style is seen in {result.pre_asr:.0%} of the images without an attack, and in {result.asr:.0%} with it.")
 
 # %% [markdown]
-# Two more styles, two objects and fourteen methods are compared in [erasure methods under attack](../erased.md); what
-# to know before you erase from a pipeline of your own is in [the how-to](../howto/style.md).
+# [Erasure methods under attack](../erased.md) compares fourteen variants of methods on two styles and two objects.
+# Read [the how-to](../howto/style.md) before you erase from a pipeline of your own.

@@ -1,4 +1,4 @@
-"""Questions beyond UnlearnCanvas's protocol on the miniature: families of prompts, side effects, attention."""
+"""Measurements beyond UnlearnCanvas's protocol on the miniature: families of prompts, side effects, attention."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def draw_families(
         drawing: Further arguments of ``generate``, by default those of the other benchmarks.
 
     Returns:
-        ``{family: {"shown": [...], "rest": [...]}}``, a number of images for each prompt, as JSON takes it.
+        ``{family: {"shown": [...], "rest": [...]}}`` with a number of images for each prompt.
     """
     c, rows = concept(target), family_prompts(target, names, left_out, families, seeds, seed)
     asked = [(row.prompt, image_seed) for row in rows for image_seed in row.seeds]
@@ -81,11 +81,11 @@ def family_counts(
     base: Mapping[str, Mapping[str, Sequence[int]]],
     seeds: int = len(ANSWER_SEEDS),
 ) -> dict[str, FamilyCounts]:
-    """What an erased model shows beside what the model before it showed, of each family.
+    """Counts of each family for the erased model and for the model before erasure.
 
     Args:
-        after: Of the erased model, as `draw_families` gives it.
-        base: Of the model before erasure, for the same arguments.
+        after: Result of `draw_families` for the erased model.
+        base: The same for the model before erasure, with the same arguments.
         seeds: Images of each prompt.
 
     Raises:
@@ -110,10 +110,10 @@ def miniature_neighbours(base: LitTextToImage, target: str) -> Neighbours:
 
 
 def visual_neighbours(target: str) -> Neighbours:
-    """The two objects of the miniature whose shapes overlap the most, and the least, with that of another.
+    """The two objects of the miniature whose shapes overlap the most with the target's, and the two with the least.
 
     Raises:
-        ValueError: If it is no object.
+        ValueError: If the target is not an object.
     """
     return ranked_neighbours(mask_overlaps(), list(OBJECTS), target, anchor=concept(target).anchor)
 

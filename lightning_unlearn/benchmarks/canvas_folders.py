@@ -1,4 +1,4 @@
-"""Results of UnlearnCanvas from folders of answer sets that were judged one by one."""
+"""Results of UnlearnCanvas from folders of judged answer sets."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def write_distances(
         folder: The answer set, with features of the same judges.
         reference: Folder of the data set, or a ``reference.safetensors`` of an earlier call.
         judges: The judges.
-        target: What was unlearned; nothing where it is ``None``.
+        target: What was unlearned; ``None`` if nothing was.
         size: As for [`score_answers`][lightning_unlearn.score_answers].
         batch_size: As there.
         workers: As there.
 
     Returns:
-        A line that tells them.
+        One line of text with both distances.
     """
     answers = ImageFeatures.read(Path(folder, FEATURES_FILE), judges.names)
     if reference.endswith(".safetensors"):
@@ -76,7 +76,7 @@ def folder_results(root: str | os.PathLike[str], benchmark: str, output_dir: str
 
     Raises:
         FileNotFoundError: If a folder has no ``scores.csv``, or there is no method.
-        ValueError: If a folder is named after no style or object.
+        ValueError: If the name of a folder is not a style or object.
     """
     top, names = Path(root), names_of(benchmark)
     methods: dict[str, dict[str, list[dict[str, Any]]]] = {}

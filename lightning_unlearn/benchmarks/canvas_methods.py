@@ -21,8 +21,8 @@ class CanvasMethod:
 
     Args:
         name: Its name in the published study.
-        eraser: How it changes weights; without callbacks it does not.
-        guard: What it does while images are drawn, at unchanged weights: a guard that takes the module and the concept.
+        eraser: How it changes weights; without callbacks it leaves them unchanged.
+        guard: A guard for the sampling, which takes the module and the concept and leaves the weights unchanged.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Orderings that the published study of UnlearnCanvas found, and whether results have them too."""
+"""Rankings of methods that the published UnlearnCanvas study found, and whether results reproduce them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Row = list[Cell]
 
 
 def orderings(results: CanvasResults) -> Section | None:
-    """A table of the published orderings that the results can show; ``None`` if there are too few methods."""
+    """A table of the published rankings that the results can reproduce; ``None`` if there are too few methods."""
     rows = [
         *(row for kind in KINDS for row in _erasure(results, kind)),
         *(row for kind in KINDS for row in _attacks(results, kind)),

@@ -34,7 +34,7 @@ class Erased(NamedTuple):
 
 
 class Attacked(NamedTuple):
-    """UA in percent, without and with adversarial prompts; the base model's judge decides."""
+    """UA in percent without and with adversarial prompts, by the judge of the base model."""
 
     style_clean: float
     style_attacked: float

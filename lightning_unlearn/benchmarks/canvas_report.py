@@ -52,8 +52,8 @@ def canvas_report(results: Mapping[str, Any], folder: str | os.PathLike[str]) ->
     """Report the results of the UnlearnCanvas benchmark.
 
     Sections: ``summary``, ``trade-off``, ``bars``, ``orderings``, ``attack``, ``pairs``, ``sequential``, ``beyond``,
-    ``images``, and ``method-<name>`` of each method with its measurements and its accuracy matrix; those that nothing
-    was measured of are left out. Published rows stand beside ours where the setting is the same.
+    ``images``, and ``method-<name>`` for each method with its measurements and its accuracy matrix. Sections without
+    measurements are left out. Published rows stand beside ours if the setting is the same.
 
     Args:
         results: The record of the benchmark. Its keys are ``names`` (``"mini"`` or ``"unlearncanvas"``), ``seeds`` of

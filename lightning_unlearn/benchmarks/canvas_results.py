@@ -31,7 +31,7 @@ class CanvasRun:
     """A model from which a target was erased.
 
     Args:
-        target: What was erased; of a pair, its style and its object.
+        target: What was erased; for a pair, its style and its object.
         seed: Seed of the method.
         scores: Verdicts on its images.
         record: What else was measured: FID, seconds, bytes, attacks, families of prompts, side effects.
@@ -48,9 +48,9 @@ class CanvasResults:
     """All results of a benchmark's folder.
 
     Args:
-        record: The record of the benchmark: ``names``, ``seeds``, ``base``, ``methods``, and where they were run,
+        record: The record of the benchmark: ``names``, ``seeds``, ``base``, ``methods``, and, if they were run,
             ``pairs`` and ``sequential``.
-        folder: What the paths of scores in the record are relative to.
+        folder: Folder to which the paths of scores in the record are relative.
 
     Raises:
         ValueError: If the names are unknown, or a file of scores is not of this benchmark.
@@ -187,7 +187,7 @@ class CanvasResults:
 
 
 def mean_of(values: Sequence[float]) -> Interval:
-    """Mean of a number of runs with its bootstrap interval; of a single run there is none."""
+    """Mean of a number over runs with its bootstrap interval; a single run has no interval."""
     interval = bootstrap_mean(torch.tensor(values, dtype=torch.float64))
     return interval if len(values) > 1 else Interval(interval.value, math.nan, math.nan)
 

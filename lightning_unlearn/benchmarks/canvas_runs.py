@@ -79,7 +79,7 @@ class FamilyCell(AnswerCell):
 
 @dataclass(frozen=True, kw_only=True)
 class ErasedCell(FamilyCell):
-    """A method that erases a concept, how many prompts are attacked, and the key of the base's run."""
+    """A method that erases a concept, the number of attacked prompts, and the key of the base model's run."""
 
     method: CanvasMethod
     attacked: int
@@ -89,7 +89,7 @@ class ErasedCell(FamilyCell):
 
 @dataclass(frozen=True, kw_only=True)
 class PairCell(AnswerCell):
-    """A method that erases a style and an object together; of the pair itself there are so many images."""
+    """A method that erases a style and an object together, and the number of images of the pair itself."""
 
     method: CanvasMethod
     style: str
@@ -130,7 +130,7 @@ def base_families(cell: FamilyCell, folder: Path) -> Outcome:
 
 
 def erased_answers(cell: ErasedCell, folder: Path) -> Outcome:
-    """Erase a concept, draw the answer set, ask for the concept otherwise, and attack."""
+    """Erase a concept, draw the answer set and the families of prompts, and attack."""
     base, place = _pipeline(), f"answers/{cell.key}"
     with _unlearned(cell.method, [cell.target], cell.seed, cell.names, left_out=cell.left_out) as (module, cost):
         outcome = {"seed": cell.seed, **cost, "storage_bytes": _changed_bytes(module, base)}

@@ -13,7 +13,7 @@ __all__ = ["AnswerSettings", "CanvasTests", "pair_of"]
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """The answer set of each model: an image of each style, photos among them, object and seed.
+    """The answer set of each model: an image for each style (including photos), object and seed.
 
     Args:
         seeds: Seeds of the images.
@@ -42,17 +42,17 @@ class CanvasTests:
     """What is measured beside the answer set of a single target.
 
     Args:
-        attacked: Prompts that are attacked in a run, by UnlearnDiffAtk and with random tokens; 0 for none.
-        families: Ask for the erased concept in other ways too, see
+        attacked: Prompts that are attacked in a run, with UnlearnDiffAtk and with random tokens; 0 for none.
+        families: Also draw families of prompts that ask for the erased concept in other ways, see
             [`family_prompts`][lightning_unlearn.diffusion.canvas.families.family_prompts].
-        left_out: Styles and objects beside which no row of a run has the concept, for the family "composition".
-        pairs: Pairs to erase in runs of their own, each as ``"ember x ring"``, a style and an object.
+        left_out: Styles and objects that no row of a run combines with the concept, for the family "composition".
+        pairs: Pairs of a style and an object to erase in runs of their own, written as ``"ember x ring"``.
         pair_as: Whether a pair is one concept, or two requests.
-        pair_images: Images of the pair itself; of all others there is one a seed of the answer set.
+        pair_images: Images of the pair itself; each other pair has one image per seed of the answer set.
         sequence: Styles and objects to erase one after another, in runs of their own.
 
     Raises:
-        ValueError: If a name is unknown or there twice, or a number is out of range.
+        ValueError: If a name is unknown or occurs twice, or a number is out of range.
     """
 
     attacked: int = 5

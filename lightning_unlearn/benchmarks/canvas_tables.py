@@ -51,7 +51,7 @@ def percent(interval: Interval | None) -> str:
 
 
 def complement(interval: Interval) -> Interval:
-    """The share of the others."""
+    """One minus a share, with its interval."""
     return Interval(1 - interval.value, 1 - interval.high, 1 - interval.low)
 
 
@@ -61,7 +61,7 @@ def methods_of(results: CanvasResults, kind: Kind) -> list[str]:
 
 
 def differences(results: CanvasResults, kind: Kind) -> list[str]:
-    """In what the setting differs from the published one; published rows stand beside ours where it does not."""
+    """How the setting differs from the published one; published rows are only shown if it does not."""
     found = []
     if results.names != UNLEARN_CANVAS:
         counts = f"{len(results.names.styles)} styles and {len(results.names.objects)} objects"

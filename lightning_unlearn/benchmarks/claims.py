@@ -18,18 +18,18 @@ __all__ = ["Claims"]
 
 
 class Claims:
-    """The claims of this process; inside the context, a thread keeps them fresh, and at its end all are released.
+    """The claims of this process. Inside the context, a thread renews them; at its end, all are released.
 
-    A claim is a file that only one process can create. It names the host, the process and the time, and its time of
-    modification is the heartbeat. It is stale if its process is gone from this machine, or if it had no heartbeat for
-    a while, by the clock of the file system: then another process may take its place. A process that lost its claim
-    so, because it was stopped for long, works on; its result and the other's are the same.
+    A claim is a file that only one process can create. It contains the host, the process and the time, and its
+    modification time is the heartbeat. A claim is stale if its process no longer runs on this machine, or if it had no
+    heartbeat for a while, by the clock of the file system. Another process may then take it over. A process that lost
+    its claim in this way, because it was suspended for long, continues; both processes compute the same result.
 
     Args:
         folder: Where the files are.
         beat: Seconds between two heartbeats.
-        stale_after: Seconds without a heartbeat after which a claim is stale. Network file systems may tell of a
-            change only after a minute.
+        stale_after: Seconds without a heartbeat after which a claim is stale. Network file systems may show a change
+            only after a minute.
     """
 
     def __init__(self, folder: Path, beat: float = 15.0, stale_after: float = 300.0) -> None:

@@ -54,9 +54,9 @@ class TrainCell(Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class UnlearnCell(TrainCell):
-    """A setting of a method, or none for the weights as they are, compared with retrained weights.
+    """A setting of a method, compared with retrained weights; without a setting, the original weights are compared.
 
-    The files are named by the hash of what is in them. The reference is what the retrained weights measure.
+    Weight files are named by the hash of their content. The reference has the measurements of the retrained weights.
     """
 
     start: str
@@ -81,11 +81,12 @@ def bench_classification(
 ) -> dict[str, Any]:
     """Compare methods at an equal tuning budget with models that are retrained without the rows to forget.
 
-    For each seed, one model is trained on all rows, and for each scenario another on the retain rows; rows, weights and
-    order of batches differ from seed to seed. Each method runs with each of its settings on ``tuning_seeds``. The one
-    with the smallest average gap, the mean absolute difference in UA, RA, TA and confidence MIA to the model retrained
-    with that seed, runs on ``seeds``. UGradSL and UGradSL+ also run over a grid of alpha and p. On MNIST-1D, some
-    methods also run untuned: with their default arguments, the learning rate of the training, and without clipping.
+    For each seed, one model is trained on all rows, and for each scenario another one on the retain rows. Rows, weights
+    and the order of batches differ between seeds. Each method runs with each of its settings on ``tuning_seeds``. The
+    setting with the smallest average gap runs on ``seeds``; the gap is the mean absolute difference in UA, RA, TA and
+    confidence MIA to the model that was retrained with the same seed. UGradSL and UGradSL+ also run over a grid of
+    alpha and p. On MNIST-1D, some methods also run untuned: with default arguments, the training learning rate and no
+    clipping.
 
     Writes ``<task>.json``, ``<task>.md`` and, with matplotlib, ``<task>.svg`` and ``<task>-ablation.svg``. Trained
     models are kept in ``models/`` and finished runs in ``runs/``: after a kill, or with more methods, the same command
@@ -97,13 +98,14 @@ def bench_classification(
             ``"digits"``, ``"images"`` or ``"text"``.
         scenarios: Any of ``"class"``, ``"random"`` and ``"group"``; all if empty.
         methods: Names of the methods to run; all if empty.
-        tuning_seeds: Seeds that settings are chosen on.
+        tuning_seeds: Seeds on which settings are chosen.
         seeds: Seeds that are reported, none of which is tuned on.
         ablation_seeds: Seeds of the grid of alpha and p; without any, there is none.
         epochs: Epochs of training in place of the task's, to try the command out.
         threads: Threads of a run.
-        workers: Runs at a time; two runs of one thread are quicker than one of two. 0 runs in this process.
-        wandb_project: Project of Weights & Biases that the table is logged to.
+        workers: Runs at a time; two runs of one thread are faster than one of two. With 0, runs are made in this
+            process.
+        wandb_project: Project of Weights & Biases to which the table is logged.
         keep_stale: Keep the results of runs whose source files have changed since.
 
     Returns:

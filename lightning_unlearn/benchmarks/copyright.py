@@ -1,4 +1,4 @@
-"""Copyrighted books that a model was trained on, and passages of which it is to continue no more."""
+"""Copyrighted books: passages that a model was trained on and should no longer be able to continue."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ __all__ = ["CopyrightBenchmark"]
 
 
 class CopyrightBenchmark(LanguageBenchmark):
-    """Continuations of passages of books: ROUGE-L recall and BLEU of what the model writes with what the book says.
+    """Continuations of passages of books: ROUGE-L recall and BLEU between the model's text and that of the book.
 
-    The model is first trained on the passages to forget. The control is the model before that, which may know books of
-    fame from its pre-training all the same. Passages of ``test`` are of the same books, but were not among those to
+    The model is first trained on the passages to forget. The control is the model before this training, which may know
+    famous books from its pre-training anyway. Passages of ``test`` are from the same books, but were not among those to
     forget.
 
     Args:
-        forget: Passages to forget: objects with ``prompt``, the beginning with the request to go on, and ``response``.
+        forget: Passages to forget: objects with ``prompt``, a beginning and the request to continue it, and
+            ``response``.
         retain: Rows to keep, likewise, or objects with ``text``.
         test: Further passages of the books, likewise with ``prompt`` and ``response``.
         measured: Passages of each set that are measured, the first ones.

@@ -1,4 +1,4 @@
-"""Unsafe answers of a chat model, which it is to give no more."""
+"""Unsafe answers of a chat model, which it has to unlearn."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ UNSAFE = 0.5
 
 
 class DetoxBenchmark(LanguageBenchmark):
-    """Toxicity of greedy answers to the prompts to forget and to others, by a judge that the user names.
+    """Toxicity of greedy answers to forget prompts and to other prompts, by a judge that the user chooses.
 
-    There is no retrained model. That a model answers no more, or nothing that can be read, lowers toxicity too: the
-    shares of empty and of repeating answers stand beside it.
+    There is no retrained model. Empty or unreadable answers lower toxicity too, so the shares of empty and of
+    repetitive answers are reported beside it.
 
     Args:
         forget: Unsafe answers to forget: objects with ``prompt`` and ``response``.

@@ -1,4 +1,4 @@
-"""Comparison of dialogue judges with the ratings of people on User Satisfaction Simulation."""
+"""Comparison of dialogue judges with human ratings on the data set User Satisfaction Simulation (USS)."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def bench_dialogue(
     it once. The default, one such model on two subsets, is estimated at 90 minutes on two cores. With more of them,
     raise ``test``, ``train`` and ``epochs``: with 160 dialogues, a correlation is known to about 0.15 to each side.
 
-    Models of different sizes differ in more than their size: where one is tuned to follow instructions and another is
-    not, their difference says nothing of either alone.
+    Models of different sizes differ in more than their size: if only one of them is tuned to follow instructions, their
+    difference does not show the effect of either.
 
     Args:
         path: Folder with the files of USS, such as ``SGD.txt``.
@@ -94,7 +94,7 @@ def bench_dialogue(
         precision: Precision of the Trainer.
         seed: Seed of the split and the runs.
         threads: Threads of a run.
-        workers: Runs at a time; 0 runs in this process.
+        workers: Runs at a time. With 0, runs are made in this process.
         keep_stale: Keep the results of runs whose source files have changed since.
 
     Returns:

@@ -21,7 +21,7 @@ Runs = Mapping[str, Mapping[str, Outcome]]
 
 
 class Comparison(NamedTuple):
-    """Two runs of one model, of which a finding says that the first agrees more with people.
+    """Two runs of one model, where a finding says that the first agrees more with human ratings.
 
     Args:
         finding: What the paper finds.
@@ -45,7 +45,7 @@ COMPARISONS = (
 
 
 def rated(outcome: Outcome) -> tuple[list[Rating], list[Dialogue]]:
-    """Ratings of a run, and what people say of the same dialogues."""
+    """Ratings of a run, and human ratings of the same dialogues."""
     scores = [math.nan if score is None else score for score in outcome["scores"]]
     ratings = [Rating(score, label) for score, label in zip(scores, outcome["labels"], strict=True)]
     shown = (Turn("user", ""),)  # its text has no part in the agreement

@@ -42,9 +42,9 @@ class DataCell(Cell):
     Args:
         path: Folder with the files of USS.
         data_sha256: Hash of the subset's file.
-        subset: Which file.
-        test: Dialogues that are rated.
-        train: Dialogues that judges learn from and are shown, of the others.
+        subset: Name of the file.
+        test: Number of dialogues that are rated.
+        train: Number of other dialogues, for fine-tuning and as examples.
     """
 
     path: str
@@ -72,10 +72,10 @@ class LoRASetting:
         epochs: Passes over the training dialogues.
         batch_size: Dialogues of an update.
         r: Rank of the adapters; ``lora_alpha`` is twice as much.
-        dropout: Their dropout; 0.05 makes a step a quarter longer on a CPU.
-        modules: Linear layers that have them.
-        last_layers: Decoder layers that have them, counted from the last one; ``None`` for all. Those before need no
-            backward pass: the last third of the 135M model takes 40 % of the time of all.
+        dropout: Dropout of the adapters; 0.05 makes a step a quarter longer on a CPU.
+        modules: Linear layers that get adapters.
+        last_layers: Number of decoder layers with adapters, counted from the last one; ``None`` for all. Earlier layers
+            need no backward pass: training the last third of the 135M model takes 40 % of the time for all layers.
     """
 
     target: Target = "soft"
@@ -90,17 +90,17 @@ class LoRASetting:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeCell(DataCell):
-    """A judge, and how it is asked.
+    """A judge and its settings.
 
     Args:
         model: Hub id, folder or GGUF file.
         mode: What the judge writes.
-        route: How its rating is read.
+        route: How its rating is extracted.
         examples: How examples are chosen; ``None`` for none.
-        shots: How many.
-        lora: How it is fine-tuned; ``None`` as it is.
+        shots: Number of examples.
+        lora: How it is fine-tuned; ``None`` without fine-tuning.
         max_length: Longest prompt in tokens.
-        max_new_tokens: Longest text.
+        max_new_tokens: Longest answer in tokens.
         precision: Precision of the Trainer.
     """
 

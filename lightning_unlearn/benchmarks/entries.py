@@ -1,4 +1,4 @@
-"""Methods of the comparison on facts, with the settings each is tuned over."""
+"""Methods of the comparison on facts, with the settings that are tried for each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Entry:
-    """A method and the settings it is tuned over."""
+    """A method and the settings that are tried for it."""
 
     name: str
     settings: tuple[Setting, ...]

@@ -1,4 +1,4 @@
-"""Comparison of concept erasure on the miniature: what is gone, what is kept, what an attack brings back, the cost."""
+"""Comparison of erasure methods on the miniature: what is gone, what is kept, what an attack brings back, the cost."""
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ def bench_erasure(
     """Erase styles and objects from the miniature pipeline with each method, and attack what is left.
 
     Each run is measured on images of held-out captions: UA, the share of images of the erased concept that do not show
-    it; IRA and CRA, the accuracy on other concepts of its kind and of the other kind; FID of these images to those of
-    the pipeline before. UnlearnDiffAtk and random tokens then attack the same prompts.
+    it; IRA and CRA, the accuracy on other concepts of its kind and on those of the other kind; and the FID of the
+    images to keep to those of the original pipeline. Then the same prompts are attacked with UnlearnDiffAtk and with
+    random tokens.
 
     Writes ``erasure.json`` and ``erasure.md``. Finished runs are kept in ``runs/``: after a kill, or with more methods,
     the same command runs only what is missing, and what ran on code that has changed.
@@ -56,12 +57,13 @@ def bench_erasure(
     Args:
         output_dir: Folder to write.
         methods: Names of the methods to run; all if empty.
-        targets: Styles and objects to erase, one a run; all if empty.
+        targets: Styles and objects to erase, one per run; all if empty.
         seeds: Seeds of the runs.
         images: Images of each pair of a style and an object.
         prompts: Prompts that are attacked in a run.
         threads: Threads of a run.
-        workers: Runs at a time; two runs of one thread are quicker than one of two. 0 runs in this process.
+        workers: Runs at a time; two runs of one thread are faster than one of two. With 0, runs are made in this
+            process.
         keep_stale: Keep the results of runs whose source files have changed since.
 
     Returns:

@@ -37,7 +37,7 @@ SETS = ("forget", "retain", "heldout", "general")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCell(Cell):
-    """A model to start from: of a hub id, folder or GGUF file, trained on the forget rows for some steps."""
+    """A starting model: a hub id, folder or GGUF file, and the number of training steps on the forget rows."""
 
     source: str
     steps: int = 0
@@ -45,7 +45,7 @@ class ModelCell(Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class FactsCell(Cell):
-    """A setting of a method; the models are folders that are named by the hash of their weights."""
+    """A setting of a method; models are given as folders that are named by the hash of their weights."""
 
     model: str
     reinforced: str | None = None
@@ -70,10 +70,11 @@ def bench_facts(
 ) -> dict[str, Any]:
     """Compare methods at an equal tuning budget on the capitals that the demo forgets.
 
-    Each entry runs once with each of its settings on ``tuning_seed``. The setting with the highest score, half the
-    share of wrong forget answers plus half the mean accuracy on the three other sets, runs on ``seeds``. Writes
-    ``<study>.json``, ``<study>.md`` and, with matplotlib, ``<study>.svg``. Finished runs are kept in ``runs/``: the
-    same command, after a kill or with more entries, runs what is missing and what ran on code that has changed.
+    Each entry runs once with each of its settings on ``tuning_seed``. The setting with the highest score then runs on
+    ``seeds``; the score is half the share of wrong forget answers plus half the mean accuracy on the three other sets.
+    Writes ``<study>.json``, ``<study>.md`` and, with matplotlib, ``<study>.svg``. Finished runs are kept in ``runs/``:
+    after a kill or with more entries, the same command runs what is missing, and repeats what ran on code that has
+    changed.
 
     Args:
         output_dir: Folder to write.
@@ -81,11 +82,12 @@ def bench_facts(
         study: ``"objectives"``, all of them; or ``"weights"``, three of them dense, under weight masks and with SOUL.
         entries: Names of the study's entries to run; all if empty.
         seeds: Seeds that are reported.
-        tuning_seed: Seed that settings are chosen on; the published tables report it too.
+        tuning_seed: Seed on which settings are chosen; the published tables report it too.
         steps: Updates of a run.
         precision: Precision of the Trainer.
         threads: Threads of a run.
-        workers: Runs at a time; two runs of one thread are quicker than one of two. 0 runs in this process.
+        workers: Runs at a time; two runs of one thread are faster than one of two. With 0, runs are made in this
+            process.
         keep_stale: Keep the results of runs whose source files have changed since.
 
     Returns:

@@ -35,11 +35,11 @@ _POLL = 2.0  # seconds between two looks at runs of other processes
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """All that the result of a run depends on but the code; a benchmark adds fields that JSON can hold.
+    """Everything other than the code that the result of a run depends on; benchmarks add fields that fit into JSON.
 
     Args:
         seed: Seed of the run.
-        threads: Threads of the run: a sum depends on how many share it.
+        threads: Threads of the run, since the rounding of sums depends on their number.
     """
 
     seed: int
@@ -59,15 +59,17 @@ class Grid:
     """Runs in a folder, which can be killed and resumed.
 
     The result of a run is kept in ``<folder>/runs/<key of the cell>.json`` with the cell and a hash of each source file
-    that the run imports. If one of these files has changed, the result is stale: this is said, and the run is repeated.
+    that the run imports. If one of these files has changed, the result is stale: it is reported, and the run is
+    repeated.
 
-    Several processes or machines can share the folder: the same command on each does a part of the runs. A run in work
-    has a claim in ``<folder>/claims/``, see [`Claims`][lightning_unlearn.benchmarks.claims.Claims]; the others go on
-    with other runs and wait at the end. Where a process was killed, its claim becomes stale and another takes it over.
+    Several processes or machines can share the folder: with the same command, each of them does a part of the runs. A
+    run in progress has a claim in ``<folder>/claims/``, see [`Claims`][lightning_unlearn.benchmarks.claims.Claims]; the
+    other processes continue with other runs and wait at the end. The claim of a killed process becomes stale, and
+    another process takes it over.
 
     Args:
         folder: Where to keep results; ``files`` in a result are paths in it that belong to the result.
-        workers: Processes at a time; 0 runs in this process, for a debugger.
+        workers: Processes at a time. With 0, runs are made in this process, for a debugger.
         keep_stale: Keep stale results.
     """
 

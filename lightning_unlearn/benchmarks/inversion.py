@@ -34,13 +34,13 @@ def inversion_rates(
 ) -> dict[str, list[int]]:
     """Learn a word from images of an erased concept, and count how often it brings the concept back.
 
-    The word, one token, is learned from five images with each partner, which the model before erasure draws of the
-    prompt by name. It is then put in place of the name into held-out captions, with seeds of their own, and all of
-    these count. A word that is learned well enough teaches a model what it never knew: that is what the same inversion
-    does to the control, and only what the erased model shows beyond it was still in its weights.
+    The word is one token. It is learned from five images with each partner, which the model before erasure draws for
+    the prompt with the concept's name. It then replaces the name in held-out captions with seeds of their own, all of
+    which count. A word that is learned well enough can teach a model what it never knew. The same inversion on the
+    control measures this effect; only what the erased model shows beyond it was still in its weights.
 
     Args:
-        module: The erased model; its weights stay.
+        module: The erased model; its weights do not change.
         base: The model before erasure.
         target: The concept.
         control: A model that was trained without the concept, such as ``python examples/miniature.py --without ember
@@ -48,7 +48,7 @@ def inversion_rates(
         seed: Seed of the training, the captions and the images.
         images: Images that are judged.
         steps: Updates of AdamW, at a rate of 0.05, of 8 images each.
-        init: Word that the learned one starts at; by default the concept's first name.
+        init: Word whose embedding is the starting point; by default the concept's first name.
 
     Returns:
         ``[images that show the concept, images]`` of the erased model under ``"inversion"``, and of the control under

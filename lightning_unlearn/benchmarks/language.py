@@ -51,15 +51,15 @@ def bench_language(
     workers: int = 2,
     keep_stale: bool = False,
 ) -> dict[str, Any]:
-    """Train the models to compare with, tune and run each method, attack what comes out, and write a table.
+    """Train the reference models, tune and run each method, attack the results, and write a table.
 
-    The original model is trained on all rows, and two retrained ones on those to keep; the second shows what two
-    retrained models differ by. Each method runs with each of its settings on ``tuning_seed``, and with the best one on
-    ``seeds``, where it is measured whole, and attacked on the first of them. Writes ``<name>.json``, ``<name>.md`` and,
-    with matplotlib, the curves of the attacks as ``<name>_*.svg``; the evaluation of each model is in ``logs/``, in the
-    format of open-unlearning.
+    The original model is trained on all rows, and two retrained models on the rows to keep; the second one shows how
+    much two retrained models differ. Each method runs with each of its settings on ``tuning_seed``. The best setting
+    runs on ``seeds`` with all measurements, and is attacked on the first of them. Writes ``<name>.json``, ``<name>.md``
+    and, with matplotlib, the curves of the attacks as ``<name>_*.svg``. The evaluation of each model is in ``logs/``,
+    in the format of open-unlearning.
 
-    Finished runs are kept: the same command, after a kill or with more entries, runs what is missing.
+    Finished runs are kept: after a kill or with more entries, the same command runs what is missing.
 
     Args:
         benchmark: ``TOFUBenchmark``, ``MUSEBenchmark``, ``WMDPBenchmark``, ``CopyrightBenchmark``, ``DetoxBenchmark``
@@ -68,12 +68,12 @@ def bench_language(
         model: Hub id, folder or GGUF file of the model to start from; by default that of the demo.
         entries: Names of the methods to run; all if empty.
         seeds: Seeds that are reported.
-        tuning_seed: Seed that settings are chosen on.
+        tuning_seed: Seed on which settings are chosen.
         protocol: How models are trained.
-        requests: Number of requests that the forget rows arrive in, one after another: each is unlearned in the model
-            that the one before left, and the earlier ones are measured again.
+        requests: Number of sequential requests into which the forget rows are divided. Each request is unlearned from
+            the model that the previous one left, and the earlier requests are measured again.
         threads: Threads of a run.
-        workers: Runs at a time; 0 runs in this process.
+        workers: Runs at a time. With 0, runs are made in this process.
         keep_stale: Keep the results of runs whose source files have changed since.
 
     Returns:

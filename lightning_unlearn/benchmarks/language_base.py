@@ -114,10 +114,10 @@ class Protocol:
     """How targets are trained and methods run.
 
     Args:
-        learn_epochs: Passes over the rows to train a target.
+        learn_epochs: Passes over the rows when a target is trained.
         learn_lr: Learning rate of targets.
-        epochs: Passes over the forget rows to unlearn.
-        batch_size: Rows of a step; forget rows when unlearning, with as many to keep.
+        epochs: Passes over the forget rows when unlearning.
+        batch_size: Rows per step; when unlearning, this many forget rows and as many retain rows.
         max_length: Longest row in tokens.
         precision: Precision of the Trainer, and of the forward passes of what is measured.
     """

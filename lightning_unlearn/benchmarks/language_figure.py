@@ -1,4 +1,4 @@
-"""Curves of a benchmark of language models: what comes back under relearning and rounding."""
+"""Curves of a benchmark of language models: what comes back under relearning and quantization."""
 
 from __future__ import annotations
 

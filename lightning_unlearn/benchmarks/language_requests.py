@@ -1,4 +1,4 @@
-"""Sequential requests: forget rows that arrive in parts, and what is left of the earlier ones after each."""
+"""Sequential requests: forget rows that arrive in parts, and what remains of earlier parts after each one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEASURED = 60
 
 
 def in_requests(rows: Rows, count: int) -> list[Rows]:
-    """Rows in so many parts, in their order, whose sizes differ by one at most.
+    """Divide rows into ``count`` parts, in their order, whose sizes differ by at most one.
 
     Args:
         rows: The forget rows.

@@ -1,4 +1,4 @@
-"""Runs of the benchmarks of language models: targets that are trained, methods that are measured and attacked."""
+"""Runs of the benchmarks of language models: training of targets, and measurements and attacks of methods."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TargetCell(Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class RunCell(Cell):
-    """A setting of a method on a target, in how many requests the rows arrive, and what is measured afterwards."""
+    """A setting of a method on a target, the number of sequential requests, and what is measured afterwards."""
 
     benchmark: Description
     protocol: Protocol

@@ -1,4 +1,4 @@
-"""Tasks of the comparison on classifiers, and its methods with the settings each is tuned over."""
+"""Tasks and methods of the comparison on classifiers, with the settings that are tried for each method."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Recipe:
-    """A dataset that takes ``part`` and ``seed``, a model and its training, and what differs for the test rows."""
+    """A dataset with the arguments ``part`` and ``seed``, a model, its training, and options of the test rows."""
 
     rows: Description
     model: Description
@@ -39,7 +39,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is forgotten: a class, a group, a share of the rows, or nothing; ``coarse`` is a label for each label."""
+    """What is forgotten: a class, a group, a share of the rows, or nothing; ``coarse`` maps each label to its group."""
 
     forget_class: int | None = None
     forget_group: int | None = None
@@ -60,7 +60,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Method:
-    """A method, the settings it is tuned over, and the scenarios it is made for."""
+    """A method, the settings that are tried for it, and the scenarios that it supports."""
 
     name: str
     settings: tuple[Setting, ...]

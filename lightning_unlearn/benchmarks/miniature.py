@@ -50,12 +50,12 @@ def erase(
         eraser: The method.
         target: A style, an object, or a pair: a style and an object.
         seed: Seed of the run.
-        names: Number of its names that prompts, captions and arguments of callbacks have, see
+        names: Number of its names that prompts, captions and callback arguments use, see
             [`request`][lightning_unlearn.benchmarks.requests.request].
         left_out: Partners that no row names.
-        pair_as: What a pair is.
+        pair_as: Whether a pair is one concept or two requests.
         pipeline: Folder of the pipeline, such as one that forgot another concept before; by default the shipped one.
-        gone: Concepts that it forgot before, which no row has.
+        gone: Concepts that this pipeline forgot before, and that no row contains.
         options: Further arguments of the Trainer.
 
     Returns:
@@ -83,9 +83,9 @@ def erase(
 
 
 def drawn(module: LitTextToImage, base: LitTextToImage, target: str, seed: int, images: int = 6) -> dict[str, float]:
-    """Accuracies on images of held-out captions, and the FID of those to keep to the base model's.
+    """Accuracies on images of held-out captions, and the FID of the images to keep to those of the base model.
 
-    Captions and images depend on the seed; of each pair of a style and an object there are ``images``.
+    Captions and images depend on the seed; each pair of a style and an object has ``images`` images.
     """
     c = concept(target)
     names = [(name, partner) for name in (target, *c.siblings) for partner in c.partners]

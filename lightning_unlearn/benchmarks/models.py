@@ -15,7 +15,7 @@ __all__ = ["MLP", "ConvNet", "ConvNet1D", "CosineClassifier", "ResNet8", "TextTr
 
 
 class CosineClassifier(LitClassifier):
-    """A classifier that trains by SGD with a learning rate that falls to 0 along a cosine."""
+    """A classifier that trains by SGD with a cosine schedule of the learning rate."""
 
     def configure_optimizers(self) -> Any:
         optimizer = super().configure_optimizers()
@@ -42,7 +42,7 @@ class _Residual(nn.Module):
 
 
 class ResNet8(nn.Sequential):
-    """A residual net of eight layers with batch normalization: a convolution, three blocks of two, and a linear layer.
+    """Residual network of eight layers with batch normalization: a convolution, three blocks of two, a linear layer.
 
     Args:
         classes: Number of logits.
@@ -93,7 +93,7 @@ class MLP(nn.Sequential):
 
     Args:
         classes: Number of logits.
-        features: Numbers a row.
+        features: Features per row.
         width: Units of a hidden layer.
     """
 
@@ -108,7 +108,7 @@ class ConvNet1D(nn.Sequential):
 
     Args:
         classes: Number of logits.
-        length: Numbers a signal; a multiple of 8.
+        length: Values per signal; a multiple of 8.
         width: Channels of each convolution.
     """
 
@@ -126,10 +126,10 @@ class TextTransformer(nn.Module):
     Args:
         classes: Number of logits.
         vocabulary: Number of token ids.
-        length: Tokens a row at most.
+        length: Maximum number of tokens per row.
         width: Size of an embedding.
         layers: Number of encoder layers.
-        heads: Attention heads a layer.
+        heads: Attention heads per layer.
     """
 
     def __init__(

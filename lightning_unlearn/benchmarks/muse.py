@@ -1,4 +1,4 @@
-"""MUSE: news articles or novels that a model has read, and of which it has to forget a part."""
+"""MUSE: news articles or novels that a model was trained on, a part of which it has to forget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paired differences of two methods over seeds and images, with intervals that count both."""
+"""Paired differences of two methods over seeds and images, with intervals that account for both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparison of smoothed unrolling with its rivals on the brain template: quality, robustness and cost."""
+"""Comparison of SMUG with other reconstruction methods on the brain template: quality, robustness and cost."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def bench_reconstruction(
 ) -> dict[str, Any]:
     """Compare vanilla MoDL, RS-E2E, SMUG, weighted SMUG and adversarial training on scans of the brain template.
 
-    For each seed one denoiser is pre-trained, and every method starts from it and makes as many updates. Each method
-    runs with each of its settings, of which all have the same number, on ``tuning_seeds``; the one with the highest
-    score, the mean of the PSNR on clean and on attacked validation images, runs on ``seeds``. These networks are
-    measured on slices that no setting was chosen on: clean, under an adaptive attack, with noise, at other
-    accelerations and with other numbers of steps. Claims are decided by the intervals of paired differences.
+    For each seed one denoiser is pre-trained; every method starts from it and makes the same number of updates. All
+    methods have the same number of settings, and run with each of them on ``tuning_seeds``. The one with the highest
+    score, the mean PSNR of clean and attacked validation images, runs on ``seeds``. These networks are measured on
+    slices that were not used for choosing settings: clean, under an adaptive attack, with noise, at other accelerations
+    and with other numbers of steps. Claims are decided by the intervals of paired differences.
 
     Writes ``reconstruction.json``, ``reconstruction.csv`` with a row an image, ``report.html``, ``report.md``,
     ``report.json``, and with matplotlib ``reconstruction.svg``. Finished runs are kept in ``runs/``: after a kill, or
@@ -72,16 +72,17 @@ def bench_reconstruction(
     Args:
         output_dir: Folder to write.
         methods: Names of the methods to run; all if empty.
-        tuning_seeds: Seeds that settings are chosen on.
+        tuning_seeds: Seeds on which settings are chosen.
         seeds: Seeds that are reported, none of which is tuned on.
-        settings: How many settings of each method are tried, from its list of twelve; by default all.
+        settings: Number of settings to try per method, from its list of twelve; by default all.
         recipe: The data, the network and the length of the training.
         conditions: What is measured.
-        quick: A recipe and conditions with which the command takes minutes and networks are hardly trained, and 3
-            settings by default: to try it out.
+        quick: Try the command out in minutes: with a recipe and conditions under which networks are hardly trained, and
+            with 3 settings by default.
         threads: Threads of a run.
-        workers: Runs at a time; two runs of one thread are quicker than one of two. 0 runs in this process.
-        wandb_project: Project of Weights & Biases that numbers, tables and figures are logged to.
+        workers: Runs at a time; two runs of one thread are faster than one of two. With 0, runs are made in this
+            process.
+        wandb_project: Project of Weights & Biases to which numbers, tables and figures are logged.
         keep_stale: Keep the results of runs whose source files have changed since.
 
     Returns:

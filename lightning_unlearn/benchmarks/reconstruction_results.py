@@ -19,14 +19,14 @@ CLEAN_LOSS = 1.0
 
 
 class Claim(NamedTuple):
-    """That a number of one method is above that of another, as PSNR in dB.
+    """The claim that the PSNR of one method is above that of another, in dB.
 
     Args:
         better: The method that is claimed to be better.
-        worse: The other one.
-        condition: Where.
-        than: A condition whose difference is taken off: the claim is then that the gap is larger than there.
-        bound: What the difference is claimed to be above.
+        worse: The other method.
+        condition: The condition of the claim.
+        than: A condition whose difference is subtracted; the claim is then that the gap is larger than under it.
+        bound: The difference is claimed to be above this number.
     """
 
     better: str
@@ -51,7 +51,7 @@ class Claim(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """A claim with the paired difference that decides it."""
+    """A claim, and the paired difference that decides it."""
 
     claim: Claim
     difference: PairedDifference
@@ -60,7 +60,7 @@ class Decided(NamedTuple):
 
 @dataclass(frozen=True)
 class ReconstructionResults:
-    """What the record of the benchmark says.
+    """Results of the benchmark, read from its record.
 
     Args:
         record: As ``bench_reconstruction`` returns it.

@@ -21,15 +21,15 @@ class Recipe:
     Args:
         voxel: Side of the voxels of the brain template in mm; 3 gives images of 64 by 64.
         coils: Number of coils.
-        acceleration: One column of k-space in so many is measured.
+        acceleration: Ratio of all columns of k-space to those that are measured.
         unrolled_steps: Steps of the unrolled network.
         channels: Width of the denoiser.
         depth: Convolutions of the denoiser.
         samples: Noise samples of a smoothed network in training.
         pretraining_sigma: Noise that the denoiser is pre-trained on.
-        pretraining_steps: Updates of the pre-training, once a seed for all methods.
-        tuning_steps: Updates of a run that a setting is chosen by.
-        steps: Updates of a run that is reported.
+        pretraining_steps: Updates of the pre-training, which all methods of a seed share.
+        tuning_steps: Updates of a tuning run.
+        steps: Updates of a reported run.
         batch_size: Images in a batch; twice as many in pre-training.
 
     Raises:
@@ -59,18 +59,18 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a trained network is measured under.
+    """Conditions under which a trained network is measured.
 
     Args:
-        eps: Strengths of the attack; validation has the one in the middle of the list.
+        eps: Strengths of the attack; validation uses the one in the middle of the list.
         attack_steps: Steps of an attack.
-        restarts: Starts of each attack on each surrogate; validation has one.
+        restarts: Starts of each attack on each surrogate; validation uses one.
         noise: Standard deviations of Gaussian noise on the measurements.
         rates: Accelerations.
         unrolled_steps: Numbers of steps of the network.
         samples: Noise samples of a smoothed network, also for the attacker.
-        rows: Test images, in turn from the slices of the test band.
-        validation_rows: The same of the validation band.
+        rows: Number of test images, which alternate between the slices of the test band.
+        validation_rows: The same for the validation band.
 
     Raises:
         ValueError: If a number is out of range, or there is no strength of the attack.
@@ -117,7 +117,7 @@ QUICK_CONDITIONS = Conditions(
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method can tune; what it does not have is 0.
+    """Tunable settings of a method; those that it does not have are 0.
 
     Args:
         lr: Peak of the learning rate.
@@ -137,8 +137,8 @@ class Method:
     """A mode of training, and the settings to choose from.
 
     Args:
-        mode: As of [`LitReconstruction`][lightning_unlearn.LitReconstruction].
-        settings: As many as every other method has.
+        mode: Mode of [`LitReconstruction`][lightning_unlearn.LitReconstruction].
+        settings: Settings to choose from; all methods have the same number.
     """
 
     mode: Mode

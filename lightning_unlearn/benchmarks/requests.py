@@ -19,10 +19,10 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Request:
-    """What a run is to erase and to keep.
+    """What a run erases and keeps.
 
     Args:
-        words: What each name becomes, as callbacks that are told names take it.
+        words: The replacement of each name, for callbacks that take names.
         forget: Prompts with their anchors.
         retain: Prompts to keep.
         forget_images: Images with captions and anchors.
@@ -49,11 +49,11 @@ def request(
     Args:
         target: A style, an object, or a pair: a style and an object.
         seed: Seed of the captions of images to keep.
-        names: Number of names that prompts, captions of images and arguments of callbacks have, from the first.
-            ``None``: prompts and arguments have all, and captions the first.
-        left_out: Styles or objects beside which no row has the concept, nor another of its kind.
-        pair_as: Whether a pair is one concept, or two requests of which only what concerns neither is kept.
-        gone: Styles or objects that were erased before, which no row has.
+        names: Number of the concept's names, from the first, that prompts, image captions and callback arguments use.
+            With ``None``, prompts and arguments use all names, and captions the first.
+        left_out: Styles or objects that no row combines with the concept or with another concept of its kind.
+        pair_as: Whether a pair is one concept, or two requests; in the latter case, only rows with neither are kept.
+        gone: Styles or objects that were erased before, and that no row contains.
 
     Raises:
         ValueError: If a name is unknown or a number out of range, or partners of a pair are left out.

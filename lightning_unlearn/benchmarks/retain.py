@@ -44,7 +44,7 @@ UNSEEN = 64
 
 @dataclass(frozen=True, kw_only=True)
 class AnswersCell(Cell):
-    """Questions to ask the starting model, which is a folder named by the hash of its weights."""
+    """Questions to ask the starting model, a folder that is named by the hash of its weights."""
 
     model: str
     rows: str
@@ -55,7 +55,7 @@ class AnswersCell(Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class RetainCell(Cell):
-    """A run with an objective and rows to retain; ``answers`` is the hash of those that the model has written."""
+    """A run with an objective and retain rows; ``answers`` is the hash of the answers that the model has written."""
 
     model: str
     rows: str
@@ -82,7 +82,7 @@ def bench_retain(
     workers: int = 2,
     keep_stale: bool = False,
 ) -> dict[str, Any]:
-    """Let the demo's capitals be forgotten with its own retain rows, with the model's own answers, and with none.
+    """Forget the demo's capitals with the demo's retain rows, with the model's own answers, and without retain rows.
 
     Writes ``retain.json`` and ``retain.md``. Finished runs are kept in ``runs/``: the same command, after a kill, runs
     what is missing and what ran on code that has changed.
@@ -98,7 +98,7 @@ def bench_retain(
         count: Neutral questions that are answered for training; the last ones are kept for measuring.
         precision: Precision of the Trainer.
         threads: Threads of a run.
-        workers: Runs at a time. 0 runs in this process.
+        workers: Runs at a time. With 0, runs are made in this process.
         keep_stale: Keep the results of runs whose source files have changed since.
 
     Returns:

@@ -64,9 +64,9 @@ def trainer(callbacks: Iterable[Callback] = (), **options: Any) -> Trainer:
 
 
 class Meter(Callback):
-    """Seconds of processor time from the first preparation to the last step, and the rows that the model read in it.
+    """Seconds of processor time from the first preparation to the last step, and the rows that the model has read.
 
-    Several runs share the machine, so the time of day would measure them all.
+    Several runs share the machine, so wall-clock time would measure all of them.
     """
 
     def __init__(self) -> None:
@@ -98,10 +98,10 @@ _NOISE = (
 
 
 def quiet_libraries(*names: str) -> None:
-    """Leave out what Lightning reports of each small run, and warnings that mean nothing in such runs.
+    """Silence Lightning's messages about each small run, and warnings that mean nothing in such runs.
 
     Args:
-        names: Of ``"transformers"`` and ``"diffusers"``, those that are used: only errors, no progress bars.
+        names: ``"transformers"`` and ``"diffusers"``, if they are used; they then only report errors.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for name in names:  # transformers first: the import of diffusers makes it warn

@@ -64,16 +64,17 @@ def bench_smoothing(
     workers: int = 2,
     keep_stale: bool = False,
 ) -> dict[str, Any]:
-    """Compare strategies that smooth the forget term by what relearning and rounding bring back.
+    """Compare smoothing strategies of the forget term by what relearning and quantization bring back.
 
-    Each run ends at the first update after which the mean negative log-likelihood of all forget rows is ``nats``. All
-    strategies are then compared at the same forgetting: in likelihood, and in the forgotten share, the error of the
-    classifier on the class or one minus the mean probability of the facts. A few forget rows are taught again, and the
-    share is measured on the others after each update; and on all of them once the weights are rounded to int4.
+    Each run ends at the first update after which the mean negative log-likelihood of all forget rows reaches ``nats``,
+    so all strategies are compared at the same level of forgetting. Measured are the likelihood and the forgotten share:
+    the error of the classifier on the class, or one minus the mean probability of the facts. Then a few forget rows are
+    taught again, and the share is measured on the others after each update. It is also measured on all forget rows
+    after the weights are rounded to int4.
 
-    Each objective with each strategy runs with the same number of settings on ``tuning_seeds``. The setting with the
-    largest mean of the area under the curve of the forgotten share and the accuracy on the rows that are to be kept,
-    runs on ``seeds``. Writes ``<task>.json``, ``<task>.md`` and, with matplotlib, a figure an objective. After a kill
+    Each objective with each strategy runs with the same number of settings on ``tuning_seeds``. The best setting runs
+    on ``seeds``: the one with the largest mean of the area under the curve of the forgotten share and the accuracy on
+    the rows to keep. Writes ``<task>.json``, ``<task>.md`` and, with matplotlib, a figure per objective. After a kill,
     the same command runs what is missing.
 
     Args:
@@ -82,20 +83,21 @@ def bench_smoothing(
             ``"language"``.
         objectives: Any of ``"GradDiff"``, ``"NPO"`` and ``"SimNPO"``; all if empty.
         strategies: Any of ``"none"``, ``"SAM"``, ``"RS"``, ``"GP"``, ``"CR"``, ``"WA"`` and ``"QA"``; all if empty.
-        seeds: Seeds that are reported: five of a classifier and three of the language model, if empty.
-        tuning_seeds: Seeds that settings are chosen on.
-        tried: Settings of each strategy; by default 3 of a classifier, and 1 of the language model, which is not tuned
-            then.
-        nats: The level of forgetting; by default 8 of a classifier, and 5 a token of the language model.
-        max_updates: Updates after which a run ends below the level; by default 300, and 60 of the language model.
-        sharpness_steps: Steps of the search for the sharpness of the forget loss; by default 10, and 5 of the language
+        seeds: Seeds that are reported; if empty, five for a classifier and three for the language model.
+        tuning_seeds: Seeds on which settings are chosen.
+        tried: Number of settings of each strategy; by default 3 for a classifier, and 1 for the language model, which
+            is then not tuned.
+        nats: The level of forgetting; by default 8 for a classifier, and 5 per token for the language model.
+        max_updates: Updates after which a run ends even below the level; by default 300, or 60 for the language model.
+        sharpness_steps: Steps of the search for the sharpness of the forget loss; by default 10, or 5 for the language
             model. 0 leaves it out.
-        sweep: Also run SAM over its radius, beside NPO or else the first objective.
+        sweep: Also run SAM with several radii, beside NPO or else the first objective.
         model: Hub id, folder or GGUF file of a chat model; by default the demo's.
-        precision: Precision of the Trainer, of the language model.
-        epochs: Epochs of training a classifier in place of the task's, to try the command out.
+        precision: Precision of the Trainer for the language model.
+        epochs: Epochs of training a classifier instead of the task's, to try the command out.
         threads: Threads of a run.
-        workers: Runs at a time; two runs of one thread are quicker than one of two. 0 runs in this process.
+        workers: Runs at a time; two runs of one thread are faster than one of two. With 0, runs are made in this
+            process.
         keep_stale: Keep the results of runs whose source files have changed since.
 
     Returns:

@@ -31,9 +31,9 @@ class ClassifierCell(SmoothingCell, TrainCell):
     """A classifier, its starting weights and the attack.
 
     Args:
-        start: File of the starting weights, in the folder; it is named by their hash.
-        taught: Forget rows that are taught again; the forgotten share is that of the others.
-        attack_lr: Learning rate of SGD without momentum on them, all in each update.
+        start: File of the starting weights in the folder, named by their hash.
+        taught: Number of forget rows that are taught again; the forgotten share is measured on the others.
+        attack_lr: Learning rate of SGD without momentum; each update uses all taught rows.
         attack_steps: Updates of the attack; it is measured after each.
     """
 
@@ -44,7 +44,7 @@ class ClassifierCell(SmoothingCell, TrainCell):
 
 
 class ClassifierSubject(Subject):
-    """A classifier with its rows."""
+    """A classifier and its rows."""
 
     module: LightningModule
 

@@ -42,8 +42,8 @@ class LanguageCell(SmoothingCell):
         model: The folder.
         data_sha256: Hash of the facts.
         precision: Precision of the Trainer, and of what is measured.
-        taught_share: Share of the facts that is taught again; the forgotten share is that of the others.
-        attack_lr: Learning rate of AdamW on them, four in each update.
+        taught_share: Share of the facts that is taught again; the forgotten share is measured on the others.
+        attack_lr: Learning rate of AdamW; each update uses four of the taught facts.
         attack_steps: Updates before each measurement.
     """
 

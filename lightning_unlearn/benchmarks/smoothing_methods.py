@@ -1,4 +1,4 @@
-"""Objectives and strategies of the comparison of smoothing, with the settings each is tuned over."""
+"""Objectives and strategies of the comparison of smoothing, with the settings that are tried for each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SWEEP = (1e-3, 1e-2, 1e-1, 2e-1)
 
 @dataclass(frozen=True)
 class Plan:
-    """A strategy: factors of the objective's learning rate and the callback, one pair a setting."""
+    """A strategy, with one pair per setting: a factor for the objective's learning rate, and the callback."""
 
     name: str
     settings: tuple[tuple[float, Description | None], ...]

@@ -25,7 +25,7 @@ __all__ = ["Cost", "Curve", "Forgetting", "SmoothingCell", "StopAtForgetting", "
 
 
 class Forgetting(NamedTuple):
-    """What is forgotten of some rows.
+    """How far some rows are forgotten.
 
     Args:
         nll: Mean negative log-likelihood of the rows, per supervised token of a language model, in nats.
@@ -45,12 +45,12 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SmoothingCell(Cell):
-    """A setting of an objective and a strategy, or the weights as they are, and the attack on what it makes.
+    """A setting of an objective and a strategy, or the starting weights, and the attack on the result.
 
     Args:
-        setting: Learning rate and callbacks; without callbacks the starting weights are attacked as they are.
+        setting: Learning rate and callbacks; without callbacks the starting weights are attacked.
         nats: Mean negative log-likelihood of the forget rows at which the run ends.
-        max_updates: Updates after which it ends in any case.
+        max_updates: Updates after which the run ends in any case.
         sharpness_steps: Steps of the search for the sharpness; 0 leaves it out.
     """
 
@@ -94,15 +94,15 @@ class Subject(ABC):
 
 
 class StopAtForgetting(Callback):
-    """Ends a run at the first update after which the forget rows have reached a level.
+    """Ends a run at the first update after which the forget rows have reached a level of forgetting.
 
-    It measures in validation, where a mean of weights takes the place of the live ones, and must come before
-    `UnlearnWeightAveraging` in the list.
+    It measures during validation, when averaged weights replace the live ones, and has to come before
+    `UnlearnWeightAveraging` in the list of callbacks.
 
     Args:
         measure: Measures the module.
         nats: The level, mean negative log-likelihood of the forget rows.
-        first: Update before which no run ends, such as that of the second snapshot of a mean.
+        first: Earliest update at which a run may end, such as that of the second snapshot of an average.
     """
 
     def __init__(self, measure: Callable[[LightningModule], Forgetting], nats: float, first: int = 1) -> None:
@@ -122,7 +122,7 @@ class StopAtForgetting(Callback):
 
 
 class Cost(Callback):
-    """Forward passes in the updates, the rows in them, and seconds of processor time; measurements are left out."""
+    """Forward passes of the updates, their rows, and seconds of processor time, without measurements."""
 
     def __init__(self) -> None:
         self.passes, self.rows, self.seconds = 0, 0, 0.0
@@ -153,7 +153,7 @@ class Cost(Callback):
 
 
 def perform(cell: SmoothingCell, subject: Subject) -> Outcome:
-    """One run: unlearn up to the level, measure what else is lost and how flat the place is, attack."""
+    """One run: unlearn to the level, measure what else is lost and the sharpness of the forget loss, and attack."""
     quiet_libraries()
     # The level ends nearly every run, and the mean over the weights is taken all the same.
     warnings.filterwarnings("ignore", message="The run stopped before max_epochs or max_steps")

@@ -17,7 +17,7 @@ __all__ = ["sharpness"]
 def sharpness(
     module: LightningModule, forget_nll: Callable[[LightningModule], Tensor], radius: float = 0.01, steps: int = 10
 ) -> float:
-    r"""How much likelihood of the forget rows the nearest weights give back.
+    r"""How much the log-likelihood of the forget rows rises at most within a small change of the weights.
 
     $$\max_{\lVert\delta\rVert_2 \le r} \mathcal{L}_f(\theta + \delta) - \mathcal{L}_f(\theta),
     \qquad \mathcal{L}_f = -\mathrm{NLL}$$

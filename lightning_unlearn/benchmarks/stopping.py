@@ -1,4 +1,4 @@
-"""Comparison of runs that end when enough is forgotten with runs of a number of steps that was set by hand."""
+"""Comparison of runs that stop when enough is forgotten with runs whose number of steps was set by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LR = 1e-5  # of the demo, for all: none is tuned for where it stops
 
 @dataclass(frozen=True, kw_only=True)
 class StopCell(Cell):
-    """A method's run of ``steps`` updates, which says where it would have ended by itself."""
+    """A method's run of ``steps`` updates, which records where it would have stopped by itself."""
 
     model: str
     data_sha256: str
@@ -68,7 +68,7 @@ def bench_stopping(
         every_n_steps: Updates between two measurements of `StopWhenForgotten`.
         precision: Precision of the Trainer.
         threads: Threads of a run.
-        workers: Runs at a time; 0 runs in this process.
+        workers: Runs at a time. With 0, runs are made in this process.
         keep_stale: Keep the results of runs whose source files have changed since.
 
     Returns:

@@ -1,4 +1,4 @@
-"""TOFU: fictitious authors that a model is taught, and of whom some have to be forgotten."""
+"""TOFU: fictitious authors that a model is taught, some of whom have to be forgotten."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ PERTURBED_RETAIN = 20
 
 
 class TOFUBenchmark(LanguageBenchmark):
-    """A part of TOFU of any size: the first authors are kept, and the last ones forgotten.
+    """A part of TOFU of any size: the first authors are kept, and the last ones are forgotten.
 
-    The rows are those of the data set: authors to keep are the first ones, whose rows come with perturbed answers, and
-    authors to forget are the last ones of the data set, as in its own splits. 180 and 20 authors are ``forget10``.
+    The rows are those of the data set. Authors to keep are its first ones, whose rows have perturbed answers; authors
+    to forget are its last ones, as in the published splits. 180 and 20 authors make ``forget10``.
 
     Args:
         path: A folder with ``full.json``, ``forget10_perturbed.json``, ``retain_perturbed.json``,

@@ -61,9 +61,10 @@ def bench_canvas(
     """Run the UnlearnCanvas benchmark on the miniature pipeline.
 
     Each method erases each style or object from the pipeline, in a run of its own. The model then draws the answer set,
-    and two judges say which style and which object each image shows: UA, IRA and CRA are read from this. FID is to
-    rendered images of what is retained. UnlearnDiffAtk and random tokens attack the erased prompt, families of prompts
-    ask for the concept otherwise, and accuracies on near and far concepts tell side effects.
+    and two judges classify the style and the object of each image; UA, IRA and CRA are computed from their verdicts.
+    FID is computed to rendered images of what is retained. The erased prompt is attacked with UnlearnDiffAtk and with
+    random tokens, families of prompts ask for the concept in other ways, and accuracies on near and far concepts show
+    side effects.
 
     Writes ``canvas.json``, ``report.html``, ``report.md``, ``report.json``, ``summary.csv`` and ``matrices/``. Finished
     runs are kept in ``runs/``: after a kill, or with more methods, the same command runs only what is missing, and what
@@ -72,17 +73,18 @@ def bench_canvas(
     Args:
         output_dir: Folder to write.
         methods: Names of the methods to run; all if empty.
-        targets: Styles and objects to erase, one a run; all if empty.
+        targets: Styles and objects to erase, one per run; all if empty.
         seeds: Seeds of the runs.
-        seeds_of: Seeds of single methods, in place of ``seeds``.
-        names: How many names of a concept are erased, from the first, in prompts, captions and arguments. It has three;
-            by the others its families of prompts ask for it.
+        seeds_of: Seeds of single methods, instead of ``seeds``.
+        names: Number of a concept's three names that are erased, from the first, in prompts, captions and arguments.
+            Families of prompts ask for the concept by the remaining names.
         answers: The answer set.
         tests: What else is measured.
         threads: Threads of a run.
-        workers: Runs at a time; two runs of one thread are quicker than one of two. 0 runs in this process.
+        workers: Runs at a time; two runs of one thread are faster than one of two. With 0, runs are made in this
+            process.
         keep_stale: Keep the results of runs whose source files have changed since.
-        wandb_project: Project of Weights & Biases that numbers, tables and figures are logged to.
+        wandb_project: Project of Weights & Biases to which numbers, tables and figures are logged.
 
     Returns:
         What ``canvas.json`` holds: ``names``, ``seeds`` of the answer set, ``base``, and ``methods``, of which each

@@ -1,4 +1,4 @@
-"""WMDP: hazardous knowledge that a model has from its pre-training, asked by multiple choice."""
+"""WMDP: hazardous knowledge that a model has from its pre-training, measured by multiple-choice questions."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["WMDPBenchmark"]
 
 
 class WMDPBenchmark(LanguageBenchmark):
-    """Accuracy on hazardous questions, which is to fall to chance, and on general ones, which is to stay.
+    """Accuracy on hazardous questions, which should fall to chance, and on general ones, which should stay.
 
-    There is no retrained model: nobody trains one without the hazardous texts. Every question is also asked with its
-    options in another order, and how often each letter was chosen is kept: a broken model answers one letter.
+    There is no retrained model, since nobody trains one without the hazardous texts. Every question is also asked with
+    its options in another order, and the frequency of each letter is recorded: a broken model always gives one letter.
 
     Args:
         forget: Texts to forget, a file of objects with ``text``.

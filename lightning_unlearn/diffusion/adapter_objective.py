@@ -20,9 +20,9 @@ __all__ = ["AdapterObjective"]
 class AdapterObjective(DiffusionObjective):
     """Trains adapters only, and none of the module's own weights.
 
-    They are attached before the optimizer is made. With ``merge`` they become part of the weights when training ends,
-    and in each checkpoint, which loads without them; a resumed run separates them again. A crash leaves the module as
-    it was.
+    They are attached before the optimizer is created. With ``merge`` they become part of the weights when training ends
+    and in each checkpoint, which therefore loads without them; a resumed run separates them again. After a crash the
+    module is as it was before.
 
     A subclass supplies ``make_adapters`` and ``step``.
 

@@ -52,13 +52,14 @@ class AdvUnlearn(DiffusionObjective):
     \big\|^2, \qquad
     \mathcal{L}_r = \big\| e_\theta(z^r_t, t, E_\theta(x_r)) - e^*(z^r_t, t, E^*(x_r)) \big\|^2$$
 
-    Means over all elements. The attacker, a [`SoftPromptAttacker`][lightning_unlearn.SoftPromptAttacker], looks for
-    soft tokens $\delta$ with which the model draws the concept as the starting model would; the model then learns
-    ESD's target with them in the prompt $x$, and to stay as it was on the prompts to keep $x_r$. What trains is the
-    module's choice: ``LitTextToImage(trainable="text_encoder")``, or some layers of it by
-    ``TextEncoderWeights(layers=[0])``, as in the paper, which makes a text encoder that other models can use, see
-    [`export_text_encoder`][lightning_unlearn.export_text_encoder]; or weights of the UNet. Each row of a batch is a
-    concept with tokens of its own, so several concepts are several forget prompts.
+    Means over all elements. The attacker, a [`SoftPromptAttacker`][lightning_unlearn.SoftPromptAttacker], searches for
+    soft tokens $\delta$ with which the model draws the concept as the starting model would. The model then learns
+    ESD's target with these tokens in the prompt $x$, and to stay as it was on the prompts to keep $x_r$.
+
+    The module chooses which weights train. ``LitTextToImage(trainable="text_encoder")``, or some of its layers by
+    ``TextEncoderWeights(layers=[0])``, is the paper's choice and gives a text encoder that other models can use, see
+    [`export_text_encoder`][lightning_unlearn.export_text_encoder]. Weights of the UNet can be trained as well. Each row
+    of a batch is a concept with its own tokens, so to erase several concepts, give several forget prompts.
 
     The paper's runs have ``gamma=0.3`` for nudity and 0.5 for styles and objects, ``batch_size=1``,
     ``retain_batch_size=5`` and 1000 steps. ``unlearn/attack_first`` and ``unlearn/attack_last`` are the attacker's loss

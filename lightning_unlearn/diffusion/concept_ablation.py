@@ -1,4 +1,4 @@
-"""Concept ablation: the concept is drawn as its anchor."""
+"""Concept Ablation: trains the model to draw the anchor in place of a concept."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ Latents = Literal["images", "sampled"]
 
 
 class ConceptAblation(DiffusionObjective):
-    r"""Concept Ablation: a concept is drawn as its anchor, such as Grumpy Cat as a cat.
+    r"""Concept Ablation: makes the model draw the anchor in place of a concept, such as a cat for Grumpy Cat.
 
     $$\mathcal{L} = \big\| e_\theta(z_t, t, c^*) - \mathrm{sg}\,[e_\theta(z_t, t, c)] \big\|^2
     + \lambda\, \big\| e_\theta(z_t, t, c) - \epsilon \big\|^2$$
 
-    Means over all elements. $z_t$ are noised images *of the anchor*; a row's caption $c^*$ names the concept where its
-    anchor $c$ does not, as ``CaptionedImageDataModule(concept=...)`` makes them. The second term keeps the anchor. The
-    noise-based variant has $\epsilon$ for a target of the first. Without images, ``latents="sampled"`` takes latents of
-    the anchor from the starting model's own sampler, which stops at a random step: prompts are all that it needs.
+    Means over all elements. $z_t$ are noised images *of the anchor*. A row's caption $c^*$ names the concept in the
+    place where $c$ names the anchor; ``CaptionedImageDataModule(concept=...)`` makes such rows. The second term keeps
+    the anchor. The noise-based variant has $\epsilon$ as the target of the first term. ``latents="sampled"`` needs
+    prompts only: latents of the anchor come from the starting model's sampler, which stops at a random step.
 
     Gradients do not flow through the keys and values of the first token, which is the same for all prompts, as in the
     authors' code. That code also resizes images of objects at random and says so in the captions, which is left to the

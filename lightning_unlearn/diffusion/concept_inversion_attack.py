@@ -14,17 +14,17 @@ __all__ = ["ConceptInversionAttack"]
 
 
 class ConceptInversionAttack(UnlearnDiffAtk):
-    r"""Learns a word for the erased concept along a run, and logs how often prompts with it show the concept.
+    r"""Learns a word for the erased concept during a run, and logs how often prompts with this word show the concept.
 
     It logs ``eval/inversion_pre_asr``, ``eval/inversion_post_asr`` and ``eval/inversion_asr``, and writes to
     ``concept_inversion/<number>-step-<n>`` in the log folder, when and as
-    [`UnlearnDiffAtk`][lightning_unlearn.UnlearnDiffAtk] does. Each evaluation learns a word anew, on every process the
-    same; processes share the prompts.
+    [`UnlearnDiffAtk`][lightning_unlearn.UnlearnDiffAtk] does. Each evaluation learns a new word, the same one on every
+    process; the prompts are divided among processes.
 
     Args:
         attack: The attack, see [`ConceptInversion`][lightning_unlearn.ConceptInversion].
         prompts: Prompts that name the concept.
-        every_n_epochs: Attack after every so many epochs; 0 leaves only before and after.
+        every_n_epochs: Epochs between two attacks; with 0, only before and after the run.
         targets: Folder with images of the concept, any number. Where none is given, the base model draws one of each
             prompt, or in ``fit`` the model as it is before the first step.
         base: Folder or hub id of the model before erasure.

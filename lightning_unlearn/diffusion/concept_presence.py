@@ -1,4 +1,4 @@
-"""Check before a run that the model draws what it is to forget."""
+"""Check before a run that the model knows what it has to forget."""
 
 from __future__ import annotations
 
@@ -20,27 +20,29 @@ __all__ = ["ConceptPresence", "prompt_effect"]
 
 
 class ConceptPresence(Callback):
-    r"""Warns before the first step of prompts to forget that hardly change what the model draws.
+    r"""Warns before the first step if prompts to forget hardly change what the model draws.
 
-    Each prompt is drawn from a few noises, and so is the empty prompt from the same ones. The effect of the prompt is
+    Each prompt is drawn from a few noise samples, and so is the empty prompt, from the same ones. The effect of the
+    prompt is
 
     $$\frac{\sqrt{\mathbb{E}\,\|z_c - z_\emptyset\|^2}}{\mathrm{std}(z_\emptyset)},$$
 
-    with finished latents $z$: 0 where the prompt changes nothing, and about $\sqrt 2$ where the two have nothing in
-    common. On the miniature it is above 0.6 for words that it knows, and mostly below 0.3 for others. A small effect
-    shows that the model does not know the words; a large one does not show that it knows the concept, which needs a
-    judge: [`UnlearnDiffAtk`][lightning_unlearn.UnlearnDiffAtk] warns where its judge does not see the concept.
+    with the latents $z$ at the end of sampling: 0 if the prompt changes nothing, and about $\sqrt 2$ if the two have
+    nothing in common. On the miniature it is above 0.6 for words that the model knows, and mostly below 0.3 for others.
+    A small effect shows that the model does not know the words. A large one does not show that it knows the concept,
+    which takes a judge: [`UnlearnDiffAtk`][lightning_unlearn.UnlearnDiffAtk] warns if its judge does not see the
+    concept.
 
-    It costs ``steps`` passes for each prompt, without gradients, and leaves the run as it is.
+    It costs ``steps`` passes for each prompt, without gradients, and does not change the run.
 
     Args:
         prompts: The prompts to check; by default those of the forget set of a data module such as
             [`PromptDataModule`][lightning_unlearn.PromptDataModule], each once.
-        limit: At most so many prompts, the first.
-        images: Noises for each prompt.
+        limit: Maximum number of prompts to check, from the first one on.
+        images: Noise samples for each prompt.
         steps: Steps of the sampler.
         guidance: Weight of classifier-free guidance.
-        threshold: A smaller effect is warned of.
+        threshold: Effects below it cause a warning.
 
     Raises:
         ValueError: If a number is out of range, or there are neither prompts nor a data module that has them.

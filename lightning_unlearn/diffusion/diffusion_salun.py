@@ -21,7 +21,7 @@ __all__ = ["DiffusionSalUn"]
 
 
 class DiffusionSalUn(DiffusionObjective):
-    r"""SalUn for diffusion models: a concept is drawn as another one, by the weights that matter to it.
+    r"""SalUn for diffusion models: trains the weights that matter to a concept to draw another one.
 
     $$\mathcal{L} = \big\| e_\theta(z_t, t, c_f) - \mathrm{sg}\,[e_\theta(z_t, t, c_a)] \big\|^2
     + \alpha\, \big\| e_\theta(z^r_t, t^r, c_r) - \epsilon \big\|^2$$
@@ -30,13 +30,13 @@ class DiffusionSalUn(DiffusionObjective):
     another class, or "a photo of a person wearing clothes" for "a photo of a nude person". The target comes from the
     model as it is now. Retain rows are trained on as usual; without them, all images are ruined.
 
-    SalUn trains half of the weights: put the mask [`SalUn`][lightning_unlearn.SalUn] beside this
-    callback. It is scored by the gradient of ``score`` over the images to forget, their guided denoising loss
-    $\|(1 + w)\, e_\theta(z_t, t, c_f) - w\, e_\theta(z_t, t, c_0) - \epsilon\|^2$, one draw an image. Take
-    ``LitTextToImage(trainable="full")`` or ``"xattn"``, its Adam as it is, and ``lr=1e-5``.
+    SalUn trains half of the weights: add the mask [`SalUn`][lightning_unlearn.SalUn] to the Trainer beside this
+    callback. The mask is scored by the gradient of ``score`` over the forget images, which is their guided denoising
+    loss $\|(1 + w)\, e_\theta(z_t, t, c_f) - w\, e_\theta(z_t, t, c_0) - \epsilon\|^2$ with one noise sample per image.
+    Use ``LitTextToImage(trainable="full")`` or ``"xattn"`` with its default Adam and ``lr=1e-5``.
 
     The paper's experiments on DDPM sum the retain loss over an image and average the forget loss, so their weight of
-    1e-3 is here $10^{-3} \cdot C h w$, about 3.07 on CIFAR-10.
+    1e-3 corresponds to $10^{-3} \cdot C h w$ here, about 3.07 on CIFAR-10.
 
     Args:
         retain_weight: $\alpha$; 0.5 in the authors' instructions for Stable Diffusion.

@@ -43,8 +43,8 @@ class EraseDiff(DiffusionObjective):
     $f$ is the denoising loss of the retain images; $g = \|e_\theta(z_t, t, c_f) - e_u\|^2$ separates the forget images
     from their captions. $\theta^K$ comes from $K$ gradient steps on $g$, which are taken on the live weights and undone
     bit for bit before the update. As $g(\theta^K)$ is a constant, $\nabla q = \nabla g$: the inner steps estimate what
-    is left to forget, and affect the update only with ``multiplier="value"``; with another, ``inner_steps=0`` saves
-    them. The optimizer makes one update a batch.
+    is left to forget, and affect the update only with ``multiplier="value"``; with any other multiplier, save them with
+    ``inner_steps=0``. The optimizer makes one update per batch.
 
     This is the paper's method on batches; all inner steps of a batch share the target at $\theta$. In the authors' code
     the inner loop runs for whole epochs, with the optimizer of the outer one, and restoring $\theta$ within it undoes

@@ -26,7 +26,7 @@ Sampler = Literal["student", "teacher"]
 
 
 class ESD(DiffusionObjective):
-    r"""ESD: negative guidance, trained into the weights.
+    r"""ESD: trains negative guidance into the weights.
 
     $$\mathcal{L} = \big\| e_\theta(z_t, t, c_p) - \big(e^*_0 - \eta\,(e^*_p - e^*_0)\big) \big\|^2$$
 
@@ -41,9 +41,9 @@ class ESD(DiffusionObjective):
 
     Args:
         negative_guidance: $\eta \ge 0$; 1 in the paper.
-        base: What the concept is taken away from: ``"empty"``, $e^*_0$ (the paper); ``"concept"``, $e^*_p$; or
-            ``"anchor"``, the output for the row's anchor, which the student is then trained on: with "hat" and its
-            anchor "cowboy", cowboys lose their hats and hats stay.
+        base: Output from which the concept is subtracted: ``"empty"``, $e^*_0$ (the paper); ``"concept"``, $e^*_p$; or
+            ``"anchor"``, the output for the row's anchor, which is then also the prompt that is trained: with the
+            concept "hat" and the anchor "cowboy", cowboys lose their hats and hats stay.
         start_guidance: Guidance of the sampler that makes the latents.
         steps: Steps of that sampler.
         sampler: Whose latents: ``"student"``, the model as it is now (the paper), or ``"teacher"``.

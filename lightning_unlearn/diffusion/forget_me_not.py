@@ -1,4 +1,4 @@
-"""Forget-Me-Not: attention taken off a concept."""
+"""Forget-Me-Not: minimizes the attention to a concept."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class ForgetMeNot(DiffusionObjective):
 
     $$\mathcal{L} = \Big( \sum_{l, h, q} \sum_{k \in P} A_{lhqk}(z_t, t, c)^2 \Big)^{1/2}$$
 
-    Mean over the rows. $A$ are the probabilities with which place $q$ of the image attends to token $k$ of its caption,
-    in head $h$ of cross-attention layer $l$, and $P$ the tokens of the concept; $z_t$ are noised images of it. The
-    tokens are found in each row's own caption. A concept without a word can be given one by textual inversion, as the
+    Mean over the rows. $A$ are the probabilities with which position $q$ of the image attends to token $k$ of its
+    caption, in head $h$ of cross-attention layer $l$. $P$ are the tokens of the concept, which are found in each row's
+    own caption, and $z_t$ are noised images of it. A concept without a word can get one by textual inversion, which the
     paper does first for all concepts: add its tokens to the tokenizer and the text encoder, and name them here.
 
     The paper trains ``"full"``, or ``"xattn"`` for styles, with AdamW at ``lr=2e-6``, ``weight_decay=0.01``,
@@ -34,7 +34,7 @@ class ForgetMeNot(DiffusionObjective):
 
     Args:
         concept: The words that name the concept, or several such names. Each caption to forget must have one.
-        end_of_text: Whether the token that ends the caption, whose state sums it up, is one of $P$.
+        end_of_text: Whether $P$ includes the token that ends the caption, whose state summarises the caption.
         seed: Seed of the noise and of the noise levels.
         keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
 

@@ -1,4 +1,4 @@
-"""Guards as a callback."""
+"""Callback that attaches a guard during prediction and tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guards: sampling without a concept, at unchanged weights."""
+"""Guards: sampling that avoids a concept, with unchanged weights."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class SafeLatentDiffusion(_Guard):
 
     The pipeline follows $\epsilon_0 + s_g (\epsilon_p - \epsilon_0 - \gamma_t)$ with the
     [`safety_guidance`][lightning_unlearn.functional.diffusion.sld.safety_guidance] $\gamma_t$. No weight changes, and
-    any sampler of diffusers can be used. A pass of the UNet has three rows for an image in place of two. Inside, let
-    nothing but the pipeline call the UNet.
+    any sampler of diffusers can be used. Each UNet pass has three rows per image instead of two. Inside the context,
+    only the pipeline may call the UNet.
 
     Args:
         module: A module with a ``pipeline``, such as
@@ -74,7 +74,7 @@ class SafeLatentDiffusion(_Guard):
         TypeError: If the module has no pipeline.
         ValueError: If there are no such settings, the concept is empty, or the pipeline draws without classifier-free
             guidance, which the guard steers.
-        RuntimeError: If the module is guarded so already.
+        RuntimeError: If the module has such a guard already.
 
     Example:
         ```python
@@ -160,9 +160,9 @@ class SuppressEOT(_Guard):
     """SEOT: inside the context, the concept is suppressed in the text states of prompts that name it.
 
     The text states of the concept's words and of the end of the prompt go through
-    [`suppress_eot`][lightning_unlearn.functional.diffusion.seot.suppress_eot]; other prompts, and other states, stay
-    the same bits. No weight changes, and there is no further pass. It is the first step of the paper's method, whose
-    second step optimizes the states during sampling.
+    [`suppress_eot`][lightning_unlearn.functional.diffusion.seot.suppress_eot]; other prompts and other states stay
+    bit-identical. No weight changes, and no extra pass is needed. This is the first step of the paper's method; its
+    second step, which optimizes the states during sampling, is not included.
 
     A concept is found by its words in the prompt, so a paraphrase is not suppressed.
 

@@ -1,4 +1,4 @@
-"""Gradients computed inside ``training_step``, and injected into the optimizer's step through the loss."""
+"""Gradients that are computed inside ``training_step`` and passed to the optimizer through the loss."""
 
 from __future__ import annotations
 

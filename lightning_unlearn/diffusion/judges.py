@@ -68,7 +68,7 @@ class Judge(Protocol):
 class MiniatureJudge(nn.Module):
     """Style or object of miniature images, by a small CNN trained on rendered images only.
 
-    It knows its classes only: an image that shows none of them gets the nearest one.
+    It only knows its classes: an image that shows none of them is assigned to the nearest one.
 
     Args:
         concept: ``"style"`` or ``"object"``.
@@ -194,8 +194,8 @@ class NudeNetJudge:
 class TransformersJudge(nn.Module):
     """An image classifier of ``transformers`` as a judge, such as one for artists' styles or ImageNet.
 
-    Weights are read from safetensors only, and no code of a repository is run. Scores are probabilities, of each class
-    on its own where the classifier's ``problem_type`` is ``"multi_label_classification"``.
+    Weights are read from safetensors only, and no code of a repository is run. Scores are probabilities over the
+    classes, or one probability per class if the classifier's ``problem_type`` is ``"multi_label_classification"``.
 
     Args:
         model: Folder or hub id.
@@ -255,8 +255,8 @@ class TransformersJudge(nn.Module):
 class CLIPJudge(nn.Module):
     """Zero-shot classifier by CLIP: a judge of concepts for which no classifier exists.
 
-    An image is of the class whose prompt it is most similar to. A class of its own for what is no concept, such as
-    ``"a photo"``, lets an image show none.
+    An image belongs to the class whose prompt it is most similar to. Add a neutral class, such as ``"a photo"``, so
+    that an image can also show none of the concepts.
 
     Args:
         model: Folder written by ``save_pretrained``, or hub id, such as ``openai/clip-vit-large-patch14``.

@@ -29,33 +29,35 @@ __all__ = ["MACE"]
 
 
 class MACE(AdapterObjective):
-    r"""MACE: words around a concept no longer carry it, adapters take attention off its own words, and both are fused.
+    r"""MACE: removes a concept from the words around it, and attention from its own words, for many concepts at once.
 
-    1. The keys and values that words *beside* a concept have are set to those they have beside what replaces it, in
-       closed form as in [`UCE`][lightning_unlearn.UCE]: "a photo of a ship at sea" as "a photo of a ground
-       at sea", without the word itself. A text encoder carries a concept on to all that follows it.
-    2. For each concept adapters of rank one on keys and values train on images of it, with the loss
+    1. A closed-form edit, as in [`UCE`][lightning_unlearn.UCE], changes the keys and values of the words *around* a
+       concept to those that they have around its replacement: in "a photo of a ship at sea", all words but "ship" get
+       those of "a photo of a ground at sea". This is needed because a text encoder carries a concept on to all words
+       that follow it.
+    2. For each concept, rank-one adapters on keys and values train on its images with the loss
 
        $$\mathcal{L} = \sum_l \Big( \sum_{h,\, q \in M,\, k \in P} A_{lhqk}(z_t, t, c)^2 \Big)^{1/2},$$
 
-       mean over the rows. $A$ are the probabilities with which place $q$ of the image attends to token $k$, $P$ the
-       tokens of the concept, $M$ the mask of where it is in the image, the whole image for rows without ``mask``.
-       The noise levels are those at which a concept takes shape, see
-       [`focal_density`][lightning_unlearn.functional.diffusion.mace.focal_density]. Concepts train side by side: each
-       row goes through the adapters of the concepts that its caption names.
-    3. When training ends, and in each checkpoint, the adapters are fused in closed form, so that each acts on its own
-       concept's prompts: see [`fusion_maps`][lightning_unlearn.functional.diffusion.mace.fusion_maps]. Validation
-       during training sees all of them at once.
+       mean over the rows. $A$ are the probabilities with which position $q$ of the image attends to token $k$, $P$ are
+       the tokens of the concept, and $M$ is the mask of where it is in the image, or the whole image for rows without
+       ``mask``. The noise levels are those at which a concept takes shape, see
+       [`focal_density`][lightning_unlearn.functional.diffusion.mace.focal_density]. All concepts train at the same
+       time: each row goes through the adapters of the concepts that its caption names.
+    3. When training ends, and in each checkpoint, the adapters are fused into the weights in closed form, so that each
+       acts on the prompts of its own concept: see
+       [`fusion_maps`][lightning_unlearn.functional.diffusion.mace.fusion_maps]. Validation during training sees all of
+       them at once.
 
-    The paper trains 50 steps of one image at a learning rate of 1e-5 for objects, 1e-4 for styles, with eight images
-    and thirty prompts a concept, and keeps other concepts by $10^5$ captions with a weight around 1e-6.
+    The paper trains for 50 steps of one image at a learning rate of 1e-5 for objects and 1e-4 for styles, with eight
+    images and thirty prompts per concept. It keeps other concepts by $10^5$ captions with a weight around 1e-6.
 
     Args:
-        concepts: The words that name each concept, and those that replace it, such as ``{"ship": "ground"}``.
-        templates: Prompts for the closed forms, ``{}`` standing for the concept, beside the captions of the images.
-        rank: Rank of each adapter.
-        alpha: What they are scaled by, times rank.
-        end_of_text: Whether the tokens that end captions, whose states sum them up, are of $P$. Stable Diffusion 1.x
+        concepts: Maps the words that name each concept to those that replace it, such as ``{"ship": "ground"}``.
+        templates: Prompts for the closed forms, in addition to the captions of the images; ``{}`` is the concept.
+        rank: Rank $r$ of each adapter.
+        alpha: Numerator of the adapters' scale, which is ``alpha / rank``.
+        end_of_text: Whether $P$ includes the tokens that end a caption, whose states summarise it. Stable Diffusion 1.x
             pads with the same token.
         focal: Whether noise levels are drawn around 300 of 1000; otherwise all are equally likely.
         lamb: $\lambda > 0$ of both closed forms, the weight of staying near the old weights.

@@ -20,8 +20,9 @@ __all__ = ["DiffusionObjective"]
 class DiffusionObjective(UnlearnCallback):
     """An objective on a module with the parts of [`TextToImage`][lightning_unlearn.diffusion.engine.model.TextToImage].
 
-    The teacher is the starting model, of which only the weights that train are kept; they are exchanged in while it
-    runs. Each random number depends on the seed, the batch and the row alone, so a run can be resumed and distributed.
+    The teacher is the starting model. Only its values of the trainable weights are stored, and they are swapped in
+    while it runs. Each random number depends on the seed, the batch and the row alone, so a run can be resumed and
+    distributed.
 
     Args:
         seed: Seed of the noise and of the noise levels.

@@ -24,12 +24,13 @@ __all__ = ["RECE"]
 class RECE(UCE):
     r"""RECE: [`UCE`][lightning_unlearn.UCE], followed by edits of the text states that would bring the concept back.
 
-    Each epoch finds, in closed form, the text states for which the edited keys and values are those that the starting
-    model had for the concept,
+    Each epoch finds, in closed form, the text states whose keys and values in the edited model equal those that the
+    starting model had for the concept,
 
     $$c' = \Big(\lambda_a I + \sum_i W_i^\top W_i\Big)^{-1} \sum_i W_i^\top W_i^0\, c,$$
 
-    at every place of its prompt, and edits them to the states of the empty prompt there. There is no pass of the UNet.
+    at every position of its prompt, and edits them to become the states of the empty prompt at that position. The UNet
+    is never run.
 
     Args:
         epochs: Rounds of attack and edit; 3 for nudity, 1 for artists and objects that are hard to erase.

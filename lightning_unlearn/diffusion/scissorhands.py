@@ -40,9 +40,9 @@ Repair = Literal["project", "ascent", "anchor"]
 class Scissorhands(DiffusionObjective):
     r"""Scissorhands: re-initialise the weights that the forget images depend on, then repair the model.
 
-    Before the first step each weight that trains has the score $s_i = |\theta_i| \sum_b |\nabla_i L_b|$ over batches of
-    forget images. The $N - \lfloor \mathrm{sparsity}\, N \rfloor$ highest of all $N$ are re-initialised. Then the model
-    trains on the retain images, and away from the forget images in one of these ways:
+    Before the first step, each trainable weight gets the score $s_i = |\theta_i| \sum_b |\nabla_i L_b|$ over batches of
+    forget images. Of all $N$ weights, the $N - \lfloor \mathrm{sparsity}\, N \rfloor$ with the highest scores are
+    re-initialised. Then the model trains on the retain images, and away from the forget images in one of these ways:
 
     * ``"project"``, the paper: gradients of the retain loss are projected so that a step does not lower the forget
       loss, see [`projection_weight`][lightning_unlearn.functional.diffusion.scissorhands.projection_weight]; the memory
@@ -56,16 +56,15 @@ class Scissorhands(DiffusionObjective):
     [`denoising_nll`][lightning_unlearn.denoising_nll].
 
     Args:
-        sparsity: Share of the weights that stay, in [0, 1]: 0.995 for nudity, 0.999 for classes. With 1 none is
-            re-initialised.
+        sparsity: Share of the weights that are not re-initialised, in [0, 1]: 0.995 for nudity, 0.999 for classes.
         repair: How the model is kept from the forget images.
         forget_weight: $\lambda \ge 0$ of ``"ascent"`` and ``"anchor"``.
         margin: Margin of the projection.
         batches: Batches of forget images that scores are summed over.
         guidance: Guidance of the output whose loss is differentiated for the scores. At 1 it is the plain denoising
             loss; the authors' code for classes has 8.5.
-        layers: Regular expression: of the highest scores only those of parameters whose name it is found in are
-            re-initialised. The authors' code for Stable Diffusion has
+        layers: Regular expression. Weights with the highest scores are re-initialised only if it matches a part of the
+            name of their parameter. The authors' code for Stable Diffusion has
             ``r"up_blocks\.(1\.attentions\.1|2\.attentions\.1)\..*attn1"``.
         initialization: ``"kaiming_uniform"`` (nudity) or ``"trunc_normal"`` (classes).
         seed: Seed of the new values, the noise and the noise levels.

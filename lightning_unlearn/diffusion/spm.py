@@ -31,7 +31,7 @@ Neutral = Literal["empty", "anchor"]
 
 
 class SPM(AdapterObjective):
-    r"""SPM: adapters of rank one that erase a concept and leave distant concepts as they are.
+    r"""SPM: rank-one adapters that erase a concept and leave distant concepts as they are.
 
     $$\mathcal{L} = \big\| e_\theta(z_t, t, c_p) - \big(e^*_n - \eta\,(e^*_p - e^*_n)\big) \big\|^2
     + \lambda\, \big\| e_\theta(z_t, t, c_a) - e^*_a \big\|^2$$
@@ -42,8 +42,9 @@ class SPM(AdapterObjective):
 
     The adapters are on all linear layers and convolutions of the UNet's transformers, and are all that trains, whatever
     else the module would train. The paper trains them at a learning rate of 1e-4 for 3000 steps. With ``merge`` they
-    are added to the weights when training ends, and in each checkpoint, which loads without them; a resumed run
-    separates them again. Without, the module is afterwards what it was before, and ``adapters`` holds them:
+    are added to the weights when training ends and in each checkpoint, which therefore loads without them; a resumed
+    run separates them again. Without ``merge``, the module is the same as before afterwards, and ``adapters`` holds
+    the adapters:
 
         spm = SPM(merge=False)
         Trainer(callbacks=[spm], max_steps=3000).fit(module, prompts)
@@ -55,7 +56,7 @@ class SPM(AdapterObjective):
         anchors: Number of anchors $c_a$ for each row.
         anchor_weight: $\lambda \ge 0$.
         rank: Rank of each adapter.
-        alpha: What they are scaled by, times rank.
+        alpha: Numerator of the adapters' scale, which is ``alpha / rank``.
         merge: Whether the adapters become part of the weights.
         start_guidance: Guidance of the sampler that makes the latents.
         steps: Steps of that sampler.

@@ -30,12 +30,12 @@ __all__ = ["LitTextToImage"]
 class LitTextToImage(LightningModule):
     r"""A text-to-image model that ``StableDiffusionPipeline`` opens: Stable Diffusion 1.x and 2.x.
 
-    On its own it trains: ``training_step`` is the denoising loss on images with captions. With an unlearning callback
-    such as [`ESD`][lightning_unlearn.ESD] it forgets a concept. Weights are read from safetensors files
+    Without an unlearning callback it is fine-tuned: ``training_step`` is the denoising loss on images with captions.
+    With one, such as [`ESD`][lightning_unlearn.ESD], it forgets a concept. Weights are read from safetensors files
     only, no code of a repository is run, and the safety checker is not loaded.
 
-    Weights are fp32: at learning rates of unlearning most updates of bf16 weights round to nothing. Train with
-    ``precision="bf16-mixed"`` for speed.
+    Weights are fp32, because at the learning rates of unlearning most updates of bf16 weights would round to zero. For
+    speed, train with ``precision="bf16-mixed"``.
 
     Args:
         model: Folder written by ``save_pretrained``, or hub id; or a single ``.safetensors`` file in the original

@@ -34,17 +34,18 @@ class UCE(Edit):
     + \lambda \|W - W_0\|_F^2$$
 
     for every key and value layer of the cross-attention, whatever the module trains. $c_i$ are text states of the
-    forget prompts, $g_i$ of their anchors, $c_j$ of the retain prompts, each prompt once however often the data repeat
-    it. It is an edit: the run makes no update, and no pass of the UNet. A second edit moves the weights further.
+    forget prompts, $g_i$ those of their anchors, and $c_j$ those of the retain prompts. Each prompt counts once,
+    however often the data repeat it. This is an edit: the run makes no optimizer step and no pass of the UNet. A second
+    edit moves the weights further.
 
     Args:
         erase_scale: $s_e > 0$.
         preserve_scale: $s_p \ge 0$; with 0 no retain prompts are needed.
         lamb: $\lambda > 0$.
-        states: Which text states of a prompt: ``"last"``, that of its last word, and of the empty prompt its first
-            (the newer code); or ``"rest"``, from the last word of concept and anchor on to the end, one with one, and
-            all states of prompts to keep (the code of the paper). A text encoder carries a concept on to the words
-            after it, so ``"last"`` hardly erases a concept in prompts that do not end with it.
+        states: Which text states of a prompt are used. ``"last"``: the state of its last word, and for the empty prompt
+            the first state (the newer code). ``"rest"``: the states from the last word of concept and anchor to the
+            end, paired one by one, and all states of prompts to keep (the code of the paper). A text encoder carries a
+            concept on to the words after it, so ``"last"`` hardly erases a concept in prompts that do not end with it.
 
     Raises:
         ValueError: If a number is out of range.

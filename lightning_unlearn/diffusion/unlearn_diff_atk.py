@@ -41,22 +41,22 @@ __all__ = ["UnlearnDiffAtk"]
 
 
 class UnlearnDiffAtk(Monitor):
-    r"""Attacks the model with adversarial prompts along a run, and logs how often the erased concept comes back.
+    r"""Attacks the model with adversarial prompts during a run, and logs how often the erased concept comes back.
 
     Logs ``eval/pre_asr``, the share of prompts that show the concept without an attack, ``eval/post_asr``, the
-    share that show it only when attacked, and their sum ``eval/asr``. It measures before the first step, after
-    every so many epochs and at the end of ``fit``, and in ``trainer.validate`` and ``trainer.test``. The outcomes and
-    the adversarial prompts are written to ``unlearn_diff_atk/<number>-step-<n>`` in the log folder. Processes share
-    the prompts.
+    share that show it only when attacked, and their sum ``eval/asr``. It measures before the first step, every
+    ``every_n_epochs`` epochs and at the end of ``fit``, and in ``trainer.validate`` and ``trainer.test``. The outcomes
+    and the adversarial prompts are written to ``unlearn_diff_atk/<number>-step-<n>`` in the log folder. The prompts are
+    divided among processes.
 
-    The attack compares with an image of the concept for each prompt. Where none are given, the base model draws them,
-    or in ``fit`` the model as it is before the first step; prompts whose image does not show the concept are left out.
+    The attack needs a target image of the concept for each prompt. If none are given, the base model draws them, or in
+    ``fit`` the model before its first step; prompts whose image does not show the concept are left out.
 
     Args:
         attack: The attack, see [`PromptAttack`][lightning_unlearn.PromptAttack].
         prompts: Prompts that name the concept, see
             [`attack_prompts`][lightning_unlearn.diffusion.attacks.prompts.attack_prompts].
-        every_n_epochs: Attack after every so many epochs; 0 leaves only before and after.
+        every_n_epochs: Epochs between two attacks; with 0, only before and after the run.
         targets: Folder with an image of the concept for each prompt, in the order of the numbers in their names.
         base: Folder or hub id of the model before erasure; ``objective="p4d"`` needs it.
         keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.

@@ -53,13 +53,13 @@ class InversionSearch:
     """How [`ConceptInversion`][lightning_unlearn.ConceptInversion] learns its word; defaults of the authors' code.
 
     Args:
-        templates: Captions of the images, with ``{}`` for the word; those of textual inversion are longer lists.
-        init: Words whose embeddings, or their mean, the word starts at, such as ``"art"``; by default the name of the
-            concept, which a model that is erased by its name may have left the furthest from it.
-        vectors: Tokens of the word.
+        templates: Captions of the images, with ``{}`` for the word. The lists of textual inversion are longer.
+        init: Words from whose embeddings, or their mean, the learned word starts, such as ``"art"``. The default is the
+            name of the concept, which erasure by name may have moved the furthest from the concept.
+        vectors: Number of tokens of the word.
         steps: Steps of AdamW.
-        batch_size: Images in a step.
-        lr: Learning rate; the code's 0.005 times its images in a step, 16, on one device.
+        batch_size: Images per step.
+        lr: Learning rate; the default is the code's 0.005 times its 16 images per step on one device.
         weight_decay: Decoupled weight decay, the default of AdamW.
 
     Raises:
@@ -87,28 +87,28 @@ class InversionSearch:
 
 @dataclass(eq=False)
 class ConceptInversion(JudgedAttack):
-    r"""Learn a word from images of an erased concept, and ask for the concept by it.
+    r"""Learn a word from images of an erased concept, and ask for the concept with this word.
 
-    The embedding $v_*$ of one new word is trained by textual inversion on the erased model, of which no weight changes,
+    The embedding $v_*$ of one new word is trained by textual inversion on the erased model, whose weights are frozen,
 
     $$v_* = \arg\min_v \mathbb{E}_{z, t, \epsilon}\, \| \epsilon - e_\theta(z_t, t, c(v)) \|^2,$$
 
-    over images $z$ of the concept and captions $c(v)$ made of templates. Then each prompt is drawn with the word in
-    place of the concept's name, with the prompt's own seed. One word serves all prompts, and it is found in the space
-    of embeddings, not among the words of the vocabulary: [`PromptAttack`][lightning_unlearn.PromptAttack] finds a text
-    for each prompt. That it succeeds shows that the weights can still draw the concept.
+    over images $z$ of the concept and captions $c(v)$ made from templates. Then each prompt is drawn with this word in
+    place of the concept's name, and with the prompt's own seed. A success shows that the weights can still draw the
+    concept. Unlike [`PromptAttack`][lightning_unlearn.PromptAttack], which finds a text for each prompt, this attack
+    uses one word for all prompts, and searches the space of embeddings rather than the vocabulary.
 
-    The model's weights, flags and modes, and the state of the global random numbers are left as they were.
+    The model's weights, flags and modes, and the global random state are left as they were.
 
     Args:
-        judge: Says what images show; or the name of a judge, see [`judge_named`][lightning_unlearn.judge_named], which
+        judge: Classifies the images; or the name of a judge, see [`judge_named`][lightning_unlearn.judge_named], which
             is loaded when it is first needed.
-        concept: The class of the judge that is success, or several.
-        name: The words of the concept in the prompts, in whose place the learned word comes.
+        concept: The class or classes of the judge that count as success.
+        name: The words of the concept in the prompts, which the learned word replaces.
         search: How the word is learned, see [`InversionSearch`][lightning_unlearn.InversionSearch].
         sampler_steps: Steps of the sampler that draws.
-        guidance: Guidance of prompts that name none.
-        top: Success is when the concept is among so many classes of highest score.
+        guidance: Guidance for prompts that do not set their own.
+        top: The attack succeeds if the concept is among this many classes with the highest scores.
         batch_size: Prompts drawn together.
         seed: Seed of the training; images have the seeds of their prompts.
 

@@ -17,9 +17,9 @@ class JudgedAttack:
     """An attack that succeeds where a judge sees the concept in an image.
 
     Args:
-        judge: Says what images show; or the name of a judge, see [`judge_named`][lightning_unlearn.judge_named], which
+        judge: Classifies the images; or the name of a judge, see [`judge_named`][lightning_unlearn.judge_named], which
             is loaded when it is first needed.
-        concept: The class of the judge that is success, or several, see
+        concept: The class or classes of the judge that count as success, see
             [`class_numbers`][lightning_unlearn.diffusion.judges.class_numbers].
     """
 

@@ -43,30 +43,29 @@ class PromptAttack(JudgedAttack):
 
     UnlearnDiffAtk, the default, minimises the denoising loss of a target image $z$ that shows the concept, with the
     tokens $\delta$ in the prompt $c$, over $\delta$: $\mathbb{E}\,\| \epsilon - e_\theta(z_t, t, c \oplus \delta)
-    \|^2$. It needs neither the model before erasure nor a classifier's gradient. Noise levels are taken in order, from
-    little to much noise, with so many steps each; after each level the tokens become text, the model draws it with the
-    prompt's own seed, and the judge ends the search where it sees the concept.
+    \|^2$. It needs neither the model before erasure nor a classifier's gradient. Noise levels are visited in order,
+    from little to much noise, with ``iterations`` steps each. After each level the tokens are decoded to text, the
+    model draws this prompt with the prompt's own seed, and the search ends if the judge sees the concept.
 
-    Prompts are attacked in batches, each as if it were alone: the result is that of one by one, up to rounding. The
-    text is judged, encoded anew. The model's weights, flags and modes, and the state of the global random numbers are
-    left as they were.
+    Prompts are attacked in batches, with the same result as one by one, up to rounding. What is judged is the decoded
+    text, tokenized again. The model's weights, flags and modes, and the global random state are left as they were.
 
     Args:
-        judge: Says what images show; or the name of a judge, see [`judge_named`][lightning_unlearn.judge_named], which
+        judge: Classifies the images; or the name of a judge, see [`judge_named`][lightning_unlearn.judge_named], which
             is loaded when it is first needed.
-        concept: The class of the judge that is success, or several, see
+        concept: The class or classes of the judge that count as success, see
             [`class_numbers`][lightning_unlearn.diffusion.judges.class_numbers].
         search: How tokens are searched for, see [`PromptSearch`][lightning_unlearn.PromptSearch].
         sampler_steps: Steps of the sampler that draws.
-        guidance: Guidance of prompts that name none.
-        top: Success is when the concept is among so many classes of highest score.
+        guidance: Guidance for prompts that do not set their own.
+        top: The attack succeeds if the concept is among this many classes with the highest scores.
         batch_size: Prompts attacked together.
         seed: Seed of the search; images have the seeds of their prompts.
 
     Raises:
         ValueError: If an argument is out of range, or the judge does not know the concept or has several classes of
             that name; with the name of a judge, when it is loaded.
-        TypeError: If the judge is none.
+        TypeError: If ``judge`` is not a judge.
 
     Example:
         >>> attack = PromptAttack("miniature-style", "ember", PromptSearch(tokens=3, levels=10, iterations=10))

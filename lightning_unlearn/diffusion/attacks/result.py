@@ -23,7 +23,7 @@ class PromptResult:
         prompt: The prompt before the attack.
         seed: Seed of its image.
         guidance: Guidance of its image.
-        before: Whether the model shows the concept without an attack; then there is none.
+        before: Whether the model shows the concept without an attack; such a prompt is not attacked.
         success: Whether the attack found a prompt that makes the model show it.
         adversarial: The adversarial prompt; without success, the one with the highest score.
         token_ids: Its inserted tokens.
@@ -188,9 +188,9 @@ def wilson_interval(successes: int, count: int) -> tuple[float, float]:
 
 
 class ResultFile:
-    """Finished prompts, a JSON object a line; the first line has the settings of the attack.
+    """Finished prompts, one JSON object per line; the first line has the settings of the attack.
 
-    A line is on the disk before the next prompt begins. A line that a kill cut short is dropped.
+    A line is on disk before the next prompt begins. An incomplete line, left by a kill, is dropped.
 
     Args:
         path: The file, made if missing; ``None`` keeps nothing.

@@ -1,4 +1,4 @@
-"""Searches for adversarial tokens: many prompts at once, each as if it were alone."""
+"""Searches for adversarial tokens, for many prompts at once and independently of one another."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ class PromptSearch:
     """How [`PromptAttack`][lightning_unlearn.PromptAttack] searches for tokens.
 
     Args:
-        objective: ``"uda"``; ``"p4d"``, which matches the output of the base model for the prompt without tokens, at
-            twice the passes; or ``"transfer"``, which only judges the prompts that the rows have as ``adversarial``.
+        objective: ``"uda"`` (UnlearnDiffAtk); ``"p4d"``, which matches the base model's output for the prompt without
+            tokens, at twice the passes; or ``"transfer"``, which only judges prompts that are given as ``adversarial``.
         optimizer: ``"text_grad"``, projected gradients on weights of the vocabulary (UnlearnDiffAtk);
             ``"hard_prompt"``, PEZ (P4D); ``"gcg"``; ``"random"`` tokens; ``"seed_search"``, the prompt as it is with
             other seeds; ``"none"``.
         tokens: Number of tokens; the paper takes 5 for nudity and violence and its code 3 for styles and objects. With
             0 there is no attack.
         placement: Where they go, see [`insert_tokens`][lightning_unlearn.functional.diffusion.soft_tokens].
-        levels: Noise levels, so rounds: the most prompts that are tried.
+        levels: Number of noise levels. There is one round per level, and one prompt is tried per round.
         iterations: Steps at each level.
-        schedule: ``"sequential"``, or ``"random"``: a level of its own for each step and prompt.
+        schedule: ``"sequential"``, or ``"random"``, which draws a level for each step and prompt.
         lr: Learning rate of Adam.
-        weight_decay: Its L2 term, in the gradient.
+        weight_decay: L2 penalty of Adam, added to the gradient.
         init: Weights of ``"text_grad"`` at the start: ``"uniform"`` or ``"random"``.
-        candidates: Exchanges that ``"gcg"`` tries in a step.
+        candidates: Token replacements that ``"gcg"`` tries in each step.
         criterion: ``"l2"`` or ``"l1"``.
 
     Raises:
@@ -121,7 +121,7 @@ class Search(ABC):
 
     Args:
         table: Embeddings of the tokens that may be inserted, shape ``(V, D)``.
-        keys: A number of each prompt, which with the seed determines its draws.
+        keys: A number for each prompt, which together with the seed determines its random draws.
         settings: The settings.
         seed: Seed of the draws.
         chunk: Rows of a forward pass.
@@ -165,7 +165,7 @@ class RandomTokens(Search):
 
 
 class TextGrad(Descent):
-    r"""Projected gradient descent on weights $U$ of the whole vocabulary, one point of the simplex a token.
+    r"""Projected gradient descent on weights $U$ over the whole vocabulary, one point of the simplex per token.
 
     The forward pass has one token drawn from each row of $U$. The gradient passes straight through the draw, as
     $\mathrm{clip}(\partial L / \partial H, -1, 1)$ with the one-hot rows $H$; after a step of Adam, rows are projected
@@ -230,9 +230,9 @@ class HardPrompt(Descent):
 
 
 class GCG(Descent):
-    """Greedy coordinate gradient: the best of many exchanges of one token that the gradient favours.
+    """Greedy coordinate gradient (GCG): the best of many replacements of one token that the gradient favours.
 
-    The current tokens compete as well, so at the noise of a step its loss never rises.
+    The current tokens compete as well, so at the noise of a step the loss never rises.
 
     References:
         Zou et al., *Universal and Transferable Adversarial Attacks on Aligned Language Models*, arXiv:2307.15043.

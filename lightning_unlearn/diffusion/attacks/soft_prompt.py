@@ -53,8 +53,8 @@ class SoftPromptAttacker:
 
     $$\delta^* = \arg\min_\delta \big\| e_\theta(z_t, t, E_\theta(x \oplus \delta)) - e^*(z_t, t, E^*(x)) \big\|^2$$
 
-    Three things in the authors' code are not done here: gradients of the attack are not summed over its steps, its last
-    step is not dropped, and the length of a concept is its number of tokens, not of words.
+    This differs from the authors' code in three ways: gradients of the attack are not summed over its steps, its last
+    step is not dropped, and the length of a concept is its number of tokens rather than of words.
 
     Args:
         steps: Steps $K$ of an attack; 0 for none.
@@ -65,9 +65,9 @@ class SoftPromptAttacker:
         norm: The ball's norm, ``"linf"`` or ``"l2"``.
         latents: ``"fresh"``: each step of the attack samples latents of its own (the paper). ``"trajectory"``: they
             are taken from the trajectory that the latents of the training step lie on, for a tenth of the passes.
-        perturb: What the tokens are among: ``"embeddings"``, the words' embeddings before the text encoder; or
-            ``"states"``, the text states after it.
-        placement: Where they go, see
+        perturb: Where the soft tokens are inserted: among the words' ``"embeddings"`` before the text encoder, or among
+            the text ``"states"`` after it.
+        placement: Their position in the prompt, see
             [`insert_tokens`][lightning_unlearn.functional.diffusion.soft_tokens.insert_tokens].
         tokens: Number ``k`` of soft tokens; with ``placement="add"`` there is one for each word.
         init: ``"random"``: embeddings of random tokens of the vocabulary, or with ``perturb="states"`` the states of a

@@ -1,4 +1,4 @@
-"""Files of an answer set, also of one that another tool has made."""
+"""Files of an answer set, drawn by this package or by another tool."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class AnswerFiles:
 
     Args:
         files: Path of each image by style, object and seed, in the order of the names.
-        skipped: Files in the folder that are no images, or images of other seeds.
-        model: Fingerprint of the model, where `sample_answers` has drawn them.
+        skipped: Files in the folder that are not images, or images of other seeds.
+        model: Fingerprint of the model, if `sample_answers` drew them.
     """
 
     files: dict[Image, Path]
@@ -49,7 +49,7 @@ def find_answers(folder: str | Path, names: CanvasNames, seeds: Sequence[int] | 
     """Find the images of an answer set in a folder and its sub-folders.
 
     An image is named ``<style>_<object>_seed<number>``, with underscores for spaces, and is JPEG, PNG, WebP or BMP.
-    Hidden folders are left out; of other files that are no images a warning tells.
+    Hidden folders are left out; a warning lists other files that are not images.
 
     Args:
         folder: The folder.

@@ -44,12 +44,12 @@ def sample_answers(
 ) -> int:
     """Draw the answer set of a model, ``<style>_<object>_seed<seed>.jpg`` for each style, object and seed.
 
-    The noise of an image is that of its seed alone, so it is the same for all prompts and models: their images compare
-    pairwise. What is in the folder already is not drawn again, and each image is written in one step: after a kill, the
-    same call goes on. How prompts are batched changes images by rounding only.
+    The noise of an image depends on its seed alone, so it is the same for all prompts and models, and images of two
+    models can be compared pairwise. Images that exist in the folder are not drawn again, and each image is written
+    atomically: after a kill, the same call continues. How prompts are batched changes images by rounding only.
 
-    The defaults are those of the published protocol: 51 styles with the photos, 20 objects and 5 seeds are 5,100 images
-    of 100 DDIM steps. ``answers.json`` in the folder tells the model and the settings.
+    The defaults are those of the published protocol: 51 styles including the photos, 20 objects and 5 seeds make 5,100
+    images of 100 DDIM steps. ``answers.json`` in the folder records the model and the settings.
 
     Args:
         module: A module with ``generate(prompts, seeds, steps=, guidance=)``, such as
@@ -61,11 +61,11 @@ def sample_answers(
         guidance: Weight of classifier-free guidance.
         batch_size: Images drawn together.
         photo: Whether the photos are drawn too.
-        suffix: Format of the images. The published sets are JPEG, whose losses FID sees.
-        quality: Of JPEG; by default Pillow's own, as the published scripts leave it.
-        sampler: ``"ddim"``, deterministic, whatever the pipeline has; or ``"own"``, the pipeline's.
-        part: Which of how many parts to draw, ``(i, n)`` with ``0 <= i < n``, for processes that share the work; by
-            default a process of ``torch.distributed`` draws its own part.
+        suffix: Format of the images. The published sets are JPEG, and FID is sensitive to its losses.
+        quality: JPEG quality; the default is Pillow's, which the published scripts use.
+        sampler: ``"ddim"``, which is deterministic, regardless of the pipeline's sampler; or ``"own"``, the pipeline's.
+        part: The part to draw, ``(i, n)`` for part ``i`` of ``n`` with ``0 <= i < n``, for processes that share the
+            work. By default each process of ``torch.distributed`` draws its own part.
 
     Returns:
         How many images this call has drawn.

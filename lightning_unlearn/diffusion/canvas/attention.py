@@ -1,4 +1,4 @@
-"""Attention to an erased concept's words: its mass, and how far it spreads, before and after."""
+"""Attention to an erased concept's words, before and after erasure: its mass, and how far it spreads."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["AttentionChange", "AttentionReading", "attention_change", "read_atte
 
 @dataclass(frozen=True)
 class AttentionReading:
-    """Attention to a concept's words while images are drawn, of each of ``N`` images.
+    """Attention to a concept's words while images are drawn, for each of ``N`` images.
 
     Args:
-        spread: Entropy over the image, see
+        spread: Entropy of the attention map over the image, see
             [`attention_spread`][lightning_unlearn.functional.diffusion.attention_spread.attention_spread], ``(N,)``.
-        area50: Share of the image with half of the mass, shape ``(N,)``.
-        mass: Mean over the image of what goes to the words, shape ``(N,)``.
+        area50: Share of the image that holds half of the attention mass, shape ``(N,)``.
+        mass: Mean over the image of the attention to the words, shape ``(N,)``.
     """
 
     spread: Tensor
@@ -38,14 +38,14 @@ class AttentionReading:
 
 @dataclass(frozen=True)
 class AttentionChange:
-    """Attention after erasure less that before, as means over images.
+    """Attention after erasure minus attention before it, as means over images.
 
     Args:
         spread: Change of the spread.
-        area50: Change of the area of half of the mass.
+        area50: Change of the area that holds half of the mass.
         mass: Change of the mass.
-        correlation: Spearman's correlation, over prompts, of the size of the change of spread with how often the
-            concept is shown; ``None`` where one of the two is the same for all.
+        correlation: Spearman's correlation, over prompts, between the absolute change of the spread and how often the
+            concept is shown; ``None`` if one of the two is constant.
     """
 
     spread: float
@@ -67,14 +67,14 @@ def read_attention(
     guidance: float = 7.5,
     batch_size: int = 8,
 ) -> AttentionReading:
-    """Draw images, and read the attention to a concept's words on the way.
+    """Draw images, and record the attention to a concept's words while doing so.
 
-    Maps are means over the steps of the sampler, the cross-attention layers and their heads; of a pass with guidance,
-    the half with the prompt counts. One batch's attention of one step is held at a time.
+    Maps are means over the steps of the sampler, the cross-attention layers and their heads. With guidance, only the
+    half of the pass with the prompt counts. At any time, the attention of one batch in one step is held in memory.
 
     Args:
         module: A module with the parts of [`TextToImage`][lightning_unlearn.diffusion.engine.model.TextToImage].
-        prompts: ``N`` prompts, each with one of the words.
+        prompts: ``N`` prompts, each of which contains one of the words.
         words: Names of the concept.
         seeds: Seed of each image.
         steps: Steps of the sampler.
@@ -118,13 +118,13 @@ def _maps(model: Any, positions: Tensor) -> Iterator[list[Tensor]]:
 
 
 def attention_change(after: AttentionReading, before: AttentionReading, shown: Tensor) -> AttentionChange:
-    """What erasure did to the attention.
+    """How erasure changed the attention.
 
     Args:
-        after: Of the erased model.
-        before: Of the model before erasure, for the same prompts and seeds.
-        shown: Share of each prompt's images by the erased model that show the concept, shape ``(P,)``. There are as
-            many images of each prompt, one prompt after the other.
+        after: Attention of the erased model.
+        before: Attention of the model before erasure, for the same prompts and seeds.
+        shown: For each prompt, share of the erased model's images that show the concept, shape ``(P,)``. All prompts
+            have the same number of images, and the images of a prompt follow one another.
 
     Raises:
         ValueError: If the numbers of images differ.

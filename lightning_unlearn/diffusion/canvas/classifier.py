@@ -25,18 +25,18 @@ _PLAIN = (0.5, 0.5, 0.5)
 
 
 class CanvasClassifier(nn.Module):
-    """One network that tells the style and the object of an image in one pass.
+    """One network that classifies the style and the object of an image in one pass.
 
-    The features of a backbone go to a linear head for each kind of concept; a network with one head tells one of them.
-    Images are resized to the side that the backbone wants, as a square, and normalised.
+    The features of a backbone go to a linear head for each kind of concept. A network with one head classifies only one
+    of them. Images are resized to the square size that the backbone expects, and normalised.
 
     Args:
         backbone: ``"miniature"``, a small CNN without trained weights; or folder or hub id of an image encoder of
             ``transformers``, such as ``"google/vit-large-patch16-224-in21k"``, whose weights are read from safetensors
             only; or such an encoder.
         classes: Names of the labels of each head, at least one head.
-        mean: Means of the colours, which are subtracted; by default those of the encoder's folder, or 0.5.
-        std: Standard deviations of the colours, by which is divided; by default those of the folder, or 0.5.
+        mean: Means of the colours for the normalisation; by default those of the encoder's folder, or 0.5.
+        std: Standard deviations of the colours for the normalisation; by default those of the folder, or 0.5.
         revision: Branch, tag or commit on the hub.
 
     Raises:

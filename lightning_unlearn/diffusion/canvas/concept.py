@@ -17,13 +17,13 @@ class Concept:
     """A style or an object of the miniature.
 
     Args:
-        kind: Which of the two.
-        other: The other one.
-        words: Its names; the first is that of UnlearnCanvas's prompts.
-        anchor: What replaces it.
-        siblings: The others of its kind.
-        partners: Those of the other kind that rows of a run name.
-        left_out: Those of the other kind that no row of a run names.
+        kind: ``"style"`` or ``"object"``.
+        other: The other kind.
+        words: Its names; the first is the one in UnlearnCanvas's prompts.
+        anchor: The concept that replaces it.
+        siblings: The other concepts of its kind.
+        partners: Concepts of the other kind that rows of a run name.
+        left_out: Concepts of the other kind that no row of a run names.
     """
 
     kind: Kind
@@ -53,18 +53,18 @@ class Concept:
         return (partner, self.name) if self.kind == "style" else (self.name, partner)
 
     def edited(self, names: int | None) -> tuple[str, ...]:
-        """The names that a run erases: the first so many of them, or all.
+        """The names that a run erases: the first ``names`` of them, or all.
 
         Raises:
-            ValueError: If it has not so many.
+            ValueError: If it has fewer names.
         """
         return self.words if names is None else self.words[: between("names", names, 1, len(self.words))]
 
     def without(self, partners: Sequence[str]) -> Concept:
-        """The same without partners, which the rows of a run are then not to name.
+        """The same concept without some partners, which the rows of a run must then not name.
 
         Raises:
-            ValueError: If one is no partner, or none would be left.
+            ValueError: If one of them is not a partner, or none would be left.
         """
         for partner in partners:
             one_of("left_out", partner, self.partners)
@@ -74,7 +74,7 @@ class Concept:
         return replace(self, partners=kept, left_out=(*self.left_out, *partners))
 
     def after(self, gone: Sequence[str]) -> Concept:
-        """The same when others were erased before: the rows of a run, also those to keep, name none of them.
+        """The same concept after others were erased: no row of a run names them, not even rows to keep.
 
         Raises:
             ValueError: If no partner would be left.

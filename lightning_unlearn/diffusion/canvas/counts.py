@@ -17,7 +17,7 @@ _LISTED = 5
 
 
 class IncompleteAnswers(ValueError):
-    """Images of answer sets are missing, so that accuracies would be of other images than those of other models.
+    """Images of answer sets are missing, so the accuracies of models would be computed on different images.
 
     Args:
         missing: File names of the missing images of each model.

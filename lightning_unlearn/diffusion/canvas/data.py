@@ -24,8 +24,8 @@ class CanvasImages(Dataset[dict[str, Any]]):
     Args:
         folder: The folder.
         images: Images of it.
-        size: Side in pixels. Other images are resized until their shorter side has it, and cut in the middle.
-        flip: Probability that an image is mirrored, anew at each visit.
+        size: Side in pixels. Other images are resized so that their shorter side fits, and cropped at the centre.
+        flip: Probability that an image is mirrored, drawn at each visit.
         tokenizer: A ``CLIPTokenizer`` for the captions; ``None`` for rows without them.
     """
 
@@ -66,13 +66,13 @@ class CanvasTrainingDataModule(LightningDataModule):
 
     A batch has ``pixel_values`` ``(B, 3, size, size)`` in [-1, 1]; ``style`` and ``object`` ``(B,)``, the positions in
     ``names.all_styles`` and ``names.objects``; the ``index`` of each row; and with captions ``input_ids`` and
-    ``attention_mask`` ``(B, L)``. Validation and test sets are the images that the splits of the folder leave, see
+    ``attention_mask`` ``(B, L)``. How images are split into training, validation and test sets is defined by
     [`split_numbers`][lightning_unlearn.diffusion.canvas.folder.split_numbers].
 
     Args:
         folder: A folder as [`StyleObjectFolder`][lightning_unlearn.StyleObjectFolder] reads it.
-        names: The styles and objects, ``"unlearncanvas"`` or ``"mini"`` or names of your own; those of the folder
-            where it is a ``StyleObjectFolder``.
+        names: The styles and objects, ``"unlearncanvas"`` or ``"mini"`` or names of your own. A ``StyleObjectFolder``
+            has its own.
         captions: Whether rows have the tokens of their prompts.
         size: Side in pixels.
         flip: Probability that a training image is mirrored.

@@ -21,12 +21,12 @@ class ImageBatches:
     """Batches of decoded images; each has images of one size.
 
     Threads decode ahead of the reader. At any time, no more than four batches of 8-bit images are held, however many
-    files and sizes there are. A file that can't be decoded is left out and told in ``broken``.
+    files and sizes there are. A file that can't be decoded is left out and listed in ``broken``.
 
     Args:
         files: The images, of any format that Pillow opens.
         batch_size: Images in a batch; fewer where sizes differ.
-        workers: Threads; by default one a processor, 16 at most.
+        workers: Threads; by default one per processor, 16 at most.
         size: Side in pixels that images are resized to, as a square, by a bicubic filter; by default they stay as they
             are.
 

@@ -19,14 +19,13 @@ def export_mini_canvas(
 ) -> StyleObjectFolder:
     """Write the drawings of [`MiniCanvas`][lightning_unlearn.MiniCanvas] as ``<root>/<style>/<object>/<number>.jpg``.
 
-    Image ``i`` of an object is of one photo in every style, as in UnlearnCanvas. The folder is there whole or not at
-    all.
+    Image ``i`` of an object shows the same photo in every style, as in UnlearnCanvas. The folder is written atomically.
 
     Args:
         root: The folder to write, which must not exist.
         images: Images of each object in each style.
         size: Side in pixels, a multiple of 8.
-        first: What `render` draws image 1 from, and image 2 from the next one.
+        first: Index from which `render` draws image 1; the following images have the following indices.
         suffix: ``".jpg"``, which changes colours a little, or ``".png"``, which does not.
 
     Returns:

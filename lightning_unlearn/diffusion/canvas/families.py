@@ -1,4 +1,4 @@
-"""Families of prompts that ask for an erased concept: by name, by other names, inside captions, beside others."""
+"""Families of prompts that ask for an erased concept: by name, by other names, inside captions, in combinations."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class FamilyPrompt:
     Args:
         family: One of `FAMILIES`.
         prompt: The prompt.
-        partner: The style or object beside the concept, by its first name.
+        partner: First name of the style or object that is combined with the concept.
         seeds: Seeds of its images; the same for all families and models.
     """
 
@@ -54,32 +54,32 @@ def family_prompts(
 ) -> list[FamilyPrompt]:
     """Prompts that ask the miniature for a concept.
 
-    With $E$ for the names that were erased and $n_0$ for the first of them, and one prompt for each partner, the other
-    attribute of the image, unless said otherwise:
+    $E$ are the names that were erased, $n_0$ is the first of them, and a partner is the other attribute of the image,
+    such as the object in a prompt for a style. Unless noted otherwise, there is one prompt for each partner:
 
-    - ``"name"``: UnlearnCanvas's form with $n_0$.
-    - ``"variant"``: the same with each name outside $E$. On the miniature these are easy for whatever edits keys and
-      values: its text encoder has all but merged the names of a concept.
-    - ``"prefix"``: $n_0$ with a word glued before it, two words each; its last token is that of the name.
-    - ``"free"``: a held-out caption in which the names of the concept are outside $E$.
-    - ``"both"``: a held-out caption with a name of $E$ and one outside.
-    - ``"composition"``: the form of ``"name"`` with the partners that no row of the run named.
-    - ``"superclass"``: a held-out caption that names the partner only; what it reads is how often the concept comes
+    - ``"name"``: UnlearnCanvas's template with $n_0$.
+    - ``"variant"``: the same with each name outside $E$. On the miniature these are easy for any method that edits keys
+      and values, because its text encoder has all but merged the names of a concept.
+    - ``"prefix"``: $n_0$ with a word glued to its front, with two different words; the last token is that of the name.
+    - ``"free"``: a held-out caption that uses only names of the concept outside $E$.
+    - ``"both"``: a held-out caption with a name in $E$ and one outside.
+    - ``"composition"``: the template of ``"name"`` with the partners that no row of the run named.
+    - ``"superclass"``: a held-out caption that names the partner only. It measures how often the concept appears
       unasked.
 
-    A family that there can't be is left out: ``"variant"``, ``"free"`` and ``"both"`` where all names were erased,
-    ``"composition"`` where no partner was left out.
+    Families that cannot exist are left out: ``"variant"``, ``"free"`` and ``"both"`` if all names were erased, and
+    ``"composition"`` if no partner was left out.
 
     Args:
         target: The concept.
-        names: Number of its names that were erased, from the first.
+        names: Number of its names that were erased, counted from the first.
         left_out: Partners that no row of the run named.
-        families: The families wanted.
+        families: The families to make.
         seeds: Seeds of the images of each prompt.
         seed: Seed of the captions and prefixes.
 
     Returns:
-        The prompts, family by family. Those of a family do not depend on which others are wanted.
+        The prompts, family by family. Those of a family do not depend on which other families are made.
 
     Raises:
         ValueError: If a name is unknown or a number out of range.
@@ -166,7 +166,7 @@ _FAMILIES: dict[str, Callable[[Concept, tuple[str, ...], random.Random], Texts]]
 
 
 def _caption(c: Concept, partner: str, draws: random.Random, wanted: Callable[[str], bool]) -> str:
-    """A held-out caption that a condition holds for, drawn until there is one."""
+    """A held-out caption that fulfils a condition; captions are drawn until one does."""
     object, style = c.pair(partner)
     while True:
         (text,) = captions(object, style, 1, draws, heldout=True)
@@ -175,9 +175,9 @@ def _caption(c: Concept, partner: str, draws: random.Random, wanted: Callable[[s
 
 
 def names_any(prompt: str, names: Iterable[str]) -> bool:
-    """Whether a prompt has one of some names, as whole words in any capitals, also in the plural.
+    """Whether a prompt contains one of the names, as whole words, ignoring case, and also in the plural.
 
-    Words of a name may be joined, by a hyphen or by nothing.
+    The words of a name may also be joined, with or without a hyphen.
 
     Example:
         >>> names_any("Two baseball-bats lie there.", ["baseball bat"]), names_any("carrying cargo", ["car"])
@@ -191,6 +191,6 @@ def names_any(prompt: str, names: Iterable[str]) -> bool:
 
 
 def unnamed(prompts: Sequence[str], names: Iterable[str]) -> list[str]:
-    """The prompts that have none of some names; published lists of indirect prompts have names in some."""
+    """The prompts that contain none of the names; in published lists of indirect prompts, some contain one."""
     listed = list(names)
     return [prompt for prompt in prompts if not names_any(prompt, listed)]

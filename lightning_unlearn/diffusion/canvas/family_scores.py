@@ -1,4 +1,4 @@
-"""Erasure as read by families of prompts: what they still show, and the gap to the prompt that was erased."""
+"""Erasure rates of families of prompts, and their gap to the prompt that was erased."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class FamilyCounts:
     """How many images of each of a family's ``P`` prompts show the concept.
 
     Args:
-        shown: Of the erased model.
-        base: Of the model before erasure, for the same prompts and seeds.
-        rest: How many images of the erased model have the other attribute right, such as the object of a style.
+        shown: Number of images of the erased model that show the concept, for each prompt.
+        base: The same for the model before erasure, with the same prompts and seeds.
+        rest: Number of images of the erased model whose other attribute is right, such as the object of a style.
         seeds: Images of each prompt.
 
     Raises:
@@ -49,7 +49,7 @@ class FamilyCounts:
 
     @property
     def passed(self) -> Tensor:
-        """Whether most images of the model before erasure show the concept, by prompt; others test nothing."""
+        """For each prompt, whether most images before erasure show the concept; other prompts test nothing."""
         return torch.tensor(self.base) * 2 > self.seeds
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,21 +65,21 @@ class FamilyCounts:
 
 @dataclass(frozen=True)
 class FamilyRate:
-    """What a family shows, over all runs.
+    """Rates of a family over all runs.
 
     Args:
         family: The family.
-        shown: Rate at which images show the concept, with Wilson's interval; UA is the rest.
+        shown: Rate at which images show the concept, with Wilson's interval; UA is one minus this rate.
         base: The same before erasure.
-        change: ``shown`` less ``base``, with a bootstrap interval over runs and prompts.
-        gap: UA of the prompts by name less UA of the family; above 0, erasure is shallow. ``None`` of ``"name"`` itself
-            and of ``"superclass"``, which does not ask for the concept.
+        change: ``shown`` minus ``base``, with a bootstrap interval over runs and prompts.
+        gap: UA of the family ``"name"`` minus UA of this family. Above 0, the erasure is shallow. ``None`` for
+            ``"name"`` itself, and for ``"superclass"``, which does not ask for the concept.
         rest: Rate at which the other attribute is right.
-        passed: ``shown`` of the prompts whose images show the concept before erasure in most cases; ``None`` of
-            ``"superclass"``, or if there is none.
-        passed_gap: ``gap`` of these.
+        passed: ``shown`` over the prompts that pass: those for which most images before erasure show the concept.
+            ``None`` for ``"superclass"``, or if no prompt passes.
+        passed_gap: ``gap`` over these prompts.
         prompts: Number of prompts.
-        dropped: Number of those that did not pass.
+        dropped: Number of prompts that do not pass.
     """
 
     family: str
@@ -100,7 +100,7 @@ class FamilyRate:
 
 
 def family_rates(runs: Sequence[Mapping[str, FamilyCounts]], seed: int = 0) -> dict[str, FamilyRate]:
-    """Rates of each family over runs, each a target and a seed.
+    """Rates of each family over runs; a run is one target and one seed.
 
     Args:
         runs: Counts of the families of each run.
@@ -111,7 +111,7 @@ def family_rates(runs: Sequence[Mapping[str, FamilyCounts]], seed: int = 0) -> d
         [lightning_unlearn.diffusion.canvas.families.FAMILIES]; a family is read over the runs that have it.
 
     Raises:
-        ValueError: If a run has no ``"name"``, which gaps are to.
+        ValueError: If a run has no family ``"name"``, with which gaps compare.
 
     Example:
         >>> name = FamilyCounts((0, 0), (5, 5), (5, 5), seeds=5)
@@ -166,7 +166,7 @@ def _passed(counts: Sequence[FamilyCounts]) -> Interval | None:
 
 
 def hardest_family(rates: Mapping[str, FamilyRate]) -> FamilyRate:
-    """The family that asks otherwise than by the erased prompt, and shows the concept most often.
+    """The family of indirect prompts that shows the concept most often.
 
     Raises:
         ValueError: If there is none.
@@ -188,7 +188,7 @@ def overall_score(rates: Mapping[str, FamilyRate], near: float, rest: float) -> 
         rest: Accuracy of the other attribute on prompts of the erased one, in [0, 1].
 
     Raises:
-        ValueError: If a number is out of range, or no family asks otherwise than by name.
+        ValueError: If a number is out of range, or there is no family of indirect prompts.
     """
     parts = [rates["name"].ua, hardest_family(rates).ua, between("near", near, 0, 1), between("rest", rest, 0, 1)]
     return harmonic_mean(parts)

@@ -32,10 +32,10 @@ class ImageFeatures:
         names: The styles and objects.
         images: Style, object, and seed or number of each of ``N`` images.
         values: Features, shape ``(N, D)``, fp32.
-        source: What has given them. Distances are of features of one source.
+        source: Identifies what computed them. Distances are only computed between features of one source.
 
     Raises:
-        ValueError: If there are not as many features as images, or an image is there twice.
+        ValueError: If there are not as many features as images, or an image occurs twice.
     """
 
     names: CanvasNames
@@ -127,7 +127,7 @@ def fid_retain(
 
     The published one takes the images 1 to 5 of each style and object of the data set as the reference, and
     [`InceptionFeatures`][lightning_unlearn.InceptionFeatures]. With one target style that is 4,900 images on either
-    side. FID is biased, the more the fewer the images: it compares at equal numbers only.
+    side. FID is biased, and the more so the fewer images there are, so compare it at equal numbers only.
 
     Args:
         answers: Features of the answer set.
@@ -159,7 +159,7 @@ def kid_retain(
 ) -> tuple[float, float]:
     """KID of an answer set to reference images, without the targets' styles and objects on either side.
 
-    It is unbiased, so it is the one to take for sets that are small against the number of features.
+    It is unbiased, so use it for sets that are small compared with the number of features.
 
     Args:
         answers: As for [`fid_retain`][lightning_unlearn.fid_retain].
@@ -186,9 +186,9 @@ def kid_retain(
 def fid_vs_base(
     answers: ImageFeatures, base: ImageFeatures, targets: str | Sequence[str] = (), photo: bool = False
 ) -> float:
-    """FID of an answer set to that of the base model, of the same prompts and seeds, without the targets.
+    """FID of an answer set to that of the base model, with the same prompts and seeds, without the targets.
 
-    What unlearning has changed in images that it should leave alone: 0 for a model that draws them as before.
+    It measures what unlearning changed in images that it should leave alone: 0 for a model that draws them as before.
 
     Args:
         answers: Features of the answer set.

@@ -26,7 +26,7 @@ class CanvasImage(NamedTuple):
         path: Its file.
         style: Name of its style, or of the photos.
         object: Name of its object.
-        number: From 1; images of an object with one number are stylisations of one photo.
+        number: Number from 1; images of an object with the same number are stylisations of the same photo.
     """
 
     path: Path
@@ -38,16 +38,16 @@ class CanvasImage(NamedTuple):
 class StyleObjectFolder:
     """Images ``<root>/<style>/<object>/<number>.jpg``, each object in each style, as UnlearnCanvas is distributed.
 
-    Each pair of a style and an object has images of the numbers 1, 2, ..., and so have the photos, in the folder that
-    ``names`` calls them by, ``Seed_Images``. Files may also end with ``.jpeg`` or ``.png``, and have letters before the
-    number. They are in the order of styles, objects and numbers, 10 after 9. Folders of other styles and objects, such
-    as the ten styles that the published study leaves out, are not read.
+    Each pair of a style and an object has images with the numbers 1, 2, ..., and so do the photos, whose folder
+    ``names`` defines (``Seed_Images``). Files may also end with ``.jpeg`` or ``.png``, and have letters before the
+    number. They are ordered by style, object and number, with 10 after 9. Folders of other styles and objects, such as
+    the ten styles that the published study leaves out, are not read.
 
     Args:
         root: The folder.
         names: The styles and objects; or ``"unlearncanvas"`` or ``"mini"``.
-        images: Images of each pair, 20 in UnlearnCanvas; those of higher numbers are not read. By default the highest
-            number that a file has.
+        images: Images of each pair, 20 in UnlearnCanvas; higher numbers are not read. The default is the highest
+            number of any file.
         incomplete: Whether images may be missing, which a warning then lists.
 
     Raises:
@@ -165,8 +165,8 @@ class StyleObjectFolder:
 def split_numbers(images: int, split: Split) -> range:
     """The numbers of a split, of images 1 to ``images`` of a pair.
 
-    A twentieth, but at least one image, is the validation set and as many are the test set, after those to train on:
-    of 20 images 1 to 18 train, 19 validates and 20 tests.
+    A twentieth of the images, but at least one, is for validation, and as many are for testing. They come after the
+    training images: of 20 images, 1 to 18 are for training, 19 is for validation and 20 for testing.
 
     Raises:
         ValueError: If there are fewer than three images to split, or no such split.

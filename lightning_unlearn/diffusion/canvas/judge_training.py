@@ -27,7 +27,7 @@ _KINDS: tuple[Kind, ...] = ("style", "object")
 
 
 class LitCanvasJudge(LightningModule):
-    """Training of one network with a head for the style and one for the object, on both at once.
+    """Trains one network with a head for the style and one for the object, on both at once.
 
     The loss is the sum of the two cross-entropies. AdamW's learning rate rises and falls once over the run. Validation
     and test log ``val/style_accuracy``, ``val/object_accuracy`` and the same of ``test``.

@@ -61,12 +61,12 @@ class HeadJudge(nn.Module):
 class CanvasJudges(nn.Module):
     """A judge of the style and one of the object, whose labels are positions in the names of a benchmark.
 
-    Judges may have their classes in any order: they are matched by name. Where both are heads of one network, an image
+    Judges may have their classes in any order: they are matched by name. If both are heads of one network, an image
     passes through it once.
 
     Args:
-        style: Its classes are the styles and the photos of ``names``. The class of the photos may be called as the
-            folder or as prompts call them.
+        style: Its classes are the styles and the photos of ``names``. The class of the photos may have the name of
+            their folder or the word that prompts use.
         object: Its classes are the objects of ``names``.
         names: The styles and objects, or ``"unlearncanvas"`` or ``"mini"``.
 

@@ -38,14 +38,14 @@ class CanvasNames:
     Names have underscores for spaces, as folders and files have; prompts have spaces.
 
     Args:
-        styles: The styles that are evaluated, without the photos; in the order of every array.
-        objects: The objects, in the order of every array.
-        photo: Name of the pseudo-style of unstyled images, as a folder and in file names; ``None`` if there is none.
-        photo_word: What prompts call it.
-        template: Prompt, with ``{object}`` and ``{style}``. The same one is used to train, to unlearn and to evaluate.
+        styles: The styles that are evaluated, without the photos. All arrays have this order.
+        objects: The objects. All arrays have this order.
+        photo: Name of the pseudo-style of unstyled images, in folders and file names; ``None`` if there is none.
+        photo_word: Word for this pseudo-style in prompts.
+        template: Prompt with ``{object}`` and ``{style}``, used for training, unlearning and evaluation alike.
 
     Raises:
-        ValueError: If a name occurs twice or the template lacks a place.
+        ValueError: If a name occurs twice or the template lacks a placeholder.
 
     Example:
         >>> UNLEARN_CANVAS.prompt("Cold_Warm", "Cats")

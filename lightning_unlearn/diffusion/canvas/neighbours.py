@@ -1,4 +1,4 @@
-"""Neighbours of a concept, near and far, as the UNet is told of them."""
+"""Nearest and furthest concepts to a concept, by what the UNet's cross-attention reads."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Concepts that are near to one, and others that are far.
+    """Concepts that are near to a concept, and concepts that are far from it.
 
     Args:
-        near: The nearest first.
-        far: The furthest last.
-        anchor: What replaces the concept; it is in neither, since erasure asks for more of it.
+        near: Near concepts, the nearest first.
+        far: Far concepts, the furthest last.
+        anchor: The concept that replaces it. It is in neither list, because erasure makes the model draw more of it.
     """
 
     near: tuple[str, ...]
@@ -45,17 +45,17 @@ class Neighbours:
 
 
 def concept_similarities(module: nn.Module, prompts: Mapping[str, Sequence[str]]) -> Tensor:
-    r"""Cosines of concepts as the cross-attention reads them.
+    r"""Cosine similarities of concepts as the cross-attention reads them.
 
     With text states $c_{ijl}$ of prompt $j$ of concept $i$ at position $l$, a concept's vector is
-    $x_i = \frac{1}{n_i} \sum_j (W c_{ij1}, ..., W c_{ijL})$ under all key and value layers $W$; what is compared is
-    $x_i - \bar x$, with the mean over the concepts. Without it, all are alike: in the raw states concepts hardly
-    differ from what every prompt has.
+    $x_i = \frac{1}{n_i} \sum_j (W c_{ij1}, ..., W c_{ijL})$ under all key and value layers $W$. The vectors that are
+    compared are $x_i - \bar x$, with the mean $\bar x$ over the concepts. What all prompts have in common dominates the
+    raw states, so without this step all concepts look alike.
 
     Args:
         module: The model before erasure, with the parts of
             [`TextToImage`][lightning_unlearn.diffusion.engine.model.TextToImage].
-        prompts: Prompts of each concept of a kind, which have its names and are otherwise the same.
+        prompts: Prompts of each concept of one kind, which differ only in the concept's name.
 
     Returns:
         Shape ``(N, N)``, in [-1, 1], fp64, in the order of ``prompts``.
@@ -80,7 +80,7 @@ def concept_similarities(module: nn.Module, prompts: Mapping[str, Sequence[str]]
 
 
 def miniature_prompts(kind: Kind) -> dict[str, list[str]]:
-    """A prompt for each name of the miniature's styles or objects, which names nothing else.
+    """For each style or object of the miniature, a prompt for each of its names, without a partner.
 
     Example:
         >>> miniature_prompts("object")["ring"]
@@ -93,15 +93,15 @@ def miniature_prompts(kind: Kind) -> dict[str, list[str]]:
 def ranked_neighbours(
     similarities: Tensor, names: Sequence[str], target: str, count: int = 2, anchor: str | None = None
 ) -> Neighbours:
-    """The nearest and the furthest concepts, without the anchor; of equals, the first in the alphabet is nearer.
+    """The nearest and the furthest concepts, without the anchor. Ties are broken alphabetically.
 
     Args:
-        similarities: Of all concepts, shape ``(N, N)``, such as
+        similarities: Similarities of all concepts, shape ``(N, N)``, such as those of
             [`concept_similarities`][lightning_unlearn.diffusion.canvas.neighbours.concept_similarities].
         names: The ``N`` concepts.
         target: The concept.
-        count: How many are near, and how many far, the anchor counted where it is among them.
-        anchor: What replaces the concept.
+        count: How many concepts are near, and how many far. The anchor counts, if it is among them, but is left out.
+        anchor: The concept that replaces the target.
 
     Raises:
         ValueError: If the target is unknown, or there are too few others.
@@ -144,7 +144,7 @@ def read_neighbours(path: str | Path, known: Sequence[str]) -> dict[str, Neighbo
 
     Args:
         path: The file; each concept has lists under ``near`` and ``far``, and may have an ``anchor``.
-        known: Names that there are.
+        known: The names that exist.
 
     Raises:
         ValueError: If a name is unknown, a list is missing, or a concept is its own neighbour or is near and far.

@@ -20,8 +20,8 @@ def nested_bootstrap(
 
     $$\frac{1}{R} \sum_r \left( \frac{1}{n_r} \sum_i a_{ri} - \frac{1}{m_r} \sum_j b_{rj} \right)$$
 
-    Runs, a target and a seed each, are drawn with replacement, and then the prompts of each drawn run, those of $a$ and
-    of $b$ apart. What is paired with a model before erasure is paired before: its values are differences.
+    Runs, each with a target and a seed, are drawn with replacement, and then the prompts of each drawn run, separately
+    for $a$ and $b$. To compare pairwise with the model before erasure, pass differences as the values.
 
     Args:
         runs: Of each run the values $a_r$, shape ``(n_r,)``, or $a_r$ and $b_r$.

@@ -1,4 +1,4 @@
-"""Judges of style and object, and what gives features, as one function of 8-bit images."""
+"""Judges of style and object, and a feature extractor, as one function of 8-bit images."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class PromptFolder:
 
     Args:
         prompts: Prompts by family and concept.
-        dropped: How many prompts of a family and concept were left out because they have a name that was erased.
+        dropped: How many prompts of a family and concept were left out because they contain an erased name.
     """
 
     prompts: dict[str, dict[str, list[str]]]
@@ -62,14 +62,14 @@ def read_prompt_folder(folder: str | Path, names: dict[str, Sequence[str]] | Non
     """Read the prompts of a domain, such as ``prompts/object`` of EMMA.
 
     The files are named ``<number>_<family>.json``: ``1_name``, ``2_prefix``, ``3_variant``, ``4_short``, ``5_long``,
-    ``6_random`` and ``7_hard``, of which any may be missing. Each is a list of objects with the prompts of a concept,
-    ``[{"airplane": ["...", ...]}, ...]``, or one object of all. Some published variants and descriptions have the
-    name of the concept, which they are to do without: those with an erased name are left out, and counted.
+    ``6_random`` and ``7_hard``, any of which may be missing. Each is a list of objects with the prompts of a concept,
+    ``[{"airplane": ["...", ...]}, ...]``, or one object with all concepts. Variants and descriptions are meant to avoid
+    the name of the concept, but some published ones contain it: those with an erased name are left out and counted.
 
     Args:
         folder: The folder.
-        names: The names of a concept that are erased, such as ``{"baseballbat": ["baseball bat"]}``; by default, and of
-            concepts that are not there, the concept's key with blanks for hyphens.
+        names: The erased names of each concept, such as ``{"baseballbat": ["baseball bat"]}``. For concepts that are
+            not listed, the name is the concept's key with spaces for hyphens.
 
     Raises:
         FileNotFoundError: If there is no such folder.

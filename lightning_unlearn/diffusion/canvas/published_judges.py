@@ -43,7 +43,7 @@ def published_judges(
     """The judges of UnlearnCanvas from their checkpoints, which ``transformers`` runs; timm is not needed.
 
     A checkpoint has the weights of ``vit_large_patch16_224`` as ``model_state_dict``, or on its own, with a head of 51
-    styles or of 20 objects. Smaller models of timm's ``vit_..._patch...`` with 64 channels a head are read as well.
+    styles or of 20 objects. Smaller ``vit_..._patch...`` models of timm with 64 channels per head are read as well.
     Only tensors are read from the files, never code.
 
     Args:

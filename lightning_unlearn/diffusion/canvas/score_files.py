@@ -23,8 +23,8 @@ class ScoreFiles:
     Args:
         folder: Where the files are.
         scores: Verdicts, filled in place.
-        record: What the verdicts depend on beside the images.
-        source: What gives the features; ``None`` without features.
+        record: Everything that the verdicts depend on, other than the images.
+        source: Identifies what computes the features; ``None`` without features.
     """
 
     def __init__(self, folder: Path, scores: AnswerScores, record: dict[str, Any], source: str | None) -> None:

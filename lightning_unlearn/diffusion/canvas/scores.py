@@ -1,4 +1,4 @@
-"""Verdicts of a style judge and an object judge on an answer set, from which every accuracy is read."""
+"""Verdicts of a style judge and an object judge on an answer set, from which every accuracy is computed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MISSING = -1
 
 @dataclass(frozen=True)
 class AnswerScores:
-    """What two judges see in each image of an answer set.
+    """Verdicts of two judges on each image of an answer set.
 
     Args:
         names: The styles and objects.

@@ -1,4 +1,4 @@
-"""Scoring of answer sets: what two judges see in each image of a folder."""
+"""Scoring of answer sets: verdicts of two judges on each image of a folder."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def score_answers(
 ) -> AnswerScores:
     """Judge the images of an answer set, made by `sample_answers` or by any other tool.
 
-    No model is needed, only the images, named ``<style>_<object>_seed<number>``, also in sub-folders; some may be
-    missing. They are decoded in threads while the judges run, in batches of one size, in memory that does not grow with
-    the folder. Where one network judges style and object, an image passes through it once.
+    No model is needed, only the images, named ``<style>_<object>_seed<number>``. They may be in sub-folders, and some
+    may be missing. Threads decode them while the judges run, in batches of equal image size, and memory does not grow
+    with the folder. If one network judges both style and object, an image passes through it once.
 
-    It writes ``scores.csv``, a line an image, ``scores.json``, which tells the judges, and with features
-    ``features.safetensors``. They are brought up to date every half minute: after a kill the same call goes on, and
-    images that are newer than their scores are judged again.
+    The call writes ``scores.csv`` with a line per image, ``scores.json`` with the names of the judges, and
+    ``features.safetensors`` if features are computed. The files are updated every half minute. After a kill, the same
+    call continues; images that are newer than their scores are judged again.
 
     Judges run where their weights are, and under the autocast of the caller:
     ``with torch.autocast("cuda", torch.bfloat16): score_answers(...)``.
@@ -55,22 +55,22 @@ def score_answers(
             classes are the names; or two functions of images that return positions in the names. They do their own
             preprocessing.
         seeds: The seeds that count; by default all that occur.
-        size: Side in pixels that images are resized to, as a square, before they reach the judges; by default they stay
-            as they are. It saves memory where images are much larger than what the judges look at, but changes what
-            these see.
+        size: Side in pixels of a square that images are resized to before they reach the judges; by default they are
+            not resized. This saves memory if images are much larger than the judges' input, but changes what the
+            judges see.
         batch_size: Images that are judged together.
-        workers: Threads that decode; by default one a processor, 16 at most.
-        features: What FID and KID are computed from: ``"judges"`` for the input of the judges' last layer, which costs
-            no further pass, or a function such as [`InceptionFeatures`][lightning_unlearn.InceptionFeatures]. Read them
-            by [`ImageFeatures.read`][lightning_unlearn.ImageFeatures].
-        output: Folder of the files; by default that of the images.
+        workers: Threads that decode; by default one per processor, 16 at most.
+        features: Features for FID and KID: ``"judges"`` for the input of the judges' last layer, which costs no further
+            pass, or a function such as [`InceptionFeatures`][lightning_unlearn.InceptionFeatures]. Read them with
+            [`ImageFeatures.read`][lightning_unlearn.ImageFeatures].
+        output: Folder for the files; by default that of the images.
 
     Returns:
         The verdicts.
 
     Raises:
         FileNotFoundError: If the folder has no image of an answer set.
-        ValueError: If images have other names, are there twice or can't be read, the judges are of other names, or the
+        ValueError: If images have other names, occur twice or can't be read, the judges have other names, or the
             output has scores of other judges or settings. Images that can't be read are named at the end, when all
             others are scored.
 

@@ -1,4 +1,4 @@
-"""Side effects of erasing a concept: on near and far concepts, into others' images, and on what else was asked for."""
+"""Side effects of erasure: on near and far concepts, on images of other concepts, and on the rest of the prompt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Counts", "SideEffectRates", "SideEffects", "redirect_entropy", "side
 
 @dataclass(frozen=True)
 class Counts:
-    """Hits of an erased model and of the one before, on the same images of ``P`` prompts.
+    """Hits of the erased model and of the model before erasure, on the same images of ``P`` prompts.
 
     Args:
         after: Hits of each prompt after erasure.
@@ -57,13 +57,13 @@ class SideEffects:
 
     Args:
         near: Right answers on near concepts.
-        far: Right answers on far ones.
-        anchor: Right answers on the concept that replaces the erased one; ``None`` if none of its kind does.
-        rest: On prompts of the erased concept, images with the right other attribute, such as the object of a style.
-        leaks: On prompts of others of its kind, images that are judged to be of the erased concept.
-        redirects: What images of the erased concept's prompts are judged to be, the concept itself left out.
-        labels: Number of classes that the judge of the kind knows, $K$.
-        anchor_name: What replaces the concept.
+        far: Right answers on far concepts.
+        anchor: Right answers on the concept that replaces the erased one; ``None`` if no concept of its kind does.
+        rest: For prompts of the erased concept, images whose other attribute is right, such as the object of a style.
+        leaks: For prompts of other concepts of its kind, images that are judged to show the erased concept.
+        redirects: What the judge sees in images of the erased concept's prompts, without the concept itself.
+        labels: Number $K$ of classes that the judge of this kind knows.
+        anchor_name: The concept that replaces the erased one.
     """
 
     near: Counts
@@ -116,11 +116,11 @@ _PARTS = ("after", "base", "images")
 def redirect_entropy(redirects: Mapping[str, int], labels: int) -> float | None:
     r"""Entropy of what a concept's prompts show in its place, $-\sum_k p_k \log p_k / \log(K - 1)$.
 
-    It is 0 if all go to one label, and 1 if they scatter over all.
+    It is 0 if all images show one label, and 1 if they are spread evenly over all labels.
 
     Args:
-        redirects: Images of each label; the concept's own does not count and is not among them.
-        labels: Number of labels $K$, that of the concept included, at least 3.
+        redirects: Number of images of each label, without the label of the concept itself.
+        labels: Number of labels $K$, including that of the concept; at least 3.
 
     Returns:
         ``None`` if there is no redirect.
@@ -138,7 +138,7 @@ def redirect_entropy(redirects: Mapping[str, int], labels: int) -> float | None:
 
 
 def side_effects(after: AnswerScores, base: AnswerScores, target: str, neighbours: Neighbours) -> SideEffects:
-    """Read side effects from the answers of an erased model and of the one before.
+    """Compute side effects from the answer sets of the erased model and of the model before erasure.
 
     Prompts are those of the answer set, one for each pair of a style and an object; the photos are among the styles
     where both sets have them.
@@ -203,12 +203,12 @@ class SideEffectRates:
         far: Accuracy on far concepts.
         anchor: Accuracy on the anchor; ``None`` if there is none.
         rest: Accuracy of the other attribute on the erased concept's prompts.
-        drop_near: Accuracy on near concepts before, less that after.
-        drop_far: The same of far ones.
-        excess_near: ``drop_near`` less ``drop_far``.
-        leak_in: Rate at which others' prompts show the erased concept, less that before.
+        drop_near: Accuracy on near concepts before erasure minus that after it.
+        drop_far: The same for far concepts.
+        excess_near: ``drop_near`` minus ``drop_far``.
+        leak_in: Rate at which prompts of other concepts show the erased one, minus the rate before erasure.
         anchor_share: Share of the anchor among what the concept's prompts show in its place.
-        redirect_entropy: Mean over the runs that have redirects.
+        redirect_entropy: Mean entropy over the runs that have redirects.
     """
 
     near: Interval
@@ -224,7 +224,7 @@ class SideEffectRates:
 
 
 def side_effect_rates(runs: Sequence[SideEffects], seed: int = 0) -> SideEffectRates:
-    """Side effects over runs, each a target and a seed.
+    """Side effects over runs; a run is one target and one seed.
 
     Args:
         runs: Side effects of each run.

@@ -19,25 +19,25 @@ Retain = Literal["photos", "others", "none"]
 
 
 class CanvasDataModule(CaptionedImageDataModule):
-    """Rows to erase a style or an object of a style-object folder, for methods of images and of prompts.
+    """Rows for erasing a style or an object of a style-object folder, as images or as prompts.
 
-    Forget rows are of the target in every object (or style), with the prompt of the benchmark's template as caption and
-    the same prompt of the anchor as anchor. Batches are those of
+    Forget rows combine the target with every object (or style). The caption is the benchmark's prompt for the target,
+    and the anchor is the same prompt for what replaces it. Batches are those of
     [`CaptionedImageDataModule`][lightning_unlearn.CaptionedImageDataModule], or without images those of
-    [`PromptDataModule`][lightning_unlearn.PromptDataModule]. With the defaults a style of UnlearnCanvas has 60 images
-    to forget and an object 153, as in the published study; its 60 photos are retained, without those of the target.
+    [`PromptDataModule`][lightning_unlearn.PromptDataModule]. With the defaults, a style of UnlearnCanvas has 60 images
+    to forget and an object 153, as in the published study. The 60 photos are retained, without those of the target.
 
     Args:
         target: Name of a style or an object.
         folder: A folder as [`StyleObjectFolder`][lightning_unlearn.StyleObjectFolder] reads it; prompts need none.
-        rows: ``"images"`` of the target; ``"anchor_images"``, images of the anchor that the captions call the target,
-            for [`ConceptAblation`][lightning_unlearn.ConceptAblation]; or ``"prompts"``, which also have the bare name
-            of the target.
+        rows: ``"images"`` of the target; ``"anchor_images"``, images of the anchor with captions that name the target,
+            for [`ConceptAblation`][lightning_unlearn.ConceptAblation]; or ``"prompts"``, which include the target's
+            name alone.
         anchor: Name of the style or object that the target is to become; by default the photos for a style, and the
             next object for an object.
         retain: ``"photos"``; ``"others"``, all styles with all objects but the target; or ``"none"``.
-        images: Images of each style and object, by the numbers 1, 2, ...
-        names: The styles and objects, as of `CanvasTrainingDataModule`.
+        images: Images of each style and object: those with the numbers 1, 2, ...
+        names: The styles and objects, as for `CanvasTrainingDataModule`.
         size: Side in pixels that the model was made for.
         tokenizer: A ``CLIPTokenizer``, or the folder or hub id of one; by default the module's own.
         repeat: How often an epoch passes over prompts to forget.

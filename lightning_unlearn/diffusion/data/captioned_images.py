@@ -29,7 +29,7 @@ class CaptionedImages(Dataset):
     Args:
         rows: By number a row with ``image``: a path, a PIL image, or colours in [0, 1], ``(3, H, W)``.
         prompts: Tokens of the captions.
-        size: Side in pixels. Other images are resized until their shorter side has it, and cut in the middle.
+        size: Side in pixels. Other images are resized so that their shorter side fits, and cropped at the centre.
         masked: Whether rows have a ``mask`` of where the concept is: a path, a PIL image, or a tensor ``(1, H, W)``.
     """
 
@@ -46,19 +46,18 @@ class CaptionedImages(Dataset):
 
 
 class CaptionedImageDataModule(PromptDataModule):
-    """Images with captions of what to forget, and of what to keep.
+    """Captioned images to forget, and captioned images to keep.
 
-    A forget row has ``pixel_values`` ``(B, 3, size, size)`` in [-1, 1], ``input_ids`` and ``attention_mask``
-    ``(B, L)`` of its caption, the same of its anchor, which the concept is to become, as ``anchor_input_ids`` and
-    ``anchor_attention_mask``, and its ``index``. A retain row has no anchor. A ``mask``, an image that is white where
-    the concept is, becomes ``(B, 1, size, size)`` of 0 and 1; all rows of a set have one, or none. A set is one of
-    these:
+    A forget row has ``pixel_values`` ``(B, 3, size, size)`` in [-1, 1], ``input_ids`` and ``attention_mask`` ``(B, L)``
+    of its caption, ``anchor_input_ids`` and ``anchor_attention_mask`` of its anchor, which replaces the concept, and
+    its ``index``. A retain row has no anchor. A ``mask`` is an image that is white where the concept is, and becomes
+    ``(B, 1, size, size)`` of 0 and 1; either all rows of a set have one, or none. A set is one of these:
 
     * a folder with a table ``metadata.jsonl`` (or ``.csv``, ``.parquet``) as ``datasets`` has it: ``file_name``, the
       caption as ``caption``, ``text`` or ``prompt``, and optionally ``anchor`` and ``mask``, a file; or such a table
       itself;
     * a folder of images for each class, ``root/<class>/**/*.png``, captioned by the template ``caption``; images that
-      lie in the folder itself are of one class, which it names;
+      lie directly in ``root`` form one class, which has the name of this folder;
     * a map-style dataset or a list of rows with ``image`` (colours in [0, 1], ``(3, H, W)``; a PIL image; or a path),
       a caption, and optionally ``anchor`` and ``mask``, such as
       [`MiniCanvas`][lightning_unlearn.MiniCanvas].
@@ -68,11 +67,11 @@ class CaptionedImageDataModule(PromptDataModule):
         retain: Images to keep; ``None`` for methods without a retain term.
         anchor: Anchor of the forget rows that have none: a caption; or words of captions and their replacements, such
             as ``{"sketch": "photo"}``, which keeps the rest of the caption.
-        concept: For Concept Ablation, whose images are of the anchor: how a caption comes to name the concept, by a
-            template such as ``"{} in the style of Van Gogh"``, or by words and their replacements, such as
-            ``{"cat": "grumpy cat"}``. The caption itself is then the anchor.
-        caption: Template of the captions where classes are folders; ``{}`` becomes the name of the class, whose
-            underscores become spaces.
+        concept: For Concept Ablation, whose images show the anchor: makes a caption name the concept, by a template
+            such as ``"{} in the style of Van Gogh"``, or by words and their replacements, such as
+            ``{"cat": "grumpy cat"}``. The original caption is then the anchor.
+        caption: Template of the captions if classes are folders; ``{}`` is the name of the class, with spaces for
+            underscores.
         size: Side in pixels that the model was made for.
         heldout: Further named sets that are only evaluated.
         tokenizer: A ``CLIPTokenizer``, or the folder or hub id of one; by default the module's own.

@@ -90,18 +90,18 @@ def prompt(object: str, style: str) -> str:
 def captions(
     object: str | None, style: str | None, count: int = 1, seed: int | random.Random = 0, heldout: bool = False
 ) -> list[str]:
-    """Describe an image freely: each concept by one of its names, fillers anywhere, and often the words in any order.
+    """Free descriptions of an image: one name for each concept, filler words, and often the words in random order.
 
-    A third has the form of `prompt` after its fillers. With fixed forms only, an adversarial prefix would have nothing
-    to imitate, and erased concepts would not come back.
+    A third of them have the form of `prompt` after the fillers. With fixed forms only, an adversarial prefix would have
+    nothing to imitate, and erased concepts would not come back.
 
     Args:
         object: One of `OBJECTS`, or ``None`` for captions that name no object.
         style: One of `STYLES`, or ``None`` for captions that name no style.
         count: Number of captions.
         seed: Seed, or a generator to draw from.
-        heldout: Whether to give captions that a model trained on the others never saw: every tenth, by a checksum of
-            the text.
+        heldout: Whether to give held-out captions, which a model trained on the others never saw: every tenth, by a
+            checksum of the text.
 
     Raises:
         ValueError: If there is no such object or style, or neither is given.
@@ -135,7 +135,7 @@ class MiniCanvas(Dataset[dict[str, Any]]):
         styles: Names from `STYLES`; ``None``: all.
         size: Side in pixels, a multiple of 8.
         seed: Seed of the captions.
-        heldout: Whether the captions are those a model must not have trained on.
+        heldout: Whether the captions are held-out ones, which a model must not have been trained on.
 
     Raises:
         ValueError: If there is no such object or style, ``images`` is not positive, or ``first`` or ``size`` is out of
@@ -186,7 +186,7 @@ class MiniCanvas(Dataset[dict[str, Any]]):
 def miniature_pipeline() -> Path:
     """The folder of a small ``StableDiffusionPipeline`` that draws these images from these captions at 32 pixels.
 
-    ``examples/miniature.py`` trains it. It wants a guidance scale of about 4 and 20 steps.
+    ``examples/miniature.py`` trains it. Use a guidance scale of about 4 and 20 steps.
 
     Example:
         >>> from diffusers import StableDiffusionPipeline

@@ -35,7 +35,7 @@ GUIDANCES = ("evaluation_guidance", "guidance", "sd_guidance_scale")
 class PromptRows(Dataset):
     """Tokens of prompts and of their anchors.
 
-    Prompts that the tokenizer cuts are warned of, and prompts that are their own anchor.
+    A warning names prompts that the tokenizer truncates, and prompts that equal their anchor.
 
     Args:
         prompts: The prompts.
@@ -80,11 +80,11 @@ class PromptRows(Dataset):
 class PromptDataModule(ForgetRetainDataModule):
     """Prompts of the concepts to forget, and prompts to keep.
 
-    A forget row has ``input_ids``, ``attention_mask``, and the same of its anchor, what the concept is to become:
-    ``anchor_input_ids``, ``anchor_attention_mask``, each of shape ``(B, L)``. A retain row has the first two.
+    A forget row has ``input_ids`` and ``attention_mask``, and ``anchor_input_ids`` and ``anchor_attention_mask`` of its
+    anchor, which replaces the concept, each of shape ``(B, L)``. A retain row has the first two.
 
-    A prompt may have the ``seed`` and the ``guidance`` of the image that ``trainer.predict`` draws of it, also by I2P's
-    columns ``sd_seed`` and ``sd_guidance_scale``. A cell that is blank is missing.
+    A prompt may set the ``seed`` and the ``guidance`` of the image that ``trainer.predict`` draws for it. The columns
+    ``sd_seed`` and ``sd_guidance_scale`` of I2P work as well. A blank cell counts as missing.
 
     Args:
         forget: Prompts, as strings or as dicts with ``prompt`` and optionally ``anchor``; or a file of such rows
@@ -100,7 +100,7 @@ class PromptDataModule(ForgetRetainDataModule):
         seed: Seed of shuffling and pairing.
 
     Raises:
-        ValueError: If a set is empty, or a row is no prompt.
+        ValueError: If a set is empty, or a row is not a prompt.
 
     Example:
         >>> data = PromptDataModule(forget=["Van Gogh"], retain=["a photo of a dog"], anchor="art", repeat=100)

@@ -30,8 +30,8 @@ def retain_prompts(
         objects: Names of things; by default some three hundred everyday ones.
         template: Prompt with ``{}`` for the name.
         exclude: The concepts to forget, or one of them; or a function that says whether a prompt is to be left out.
-        judge: Says of each prompt that is left whether it may stay, such as by a language model or an embedding. Words
-            alone do not tell that "bikini" is related to "nudity".
+        judge: Decides for each remaining prompt whether it may stay, for example with a language model or an embedding.
+            Words alone do not show that "bikini" is related to "nudity".
 
     Returns:
         The prompts, in the order of the objects, each once.

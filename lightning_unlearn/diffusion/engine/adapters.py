@@ -26,8 +26,8 @@ _PREFIX = "lora_unet_"
 class LowRankAdapter(nn.Module):
     r"""Adds $m\,\frac{\alpha}{r}\,\mathrm{up}(\mathrm{down}(x))$ to the output of a linear layer or a convolution.
 
-    It is a child of the layer, so that optimizers, devices and strategies find its parameters, but is no part of any
-    ``state_dict``: checkpoints and saved pipelines keep the names that they had.
+    It is a child of the layer, so that optimizers, devices and strategies find its parameters, but is not part of any
+    ``state_dict``: checkpoints and saved pipelines keep their names.
 
     Args:
         layer: A ``Linear`` or a ``Conv2d``.
@@ -75,13 +75,13 @@ class LowRankAdapter(nn.Module):
 class LowRankAdapters:
     """Adapters on all linear layers and convolutions of a UNet's transformers.
 
-    Several sets, each of one concept, can be on a UNet; what they add adds up.
+    Several sets, one for each concept, can be attached to a UNet; their outputs add up.
 
     Args:
         unet: ``diffusers.UNet2DConditionModel``.
         rank: Rank of each adapter.
         alpha: Numerator of their scale.
-        name: Tells sets on the same UNet apart.
+        name: Distinguishes sets on the same UNet.
         seed: Seed of the down projections.
         layers: The layers to adapt, by their names in the UNet; by default
             [`adapted_layers`][lightning_unlearn.diffusion.engine.adapters.adapted_layers].

@@ -17,15 +17,16 @@ __all__ = ["attention_probabilities", "check_attention"]
 def attention_probabilities(unet: nn.Module, layers: str = "attn2") -> Iterator[dict[str, list[Tensor]]]:
     """Record attention probabilities while the UNet runs; gradients flow through them.
 
-    The layers are computed with an explicit softmax in the body, since fused attention never holds its probabilities,
-    and get their own processors back after it. A compiled UNet keeps the processors that it was compiled with.
+    Inside the context, the layers are computed with an explicit softmax, because fused attention never materialises the
+    probabilities; afterwards they get their own processors back. A compiled UNet keeps the processors that it was
+    compiled with.
 
     Args:
         unet: The UNet.
         layers: Part of the names of the attention layers: ``"attn2"`` attends to the text, ``"attn1"`` to the image.
 
     Yields:
-        For each layer by name one tensor a call, shape ``(B, heads, queries, keys)``.
+        For each layer by name, one tensor per call, shape ``(B, heads, queries, keys)``.
     """
     from diffusers.models.attention_processor import Attention, AttnProcessor
 

@@ -1,4 +1,4 @@
-"""Images at random noise levels, and the loss that a diffusion model is trained with there."""
+"""Images at random noise levels, and the denoising loss of a diffusion model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def noised(
             [`TextToImage`][lightning_unlearn.diffusion.engine.model.TextToImage], and a ``vae`` where rows are images.
         rows: ``pixel_values (B, 3, H, W)`` in [-1, 1] or ``latents (B, C, h, w)``; better with ``index (B,)``.
         draws: Seed and number of the batch.
-        role: Tells the draws of rows apart that have the same index in different roles.
+        role: Distinguishes the random draws of rows that have the same index in different roles.
         density: Probability of each noise level, shape ``(T,)``; by default all are equally likely.
 
     Raises:
@@ -60,9 +60,9 @@ def noised(
 def denoising_nll(module: LightningModule, batch: Mapping[str, Tensor]) -> Tensor:
     r"""Mean squared error of the model's output at a random noise level, $\|e(z_t, t, c) - e^*\|^2 / (C h w)$.
 
-    Up to a weight of each level it bounds the negative log-likelihood, and stands for it in objectives. In training
-    each batch has draws of its own, by its number in the run and the row's ``index``; elsewhere a row's draw is always
-    the same, so that two models can be compared.
+    Up to a weight for each noise level, it is a bound of the negative log-likelihood, which it replaces in objectives.
+    In training the draws depend on the batch's number in the run and the row's ``index``. Elsewhere a row always has
+    the same draw, so that two models can be compared.
 
     Args:
         module: A module with the parts of

@@ -18,7 +18,7 @@ __all__ = ["Draws", "batch_number", "index_of_rows", "row_numbers"]
 
 
 class Draws(NamedTuple):
-    """Where the random numbers of a training batch come from, so that a run can be resumed and distributed.
+    """Source of the random numbers of a training batch, which makes runs resumable and independent of the processes.
 
     Args:
         seed: Seed of the run.

@@ -25,17 +25,17 @@ _SETTINGS = ("hidden_act", "num_attention_heads", "layer_norm_eps")  # that weig
 def export_text_encoder(module: Any, folder: str | Path, layout: Layout = "transformers4") -> None:
     """Write a text encoder for use in other models, as ``config.json`` and ``model.safetensors``.
 
-    Any model with the same text encoder can use it: a concept that a run on Stable Diffusion 1.4 has erased from it is
-    erased from 1.5 and its descendants too. ``CLIPTextModel.from_pretrained(folder)`` opens the folder, as does
-    [`load_text_encoder`][lightning_unlearn.load_text_encoder]. The first process writes. Pipelines
-    with a ``clip_skip`` skip the last layers, and with them what was erased there.
+    Any model with the same text encoder can use it: a concept that was erased from the text encoder of Stable Diffusion
+    1.4 is then also erased from 1.5 and its descendants. ``CLIPTextModel.from_pretrained(folder)`` opens the folder, as
+    does [`load_text_encoder`][lightning_unlearn.load_text_encoder]. The first process writes. Pipelines with
+    ``clip_skip`` skip the last layers, and with them the erasure in these layers.
 
     Args:
         module: A LightningModule or a pipeline with a ``text_encoder``, or a ``CLIPTextModel``.
         folder: Where to; made if missing.
-        layout: Names of the weights: ``"transformers4"``, with ``text_model.`` in front, as the files of released
-            models have it, which all versions open; or ``"transformers5"``, without, as that version writes it, which
-            earlier ones would silently fill with random weights.
+        layout: Names of the weights. ``"transformers4"`` has the prefix ``text_model.``, like the files of released
+            models, and opens in all versions. ``"transformers5"`` has no prefix, as that version writes it; earlier
+            versions would silently use random weights.
 
     Raises:
         ValueError: If there is no such layout, or a LoRA or another adapter is loaded.

@@ -1,4 +1,4 @@
-"""Folders of pipelines in the layout of released models, which earlier versions open as well."""
+"""Pipeline folders in the layout of released models, which earlier versions of transformers open as well."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SafetyChecker:
 
     Args:
         model: Folder or hub id of the pipeline.
-        entries: What its index says of the checker.
+        entries: The entries of its index that describe the checker.
     """
 
     model: str
@@ -67,13 +67,13 @@ def save_folder(
 ) -> None:
     """Write a pipeline as ``save_pretrained`` does, for versions 4 and 5 of transformers.
 
-    Text encoder and safety checker have the names of weights that released models have, which version 5 reads and no
-    longer writes, and the tokenizer has ``vocab.json`` and ``merges.txt`` beside ``tokenizer.json``.
+    The weights of text encoder and safety checker get the names that released models use, which version 5 still reads
+    but no longer writes. The tokenizer has ``vocab.json`` and ``merges.txt`` beside ``tokenizer.json``.
 
     Args:
         pipeline: A ``StableDiffusionPipeline``.
         folder: Where to; made if missing.
-        variant: Ending of the files' names; those of ``"fp16"`` and ``"bf16"`` hold numbers of that type.
+        variant: Suffix in the names of the files. With ``"fp16"`` and ``"bf16"``, weights are saved in that type.
         checker: The safety checker of the pipeline that it was made from.
     """
     folder = Path(folder)

@@ -1,4 +1,4 @@
-"""Words of a prompt whose embeddings are given, without a change of the tokenizer or the text encoder."""
+"""Prompt words with given embeddings, which leave the tokenizer and the text encoder unchanged."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["learned_words"]
 
 @contextmanager
 def learned_words(model: TextToImage, vectors: Tensor, word: str = "<learned>") -> Iterator[str]:
-    """Let a model read a word that its vocabulary does not have, in prompts of its pipeline as well.
+    """Let a model and its pipeline read a word that is not in the vocabulary.
 
-    Inside, the tokenizers of the model and of its ``pipeline`` are copies that know the word, and the text encoder
-    looks its tokens up in the vectors; gradients flow to them.
+    Inside the context, the tokenizers of the model and of its ``pipeline`` are copies that know the word, and the text
+    encoder looks its tokens up in the vectors; gradients flow to the vectors.
 
     Args:
         model: The model.

@@ -28,15 +28,15 @@ _COMPONENTS = {"all": "", "ffn": "mlp.", "attn": "self_attn."}
 
 @dataclass
 class TextEncoderWeights:
-    """Weights of the text encoder; embeddings of tokens and positions are never among them.
+    """Weights of the text encoder, always without the embeddings of tokens and positions.
 
-    AdvUnlearn's released code picks layers by the beginning of their names, so that its option ``layer01`` trains
-    layers 0, 1, 10 and 11, and every option above it these two as well. Here a number stands for one layer.
+    AdvUnlearn's released code selects layers by the beginning of their names, so its option ``layer01`` trains layers
+    0, 1, 10 and 11, and every higher option includes 10 and 11 as well. Here a number selects exactly one layer.
 
     Args:
         layers: Numbers of the layers, from 0; by default all.
         component: ``"all"`` of a layer, its ``"ffn"``, or its ``"attn"``.
-        norm: Whether the final layer normalization is among them; by default where all of all layers is.
+        norm: Whether the final layer normalization is included; by default it is, if everything in all layers is.
     """
 
     layers: list[int] | None = None

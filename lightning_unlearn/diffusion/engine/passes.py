@@ -14,9 +14,9 @@ __all__ = ["PassCounter"]
 class PassCounter:
     """Counts forward passes of the UNet and the text encoder, and the rows in them, gradients or not.
 
-    Conditional and unconditional outputs from one pass count as one pass of twice the rows.
+    Conditional and unconditional outputs from one pass count as one pass with twice the rows.
 
-    It is a context that stops counting at its end.
+    Used as a context manager, it stops counting at the end.
     """
 
     def __init__(self) -> None:

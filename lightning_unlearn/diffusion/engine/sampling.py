@@ -28,11 +28,11 @@ Point = tuple[Tensor, Tensor]
 def trajectory(
     model: TextToImage, states: Tensor, empty: Tensor, noise: Tensor, *, steps: int = 50, guidance: float = 3.0
 ) -> Generator[Point, int | None, None]:
-    """Sample images by DDIM, and give the latents of each step with the timestep of their noise level.
+    """Sample images by DDIM, and yield the latents of each step with the timestep of their noise level.
 
-    Conditional and unconditional outputs come from one pass of the UNet, which is made when the next latents are asked
-    for. Gradients are left to the caller. After ``send(n)`` only the first ``n`` rows continue. Arguments are those of
-    `partial_samples`; at guidance 1 the empty prompt is left out.
+    Conditional and unconditional outputs come from one pass of the UNet, which runs when the next latents are
+    requested. The caller decides about gradients. After ``send(n)`` only the first ``n`` rows continue. Arguments are
+    those of `partial_samples`; at guidance 1 the empty prompt is left out.
 
     Yields:
         ``steps + 1`` points; the last are the finished latents, with timestep 0.
@@ -77,8 +77,8 @@ def partial_samples(
         generators: Each draws a number of steps, and the timestep where that is drawn; on the CPU.
         steps: Steps of the sampler ``S``; it stops after ``0 ... S - 1`` of them.
         guidance: Weight of classifier-free guidance.
-        pairing: ``"exact"``: the timestep is the one that the latents have the noise level of. ``"ldm"``: as in the
-            code of ESD's and AdvUnlearn's authors, which pairs latents with a timestep about two steps noisier, see
+        pairing: ``"exact"``: the timestep is that of the latents' noise level. ``"ldm"``: as in the code of ESD's and
+            AdvUnlearn's authors, latents are paired with a timestep that is about two steps noisier, see
             [`ldm_timesteps`][lightning_unlearn.functional.diffusion.ddim.ldm_timesteps].
         rows: Rows that the second and further generators are for; the first is for all.
 

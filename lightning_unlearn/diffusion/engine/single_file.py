@@ -45,8 +45,8 @@ _OPEN_CLIP = (
 def save_single_file(model: Any, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write UNet, autoencoder and text encoder as one ``.safetensors`` file in the original layout.
 
-    Neither the tokenizer nor the kind of prediction is in such a file: a model that predicts velocity needs the
-    ``.yaml`` beside it that tools want for Stable Diffusion 2.1.
+    Such a file has neither the tokenizer nor the prediction type: for a model that predicts velocity, tools need a
+    ``.yaml`` file beside it, as for Stable Diffusion 2.1.
 
     Args:
         model: A module or a pipeline with ``unet``, ``vae`` and ``text_encoder``.

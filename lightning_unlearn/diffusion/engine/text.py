@@ -43,7 +43,7 @@ def word_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def cut_off(tokenizer: Any, prompts: Sequence[str], tokens: dict[str, Tensor]) -> dict[int, str]:
-    """The end of each prompt that is behind the tokenizer's limit, by the number of the prompt.
+    """The part of each prompt that exceeds the tokenizer's limit, by the number of the prompt.
 
     Args:
         tokenizer: A ``CLIPTokenizer``.

@@ -39,12 +39,12 @@ _OTHER: dict[Kind, Kind] = {"style": "object", "object": "style"}
 class AccuracyMatrix:
     r"""Accuracy of the base model and of each unlearned model on each style and object.
 
-    UA, IRA and CRA of a target are read from its row: one minus the accuracy on the target, and the means over the
-    other concepts of its kind and over those of the other kind.
+    UA, IRA and CRA of a target are computed from its row: one minus the accuracy on the target, and the mean accuracies
+    over the other concepts of its kind and over those of the other kind.
 
     Args:
         names: The styles and objects.
-        targets: The concept that each model but the base has unlearned, each once.
+        targets: The concept that each model other than the base has unlearned, each once.
         accuracy: Accuracies in [0, 1], the base first, then the targets, shape ``(1 + T, S + O)``; columns are styles,
             then objects, as `concepts` names them.
         cra_without_target: CRA of each target over the images in which it was not asked for, shape ``(T,)``; NaN where
@@ -52,7 +52,7 @@ class AccuracyMatrix:
         photo: Whether photos are among the styles.
 
     Raises:
-        ValueError: If a target is unknown or there twice, a shape does not fit, or a number is no accuracy.
+        ValueError: If a target is unknown or occurs twice, a shape does not fit, or a number is not an accuracy.
 
     Example:
         >>> names = CanvasNames(("A", "B"), ("x", "y"), photo=None)

@@ -21,12 +21,12 @@ _LISTED = 5
 
 
 class CanvasAccuracy(Metric):
-    """Accuracies of a model on an answer set, of which two judges label one batch after another.
+    """Accuracies of a model on an answer set that two judges label batch by batch.
 
-    It keeps four counts for each style and object. Where the labels are at hand as
-    [`AnswerScores`][lightning_unlearn.AnswerScores], `AccuracyMatrix` reads the same numbers from those.
+    It keeps four counts for each style and object. If the labels are available as
+    [`AnswerScores`][lightning_unlearn.AnswerScores], `AccuracyMatrix` computes the same numbers from them.
 
-    Call `update` only: a single batch has no accuracy of all styles and objects.
+    Call `update` rather than the metric itself: a single batch does not have images of all styles and objects.
 
     Args:
         names: The styles and objects.

@@ -31,8 +31,8 @@ class SequentialErasure:
 
     Args:
         targets: What was unlearned, in this order, each once.
-        ua: Unlearning accuracies $U$ in [0, 1], a row a target and a column a step, shape ``(N, N)``; below the
-            diagonal, where the target was not yet requested, it is set to NaN.
+        ua: Unlearning accuracies $U$ in [0, 1], with a row per target and a column per step, shape ``(N, N)``. Entries
+            below the diagonal, where the target was not requested yet, are set to NaN.
         ra: Retain accuracies in [0, 1], shape ``(N,)``.
 
     Raises:

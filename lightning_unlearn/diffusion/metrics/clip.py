@@ -82,8 +82,8 @@ def clip_similarity(model: Any, processor: Any, images: Tensor, prompts: Sequenc
 class CLIPScore(Metric):
     r"""How well images fit their prompts, $\max\big(0, \frac{100}{N} \sum_i \cos(E_{x_i}, E_{c_i})\big)$.
 
-    As torchmetrics defines it, whose own class does not run with transformers 5. Tables that print values near 0.3
-    have the cosine, [`clip_similarity`][lightning_unlearn.clip_similarity].
+    The definition is that of torchmetrics, whose own class does not run with transformers 5. Tables with values near
+    0.3 report the cosine instead, see [`clip_similarity`][lightning_unlearn.clip_similarity].
 
     Args:
         model: Folder written by ``save_pretrained``, or hub id, or a pair of a ``CLIPModel`` and its processor.

@@ -15,10 +15,10 @@ __all__ = ["PenultimateFeatures", "refuse"]
 
 
 class PenultimateFeatures(nn.Module):
-    """What a classifier gives to its last linear layer, as features of images.
+    """The inputs of a classifier's last linear layer, as features of images.
 
     The classifier runs without gradients and in evaluation mode, whatever mode the metric or its owner is set to. It
-    does its own preprocessing: images reach it as they are.
+    has to do its own preprocessing: images are passed to it unchanged.
 
     Args:
         network: Any classifier, or a judge that is a module, such as
@@ -26,8 +26,8 @@ class PenultimateFeatures(nn.Module):
         layer: Name of the linear layer whose input the features are; by default the last one.
 
     Raises:
-        TypeError: If the classifier is no module, or the layer not linear.
-        ValueError: If there is no such layer, or its input is not one vector an image.
+        TypeError: If the classifier is not a module, or the layer is not linear.
+        ValueError: If there is no such layer, or its input is not one vector per image.
 
     Example:
         >>> import torch

@@ -23,14 +23,15 @@ class FID(FrechetInceptionDistance):
 
     $$\|\mu_r - \mu_g\|^2 + \operatorname{tr}\big(\Sigma_r + \Sigma_g - 2 (\Sigma_r \Sigma_g)^{1/2}\big)$$
 
-    Sums are kept in double precision, and added up over processes. Covariances need not have full rank; the distance
-    of torchmetrics then falls below zero. The estimate is biased, the more the fewer the images; with no more images
-    than features a covariance does not have full rank: take [`KID`][lightning_unlearn.KID] then. Values compare only
-    where the features, the number of images, and their resizing and storage are the same.
+    Sums are kept in double precision, and added up over processes. Covariances need not have full rank, in which case
+    the distance of torchmetrics falls below zero. The estimate is biased, and the more so the fewer images there are.
+    If there are no more images than features, the covariance does not have full rank: use
+    [`KID`][lightning_unlearn.KID] then. Values are comparable only if the features, the number of images, and their
+    resizing and storage are the same.
 
     Args:
-        features: Gives ``(B, D)`` for a batch, and says ``D`` as its ``num_features``, such as
-            [`PenultimateFeatures`][lightning_unlearn.PenultimateFeatures]. Images reach it unchanged. By default the
+        features: Computes ``(B, D)`` for a batch and has ``D`` as its ``num_features``, such as
+            [`PenultimateFeatures`][lightning_unlearn.PenultimateFeatures]. It gets images unchanged. By default the
             2048 features of Inception v3, whose weights torch-fidelity downloads; these take images with colours in
             [0, 1].
         reset_real_features: Whether ``reset`` forgets the real images too; without it, one reference serves many
@@ -93,8 +94,8 @@ class KID(KernelInceptionDistance):
     $$\frac{1}{m(m-1)}\sum_{i \ne j}\big(k(x_i, x_j) + k(y_i, y_j)\big) - \frac{2}{m^2}\sum_{i,j} k(x_i, y_j), \qquad
     k(x, y) = \Big(\frac{x^\top y}{D} + 1\Big)^3$$
 
-    Mean and standard deviation over random subsets of $m$ images. It is right on average for any number of images, so
-    for equal distributions it is as often negative as positive. All features are kept.
+    The result is the mean and standard deviation over random subsets of $m$ images. The estimate is unbiased for any
+    number of images, so for equal distributions it is negative as often as positive. All features are kept in memory.
 
     Args:
         features: As for [`FID`][lightning_unlearn.FID], but need not say its ``num_features``.

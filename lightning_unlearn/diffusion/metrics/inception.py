@@ -10,12 +10,12 @@ __all__ = ["InceptionFeatures"]
 
 
 class InceptionFeatures(nn.Module):
-    """The 2,048 features of Inception v3 that the published FID of UnlearnCanvas is computed from.
+    """The 2,048 features of Inception v3 from which the published FID of UnlearnCanvas is computed.
 
-    Images are resized to 512 pixels and rounded to 8 bits, then resized to 299, both by the bilinear filter of OpenCV,
-    which does not smooth. Colours go from -1 to 1 into the network of torchvision, which shifts them once more as its
-    ImageNet weights ask for; the features are the means of its last maps. They are not those of other FIDs, whose
-    network and filter are others: values compare within this benchmark only.
+    Images are resized to 512 pixels and rounded to 8 bits, then resized to 299, both with OpenCV's bilinear filter,
+    which does not smooth. Colours in [-1, 1] go into torchvision's network, which normalises them once more, as its
+    ImageNet weights require. The features are the means of its last feature maps. Other implementations of FID use
+    another network and filter, so values are comparable within this benchmark only.
 
     Args:
         network: Inception v3 of torchvision in this state; by default with its ImageNet weights, which torchvision
