@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -12,15 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lightning_unlearn.core.distributed import local_tensor, sum_over_ranks, world_size
 from lightning_unlearn.core.layers import stripped
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.reference import reshard
 from lightning_unlearn.core.smoothing import Term
+from lightning_unlearn.smoothing.sharded import set_value
 
-__all__ = ["Evaluation", "ForgetTerm", "Gradients", "global_norm", "own_part"]
+__all__ = ["Evaluation", "ForgetTerm", "Gradients"]
 
 Gradients = list[Tensor | None]
 """One for each parameter of a `ForgetTerm`, in its order; ``None`` where the term does not depend on it."""
@@ -132,13 +131,13 @@ class ForgetTerm:
         before, self._moved = self._moved, True
         try:
             for parameter, value in pairs:
-                _put(parameter, value)
+                set_value(parameter, value)
             torch.clear_autocast_cache()  # it holds casts of the weights that were there
             yield
         finally:
             reshard(self.module)
             for (parameter, _), value in zip(pairs, own, strict=True):
-                _put(parameter, value)
+                set_value(parameter, value)
             torch.clear_autocast_cache()
             self._moved = before
 
@@ -201,52 +200,6 @@ class ForgetTerm:
             else:
                 self._counted = True
             yield
-
-
-def global_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """L2 norm of several tensors as one vector; a scalar on their device, at least in fp32.
-
-    A collective call where they are sharded. The norm of tensors that each process holds whole is that of its own.
-    """
-    norms, shares, sharded = [], [], False
-    for tensor in tensors:
-        local = local_tensor(tensor)
-        local = torch.view_as_real(local) if local.is_complex() else local
-        norms.append(torch.linalg.vector_norm(local, dtype=torch.promote_types(local.dtype, torch.float32)))
-        shares.append(_share(tensor))
-        sharded = sharded or isinstance(tensor, DTensor)
-    if not norms:
-        return torch.zeros(())
-    norm = torch.stack(norms)
-    if not sharded:
-        return torch.linalg.vector_norm(norm)
-    total = (norm.square() * norm.new_tensor(shares)).sum()
-    sum_over_ranks(total)
-    return total.sqrt()
-
-
-def own_part(parameter: Tensor, whole: Tensor) -> Tensor:
-    """What this process holds of a whole tensor that is sharded as the parameter is."""
-    if not isinstance(parameter, DTensor):
-        return whole
-    size, start = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-    return whole[tuple(slice(first, first + length) for first, length in zip(start, size, strict=True))].clone()
-
-
-def _share(tensor: Tensor) -> float:
-    """One over the number of processes that hold the same part of a tensor."""
-    if not isinstance(tensor, DTensor):
-        return 1 / world_size()
-    placed = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
-    return math.prod(size for size, placement in placed if placement.is_shard()) / world_size()
-
-
-def _put(parameter: nn.Parameter, value: Tensor) -> None:
-    if isinstance(parameter, DTensor):  # FSDP2 keeps its own pointers to the shard
-        with torch.no_grad():
-            local_tensor(parameter).copy_(local_tensor(value))
-    else:
-        parameter.data = value
 
 
 @contextmanager

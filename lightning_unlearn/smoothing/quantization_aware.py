@@ -10,7 +10,8 @@ from lightning_unlearn.core.checks import one_of, regex
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.scores import output_head
 from lightning_unlearn.functional.quantization import QUANTIZATION_SCHEMES, round_weight
-from lightning_unlearn.smoothing.forget_term import ForgetTerm, own_part
+from lightning_unlearn.smoothing.forget_term import ForgetTerm
+from lightning_unlearn.smoothing.sharded import own_part
 from lightning_unlearn.smoothing.strategy import Smoothed, SmoothingStrategy
 
 __all__ = ["QuantizationAware"]

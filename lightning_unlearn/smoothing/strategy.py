@@ -16,7 +16,8 @@ from lightning_unlearn.core.distributed import local_tensor, mean_over_ranks, su
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from lightning_unlearn.core.resume import ResumableCallback, callbacks_of
 from lightning_unlearn.core.smoothing import Term
-from lightning_unlearn.smoothing.forget_term import ForgetTerm, Gradients, global_norm
+from lightning_unlearn.smoothing.forget_term import ForgetTerm, Gradients
+from lightning_unlearn.smoothing.sharded import global_norm
 
 __all__ = ["Smoothed", "SmoothingStrategy"]
 
