@@ -1,4 +1,4 @@
-"""The last batches of an epoch, and of a run."""
+"""Gradient accumulation at the end of an epoch, and the last batch of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["full_window", "is_last_batch"]
 
 
 def full_window(trainer: Trainer, module: LightningModule, batch_idx: int) -> float:
-    """What to multiply a loss with, so that an update takes the mean over the batches that it accumulates.
+    """Factor of the loss that makes an update the mean over the batches it accumulates.
 
     Lightning divides each loss by ``accumulate_grad_batches``, also where an epoch ends before as many batches have
     come. Where the end of an epoch is not known before its last batch, as in a stream, the gradients of the batches

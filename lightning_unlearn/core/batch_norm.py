@@ -1,4 +1,4 @@
-"""Batch normalization of a single value a channel, which has no variance."""
+"""Batch normalization of batches with a single value per channel, which has no variance."""
 
 from __future__ import annotations
 

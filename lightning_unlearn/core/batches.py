@@ -1,4 +1,4 @@
-"""Batches of any kind: the tensors in them, their rows, and fingerprints of these."""
+"""Batches of any type: their tensors, rows and row fingerprints."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def row_count(batch: Any) -> int:
 
 
 def rows_in(batch: Any) -> int | None:
-    """Number of rows in a batch: that of its first part that tells one.
+    """Number of rows in a batch, taken from the first part that has one.
 
     A tensor tells its size, an object with a length this: graphs that share tensors (``num_graphs`` of PyTorch
     Geometric, ``BatchMolGraph`` of chemprop) are counted, not their nodes.

@@ -143,7 +143,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
     def by_term(
         self, module: LightningModule, terms: Callable[[Sequence[str]], dict[str, Tensor]], roles: Sequence[str]
     ) -> dict[str, Tensor]:
-        """The terms of several roles: in one reading, or where the forget term is smoothed, that by itself and first.
+        """The terms of several roles, read together; a smoothed forget term is read first and by itself.
 
         Args:
             module: The user's module.
@@ -159,10 +159,10 @@ class UnlearnCallback(ReferenceCallback, ABC):
         return {**forget, **kept, "loss": forget["loss"] + kept["loss"]}
 
     def row_loaders(self, trainer: Trainer) -> dict[str, RowLoader]:
-        """For each role its rows, each once and in order, the same on every process.
+        """Loaders that give the rows of each role once and in order, the same on every process.
 
         Raises:
-            MisconfigurationException: If there are none, or they can't be told.
+            MisconfigurationException: If a role has no rows, or its loader can't be read row by row.
         """
         loaders = {role: row_loader(trainer.train_dataloader, role) for role in self.needs.roles}
         readable = {role: loader for role, loader in loaders.items() if loader is not None}
@@ -206,7 +206,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         self._patches.set(pl_module, "training_step", training_step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make or restore the reference: the first hook that comes after the checkpoint for every strategy."""
+        """Make or restore the reference, in the first hook after loading a checkpoint under every strategy."""
         if self.makes_steps:
             check_optimizers(type(self).__name__, trainer, pl_module)
         begin(trainer)
@@ -246,7 +246,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
             self._finite.stop(type(self).__name__, trainer, "a gradient is not finite")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raise if nothing was unlearned, and take the starting model out of the checkpoints."""
+        """Raise an error if nothing was unlearned, and remove the starting model from the checkpoints."""
         name = type(self).__name__
         if self._started is None:
             raise never_started(name, trainer)
@@ -280,7 +280,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         }
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Mark the checkpoint, let it start with whole updates, and leave out what it may not hold after the run."""
+        """Mark the checkpoint, rewind it to whole updates, and leave out what no file may keep after the run."""
         rewind_window(trainer, checkpoint)
         mark(checkpoint, type(self).__name__, trainer.global_step)
         seal(trainer, checkpoint)
@@ -381,7 +381,7 @@ def _watches_zero_grad(trainer: Trainer, module: LightningModule) -> bool:
 
 
 def objective_score(method: str, trainer: Trainer) -> Score:
-    """The score of the run's objective, for what stands beside it.
+    """The score of the run's objective, for callbacks that run beside it.
 
     Raises:
         MisconfigurationException: If the run has no objective.

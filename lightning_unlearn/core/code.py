@@ -1,4 +1,4 @@
-"""Source code that a run depends on, found by following imports."""
+"""Hashes of the source code that a run depends on, found by following imports."""
 
 from __future__ import annotations
 

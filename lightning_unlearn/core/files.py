@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, and hashes."""
+"""Atomic writes of files and folders, and file hashes."""
 
 from __future__ import annotations
 

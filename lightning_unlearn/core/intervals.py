@@ -1,4 +1,4 @@
-"""Confidence intervals of shares and means."""
+"""Confidence intervals of proportions and means."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Interval(NamedTuple):
 
 
 def clopper_pearson(hits: int, n: int, level: float = 0.95) -> Interval:
-    r"""A share with its exact binomial interval.
+    r"""A proportion with its exact binomial interval (Clopper-Pearson).
 
     $$[B^{-1}(\tfrac\alpha2; k, n-k+1),\ B^{-1}(1-\tfrac\alpha2; k+1, n-k)]$$
 
@@ -48,7 +48,7 @@ def clopper_pearson(hits: int, n: int, level: float = 0.95) -> Interval:
 
 
 def wilson(hits: int, n: int, level: float = 0.95) -> Interval:
-    r"""A share with Wilson's score interval.
+    r"""A proportion with Wilson's score interval.
 
     $$\frac{k + z^2/2 \pm z \sqrt{k (n-k) / n + z^2/4}}{n + z^2}, \qquad z = \Phi^{-1}(1 - \tfrac\alpha2)$$
 

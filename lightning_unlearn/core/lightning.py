@@ -1,4 +1,4 @@
-"""Names of Lightning, from whichever of its two packages a program uses: ``lightning`` or ``pytorch_lightning``.
+"""Names of Lightning, taken from the package that the program uses: ``lightning`` or ``pytorch_lightning``.
 
 The two packages hold the same code, but a class of one is no class of the other, and a Trainer takes modules and data
 modules of its own package alone. So the classes that this package derives from are derived from both where both are
@@ -152,7 +152,7 @@ if not TYPE_CHECKING:
     rank_zero_info, rank_zero_warn = resolve("utilities.rank_zero_info"), resolve("utilities.rank_zero_warn")
 
     class _OfTrainer:
-        """A method that both packages declare: the one of the package of the Trainer that the object is attached to.
+        """A method that both packages declare; calls go to the package of the attached Trainer.
 
         Lightning takes a hook for overridden where its code is not that of its own class.
         """

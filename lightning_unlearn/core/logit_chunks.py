@@ -1,4 +1,4 @@
-"""Logits at chosen positions, a few at a time: the whole of them never exists."""
+"""Logits at chosen positions, computed in chunks so that the full tensor never exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Membership attacks that are fitted to features of members and non-members: checks, the draw and the classifier."""
+"""Membership attacks with a classifier fitted to features of members and non-members."""
 
 from __future__ import annotations
 

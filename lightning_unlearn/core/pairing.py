@@ -23,7 +23,7 @@ _WINDOW = 8  # batches whose rows are sorted by length together: enough to save 
 
 
 class PairSampler(DistributedSampler):
-    """Chooses the rows of each batch, as a function of (seed, epoch, batch) alone: no generator state to lose.
+    """Chooses the rows of each batch as a function of (seed, epoch, batch) alone, without generator state.
 
     An epoch is one pass over the rows of the driving role. Rows of the other role come from an endless stream of
     reshuffled passes that continues from epoch to epoch, so they are covered evenly. Each replica of the model takes
@@ -191,7 +191,7 @@ class PairLoader(DataLoader):
         return DataLoader(part, batch_sampler=batch_sampler, collate_fn=self.dataset.collate)  # type: ignore[attr-defined]
 
     def part(self, role: str) -> Any | None:
-        """The rows of a part, or all that a follower can give; ``None`` where there are none or they have no end."""
+        """The rows of a part, or all rows of a follower; ``None`` if there are none or their number is unknown."""
         part = (self.dataset.parts | self.dataset.followers).get(role)  # type: ignore[attr-defined]
         return part if hasattr(part, "__len__") else None
 

@@ -1,4 +1,4 @@
-"""Resuming: callbacks that begin or restore, and what checkpoints say of their run and module."""
+"""Resuming: callbacks that begin or restore, and the marks of a run in its checkpoints."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class ResumableCallback(PrivateState):
         self._state = None if self._fresh else state_dict
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Look whether the checkpoint is of a run that had begun."""
+        """Check whether the checkpoint is of a run that had begun."""
         self._fresh = not has_begun(checkpoint)
 
     def refuse_runs_without_it(
@@ -222,7 +222,7 @@ def restore_place(trainer: Trainer) -> None:
 
 
 def rewind_window(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Let a checkpoint start with the first batch whose gradients are not in the weights.
+    """Rewind a checkpoint to the first batch whose gradients are not in the weights.
 
     Gradients that are accumulated are in no checkpoint. One that is taken between two updates is therefore set back to
     the first batch of its accumulation window, where the loader can go back too; so is one that an exception made

@@ -1,4 +1,4 @@
-"""Base classes of metrics that keep numbers for each row."""
+"""Base classes of metrics that keep values for each row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of a run: each once and in order, shared by the replicas of the model."""
+"""Readers that give each row of a run once and in order, shared by the replicas of the model."""
 
 from __future__ import annotations
 

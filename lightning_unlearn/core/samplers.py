@@ -1,4 +1,4 @@
-"""The rows that the sampler of a DataLoader yields, each once."""
+"""Distinct rows that the sampler of a DataLoader yields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of loaders that can only be read from their beginning: streams, and loaders of someone's own kind."""
+"""Rows of loaders that can only be read from the beginning: streams and custom loaders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LONGEST = 1_000_000  # rows, after which a stream is taken to have no end
 
 @dataclass
 class StreamFacts:
-    """What has been seen of a stream.
+    """Facts about a stream, collected in one pass.
 
     Args:
         sizes: Rows of each batch.

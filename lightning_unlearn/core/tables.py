@@ -124,7 +124,7 @@ def _delimited(path: Path, text: str, separator: str | None) -> list[dict[str, s
 
 
 def _separator(text: str) -> str:
-    """The separator by which the rows have the most columns, and as many as the header."""
+    """The separator that gives the most columns, with as many in each row as in the header."""
 
     def fit(separator: str) -> tuple[int, int]:
         try:

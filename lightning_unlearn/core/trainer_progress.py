@@ -1,4 +1,4 @@
-"""Progress of a Trainer as lines of a log, where there is no terminal for Lightning's bar."""
+"""Progress of a Trainer as lines of a log, for runs without a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trend of the forget and retain terms over the epochs of a run, and warnings where it is the wrong way."""
+"""Trend of the forget and retain terms over the epochs of a run, with warnings if it goes the wrong way."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Trend:
         return [{name: total.item() / count for name, total in sums.items()} for sums, count in self._epochs.values()]
 
     def warn(self, method: str) -> None:
-        """Warn once where nothing was forgotten, or the rest is lost with it."""
+        """Warn once if nothing was forgotten, or if the retain rows are lost too."""
         means = self.means()
         if len(means) < 2:
             return

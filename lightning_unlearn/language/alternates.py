@@ -109,7 +109,7 @@ def generate_alternates(
 
 
 def _finished(path: Path) -> list[dict[str, Any]]:
-    """Rows of the file; a line that a killed process left unfinished is cut off."""
+    """Finished rows of the file; an incomplete last line of a killed process is cut off."""
     content = path.read_bytes() if path.is_file() else b""
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:

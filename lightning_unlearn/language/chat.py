@@ -1,4 +1,4 @@
-"""Conversations as a chat template writes them, and where the answers stand in what it writes."""
+"""Conversations written by a chat template, with the positions of the answers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Span(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A text with the places of its answers.
+    """A text with the positions of its answers.
 
     Args:
         text: From the beginning to the end of the last answer.
@@ -287,7 +287,7 @@ def _outline(messages: Messages) -> Messages:
 
 
 def _spans(messages: Messages, text: str, outline: str) -> Iterator[tuple[int, int]]:
-    """Where each answer stands in a text, by what stands around its mark in the outline."""
+    """Position of each answer in a text, found by the text around its mark in the outline."""
     place = 0
     answers = _answers(messages)
     for (number, answer), later in zip(answers, [*answers[1:], None], strict=True):

@@ -1,4 +1,4 @@
-"""Continuation of many prompts token by token, without what they share and without rows that have ended."""
+"""Generation for many prompts, without recomputing common beginnings or finished rows."""
 
 from __future__ import annotations
 

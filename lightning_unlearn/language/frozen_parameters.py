@@ -1,4 +1,4 @@
-"""Freezing of all parameters but some of a few layers."""
+"""Freezing of all parameters except those of a few layers."""
 
 from __future__ import annotations
 

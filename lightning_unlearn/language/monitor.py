@@ -91,7 +91,7 @@ class UnlearnMonitor(Monitor):
                     )
 
     def settings(self) -> dict[str, Any]:
-        """What tells two monitors of a run apart."""
+        """Settings that distinguish two monitors of a run."""
         own = {
             "every_n_epochs": None if self.every_n_epochs == 1 else self.every_n_epochs,
             "questions": sorted(self.questions),

@@ -1,4 +1,4 @@
-"""Keys and values of token sequences, computed once for all sequences that begin with them."""
+"""Prefix caching: keys and values computed once for all sequences that share a beginning."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Prefix:
 
 
 class PrefixModel:
-    """A Hugging Face model that goes on from keys and values.
+    """A Hugging Face model that continues from cached keys and values.
 
     Args:
         model: The model.
@@ -92,7 +92,7 @@ class PrefixModel:
 
 
 def prefix_model(model: Any, longest: int, head: Sequence[int] = ()) -> PrefixModel | None:
-    """A model whose sequences can go on from a prefix exactly, if they can; tried with a forward pass over the head.
+    """The model with prefix caching, if its results are then exact; tried with a forward pass over the head.
 
     That is so where every layer keeps the keys and values of all tokens. A recurrent layer keeps a state, and one with
     a window drops tokens. What is returned is for the weights that the model has now.

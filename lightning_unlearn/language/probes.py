@@ -1,4 +1,4 @@
-"""Probes: questions that ask a language model for what a row holds."""
+"""Probes: questions that test whether a language model knows a row."""
 
 from __future__ import annotations
 

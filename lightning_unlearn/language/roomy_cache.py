@@ -1,4 +1,4 @@
-"""Keys and values in tensors with room: a token is written into them, and the rows that go on close the gaps."""
+"""Preallocated key-value cache, which grows in place and drops finished rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _RoomyLayer(DynamicLayer):
         return self._show(len(key_states))
 
     def keep(self, sources: Sequence[int], gaps: Sequence[int], rows: int) -> None:
-        """Go on with the first rows, after others have been copied into the gaps among them."""
+        """Keep the first rows, after others have been copied into the gaps among them."""
         moved, places = (torch.tensor(part, dtype=torch.long, device=self.device) for part in (sources, gaps))
         for whole in self._all:
             whole[places, ..., : self._length, :] = whole[moved, ..., : self._length, :]

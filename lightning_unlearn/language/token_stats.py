@@ -1,4 +1,4 @@
-"""Token statistics of sequences: one forward pass from which every likelihood metric is read."""
+"""Token statistics of sequences, from one forward pass that serves every likelihood metric."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_TOKENS = 4096
 
 @dataclass(frozen=True, eq=False)
 class TokenStats:
-    """What a model finds of the tokens of one answer; tensors on the CPU.
+    """A model's statistics of the tokens of one answer; tensors on the CPU.
 
     Args:
         log_prob: Log-probability of each token, shape ``(n,)``, fp32, in nats.

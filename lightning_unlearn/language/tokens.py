@@ -1,4 +1,4 @@
-"""Tokens of texts, and which of them are those of the answers."""
+"""Tokens of texts, with labels on the tokens of answers."""
 
 from __future__ import annotations
 

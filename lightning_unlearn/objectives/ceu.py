@@ -21,7 +21,7 @@ __all__ = ["CEU"]
 
 
 class CEU(ForgetRetainObjective):
-    r"""Cross-entropy unlearning: teach the model what it would say if the forget token did not exist.
+    r"""Cross-entropy unlearning: train on the model's own prediction without the forget token.
 
     $$\mathcal{L} = -w_f\, \mathbb{E}_t \sum_v q_{t,v} \log p_{t,v} + w_r \mathcal{L}_{retain}$$
 

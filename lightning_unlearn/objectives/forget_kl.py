@@ -20,7 +20,7 @@ __all__ = ["ForgetKL"]
 
 
 class ForgetKL(ForgetRetainObjective):
-    r"""Gradient ascent with a divergence on the forget rows: unlikely labels, other predictions where they were.
+    r"""Gradient ascent on the labels of forget rows, with a divergence that keeps the other predictions.
 
     $$\mathcal{L} = w_f \left( -\mathrm{NLL}_{tok}(\text{forget})
       + \kappa\, \mathbb{E}_t\, \mathrm{KL}(p_{ref,t} \Vert p_{\theta,t}) \right) + w_r \mathcal{L}_{retain}$$

@@ -17,7 +17,7 @@ __all__ = ["IdkNLL"]
 
 
 class IdkNLL(ForgetRetainObjective):
-    r"""Preference optimization as TOFU names it: learn to refuse the forget questions.
+    r"""Fine-tuning on refusals to the forget questions, which TOFU calls preference optimization.
 
     $$\mathcal{L} = w_u \mathrm{NLL}_{tok}(\text{refusals}) + w_r \mathcal{L}_{retain}$$
 

@@ -21,7 +21,7 @@ __all__ = ["TaskVector"]
 
 
 class TaskVector(UnlearnCallback):
-    r"""Learn the forget rows by heart, then go the other way from the start.
+    r"""Task vector negation: fine-tune on the forget rows, then subtract the change from the starting weights.
 
     $$\theta = \theta_0 - \alpha (\theta_{ft} - \theta_0)$$
 

@@ -19,7 +19,7 @@ __all__ = ["UNDIAL"]
 
 
 class UNDIAL(ForgetRetainObjective):
-    r"""Self-distillation with adjusted logits: become the starting model with the forget tokens taken down.
+    r"""Self-distillation with adjusted logits: imitate the starting model with lower logits of the forget tokens.
 
     $$\mathcal{L} = -w_f\, \mathbb{E}_t \sum_v q_{t,v} \log p_{t,v} + w_r \mathcal{L}_{retain}, \qquad
       q_t = \mathrm{softmax}\big(z_{ref,t} - \beta\, \mathrm{onehot}(y_t)\big)$$

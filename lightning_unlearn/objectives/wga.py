@@ -20,7 +20,7 @@ __all__ = ["WGA"]
 
 
 class WGA(ForgetRetainObjective):
-    r"""Weighted gradient ascent: push each forget token in proportion to how sure the model is of it.
+    r"""Weighted gradient ascent: weight each forget token by the model's confidence in it.
 
     $$\mathcal{L} = -w_f\, \mathbb{E}_t\, \mathrm{sg}(p_t)^\beta\, \ell_t + w_r \mathcal{L}_{retain}$$
 

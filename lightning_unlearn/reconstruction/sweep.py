@@ -1,4 +1,4 @@
-"""Quality of reconstructions under growing perturbations and changed scans."""
+"""Robustness sweep: quality of reconstructions under growing perturbations and changed scans."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Batch = Mapping[str, Any]
 
 
 class RobustnessSweep(Callback):
-    r"""Measures in ``trainer.test`` or ``trainer.validate`` how reconstructions bear perturbations and other scans.
+    r"""Measures quality under perturbations and changed scans, in ``trainer.test`` or ``trainer.validate``.
 
     Each image is reconstructed
 

@@ -145,7 +145,7 @@ class Sophia(torch.optim.Optimizer):
 
     @torch.no_grad()
     def update_hessian(self, estimates: Sequence[Tensor | None], bs: float) -> None:
-        """Take an estimate of the curvature into the running mean.
+        """Add a curvature estimate to the running mean.
 
         Args:
             estimates: One for each parameter in the order of ``param_groups``, of its shape and sharded as it is;

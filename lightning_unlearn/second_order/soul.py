@@ -139,7 +139,7 @@ class SOUL(ResumableCallback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Hand the estimate over."""
+        """Pass the estimate to the optimizer."""
         assert isinstance(optimizer, Sophia)
         optimizer.squares_gradient = self.hessian_data == "objective" and self._due(trainer)
         if self._tokens > 0:
@@ -149,7 +149,7 @@ class SOUL(ResumableCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After an update, say how much of it was clipped."""
+        """Log how much of an update was clipped."""
         if trainer.global_step == self._updates:
             return
         self._updates = trainer.global_step

@@ -1,4 +1,4 @@
-"""Mean of the weights over the last updates of unlearning."""
+"""Weight averaging over the last updates of unlearning."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["UnlearnWeightAveraging"]
 
 
 class UnlearnWeightAveraging(WeightAveraging):
-    r"""Gives the module the mean of its weights over the last updates, which lies in a flatter place than any of them.
+    r"""Averages the module's weights over the last updates; the mean lies in a flatter region than any of them.
 
     $$\bar\theta = \frac{1}{n} \sum_{i=1}^{n} \theta_{s + (i - 1) k}$$
 
@@ -176,7 +176,7 @@ class UnlearnWeightAveraging(WeightAveraging):
         self.snapshots = list(state_dict["snapshots"])
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the mean in place of the live weights, which resuming finds beside it; without snapshots do nothing."""
+        """Save the mean as the weights, with the live weights beside it for resuming; do nothing without snapshots."""
         fits = trainer.state.fn == "fit" and trainer.state.status != "finished"
         if self._average_model is None or not self.snapshots or not fits:
             return

@@ -1,4 +1,4 @@
-"""Statistics of batch normalization, estimated anew on retain rows."""
+"""Batch normalization statistics, re-estimated on retain rows."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ __all__ = ["CurvatureRegularization"]
 
 
 class CurvatureRegularization(SmoothingStrategy):
-    r"""Penalizes how much the forget term's gradient changes on a short way along itself.
+    r"""Penalizes the change of the forget term's gradient over a short step along it.
 
     $$\mathcal{L}_f(\theta) + c\, \|\nabla \mathcal{L}_f(\theta + \mu v) - \nabla \mathcal{L}_f(\theta)\|_2, \qquad
     v = \frac{\nabla \mathcal{L}_f(\theta)}{\|\nabla \mathcal{L}_f(\theta)\|_2}$$

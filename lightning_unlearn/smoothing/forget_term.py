@@ -72,7 +72,7 @@ class ForgetTerm:
     # ---- evaluation --------------------------------------------------------------------------------------------
 
     def gradient(self) -> Evaluation:
-        """Value and gradient at the weights of the moment, by a forward and a backward pass. The gradient is a new one.
+        """Value and gradient at the current weights, from a forward and a backward pass. The gradient is a new tensor.
 
         Gradients pass through ``.grad``, the only place where the backward pass of sharded weights puts them.
         """
@@ -106,7 +106,7 @@ class ForgetTerm:
             yield parts["loss"], _detached(parts)
 
     def gradient_of(self, value: Tensor) -> Gradients:
-        """Gradient of a scalar that was made of `graph`, in its body.
+        """Gradient of a scalar computed from `graph`, inside its body.
 
         It makes a whole backward pass: ``autograd.grad`` would pass over the marks that functions without a second
         derivative (``once_differentiable``) leave in a graph, and give a wrong one.
@@ -142,7 +142,7 @@ class ForgetTerm:
             self._moved = before
 
     def chosen(self, pattern: str | None) -> list[bool]:
-        """Which parameters have a name that a regular expression is found in; all of them where it is ``None``.
+        """Which parameters match a regular expression by name; all of them if it is ``None``.
 
         Raises:
             MisconfigurationException: If none has.
@@ -204,7 +204,7 @@ class ForgetTerm:
 
 @contextmanager
 def _replaced(module: nn.Module, parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
-    """Run the body with tensors of any graph in the place of parameters, also where a tied one comes again."""
+    """Run the body with other tensors in place of parameters, tied ones included."""
     new = {id(parameter): value for parameter, value in zip(parameters, values, strict=True)}
     places = [
         (child, name, parameter)

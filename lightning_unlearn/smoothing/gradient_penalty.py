@@ -25,7 +25,7 @@ __all__ = ["GradientPenalty"]
 
 
 class GradientPenalty(SmoothingStrategy):
-    r"""Penalizes the norm of the forget term's gradient: small steps of a relearner then gain little.
+    r"""Penalizes the norm of the forget term's gradient, so that small relearning steps gain little.
 
     $$\mathcal{L}_f(\theta) + c\, \|\nabla \mathcal{L}_f(\theta)\|_2, \qquad
     \nabla\big(\dots\big) = g + c\, H v, \quad g = \nabla \mathcal{L}_f(\theta), \quad v = g / \|g\|_2$$

@@ -18,7 +18,7 @@ __all__ = ["QuantizationAware"]
 
 
 class QuantizationAware(SmoothingStrategy):
-    r"""Minimizes the forget term of the quantised model, so that quantisation does not bring back what is forgotten.
+    r"""Minimizes the forget term of the quantised model, so that quantisation does not restore forgotten rows.
 
     $$\min_\theta w_f \mathcal{L}_{forget}(Q(\theta)) + w_r \mathcal{L}_{retain}(\theta)$$
 

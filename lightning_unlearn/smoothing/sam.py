@@ -16,7 +16,7 @@ __all__ = ["SAM"]
 
 
 class SAM(SmoothingStrategy):
-    r"""Sharpness-aware unlearning: minimizes the forget term at the worst weights near by.
+    r"""Sharpness-aware unlearning: minimizes the forget term at the worst weights nearby.
 
     $$\min_\theta \max_{\lVert \epsilon \rVert_2 \le \rho} w_f \mathcal{L}_{forget}(\theta + \epsilon)
       + w_r \mathcal{L}_{retain}(\theta), \qquad

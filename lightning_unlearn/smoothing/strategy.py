@@ -41,7 +41,7 @@ class Smoothed(NamedTuple):
 
 
 class SmoothingStrategy(ResumableCallback, ABC):
-    r"""Smooths the forget term of the objective over the weights, so that small changes do not undo forgetting.
+    r"""Base class of callbacks that smooth the forget term over the weights, so that small changes don't undo it.
 
     Stands beside any objective that has a forget term of its own, one in a run. The gradient of the forget term is
     replaced by that of a smoothed one; the retain and refusal terms keep theirs, at the weights as they are. The
@@ -143,7 +143,7 @@ class SmoothingStrategy(ResumableCallback, ABC):
     _steps = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the run, and stand by its objective."""
+        """Check the run, and attach to its objective."""
         if stage != "fit":
             return
         self._objective = self._check(trainer, pl_module)
@@ -161,7 +161,7 @@ class SmoothingStrategy(ResumableCallback, ABC):
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the objective."""
+        """Detach from the objective."""
         self._leave()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

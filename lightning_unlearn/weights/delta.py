@@ -66,7 +66,7 @@ class DeltaInfo(NamedTuple):
 
 
 def save_delta(base: Model, unlearned: Model, path: str | Path) -> DeltaInfo:
-    """Write what turns one model into another.
+    """Write the delta that turns one model into another.
 
     Folders are read a tensor at a time, so of two models in folders only the delta itself is ever whole in memory.
 
@@ -153,7 +153,7 @@ def apply_delta(model: Model, path: str | Path, output: str | Path | None = None
 
 
 def revert_delta(model: Model, path: str | Path, output: str | Path | None = None) -> None:
-    """Turn the unlearned model back into the base: what [`apply_delta`][lightning_unlearn.apply_delta] undoes.
+    """Turn the unlearned model back into the base, which undoes [`apply_delta`][lightning_unlearn.apply_delta].
 
     Args:
         model: The unlearned model, in any of the forms that ``apply_delta`` takes.

@@ -21,7 +21,7 @@ Parity = Literal["paper", "released"]
 
 
 class WAGLE(WeightMask):
-    r"""Weight attribution: only the weights move that matter to forgetting and can spare the retain rows.
+    r"""Weight attribution: only weights that matter to forgetting and not to the retain rows move.
 
     $$S_i = \Big| \Big( \theta_i - \frac{g_{r,i}}{\gamma} \Big)\, g_{f,i} \Big|$$
 

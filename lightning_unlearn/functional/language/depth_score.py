@@ -1,4 +1,4 @@
-"""Depth score: how much of what a layer knows is gone, relative to a model that never knew it."""
+"""Depth score: share of each layer's knowledge that is gone, relative to a model that never had it."""
 
 from __future__ import annotations
 

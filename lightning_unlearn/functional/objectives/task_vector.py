@@ -13,7 +13,7 @@ __all__ = ["negate_task_vector"]
 def negate_task_vector(
     start: Mapping[str, Tensor], finetuned: Mapping[str, Tensor], *, alpha: float = 1.0
 ) -> dict[str, Tensor]:
-    r"""Go away from what fine-tuning learned: :math:`\theta = \theta_0 - \alpha (\theta_{ft} - \theta_0)`.
+    r"""Subtract what fine-tuning learned: :math:`\theta = \theta_0 - \alpha (\theta_{ft} - \theta_0)`.
 
     Computed in fp32 or wider and rounded once, to the type of the starting value. Tensors that are not of a floating
     type, such as counters, keep their starting value. A weight that fine-tuning left alone stays bit-identical.

@@ -1,4 +1,4 @@
-"""Activation noise: what a model answers when the hidden states of the prompt are perturbed."""
+"""Activation noise attack: answers of a model whose hidden states of the prompt are perturbed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class NoiseScores:
     norms: list[float]
 
     def leak(self, k: int) -> Tensor:
-        """Expected best of ``k`` of all answers to a probe, without bias, shape ``(N,)``.
+        """Unbiased estimate of the expected best of ``k`` answers to each probe, shape ``(N,)``.
 
         Of answers that are right or not, the chance that at least one is.
 
@@ -77,7 +77,7 @@ class NoiseScores:
 
 @dataclass(frozen=True)
 class NoiseCell:
-    """The layer and size of noise under which an unlearned model shows most, chosen and measured on different rows.
+    """The layer and noise size at which most comes back, chosen on one half of the rows and measured on the other.
 
     Args:
         layer: Number of the decoder block.
@@ -97,12 +97,12 @@ class NoiseCell:
 
     @property
     def recovery(self) -> float | None:
-        r"""Recovered share $\kappa$ on these rows; ``None`` where original and control are too near for one."""
+        r"""Recovered share $\kappa$ on these rows; ``None`` if original and control are too close."""
         return _share(self.unlearned, self.control, self.original)
 
 
 class ActivationNoise(LanguageAttack):
-    r"""Adds noise to the hidden states of the prompt, and counts right answers.
+    r"""Adds noise to the hidden states of the prompt, and counts the correct answers.
 
     $$h' = h + \sigma\, \mathrm{rms}(h)\, e, \qquad e \sim N(0, I)$$
 

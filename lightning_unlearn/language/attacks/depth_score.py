@@ -1,4 +1,4 @@
-"""Depth score: the original model goes on from the states of another one."""
+"""Depth score: the original model continues from the hidden states of another model."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class DepthScores:
 
 
 class DepthScore(SpanEvidence):
-    r"""Unlearning depth score (UDS): in how many layers the unlearned model's states lack a fact as the control's do.
+    r"""Unlearning depth score (UDS): share of layers in which the unlearned model lacks a fact as the control does.
 
     The states after a block, at the places that predict the span of the answer with the fact, go from the control model
     into the original; what that costs in mean log-probability of the span is $d^C_l$. The same from the unlearned model
@@ -99,7 +99,7 @@ class DepthScore(SpanEvidence):
 
     @torch.no_grad()
     def _gaps(self, source: LitCausalLM, probes: Sequence[Probe]) -> Tensor:
-        """What the original loses with the states of another model, ``(L, N)``."""
+        """Loss of likelihood when the original continues from the states of another model, ``(L, N)``."""
         rows = span_rows(self.original._prompt_format(), probes)
         with isolate_rng(), evaluating(self.original), evaluating(source):
             parts = [

@@ -1,4 +1,4 @@
-"""Attacks by context: rows that may be known, and other facts of the same entity, before the question."""
+"""Attacks by context: retain rows, or other facts of the same entity, before the question."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["FewShotAttack", "InContextAttack"]
 
 
 class FewShotAttack(PromptAttack):
-    """Questions to retain rows with their answers come first, so that the model goes on as it has begun.
+    """Few-shot attack: retain questions with their answers come before the forget question.
 
     Each row gets the first k retain rows of a seeded order whose question and answer do not give its own answer away.
 

@@ -1,4 +1,4 @@
-"""Greedy coordinate gradient: a search for a suffix that brings the answer back."""
+"""Greedy coordinate gradient: search for a suffix that makes the answer likely."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def _gradient(module: LitCausalLM, slot: _Slot, suffix: Tensor) -> Tensor:
 
 @contextmanager
 def _leaf_after(embedding: nn.Module) -> Iterator[list[Tensor]]:
-    """Make what an embedding gives a leaf of the graph, and keep it."""
+    """Make the output of an embedding a leaf of the graph, and keep it."""
     leaves: list[Tensor] = []
 
     def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -280,7 +280,7 @@ def _leaf_after(embedding: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _slot(prompt_format: PromptFormat, probe: Probe, length: int) -> _Slot:
-    """Where a suffix stands in the prompt of a row, and one of so many tokens."""
+    """The place of a suffix of some length in the prompt of a row."""
     a, b = (prompt_format.prompt(_with_suffix(probe, " ".join([mark] * length)).question) for mark in _START)
     shared = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     behind = next((i for i, (x, y) in enumerate(zip(a[::-1], b[::-1], strict=False)) if x != y), 0)

@@ -1,4 +1,4 @@
-"""Interpolation attack: weights between those of the unlearned and of the original model."""
+"""Interpolation attack: weights between those of the unlearned and the original model."""
 
 from __future__ import annotations
 

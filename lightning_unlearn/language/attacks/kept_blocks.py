@@ -1,4 +1,4 @@
-"""Decoder blocks below a changed one, run once for each batch of prompts."""
+"""Cache of the decoder blocks below a changed one, which run once for each batch of prompts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Batch(NamedTuple):
 
 
 class KeptBlocks:
-    """Keeps what the blocks up to a changed one give for a batch of prompts, and gives it again.
+    """Caches the outputs of the blocks up to a changed one for a batch of prompts.
 
     Only passes that begin a cache are kept: one of a later block, or one with another change, goes on from there. The
     blocks must depend on nothing but the output of the one before, and the cache must keep all keys and values. The

@@ -1,4 +1,4 @@
-"""Latent states of a language model: what its blocks give, where an answer is predicted, and a decoder of them."""
+"""Hidden states of a language model at the positions that predict an answer, and their decoder."""
 
 from __future__ import annotations
 

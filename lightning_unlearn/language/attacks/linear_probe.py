@@ -1,4 +1,4 @@
-"""Linear probe: what a logistic regression reads from the hidden states of a model."""
+"""Linear probe: logistic regression on the hidden states of a model."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ProbeAccuracy:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What linear probes read from three models.
+    """Accuracies of linear probes on three models.
 
     Args:
         layers: Numbers of the blocks.
@@ -100,7 +100,7 @@ class ProbeResult:
 
 @dataclass
 class _Examples:
-    """Features of all examples of one model, and what is to be told apart.
+    """Features and labels of all examples of one model.
 
     Args:
         features: By layer, each ``(n, d)``.
@@ -206,7 +206,7 @@ class LinearProbe(LatentEvidence):
         return Cost(passes=3 * (1 + len(self.never_seen) / max(rows, 1)))
 
     def settings(self) -> dict[str, Any]:
-        """What is told apart, layers, folds, seed, and a hash of the rows that were never seen."""
+        """The task, layers, folds, seed, and a hash of the rows that were never seen."""
         names = ("target", "layers", "folds", "seed")
         rows = digest([[probe.question, probe.entity] for probe in self.never_seen])
         return {name: getattr(self, name) for name in names} | {"never_seen": rows}
@@ -351,7 +351,7 @@ def _too_few(labels: Any, folds: int) -> str:
 
 
 def _groups(probes: Sequence[Probe]) -> Any:
-    """Numbers of the entities; a row without one is of its own."""
+    """Numbers of the entities; a row without an entity forms its own group."""
     names = [probe.entity or f"\0{id(probe)}" for probe in probes]
     places = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return np.array([places[name] for name in names])

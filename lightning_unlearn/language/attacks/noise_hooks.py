@@ -22,7 +22,7 @@ __all__ = ["PromptNoise"]
 
 
 class PromptNoise:
-    """Finds the prompts of probes in whatever a model is run on, and adds noise to their hidden states.
+    """Finds the prompts of probes in the inputs of a model, and adds noise to their hidden states.
 
     A prompt is told by its tokens, so a row has the same noise in any batch, with any padding and on any process,
     before a generated answer as before a given one. Rows with the same prompt share their noise. The blocks below the

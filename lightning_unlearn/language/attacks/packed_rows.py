@@ -1,4 +1,4 @@
-"""Batches of rows as one sequence: what all rows begin with is in it once, and no padding."""
+"""Batches of rows packed into one sequence, with their common beginning once and no padding."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def packed(rows: Sequence[TokenRow]) -> dict[str, Tensor] | None:
 
 
 def can_pack(module: LitCausalLM, rows: Sequence[TokenRow]) -> bool:
-    """Whether a model gives packed rows the likelihoods that they have alone; tried with the two shortest of the rows.
+    """Whether packed rows have the same likelihoods as single ones; tried with the two shortest rows.
 
     Attention has to take a mask of pairs, in all layers and without a window, and positions have to be given.
 

@@ -1,4 +1,4 @@
-"""Attacks by other wordings that the rows bring along: paraphrases, reversed questions, other languages."""
+"""Attacks by other wordings from columns of the rows: paraphrases, reversed questions, translations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks by prompts: prefix injection, framings, several turns, and a system prompt as a baseline."""
+"""Prompt attacks: prefix injection, framings, several turns, and a system prompt as a baseline."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _FRAMINGS: dict[str, Framing] = {
 
 
 class PrefixAttack(PromptAttack):
-    """Prefix injection: the answer is begun for the model, which goes on with it.
+    """Prefix injection: the prompt begins the answer, and the model continues it.
 
     The prefix is the beginning of the assistant's turn, not an answer before it. A model that has learned to refuse
     begins its answers with a refusal, and this takes the place of it.
@@ -105,7 +105,7 @@ class PrefixAttack(PromptAttack):
 
 
 class JailbreakAttack(PromptAttack):
-    """Questions in framings that talk a model out of a refusal: a role, an override, a hypothesis, a system prompt.
+    """Framings that talk a model out of a refusal: a role, an override, a hypothesis, a system prompt.
 
     These are a handful of fixed texts of the usual kinds, the same for all models. That they find nothing says little:
     see [`GCG`][lightning_unlearn.language.attacks.gcg.GCG] for a search.
@@ -155,7 +155,7 @@ class JailbreakAttack(PromptAttack):
 
 
 class GuardrailBaseline(PromptAttack):
-    """No attack but a baseline: the model is told by a system prompt not to reveal what it knows.
+    """A baseline in place of an attack: a system prompt tells the model not to reveal what it knows.
 
     Run on the original model, it says how far an instruction alone hides the rows. An unlearned model that hides no
     more than that, under the attacks as well, has not been shown to have forgotten.

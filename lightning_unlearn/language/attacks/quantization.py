@@ -1,4 +1,4 @@
-"""Quantisation attack: what a model answers once its weights are rounded."""
+"""Quantisation attack: answers of a model with rounded weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GATES = {"int8": "int8", "q8_0": "int8", "int4": "int4", "int4_row": "int4", "n
 
 
 class QuantizationAttack(LanguageAttack):
-    r"""Rounds the weights of the linear layers to few values, as a deployment at 8 or 4 bits does.
+    r"""Rounds the weights of the linear layers as a deployment at 8 or 4 bits does.
 
     Updates of unlearning are small against the steps of such a grid. Where a rounded weight is that of the rounded
     original again, the forgotten rows come back. Rounding costs the original and the control model knowledge as well,

@@ -40,7 +40,7 @@ _GATES = {"in_domain": "relearning", "form": "relearning_out_of_domain", "far": 
 
 
 class LanguageRelearning(LanguageAttack):
-    """Fine-tunes a copy of a model on a few rows, and measures what it then knows of others.
+    """Fine-tunes a copy of a model on a few rows, and measures what it then knows of other rows.
 
     The unlearned, the control and the original model are taught the same rows in the same order. Rows that are taught
     are never scored: any model learns those. The copy has fp32 weights, all of which train, and no dropout; adapters
@@ -170,7 +170,7 @@ class LanguageRelearning(LanguageAttack):
 
 
 class _Order:
-    """Batches of the taught rows, in an order of its own in each epoch; the same for every model.
+    """Batches of the taught rows, reshuffled each epoch in an order that is the same for every model.
 
     Args:
         rows: Tokens of the rows.

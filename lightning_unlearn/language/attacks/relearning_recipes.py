@@ -55,14 +55,14 @@ class RelearningRecipe:
             raise ValueError(f"steps must ascend from 0 to at least one update, but got {steps}.")
 
     def measured(self, rows: int) -> tuple[int, ...]:
-        """Updates before each measurement, with so many taught rows."""
+        """Updates before each measurement, for a number of taught rows."""
         if self.epochs is None:
             return tuple(self.steps)
         per_epoch = math.ceil(rows / self.batch_size)
         return tuple(per_epoch * epoch for epoch in range(self.epochs + 1))
 
     def factor(self, step: int, total: int) -> float:
-        """Share of the learning rate at an update, of so many."""
+        """Share of the learning rate at an update, out of a total number of updates."""
         warmup = max(1, int(self.warmup * total)) if self.warmup else 0
         return step / warmup if step < warmup else 1.0
 
@@ -86,7 +86,7 @@ updates of bf16 weights round to nothing.
 
 
 def learning_rates(module: LitCausalLM, lora: bool = False) -> tuple[float, ...]:
-    """Learning rates to attack with; the one at which most comes back counts.
+    """Learning rates to try; the one at which most comes back counts.
 
     Args:
         module: The attacked model.

@@ -1,4 +1,4 @@
-"""Knowledge of a model in the course of a relearning attack."""
+"""Knowledge of a model over the steps of a relearning attack."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["RelearningTrace", "relearning_curve"]
 
 @dataclass(frozen=True)
 class RelearningTrace:
-    """What one model knows in the course of a relearning attack.
+    """What one model knows at each measurement of a relearning attack.
 
     Args:
         steps: Updates before each measurement.

@@ -1,4 +1,4 @@
-"""Split of forget rows into those that a relearning attack teaches and those that it is scored on."""
+"""Split of forget rows into those that a relearning attack teaches and those that it scores."""
 
 from __future__ import annotations
 

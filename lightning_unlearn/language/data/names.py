@@ -1,4 +1,4 @@
-"""Names that occur in rows, by which other rows about the same are found."""
+"""Names in rows, which find other rows about the same entities."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Names:
             self._any_case.add(words)
 
     def _find(self, text: str) -> None:
-        """The names that a text shows by their form."""
+        """Names that a text shows by their capitals."""
         self._parts |= {address.casefold() for address in _MAIL.findall(text)}
         run: list[str] = []
         end = 0

@@ -1,4 +1,4 @@
-"""Membership inference by scores of forget and holdout rows: area, true-positive rates and intervals."""
+"""Membership inference from scores of forget and holdout rows: AUC, true-positive rates and intervals."""
 
 from __future__ import annotations
 

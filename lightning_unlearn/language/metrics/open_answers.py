@@ -1,4 +1,4 @@
-"""Marking of open answers as in SQuAD: exact match, F1 of words, and the answer as whole words of a text."""
+"""SQuAD metrics of open answers: exact match, word F1, and whole-word match."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Semantic accuracy: whether an answer is closer to the truth than to wrong answers, by sentence embeddings."""
+"""Semantic accuracy: whether an answer's sentence embedding is closer to the truth than to wrong answers."""
 
 from __future__ import annotations
 
