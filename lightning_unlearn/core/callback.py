@@ -58,9 +58,9 @@ __all__ = ["Needs", "Reference", "UnlearnCallback", "objective_score"]
 class UnlearnCallback(ReferenceCallback, ABC):
     """Base class of unlearning callbacks: replaces ``training_step`` on the module instance while ``fit`` runs.
 
-    The module's class, its checkpoint keys, hooks, optimizers, validation and logging stay what they are; its
-    checkpoints load into its own class. A run has exactly one such callback; masks and monitors stack beside it.
-    The training batch is a dict with the rows of each role, ``{"forget": ..., "retain": ...}``.
+    The module's class, checkpoint keys, hooks, optimizers, validation and logging do not change, and its checkpoints
+    load into its own class. A run has exactly one such callback; masks and monitors are added beside it. The training
+    batch is a dict with the rows of each role, ``{"forget": ..., "retain": ...}``.
 
     A subclass supplies ``step``, and states in ``needs`` what it reads. Everything that ``step`` returns is logged as
     ``unlearn/<name>``. State of its own is made in ``begin`` or restored in ``restore``; exactly one of them is called.
@@ -82,13 +82,14 @@ class UnlearnCallback(ReferenceCallback, ABC):
     makes_steps = True
     """Whether the run makes training steps."""
     not_averaged: ClassVar[str] = ""
-    """Why weights of several steps have no meaningful mean, as a verb phrase; empty where they have."""
+    """Why the weights of several steps have no meaningful mean, as a verb phrase; empty if they have one."""
     fills_windows = True
-    """Whether an epoch's last update takes the mean over its batches where these are fewer than are accumulated."""
+    """Whether the last update of an epoch takes the mean over its batches if they are fewer than
+    ``accumulate_grad_batches``."""
     separable = False
-    """Whether its loss has a forget term apart from what is to be kept, which `step` passes through `smoothed`."""
+    """Whether the loss has a separate forget term, which `step` passes through `smoothed`."""
     inseparable: ClassVar[str] = "has none that stands apart from what is to be kept"
-    """Why it has no such term, as a verb phrase."""
+    """Why there is no separate forget term, as a verb phrase."""
     smoothing: Smoothing | None = None
     """The callback that smooths the forget term in the current run."""
 
@@ -131,8 +132,8 @@ class UnlearnCallback(ReferenceCallback, ABC):
     def smoothed(self, module: LightningModule, term: Term) -> dict[str, Tensor]:
         """The forget term and its parts, smoothed over the weights where the run has a callback for that.
 
-        `step` calls it after the starting model has been read and before any graph of another term is there, since the
-        weights change for some time, and adds ``"loss"`` to the total as it is.
+        `step` calls it after reading the starting model and before building the graph of another term, since the
+        weights change in between. It adds ``"loss"`` to the total as it is.
 
         Args:
             module: The user's module.

@@ -85,7 +85,7 @@ def deprecated(instead: str, since: str, removed_in: str) -> Callable[[Decorated
 def renamed_arguments(since: str, removed_in: str, **new_names: str) -> Callable[[Decorated], Decorated]:
     """Let a function or a constructor take keyword arguments under their old names, with a warning.
 
-    The signature has the new names alone. The command line and files of settings go by it, and refuse the old ones.
+    The signature has only the new names. The command line and configuration files follow it, and refuse the old ones.
 
     Args:
         since: Release that begins to warn.

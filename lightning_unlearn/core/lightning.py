@@ -154,7 +154,7 @@ if not TYPE_CHECKING:
     class _OfTrainer:
         """A method that both packages declare; calls go to the package of the attached Trainer.
 
-        Lightning takes a hook for overridden where its code is not that of its own class.
+        Lightning treats a hook as overridden if its code is not that of Lightning's class.
         """
 
         def __init__(self, functions: list[FunctionType]) -> None:

@@ -17,8 +17,8 @@ __all__ = ["differentiable", "evaluating", "evaluation_mode", "frozen", "undistu
 def without_gradients() -> Iterator[None]:
     """Run without gradients inside a training step.
 
-    Autocast caches the casts of weights. Casts made here carry no gradient, and may be of other weights, so the cache
-    is cleared before the training forward could use them.
+    Autocast caches the casts of weights. Casts made here carry no gradient and may come from other weights, so the
+    cache is cleared before the training forward pass can use them.
     """
     torch.clear_autocast_cache()
     try:

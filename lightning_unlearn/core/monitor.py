@@ -34,8 +34,8 @@ class Monitor(PrivateState, ABC):
     ``EarlyStopping`` and ``ModelCheckpoint`` can monitor it under that name; listed before the monitor, they see the
     evaluation before the last one.
 
-    ``history`` keeps the texts of the rows that were judged. What is written after the run, tables and checkpoints,
-    has those of rows to forget hidden, unless ``show_answers``.
+    ``history`` keeps the texts of the judged rows. Tables and checkpoints that are written after the run hide the texts
+    of forget rows, unless ``show_answers`` is set.
 
     A subclass supplies ``evaluate``, and ``show``, which logs tables and figures at the end.
 

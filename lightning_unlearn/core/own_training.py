@@ -84,8 +84,8 @@ def own_loss(module: LightningModule, batch: Any) -> Tensor:
 class OwnTraining:
     """Maintains the outputs of a module's own ``training_step`` while an objective trains the module.
 
-    Where hooks read what ``training_step`` collects, or a scheduler or callback monitors what it logs, it runs beside
-    the objective on the rows that are to stay, without gradients. Batch hooks get these rows as their batch.
+    If hooks read what ``training_step`` collects, or a scheduler or callback monitors what it logs, it also runs on the
+    retain rows, without gradients. Batch hooks get these rows as their batch.
 
     Args:
         method: Name of the objective, for messages.
@@ -272,7 +272,7 @@ def _pattern(name: ast.AST | None) -> str:
 def _reads(owner: Any, hook: str, at: int) -> bool:
     """Whether a hook of a user's class looks into an argument, without knowing of roles.
 
-    One that goes through all entries of a batch, whatever they are called, is at home with roles too.
+    A hook that goes through all entries of a batch, whatever their names, also works with a dict of roles.
     """
     tree = next((tree for tree, _ in _functions(type(owner), hook, set())), None)
     argument = _argument(type(owner), hook, at)

@@ -27,8 +27,8 @@ class PairSampler(DistributedSampler):
 
     An epoch is one pass over the rows of the driving role. Rows of the other role come from an endless stream of
     reshuffled passes that continues from epoch to epoch, so they are covered evenly. Each replica of the model takes
-    its share of a global batch: two replicas with batch size B see the pairs that one sees with 2B. Where the rows of
-    the driving role do not divide evenly, up to one less than the number of replicas come twice in an epoch.
+    its share of a global batch: two replicas with batch size B see the pairs that one sees with 2B. If the rows of the
+    driving role do not divide evenly, up to ``replicas - 1`` of them are repeated in an epoch.
 
     Args:
         sizes: Number of rows of each role.
@@ -301,8 +301,8 @@ class ForgetRetainDataModule(LightningDataModule):
     def evaluation_sets(self, stage: Literal["validation", "test"], preferred: Sequence[str]) -> dict[str, DataLoader]:
         """The sets that the hooks of a module can tell apart.
 
-        Every named set where they take ``dataloader_idx``. A module with the usual ``validation_step(batch,
-        batch_idx)`` takes one loader, and keeps on validating on the rows that are to stay.
+        All named sets if the hooks take ``dataloader_idx``. A module with the usual ``validation_step(batch,
+        batch_idx)`` takes one loader, and validates on the retain rows.
 
         Args:
             stage: Which hooks.

@@ -186,8 +186,8 @@ def _movable(module: nn.Module) -> dict[str, Tensor]:
 class CachedReference:
     """One value per row of a role, computed by the starting model in a single pass and looked up by ``index``.
 
-    Each number is kept with a fingerprint of the row it was computed on, so a row whose content changes later
-    (augmentation, another tokenizer or ``max_length``, edited data) is an error and not a wrong reference.
+    Each value is kept with a fingerprint of its row. A row whose content changes later (augmentation, another tokenizer
+    or ``max_length``, edited data) then raises an error in place of giving a wrong reference.
 
     Args:
         role: The rows that it holds, such as ``"forget"``.
@@ -252,7 +252,7 @@ class Needs:
 
     Args:
         roles: Rows that every training batch must have.
-        per_example: Whether the loss is non-linear in each row's likelihood, so that one number a batch won't do.
+        per_example: Whether the loss is non-linear in each row's likelihood, so that one value per batch is not enough.
         logits: Whether it reads the logits of the forget rows.
         reference_nll: Roles whose likelihoods it compares with those of the starting model.
         reference_logits: Roles on whose rows it runs the starting model at each step.

@@ -338,9 +338,9 @@ def on_device(trainer: Trainer, batch: Any) -> Any:
 class RunRows:
     """Batches of the rows of a loader, shared by the replicas of a run.
 
-    Every process makes the same number of forward passes, since those of sharded weights are collective: where a
-    replica has a batch less than another, it reads the last one again, and that does not count. Processes of one
-    tensor-parallel group read the same batches. Of streams that give each replica rows of its own, each reads all.
+    Every process makes the same number of forward passes, since they are collective for sharded weights: a replica with
+    one batch fewer than another reads its last batch again, and the repetition does not count. Processes of one
+    tensor-parallel group read the same batches. A stream that gives each replica its own rows is read whole by each.
 
     Args:
         trainer: Trainer of the run.

@@ -34,8 +34,8 @@ class StreamFacts:
 class Stream:
     """Batches of a loader that gives the same rows whenever it is read from its beginning.
 
-    It is read on a copy, with random numbers of its own, so that the run reads the same rows as without. Each pass is
-    held against the first one: the same rows have to come, in any order.
+    A copy of the loader is read, with its own random numbers, so that the rows of the run do not change. Each pass is
+    compared with the first one: it must give the same rows, in any order.
 
     Args:
         source: The loader.

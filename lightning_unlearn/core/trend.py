@@ -22,7 +22,7 @@ class Trend:
     Both epochs visit the same rows, so that their means can be compared; a run of one epoch gives no warning.
 
     Args:
-        names: The losses to follow: ``forget_nll``, which is to rise, and ``retain``, which is to stay.
+        names: The losses to follow: ``forget_nll``, which should rise, and ``retain``, which should not.
         nats: Whether they are negative log-likelihoods, and not losses of a user's own.
     """
 

@@ -125,7 +125,7 @@ def open_adapter(name: str, revision: str | None, open_base: Callable[[str, str 
 
 
 def merge(model: Any, name: str = "the model") -> Any:
-    """Merge the adapters into the model in place, with the same logits.
+    """Merge adapters into the base model in place; its logits are those of the adapted one.
 
     Args:
         model: A ``PeftModel``, which is taken apart.

@@ -25,7 +25,7 @@ class PreferenceObjective(ForgetRetainObjective):
 
     $$\mathcal{L} = w_f \mathcal{L}_{preference} + w_r \mathcal{L}_{retain}$$
 
-    Forget, preferred and retain rows go through the model in one forward pass.
+    One forward pass reads forget, preferred and retain rows.
 
     Args:
         beta: Inverse temperature.

@@ -31,7 +31,7 @@ class UNDIAL(ForgetRetainObjective):
     lowers an arbitrary word of the vocabulary, and runs the retain rows even at weight 0.
 
     Args:
-        beta: What is taken off the logit of a forget token; 3 to 30 in the published grid.
+        beta: Amount subtracted from the logit of a forget token; 3 to 30 in the published grid.
         forget_weight: Weight of the forget term $w_f$.
         retain_weight: Weight of the retain term $w_r$; 0 leaves it out, as the paper does.
         retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``, see

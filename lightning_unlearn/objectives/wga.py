@@ -25,8 +25,8 @@ class WGA(ForgetRetainObjective):
     $$\mathcal{L} = -w_f\, \mathbb{E}_t\, \mathrm{sg}(p_t)^\beta\, \ell_t + w_r \mathcal{L}_{retain}$$
 
     $p_t = e^{-\ell_t}$ is the probability of a forget token, and $\mathrm{sg}$ stops the gradient. Plain ascent pushes
-    unlikely tokens hardest; here they are let go. No second model is kept, while a released port loads one that it
-    never reads.
+    unlikely tokens hardest; here they get little weight. No second model is kept, while a released port loads one that
+    it never reads.
 
     Args:
         beta: Exponent $\beta$ of the confidence; 0 is gradient ascent.

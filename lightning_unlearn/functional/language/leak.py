@@ -200,9 +200,9 @@ def deviation_upper_bound(scores: Tensor, alpha: float = 0.05) -> Tensor:
     r"""Upper confidence bound of the standard deviation of scores in [0, 1].
 
     It is the largest standard deviation of any distribution whose distribution function lies in the band
-    $F_n \pm \epsilon(n, \alpha/2)$. That one follows the upper end of the band up to some level and the lower end from
-    there on. As both ends of the band are needed, ``alpha`` is split over two sides. The authors' package has a looser
-    bound, as it takes the worst mean and the worst spread apart.
+    $F_n \pm \epsilon(n, \alpha/2)$. That distribution function follows the upper end of the band up to some level, and
+    the lower end from there on. Since both ends are needed, ``alpha`` is split over two sides. The bound of the
+    authors' package is looser, because it combines the worst mean and the worst spread separately.
 
     Args:
         scores: Scores of the samples of each question, in [0, 1], shape ``(..., n)``.

@@ -56,10 +56,10 @@ class DepthScores:
 
 
 class DepthScore(SpanEvidence):
-    r"""Unlearning depth score (UDS): share of layers in which the unlearned model lacks a fact as the control does.
+    r"""Unlearning depth score (UDS): how far the layers of the unlearned model lack a fact that the control lacks.
 
-    The states after a block, at the places that predict the span of the answer with the fact, go from the control model
-    into the original; what that costs in mean log-probability of the span is $d^C_l$. The same from the unlearned model
+    The hidden states after a block, at the positions that predict the fact in the answer, are patched from the control
+    model into the original. The loss in mean log-probability of the fact is $d^C_l$. Patching from the unlearned model
     gives $d^U_l$, and [`depth_score`][lightning_unlearn.functional.language.depth_score.depth_score] compares the two.
     It sees knowledge that later layers hide from the answer.
 

@@ -280,7 +280,7 @@ def _leaf_after(embedding: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _slot(prompt_format: PromptFormat, probe: Probe, length: int) -> _Slot:
-    """The place of a suffix of some length in the prompt of a row."""
+    """The tokens around a suffix in the prompt of a row, with a suffix of some length."""
     a, b = (prompt_format.prompt(_with_suffix(probe, " ".join([mark] * length)).question) for mark in _START)
     shared = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     behind = next((i for i, (x, y) in enumerate(zip(a[::-1], b[::-1], strict=False)) if x != y), 0)

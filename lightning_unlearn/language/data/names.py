@@ -99,7 +99,7 @@ class Names:
             self._any_case.add(words)
 
     def _find(self, text: str) -> None:
-        """Names that a text shows by their capitals."""
+        """Add the names that a text shows by their form: addresses, numbers and capitals."""
         self._parts |= {address.casefold() for address in _MAIL.findall(text)}
         run: list[str] = []
         end = 0
