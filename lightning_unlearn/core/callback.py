@@ -84,8 +84,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
     not_averaged: ClassVar[str] = ""
     """Why the weights of several steps have no meaningful mean, as a verb phrase; empty if they have one."""
     fills_windows = True
-    """Whether the last update of an epoch takes the mean over its batches if they are fewer than
-    ``accumulate_grad_batches``."""
+    """Whether an incomplete accumulation window at the end of an epoch takes the mean over its batches."""
     separable = False
     """Whether the loss has a separate forget term, which `step` passes through `smoothed`."""
     inseparable: ClassVar[str] = "has none that stands apart from what is to be kept"

@@ -302,7 +302,7 @@ class ForgetRetainDataModule(LightningDataModule):
         """The sets that the hooks of a module can tell apart.
 
         All named sets if the hooks take ``dataloader_idx``. A module with the usual ``validation_step(batch,
-        batch_idx)`` takes one loader, and validates on the retain rows.
+        batch_idx)`` takes one loader, that of the preferred set.
 
         Args:
             stage: Which hooks.

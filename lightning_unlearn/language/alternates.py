@@ -45,9 +45,9 @@ def generate_alternates(
     """Ask a model for other plausible answers to questions, by sampling, and write them to a file row by row.
 
     Give the file as ``forget`` to [`LanguageDataModule`][lightning_unlearn.LanguageDataModule] for
-    [`AltPO`][lightning_unlearn.AltPO]. Rows that are in it already are not generated again: after an interruption, the
-    same call continues where the last one stopped, and ends with the same file. Start a new file for other settings.
-    Run it in a single process, before unlearning.
+    [`AltPO`][lightning_unlearn.AltPO]. Rows in the file are not generated again: after an interruption, the same call
+    continues where the last one stopped, and ends with the same file. Start a new file for other settings. Run it in a
+    single process, before unlearning.
 
     Args:
         module: The model that writes the answers: the one that is to forget, or a larger one.

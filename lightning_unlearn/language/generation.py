@@ -24,8 +24,8 @@ def generate(
 ) -> list[str]:
     """Answers of a model to prompts, up to the end of each answer.
 
-    Of the model's ``generation_config`` only the tokens that end a text count: a repetition penalty, beams, suppressed
-    or forced tokens would give other answers than the model's own.
+    Only the end tokens of the model's ``generation_config`` are used: a repetition penalty, beams, and suppressed or
+    forced tokens would give answers other than the model's own.
 
     Args:
         model: A Hugging Face causal language model.
@@ -68,8 +68,8 @@ def generate_all(
 ) -> list[str]:
     """Answers of a model to many prompts, in batches of similar length.
 
-    Where the model keeps the keys and values of all tokens, what all prompts begin with is computed once, a prompt once
-    for all its copies, and an answer that has ended no longer. Any other model writes with its own ``generate``.
+    If the model keeps the keys and values of all tokens, the common beginning of all prompts is computed once, a prompt
+    is computed once for all its copies, and finished answers are dropped. Any other model uses its own ``generate``.
 
     Args:
         model: A Hugging Face causal language model, in evaluation mode.
@@ -119,8 +119,9 @@ def generate_changed(
 ) -> list[list[str]]:
     """Answers of a model that reads the prompts under temporary changes; one list of answers per change.
 
-    Where the model keeps the keys and values of all tokens, a prompt is read under one change after another, and the
-    answers of all changes are written together, without them: a change must do nothing to the tokens behind a prompt.
+    If the model keeps the keys and values of all tokens, each prompt is read under one change after another, and the
+    answers of all changes are then generated together without changes: a change must not affect the tokens after a
+    prompt.
 
     Args:
         model: A Hugging Face causal language model, in evaluation mode.

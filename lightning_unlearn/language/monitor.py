@@ -46,8 +46,9 @@ class UnlearnMonitor(Monitor):
     the generations before and after, and the curves as figures. Processes share the rows and the questions; where
     weights are sharded, each one generates all answers, since the forward passes are collective.
 
-    After it in the list of callbacks, ``EarlyStopping`` and ``ModelCheckpoint`` can monitor the numbers. The module's
-    own validation in ``fit`` would measure the same sets once more, so `LitCausalLM` leaves it out beside a monitor.
+    ``EarlyStopping`` and ``ModelCheckpoint`` can monitor the metrics if they come after it in the list of callbacks.
+    The module's own validation in ``fit`` would measure the same sets again, so `LitCausalLM` skips it beside a
+    monitor.
 
     Args:
         every_n_epochs: Measure after every so many epochs; 0 leaves only before and after.
@@ -61,7 +62,7 @@ class UnlearnMonitor(Monitor):
         match: When an answer is right. ``"words"``: it contains an accepted answer as whole words, in any case;
             ``"exact"``: it is an accepted answer; or a function ``(text, accepted) -> bool``.
         show_answers: Whether the table of generations, and checkpoints after the run, show the questions and answers of
-            rows to forget: they are copies of what was to go. ``history`` always has them.
+            rows to forget, which are copies of the data to be removed. ``history`` always has them.
 
     Raises:
         ValueError: If a number is out of range, or ``match`` has no such value.

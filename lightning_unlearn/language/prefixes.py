@@ -94,8 +94,8 @@ class PrefixModel:
 def prefix_model(model: Any, longest: int, head: Sequence[int] = ()) -> PrefixModel | None:
     """The model with prefix caching, if its results are then exact; tried with a forward pass over the head.
 
-    That is so where every layer keeps the keys and values of all tokens. A recurrent layer keeps a state, and one with
-    a window drops tokens. What is returned is for the weights that the model has now.
+    Results are exact if every layer keeps the keys and values of all tokens. A recurrent layer keeps a state instead,
+    and a layer with a window drops tokens. The result is valid for the current weights.
 
     Args:
         model: A model of transformers or PEFT; any other module can't.
@@ -123,7 +123,7 @@ def prefix_model(model: Any, longest: int, head: Sequence[int] = ()) -> PrefixMo
 def by_mask(hook: Hook) -> Hook:
     """Mark a hook that finds whole prompts by ids and mask, on whatever side they are padded.
 
-    A model whose hooks are all marked so can write with a cache of ours, which its prompts begin.
+    A model whose hooks are all marked in this way can generate with our cache, which the prompts begin.
     """
     hook.by_mask = True  # type: ignore[attr-defined]
     return hook
@@ -132,7 +132,7 @@ def by_mask(hook: Hook) -> Hook:
 def hooked_model(model: Any, longest: int) -> PrefixModel | None:
     """A model whose hooks all find prompts `by_mask`, if its config promises a cache that keeps all keys and values.
 
-    A pass of a trial would run the hooks; so the first cache has to be looked at.
+    A trial pass would run the hooks, so the caller has to check the first cache.
 
     Args:
         model: A model of transformers or PEFT; any other module can't.

@@ -18,7 +18,7 @@ class Probe:
     """A question with the answer that a model gives if it knows the row.
 
     Args:
-        row: Number of the row in its set. Rows are told apart by it: questions can repeat.
+        row: Number of the row in its set, which identifies it: questions can repeat.
         question: The question, or the messages before the answer; of a plain text, its beginning.
         answer: The whole answer; of a plain text, its continuation.
         accept: Accepted short answers. Empty: the answer itself.

@@ -30,7 +30,7 @@ Mask = Literal["attention", "labels", "all"]
 class RMU(UnlearnCallback):
     r"""Representation misdirection: steer the activations of one layer to a random vector.
 
-    The activations of retain rows are held at those of the starting model.
+    The activations of retain rows are kept at those of the starting model.
 
     $$\mathcal{L} = \frac{1}{d}\, \mathbb{E}_{b,t} \lVert h_\theta(x_f)_t - c u \rVert_2^2
       + \alpha \frac{1}{d}\, \mathbb{E}_{b,t} \lVert h_\theta(x_r)_t - h_{ref}(x_r)_t \rVert_2^2$$
@@ -40,12 +40,12 @@ class RMU(UnlearnCallback):
 
     With ``adaptive=True`` the length of the target follows the activations, so that one setting serves every layer:
     $c = \beta\, \mathbb{E}_{b,t} \lVert h_{ref}(x_f)_t \rVert_2$ with $\beta$ = ``steering``, measured once, on the
-    first forget batch. So do two copies of the released code of arXiv:2408.06223; as we remember the paper, which we
-    could not open, its formula takes the norm of each sample anew.
+    first forget batch. Two copies of the released code of arXiv:2408.06223 do the same. We could not open the paper; as
+    we remember it, its formula takes the norm of each sample.
 
-    Only the layers up to the steered one run, in training and for the reference, whose weights are the starting values
-    of the few parameters that train. Where weights are sharded (FSDP2), a forward pass can't be left half way, so the
-    later layers and the output head run too, without gradients. Reentrant gradient checkpointing is not supported.
+    Only the layers up to the steered one run, in training and for the reference, which is the model with the starting
+    values of the few parameters that train. If weights are sharded (FSDP2), a forward pass can't be left half way, so
+    the later layers and the output head run too, without gradients. Reentrant gradient checkpointing is not supported.
 
     Batches are dicts with ``input_ids (B, T)`` and usually ``attention_mask (B, T)``. While ``fit`` runs, all other
     parameters are frozen. The reference is read without dropout: switch dropout off.

@@ -66,7 +66,7 @@ def with_room(cache: Any, room: int) -> Any:
 def keep_rows(cache: Any, going: Sequence[int]) -> list[int]:
     """Drop rows from a cache with room.
 
-    The last of the rows that go on take the places of those that do not, so that the others stay where they are.
+    The last of the remaining rows take the places of the dropped ones, so that the others need not move.
 
     Args:
         cache: The cache.

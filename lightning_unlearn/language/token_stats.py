@@ -90,10 +90,10 @@ def token_stats(
 ) -> TokenStatsList:
     """Statistics of the answer tokens of some rows, from one forward pass over them.
 
-    Sequences of like length run together. What all of them begin with, such as a system prompt, and a prompt that
-    several answers go on from are computed once, if the model keeps the keys and values of all tokens. The output layer
-    is run on answer tokens only, a chunk of them at a time. Processes of a distributed run share the rows, and each
-    returns all of them.
+    Sequences of similar length run together. If the model keeps the keys and values of all tokens, the common beginning
+    of all sequences, such as a system prompt, is computed once, and so is a prompt with several answers. The output
+    layer runs on answer tokens only, in chunks. Processes of a distributed run share the rows, and each returns all of
+    them.
 
     Args:
         module: A [`LitCausalLM`][lightning_unlearn.LitCausalLM], any other module around a causal language model, or

@@ -58,7 +58,7 @@ class Attempts(Knowledge):
 class PromptAttack(LanguageAttack):
     """An attack that leaves the model as it is and asks for the rows in other ways.
 
-    The score of a row is that of its best attempt, on every model alike, as an attacker would choose it.
+    The score of a row is that of its best attempt, which an attacker would choose; the same holds for every model.
     [`Attempts`][lightning_unlearn.language.attacks.attempts.Attempts] has the score of each attempt too.
     """
 

@@ -61,10 +61,10 @@ class DepthScore(SpanEvidence):
     The hidden states after a block, at the positions that predict the fact in the answer, are patched from the control
     model into the original. The loss in mean log-probability of the fact is $d^C_l$. Patching from the unlearned model
     gives $d^U_l$, and [`depth_score`][lightning_unlearn.functional.language.depth_score.depth_score] compares the two.
-    It sees knowledge that later layers hide from the answer.
+    The score sees knowledge that later layers hide from the answer.
 
-    States are taken by hooks on the blocks. The authors' script takes ``hidden_states``, of which the last one has gone
-    through the final norm already. Only the blocks after the one that is patched are run.
+    States are read by hooks on the blocks. The authors' script reads ``hidden_states``, the last of which has already
+    passed the final norm. Only the blocks after the patched one are run.
 
     Args:
         original: The model before unlearning, which the states go into.

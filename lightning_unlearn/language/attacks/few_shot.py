@@ -83,8 +83,8 @@ class FewShotAttack(PromptAttack):
 class InContextAttack(PromptAttack):
     """In-context relearning: other facts of the same entity come first, then the question.
 
-    No weight changes: what the model gives back it still has. Facts that contain the answer are left out, as they would
-    give it away. What can be inferred from the others, the control model infers as well.
+    No weight changes, so any answer that comes back was still in the model. Facts that contain the answer are left out,
+    since they would give it away. The control model can infer from the other facts as well.
 
     Args:
         k: Other facts of the entity, at most; those next to the row come first.

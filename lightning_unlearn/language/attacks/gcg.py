@@ -70,9 +70,10 @@ class GCG(LanguageAttack):
     and goes on with the candidate of lowest loss. A candidate has to be a text: it is dropped where its tokens are not
     those that the tokenizer makes of the whole prompt. Suffixes that contain an accepted answer are dropped too.
 
-    With enough freedom a suffix can spell out any answer, also to a model that never knew it. So the control model is
-    attacked with the same budget, and only the difference counts; a universal suffix, searched on some rows and tried
-    on all, has less room for it than one suffix a row. This is an upper bound of what a prompt can do, and no gate.
+    With enough freedom a suffix can spell out any answer, even for a model that never knew it. The control model is
+    therefore attacked with the same budget, and only the difference counts. A universal suffix, searched on some rows
+    and tried on all, has less room for this than one suffix per row. The result is an upper bound of what a prompt can
+    do, and no gate.
 
     The defaults are cheap: the paper has 500 steps, 512 candidates of the best 256, and 20 tokens.
 

@@ -22,7 +22,7 @@ T = TypeVar("T")
 class LatentEvidence(ABC):
     """Evidence in the hidden states of an unlearned model, compared with the original and the control model.
 
-    It is evidence and no gate of the verdict: the control model has features of related things as well.
+    It is evidence and no gate of the verdict, since the control model also has features of related things.
 
     Args:
         original: The model before unlearning.

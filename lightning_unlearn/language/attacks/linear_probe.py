@@ -86,7 +86,7 @@ class ProbeResult:
     def layer(self) -> int:
         """Place in ``layers`` of the layer where the original's fresh accuracy is highest, the first of several.
 
-        It is chosen without the unlearned model, whose best layer would look better than it is.
+        It is chosen without the unlearned model: choosing its best layer would overstate its accuracy.
         """
         return int(np.argmax(self.original.fresh)) if self.original is not None else 0
 
@@ -118,15 +118,15 @@ class _Examples:
 class LinearProbe(LatentEvidence):
     """Logistic regression on the states after a block, at the last token of the prompt.
 
-    ``"membership"`` tells questions to forget rows from questions to matched rows that no model ever saw. ``"options"``
-    picks the right one of the answer and the perturbed answers, each put to the model behind its question, by the
-    features relative to the mean over a question's options.
+    ``"membership"`` distinguishes questions about forget rows from questions about matched rows that no model ever saw.
+    ``"options"`` picks the right answer among the perturbed ones, each placed after its question, by features relative
+    to the mean over the options of the question.
 
     A probe is fitted on the original and applied to the other models as it is (transfer), and fitted anew on each
     (fresh). Folds are grouped by entity, so that it can't learn names by heart; features are standardised on the
-    training folds, and the penalty is chosen among them by folds of their own. A control task has shuffled labels. That
-    a fresh probe is above chance is no finding, as names alone can do that in the control as well: that it is above the
-    control's is.
+    training folds, and the penalty is chosen among them by folds of their own. A control task has shuffled labels. A
+    fresh probe above chance is no finding, since names alone can achieve that in the control model too; a probe above
+    the control model's is.
 
     Args:
         original: The model before unlearning.

@@ -71,7 +71,7 @@ class LogitLens(SpanEvidence):
     $$\log p_l(y_t) = \log \mathrm{softmax}(W\, \mathrm{norm}(h_{l,t}))_{y_t}$$
 
     with the final norm and the head $W$ of the *original* for all three models, so that a change of these does not hide
-    what the blocks still say. Of the original, the last block gives the model's own logits, which is checked.
+    what the blocks still encode. For the original, the last block must give the model's own logits, which is checked.
 
     Args:
         original: The model before unlearning.

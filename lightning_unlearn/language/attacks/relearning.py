@@ -49,7 +49,7 @@ class LanguageRelearning(LanguageAttack):
     Args:
         taught: Rows to teach, such as `RelearningRows` chooses.
         kind: ``"in_domain"``: forget rows. ``"form"``: rows of the same form about a subject that no model was trained
-            on. ``"far"``: unrelated text. The last two need no forget row.
+            on. ``"far"``: unrelated text. The last two kinds need no forget row.
         recipe: Settings of the fine-tuning, or the name of one of ``RELEARNING_RECIPES``.
         lora: Train new adapters in place of the weights: fields of ``peft.LoraConfig`` such as
             ``{"r": 8, "target_modules": "all-linear"}``.

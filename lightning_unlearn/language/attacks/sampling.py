@@ -56,8 +56,8 @@ class SamplingAttack(LanguageAttack):
     $$\mathrm{leak@}k = 1 - \binom{n - c}{k} \Big/ \binom{n}{k}$$
 
     for c samples that leak. The random numbers are a hash of (seed, row, sample, token), so a sample does not depend on
-    the batch, on the other rows or on the number of processes. A control model leaks too, where an answer can be
-    guessed: only the comparison says anything.
+    the batch, on the other rows or on the number of processes. A control model also leaks if an answer can be guessed,
+    so only the comparison is meaningful.
 
     Args:
         n: Samples of a question; 128 for a full audit.

@@ -24,7 +24,7 @@ class Names:
 
     Names are what the columns ``entity``, ``target`` and ``accept`` hold, and in questions, answers and texts every
     word with a capital letter, every run of such words, every e-mail address, and every number of five digits or more.
-    A word that also occurs in small letters in ordinary text is none, unless it is in a run or in ``entity``. In
+    A word that also occurs in lower case in ordinary text is not a name, unless it is in a run or in ``entity``. In
     scripts without capital letters, only the columns give names.
 
     Args:

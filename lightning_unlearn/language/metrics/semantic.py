@@ -23,7 +23,7 @@ Embedder: TypeAlias = Callable[[Sequence[str]], Tensor]
 class SentenceEmbeddings:
     """Sentence embeddings: the mean of a model's last hidden states over the tokens of a text.
 
-    That is how models such as ``sentence-transformers/paraphrase-MiniLM-L6-v2`` are meant to be read.
+    Models such as ``sentence-transformers/paraphrase-MiniLM-L6-v2`` are meant to be used in this way.
 
     Args:
         model: Hub id or folder of an encoder, or such a model.
