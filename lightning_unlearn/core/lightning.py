@@ -48,7 +48,6 @@ __all__ = [
     "isolate_rng",
     "move_data_to_device",
     "overrides",
-    "package_of",
     "rank_zero_info",
     "rank_zero_warn",
     "resolve",
@@ -124,11 +123,6 @@ MODEL_PARALLEL = classes("strategies.ModelParallelStrategy")
 CSV_LOGGERS: tuple[type[CSVLogger], ...] = classes("loggers.CSVLogger")
 TENSORBOARD_LOGGERS: tuple[type[TensorBoardLogger], ...] = classes("loggers.TensorBoardLogger")
 WANDB_LOGGERS: tuple[type[WandbLogger], ...] = classes("loggers.WandbLogger")
-
-
-def package_of(trainer: Trainer) -> ModuleType:
-    """The package that a Trainer is of."""
-    return next((p for p in PACKAGES if isinstance(trainer, p.Trainer)), PACKAGES[0])
 
 
 def overrides(owner: object, hook: str, path: str) -> bool:
