@@ -290,7 +290,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
 
         Raises:
             MisconfigurationException: If the checkpoint has no state for this callback, no longer the starting model
-                that it needs, or a mean of weights that no callback goes on with.
+                that it needs, or averaged weights without a callback that averages.
         """
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         refuse_live_weights_without_average(trainer, checkpoint)

@@ -21,7 +21,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     A folder replaces an older one of the same name.
 
     Args:
-        path: Where the file or folder is to be; the parent folder is made.
+        path: Path of the file or folder; the parent folder is made.
 
     Returns:
         The path to write to.

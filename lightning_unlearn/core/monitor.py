@@ -40,7 +40,7 @@ class Monitor(PrivateState, ABC):
     A subclass supplies ``evaluate``, and ``show``, which logs tables and figures at the end.
 
     Args:
-        every_n_epochs: Evaluate after every so many epochs; 0 evaluates before and after the run only.
+        every_n_epochs: Number of epochs between evaluations; 0 evaluates before and after the run only.
         show_answers: Whether tables and checkpoints show the rows to forget after the run.
 
     Raises:

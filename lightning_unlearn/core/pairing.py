@@ -299,7 +299,7 @@ class ForgetRetainDataModule(LightningDataModule):
         return self.evaluation_sets("test", ("test", "retain"))
 
     def evaluation_sets(self, stage: Literal["validation", "test"], preferred: Sequence[str]) -> dict[str, DataLoader]:
-        """The sets that the hooks of a module can tell apart.
+        """The sets that the hooks of a module can distinguish.
 
         All named sets if the hooks take ``dataloader_idx``. A module with the usual ``validation_step(batch,
         batch_idx)`` takes one loader, that of the preferred set.

@@ -107,7 +107,7 @@ class ResumableCallback(PrivateState):
 
 
 def continues(callback: Callback, trainer: Trainer, module: LightningModule) -> bool:
-    """Whether ``fit`` goes on with what this trainer did before with the same callback and module.
+    """Whether ``fit`` continues an earlier run of this trainer with the same callback and module.
 
     This is the case when ``fit`` is called a second time with a larger ``max_epochs`` and without ``ckpt_path``.
     """
@@ -175,7 +175,7 @@ def refuse_fine_tuning(module: LightningModule, checkpoint: dict[str, Any], obje
 
 
 def refuse_live_weights_without_average(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Refuse to resume a run of averaged weights without a callback that averages: it would go on from the mean.
+    """Refuse to resume a run of averaged weights without a callback that averages: it would continue from the mean.
 
     Raises:
         MisconfigurationException: If the checkpoint has a mean of weights, and the trainer has no such callback.

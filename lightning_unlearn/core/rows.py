@@ -281,7 +281,7 @@ def drawn_rows(loader: RowLoader, limit: int | None, seed: int) -> list[list[int
 
     Args:
         loader: Rows, as `row_loader` gives them.
-        limit: At most so many rows, drawn without replacement and in order; ``None`` takes all.
+        limit: Largest number of rows, drawn without replacement and in order; ``None`` takes all.
         seed: Seed of the draw.
     """
     chunks = loader.chunks
@@ -346,8 +346,8 @@ class RunRows:
         trainer: Trainer of the run.
         loader: Rows, as `row_loader` gives them.
         description: Title of the progress bar, and name of the rows in errors.
-        limit: At most so many rows, drawn without replacement; ``None`` takes all. Of a stream these are the first
-            batches that have so many.
+        limit: Largest number of rows, drawn without replacement; ``None`` takes all. A stream gives its first batches
+            with that many rows.
         seed: Seed of the draw.
         shows: Whether to show a progress bar.
 

@@ -97,7 +97,7 @@ def plan(
         prompts: The prompt of every sequence, where those that have the same one may share its computation.
         max_tokens: Largest batch in tokens.
         batch_size: Largest batch in sequences.
-        shares: Make at least so many batches, if there are as many sequences.
+        shares: Smallest number of batches, if there are as many sequences.
         head: Tokens that all sequences begin with, which are computed before.
     """
     if shares > 1:

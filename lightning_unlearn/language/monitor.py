@@ -51,14 +51,14 @@ class UnlearnMonitor(Monitor):
     monitor.
 
     Args:
-        every_n_epochs: Measure after every so many epochs; 0 leaves only before and after.
+        every_n_epochs: Number of epochs between evaluations; 0 evaluates before and after the run only.
         questions: Question sets to generate answers for, each given as rows or a file with ``question``, ``answer``
             and optionally ``accept`` (a list of accepted short answers; by default the answer itself). By default those
             of the data module.
         generate: ``(module, questions) -> answers``; by default the module's method ``answer``. A question of several
             messages, or with a system prompt of its own, is given as the list of them.
         score: Reads likelihoods off the module.
-        limit: At most so many rows of each set are measured, the first ones.
+        limit: Number of first rows of each set that are measured.
         match: When an answer is right. ``"words"``: it contains an accepted answer as whole words, in any case;
             ``"exact"``: it is an accepted answer; or a function ``(text, accepted) -> bool``.
         show_answers: Whether the table of generations, and checkpoints after the run, show the questions and answers of

@@ -84,7 +84,7 @@ class PrefixModel:
             ids: Token ids after the prefixes, padded on the right, shape ``(B, T)``.
             mask: 0 where they are padded, shape ``(B, T)``.
             prefix: The prefixes.
-            rows: Number of the prefix that each sequence goes on from.
+            rows: Number of the prefix that each sequence continues.
         """
         mask = torch.cat([mask.new_ones(len(mask), prefix.length), mask], 1)
         cache = {self.name: prefix.select(rows)}
@@ -99,7 +99,7 @@ def prefix_model(model: Any, longest: int, head: Sequence[int] = ()) -> PrefixMo
 
     Args:
         model: A model of transformers or PEFT; any other module can't.
-        longest: Tokens of the longest sequence; a window of so many tokens drops none.
+        longest: Tokens of the longest sequence; a window of this size drops none.
         head: Tokens that all sequences begin with; without them, two others are tried.
     """
     model = getattr(model, "_orig_mod", model)  # of a compiled one

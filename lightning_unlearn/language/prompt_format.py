@@ -134,7 +134,7 @@ class PromptFormat:
 
         Args:
             question: A question, or the messages before an answer. A last message of the assistant with
-                ``"prefix": True`` is the beginning of the answer, which the model goes on with.
+                ``"prefix": True`` is the beginning of the answer, which the model continues.
             system: System prompt of this question; by default that of the format.
         """
         system = system or self.system_prompt

@@ -16,7 +16,7 @@ class _RoomyLayer(DynamicLayer):
     """A layer of a dynamic cache that grows in place, without a copy of all it has for each token.
 
     Args:
-        layer: The layer that it goes on from.
+        layer: The layer that it replaces.
         room: Tokens that may follow.
     """
 

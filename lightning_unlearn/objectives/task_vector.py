@@ -37,7 +37,7 @@ class TaskVector(UnlearnCallback):
     (``EarlyStopping``, ``max_time``) is edited when training ends, after its last file was written; a warning says so.
 
     Checkpoints hold the starting weights, and after the edit also the fine-tuned ones, so that a run that is resumed
-    for more epochs goes on fine-tuning where it was. In memory that is up to two more copies of what trains.
+    for more epochs continues fine-tuning. This takes memory for up to two more copies of the weights that train.
 
     Args:
         alpha: How far to go $\alpha > 0$. Tune it on a retain set: 1 in the code released with MUSE.

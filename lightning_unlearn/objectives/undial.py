@@ -24,8 +24,8 @@ class UNDIAL(ForgetRetainObjective):
     $$\mathcal{L} = -w_f\, \mathbb{E}_t \sum_v q_{t,v} \log p_{t,v} + w_r \mathcal{L}_{retain}, \qquad
       q_t = \mathrm{softmax}\big(z_{ref,t} - \beta\, \mathrm{onehot}(y_t)\big)$$
 
-    The target does not move, so training converges whatever its length. The starting model is read on forget rows at
-    each step: its weights are exchanged in, and with LoRA the adapter is switched off.
+    The target does not move, so long training converges. The starting model is read on forget rows at each step: its
+    weights are exchanged in, and with LoRA the adapter is switched off.
 
     The mean is over supervised tokens. A released port takes it over prompt and padding too, where its label of -100
     lowers an arbitrary word of the vocabulary, and runs the retain rows even at weight 0.

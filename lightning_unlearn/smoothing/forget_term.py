@@ -43,9 +43,9 @@ class Evaluation(NamedTuple):
 class ForgetTerm:
     """The forget term of one batch as a function of the weights.
 
-    All evaluations draw the same random numbers, so that dropout has the same mask; after them the random state is what
-    one evaluation leaves. Running statistics and the module's own logs take in the first evaluation at the weights
-    themselves, and no other. Gradients that training has accumulated stay.
+    All evaluations draw the same random numbers, so that dropout has the same mask; afterwards the random state is that
+    after one evaluation. Only the first evaluation at the live weights enters running statistics and the module's own
+    logs. Gradients that training has accumulated stay.
 
     Args:
         trainer: Trainer of the run.
@@ -90,7 +90,7 @@ class ForgetTerm:
 
     @contextmanager
     def graph(self, values: Sequence[Tensor] | None = None) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """The term as a scalar with its graph, which is to be used in the body, and its parts.
+        """The term as a scalar with its graph, for use in the body, and its parts.
 
         For derivatives of any order by ``torch.autograd.grad``, which sharded weights do not allow.
 

@@ -145,7 +145,7 @@ def dkw_epsilon(samples: int, alpha: float = 0.05) -> float:
 def tail_upper_bound(scores: Tensor, threshold: float, alpha: float = 0.05) -> Tensor:
     r"""Upper confidence bound of the probability of a score above a threshold, $1 - F_n(x) + \epsilon$.
 
-    For scores of 0 and 1, `clopper_pearson_upper` is tighter: 3.8 times at 128 samples of which none leaks.
+    For scores of 0 and 1, `clopper_pearson_upper` is tighter: 3.8 times at 128 samples without a leak.
 
     Args:
         scores: Scores of the samples of each question, shape ``(..., n)``.

@@ -20,8 +20,8 @@ def negate_task_vector(
 
     Args:
         start: Weights :math:`\theta_0` by name.
-        finetuned: Weights :math:`\theta_{ft}` after fine-tuning on what is to be forgotten, by the same names and of
-            the same shapes.
+        finetuned: Weights :math:`\theta_{ft}` after fine-tuning on the forget rows, by the same names and of the same
+            shapes.
         alpha: How far to go, :math:`\alpha > 0`, in units of the task vector.
 
     Returns:

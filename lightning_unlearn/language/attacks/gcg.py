@@ -67,8 +67,8 @@ class GCG(LanguageAttack):
 
     Each step takes the gradient of the answer's negative log-likelihood with respect to the one-hot vectors of the
     suffix, keeps the ``topk`` best replacements of each token, draws ``candidates`` of single replacements among them,
-    and goes on with the candidate of lowest loss. A candidate has to be a text: it is dropped where its tokens are not
-    those that the tokenizer makes of the whole prompt. Suffixes that contain an accepted answer are dropped too.
+    and continues with the candidate of lowest loss. A candidate must be a text: it is dropped if the tokenizer makes
+    other tokens of the whole prompt. Suffixes that contain an accepted answer are dropped too.
 
     With enough freedom a suffix can spell out any answer, even for a model that never knew it. The control model is
     therefore attacked with the same budget, and only the difference counts. A universal suffix, searched on some rows
@@ -83,8 +83,8 @@ class GCG(LanguageAttack):
         topk: Replacements of each token to draw from.
         length: Tokens of the suffix.
         universal: One suffix for all rows, or one for each.
-        rows: Rows that a universal suffix is searched on, the first ones; of one suffix a row, at most so many rows are
-            attacked, and the others asked as they are.
+        rows: Number of first rows on which a universal suffix is searched; with one suffix per row, only that many rows
+            are attacked, and the others are asked unchanged.
         seed: Seed of the draws.
         batch_size: Candidates in a forward pass.
 
@@ -217,7 +217,7 @@ class _Prompt:
         module: The model.
         slot: The prompt.
         batch_size: Suffixes in a pass.
-        shared: Whether to compute what comes before the suffix once, where the model can go on from it.
+        shared: Whether to compute the tokens before the suffix once, if the model supports prefix caching.
     """
 
     def __init__(self, module: LitCausalLM, slot: _Slot, batch_size: int, shared: bool = True) -> None:

@@ -58,7 +58,7 @@ class KeptBlocks:
 
     @classmethod
     def of(cls, module: LitCausalLM, blocks: Sequence[nn.Module], prompt: Sequence[int]) -> KeptBlocks | None:
-        """Kept blocks of a model, if it can go on from them; tried with a prompt.
+        """Block cache of a model, if the model can continue from it; tried with a prompt.
 
         Args:
             module: The model.

@@ -106,7 +106,7 @@ class _Examples:
         features: By layer, each ``(n, d)``.
         labels: Class of each example.
         groups: Entity of each example.
-        question: Question of each example, of which one option is chosen; empty for membership.
+        question: Question of each example, whose options compete; empty for membership.
     """
 
     features: list[Any]
@@ -119,8 +119,8 @@ class LinearProbe(LatentEvidence):
     """Logistic regression on the states after a block, at the last token of the prompt.
 
     ``"membership"`` distinguishes questions about forget rows from questions about matched rows that no model ever saw.
-    ``"options"`` picks the right answer among the perturbed ones, each placed after its question, by features relative
-    to the mean over the options of the question.
+    ``"options"`` picks the true answer among it and the perturbed ones, each placed after its question, by features
+    relative to the mean over the options of the question.
 
     A probe is fitted on the original and applied to the other models as it is (transfer), and fitted anew on each
     (fresh). Folds are grouped by entity, so that it can't learn names by heart; features are standardised on the
@@ -132,7 +132,7 @@ class LinearProbe(LatentEvidence):
         original: The model before unlearning.
         control: A model that never saw the rows, such as the retrained one.
         never_seen: Matched rows that no model has seen, for ``"membership"``.
-        target: What the probe tells apart.
+        target: What the probe distinguishes.
         layers: Numbers of the blocks; by default a fifth, two fifths and so on up to the last one.
         folds: Folds of the cross-validation, at most.
         seed: Seed of the folds and of the shuffled labels.

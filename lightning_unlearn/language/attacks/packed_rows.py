@@ -83,7 +83,7 @@ def can_pack(module: LitCausalLM, rows: Sequence[TokenRow]) -> bool:
 
     Args:
         module: The model, with fp32 weights.
-        rows: The rows that are to be packed.
+        rows: The rows to pack.
     """
     from transformers import DynamicCache
 

@@ -24,7 +24,7 @@ class ForgetQualityResult(NamedTuple):
         p_value: Chance of a $D$ as large between two samples of one distribution. A high one says that the test found
             no difference, which also happens to broken models and on few rows.
         log10_p: Its logarithm, not below ``log10_floor``.
-        log10_floor: The logarithm at $D = 1$, total separation: all that so many rows can show.
+        log10_floor: The logarithm at $D = 1$, total separation: the most that this number of rows can show.
         n: Rows of the unlearned model.
         n_retrained: Rows of the retrained one.
     """
