@@ -27,9 +27,9 @@ class Sophia(torch.optim.Optimizer):
     $$\theta \leftarrow (1 - \eta\lambda)\,\theta
       - \eta\,\mathrm{sign}(m)\min\Big(\frac{|m|}{\rho\, B\, h + 10^{-15}},\ 1\Big)$$
 
-    The optimizer keeps the momentum $m$ and the curvature $h$, both in fp32. Whoever trains supplies the curvature with
-    `update_hessian`; in a Lightning run the callback [`SOUL`][lightning_unlearn.SOUL] does. Without it $h$
-    stays 0, and this is the sign of the momentum. A learning rate for AdamW is too large here by about three times.
+    The optimizer keeps the momentum $m$ and the curvature $h$, both in fp32. The training loop supplies the curvature
+    with `update_hessian`; in a Lightning run the callback [`SOUL`][lightning_unlearn.SOUL] does. Without it $h$ stays
+    0, and the step is the sign of the momentum. A learning rate for AdamW is about three times too large here.
 
     Args:
         params: Parameters or groups of them. Those that get no gradient are left alone.

@@ -32,19 +32,19 @@ class CurvatureRegularization(SmoothingStrategy):
 
     Norms are those of all weights that train, and gradients those of all processes. The gradient of the penalty takes
     two products with Hessians: see
-    [`curvature_penalty_gradient`][lightning_unlearn.functional.smoothing.curvature.curvature_penalty_gradient]. In
-    forward and backward passes over the forget rows a step costs four, two of them differentiated twice; or six.
+    [`curvature_penalty_gradient`][lightning_unlearn.functional.smoothing.curvature.curvature_penalty_gradient]. A step
+    costs four forward and backward passes over the forget rows, two of them differentiated twice; with finite
+    differences, six.
 
-    This is the paper's equation. The code released with it adds up the norm as a number, which has no gradient, and
-    takes the gradient of the term twice.
+    This is the paper's equation. The released code adds the norm as a number, which has no gradient, and takes the
+    gradient of the term twice.
 
     Logs ``smooth/grad_norm``, ``smooth/curvature`` (the norm in the penalty), ``smooth/perturbed_loss``, the term at
     $\theta + \mu v$, and ``smooth/sharpness``, by how much it is larger than at $\theta$.
 
     Args:
         coef: Weight of the penalty $c \ge 0$; 0 is the run without it.
-        mu: Length of the way $\mu > 0$.
-        mode: ``"double_backward"`` or ``"finite_difference"``, as in
+        mu: Length of the step $\mu > 0$. mode: ``"double_backward"`` or ``"finite_difference"``, as in
             [`GradientPenalty`][lightning_unlearn.GradientPenalty].
         detach: Whether $v$ is held constant, as is usual. ``False`` takes the whole gradient, at no cost: it has a term
             that grows without bound as the gradient vanishes, so clip gradients.

@@ -30,8 +30,8 @@ class Evaluation(NamedTuple):
 
     Args:
         value: The term with its weight, a scalar without graph.
-        gradients: Its gradient. Of weights that every process holds whole (DDP) it is that of this process's rows;
-            the mean over processes is that of all rows. Of sharded weights (FSDP2) it is that mean already.
+        gradients: Its gradient. For weights that every process holds whole (DDP) it is over this process's rows, and
+            the mean over processes is the gradient over all rows. For sharded weights (FSDP2) it is that mean already.
         parts: What the objective logs of it.
     """
 
@@ -160,7 +160,7 @@ class ForgetTerm:
     def average_(self, gradients: Gradients) -> None:
         """Replace gradients by their means over processes, in place; those of sharded weights are means already.
 
-        One that only other processes have is filled in.
+        A gradient that only other processes have is filled in.
         """
         if world_size() == 1 or self.sharded:
             return

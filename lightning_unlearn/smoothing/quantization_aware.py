@@ -24,8 +24,8 @@ class QuantizationAware(SmoothingStrategy):
 
     $Q$ rounds the weights of linear layers to the nearest of a grid (see ``QUANTIZATION_SCHEMES``), and its derivative
     is taken to be 1 (straight-through estimation). The output head, embeddings and norms stay, as in the quantisation
-    attack. The forget term is read once a step. The retain term is that of the model as it is: what quantisation does
-    to the kept knowledge is not trained away.
+    attack. The forget term is read once a step. The retain term uses the model without rounding: the loss of retained
+    knowledge by quantisation is not trained away.
 
     Weights of adapters (LoRA) are quantised only when they are merged, so the run has to train the linear layers
     themselves. In memory it costs a copy of their weights. Where weights are sharded, one at a time is gathered.

@@ -43,16 +43,16 @@ class Smoothed(NamedTuple):
 class SmoothingStrategy(ResumableCallback, ABC):
     r"""Base class of callbacks that smooth the forget term over the weights, so that small changes don't undo it.
 
-    Stands beside any objective that has a forget term of its own, one in a run. The gradient of the forget term is
-    replaced by that of a smoothed one; the retain and refusal terms keep theirs, at the weights as they are. The
+    Works beside any objective with a separate forget term; a run has one at most. The gradient of the forget term is
+    replaced by that of a smoothed term; the retain and refusal terms keep their gradients at the live weights. The
     module, its optimizer, accumulation of batches, clipping, mixed precision, masks and strategies (one device, DDP,
-    FSDP2) work as without it: the total loss has the smoothed gradient in its backward pass. Where batches are
-    accumulated, each is smoothed by itself.
+    FSDP2) work as without it, since the backward pass of the total loss adds the smoothed gradient. Accumulated batches
+    are smoothed one by one.
 
-    All passes of a step draw the same dropout masks. Running statistics of batch normalization take in the pass at the
-    weights themselves, and no pass at others. Weights are put back bit for bit, also after an exception, so that no
-    checkpoint has others in it. Where the score is the module's own ``training_step``, its logs are of the pass at the
-    weights themselves, but its metrics see all passes.
+    All passes of a step draw the same dropout masks. Only the pass at the live weights enters running statistics of
+    batch normalization. Weights are restored bit for bit, also after an exception, so that no checkpoint holds others.
+    If the score is the module's own ``training_step``, its logs are of the pass at the live weights, but its metrics
+    see all passes.
 
     Logs ``smooth/<name>`` as the subclass says. ``unlearn/loss`` has the smoothed forget term in it.
 
@@ -97,7 +97,7 @@ class SmoothingStrategy(ResumableCallback, ABC):
 
         Args:
             term: The forget term.
-            values: The perturbed weights, of which `ForgetTerm.at` is to be called.
+            values: The perturbed weights, as passed to `ForgetTerm.at`.
             length: L2 norm of the perturbation as it should be.
         """
         if self._steps or all(p.dtype in (torch.float32, torch.float64) for p in term.parameters):
