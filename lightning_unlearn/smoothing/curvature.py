@@ -44,7 +44,8 @@ class CurvatureRegularization(SmoothingStrategy):
 
     Args:
         coef: Weight of the penalty $c \ge 0$; 0 is the run without it.
-        mu: Length of the step $\mu > 0$. mode: ``"double_backward"`` or ``"finite_difference"``, as in
+        mu: Length of the step $\mu > 0$.
+        mode: ``"double_backward"`` or ``"finite_difference"``, as in
             [`GradientPenalty`][lightning_unlearn.GradientPenalty].
         detach: Whether $v$ is held constant, as is usual. ``False`` takes the whole gradient, at no cost: it has a term
             that grows without bound as the gradient vanishes, so clip gradients.
