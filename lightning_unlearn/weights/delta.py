@@ -1,8 +1,7 @@
 r"""Weight deltas: small files that turn a base model into the unlearned one and back, bit for bit.
 
 For every tensor that differs, the file holds the positions of the weights that moved and the XOR of their bits before
-and after. XOR is its own inverse, so applying and reverting are the same exact operation, with one stored value for
-both:
+and after. XOR is its own inverse, so applying and reverting are the same exact operation with the same stored value:
 
 $$\text{unlearned} = \text{base} \oplus \Delta, \qquad \text{base} = \text{unlearned} \oplus \Delta .$$
 
