@@ -186,14 +186,19 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def quiet_arguments(description: str | None) -> argparse.Namespace:
+    """Seeds and output folder of the command line, for a quiet run on one thread."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("runs/markov"))
-    args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = quiet_arguments(__doc__)
     results = {f"case {c}, seed {s}": run(c, s, list(METHODS)) for c in (1, 2) for s in args.seeds}
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "markov.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -9,17 +9,14 @@ runs/markov/weights.json and weights.svg.
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from markov import MarkovLM, chains, pretrain, unlearn
+from markov import MarkovLM, chains, pretrain, quiet_arguments, unlearn
 from torch import Tensor
 from tqdm import tqdm
 
@@ -101,13 +98,7 @@ def draw(results: list[dict[str, dict[str, float]]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=Path("runs/markov"))
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    args = quiet_arguments(__doc__)
     results = [run(seed) for seed in args.seeds]
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "weights.json").write_text(json.dumps(dict(zip(args.seeds, results, strict=True)), indent=1) + "\n")

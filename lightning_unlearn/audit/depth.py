@@ -16,7 +16,8 @@ from lightning_unlearn.language.attacks.paraphrase import ParaphraseAttack
 from lightning_unlearn.language.attacks.prompts import JailbreakAttack, MultiTurnAttack, PrefixAttack
 from lightning_unlearn.language.attacks.pruning import PruningAttack
 from lightning_unlearn.language.attacks.quantization import QuantizationAttack
-from lightning_unlearn.language.attacks.relearning import RELEARNING_RECIPES, LanguageRelearning
+from lightning_unlearn.language.attacks.relearning import LanguageRelearning
+from lightning_unlearn.language.attacks.relearning_recipes import RELEARNING_RECIPES
 from lightning_unlearn.language.attacks.sampling import SamplingAttack
 from lightning_unlearn.language.attacks.taught_rows import RelearningRows
 from lightning_unlearn.language.probes import Probe

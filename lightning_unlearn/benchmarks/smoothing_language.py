@@ -21,7 +21,8 @@ from lightning_unlearn.core.scores import causal_lm_nll
 from lightning_unlearn.core.sources import load_rows
 from lightning_unlearn.core.transfer import transferred
 from lightning_unlearn.language.attacks.quantization import QuantizationAttack
-from lightning_unlearn.language.attacks.relearning import LanguageRelearning, RelearningRecipe
+from lightning_unlearn.language.attacks.relearning import LanguageRelearning
+from lightning_unlearn.language.attacks.relearning_recipes import RelearningRecipe
 from lightning_unlearn.language.attacks.taught_rows import RelearningRows
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.data.token_rows import collate_tokens

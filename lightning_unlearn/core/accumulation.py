@@ -1,4 +1,4 @@
-"""The last batches of an epoch, and of a run."""
+"""Gradient accumulation at the end of an epoch, and the last batch of a run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["full_window", "is_last_batch"]
 
 
 def full_window(trainer: Trainer, module: LightningModule, batch_idx: int) -> float:
-    """What to multiply a loss with, so that an update takes the mean over the batches that it accumulates.
+    """Factor of the loss that makes an update the mean over the batches it accumulates.
 
-    Lightning divides each loss by ``accumulate_grad_batches``, also where an epoch ends before as many batches have
-    come. Where the end of an epoch is not known before its last batch, as in a stream, the gradients of the batches
-    before it are brought up here.
+    Lightning divides each loss by ``accumulate_grad_batches``, even if the epoch ends before that many batches. If the
+    end of an epoch is known only at its last batch, as in a stream, the gradients of the earlier batches are rescaled
+    here.
 
     Args:
         trainer: The trainer.
@@ -23,7 +23,7 @@ def full_window(trainer: Trainer, module: LightningModule, batch_idx: int) -> fl
         batch_idx: Number of the batch in its epoch.
 
     Returns:
-        1 but for the batches of a window that the epoch cuts short.
+        1, except for the batches of a window that the end of the epoch cuts short.
     """
     whole, served = trainer.accumulate_grad_batches, batch_idx % trainer.accumulate_grad_batches
     batches = trainer.num_training_batches
@@ -42,8 +42,8 @@ def full_window(trainer: Trainer, module: LightningModule, batch_idx: int) -> fl
 def is_last_batch(trainer: Trainer, batch_idx: int) -> bool:
     """Whether training ends with a batch, in ``on_train_batch_end``, as far as that is known.
 
-    What is done there is seen by the last validation, monitors and checkpoints. A run that something else stops ends
-    without such a batch.
+    Changes made there are seen by the last validation, monitors and checkpoints. A run that is stopped otherwise has no
+    such batch.
 
     Args:
         trainer: The trainer.

@@ -1,4 +1,4 @@
-"""Batch normalization of a single value a channel, which has no variance."""
+"""Batch normalization of batches with a single value per channel, which has no variance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FROZEN: WeakSet[nn.Module] = WeakSet()
 def freeze_lone_rows(module: nn.Module) -> list[RemovableHandle]:
     """Let batch normalization use its running statistics for a batch of a single row, as the last one of an epoch.
 
-    Where a channel has one value, torch stops with an error in training mode.
+    In training mode, torch raises an error if a channel has a single value.
 
     Args:
         module: Any module; those without batch normalization, and compiled ones, stay as they are.

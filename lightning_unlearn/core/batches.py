@@ -1,4 +1,4 @@
-"""Batches of any kind: the tensors in them, their rows, and fingerprints of these."""
+"""Batches of any type: their tensors, rows and row fingerprints."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def row_count(batch: Any) -> int:
 
 
 def rows_in(batch: Any) -> int | None:
-    """Number of rows in a batch: that of its first part that tells one.
+    """Number of rows in a batch, taken from the first part that has one.
 
-    A tensor tells its size, an object with a length this: graphs that share tensors (``num_graphs`` of PyTorch
+    The number is the size of a tensor, or the length of an object: graphs that share tensors (``num_graphs`` of PyTorch
     Geometric, ``BatchMolGraph`` of chemprop) are counted, not their nodes.
 
     Returns:
-        The number; ``None`` where the batch does not tell.
+        The number; ``None`` if it is unknown.
     """
     count = _first_count(batch, _DEPTH)
     if count is not None or not isinstance(batch, Sized) or isinstance(batch, (str, bytes, Mapping, tuple)):
@@ -105,7 +105,7 @@ def rows_at(batch: Any, rows: Any) -> Any | None:
         rows: Their numbers, or a slice.
 
     Returns:
-        The rows; ``None`` where they can't be told apart: each tensor of the batch must have one row for each.
+        The rows; ``None`` unless each tensor of the batch has one entry per row.
     """
     count = rows_in(batch)
     taken = 0

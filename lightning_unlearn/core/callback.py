@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import get_total_norm
 from torch.utils.hooks import RemovableHandle
 
@@ -19,15 +17,13 @@ from lightning_unlearn.core.batch_norm import freeze_lone_rows
 from lightning_unlearn.core.batches import rows_in
 from lightning_unlearn.core.checks import strategy, trainer_optimizes
 from lightning_unlearn.core.distributed import all_true, checksums, local_tensor, mean_over_ranks
+from lightning_unlearn.core.interruption import LastFinite, tell_checkpoint
 from lightning_unlearn.core.lightning import (
-    MODEL_PARALLEL,
     Callback,
     LightningModule,
     MisconfigurationException,
     Trainer,
     overrides,
-    rank_zero_info,
-    rank_zero_warn,
 )
 from lightning_unlearn.core.own_loss import warn_of_another_loss
 from lightning_unlearn.core.own_training import OwnTraining, SkippedBatch
@@ -43,6 +39,14 @@ from lightning_unlearn.core.resume import (
 )
 from lightning_unlearn.core.retention import begin, record_checkpoints, release, resume, seal
 from lightning_unlearn.core.rows import RowLoader, row_loader, written_date
+from lightning_unlearn.core.run_checks import (
+    check_date,
+    check_moved,
+    check_optimizers,
+    check_roles,
+    check_sharded,
+    never_started,
+)
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, training_step_loss
 from lightning_unlearn.core.smoothing import Smoothing, Term
 from lightning_unlearn.core.transfer import Patches, patch_transfer
@@ -50,18 +54,13 @@ from lightning_unlearn.core.trend import Trend
 
 __all__ = ["Needs", "Reference", "UnlearnCallback", "objective_score"]
 
-_MAKERS = {
-    "idk": "data module that gives refusals to the forget questions, such as LanguageDataModule",
-    "alternate": "data module that gives alternate answers, such as LanguageDataModule after generate_alternates",
-}
-
 
 class UnlearnCallback(ReferenceCallback, ABC):
     """Base class of unlearning callbacks: replaces ``training_step`` on the module instance while ``fit`` runs.
 
-    The module's class, its checkpoint keys, hooks, optimizers, validation and logging stay what they are; its
-    checkpoints load into its own class. A run has exactly one such callback; masks and monitors stack beside it.
-    The training batch is a dict with the rows of each role, ``{"forget": ..., "retain": ...}``.
+    The module's class, checkpoint keys, hooks, optimizers, validation and logging do not change, and its checkpoints
+    load into its own class. A run has exactly one such callback; masks and monitors are added beside it. The training
+    batch is a dict with the rows of each role, ``{"forget": ..., "retain": ...}``.
 
     A subclass supplies ``step``, and states in ``needs`` what it reads. Everything that ``step`` returns is logged as
     ``unlearn/<name>``. State of its own is made in ``begin`` or restored in ``restore``; exactly one of them is called.
@@ -83,13 +82,13 @@ class UnlearnCallback(ReferenceCallback, ABC):
     makes_steps = True
     """Whether the run makes training steps."""
     not_averaged: ClassVar[str] = ""
-    """Why weights of several steps have no meaningful mean, as a verb phrase; empty where they have."""
+    """Why the weights of several steps have no meaningful mean, as a verb phrase; empty if they have one."""
     fills_windows = True
-    """Whether an epoch's last update takes the mean over its batches where these are fewer than are accumulated."""
+    """Whether an incomplete accumulation window at the end of an epoch takes the mean over its batches."""
     separable = False
-    """Whether its loss has a forget term apart from what is to be kept, which `step` passes through `smoothed`."""
+    """Whether the loss has a separate forget term, which `step` passes through `smoothed`."""
     inseparable: ClassVar[str] = "has none that stands apart from what is to be kept"
-    """Why it has no such term, as a verb phrase."""
+    """Why there is no separate forget term, as a verb phrase."""
     smoothing: Smoothing | None = None
     """The callback that smooths the forget term in the current run."""
 
@@ -109,7 +108,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         self._trend = Trend(())
         self._checksums: dict[str, float] = {}
         self._keeps_gradients = False
-        self._statistics: list[tuple[Tensor, Tensor]] = []
+        self._finite = LastFinite(())
         self._lone_rows: list[RemovableHandle] = []
 
     rises: ClassVar[tuple[str, ...]] = ()
@@ -132,8 +131,8 @@ class UnlearnCallback(ReferenceCallback, ABC):
     def smoothed(self, module: LightningModule, term: Term) -> dict[str, Tensor]:
         """The forget term and its parts, smoothed over the weights where the run has a callback for that.
 
-        `step` calls it after the starting model has been read and before any graph of another term is there, since the
-        weights change for some time, and adds ``"loss"`` to the total as it is.
+        `step` calls it after reading the starting model and before building the graph of another term, since the
+        weights change in between. It adds ``"loss"`` to the total as it is.
 
         Args:
             module: The user's module.
@@ -144,7 +143,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
     def by_term(
         self, module: LightningModule, terms: Callable[[Sequence[str]], dict[str, Tensor]], roles: Sequence[str]
     ) -> dict[str, Tensor]:
-        """The terms of several roles: in one reading, or where the forget term is smoothed, that by itself and first.
+        """The terms of several roles, read together; a smoothed forget term is read first and by itself.
 
         Args:
             module: The user's module.
@@ -160,10 +159,10 @@ class UnlearnCallback(ReferenceCallback, ABC):
         return {**forget, **kept, "loss": forget["loss"] + kept["loss"]}
 
     def row_loaders(self, trainer: Trainer) -> dict[str, RowLoader]:
-        """For each role its rows, each once and in order, the same on every process.
+        """Loaders that give the rows of each role once and in order, the same on every process.
 
         Raises:
-            MisconfigurationException: If there are none, or they can't be told.
+            MisconfigurationException: If a role has no rows, or its loader can't be read row by row.
         """
         loaders = {role: row_loader(trainer.train_dataloader, role) for role in self.needs.roles}
         readable = {role: loader for role, loader in loaders.items() if loader is not None}
@@ -207,23 +206,19 @@ class UnlearnCallback(ReferenceCallback, ABC):
         self._patches.set(pl_module, "training_step", training_step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make or restore the reference: the first hook that comes after the checkpoint for every strategy."""
-        self._check_optimizers(trainer, pl_module)
+        """Make or restore the reference, in the first hook after loading a checkpoint under every strategy."""
+        if self.makes_steps:
+            check_optimizers(type(self).__name__, trainer, pl_module)
         begin(trainer)
         self._started = trainer.global_step
         self._trend = Trend(self.rises, nats=self.score is not training_step_loss)
         self._checksums = checksums(pl_module)
         self._joinable = not any(isinstance(child, _BatchNorm) for child in pl_module.modules())
-        self._check_sharded(trainer, pl_module)
+        check_sharded(trainer, pl_module)
         for hook in self._lone_rows:  # of the trial steps of a tuner
             hook.remove()
         self._lone_rows = freeze_lone_rows(pl_module)
-        self._statistics = [
-            (buffer, buffer.clone())
-            for child in pl_module.modules()
-            if isinstance(child, _NormBase)
-            for buffer in child.buffers(recurse=False)
-        ]
+        self._finite = LastFinite(pl_module.modules())
         if self.makes_steps and self._own is None:
             self._own = OwnTraining(type(self).__name__, trainer, pl_module, self.score is training_step_loss)
             self._own.patch(self._patches, trainer)
@@ -235,7 +230,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         if self._state is None:
             self._make_reference(trainer, pl_module)
         else:
-            self._check_date(self._state.get("date", self._date))
+            check_date(self._state.get("date", self._date), self._date)
             self._restore_reference(self._state, pl_module)
         warn_below_resolution(trainer)
         super().on_train_start(trainer, pl_module)
@@ -248,12 +243,16 @@ class UnlearnCallback(ReferenceCallback, ABC):
             return  # overflow is the gradient scaler's business: it skips the step and lowers its scale
         gradients = [local_tensor(p.grad) for p in pl_module.parameters() if p.grad is not None]
         if gradients and not all_true(get_total_norm(gradients).isfinite()):
-            self._stop(trainer, "a gradient is not finite")
+            self._finite.stop(type(self).__name__, trainer, "a gradient is not finite")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raise if nothing was unlearned, and take the starting model out of the checkpoints."""
-        self._check_moved(trainer, pl_module)
-        self._trend.warn(type(self).__name__)
+        """Raise an error if nothing was unlearned, and remove the starting model from the checkpoints."""
+        name = type(self).__name__
+        if self._started is None:
+            raise never_started(name, trainer)
+        updates = trainer.global_step - self._started if self._steps else 0
+        check_moved(name, trainer, pl_module, self._checksums, updates if self.makes_steps else None)
+        self._trend.warn(name)
         release(trainer)
         super().on_fit_end(trainer, pl_module)
 
@@ -266,7 +265,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         """Give ``training_step`` back, so that the module can be tested after a crash."""
         release(trainer, interrupted=True)
         if self._started is not None:
-            _tell_checkpoint(trainer, exception)
+            tell_checkpoint(trainer, exception)
         self._give_back(pl_module)
 
     # ---- state -------------------------------------------------------------------------------------------------
@@ -281,7 +280,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         }
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Mark the checkpoint, let it start with whole updates, and leave out what it may not hold after the run."""
+        """Mark the checkpoint, rewind it to whole updates, and leave out what no file may keep after the run."""
         rewind_window(trainer, checkpoint)
         mark(checkpoint, type(self).__name__, trainer.global_step)
         seal(trainer, checkpoint)
@@ -291,7 +290,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
 
         Raises:
             MisconfigurationException: If the checkpoint has no state for this callback, no longer the starting model
-                that it needs, or a mean of weights that no callback goes on with.
+                that it needs, or averaged weights without a callback that averages.
         """
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         refuse_live_weights_without_average(trainer, checkpoint)
@@ -327,36 +326,16 @@ class UnlearnCallback(ReferenceCallback, ABC):
                 "from_predictions."
             )
 
-    def _check_date(self, before: str | None) -> None:
-        if before != self._date:
-            raise MisconfigurationException(
-                f"The chat template writes the date into every prompt: the run was started with {before}, and its rows "
-                f"are now written with {self._date}. Write them with PromptFormat(date={before!r}), or pass the data "
-                "module itself to fit, which takes over the date of the checkpoint."
-            )
-
-    def _check_sharded(self, trainer: Trainer, module: LightningModule) -> None:
-        if not isinstance(trainer.strategy, MODEL_PARALLEL) or trainer.world_size == 1:
-            return
-        if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
-            raise MisconfigurationException(
-                f"ModelParallelStrategy leaves it to the module to share its weights among {trainer.world_size} "
-                f"processes, but {type(module).__name__} is not taken apart: each process would train a model of its "
-                "own. Apply fully_shard or parallelize_module in configure_model, or use strategy='ddp'. LitCausalLM "
-                "shards itself under ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1)."
-            )
-
     def _training_step(
         self, trainer: Trainer, module: LightningModule, batch: dict[str, Batch], batch_idx: int
     ) -> Tensor:
-        self._check_batch(batch)
+        check_roles(type(self).__name__, self.needs.roles, batch)
         if self._started is None:  # a tuner makes trial steps before the run, without callbacks
             self.on_train_start(trainer, module)
         if self.snapshot is not None:
             self.snapshot.follow(module)
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            for buffer, copy in self._statistics:
-                copy.copy_(buffer)
+            self._finite.keep()
             if not self._keeps_gradients:
                 # Lightning drops the last gradients after the forward pass, which would need their memory.
                 for optimizer in trainer.optimizers:
@@ -372,7 +351,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         logged = dict(zip(parts, means, strict=True))
         if not logged["loss"].isfinite():
             values = ", ".join(f"{name}={value.item():.6g}" for name, value in parts.items())
-            self._stop(trainer, f"the loss is not finite ({values})")
+            self._finite.stop(type(self).__name__, trainer, f"the loss is not finite ({values})")
         self._steps += 1
         self._trend.add(trainer.current_epoch, logged)
         if self._own is not None:
@@ -385,113 +364,12 @@ class UnlearnCallback(ReferenceCallback, ABC):
         loss = parts["loss"] if self.smoothing is None else self.smoothing.deposited(parts["loss"])
         return loss * full_window(trainer, module, batch_idx) if self.fills_windows else loss
 
-    def _check_optimizers(self, trainer: Trainer, module: LightningModule) -> None:
-        """Refuse a run that can't move a weight, now that the module's own hooks have been called."""
-        if not self.makes_steps:
-            return
-        name = type(self).__name__
-        trainer_optimizes(name, module)
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        optimized = {id(parameter) for group in groups for parameter in group["params"]}
-        own = [parameter for parameter in module.parameters() if id(parameter) in optimized]
-        reason = None
-        if not optimized or not any(parameter.numel() for group in groups for parameter in group["params"]):
-            reason = "configure_optimizers gives no optimizer"
-        elif not own:
-            reason = "its optimizer holds no weight of the module"
-        elif not any(parameter.requires_grad for parameter in own):
-            reason = "no weight that its optimizer holds requires a gradient"
-        if reason is not None:
-            raise MisconfigurationException(
-                f"{name} would move no weight of {type(module).__name__}: {reason}. Return an optimizer over "
-                "self.parameters() from configure_optimizers."
-            )
-
-    def _check_moved(self, trainer: Trainer, module: LightningModule) -> None:
-        name = type(self).__name__
-        if self._started is None:
-            raise MisconfigurationException(
-                f"{name} ran 0 updates: training did not start, since the run was complete already (epoch "
-                f"{trainer.current_epoch}, max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps}) or has no "
-                "batches. Raise max_epochs or max_steps to go on, or use a new Trainer for a new run; check that the "
-                "forget loader is not empty and limit_train_batches is not 0."
-            )
-        after = checksums(module)
-        alike = torch.tensor(after == self._checksums, device=trainer.strategy.root_device)
-        unmoved = all_true(alike)
-        if not self.makes_steps:
-            if unmoved:
-                rank_zero_warn(f"{name} has changed no weight: the module that went in is the module that came out.")
-            return
-        if self._steps == 0 or trainer.global_step == self._started:
-            raise MisconfigurationException(
-                f"{name} ran 0 updates: the module that went in is the module that came out. Check "
-                "that the forget loader is not empty, that max_epochs, max_steps and limit_train_batches are not 0, "
-                "that the module's training_step returns a loss, and that nothing else replaces it."
-            )
-        if unmoved:
-            rank_zero_warn(
-                f"{name} made {trainer.global_step - self._started} updates, and no weight has changed: the module "
-                "that went in is the module that came out. Check the learning rate, that weights require gradients "
-                "and are in the optimizer, and that the weight of the forget term is not 0."
-            )
-
-    def _check_batch(self, batch: Any) -> None:
-        roles = self.needs.roles
-        missing = [role for role in roles if not isinstance(batch, dict) or batch.get(role) is None]
-        ended = [role for role in missing if isinstance(batch, dict) and role in batch]
-        if ended:
-            raise MisconfigurationException(
-                f"{type(self).__name__} needs {ended} in every training batch, but that loader has ended before the "
-                "others, as in CombinedLoader(..., mode='max_size'). Use mode 'max_size_cycle' or 'min_size'."
-            )
-        if missing:
-            got = sorted(map(str, batch)) if isinstance(batch, dict) else type(batch).__name__
-            raise MisconfigurationException(
-                f"{type(self).__name__} needs {missing} in every training batch, but got {got}. Pass "
-                f"trainer.fit(module, {{{', '.join(f'{role!r}: ...' for role in roles)}}}) or a "
-                f"{next((_MAKERS[role] for role in missing if role in _MAKERS), 'ForgetRetainDataModule')}."
-            )
-
-    def _stop(self, trainer: Trainer, what: str) -> None:
-        epoch, batch = trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
-        for buffer, copy in self._statistics:  # the forward pass has put what is not finite into running statistics
-            buffer.copy_(copy)
-        saved = ""
-        if trainer.checkpoint_callback is not None:
-            folder = getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.default_root_dir
-            path = Path(folder) / "last-finite.ckpt"
-            trainer.save_checkpoint(path)
-            saved = f" and are saved in {path}"
-        raise FloatingPointError(
-            f"{type(self).__name__}: {what} at step {trainer.global_step} (epoch {epoch}, batch {batch}). The weights "
-            f"are those of the last finite step{saved}. Lower the learning rate, set gradient_clip_val=1.0, or use a "
-            "bounded objective (NPO, SimNPO)."
-        )
-
     def _give_back(self, module: LightningModule) -> None:
         self._patches.undo()
         self._own = None
         for handle in self._lone_rows:
             handle.remove()
         self._lone_rows = []
-
-
-def _tell_checkpoint(trainer: Trainer, exception: BaseException) -> None:
-    """Say which checkpoint an interrupted run can be resumed from."""
-    how = "was interrupted" if isinstance(exception, KeyboardInterrupt) else f"ended by {type(exception).__name__}"
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    paths = [getattr(c, name, "") for c in callbacks for name in ("last_model_path", "best_model_path", "ckpt_path")]
-    there = sorted(
-        (Path(path) for path in paths if path and Path(path).is_file()), key=lambda path: path.stat().st_mtime
-    )
-    if there:
-        rank_zero_info(
-            f"The run {how} at step {trainer.global_step}. Its last checkpoint is {there[-1]}: pass it as ckpt_path to "
-            "go on. It holds what resuming needs of the model before unlearning, so keep it to yourself."
-        )
-    else:
-        rank_zero_info(f"The run {how} at step {trainer.global_step}. It has no checkpoint to go on from.")
 
 
 def _watches_zero_grad(trainer: Trainer, module: LightningModule) -> bool:
@@ -503,7 +381,7 @@ def _watches_zero_grad(trainer: Trainer, module: LightningModule) -> bool:
 
 
 def objective_score(method: str, trainer: Trainer) -> Score:
-    """The score of the run's objective, for what stands beside it.
+    """The score of the run's objective, for callbacks that run beside it.
 
     Raises:
         MisconfigurationException: If the run has no objective.

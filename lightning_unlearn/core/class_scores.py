@@ -1,4 +1,4 @@
-"""Scores of classifiers whose output is not one logit a class: yes-or-no logits, logits of each pixel, soft labels."""
+"""Scores of classifiers for binary labels, segmentation and soft labels."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def segmentation_nll(module: LightningModule, batch: Batch) -> Predictions:
 
 @from_predictions
 def soft_label_nll(module: LightningModule, batch: Batch) -> Predictions:
-    r"""Cross-entropy with a distribution over classes, as of several annotators, a teacher or mixed rows.
+    r"""Cross-entropy with a distribution over classes, such as that of several annotators, a teacher or mixed rows.
 
     $$\ell = -\sum_k t_k \log p_k$$
 

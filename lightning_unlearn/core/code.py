@@ -1,4 +1,4 @@
-"""Source code that a run depends on, found by following imports."""
+"""Hashes of the source code that a run depends on, found by following imports."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def import_paths(value: Any) -> Iterator[str]:
 def sources(run: Callable[..., Any], paths: Iterable[str]) -> dict[str, str]:
     """Hashes of the source code that a run uses, by module.
 
-    These are the definitions of a function, of some classes with their bases, and of whatever they name that this
-    package, or the function's own, defines. The rest of a file does not count, so that a table beside the function or
-    another list of methods may change, nor do comments, docstrings and imports for type checkers.
+    They cover the definitions of a function, of some classes with their bases, and of everything they use from this
+    package or from the function's own. The rest of a file is left out, so that a table beside the function may change;
+    so are comments, docstrings and imports for type checkers.
 
     Args:
         run: A function of a module.

@@ -1,4 +1,4 @@
-"""Deprecation of public names and arguments: a warning that names the successor, and a release of removal."""
+"""Deprecation of public names and arguments: a warning with the successor and the release of removal."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 class UnlearnDeprecationWarning(FutureWarning):
-    """What is used goes in a later release. Python shows it wherever it comes from, unlike a ``DeprecationWarning``."""
+    """Warning that a later release removes a name. Python always shows it, unlike a ``DeprecationWarning``."""
 
 
 class Deprecation(NamedTuple):
-    """Something public that is to go.
+    """A public name or argument that a later release removes.
 
     Args:
         what: Its name.
@@ -40,7 +40,7 @@ class Deprecation(NamedTuple):
         )
 
     def warn(self, stacklevel: int = 3) -> None:
-        """Warn where the user's code is.
+        """Warn, with the line of the user's code.
 
         Args:
             stacklevel: Frames from here to that code.
@@ -49,7 +49,7 @@ class Deprecation(NamedTuple):
 
 
 def deprecated(instead: str, since: str, removed_in: str) -> Callable[[Decorated], Decorated]:
-    """Mark a public function or class as one that is to go. It works as before, and warns when it is called.
+    """Deprecate a public function or class. It works as before, and warns when it is called.
 
     Args:
         instead: What to use in its place.
@@ -85,7 +85,7 @@ def deprecated(instead: str, since: str, removed_in: str) -> Callable[[Decorated
 def renamed_arguments(since: str, removed_in: str, **new_names: str) -> Callable[[Decorated], Decorated]:
     """Let a function or a constructor take keyword arguments under their old names, with a warning.
 
-    The signature has the new names alone. The command line and files of settings go by it, and refuse the old ones.
+    The signature has only the new names. The command line and configuration files follow it, and refuse the old ones.
 
     Args:
         since: Release that begins to warn.

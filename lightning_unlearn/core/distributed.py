@@ -1,4 +1,4 @@
-"""Collective operations; each works, and costs nothing, in a single process."""
+"""Collective operations, which also work in a single process at no cost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Replica(NamedTuple):
-    """Which share of the data a process reads.
+    """The share of the data that a process reads.
 
     Processes of a tensor-parallel group hold parts of one replica of the model, and read the same rows.
 
@@ -114,7 +114,7 @@ def local_tensor(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def checksums(module: nn.Module) -> dict[str, float]:
-    """By name a number for the bits of each parameter that this process holds: equal before and after no change."""
+    """Checksum of each parameter's bits on this process, by name. Equal sums mean that no weight changed."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = {}
     for name, parameter in module.named_parameters():

@@ -18,11 +18,11 @@ __all__ = ["Edit"]
 
 
 class Edit(UnlearnCallback):
-    """A one-shot method: ``fit`` changes the weights before the first batch and ends there, without an update.
+    """A one-shot method: ``fit`` changes the weights before the first batch and ends without an update.
 
-    The run keeps the settings of a training run. Lightning leaves ``max_epochs=0`` before a callback could act, so such
-    a run is refused. Where checkpoints are enabled, the edited module is saved as ``edited.ckpt``. Every process
-    makes the whole edit. Without a Trainer, call ``edit``.
+    The settings of a training run apply. With ``max_epochs=0`` Lightning ends before any callback could act, so such a
+    run is refused. Where checkpoints are enabled, the edited module is saved as ``edited.ckpt``. Every process makes
+    the whole edit. Without a Trainer, call ``edit``.
 
     A subclass supplies ``edit``.
 
@@ -79,7 +79,7 @@ class Edit(UnlearnCallback):
         rank_zero_info(f"The edited module is saved in {path}.")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to edit twice.
+        """Refuse to resume: the weights would be edited twice.
 
         Raises:
             MisconfigurationException: Always.

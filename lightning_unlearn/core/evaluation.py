@@ -34,7 +34,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that was measured at one training step.
+    """Results of one evaluation at a training step.
 
     Args:
         step: Optimizer updates so far.

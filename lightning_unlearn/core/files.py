@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, and hashes."""
+"""Atomic writes of files and folders, and file hashes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["give_usual_mode", "replacing", "sha256", "write_text"]
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a file or a folder beside its place, and move it there when the body has ended without an error.
 
-    A reader sees what was there before or the whole new file, never a part of it, also after a crash, on a full disk or
-    a power cut. A folder takes the place of an older one of the same name.
+    A reader sees the old file or the whole new one, never a part of it, even after a crash, a full disk or a power cut.
+    A folder replaces an older one of the same name.
 
     Args:
-        path: Where the file or folder is to be; the parent folder is made.
+        path: Path of the file or folder; the parent folder is made.
 
     Returns:
         The path to write to.

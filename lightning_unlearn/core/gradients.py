@@ -89,7 +89,7 @@ def row_gradient(
 def sample_gradients(
     value: Callable[[LightningModule, Batch], Tensor], module: LightningModule, names: Iterable[str], batch: Batch
 ) -> dict[str, Tensor]:
-    """Gradients of a number that each row of a batch has, in one vectorized pass.
+    """Gradients of a per-row value for each row of a batch, in one vectorized pass.
 
     Args:
         value: ``(module, batch of one row) -> scalar``. Operations whose shape depends on values, such as choosing
@@ -117,7 +117,7 @@ def sample_gradients(
 
 
 def rows_of(batch: Batch, size: int) -> Iterator[Batch]:
-    """A batch in parts of at most so many rows."""
+    """Split a batch into parts with a maximum number of rows."""
     for start in range(0, row_count(batch), size):
         part = rows_at(batch, slice(start, start + size))
         if part is None:
@@ -128,7 +128,7 @@ def rows_of(batch: Batch, size: int) -> Iterator[Batch]:
 
 
 class _Reader(nn.Module):
-    """A function of a module as a module, whose weights ``functional_call`` can replace."""
+    """Wraps a function of a module as a module, so that ``functional_call`` can replace its weights."""
 
     def __init__(self, value: Callable[[LightningModule, Batch], Tensor], module: LightningModule) -> None:
         super().__init__()

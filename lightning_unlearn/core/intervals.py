@@ -1,4 +1,4 @@
-"""Confidence intervals of shares and means."""
+"""Confidence intervals of proportions and means."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Interval(NamedTuple):
 
 
 def clopper_pearson(hits: int, n: int, level: float = 0.95) -> Interval:
-    r"""A share with its exact binomial interval.
+    r"""A proportion with its exact binomial interval (Clopper-Pearson).
 
     $$[B^{-1}(\tfrac\alpha2; k, n-k+1),\ B^{-1}(1-\tfrac\alpha2; k+1, n-k)]$$
 
@@ -41,17 +41,14 @@ def clopper_pearson(hits: int, n: int, level: float = 0.95) -> Interval:
         >>> clopper_pearson(0, 100)
         Interval(value=0.0, low=0.0, high=0.036...)
     """
-    at_least("n", n, 1)
-    inside("level", level, 0, 1)
-    if not 0 <= hits <= n:
-        raise ValueError(f"There can't be {hits} hits in {n} trials.")
+    _check_counts(hits, n, level)
     tail = (1 - level) / 2
     bounds = clopper_pearson_upper(torch.tensor([n - hits, hits]), n, tail)
     return Interval(hits / n, 1 - float(bounds[0]), float(bounds[1]))
 
 
 def wilson(hits: int, n: int, level: float = 0.95) -> Interval:
-    r"""A share with Wilson's score interval.
+    r"""A proportion with Wilson's score interval.
 
     $$\frac{k + z^2/2 \pm z \sqrt{k (n-k) / n + z^2/4}}{n + z^2}, \qquad z = \Phi^{-1}(1 - \tfrac\alpha2)$$
 
@@ -67,10 +64,7 @@ def wilson(hits: int, n: int, level: float = 0.95) -> Interval:
         >>> wilson(20, 20)
         Interval(value=1.0, low=0.8388..., high=1.0)
     """
-    at_least("n", n, 1)
-    inside("level", level, 0, 1)
-    if not 0 <= hits <= n:
-        raise ValueError(f"There can't be {hits} hits in {n} trials.")
+    _check_counts(hits, n, level)
     z = NormalDist().inv_cdf((1 + level) / 2)
     centre, width = hits + z * z / 2, z * math.sqrt(hits * (n - hits) / n + z * z / 4)
     low, high = ((centre + end) / (n + z * z) for end in (-width, width))
@@ -126,3 +120,10 @@ def bootstrap(
     tail = (1 - level) / 2
     low, high = resampled.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0).tolist()
     return [Interval(*three) for three in zip(statistic(values).tolist(), low, high, strict=True)]
+
+
+def _check_counts(hits: int, n: int, level: float) -> None:
+    at_least("n", n, 1)
+    inside("level", level, 0, 1)
+    if not 0 <= hits <= n:
+        raise ValueError(f"There can't be {hits} hits in {n} trials.")

@@ -1,4 +1,4 @@
-"""Logits and labels of a classifier's batch, and their checks."""
+"""Logits and labels of a classifier's batch, with checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers by name, and the tensors that go through them."""
+"""Layers found by name, and hooks that collect their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOOK_NOT_CALLED = (
 
 
 class LayerCalls(NamedTuple):
-    """Inputs and outputs of a layer, one of each a call.
+    """Inputs and outputs of a layer, one of each per call.
 
     Args:
         inputs: First positional argument of each call.
@@ -36,7 +36,7 @@ class LayerCalls(NamedTuple):
 
 @contextmanager
 def watching(layer: nn.Module) -> Iterator[LayerCalls]:
-    """Collect what goes into a layer and out of it while the body runs."""
+    """Collect the inputs and outputs of a layer while the body runs."""
     calls = LayerCalls([], [])
 
     def before(_: nn.Module, args: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Names of Lightning, from whichever of its two packages a program uses: ``lightning`` or ``pytorch_lightning``.
+"""Names of Lightning, taken from the package that the program uses: ``lightning`` or ``pytorch_lightning``.
 
 The two packages hold the same code, but a class of one is no class of the other, and a Trainer takes modules and data
 modules of its own package alone. So the classes that this package derives from are derived from both where both are
@@ -48,7 +48,6 @@ __all__ = [
     "isolate_rng",
     "move_data_to_device",
     "overrides",
-    "package_of",
     "rank_zero_info",
     "rank_zero_warn",
     "resolve",
@@ -126,11 +125,6 @@ TENSORBOARD_LOGGERS: tuple[type[TensorBoardLogger], ...] = classes("loggers.Tens
 WANDB_LOGGERS: tuple[type[WandbLogger], ...] = classes("loggers.WandbLogger")
 
 
-def package_of(trainer: Trainer) -> ModuleType:
-    """The package that a Trainer is of."""
-    return next((p for p in PACKAGES if isinstance(trainer, p.Trainer)), PACKAGES[0])
-
-
 def overrides(owner: object, hook: str, path: str) -> bool:
     """Whether an object has a hook of its own.
 
@@ -152,9 +146,9 @@ if not TYPE_CHECKING:
     rank_zero_info, rank_zero_warn = resolve("utilities.rank_zero_info"), resolve("utilities.rank_zero_warn")
 
     class _OfTrainer:
-        """A method that both packages declare: the one of the package of the Trainer that the object is attached to.
+        """A method that both packages declare; calls go to the package of the attached Trainer.
 
-        Lightning takes a hook for overridden where its code is not that of its own class.
+        Lightning treats a hook as overridden if its code is not that of Lightning's class.
         """
 
         def __init__(self, functions: list[FunctionType]) -> None:

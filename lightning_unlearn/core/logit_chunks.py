@@ -1,4 +1,4 @@
-"""Logits at chosen positions, a few at a time: the whole of them never exists."""
+"""Logits at chosen positions, computed in chunks so that the full tensor never exists."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _TOLERANCE_HALF = 0.02
 class ChunkedLogits:
     """Reads logits of a causal language model at some positions, chunk by chunk.
 
-    Where the model tells its output layer (a Hugging Face model does), its hidden states are kept, and what follows
-    them, the output layer and a soft cap or a scale after it, runs again for each chunk of positions. Of any other
-    module, or one that changes the logits of such a model, the logits that it returns are read in chunks.
+    If the model names its output layer, as Hugging Face models do, its hidden states are kept, and the output layer
+    with any soft cap or scale after it runs once for each chunk of positions. For any other module, or one that changes
+    the logits of such a model, the returned logits are read in chunks.
 
     Args:
         module: The model, or a module around it.
@@ -92,8 +92,8 @@ def _positions(vocabulary: int, device: torch.device) -> int:
 class _Tail:
     """What a model does after its decoder, run for one chunk of hidden states after another.
 
-    It runs inside the forward pass, in a hook of the output layer, where sharded weights are whole. There the model's
-    ``forward`` is called once more for each chunk, with the outputs of all other parts as they were.
+    It runs inside the forward pass, in a hook of the output layer, where sharded weights are gathered. The model's
+    ``forward`` is called again for each chunk, with the recorded outputs of all other parts.
 
     Args:
         owner: The module whose ``forward`` calls the output layer.

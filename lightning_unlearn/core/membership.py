@@ -1,4 +1,4 @@
-"""Membership attacks that are fitted to features of members and non-members: checks, the draw and the classifier."""
+"""Membership attacks with a classifier fitted to features of members and non-members."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def draw_shadow(
         member_labels: Classes, for ``shadow="stratified"``.
         nonmember_labels: Classes, for ``shadow="stratified"``.
         shadow: ``"random"``, ``"stratified"`` by class, or ``"first"``.
-        max_shadow: At most so many rows of each side.
+        max_shadow: Largest number of rows on each side.
         seed: Seed of the draw, apart from the global random state.
 
     Returns:

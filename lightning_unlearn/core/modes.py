@@ -1,4 +1,4 @@
-"""Context managers that run a module in another mode and leave no trace in the run."""
+"""Context managers that run a module in another mode and then restore its state."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["differentiable", "evaluating", "evaluation_mode", "frozen", "undistu
 def without_gradients() -> Iterator[None]:
     """Run without gradients inside a training step.
 
-    Autocast caches the casts of weights. Casts made here carry no gradient, and may be of other weights, so the cache
-    is cleared before the training forward could use them.
+    Autocast caches the casts of weights. Casts made here carry no gradient and may come from other weights, so the
+    cache is cleared before the training forward pass can use them.
     """
     torch.clear_autocast_cache()
     try:
@@ -62,7 +62,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Run with weights that require no gradient, which saves the memory of theirs."""
+    """Run with weights that require no gradient, which saves the memory of their gradients."""
     trained = [p for module in modules for p in module.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

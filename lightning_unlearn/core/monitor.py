@@ -28,19 +28,19 @@ __all__ = ["Monitor", "log_folder", "log_table"]
 
 
 class Monitor(PrivateState, ABC):
-    """Evaluates before the first step, after every so many epochs and at the end; logs and keeps each evaluation.
+    """Evaluates before the first step, every few epochs and at the end; logs and keeps each evaluation.
 
     Every metric is logged as ``eval/<name>``, by a second monitor of the same class as ``eval/2/<name>``.
     ``EarlyStopping`` and ``ModelCheckpoint`` can monitor it under that name; listed before the monitor, they see the
     evaluation before the last one.
 
-    ``history`` keeps the texts of the rows that were judged. What is written after the run, tables and checkpoints,
-    has those of rows to forget hidden, unless ``show_answers``.
+    ``history`` keeps the texts of the judged rows. Tables and checkpoints that are written after the run hide the texts
+    of forget rows, unless ``show_answers`` is set.
 
     A subclass supplies ``evaluate``, and ``show``, which logs tables and figures at the end.
 
     Args:
-        every_n_epochs: Evaluate after every so many epochs; 0 evaluates before and after the run only.
+        every_n_epochs: Number of epochs between evaluations; 0 evaluates before and after the run only.
         show_answers: Whether tables and checkpoints show the rows to forget after the run.
 
     Raises:
@@ -68,12 +68,12 @@ class Monitor(PrivateState, ABC):
 
     @property
     def state_key(self) -> str:
-        """The class, and what tells two monitors of a run apart."""
+        """The class, and the settings that distinguish two monitors of a run."""
         settings = self.settings()
         return self._generate_state_key(**settings) if settings else type(self).__name__
 
     def settings(self) -> dict[str, Any]:
-        """Arguments that tell two monitors of one class apart, without those that have their default."""
+        """Arguments that distinguish two monitors of one class; those with their default are left out."""
         return {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -97,13 +97,13 @@ class Monitor(PrivateState, ABC):
         self._resumed = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure every so many epochs, and let other callbacks monitor the numbers."""
+        """Evaluate at the end of an epoch where one is due, so that other callbacks can monitor the metrics."""
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._evaluate(trainer, pl_module)
             self.log_metrics(trainer, pl_module, self.history[-1].metrics, logger=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the outcome and show it."""
+        """Evaluate the final model, and log tables and figures."""
         # Edits make no step, so the step number alone cannot tell that the model changed.
         if self.history[-1].step != trainer.global_step or len(self.history) == 1:
             self._evaluate(trainer, pl_module)

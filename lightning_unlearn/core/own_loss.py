@@ -1,4 +1,4 @@
-"""The module's own loss, compared with the likelihood that a method trains on in its place."""
+"""Comparison of the module's own loss with the likelihood that a method trains on."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def warn_of_another_loss(method: str, module: LightningModule, score: Score, bat
 
 @contextmanager
 def kept_attributes(module: nn.Module) -> Iterator[None]:
-    """Give attributes that the body sets, fills or counts up their values back, those of metrics included."""
+    """Restore attributes that the body changes, including the states of metrics."""
     attributes = [(child.__dict__, dict(child.__dict__)) for child in module.modules()]
     values = [value for _, before in attributes for value in before.values()]
     tensors = [(value, value.clone()) for value in values if isinstance(value, Tensor) and not value.requires_grad]

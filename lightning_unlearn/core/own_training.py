@@ -1,4 +1,4 @@
-"""The module's own ``training_step``, and the hooks, schedulers and callbacks that live on what it leaves behind."""
+"""The module's own ``training_step``, and the hooks, schedulers and callbacks that depend on its outputs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _THROUGHPUT = classes("callbacks.ThroughputMonitor")
 
 
 class SkippedBatch(Exception):
-    """The module's ``training_step`` returned None, by which Lightning skips a batch."""
+    """Raised where the module's ``training_step`` returns ``None``, which tells Lightning to skip the batch."""
 
 
 def call_training_step(module: LightningModule, batch: Any) -> Any:
@@ -82,10 +82,10 @@ def own_loss(module: LightningModule, batch: Any) -> Tensor:
 
 
 class OwnTraining:
-    """Keeps up what a module's training leaves behind while an objective trains it.
+    """Maintains the outputs of a module's own ``training_step`` while an objective trains the module.
 
-    Where hooks read what ``training_step`` collects, or a scheduler or callback monitors what it logs, it runs beside
-    the objective on the rows that are to stay, without gradients. Batch hooks get these rows as their batch.
+    If hooks read what ``training_step`` collects, or a scheduler or callback monitors what it logs, it also runs on the
+    retain rows, without gradients. Batch hooks get these rows as their batch.
 
     Args:
         method: Name of the objective, for messages.
@@ -142,7 +142,7 @@ class OwnTraining:
 
 
 def kept_rows(batch: Any) -> Any:
-    """The rows of a batch of training that are to stay, or those to forget where there are no others."""
+    """The retain rows of a training batch, or its forget rows if there are no others."""
     if not (isinstance(batch, Mapping) and {"forget", "retain"} & batch.keys()):
         return batch
     return batch["retain"] if batch.get("retain") is not None else batch["forget"]
@@ -272,7 +272,7 @@ def _pattern(name: ast.AST | None) -> str:
 def _reads(owner: Any, hook: str, at: int) -> bool:
     """Whether a hook of a user's class looks into an argument, without knowing of roles.
 
-    One that goes through all entries of a batch, whatever they are called, is at home with roles too.
+    A hook that goes through all entries of a batch, whatever their names, also works with a dict of roles.
     """
     tree = next((tree for tree, _ in _functions(type(owner), hook, set())), None)
     argument = _argument(type(owner), hook, at)

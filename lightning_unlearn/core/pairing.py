@@ -23,12 +23,12 @@ _WINDOW = 8  # batches whose rows are sorted by length together: enough to save 
 
 
 class PairSampler(DistributedSampler):
-    """Chooses the rows of each batch, as a function of (seed, epoch, batch) alone: no generator state to lose.
+    """Chooses the rows of each batch as a function of (seed, epoch, batch) alone, without generator state.
 
     An epoch is one pass over the rows of the driving role. Rows of the other role come from an endless stream of
     reshuffled passes that continues from epoch to epoch, so they are covered evenly. Each replica of the model takes
-    its share of a global batch: two replicas with batch size B see the pairs that one sees with 2B. Where the rows of
-    the driving role do not divide evenly, up to one less than the number of replicas come twice in an epoch.
+    its share of a global batch: two replicas with batch size B see the pairs that one sees with 2B. If the rows of the
+    driving role do not divide evenly, up to ``replicas - 1`` of them are repeated in an epoch.
 
     Args:
         sizes: Number of rows of each role.
@@ -191,7 +191,7 @@ class PairLoader(DataLoader):
         return DataLoader(part, batch_sampler=batch_sampler, collate_fn=self.dataset.collate)  # type: ignore[attr-defined]
 
     def part(self, role: str) -> Any | None:
-        """The rows of a part, or all that a follower can give; ``None`` where there are none or they have no end."""
+        """The rows of a part, or all rows of a follower; ``None`` if there are none or their number is unknown."""
         part = (self.dataset.parts | self.dataset.followers).get(role)  # type: ignore[attr-defined]
         return part if hasattr(part, "__len__") else None
 
@@ -299,10 +299,10 @@ class ForgetRetainDataModule(LightningDataModule):
         return self.evaluation_sets("test", ("test", "retain"))
 
     def evaluation_sets(self, stage: Literal["validation", "test"], preferred: Sequence[str]) -> dict[str, DataLoader]:
-        """The sets that the hooks of a module can tell apart.
+        """The sets that the hooks of a module can distinguish.
 
-        Every named set where they take ``dataloader_idx``. A module with the usual ``validation_step(batch,
-        batch_idx)`` takes one loader, and keeps on validating on the rows that are to stay.
+        All named sets if the hooks take ``dataloader_idx``. A module with the usual ``validation_step(batch,
+        batch_idx)`` takes one loader, that of the preferred set.
 
         Args:
             stage: Which hooks.

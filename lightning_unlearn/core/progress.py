@@ -1,4 +1,4 @@
-"""Progress of work outside Lightning's loops: a bar in a terminal, lines in a log."""
+"""Progress of work outside Lightning's loops: a bar in a terminal or lines in a log."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class LogLines:
 def counter(
     description: str, total: int | None = None, done: int = 0, unit: str = "", delay: float | None = None
 ) -> Any:
-    """A context manager with a method ``update(number)`` that shows, on the first process, how far some work is.
+    """A context manager whose method ``update(number)`` shows progress on the first process.
 
     Args:
         description: Title of the bar.
@@ -104,7 +104,7 @@ def counter(
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """The items, with a bar on the first process where they take more than two seconds.
+    """Iterate over items, with a bar on the first process if they take more than two seconds.
 
     In a log there is a line every half minute instead.
 

@@ -1,4 +1,4 @@
-"""Readings: likelihoods and logits of the rows of each role, in one forward pass where rows can be joined."""
+"""Likelihoods and logits of the rows of each role, from one forward pass where rows can be joined."""
 
 from __future__ import annotations
 

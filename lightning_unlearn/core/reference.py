@@ -51,7 +51,7 @@ _REFERENCE_DRIFT = 1e-2  # nats; padding and kernels move a likelihood by less, 
 
 
 class SnapshotReference:
-    """The starting values of everything that can move, exchanged with the live values while the reference runs.
+    """The starting values of all weights that train, exchanged with the live ones while the reference runs.
 
     Costs the memory of the trainable weights and the buffers once; nothing is copied on a step unless weights are
     sharded. A module that can produce its own reference, such as a LoRA model with its adapter disabled, gives it as
@@ -159,7 +159,7 @@ def exchanged(
 
 
 def reshard(module: nn.Module) -> None:
-    """Let go of gathered weights before the shards change: FSDP2 keeps the root's, and would use them again."""
+    """Release gathered weights before shards change: FSDP2 keeps those of the root and would reuse them."""
     if not (dist.is_available() and dist.is_initialized()):
         return
     for child in module.modules():
@@ -184,10 +184,10 @@ def _movable(module: nn.Module) -> dict[str, Tensor]:
 
 
 class CachedReference:
-    """One number a row of a role, read off the starting model in a single pass and looked up by the row's ``index``.
+    """One value per row of a role, computed by the starting model in a single pass and looked up by ``index``.
 
-    Each number is kept with a fingerprint of the row it was computed on, so a row whose content changes later
-    (augmentation, another tokenizer or ``max_length``, edited data) is an error and not a wrong reference.
+    Each value is kept with a fingerprint of its row. A row whose content changes later (augmentation, another tokenizer
+    or ``max_length``, edited data) then raises an error in place of giving a wrong reference.
 
     Args:
         role: The rows that it holds, such as ``"forget"``.
@@ -248,11 +248,11 @@ class CachedReference:
 
 @dataclass(frozen=True)
 class Needs:
-    """What an objective reads of the rows of a run and of the starting model.
+    """What an objective needs from the training batches and the starting model.
 
     Args:
         roles: Rows that every training batch must have.
-        per_example: Whether the loss is non-linear in each row's likelihood, so that one number a batch won't do.
+        per_example: Whether the loss is non-linear in each row's likelihood, so that one value per batch is not enough.
         logits: Whether it reads the logits of the forget rows.
         reference_nll: Roles whose likelihoods it compares with those of the starting model.
         reference_logits: Roles on whose rows it runs the starting model at each step.
@@ -268,7 +268,7 @@ class Needs:
 
 
 class ReferenceCallback(ResumableCallback):
-    """A callback that reads the module, and the module as it was before the first step.
+    """A callback that reads the module and its starting model.
 
     Args:
         score: Reads the per-example negative log-likelihood off the module.

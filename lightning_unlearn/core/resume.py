@@ -1,4 +1,4 @@
-"""Resuming: callbacks that begin or restore, and what checkpoints say of their run and module."""
+"""Resuming: callbacks that begin or restore, and the marks of a run in its checkpoints."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ _CLASS_KEY = "lightning_unlearn_module"
 class ResumableCallback(PrivateState):
     """A callback that calls exactly one of `begin` and `restore` when training starts.
 
-    ``on_train_start`` is the first hook at which weights and checkpoint are both there under every strategy.
-    A subclass that overrides it calls ``super().on_train_start`` where its state is to be made.
+    ``on_train_start`` is the first hook at which both weights and checkpoint are loaded under every strategy. A
+    subclass that overrides it calls ``super().on_train_start`` at the point where its state is made.
     """
 
     _state: dict[str, Any] | None = None
@@ -79,7 +79,7 @@ class ResumableCallback(PrivateState):
         self._state = None if self._fresh else state_dict
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Look whether the checkpoint is of a run that had begun."""
+        """Check whether the checkpoint is of a run that had begun."""
         self._fresh = not has_begun(checkpoint)
 
     def refuse_runs_without_it(
@@ -107,9 +107,9 @@ class ResumableCallback(PrivateState):
 
 
 def continues(callback: Callback, trainer: Trainer, module: LightningModule) -> bool:
-    """Whether ``fit`` goes on with what this trainer did before with the same callback and module.
+    """Whether ``fit`` continues an earlier run of this trainer with the same callback and module.
 
-    This is so when the trainer is called a second time with a larger ``max_epochs`` and without ``ckpt_path``.
+    This is the case when ``fit`` is called a second time with a larger ``max_epochs`` and without ``ckpt_path``.
     """
     last = _LAST.get(callback)
     return trainer.global_step > 0 and last is not None and last[0]() is trainer and last[1]() is module
@@ -175,7 +175,7 @@ def refuse_fine_tuning(module: LightningModule, checkpoint: dict[str, Any], obje
 
 
 def refuse_live_weights_without_average(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Refuse to resume a run of averaged weights without a callback that averages: it would go on from the mean.
+    """Refuse to resume a run of averaged weights without a callback that averages: it would continue from the mean.
 
     Raises:
         MisconfigurationException: If the checkpoint has a mean of weights, and the trainer has no such callback.
@@ -196,7 +196,7 @@ def restore_place(trainer: Trainer) -> None:
     before the progress of the loops is read, and they never get their states (pytorch-lightning#20550); and under
     ``max_steps`` a checkpoint of the end of an epoch is taken for one in the middle, with a batch too many.
 
-    Loaders that keep no place start the epoch again, and a warning says so.
+    Loaders without a saved position start the epoch again, with a warning.
     """
     loop = trainer.fit_loop
     if not loop.restarting or loop._combined_loader is None or loop._data_fetcher is None:
@@ -222,11 +222,11 @@ def restore_place(trainer: Trainer) -> None:
 
 
 def rewind_window(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Let a checkpoint start with the first batch whose gradients are not in the weights.
+    """Rewind a checkpoint to the first batch whose gradients are not in the weights.
 
-    Gradients that are accumulated are in no checkpoint. One that is taken between two updates is therefore set back to
-    the first batch of its accumulation window, where the loader can go back too; so is one that an exception made
-    in the middle of a batch.
+    Checkpoints do not hold accumulated gradients. A checkpoint between two updates is therefore set back to the first
+    batch of its accumulation window, if the loader can go back too. The same holds for a checkpoint that an exception
+    causes in the middle of a batch.
     """
     loop, state = trainer.fit_loop, checkpoint.get("loops", {}).get("fit_loop", {})
     loaders = loop._combined_loader.flattened if loop._combined_loader is not None else []

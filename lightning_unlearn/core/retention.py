@@ -1,4 +1,4 @@
-"""Contents of a run's checkpoints: what resuming needs while it runs, and nothing of the starting model after it."""
+"""Retention of the starting model in checkpoints: kept for resuming during a run, removed after it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ PRIVATE: dict[str, str] = {
 
 
 class PrivateState(Callback):
-    """A callback with state of the time before unlearning, which files must not hold when the run has ended.
+    """A callback with state of the starting model, which no file may hold once the run has ended.
 
     Checkpoints *during* a run hold it, since a run that is resumed needs it. When ``fit`` has ended without an error,
     it is taken out of every checkpoint of the run, and out of all that ``trainer.save_checkpoint`` writes from then on.
@@ -126,7 +126,7 @@ def has_begun(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def seal(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Mark a checkpoint that is about to be written, and leave out what it may not hold; in ``on_save_checkpoint``."""
+    """Mark a checkpoint that is about to be written, and leave out private state; called in ``on_save_checkpoint``."""
     run = _RUNS.setdefault(trainer, _Run(uuid.uuid4().hex))
     if RUN_KEY in checkpoint:
         return
@@ -177,7 +177,7 @@ def resume(trainer: Trainer, callback: Callback, checkpoint: dict[str, Any]) -> 
 
 
 def release(trainer: Trainer, interrupted: bool = False) -> None:
-    """Take what is of the time before unlearning out of the run's checkpoints; in ``on_fit_end``, and idempotent.
+    """Remove the starting model from the run's checkpoints; called in ``on_fit_end``, and idempotent.
 
     Args:
         trainer: Trainer of the run.

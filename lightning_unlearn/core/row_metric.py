@@ -1,4 +1,4 @@
-"""Base classes of metrics that keep numbers for each row."""
+"""Base classes of metrics that keep values for each row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["IndexedMetric", "RowMetric"]
 class RowMetric(Metric):
     """A metric whose states grow row by row and are concatenated over processes.
 
-    States are flat and of the metric's own type, as torchmetrics needs them where a process has not seen any row.
+    States are flat and have the metric's own type, as torchmetrics requires for a process that has seen no row.
     """
 
     full_state_update = False
@@ -41,8 +41,8 @@ class RowMetric(Metric):
 class IndexedMetric(RowMetric):
     """A metric of numbers a row, in fp64, that counts each row once.
 
-    Rows are told apart by their index: distributed samplers repeat rows so that every process has equally many, and
-    questions can repeat in a set. Of a row that came several times the first counts.
+    Rows are identified by their index, since distributed samplers repeat rows to give every process the same number,
+    and questions can repeat in a set. The first value of a repeated row counts.
 
     Args:
         names: Names of the numbers that are kept of each row.

@@ -1,4 +1,4 @@
-"""The rows of a run: each once and in order, shared by the replicas of the model."""
+"""Readers that give each row of a run once and in order, shared by the replicas of the model."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def drawn_rows(loader: RowLoader, limit: int | None, seed: int) -> list[list[int
 
     Args:
         loader: Rows, as `row_loader` gives them.
-        limit: At most so many rows, drawn without replacement and in order; ``None`` takes all.
+        limit: Largest number of rows, drawn without replacement and in order; ``None`` takes all.
         seed: Seed of the draw.
     """
     chunks = loader.chunks
@@ -338,16 +338,16 @@ def on_device(trainer: Trainer, batch: Any) -> Any:
 class RunRows:
     """Batches of the rows of a loader, shared by the replicas of a run.
 
-    Every process makes the same number of forward passes, since those of sharded weights are collective: where a
-    replica has a batch less than another, it reads the last one again, and that does not count. Processes of one
-    tensor-parallel group read the same batches. Of streams that give each replica rows of its own, each reads all.
+    Every process makes the same number of forward passes, since they are collective for sharded weights: a replica with
+    one batch fewer than another reads its last batch again, and the repetition does not count. Processes of one
+    tensor-parallel group read the same batches. A stream that gives each replica its own rows is read whole by each.
 
     Args:
         trainer: Trainer of the run.
         loader: Rows, as `row_loader` gives them.
         description: Title of the progress bar, and name of the rows in errors.
-        limit: At most so many rows, drawn without replacement; ``None`` takes all. Of a stream these are the first
-            batches that have so many.
+        limit: Largest number of rows, drawn without replacement; ``None`` takes all. A stream gives its first batches
+            with that many rows.
         seed: Seed of the draw.
         shows: Whether to show a progress bar.
 

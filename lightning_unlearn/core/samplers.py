@@ -1,4 +1,4 @@
-"""The rows that the sampler of a DataLoader yields, each once."""
+"""Distinct rows that the sampler of a DataLoader yields."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def own_random_state(seed: int) -> Callable[[], Any]:
         seed: Where they start.
 
     Returns:
-        A context; entering it again goes on where it was left.
+        A context; entering it again continues where it was left.
     """
     state: list[Any] = []
 

@@ -40,7 +40,7 @@ Score = Callable[[LightningModule, Batch], Tensor]
 
 
 class Predictions(NamedTuple):
-    """Logits where there are labels, and nowhere else.
+    """Logits at the labelled positions only.
 
     Args:
         logits: Shape ``(N, V)``, one row a supervised position, in the type the model computed them.

@@ -20,7 +20,7 @@ be logged. It may be called several times in a step, and reads no starting model
 
 
 class Smoothing(Protocol):
-    """Replaces the gradient of a forget term by one that takes other weights near by into account."""
+    """Interface of callbacks that replace the forget term's gradient by one over nearby weights."""
 
     def smoothed(self, module: LightningModule, term: Term) -> dict[str, Tensor]:
         """What ``term`` gives, with a smoothed loss that carries no gradient: `deposited` puts that in."""

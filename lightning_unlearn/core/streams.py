@@ -1,4 +1,4 @@
-"""Rows of loaders that can only be read from their beginning: streams, and loaders of someone's own kind."""
+"""Rows of loaders that can only be read from the beginning: streams and custom loaders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LONGEST = 1_000_000  # rows, after which a stream is taken to have no end
 
 @dataclass
 class StreamFacts:
-    """What has been seen of a stream.
+    """Facts about a stream, collected in one pass.
 
     Args:
         sizes: Rows of each batch.
@@ -34,8 +34,8 @@ class StreamFacts:
 class Stream:
     """Batches of a loader that gives the same rows whenever it is read from its beginning.
 
-    It is read on a copy, with random numbers of its own, so that the run reads the same rows as without. Each pass is
-    held against the first one: the same rows have to come, in any order.
+    A copy of the loader is read, with its own random numbers, so that the rows of the run do not change. Each pass is
+    compared with the first one: it must give the same rows, in any order.
 
     Args:
         source: The loader.

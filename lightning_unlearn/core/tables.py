@@ -38,7 +38,7 @@ def read_table(path: Path) -> list[Any]:
     """The rows of a file: a dict each, a string each for ``.txt``, and what is in the array for ``.json``.
 
     Args:
-        path: An existing file, of which the ending says what it is.
+        path: An existing file, whose ending gives the format.
 
     Raises:
         ValueError: If it can't be read as what it is called, with the line where that is known.
@@ -124,7 +124,7 @@ def _delimited(path: Path, text: str, separator: str | None) -> list[dict[str, s
 
 
 def _separator(text: str) -> str:
-    """The separator by which the rows have the most columns, and as many as the header."""
+    """The separator that gives the most columns, with as many in each row as in the header."""
 
     def fit(separator: str) -> tuple[int, int]:
         try:

@@ -1,4 +1,4 @@
-"""Progress of a Trainer as lines of a log, where there is no terminal for Lightning's bar."""
+"""Progress of a Trainer as lines of a log, for runs without a terminal."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def log_progress(trainer: Trainer) -> None:
     """Let a Trainer write lines in place of Lightning's bar, where that would fill a log with carriage returns.
 
     Args:
-        trainer: The Trainer. A bar of another class stays, and so does none.
+        trainer: The Trainer. Custom bars, and Trainers without a bar, are left as they are.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     for place, callback in enumerate(callbacks):

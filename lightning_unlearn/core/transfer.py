@@ -1,4 +1,4 @@
-"""Transfer of batches to the device, through the hooks of the module and of its data module."""
+"""Transfer of batches to the device through the hooks of the module and its data module."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batc
 
 
 class Patches:
-    """Attributes of objects that are replaced for the time of a run."""
+    """Attributes of objects that are replaced during a run."""
 
     def __init__(self) -> None:
         self._replaced: list[tuple[Any, str, Any, Any]] = []

@@ -1,4 +1,4 @@
-"""Trend of the forget and retain terms over the epochs of a run, and warnings where it is the wrong way."""
+"""Trend of the forget and retain terms over the epochs of a run, with warnings if it goes the wrong way."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Trend:
     Both epochs visit the same rows, so that their means can be compared; a run of one epoch gives no warning.
 
     Args:
-        names: The losses to follow: ``forget_nll``, which is to rise, and ``retain``, which is to stay.
+        names: The losses to follow: ``forget_nll``, which should rise, and ``retain``, which should not.
         nats: Whether they are negative log-likelihoods, and not losses of a user's own.
     """
 
@@ -45,7 +45,7 @@ class Trend:
         return [{name: total.item() / count for name, total in sums.items()} for sums, count in self._epochs.values()]
 
     def warn(self, method: str) -> None:
-        """Warn once where nothing was forgotten, or the rest is lost with it."""
+        """Warn once if nothing was forgotten, or if the retain rows are lost too."""
         means = self.means()
         if len(means) < 2:
             return

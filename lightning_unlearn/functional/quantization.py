@@ -36,8 +36,8 @@ class QuantizationScheme:
         kind: ``"symmetric"`` has codes $-h..h$ and the scale $\max|w| / h$. ``"asymmetric"`` has codes $0..h$, the
             scale $(\max w - \min w) / h$ with 0 inside the range, and the zero point $-\min w / s$, rounded.
             ``"codebook"`` has the values of a table, times $\max|w|$.
-        group: Weights that share a scale: so many neighbours along the input dimension, or all of an output row
-            (``None``). A codebook takes neighbours in row-major order, which cross rows.
+        group: Number of neighbours along the input dimension that share a scale, or all of an output row (``None``). A
+            codebook takes neighbours in row-major order, which cross rows.
         high: Largest code $h$; of a codebook, unused.
         low: Smallest code, where it is not the natural one.
         values: Table of a codebook, in the order of its codes.

@@ -1,4 +1,4 @@
-"""Adapters of PEFT: opened from a folder, merged into the weights, and made for training."""
+"""PEFT adapters: opening from a folder, merging into the weights, and settings for training."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def open_adapter(name: str, revision: str | None, open_base: Callable[[str, str 
 
 
 def merge(model: Any, name: str = "the model") -> Any:
-    """The model without adapters that gives the same logits, in the memory of the adapted one.
+    """Merge adapters into the base model in place; its logits are those of the adapted one.
 
     Args:
         model: A ``PeftModel``, which is taken apart.
@@ -162,7 +162,7 @@ def merge(model: Any, name: str = "the model") -> Any:
 
 
 def merged_copy(model: Any) -> Any:
-    """A model without adapters that gives the same logits; the adapted one is left as it is."""
+    """A copy of the model with its adapters merged, with the same logits."""
     return merge(copy.deepcopy(model))
 
 
@@ -205,7 +205,7 @@ def _kind(config: Any) -> str:
 
 
 def check_kind(name: str, config: Any) -> None:
-    """Refuse adapters that are no change of weights, by the name of their kind.
+    """Refuse adapters that do not change weights, by the name of their type.
 
     Raises:
         ValueError: If they are none.
@@ -234,7 +234,7 @@ def _tables(model: Any) -> list[str]:
 
 
 def _resize(base: Any, weights: Mapping[str, Tensor], name: str, base_name: str) -> None:
-    """Give the base the vocabulary that the adapter was trained with, where it comes with its tables."""
+    """Resize the base model to the adapter's vocabulary, where the adapter brings its own embeddings."""
     rows = base.get_input_embeddings().weight.shape[0]
     own = {
         part: weight.shape[0]
@@ -254,7 +254,7 @@ def _resize(base: Any, weights: Mapping[str, Tensor], name: str, base_name: str)
 
 
 def _untie(model: Any) -> None:
-    """Give the output head a table of its own, where an adapter changes only one of two tables that are shared."""
+    """Untie the output head, where an adapter changes only one of two tied tables."""
     base = model.get_base_model()
     tables = [base.get_input_embeddings(), base.get_output_embeddings()]
     inner = [getattr(table, "base_layer", getattr(table, "original_module", table)) for table in tables]

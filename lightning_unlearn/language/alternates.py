@@ -45,12 +45,12 @@ def generate_alternates(
     """Ask a model for other plausible answers to questions, by sampling, and write them to a file row by row.
 
     Give the file as ``forget`` to [`LanguageDataModule`][lightning_unlearn.LanguageDataModule] for
-    [`AltPO`][lightning_unlearn.AltPO]. Rows that are in it already are not generated again: after an interruption, the
-    same call continues where the last one stopped, and ends with the same file. Start a new file for other settings.
-    Run it in a single process, before unlearning.
+    [`AltPO`][lightning_unlearn.AltPO]. Rows in the file are not generated again: after an interruption, the same call
+    continues where the last one stopped, and ends with the same file. Start a new file for other settings. Run it in a
+    single process, before unlearning.
 
     Args:
-        module: The model that writes the answers: the one that is to forget, or a larger one.
+        module: The model that writes the answers: the starting model, or a larger one.
         rows: The rows to forget, given as to `LanguageDataModule`.
         path: The ``.jsonl`` file: each row as it was given, with its alternates.
         count: Different answers to a question, 5 in the paper. A row may get fewer, if the model repeats itself.
@@ -109,7 +109,7 @@ def generate_alternates(
 
 
 def _finished(path: Path) -> list[dict[str, Any]]:
-    """Rows of the file; a line that a killed process left unfinished is cut off."""
+    """Finished rows of the file; an incomplete last line of a killed process is cut off."""
     content = path.read_bytes() if path.is_file() else b""
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:

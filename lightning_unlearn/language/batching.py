@@ -1,4 +1,4 @@
-"""Batches of sequences of like lengths, within a budget of tokens."""
+"""Batches of sequences of similar length, within a token budget."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Batch(NamedTuple):
 
 
 def shared_beginning(sequences: Sequence[Sequence[int]], longest: int) -> int:
-    """How many tokens all sequences begin with; as many at most as given."""
+    """Length of the common beginning of all sequences, up to a limit."""
     same = takewhile(lambda column: len(set(column)) == 1, zip(*sequences, strict=False))
     return min(sum(1 for _ in same), longest)
 
 
 def common_head(sequences: Sequence[Sequence[int]], longest: int) -> int:
-    """How many tokens all sequences begin with, where computing them once is worth a forward pass of its own; else 0.
+    """Length of the common beginning, if computing it once is worth its own forward pass; else 0.
 
     Args:
         sequences: Token ids.
@@ -51,7 +51,7 @@ def common_head(sequences: Sequence[Sequence[int]], longest: int) -> int:
 def like_lengths(
     lengths: Sequence[int], rows: Sequence[int], max_tokens: int, batch_size: int | None = None, head: int = 0
 ) -> list[list[int]]:
-    """Split rows into batches of like lengths; padded, each has at most so many tokens, or one row.
+    """Split rows into batches of similar length, each with one row or at most a number of padded tokens.
 
     Args:
         lengths: Length of every row.
@@ -97,7 +97,7 @@ def plan(
         prompts: The prompt of every sequence, where those that have the same one may share its computation.
         max_tokens: Largest batch in tokens.
         batch_size: Largest batch in sequences.
-        shares: Make at least so many batches, if there are as many sequences.
+        shares: Smallest number of batches, if there are as many sequences.
         head: Tokens that all sequences begin with, which are computed before.
     """
     if shares > 1:
@@ -119,7 +119,7 @@ def plan(
 
 
 def _buckets(prompts: Sequence[tuple[int, ...]], max_tokens: int) -> list[list[tuple[int, ...]]]:
-    """Prompts of like lengths, the longest first, whose keys and values are held at a time."""
+    """Groups of prompts of similar length, the longest first, whose keys and values are held at a time."""
     buckets: list[list[tuple[int, ...]]] = []
     for prompt in prompts:
         last = buckets[-1] if buckets else None

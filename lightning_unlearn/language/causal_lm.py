@@ -68,9 +68,9 @@ class LitCausalLM(LightningModule):
 
     On its own it fine-tunes: ``training_step`` is the mean NLL per token. With an unlearning callback it unlearns.
 
-    The adapter of a PEFT folder is merged: the model that it makes of its base is what trains, the reference, and what
-    is exported from. A ``PeftModel`` object goes on with its adapter, with the adapted model as the reference; with
-    ``lora`` or ``trainable`` it is merged too.
+    The adapter of a PEFT folder is merged into its base model; the merged model is trained and exported, and is the
+    reference. A ``PeftModel`` object keeps training its adapter, with the adapted model as the reference; with ``lora``
+    or ``trainable`` it is merged too.
 
     Args:
         model: Hub id, folder written by ``save_pretrained`` of transformers or PEFT, path of a ``.gguf`` file or of a
@@ -279,8 +279,8 @@ class LitCausalLM(LightningModule):
     def answer(self, questions: Sequence[str | Messages], max_new_tokens: int = 24, batch_size: int = 64) -> list[str]:
         """Greedy answers to questions, asked in the prompt format of the data module, or of the run before.
 
-        An answer is what the model finds most likely at each step, whatever its ``generation_config`` says, up to the
-        token that ends an answer. Checkpoints and exports keep the prompt format of their run, as ``prompt``.
+        Each token is the most likely one, whatever the model's ``generation_config`` says, up to the token that ends an
+        answer. Checkpoints and exports keep the prompt format of their run, as ``prompt``.
 
         Args:
             questions: Questions as a user would ask them, or the messages of a conversation before the answer.

@@ -1,4 +1,4 @@
-"""Conversations as a chat template writes them, and where the answers stand in what it writes."""
+"""Conversations written by a chat template, with the positions of the answers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Span(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A text with the places of its answers.
+    """A text with the positions of its answers.
 
     Args:
         text: From the beginning to the end of the last answer.
@@ -97,7 +97,7 @@ class ChatTemplate:
     def prompts(self, conversations: Sequence[Messages]) -> list[str]:
         """Texts up to where the answer begins.
 
-        A space at their end is left out: it belongs to the first token of the answer.
+        A space at the end is left out, since it belongs to the first token of the answer.
         """
         if self._asks:
             texts = self._render(conversations, add_generation_prompt=True)
@@ -127,8 +127,8 @@ class ChatTemplate:
     def end(self) -> TurnEnd:
         """What ends an answer.
 
-        It is the first special token after an answer; where the template ends only other answers than the last one,
-        the token between an answer and the next question. A template that writes neither has no end of its own.
+        It is the first special token after an answer, or the token between an answer and the next question if the
+        template does not end the last answer. A template that writes neither has no end of its own.
         """
         after = _after(*self._render([[_QUESTION, _ANSWER]]))
         for tokens in self._tokens():
@@ -287,7 +287,7 @@ def _outline(messages: Messages) -> Messages:
 
 
 def _spans(messages: Messages, text: str, outline: str) -> Iterator[tuple[int, int]]:
-    """Where each answer stands in a text, by what stands around its mark in the outline."""
+    """Position of each answer in a text, found by the text around its mark in the outline."""
     place = 0
     answers = _answers(messages)
     for (number, answer), later in zip(answers, [*answers[1:], None], strict=True):
@@ -348,7 +348,7 @@ def _after(text: str) -> str:
 def _clock(date: datetime) -> str:
     """A definition of ``strftime_now`` that gives a fixed date, to put before a template.
 
-    Templates are rendered in a sandbox that takes no functions.
+    Templates are rendered in a sandbox that accepts no functions, so the clock is defined in the template.
     """
     values = {f"%-{letter}": str(int(date.strftime(f"%{letter}"))) for letter in "dmHIMSj"}
     values |= {f"%{letter}": date.strftime(f"%{letter}") for letter in "aAwdbBmyYHIpMSfjUWcxXGuV%"}

@@ -1,4 +1,4 @@
-"""Continuation of many prompts token by token, without what they share and without rows that have ended."""
+"""Generation for many prompts, without recomputing common beginnings or finished rows."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def continuations(
 ) -> list[list[int]] | None:
     """The tokens after each prompt, one after another, the token that ends it among them.
 
-    The head of the model is not computed again, and a prompt once for all its copies. A row that has ended is computed
-    no longer.
+    The common head of all prompts is not computed again, a prompt is computed once for all its copies, and finished
+    rows are dropped.
 
     Args:
         model: The model, in evaluation mode, which takes ``position_ids``.

@@ -1,4 +1,4 @@
-"""Numbers of evaluation logs, derived again from what the logs keep of each row."""
+"""Metrics of evaluation logs, recomputed from the row values in the logs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROUGE = {"tofu": ("recall", "rougeL_recall"), "muse": ("f1", "rougeL_f1")}
 
 
 class Rederived(NamedTuple):
-    """A number of a log beside the same number derived again.
+    """A number of a log beside the recomputed one.
 
     Args:
         logged: The number in the log; ``None`` where it has none.
@@ -44,7 +44,7 @@ class Rederived(NamedTuple):
 
 
 def rederive(log: EvalLog, retrained: EvalLog | None = None, variant: Variant = "geometric") -> dict[str, Rederived]:
-    """Derive the numbers of a log again from losses, token counts, texts and scores of its rows.
+    """Recompute the numbers of a log from losses, token counts, texts and scores of its rows.
 
     These are probabilities, ROUGE, truth ratios, model utility, areas of membership attacks and means of other scores;
     with the log of a retrained model also forget quality and PrivLeak.

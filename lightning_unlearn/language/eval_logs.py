@@ -147,9 +147,8 @@ def logged_rows(
 def read_eval_log(path: str | os.PathLike[str]) -> EvalLog:
     """Read a log of open-unlearning (``*_EVAL.json`` or ``*_SUMMARY.json``) or of TOFU's authors.
 
-    TOFU's authors log losses and texts of each row and no number of a set; those are the means of what is stored, as
-    the authors' script aggregates them. Rows keep the sum of losses and the number of tokens, as ``"loss"`` and
-    ``"tokens"``.
+    TOFU's authors log losses and texts of each row, but no metric of a set; metrics are means of the stored values, as
+    in the authors' script. Rows keep the sum of losses and the number of tokens, as ``"loss"`` and ``"tokens"``.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""Generation of answers by the model alone, without the settings that came with its folder."""
+"""Generation of answers, without the generation settings of the model's folder."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["answer_ends", "casts_kept", "generate", "generate_all", "generate_ch
 def generate(
     model: Any, prompt_format: PromptFormat, prompts: Sequence[Sequence[int]], max_new_tokens: int, **sampling: Any
 ) -> list[str]:
-    """What a model writes after each prompt, up to where an answer ends.
+    """Answers of a model to prompts, up to the end of each answer.
 
-    Of the model's ``generation_config`` only the tokens that end a text count: a repetition penalty, beams, suppressed
-    or forced tokens would give other answers than the model's own.
+    Only the end tokens of the model's ``generation_config`` are used: a repetition penalty, beams, and suppressed or
+    forced tokens would give answers other than the model's own.
 
     Args:
         model: A Hugging Face causal language model.
@@ -66,10 +66,10 @@ def generate_all(
     choose: Choose = likeliest,
     copies: int = 1,
 ) -> list[str]:
-    """What a model writes after each of many prompts, in batches of prompts of like lengths.
+    """Answers of a model to many prompts, in batches of similar length.
 
-    Where the model keeps the keys and values of all tokens, what all prompts begin with is computed once, a prompt once
-    for all its copies, and an answer that has ended no longer. Any other model writes with its own ``generate``.
+    If the model keeps the keys and values of all tokens, the common beginning of all prompts is computed once, a prompt
+    is computed once for all its copies, and finished answers are dropped. Any other model uses its own ``generate``.
 
     Args:
         model: A Hugging Face causal language model, in evaluation mode.
@@ -117,10 +117,11 @@ def generate_changed(
     changes: Sequence[Change],
     batch_size: int = 64,
 ) -> list[list[str]]:
-    """What a model writes after each of many prompts that it has read under changes, one list of answers a change.
+    """Answers of a model that reads the prompts under temporary changes; one list of answers per change.
 
-    Where the model keeps the keys and values of all tokens, a prompt is read under one change after another, and the
-    answers of all changes are written together, without them: a change must do nothing to the tokens behind a prompt.
+    If the model keeps the keys and values of all tokens, each prompt is read under one change after another, and the
+    answers of all changes are then generated together without changes: a change must not affect the tokens after a
+    prompt.
 
     Args:
         model: A Hugging Face causal language model, in evaluation mode.
@@ -230,7 +231,7 @@ def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
 
 @contextmanager
 def _plain_generation(model: nn.Module) -> Iterator[None]:
-    """Take the model's generation config away for a while: ``generate`` fills in from it what it is not told."""
+    """Remove the model's generation config while the body runs: ``generate`` takes unset options from it."""
     from transformers import GenerationConfig
 
     owners: list[Any] = [

@@ -1,4 +1,4 @@
-"""Knowledge of rows, as every attack measures it: one score a row of likelihood and one of answers."""
+"""Knowledge of rows as every attack measures it: a likelihood score and an answer score for each row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits of a language model that its rows have to keep: rows of the embedding table, and learned positions."""
+"""Limits of a language model on its inputs: vocabulary size and learned positions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def learned_positions(model: Any) -> int | None:
 
 
 def check_rows(model: Any, tokenizer: Any, data: LanguageDataModule) -> None:
-    """Refuse rows that the model has no embedding or no position for, before it trains.
+    """Refuse rows with tokens or positions beyond the model's limits, before training.
 
     Args:
         model: The model.
@@ -76,7 +76,7 @@ def check_rows(model: Any, tokenizer: Any, data: LanguageDataModule) -> None:
 
 
 def check_ids(model: Any, input_ids: Tensor, positions: int | None) -> None:
-    """Refuse a batch that the model has no embedding or no position for, where that is cheap to see.
+    """Refuse a batch with tokens or positions beyond the model's limits, where the check is cheap.
 
     Args:
         model: The model.
@@ -106,7 +106,7 @@ def _longest(model: Any) -> int | None:
 
 
 def _check_same_tokens(own: Any, other: Any) -> None:
-    """Refuse another tokenizer than the model's own where the two number the same tokens differently."""
+    """Refuse a tokenizer that numbers tokens differently from the model's own."""
     mine, theirs = own.get_vocab(), other.get_vocab()
     shared = mine.keys() & theirs.keys()
     moved = sorted(token for token in shared if mine[token] != theirs[token])

@@ -1,4 +1,4 @@
-"""Marking of generated answers: whether a text gives an accepted one."""
+"""Matching of generated answers against accepted ones."""
 
 from __future__ import annotations
 

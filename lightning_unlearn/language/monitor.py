@@ -46,22 +46,23 @@ class UnlearnMonitor(Monitor):
     the generations before and after, and the curves as figures. Processes share the rows and the questions; where
     weights are sharded, each one generates all answers, since the forward passes are collective.
 
-    After it in the list of callbacks, ``EarlyStopping`` and ``ModelCheckpoint`` can monitor the numbers. The module's
-    own validation in ``fit`` would measure the same sets once more, so `LitCausalLM` leaves it out beside a monitor.
+    ``EarlyStopping`` and ``ModelCheckpoint`` can monitor the metrics if they come after it in the list of callbacks.
+    The module's own validation in ``fit`` would measure the same sets again, so `LitCausalLM` skips it beside a
+    monitor.
 
     Args:
-        every_n_epochs: Measure after every so many epochs; 0 leaves only before and after.
+        every_n_epochs: Number of epochs between evaluations; 0 evaluates before and after the run only.
         questions: Question sets to generate answers for, each given as rows or a file with ``question``, ``answer``
             and optionally ``accept`` (a list of accepted short answers; by default the answer itself). By default those
             of the data module.
         generate: ``(module, questions) -> answers``; by default the module's method ``answer``. A question of several
             messages, or with a system prompt of its own, is given as the list of them.
         score: Reads likelihoods off the module.
-        limit: At most so many rows of each set are measured, the first ones.
+        limit: Number of first rows of each set that are measured.
         match: When an answer is right. ``"words"``: it contains an accepted answer as whole words, in any case;
             ``"exact"``: it is an accepted answer; or a function ``(text, accepted) -> bool``.
         show_answers: Whether the table of generations, and checkpoints after the run, show the questions and answers of
-            rows to forget: they are copies of what was to go. ``history`` always has them.
+            rows to forget, which are copies of the data to be removed. ``history`` always has them.
 
     Raises:
         ValueError: If a number is out of range, or ``match`` has no such value.
@@ -91,7 +92,7 @@ class UnlearnMonitor(Monitor):
                     )
 
     def settings(self) -> dict[str, Any]:
-        """What tells two monitors of a run apart."""
+        """Settings that distinguish two monitors of a run."""
         own = {
             "every_n_epochs": None if self.every_n_epochs == 1 else self.every_n_epochs,
             "questions": sorted(self.questions),

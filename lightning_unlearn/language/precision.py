@@ -31,7 +31,7 @@ def fp32_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def put_back(model: nn.Module, kept: dict[str, Tensor]) -> None:
-    """Give the tensors back that a cast has changed, on the device where it has put them."""
+    """Restore the tensors that a cast has changed, on their new device."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, before in kept.items():
         tensor = tensors[name]

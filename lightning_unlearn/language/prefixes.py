@@ -1,4 +1,4 @@
-"""Keys and values of token sequences, computed once for all sequences that begin with them."""
+"""Prefix caching: keys and values computed once for all sequences that share a beginning."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Prefix:
 
 
 class PrefixModel:
-    """A Hugging Face model that goes on from keys and values.
+    """A Hugging Face model that continues from cached keys and values.
 
     Args:
         model: The model.
@@ -84,7 +84,7 @@ class PrefixModel:
             ids: Token ids after the prefixes, padded on the right, shape ``(B, T)``.
             mask: 0 where they are padded, shape ``(B, T)``.
             prefix: The prefixes.
-            rows: Number of the prefix that each sequence goes on from.
+            rows: Number of the prefix that each sequence continues.
         """
         mask = torch.cat([mask.new_ones(len(mask), prefix.length), mask], 1)
         cache = {self.name: prefix.select(rows)}
@@ -92,14 +92,14 @@ class PrefixModel:
 
 
 def prefix_model(model: Any, longest: int, head: Sequence[int] = ()) -> PrefixModel | None:
-    """A model whose sequences can go on from a prefix exactly, if they can; tried with a forward pass over the head.
+    """The model with prefix caching, if its results are then exact; tried with a forward pass over the head.
 
-    That is so where every layer keeps the keys and values of all tokens. A recurrent layer keeps a state, and one with
-    a window drops tokens. What is returned is for the weights that the model has now.
+    Results are exact if every layer keeps the keys and values of all tokens. A recurrent layer keeps a state instead,
+    and a layer with a window drops tokens. The result is valid for the current weights.
 
     Args:
         model: A model of transformers or PEFT; any other module can't.
-        longest: Tokens of the longest sequence; a window of so many tokens drops none.
+        longest: Tokens of the longest sequence; a window of this size drops none.
         head: Tokens that all sequences begin with; without them, two others are tried.
     """
     model = getattr(model, "_orig_mod", model)  # of a compiled one
@@ -123,7 +123,7 @@ def prefix_model(model: Any, longest: int, head: Sequence[int] = ()) -> PrefixMo
 def by_mask(hook: Hook) -> Hook:
     """Mark a hook that finds whole prompts by ids and mask, on whatever side they are padded.
 
-    A model whose hooks are all marked so can write with a cache of ours, which its prompts begin.
+    A model whose hooks are all marked in this way can generate with our cache, which the prompts begin.
     """
     hook.by_mask = True  # type: ignore[attr-defined]
     return hook
@@ -132,7 +132,7 @@ def by_mask(hook: Hook) -> Hook:
 def hooked_model(model: Any, longest: int) -> PrefixModel | None:
     """A model whose hooks all find prompts `by_mask`, if its config promises a cache that keeps all keys and values.
 
-    A pass of a trial would run the hooks; so the first cache has to be looked at.
+    A trial pass would run the hooks, so the caller has to check the first cache.
 
     Args:
         model: A model of transformers or PEFT; any other module can't.

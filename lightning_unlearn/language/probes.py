@@ -1,4 +1,4 @@
-"""Probes: questions that ask a language model for what a row holds."""
+"""Probes: questions that test whether a language model knows a row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Probe:
     """A question with the answer that a model gives if it knows the row.
 
     Args:
-        row: Number of the row in its set. Rows are told apart by it: questions can repeat.
+        row: Number of the row in its set, which identifies it: questions can repeat.
         question: The question, or the messages before the answer; of a plain text, its beginning.
         answer: The whole answer; of a plain text, its continuation.
         accept: Accepted short answers. Empty: the answer itself.

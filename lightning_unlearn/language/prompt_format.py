@@ -1,4 +1,4 @@
-"""Prompt formats: questions and answers as the tokens that a language model reads and writes."""
+"""Prompt formats, which turn questions and answers into tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OWN_ARGUMENTS = {
 
 @dataclass(frozen=True)
 class PromptFormat:
-    r"""The format in which a language model is asked a question, the same in training, generation and evaluation.
+    r"""Format of questions and answers, the same in training, generation and evaluation.
 
     Prompt and answer are written by the tokenizer's chat template and tokenized as one text. The answer ends with the
     token that the template writes after it, such as ``<|im_end|>`` or ``<end_of_turn>``. A tokenizer without a template
@@ -134,7 +134,7 @@ class PromptFormat:
 
         Args:
             question: A question, or the messages before an answer. A last message of the assistant with
-                ``"prefix": True`` is the beginning of the answer, which the model goes on with.
+                ``"prefix": True`` is the beginning of the answer, which the model continues.
             system: System prompt of this question; by default that of the format.
         """
         system = system or self.system_prompt
@@ -220,7 +220,7 @@ class PromptFormat:
 
     @classmethod
     def load(cls, folder: str | Path) -> PromptFormat | None:
-        """The format that the run asked with that wrote a folder, if it did."""
+        """The format that a run has saved in a folder, if there is one."""
         path = Path(folder) / _FILE
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 

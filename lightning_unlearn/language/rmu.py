@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-import re
-import traceback
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.utils._pytree import tree_map_only
+from torch import Tensor
 
 from lightning_unlearn.core.batches import row_count
 from lightning_unlearn.core.callback import Needs, UnlearnCallback
 from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.distributed import mean_over_ranks
-from lightning_unlearn.core.layers import HOOK_NOT_CALLED, find_layer, stripped
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.modes import without_gradients
 from lightning_unlearn.core.reading import join
 from lightning_unlearn.core.scores import Batch, causal_lm_nll
 from lightning_unlearn.functional.language.rmu import control_vector, mean_norm, rmu_forget, rmu_retain
 from lightning_unlearn.functional.likelihood import IGNORE_INDEX
+from lightning_unlearn.language.frozen_parameters import FrozenParameters, named_parameters
+from lightning_unlearn.language.layer_output import layer_output
 
 __all__ = ["RMU"]
 
 
 Mask = Literal["attention", "labels", "all"]
 
-_OUTPUTS = r"down_proj|dense_4h_to_h|mlp\.c_proj|fc2|fc_out|w2|mixer\.out_proj"
-
 
 class RMU(UnlearnCallback):
     r"""Representation misdirection: steer the activations of one layer to a random vector.
 
-    The activations of retain rows are held at those of the starting model.
+    The activations of retain rows are kept at those of the starting model.
 
     $$\mathcal{L} = \frac{1}{d}\, \mathbb{E}_{b,t} \lVert h_\theta(x_f)_t - c u \rVert_2^2
       + \alpha \frac{1}{d}\, \mathbb{E}_{b,t} \lVert h_\theta(x_r)_t - h_{ref}(x_r)_t \rVert_2^2$$
@@ -45,12 +40,12 @@ class RMU(UnlearnCallback):
 
     With ``adaptive=True`` the length of the target follows the activations, so that one setting serves every layer:
     $c = \beta\, \mathbb{E}_{b,t} \lVert h_{ref}(x_f)_t \rVert_2$ with $\beta$ = ``steering``, measured once, on the
-    first forget batch. So do two copies of the released code of arXiv:2408.06223; as we remember the paper, which we
-    could not open, its formula takes the norm of each sample anew.
+    first forget batch. Two copies of the released code of arXiv:2408.06223 do the same. We could not open the paper; as
+    we remember it, its formula takes the norm of each sample.
 
-    Only the layers up to the steered one run, in training and for the reference, whose weights are the starting values
-    of the few parameters that train. Where weights are sharded (FSDP2), a forward pass can't be left half way, so the
-    later layers and the output head run too, without gradients. Reentrant gradient checkpointing is not supported.
+    Only the layers up to the steered one run, in training and for the reference, which is the model with the starting
+    values of the few parameters that train. If weights are sharded (FSDP2), a forward pass can't be left half way, so
+    the later layers and the output head run too, without gradients. Reentrant gradient checkpointing is not supported.
 
     Batches are dicts with ``input_ids (B, T)`` and usually ``attention_mask (B, T)``. While ``fit`` runs, all other
     parameters are frozen. The reference is read without dropout: switch dropout off.
@@ -113,7 +108,7 @@ class RMU(UnlearnCallback):
             self.needs = Needs(roles=("forget", "retain"), snapshot=True)
         self.control: Tensor | None = None
         """The control vector, shape ``(d,)``, once a batch was read."""
-        self._frozen: set[str] = set()
+        self._frozen = FrozenParameters(layer, trainable)
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """Both terms on one batch."""
@@ -121,7 +116,7 @@ class RMU(UnlearnCallback):
         reference = self.reference_hidden(module, batch["retain"]) if self.needs.snapshot else None
         if self.control is None and self.smoothing is not None:
             with without_gradients():  # a smoothed term may never be read at the weights of the starting model
-                self._draw_control(self._forward(module, batch["forget"]), batch["forget"])
+                self._draw_control(self._output(module, batch["forget"]), batch["forget"])
 
         def terms(roles: Sequence[str]) -> dict[str, Tensor]:
             hidden = dict(zip(roles, self.hidden(module, [batch[role] for role in roles]), strict=True))
@@ -149,16 +144,16 @@ class RMU(UnlearnCallback):
         """
         joined = join(batches) if len(batches) > 1 else None
         if joined is None:
-            return [self._forward(module, batch) for batch in batches]
-        parts = self._forward(module, joined).split([row_count(batch) for batch in batches])
+            return [self._output(module, batch) for batch in batches]
+        parts = self._output(module, joined).split([row_count(batch) for batch in batches])
         return [part[:, : batch["input_ids"].shape[1]] for part, batch in zip(parts, batches, strict=True)]
 
     def reference_hidden(self, module: LightningModule, batch: Batch) -> Tensor:
         """Output of the steered layer under the starting model, shape ``(B, T, d)``, without gradient."""
         assert self.snapshot is not None
         with self.snapshot.active(module):
-            hidden = self._forward(module, batch)
-        self._set_frozen(module, True)  # peft lets all adapters train when it enables them again
+            hidden = self._output(module, batch)
+        self._frozen.freeze(module)  # peft lets all adapters train when it enables them again
         return hidden
 
     # ---- Lightning hooks ---------------------------------------------------------------------------------------
@@ -167,13 +162,14 @@ class RMU(UnlearnCallback):
         """Freeze what does not train: optimizers and strategies look at ``requires_grad`` after this."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._freeze(pl_module)
+            self._frozen.choose(pl_module)
+            self._frozen.freeze(pl_module)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Stop before the first step if the loss does not depend on a parameter that is to train."""
-        idle = [name for name, p in _parameters(pl_module).items() if p.requires_grad and p.grad is None]
+        idle = [name for name, p in named_parameters(pl_module).items() if p.requires_grad and p.grad is None]
         if idle:
             raise MisconfigurationException(
                 f"trainable={self.trainable!r} takes in {idle[0]!r}, but no gradient reaches it from the output of "
@@ -184,12 +180,12 @@ class RMU(UnlearnCallback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Unfreeze what was frozen."""
         super().teardown(trainer, pl_module, stage)
-        self._unfreeze(pl_module)
+        self._frozen.release(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Unfreeze what was frozen."""
         super().on_exception(trainer, pl_module, exception)
-        self._unfreeze(pl_module)
+        self._frozen.release(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The method's name, the starting values of what trains, and the control vector."""
@@ -205,46 +201,12 @@ class RMU(UnlearnCallback):
 
     # ---- internals ---------------------------------------------------------------------------------------------
 
-    def _forward(self, module: LightningModule, batch: Batch) -> Tensor:
+    def _output(self, module: LightningModule, batch: Batch) -> Tensor:
         wanted = ["input_ids", "labels"] if self.mask == "labels" else ["input_ids"]
         if not isinstance(batch, dict) or not batch.keys() >= set(wanted):
             got = sorted(map(str, batch)) if isinstance(batch, dict) else type(batch).__name__
             raise TypeError(f"RMU with mask={self.mask!r} reads rows that are a dict with {wanted}, but got {got}.")
-        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids", "token_type_ids") if k in batch}
-        # FSDP2 takes a pass that was left early for one that still runs, and then the next one would not wait for the
-        # weights to be exchanged or updated before it gathers them on a stream of its own.
-        sharded = any(isinstance(child, FSDPModule) for child in module.modules())
-        outputs: list[Tensor] = []
-
-        def keep(_: nn.Module, args: Any, output: Any) -> Any:
-            outputs.append(output if isinstance(output, Tensor) else output[0])
-            if not sharded:
-                raise _Reached
-            return tree_map_only(Tensor, Tensor.detach, output)  # so that later layers keep no activations
-
-        handle = find_layer(module, self.layer)[1].register_forward_hook(keep)
-        try:
-            module(**inputs)
-        except _Reached as reached:
-            # Activation checkpointing waits in a generator with autograd's hooks open: close it now, not at some
-            # later garbage collection.
-            traceback.clear_frames(reached.__traceback__)
-        finally:
-            handle.remove()
-        if not outputs or outputs[-1].shape[:-1] != batch["input_ids"].shape:
-            got = f"gave shape {tuple(outputs[-1].shape)}" if outputs else "was not called"
-            raise MisconfigurationException(
-                f"layer={self.layer!r} {got}, but RMU steers activations of shape (B, T, d) for input_ids of shape "
-                f"{tuple(batch['input_ids'].shape)}. Name one decoder block, such as 'model.layers.7'."
-                f"{'' if outputs else ' ' + HOOK_NOT_CALLED}"
-            )
-        if torch.is_grad_enabled() and not outputs[-1].requires_grad:
-            raise MisconfigurationException(
-                f"The output of layer={self.layer!r} does not depend on a parameter that trains. Let trainable name "
-                "parameters of that layer or of those before it, and use use_reentrant=False for gradient "
-                "checkpointing."
-            )
-        return outputs[-1]
+        return layer_output(module, self.layer, batch)
 
     def _draw_control(self, hidden: Tensor, rows: Batch) -> Tensor:
         """The control vector, drawn at the first call."""
@@ -266,45 +228,3 @@ class RMU(UnlearnCallback):
         if self.mask == "attention" and "attention_mask" in batch:
             return batch["attention_mask"]
         return torch.ones_like(batch["input_ids"])
-
-    def _freeze(self, module: nn.Module) -> None:
-        pattern = self._pattern(find_layer(module, self.layer)[0])
-        training = {name: p for name, p in _parameters(module).items() if p.requires_grad}
-        frozen = {name for name in training if not re.search(pattern, name)}
-        if len(frozen) == len(training):
-            names = ", ".join(list(training)[:8]) or "none"
-            raise MisconfigurationException(
-                f"trainable={self.trainable!r} (as a regular expression: {pattern!r}) is found in the name of no "
-                f"parameter that trains. There are: {names}{' ...' if len(training) > 8 else ''}."
-            )
-        self._frozen = frozen
-        self._set_frozen(module, True)
-
-    def _unfreeze(self, module: nn.Module) -> None:
-        self._set_frozen(module, False)
-        self._frozen = set()
-
-    def _set_frozen(self, module: nn.Module, frozen: bool) -> None:
-        for name, parameter in _parameters(module).items():
-            if name in self._frozen:
-                parameter.requires_grad_(not frozen)
-
-    def _pattern(self, layer: str) -> str:
-        if self.trainable is not None:
-            return self.trainable
-        stem, _, number = layer.rpartition(".")
-        if not number.isdigit():
-            raise MisconfigurationException(
-                f"layer={self.layer!r} is {layer!r}, which is not one of a numbered list of blocks, so there is no "
-                "default for trainable. Give a regular expression of the parameters that are to train."
-            )
-        blocks = "|".join(str(i) for i in range(max(0, int(number) - 2), int(number) + 1))
-        return rf"^{re.escape(stem)}\.({blocks})\.(.*\.)?({_OUTPUTS})(_bias)?(\.|$)"
-
-
-class _Reached(Exception):
-    """Leaves the forward pass once the steered layer has run."""
-
-
-def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {stripped(name): parameter for name, parameter in module.named_parameters()}

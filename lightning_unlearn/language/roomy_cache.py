@@ -1,4 +1,4 @@
-"""Keys and values in tensors with room: a token is written into them, and the rows that go on close the gaps."""
+"""Preallocated key-value cache, which grows in place and drops finished rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _RoomyLayer(DynamicLayer):
     """A layer of a dynamic cache that grows in place, without a copy of all it has for each token.
 
     Args:
-        layer: The layer that it goes on from.
+        layer: The layer that it replaces.
         room: Tokens that may follow.
     """
 
@@ -39,7 +39,7 @@ class _RoomyLayer(DynamicLayer):
         return self._show(len(key_states))
 
     def keep(self, sources: Sequence[int], gaps: Sequence[int], rows: int) -> None:
-        """Go on with the first rows, after others have been copied into the gaps among them."""
+        """Keep the first rows, after others have been copied into the gaps among them."""
         moved, places = (torch.tensor(part, dtype=torch.long, device=self.device) for part in (sources, gaps))
         for whole in self._all:
             whole[places, ..., : self._length, :] = whole[moved, ..., : self._length, :]
@@ -66,7 +66,7 @@ def with_room(cache: Any, room: int) -> Any:
 def keep_rows(cache: Any, going: Sequence[int]) -> list[int]:
     """Drop rows from a cache with room.
 
-    The last of the rows that go on take the places of those that do not, so that the others stay where they are.
+    The last of the remaining rows take the places of the dropped ones, so that the others need not move.
 
     Args:
         cache: The cache.

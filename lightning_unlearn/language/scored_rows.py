@@ -1,4 +1,4 @@
-"""Sequences to read likelihoods of: probes with each of their answers, as tokens."""
+"""Token sequences whose likelihoods are read: probes with each of their answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Kind = Literal["answer", "paraphrased", "perturbed"]
 
 
 class ScoredRow(NamedTuple):
-    """A sequence with what its record is known by.
+    """A sequence with the key of its record.
 
     Args:
         tokens: Its tokens; those of the answer are scored.
@@ -37,7 +37,7 @@ class ScoredRow(NamedTuple):
         return [*self.tokens.prompt, *self.tokens.answer]
 
     def labelled(self) -> list[int]:
-        """Places of the labels in the sequence; a first token is predicted by nothing."""
+        """Positions of the labels in the sequence; no token predicts the first one."""
         start = len(self.tokens.prompt)
         gaps = {i for first, end in self.tokens.unlabelled for i in range(first, end)}
         return [start + i for i in range(len(self.tokens.answer)) if i not in gaps and start + i > 0]

@@ -1,4 +1,4 @@
-"""Scorer of a model's knowledge: likelihoods of the right answers, and answers that it gives itself."""
+"""Scorer of a model's knowledge, by likelihoods of the right answers and by generated answers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _CHANGED = 128  # answers of changed models that are generated together, at leas
 
 
 class KnowledgeScorer:
-    """Measures what a model knows of some probes: a score of likelihood and one of its greedy answers, both in [0, 1].
+    """Measures what a model knows of probes: a likelihood score and a score of greedy answers, both in [0, 1].
 
     Args:
         strength: Score of the likelihood of the answer, or of the target in it. ``"extraction_strength"``, the strict
@@ -140,7 +140,7 @@ class KnowledgeScorer:
         ]
 
     def marked(self, probe: Probe, text: str) -> float:
-        """How right an answer is, in [0, 1]: the best of the accepted ones counts."""
+        """Correctness of an answer in [0, 1], against the best accepted answer."""
         accepted = probe.accept or (probe.target or probe.answer,)
         return max(self._matches(text, short) for short in accepted)
 
@@ -167,7 +167,7 @@ class KnowledgeScorer:
 
 
 class AnswersOnly:
-    """A scorer that leaves likelihoods out, and answers under several changes of a model together.
+    """A scorer without likelihoods, which generates answers under several changes of a model together.
 
     Args:
         scorer: Answers, and marks answers.

@@ -1,4 +1,4 @@
-"""Starting models of `LitCausalLM`: hub ids, folders, adapters, GGUF files and model objects, and their tokenizers."""
+"""Opening of starting models: hub ids, folders, adapters, GGUF files and model objects, with tokenizers."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def _open_gguf(path: Path, loading: Loading) -> Any:
 
 
 def _check_place(name: str) -> None:
-    """Say what a path holds that no model can be opened from."""
+    """Explain why no model can be opened from a path."""
     path = Path(name)
     if path.is_file():
         raise ValueError(
@@ -357,7 +357,7 @@ def _config(name: str, loading: Loading) -> Any:
 
 
 def _check_kind(config: Any, name: str) -> None:
-    """Refuse what is no causal language model, by its configuration."""
+    """Refuse a model whose configuration is not of a causal language model."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,

@@ -1,4 +1,4 @@
-"""Reader of token statistics: batches of sequences, of which what they begin with is computed once."""
+"""Reader of token statistics in batches, which computes common beginnings once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token statistics of sequences: one forward pass from which every likelihood metric is read."""
+"""Token statistics of sequences, from one forward pass that serves every likelihood metric."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_TOKENS = 4096
 
 @dataclass(frozen=True, eq=False)
 class TokenStats:
-    """What a model finds of the tokens of one answer; tensors on the CPU.
+    """A model's statistics of the tokens of one answer; tensors on the CPU.
 
     Args:
         log_prob: Log-probability of each token, shape ``(n,)``, fp32, in nats.
@@ -90,10 +90,10 @@ def token_stats(
 ) -> TokenStatsList:
     """Statistics of the answer tokens of some rows, from one forward pass over them.
 
-    Sequences of like length run together. What all of them begin with, such as a system prompt, and a prompt that
-    several answers go on from are computed once, if the model keeps the keys and values of all tokens. The output layer
-    is run on answer tokens only, a chunk of them at a time. Processes of a distributed run share the rows, and each
-    returns all of them.
+    Sequences of similar length run together. If the model keeps the keys and values of all tokens, the common beginning
+    of all sequences, such as a system prompt, is computed once, and so is a prompt with several answers. The output
+    layer runs on answer tokens only, in chunks. Processes of a distributed run share the rows, and each returns all of
+    them.
 
     Args:
         module: A [`LitCausalLM`][lightning_unlearn.LitCausalLM], any other module around a causal language model, or

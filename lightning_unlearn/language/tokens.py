@@ -1,4 +1,4 @@
-"""Tokens of texts, and which of them are those of the answers."""
+"""Tokens of texts, with labels on the tokens of answers."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def encode_prompts(tokenizer: Any, texts: Sequence[str], special: Sequence[int])
 def encode(tokenizer: Any, texts: Sequence[Written], special: Sequence[int], eos: int | None) -> list[TokenRow]:
     """Tokens of prompts with their answers, tokenized as one text.
 
-    A token belongs to an answer if it holds a visible character of it, also where it holds the end of the prompt too,
-    or if it begins within the white space before it.
+    A token belongs to an answer if it contains a visible character of it, even together with the end of the prompt, or
+    if it begins within the white space before it.
 
     Args:
         tokenizer: A Hugging Face tokenizer.

@@ -35,9 +35,9 @@ class WhosHarryPotter(ForgetRetainObjective):
     $v_0$ are the logits of the starting model, $v_{reinforced}$ those of a reinforced one: the starting model trained
     further on the forget rows, by an ordinary run of fine-tuning. The context of each position is the true text.
 
-    The new labels depend on these two models only. They are computed before the first step and kept by row, also in
-    checkpoints; for that pass the reinforced weights are exchanged in, and then dropped. Training needs no second
-    model. Rows need a stable ``index``, as [`LanguageDataModule`][lightning_unlearn.LanguageDataModule] gives them.
+    The new labels depend on these two models only. They are computed once before the first step, with the reinforced
+    weights exchanged in for that pass, and are kept by row and in checkpoints. Training needs no second model. Rows
+    need a stable ``index``, as [`LanguageDataModule`][lightning_unlearn.LanguageDataModule] gives them.
 
     This is the reinforced half of the paper's method. Its other half, a dictionary from names to generic names made by
     a large model, changes the text itself, so it belongs to the data. The code released with MUSE does not train:

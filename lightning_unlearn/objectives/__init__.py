@@ -1,4 +1,4 @@
-"""Objectives that need only a score: they unlearn any model whose likelihoods can be read."""
+"""Objectives that need only a score, for any model whose likelihoods can be read."""
 
 import lazy_loader
 

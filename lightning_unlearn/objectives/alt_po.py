@@ -21,12 +21,12 @@ class AltPO(PreferenceObjective):
     $$\mathcal{L} = -w_f \frac{2}{\beta}\, \mathbb{E}_b \log\sigma\big(\beta\big[(S^l_b - S^l_{ref,b})
       - (S^w_b - S^w_{ref,b})\big]\big) + w_r \mathcal{L}_{retain}$$
 
-    $S^w$ is the NLL of an alternate answer and $S^l$ that of the true one, summed over their tokens. The model goes on
-    to answer in its own manner, where a refusal would show that something was removed. Needs ``"alternate"`` rows in
+    $S^w$ is the NLL of an alternate answer and $S^l$ that of the true one, summed over their tokens. The model keeps
+    answering in its own style, whereas a refusal would show that something was removed. Needs ``"alternate"`` rows in
     the batch, which [`LanguageDataModule`][lightning_unlearn.LanguageDataModule] makes of forget rows with a column
-    ``alternate``; [`generate_alternates`][lightning_unlearn.generate_alternates] has the model write
-    them. A row meets one of its alternates an epoch, each of ``K`` once in ``K`` epochs; the paper's epoch goes over
-    all five.
+    ``alternate``; [`generate_alternates`][lightning_unlearn.generate_alternates] has the model write them. Each row is
+    paired with one of its ``K`` alternates per epoch, and with each of them once in ``K`` epochs; the paper's epoch
+    covers all five.
 
     Args:
         beta: Inverse temperature; 0.05, 0.1 and 0.5 are tried in the paper.

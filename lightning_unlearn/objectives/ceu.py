@@ -21,13 +21,13 @@ __all__ = ["CEU"]
 
 
 class CEU(ForgetRetainObjective):
-    r"""Cross-entropy unlearning: teach the model what it would say if the forget token did not exist.
+    r"""Cross-entropy unlearning: train on the model's own prediction without the forget token.
 
     $$\mathcal{L} = -w_f\, \mathbb{E}_t \sum_v q_{t,v} \log p_{t,v} + w_r \mathcal{L}_{retain}$$
 
-    $q_t$ is the model's own prediction $p_t$ without the label, renormalized and held fixed. The gradient to the
-    logits is $p - q$: bounded, unlike that of ascent, and needing no second model. The method has no retain term of
-    its own.
+    $q_t$ is the model's own prediction $p_t$ without the label, renormalized and held fixed. The gradient with respect
+    to the logits is $p - q$. It is bounded, unlike that of ascent, and needs no second model. The method has no retain
+    term of its own.
 
     Args:
         ignore_first: Supervised tokens at the start of each row that are left alone: how an answer begins is seldom

@@ -19,7 +19,7 @@ __all__ = ["EmbeddingDifference"]
 
 @dataclass(frozen=True)
 class EmbeddingDifference:
-    r"""Retain term that holds hidden states of the retain rows where the starting model had them.
+    r"""Retain term that keeps the hidden states of retain rows close to those of the starting model.
 
     $$\mathcal{L}_{retain} = \frac{1}{d}\, \mathbb{E}_{b,t} \lVert h_\theta(x_r)_t - h_{ref}(x_r)_t \rVert_2^2$$
 

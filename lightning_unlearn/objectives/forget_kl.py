@@ -20,15 +20,15 @@ __all__ = ["ForgetKL"]
 
 
 class ForgetKL(ForgetRetainObjective):
-    r"""Gradient ascent with a divergence on the forget rows: unlikely labels, other predictions where they were.
+    r"""Gradient ascent on the labels of forget rows, with a divergence that keeps the other predictions.
 
     $$\mathcal{L} = w_f \left( -\mathrm{NLL}_{tok}(\text{forget})
       + \kappa\, \mathbb{E}_t\, \mathrm{KL}(p_{ref,t} \Vert p_{\theta,t}) \right) + w_r \mathcal{L}_{retain}$$
 
     No paper proposes it. It is the loss ``grad_ascent_forgetKL`` in the code released with NPO (arXiv:2404.05868), with
-    $\kappa = 1$ and no retain term. There the divergence is minimized, not maximized: it holds the predictions on the
-    forget rows, label aside. (Maximized, it would have no gradient at the starting model.) The released code takes its
-    mean over prompt and padding too; here it is over supervised positions.
+    $\kappa = 1$ and no retain term. There the divergence is minimized, not maximized: it keeps the predictions on the
+    forget rows, apart from the label. (If it were maximized, it would have no gradient at the starting model.) The
+    released code takes its mean over prompt and padding too; here it is over supervised positions.
 
     At $\kappa = 1$ the gradient to the logits is $\mathrm{onehot}(y) - p_{ref}$ wherever the model is, so there is no
     floor. With $\kappa > 1$ there is one where $\kappa\, p_{ref}(y) > 1$, at

@@ -23,7 +23,7 @@ class GradDiff(ForgetRetainObjective):
 
     $$\mathcal{L} = -w_f \frac{\sum_{b \in F} S_b}{\sum_{b \in F} n_b} + w_r \mathcal{L}_{retain}$$
 
-    Each term has its own mean over tokens.
+    Each term is averaged over its own tokens.
 
     Args:
         forget_weight: Weight of the forget term $w_f$.

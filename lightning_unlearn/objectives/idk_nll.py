@@ -17,13 +17,13 @@ __all__ = ["IdkNLL"]
 
 
 class IdkNLL(ForgetRetainObjective):
-    r"""Preference optimization as TOFU names it: learn to refuse the forget questions.
+    r"""Fine-tuning on refusals to the forget questions, which TOFU calls preference optimization.
 
     $$\mathcal{L} = w_u \mathrm{NLL}_{tok}(\text{refusals}) + w_r \mathcal{L}_{retain}$$
 
     Needs ``"idk"`` rows in the batch, the forget questions with refusals, which
-    [`LanguageDataModule`][lightning_unlearn.LanguageDataModule] draws anew each epoch. Each term has its own mean over
-    tokens; TOFU takes one mean over both, in which the longer retain answers dominate.
+    [`LanguageDataModule`][lightning_unlearn.LanguageDataModule] draws anew each epoch. Each term is averaged over its
+    own tokens; TOFU takes one mean over both, which the longer retain answers dominate.
 
     Args:
         refusal_weight: Weight of the refusal term $w_u$.

@@ -16,7 +16,7 @@ Positions = Literal["labels", "all"]
 
 
 class KLMinimization(GradDiff):
-    r"""Gradient ascent on the forget rows, held to the starting model on the retain rows.
+    r"""Gradient ascent on the forget rows with a divergence from the starting model on the retain rows.
 
     $$\mathcal{L} = -w_f \frac{\sum_b S_b}{\sum_b n_b}
       + w_r\, \mathbb{E}_t\, \mathrm{KL}\big(p_{ref}(\cdot|t)\,\|\,p_\theta(\cdot|t)\big)$$

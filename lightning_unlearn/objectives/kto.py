@@ -25,15 +25,15 @@ class KTO(PreferenceObjective):
 
     $r = S_{ref} - S$ is the log-ratio of an answer, summed over its tokens, $l$ the true answer and $w$ the refusal.
     $z_0 = \max(0, \mathbb{E}_b\, r^w_b)$ over the batches of all processes, without gradient. This is the loss of the
-    KTO paper, taken for its bounds on both sides: an answer that is unlikely enough is no longer pushed.
+    KTO paper, chosen because it is bounded on both sides: an answer that is unlikely enough is no longer pushed.
 
     The paper estimates $z_0$ on questions with the answers to other questions, at the price of a further forward pass.
     A refusal is drawn without regard to its question, so the ``"idk"`` rows are such pairs already; unlike in the
-    paper, no answers to forget are among them. As $z_0$ rises with the refusals, they are pulled on until they are
-    certain. Released unlearning codes take only the undesirable half, scaled as
-    $1 - (2 / \beta)\, \mathbb{E}\, \sigma$, or a log-sigmoid; the half alone is ``desirable_weight=0``. At the
-    reference the push on a sequence is $\beta / 8$ for $w_f = 1$, not 1 as in
-    [`IdkDPO`][lightning_unlearn.IdkDPO]: raise ``forget_weight`` where the retain term holds too strongly.
+    paper, no answers to forget are among them. Since $z_0$ rises with the likelihood of the refusals, they are pushed
+    until they are certain. Released unlearning codes take only the undesirable half, scaled as $1 - (2 / \beta)\,
+    \mathbb{E}\, \sigma$, or a log-sigmoid; the half alone is ``desirable_weight=0``. At the reference the push on a
+    sequence is $\beta / 8$ for $w_f = 1$, not 1 as in [`IdkDPO`][lightning_unlearn.IdkDPO]: raise ``forget_weight``
+    where the retain term holds too strongly.
 
     Args:
         beta: Inverse temperature.

@@ -19,7 +19,7 @@ __all__ = ["NPO"]
 
 
 class NPO(ForgetRetainObjective):
-    r"""Negative preference optimization: push each forget answer below what the starting model gave it.
+    r"""Negative preference optimization: make each forget answer less likely than under the starting model.
 
     $$\mathcal{L} = -w_f \frac{2}{\beta}\, \mathbb{E}_b \log\sigma\big(\beta(S_b - S_{ref,b})\big)
       + w_r \mathcal{L}_{retain}$$

@@ -28,7 +28,7 @@ RetainTerm = Literal["nll", "kl"] | EmbeddingDifference
 
 
 class _Starting(NamedTuple):
-    """What the starting model says of a batch: likelihoods and logits by role, hidden states of the retain rows."""
+    """Outputs of the starting model: likelihoods and logits by role, and hidden states of the retain rows."""
 
     nll: Mapping[str, Tensor]
     logits: Mapping[str, Tensor]
@@ -36,7 +36,7 @@ class _Starting(NamedTuple):
 
 
 class ForgetRetainObjective(UnlearnCallback):
-    r"""An objective of three terms: forget, retain and refusal.
+    r"""Base class of objectives with three terms: forget, retain and refusal.
 
     $$\mathcal{L} = w_f \mathcal{L}_{forget} + w_r \mathcal{L}_{retain} + w_u \mathcal{L}_{refusal}$$
 
@@ -140,7 +140,7 @@ class ForgetRetainObjective(UnlearnCallback):
         )
 
     def _terms(self, module: LightningModule, rows: Mapping[str, Batch], starting: _Starting) -> dict[str, Tensor]:
-        """The terms that are of some roles, and their sum; one forward pass reads all rows."""
+        """The terms of some roles and their sum, from one forward pass over all rows."""
         logits = ("forget" in rows and self.needs.logits) or bool(rows.keys() & starting.logits.keys())
         with self._watching(module) as hidden:
             readings = self.read(module, list(rows.values()), logits)

@@ -30,11 +30,10 @@ class PDU(ForgetRetainObjective):
       + \lambda\, (\mathcal{L}_{retain} - \varepsilon)$$
 
     After each optimizer step $\lambda \leftarrow \max(0, \lambda + \eta (\mathcal{L}_{retain} - \varepsilon))$: the
-    retain rows weigh more as long as they are violated, and less once they are not. $\lambda$ is logged as
-    ``unlearn/dual``, saved in checkpoints, and the same on all processes. Since it is large, set
-    ``gradient_clip_val``.
+    weight of the retain rows rises while the bound is violated, and falls once it is met. $\lambda$ is logged as
+    ``unlearn/dual``, saved in checkpoints, and the same on all processes. Since it is large, set ``gradient_clip_val``.
 
-    Here $\lambda$ moves once an optimizer step, on the retain NLL of all processes and accumulated batches. The
+    Here $\lambda$ moves once per optimizer step, by the retain NLL over all processes and accumulated batches. The
     released code moves it on each micro-batch by the NLL of one process, forgets it on resume, and flattens the
     predictions of unsupervised tokens.
 

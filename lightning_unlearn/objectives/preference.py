@@ -1,4 +1,4 @@
-"""Base class of preference objectives: a preferred answer against the answer to forget."""
+"""Base class of preference objectives, which compare a preferred answer with the answer to forget."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["PreferenceObjective"]
 
 
 class PreferenceObjective(ForgetRetainObjective):
-    r"""An objective that prefers, for each forget question, another answer to the one to forget.
+    r"""Base class of objectives that prefer another answer to the one to forget.
 
     $$\mathcal{L} = w_f \mathcal{L}_{preference} + w_r \mathcal{L}_{retain}$$
 
-    Forget, preferred and retain rows go through the model in one forward pass.
+    One forward pass reads forget, preferred and retain rows.
 
     Args:
         beta: Inverse temperature.
@@ -58,7 +58,7 @@ class PreferenceObjective(ForgetRetainObjective):
 
     @abstractmethod
     def preference_loss(self, preferred: Reading, forget: Reading) -> Tensor:
-        """The preference term, a scalar, from what was read of both answers."""
+        """The preference term, a scalar, from the readings of both answers."""
 
     def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:
         """The preference term."""

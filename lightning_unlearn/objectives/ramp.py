@@ -12,7 +12,7 @@ __all__ = ["Ramp"]
 
 @dataclass(frozen=True)
 class Ramp:
-    r"""A retain weight that moves in a straight line: $w_r = a + (b - a) \min(e / E, 1)$ in epoch $e$, counted from 0.
+    r"""A linear schedule of the retain weight: $w_r = a + (b - a) \min(e / E, 1)$ in epoch $e$, counted from 0.
 
     Released code has $\gamma\, e / E$, which is ``Ramp(end=gamma)``: the first epoch only forgets, and the last one
     comes up to $\gamma (E - 1) / E$. The weight depends on the epoch alone, so there is nothing to save, and every

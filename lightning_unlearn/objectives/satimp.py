@@ -20,7 +20,7 @@ __all__ = ["SatImp"]
 
 
 class SatImp(ForgetRetainObjective):
-    r"""Saturation and importance: push the forget tokens that the model knows, but that do not follow by themselves.
+    r"""Saturation and importance: ascent on forget tokens that the model knows but is not sure of.
 
     $$\mathcal{L} = -w_f\, \mathbb{E}_t\, \mathrm{sg}(p_t)^{\beta_1}\, \mathrm{sg}(1 - p_t)^{\beta_2}\, \ell_t
       + w_r \mathcal{L}_{retain}$$

@@ -24,7 +24,7 @@ class SimNPO(ForgetRetainObjective):
     $$\mathcal{L} = -w_f \frac{2}{\beta}\, \mathbb{E}_b \log\sigma\big(\beta(S_b / n_b - \delta)\big)
       + w_r \mathcal{L}_{retain}$$
 
-    Answers that the model hardly knows are left alone, whatever it knew at the start, and long answers are not
+    Answers that the model hardly knows get little weight, whatever the starting model knew, and long answers are not
     favoured. No second model is kept.
 
     Args:

@@ -21,23 +21,23 @@ __all__ = ["TaskVector"]
 
 
 class TaskVector(UnlearnCallback):
-    r"""Learn the forget rows by heart, then go the other way from the start.
+    r"""Task vector negation: fine-tune on the forget rows, then subtract the change from the starting weights.
 
     $$\theta = \theta_0 - \alpha (\theta_{ft} - \theta_0)$$
 
-    The run fine-tunes on the forget rows, with their mean NLL per token, to $\theta_{ft}$. After the last step, what
-    trains gets the weights of the formula; what does not train stays. Buffers, such as the statistics of batch
-    normalization, go back to where they were, since a variance can't be extrapolated. With LoRA the formula holds for
-    the merged weights: $\theta_{ft} - \theta_0$ is the adapter's product $BA$, so $B$ becomes $-\alpha B$.
+    The run fine-tunes on the forget rows, with their mean NLL per token, to $\theta_{ft}$. After the last step, weights
+    that train are set by the formula; frozen ones stay. Buffers, such as batch normalization statistics, are restored,
+    since a variance can't be extrapolated. With LoRA the formula holds for the merged weights: $\theta_{ft} - \theta_0$
+    is the adapter's product $BA$, so $B$ becomes $-\alpha B$.
 
     The edit comes at the end of the last batch, before the last epoch is validated, measured and saved:
     ``ModelCheckpoint`` runs after all other callbacks, and saves at the end of a batch, a validation or an epoch, but
     not again once training has ended. So its last file, ``last.ckpt``, ``UnlearnMonitor`` and ``save_pretrained`` all
-    see the edited model. Earlier files hold the fine-tuned weights on their way. A run that is stopped early
+    see the edited model. Earlier files hold intermediate fine-tuned weights. A run that is stopped early
     (``EarlyStopping``, ``max_time``) is edited when training ends, after its last file was written; a warning says so.
 
     Checkpoints hold the starting weights, and after the edit also the fine-tuned ones, so that a run that is resumed
-    for more epochs goes on fine-tuning where it was. In memory that is up to two more copies of what trains.
+    for more epochs continues fine-tuning. This takes memory for up to two more copies of the weights that train.
 
     Args:
         alpha: How far to go $\alpha > 0$. Tune it on a retain set: 1 in the code released with MUSE.

@@ -19,19 +19,19 @@ __all__ = ["UNDIAL"]
 
 
 class UNDIAL(ForgetRetainObjective):
-    r"""Self-distillation with adjusted logits: become the starting model with the forget tokens taken down.
+    r"""Self-distillation with adjusted logits: imitate the starting model with lower logits of the forget tokens.
 
     $$\mathcal{L} = -w_f\, \mathbb{E}_t \sum_v q_{t,v} \log p_{t,v} + w_r \mathcal{L}_{retain}, \qquad
       q_t = \mathrm{softmax}\big(z_{ref,t} - \beta\, \mathrm{onehot}(y_t)\big)$$
 
-    The target does not move, so training converges whatever its length. The starting model is read on forget rows at
-    each step: its weights are exchanged in, and with LoRA the adapter is switched off.
+    The target does not move, so long training converges. The starting model is read on forget rows at each step: its
+    weights are exchanged in, and with LoRA the adapter is switched off.
 
     The mean is over supervised tokens. A released port takes it over prompt and padding too, where its label of -100
     lowers an arbitrary word of the vocabulary, and runs the retain rows even at weight 0.
 
     Args:
-        beta: What is taken off the logit of a forget token; 3 to 30 in the published grid.
+        beta: Amount subtracted from the logit of a forget token; 3 to 30 in the published grid.
         forget_weight: Weight of the forget term $w_f$.
         retain_weight: Weight of the retain term $w_r$; 0 leaves it out, as the paper does.
         retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``, see

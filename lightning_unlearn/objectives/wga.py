@@ -20,13 +20,13 @@ __all__ = ["WGA"]
 
 
 class WGA(ForgetRetainObjective):
-    r"""Weighted gradient ascent: push each forget token in proportion to how sure the model is of it.
+    r"""Weighted gradient ascent: weight each forget token by the model's confidence in it.
 
     $$\mathcal{L} = -w_f\, \mathbb{E}_t\, \mathrm{sg}(p_t)^\beta\, \ell_t + w_r \mathcal{L}_{retain}$$
 
     $p_t = e^{-\ell_t}$ is the probability of a forget token, and $\mathrm{sg}$ stops the gradient. Plain ascent pushes
-    unlikely tokens hardest; here they are let go. No second model is kept, while a released port loads one that it
-    never reads.
+    unlikely tokens hardest; here they get little weight. No second model is kept, while a released port loads one that
+    it never reads.
 
     Args:
         beta: Exponent $\beta$ of the confidence; 0 is gradient ascent.

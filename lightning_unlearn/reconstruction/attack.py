@@ -40,7 +40,7 @@ class PerturbedBatch(NamedTuple):
 
 
 class MeasurementPGD:
-    r"""Finds the small perturbation of measurements that spoils a reconstruction the most.
+    r"""Finds the small perturbation of measurements that degrades a reconstruction the most.
 
     $$\delta \leftarrow \Pi_\epsilon\big(\delta + \alpha\, \mathrm{sign} \nabla_\delta \|R(y + \delta) - t\|^2\big)$$
 
@@ -215,7 +215,7 @@ class _Ascents:
 
 
 def _ranked(loss: Tensor) -> Tensor:
-    """A reconstruction that is no number is the worst there is."""
+    """Rank errors with NaN as the largest."""
     return loss.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 

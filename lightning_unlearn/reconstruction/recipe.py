@@ -63,7 +63,7 @@ def shard(module: LightningModule, *parts: nn.Module | None) -> None:
 
     Args:
         module: The module.
-        parts: Those that are called as modules; all of its weights that train are to be in one of them.
+        parts: Parts that are called as modules; together they must hold all weights that train.
 
     Raises:
         MisconfigurationException: If the strategy makes tensor-parallel groups, or weights are in none of the parts.

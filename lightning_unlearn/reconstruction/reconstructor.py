@@ -1,4 +1,4 @@
-"""Modules that reconstruct images, called by what they can do."""
+"""Adapter that calls a module's ``reconstruct`` with the arguments that it supports."""
 
 from __future__ import annotations
 

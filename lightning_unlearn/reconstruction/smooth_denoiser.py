@@ -25,7 +25,7 @@ _LOOPS = {"train": 0, "validate": 1, "test": 2, "predict": 3}
 
 
 class SmoothDenoiser(Callback):
-    r"""Replaces a part of a LightningModule by its mean over Gaussian noise on its input, while the Trainer runs it.
+    r"""Replaces a part of a LightningModule by its mean over Gaussian noise on its input during a run.
 
     $$\bar D(x) = \frac1M \sum_{i=1}^M D(x + \eta_i), \qquad \eta_i \sim \mathcal{N}(0, \sigma^2 I)$$
 

@@ -1,4 +1,4 @@
-"""Reconstruction by an unrolled network that is smoothed in one of the ways of SMUG."""
+"""Reconstruction by an unrolled network with one of SMUG's kinds of smoothing."""
 
 from __future__ import annotations
 

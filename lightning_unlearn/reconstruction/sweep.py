@@ -1,4 +1,4 @@
-"""Quality of reconstructions under growing perturbations and changed scans."""
+"""Robustness sweep: quality of reconstructions under growing perturbations and changed scans."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ Batch = Mapping[str, Any]
 
 
 class RobustnessSweep(Callback):
-    r"""Measures in ``trainer.test`` or ``trainer.validate`` how reconstructions bear perturbations and other scans.
+    r"""Measures quality under perturbations and changed scans, in ``trainer.test`` or ``trainer.validate``.
 
     Each image is reconstructed
 
     - as it is (``clean``);
     - with the worst perturbation of each radius ``eps`` that the ``attack`` finds (``attack``);
-    - with Gaussian noise on the sampled k-space, which of one image is the same but for its scale (``noise``);
+    - with Gaussian noise on the sampled k-space; for one image, only its scale changes (``noise``);
     - from masks of each rate of acceleration (``acceleration``). They measure ``full_kspace`` of the batch; where there
       is none, that of the reference image;
     - by each number of unrolled steps (``steps``).
 
-    What a module or a batch can't do is left out, with a note. The quality of every image is written to
-    ``robustness.csv``, means with their standard errors to the loggers, and figures to both. Processes share the
-    images, and the first one writes. Files are replaced when the sweep has ended; one that was interrupted leaves those
-    of the sweep before it.
+    Conditions that a module or a batch does not support are left out, with a note. The quality of every image is
+    written to ``robustness.csv``, means with their standard errors to the loggers, and figures to both. Processes share
+    the images, and the first one writes. Files are replaced when the sweep ends; an interrupted sweep leaves the files
+    of the previous one.
 
-    The module has a method ``reconstruct(batch) -> (B, H, W)``, of which ``steps=`` is needed for other numbers of
-    steps; batches are dicts with ``kspace``, ``maps``, ``mask``, ``target`` and ``index``.
+    The module has a method ``reconstruct(batch) -> (B, H, W)``, which takes ``steps=`` if other numbers of steps are
+    measured; batches are dicts with ``kspace``, ``maps``, ``mask``, ``target`` and ``index``.
 
     Args:
         eps: Radii of the attack.
@@ -58,7 +58,7 @@ class RobustnessSweep(Callback):
         steps: Numbers of unrolled steps.
         attack: The attack; its own ``eps`` does not count.
         sampling: Kind of masks; its own acceleration does not count.
-        images: So many images of each set are drawn, under the strongest condition of each kind.
+        images: Number of images of each set that are drawn, under the strongest condition of each kind.
         dirpath: Folder for the files; by default ``robustness`` in that of the logger.
         seed: Seed of the noise.
 

@@ -1,4 +1,4 @@
-"""One batch of a robustness sweep: changed measurements, and the quality of what is reconstructed from them."""
+"""One batch of a robustness sweep: changed measurements, and the quality of their reconstructions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOISE = 3  # the stream of random numbers
 
 
 class UnableError(Exception):
-    """A condition that the module or the batch can't be put under."""
+    """Raised for a condition that the module or the batch does not support."""
 
 
 class SweepBatch:

@@ -107,7 +107,7 @@ class ShownImage(NamedTuple):
 
 @dataclass
 class SweepResults:
-    """What a sweep has found.
+    """Results of a sweep.
 
     Args:
         rows: The quality of each image under each condition.

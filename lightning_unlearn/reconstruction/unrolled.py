@@ -1,4 +1,4 @@
-"""Base class of unrolled networks: steps that alternate a denoiser and the measurements."""
+"""Base class of unrolled networks, which alternate a denoiser and a step towards the measurements."""
 
 from __future__ import annotations
 

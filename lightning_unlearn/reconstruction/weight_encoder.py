@@ -1,4 +1,4 @@
-"""The encoder of weighted SMUG, which weighs noisy images by how much they are to count."""
+"""The encoder of weighted SMUG, which gives each noisy image a weight."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ Solver = Literal["woodfisher", "cg"]
 
 
 class InfluenceUnlearning(Edit):
-    r"""Influence unlearning: one Newton step that takes the forget rows out of the training loss.
+    r"""Influence unlearning: one Newton step that removes the forget rows from the training loss.
 
     $$\theta_u = \theta_o + \alpha\, (H + \lambda I)^{-1}\, \frac{1}{N} \nabla \sum_{i \in D_f} \ell_i(\theta_o)$$
 

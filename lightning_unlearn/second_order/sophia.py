@@ -27,9 +27,9 @@ class Sophia(torch.optim.Optimizer):
     $$\theta \leftarrow (1 - \eta\lambda)\,\theta
       - \eta\,\mathrm{sign}(m)\min\Big(\frac{|m|}{\rho\, B\, h + 10^{-15}},\ 1\Big)$$
 
-    The optimizer keeps the momentum $m$ and the curvature $h$, both in fp32. Whoever trains supplies the curvature with
-    `update_hessian`; in a Lightning run the callback [`SOUL`][lightning_unlearn.SOUL] does. Without it $h$
-    stays 0, and this is the sign of the momentum. A learning rate for AdamW is too large here by about three times.
+    The optimizer keeps the momentum $m$ and the curvature $h$, both in fp32. The training loop supplies the curvature
+    with `update_hessian`; in a Lightning run the callback [`SOUL`][lightning_unlearn.SOUL] does. Without it $h$ stays
+    0, and the step is the sign of the momentum. A learning rate for AdamW is about three times too large here.
 
     Args:
         params: Parameters or groups of them. Those that get no gradient are left alone.
@@ -145,7 +145,7 @@ class Sophia(torch.optim.Optimizer):
 
     @torch.no_grad()
     def update_hessian(self, estimates: Sequence[Tensor | None], bs: float) -> None:
-        """Take an estimate of the curvature into the running mean.
+        """Add a curvature estimate to the running mean.
 
         Args:
             estimates: One for each parameter in the order of ``param_groups``, of its shape and sharded as it is;

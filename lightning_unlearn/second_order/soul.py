@@ -35,10 +35,10 @@ _PATIENCE = 50
 class SOUL(ResumableCallback):
     r"""Second-order unlearning: gives the [`Sophia`][lightning_unlearn.Sophia] optimizer its curvature.
 
-    Stands beside any objective. Before every $k$-th update it runs one more forward and backward pass over the retain
-    rows of that update's batches, for an estimate of the diagonal of the Gauss-Newton matrix of what is to be kept: the
-    step is short where the retained behaviour is sensitive. By Gauss-Newton-Bartlett, labels $\hat y$ are drawn from
-    the model at the supervised positions and $\hat h = \hat g \odot \hat g$ with $\hat g$ the gradient of their mean
+    Works beside any objective. Before every $k$-th update it runs one more forward and backward pass over the retain
+    rows of that update's batches, to estimate the diagonal of the Gauss-Newton matrix of the retain loss: steps are
+    short where the retained behaviour is sensitive. By Gauss-Newton-Bartlett, labels $\hat y$ are drawn from the model
+    at the supervised positions and $\hat h = \hat g \odot \hat g$ with $\hat g$ the gradient of their mean
     cross-entropy. The mean is over all $B$ tokens of all processes and accumulated batches, and squared last, so that
     $B\,\hat h$ is unbiased. Labels are a function of the seed, the update and the place of a row in the whole batch:
     two processes, sharded or not, and accumulated batches draw what one process draws on the joined batch. No random
@@ -139,7 +139,7 @@ class SOUL(ResumableCallback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Hand the estimate over."""
+        """Pass the estimate to the optimizer."""
         assert isinstance(optimizer, Sophia)
         optimizer.squares_gradient = self.hessian_data == "objective" and self._due(trainer)
         if self._tokens > 0:
@@ -149,7 +149,7 @@ class SOUL(ResumableCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After an update, say how much of it was clipped."""
+        """Log how much of an update was clipped."""
         if trainer.global_step == self._updates:
             return
         self._updates = trainer.global_step

@@ -1,4 +1,4 @@
-"""Smoothing: of a function over its input, and of what is forgotten over the weights."""
+"""Smoothing of the forget term over the weights, and of a function over its input."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Mean of the weights over the last updates of unlearning."""
+"""Weight averaging over the last updates of unlearning."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ __all__ = ["UnlearnWeightAveraging"]
 
 
 class UnlearnWeightAveraging(WeightAveraging):
-    r"""Gives the module the mean of its weights over the last updates, which lies in a flatter place than any of them.
+    r"""Averages the module's weights over the last updates; the mean lies in a flatter region than any of them.
 
     $$\bar\theta = \frac{1}{n} \sum_{i=1}^{n} \theta_{s + (i - 1) k}$$
 
     $s$ is ``start_step``, $k$ ``every_n_steps``, and $\theta_t$ are the weights after update $t$. It changes no
-    gradient and stands beside any objective that trains the module's weights, with or without a strategy that smooths
-    the forget term. A step costs nothing, and a snapshot one pass over the weights; in memory it takes a copy of the
-    module.
+    gradient, and works beside any objective that trains the module's weights, with or without a strategy that smooths
+    the forget term. A step costs nothing, a snapshot one pass over the weights, and the mean takes memory for a copy of
+    the module.
 
-    The first snapshot is the weights after update $s$: the starting weights have no part in the mean, and are in no
-    checkpoint for its sake. Until then validation and checkpoints have the weights as they are, where
-    Lightning's ``WeightAveraging`` has those before the first update. Afterwards both have the mean, and a checkpoint
-    has the live weights beside it, to be resumed from. With the last batch the mean takes the place of the live
-    weights, so that the last validation, monitors and checkpoints see it. Frozen weights stay, with a mask bit for bit.
-    The statistics of batch normalization are taken anew over the retain rows, and never over rows to forget.
+    The first snapshot is the weights after update $s$: the starting weights are not part of the mean, and the averaging
+    adds them to no checkpoint. Until then validation and checkpoints use the live weights, whereas Lightning's
+    ``WeightAveraging`` uses those before the first update. Afterwards both use the mean, and a checkpoint also holds
+    the live weights for resuming. After the last batch the mean replaces the live weights, so that the last validation,
+    monitors and checkpoints see it. Frozen weights stay; under a mask they stay bit-identical. Batch normalization
+    statistics are re-estimated on the retain rows, never on forget rows.
 
     Args:
         start_step: Update after which the first snapshot is taken, $s \ge 1$.
@@ -176,7 +176,7 @@ class UnlearnWeightAveraging(WeightAveraging):
         self.snapshots = list(state_dict["snapshots"])
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the mean in place of the live weights, which resuming finds beside it; without snapshots do nothing."""
+        """Save the mean as the weights, with the live weights beside it for resuming; do nothing without snapshots."""
         fits = trainer.state.fn == "fit" and trainer.state.status != "finished"
         if self._average_model is None or not self.snapshots or not fits:
             return

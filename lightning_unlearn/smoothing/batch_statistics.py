@@ -1,4 +1,4 @@
-"""Statistics of batch normalization, estimated anew on retain rows."""
+"""Batch normalization statistics, re-estimated on retain rows."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["estimate_statistics"]
 def estimate_statistics(method: str, trainer: Trainer, module: LightningModule) -> None:
     """Give batch normalization the mean statistics of all batches of retain rows, under the weights as they are.
 
-    Weights that are averaged have activations that no running statistic was taken of. Forget rows are not read. Layers
-    that are in evaluation mode keep their statistics, and all else of the module is in evaluation mode.
+    The running statistics of the live weights do not fit averaged weights. Forget rows are not read. Layers in
+    evaluation mode keep their statistics, and the rest of the module runs in evaluation mode.
 
     Args:
         method: Who asks, for messages.

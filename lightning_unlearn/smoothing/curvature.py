@@ -25,25 +25,26 @@ __all__ = ["CurvatureRegularization"]
 
 
 class CurvatureRegularization(SmoothingStrategy):
-    r"""Penalizes how much the forget term's gradient changes on a short way along itself.
+    r"""Penalizes the change of the forget term's gradient over a short step along it.
 
     $$\mathcal{L}_f(\theta) + c\, \|\nabla \mathcal{L}_f(\theta + \mu v) - \nabla \mathcal{L}_f(\theta)\|_2, \qquad
     v = \frac{\nabla \mathcal{L}_f(\theta)}{\|\nabla \mathcal{L}_f(\theta)\|_2}$$
 
     Norms are those of all weights that train, and gradients those of all processes. The gradient of the penalty takes
     two products with Hessians: see
-    [`curvature_penalty_gradient`][lightning_unlearn.functional.smoothing.curvature.curvature_penalty_gradient]. In
-    forward and backward passes over the forget rows a step costs four, two of them differentiated twice; or six.
+    [`curvature_penalty_gradient`][lightning_unlearn.functional.smoothing.curvature.curvature_penalty_gradient]. A step
+    costs four forward and backward passes over the forget rows, two of them differentiated twice; with finite
+    differences, six.
 
-    This is the paper's equation. The code released with it adds up the norm as a number, which has no gradient, and
-    takes the gradient of the term twice.
+    This is the paper's equation. The released code adds the norm as a number, which has no gradient, and takes the
+    gradient of the term twice.
 
     Logs ``smooth/grad_norm``, ``smooth/curvature`` (the norm in the penalty), ``smooth/perturbed_loss``, the term at
     $\theta + \mu v$, and ``smooth/sharpness``, by how much it is larger than at $\theta$.
 
     Args:
         coef: Weight of the penalty $c \ge 0$; 0 is the run without it.
-        mu: Length of the way $\mu > 0$.
+        mu: Length of the step $\mu > 0$.
         mode: ``"double_backward"`` or ``"finite_difference"``, as in
             [`GradientPenalty`][lightning_unlearn.GradientPenalty].
         detach: Whether $v$ is held constant, as is usual. ``False`` takes the whole gradient, at no cost: it has a term

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -12,15 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lightning_unlearn.core.distributed import local_tensor, sum_over_ranks, world_size
 from lightning_unlearn.core.layers import stripped
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.reference import reshard
 from lightning_unlearn.core.smoothing import Term
+from lightning_unlearn.smoothing.sharded import set_value
 
-__all__ = ["Evaluation", "ForgetTerm", "Gradients", "global_norm", "own_part"]
+__all__ = ["Evaluation", "ForgetTerm", "Gradients"]
 
 Gradients = list[Tensor | None]
 """One for each parameter of a `ForgetTerm`, in its order; ``None`` where the term does not depend on it."""
@@ -31,8 +30,8 @@ class Evaluation(NamedTuple):
 
     Args:
         value: The term with its weight, a scalar without graph.
-        gradients: Its gradient. Of weights that every process holds whole (DDP) it is that of this process's rows;
-            the mean over processes is that of all rows. Of sharded weights (FSDP2) it is that mean already.
+        gradients: Its gradient. For weights that every process holds whole (DDP) it is over this process's rows, and
+            the mean over processes is the gradient over all rows. For sharded weights (FSDP2) it is that mean already.
         parts: What the objective logs of it.
     """
 
@@ -44,9 +43,9 @@ class Evaluation(NamedTuple):
 class ForgetTerm:
     """The forget term of one batch as a function of the weights.
 
-    All evaluations draw the same random numbers, so that dropout has the same mask; after them the random state is what
-    one evaluation leaves. Running statistics and the module's own logs take in the first evaluation at the weights
-    themselves, and no other. Gradients that training has accumulated stay.
+    All evaluations draw the same random numbers, so that dropout has the same mask; afterwards the random state is that
+    after one evaluation. Only the first evaluation at the live weights enters running statistics and the module's own
+    logs. Gradients that training has accumulated stay.
 
     Args:
         trainer: Trainer of the run.
@@ -73,7 +72,7 @@ class ForgetTerm:
     # ---- evaluation --------------------------------------------------------------------------------------------
 
     def gradient(self) -> Evaluation:
-        """Value and gradient at the weights of the moment, by a forward and a backward pass. The gradient is a new one.
+        """Value and gradient at the current weights, from a forward and a backward pass. The gradient is a new tensor.
 
         Gradients pass through ``.grad``, the only place where the backward pass of sharded weights puts them.
         """
@@ -91,7 +90,7 @@ class ForgetTerm:
 
     @contextmanager
     def graph(self, values: Sequence[Tensor] | None = None) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """The term as a scalar with its graph, which is to be used in the body, and its parts.
+        """The term as a scalar with its graph, for use in the body, and its parts.
 
         For derivatives of any order by ``torch.autograd.grad``, which sharded weights do not allow.
 
@@ -107,7 +106,7 @@ class ForgetTerm:
             yield parts["loss"], _detached(parts)
 
     def gradient_of(self, value: Tensor) -> Gradients:
-        """Gradient of a scalar that was made of `graph`, in its body.
+        """Gradient of a scalar computed from `graph`, inside its body.
 
         It makes a whole backward pass: ``autograd.grad`` would pass over the marks that functions without a second
         derivative (``once_differentiable``) leave in a graph, and give a wrong one.
@@ -132,18 +131,18 @@ class ForgetTerm:
         before, self._moved = self._moved, True
         try:
             for parameter, value in pairs:
-                _put(parameter, value)
+                set_value(parameter, value)
             torch.clear_autocast_cache()  # it holds casts of the weights that were there
             yield
         finally:
             reshard(self.module)
             for (parameter, _), value in zip(pairs, own, strict=True):
-                _put(parameter, value)
+                set_value(parameter, value)
             torch.clear_autocast_cache()
             self._moved = before
 
     def chosen(self, pattern: str | None) -> list[bool]:
-        """Which parameters have a name that a regular expression is found in; all of them where it is ``None``.
+        """Which parameters match a regular expression by name; all of them if it is ``None``.
 
         Raises:
             MisconfigurationException: If none has.
@@ -161,7 +160,7 @@ class ForgetTerm:
     def average_(self, gradients: Gradients) -> None:
         """Replace gradients by their means over processes, in place; those of sharded weights are means already.
 
-        One that only other processes have is filled in.
+        A gradient that only other processes have is filled in.
         """
         if world_size() == 1 or self.sharded:
             return
@@ -203,55 +202,9 @@ class ForgetTerm:
             yield
 
 
-def global_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """L2 norm of several tensors as one vector; a scalar on their device, at least in fp32.
-
-    A collective call where they are sharded. The norm of tensors that each process holds whole is that of its own.
-    """
-    norms, shares, sharded = [], [], False
-    for tensor in tensors:
-        local = local_tensor(tensor)
-        local = torch.view_as_real(local) if local.is_complex() else local
-        norms.append(torch.linalg.vector_norm(local, dtype=torch.promote_types(local.dtype, torch.float32)))
-        shares.append(_share(tensor))
-        sharded = sharded or isinstance(tensor, DTensor)
-    if not norms:
-        return torch.zeros(())
-    norm = torch.stack(norms)
-    if not sharded:
-        return torch.linalg.vector_norm(norm)
-    total = (norm.square() * norm.new_tensor(shares)).sum()
-    sum_over_ranks(total)
-    return total.sqrt()
-
-
-def own_part(parameter: Tensor, whole: Tensor) -> Tensor:
-    """What this process holds of a whole tensor that is sharded as the parameter is."""
-    if not isinstance(parameter, DTensor):
-        return whole
-    size, start = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-    return whole[tuple(slice(first, first + length) for first, length in zip(start, size, strict=True))].clone()
-
-
-def _share(tensor: Tensor) -> float:
-    """One over the number of processes that hold the same part of a tensor."""
-    if not isinstance(tensor, DTensor):
-        return 1 / world_size()
-    placed = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
-    return math.prod(size for size, placement in placed if placement.is_shard()) / world_size()
-
-
-def _put(parameter: nn.Parameter, value: Tensor) -> None:
-    if isinstance(parameter, DTensor):  # FSDP2 keeps its own pointers to the shard
-        with torch.no_grad():
-            local_tensor(parameter).copy_(local_tensor(value))
-    else:
-        parameter.data = value
-
-
 @contextmanager
 def _replaced(module: nn.Module, parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
-    """Run the body with tensors of any graph in the place of parameters, also where a tied one comes again."""
+    """Run the body with other tensors in place of parameters, tied ones included."""
     new = {id(parameter): value for parameter, value in zip(parameters, values, strict=True)}
     places = [
         (child, name, parameter)

@@ -25,18 +25,18 @@ __all__ = ["GradientPenalty"]
 
 
 class GradientPenalty(SmoothingStrategy):
-    r"""Penalizes the norm of the forget term's gradient: small steps of a relearner then gain little.
+    r"""Penalizes the norm of the forget term's gradient, so that small relearning steps gain little.
 
     $$\mathcal{L}_f(\theta) + c\, \|\nabla \mathcal{L}_f(\theta)\|_2, \qquad
     \nabla\big(\dots\big) = g + c\, H v, \quad g = \nabla \mathcal{L}_f(\theta), \quad v = g / \|g\|_2$$
 
-    The norm is that of all weights that train, and of the gradient of all processes. The forget term has its weight in
-    it, so $c$ is relative to the term. $Hv$ comes from a second backward pass, or from the gradients at
-    $\theta \pm h v$. In forward and backward passes over the forget rows a step costs one and a second backward pass
-    through both, or three.
+    The norm is over all weights that train, for the gradient over all processes. The forget term includes its weight,
+    so $c$ is relative to the term. $Hv$ comes from a second backward pass, or from the gradients at $\theta \pm h v$. A
+    step costs one forward and backward pass over the forget rows with a second backward pass through both; with finite
+    differences, three forward and backward passes.
 
-    This is the paper's equation. The code released with it adds up the norm as a number, which has no gradient, and
-    ignores its coefficient: what is published as this method is plain NPO.
+    This is the paper's equation. The released code adds the norm as a number, which has no gradient, and ignores its
+    coefficient: what is published as this method is plain NPO.
 
     Logs ``smooth/grad_norm``, $\|g\|_2$, and ``smooth/penalty``, $c\, \|g\|_2$.
 

@@ -1,4 +1,4 @@
-"""Products of the forget term's Hessian with a vector, on every strategy."""
+"""Hessian-vector products of the forget term, under every strategy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NO_SECOND = ("derivative for", "differentiate twice", "ouble backward")  # in t
 
 
 def check_derivative(name: str, mode: Derivative, trainer: Trainer) -> None:
-    """Refuse a run in which gradients can't be differentiated again.
+    """Refuse a run whose gradients can't be differentiated twice.
 
     Raises:
         MisconfigurationException: With ``"double_backward"``, if weights are sharded or gradients scaled.
@@ -44,7 +44,7 @@ def check_derivative(name: str, mode: Derivative, trainer: Trainer) -> None:
 
 
 def check_resolution(name: str, module: LightningModule, remedy: str = "") -> None:
-    """Refuse weights in half precision, which can't be told from weights near by.
+    """Refuse weights in half precision, which can't resolve small perturbations.
 
     Raises:
         MisconfigurationException: If a weight that trains is in half precision.
@@ -59,7 +59,7 @@ def check_resolution(name: str, module: LightningModule, remedy: str = "") -> No
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Run with the one kernel of attention that has a second derivative.
+    """Run with the only attention kernel that has a second derivative.
 
     Raises:
         MisconfigurationException: If something else in the module has none.
@@ -76,7 +76,7 @@ def twice_differentiable() -> Iterator[None]:
 
 
 def hessian_product(term: ForgetTerm, vector: Sequence[Tensor], mode: Derivative) -> list[Tensor]:
-    """Product of the Hessian at the weights of the moment with a vector, the mean over processes.
+    """Product of the Hessian at the current weights with a vector, averaged over processes.
 
     Args:
         term: The forget term of a batch.

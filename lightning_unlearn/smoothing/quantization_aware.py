@@ -10,21 +10,22 @@ from lightning_unlearn.core.checks import one_of, regex
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.scores import output_head
 from lightning_unlearn.functional.quantization import QUANTIZATION_SCHEMES, round_weight
-from lightning_unlearn.smoothing.forget_term import ForgetTerm, own_part
+from lightning_unlearn.smoothing.forget_term import ForgetTerm
+from lightning_unlearn.smoothing.sharded import own_part
 from lightning_unlearn.smoothing.strategy import Smoothed, SmoothingStrategy
 
 __all__ = ["QuantizationAware"]
 
 
 class QuantizationAware(SmoothingStrategy):
-    r"""Minimizes the forget term of the quantised model, so that quantisation does not bring back what is forgotten.
+    r"""Minimizes the forget term of the quantised model, so that quantisation does not restore forgotten rows.
 
     $$\min_\theta w_f \mathcal{L}_{forget}(Q(\theta)) + w_r \mathcal{L}_{retain}(\theta)$$
 
     $Q$ rounds the weights of linear layers to the nearest of a grid (see ``QUANTIZATION_SCHEMES``), and its derivative
     is taken to be 1 (straight-through estimation). The output head, embeddings and norms stay, as in the quantisation
-    attack. The forget term is read once a step. The retain term is that of the model as it is: what quantisation does
-    to the kept knowledge is not trained away.
+    attack. The forget term is read once a step. The retain term uses the model without rounding: the loss of retained
+    knowledge by quantisation is not trained away.
 
     Weights of adapters (LoRA) are quantised only when they are merged, so the run has to train the linear layers
     themselves. In memory it costs a copy of their weights. Where weights are sharded, one at a time is gathered.

@@ -10,7 +10,8 @@ from torch import Tensor
 from lightning_unlearn.core.checks import at_least, regex
 from lightning_unlearn.core.distributed import local_tensor
 from lightning_unlearn.functional.random import keyed_generator
-from lightning_unlearn.smoothing.forget_term import Evaluation, ForgetTerm, global_norm, own_part
+from lightning_unlearn.smoothing.forget_term import Evaluation, ForgetTerm
+from lightning_unlearn.smoothing.sharded import global_norm, own_part
 from lightning_unlearn.smoothing.strategy import Smoothed, SmoothingStrategy
 
 __all__ = ["RandomizedSmoothing"]

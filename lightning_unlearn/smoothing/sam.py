@@ -8,14 +8,15 @@ from torch import Tensor
 from lightning_unlearn.core.checks import at_least, regex
 from lightning_unlearn.core.distributed import all_true, local_tensor
 from lightning_unlearn.functional.smoothing.sam import asam_perturbation, sam_perturbation
-from lightning_unlearn.smoothing.forget_term import ForgetTerm, global_norm
+from lightning_unlearn.smoothing.forget_term import ForgetTerm
+from lightning_unlearn.smoothing.sharded import global_norm
 from lightning_unlearn.smoothing.strategy import Smoothed, SmoothingStrategy
 
 __all__ = ["SAM"]
 
 
 class SAM(SmoothingStrategy):
-    r"""Sharpness-aware unlearning: minimizes the forget term at the worst weights near by.
+    r"""Sharpness-aware unlearning: minimizes the forget term at the worst weights nearby.
 
     $$\min_\theta \max_{\lVert \epsilon \rVert_2 \le \rho} w_f \mathcal{L}_{forget}(\theta + \epsilon)
       + w_r \mathcal{L}_{retain}(\theta), \qquad

@@ -16,7 +16,8 @@ from lightning_unlearn.core.distributed import local_tensor, mean_over_ranks, su
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from lightning_unlearn.core.resume import ResumableCallback, callbacks_of
 from lightning_unlearn.core.smoothing import Term
-from lightning_unlearn.smoothing.forget_term import ForgetTerm, Gradients, global_norm
+from lightning_unlearn.smoothing.forget_term import ForgetTerm, Gradients
+from lightning_unlearn.smoothing.sharded import global_norm
 
 __all__ = ["Smoothed", "SmoothingStrategy"]
 
@@ -40,18 +41,18 @@ class Smoothed(NamedTuple):
 
 
 class SmoothingStrategy(ResumableCallback, ABC):
-    r"""Smooths the forget term of the objective over the weights, so that small changes do not undo forgetting.
+    r"""Base class of callbacks that smooth the forget term over the weights, so that small changes don't undo it.
 
-    Stands beside any objective that has a forget term of its own, one in a run. The gradient of the forget term is
-    replaced by that of a smoothed one; the retain and refusal terms keep theirs, at the weights as they are. The
+    Works beside any objective with a separate forget term; a run has one at most. The gradient of the forget term is
+    replaced by that of a smoothed term; the retain and refusal terms keep their gradients at the live weights. The
     module, its optimizer, accumulation of batches, clipping, mixed precision, masks and strategies (one device, DDP,
-    FSDP2) work as without it: the total loss has the smoothed gradient in its backward pass. Where batches are
-    accumulated, each is smoothed by itself.
+    FSDP2) work as without it, since the backward pass of the total loss adds the smoothed gradient. Accumulated batches
+    are smoothed one by one.
 
-    All passes of a step draw the same dropout masks. Running statistics of batch normalization take in the pass at the
-    weights themselves, and no pass at others. Weights are put back bit for bit, also after an exception, so that no
-    checkpoint has others in it. Where the score is the module's own ``training_step``, its logs are of the pass at the
-    weights themselves, but its metrics see all passes.
+    All passes of a step draw the same dropout masks. Only the pass at the live weights enters running statistics of
+    batch normalization. Weights are restored bit for bit, also after an exception, so that no checkpoint holds others.
+    If the score is the module's own ``training_step``, its logs are of the pass at the live weights, but its metrics
+    see all passes.
 
     Logs ``smooth/<name>`` as the subclass says. ``unlearn/loss`` has the smoothed forget term in it.
 
@@ -96,7 +97,7 @@ class SmoothingStrategy(ResumableCallback, ABC):
 
         Args:
             term: The forget term.
-            values: The perturbed weights, of which `ForgetTerm.at` is to be called.
+            values: The perturbed weights, as passed to `ForgetTerm.at`.
             length: L2 norm of the perturbation as it should be.
         """
         if self._steps or all(p.dtype in (torch.float32, torch.float64) for p in term.parameters):
@@ -142,7 +143,7 @@ class SmoothingStrategy(ResumableCallback, ABC):
     _steps = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the run, and stand by its objective."""
+        """Check the run, and attach to its objective."""
         if stage != "fit":
             return
         self._objective = self._check(trainer, pl_module)
@@ -160,7 +161,7 @@ class SmoothingStrategy(ResumableCallback, ABC):
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the objective."""
+        """Detach from the objective."""
         self._leave()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -1,7 +1,7 @@
 r"""Weight deltas: small files that turn a base model into the unlearned one and back, bit for bit.
 
-Of every tensor that differs, the file has the positions of the weights that moved and the XOR of their bits before and
-after. XOR is its own inverse, so applying and reverting are the same exact operation, with one stored value for both:
+For every tensor that differs, the file holds the positions of the weights that moved and the XOR of their bits before
+and after. XOR is its own inverse, so applying and reverting are the same exact operation with the same stored value:
 
 $$\text{unlearned} = \text{base} \oplus \Delta, \qquad \text{base} = \text{unlearned} \oplus \Delta .$$
 
@@ -66,9 +66,9 @@ class DeltaInfo(NamedTuple):
 
 
 def save_delta(base: Model, unlearned: Model, path: str | Path) -> DeltaInfo:
-    """Write what turns one model into another.
+    """Write the delta that turns one model into another.
 
-    Folders are read a tensor at a time, so of two models in folders only the delta itself is ever whole in memory.
+    Folders are read one tensor at a time, so that for two models in folders only the delta is ever whole in memory.
 
     Args:
         base: The model before: a module, its state dict, or a Hugging Face folder with safetensors, sharded or not.
@@ -153,7 +153,7 @@ def apply_delta(model: Model, path: str | Path, output: str | Path | None = None
 
 
 def revert_delta(model: Model, path: str | Path, output: str | Path | None = None) -> None:
-    """Turn the unlearned model back into the base: what [`apply_delta`][lightning_unlearn.apply_delta] undoes.
+    """Turn the unlearned model back into the base, which undoes [`apply_delta`][lightning_unlearn.apply_delta].
 
     Args:
         model: The unlearned model, in any of the forms that ``apply_delta`` takes.

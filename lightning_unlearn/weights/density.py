@@ -53,7 +53,7 @@ def layer_of(name: str) -> tuple[str, str, str]:
 
 
 def mask_density_table(masks: Mapping[str, Tensor]) -> list[DensityRow]:
-    """Count what may move by layer and kind of weight.
+    """Count the weights that may move, by layer and kind of weight.
 
     Args:
         masks: Boolean masks by parameter name, such as `load_mask` returns.
@@ -70,7 +70,7 @@ def mask_density_table(masks: Mapping[str, Tensor]) -> list[DensityRow]:
 
 
 def density_rows(counts: Mapping[str, tuple[int, int]]) -> list[DensityRow]:
-    """The same from how many weights of each parameter are live, and how many there are."""
+    """The same table from the numbers of live and of all weights of each parameter."""
     found: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     for name, (live, total) in counts.items():
         _, layer, kind = layer_of(name)

@@ -14,7 +14,7 @@ __all__ = ["GradientMask"]
 
 
 class GradientMask(WeightMask):
-    r"""The weights move that the forget loss is steepest in: $S_i = |g_{f,i}|$.
+    r"""Lets the weights with the largest forget gradient move: $S_i = |g_{f,i}|$.
 
     Takes the arguments of [`WeightMask`][lightning_unlearn.WeightMask].
 

@@ -13,7 +13,7 @@ __all__ = ["LayerMask"]
 
 
 class LayerMask(WeightMask):
-    r"""All weights of some layers move and no others: by default those of the feed-forward layers, where facts sit.
+    r"""Lets all weights of some layers move and no others; by default the feed-forward layers, which store facts.
 
     For a language model of ours, ``LitCausalLM(trainable=...)`` does the same without the memory of optimizer states,
     gradients and copies; this works on any module as it is.
@@ -32,5 +32,5 @@ class LayerMask(WeightMask):
     def scores(
         self, trainer: Trainer, module: LightningModule, parameters: dict[str, nn.Parameter]
     ) -> dict[str, Tensor]:
-        """The same for all, as all may move."""
+        """One score for all weights, since all may move."""
         return {n: torch.ones_like(local_tensor(p.detach()), dtype=torch.float32) for n, p in parameters.items()}

@@ -1,4 +1,4 @@
-"""Layout of sharded weights: names, places and whole tensors."""
+"""Layout of sharded weights: names, offsets and whole tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["counts", "local_part", "parameter_names", "place_of", "whole_mask"]
 
 
 def parameter_names(module: nn.Module) -> dict[str, nn.Parameter]:
-    """What trains, by the name it has when nothing is compiled or wrapped. A tied weight comes once."""
+    """Parameters that train, by their names without wrappers. A tied weight appears once."""
     reshard(module)  # a forward pass leaves the root's weights gathered, in memory that is freed later
     named = {}
     for name, parameter in module.named_parameters():

@@ -13,7 +13,7 @@ __all__ = ["MagnitudeMask"]
 
 
 class MagnitudeMask(WeightMask):
-    r"""The largest weights move: $S_i = |\theta_i|$. A baseline that looks at no row.
+    r"""Lets the largest weights move: $S_i = |\theta_i|$. A baseline that uses no data.
 
     Takes the arguments of [`WeightMask`][lightning_unlearn.WeightMask].
 

@@ -15,7 +15,7 @@ __all__ = ["RandomMask"]
 
 
 class RandomMask(WeightMask):
-    r"""Weights drawn at random move: $S_i \sim U[0, 1)$. The baseline of every attribution.
+    r"""Lets weights drawn at random move: $S_i \sim U[0, 1)$. The baseline of every attribution.
 
     Args:
         density: Share of weights that may move, in [0, 1].

@@ -10,11 +10,11 @@ __all__ = ["SalUn"]
 
 
 class SalUn(GradientMask):
-    r"""Saliency unlearning's mask: the half of the weights that the forget loss is steepest in, $S_i = |g_{f,i}|$.
+    r"""Saliency unlearning's mask: the half of the weights with the largest forget gradient, $S_i = |g_{f,i}|$.
 
     The absolute value is taken after the sum over all forget rows, in evaluation mode, and all weights compete. The
-    paper trains on random labels with it; here it stands beside any objective. The released code takes each batch's
-    mean loss, and so weighs the rows of a last, smaller batch more; here all rows count the same.
+    paper trains on random labels with it; here it works beside any objective. The released code takes each batch's mean
+    loss, and so weighs the rows of a last, smaller batch more; here all rows count the same.
 
     Args:
         density: Share of weights that may move, in [0, 1].

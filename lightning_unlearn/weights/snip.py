@@ -15,7 +15,7 @@ __all__ = ["SNIP"]
 
 
 class SNIP(WeightMask):
-    r"""The weights move whose removal would change the forget loss most: $S_i = |\theta_i\, g_{f,i}|$.
+    r"""Lets the weights move whose removal would change the forget loss most: $S_i = |\theta_i\, g_{f,i}|$.
 
     [`WAGLE`][lightning_unlearn.WAGLE] with a large ``gamma`` is the same. Takes the arguments of
     [`WeightMask`][lightning_unlearn.WeightMask].

@@ -21,13 +21,13 @@ Parity = Literal["paper", "released"]
 
 
 class WAGLE(WeightMask):
-    r"""Weight attribution: only the weights move that matter to forgetting and can spare the retain rows.
+    r"""Weight attribution: only weights that matter to forgetting and not to the retain rows move.
 
     $$S_i = \Big| \Big( \theta_i - \frac{g_{r,i}}{\gamma} \Big)\, g_{f,i} \Big|$$
 
     $g_f$ and $g_r$ are the gradients of the mean NLL per token of the forget and retain rows at the starting model;
-    the weights with the highest score may move. It stands beside any objective, and costs one forward and backward
-    pass over forget rows and as many retain rows before the first step.
+    the weights with the highest score may move. It works beside any objective, and costs one forward and backward pass
+    over forget rows and as many retain rows before the first step.
 
     The released code takes sums of gradients over $N$ rows, divided by the number $a$ of batches that it accumulates,
     in place of means: its ``mu`` corresponds to $\gamma = mu \cdot a / N$ here, if answers are equally long. Its

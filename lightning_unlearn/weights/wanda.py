@@ -21,7 +21,7 @@ __all__ = ["Wanda"]
 
 
 class Wanda(WeightMask):
-    r"""In each row of each linear layer, the weights move that contribute most on forget rows.
+    r"""Lets the weights move that contribute most on forget rows, in each output row of each linear layer.
 
     $$S_{ij} = |W_{ij}|\, \lVert X_j \rVert_2$$
 

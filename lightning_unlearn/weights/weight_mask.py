@@ -1,4 +1,4 @@
-"""Base class of weight masks: chosen weights may move, and no other one does."""
+"""Base class of weight masks, which freeze all but the chosen weights."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class _Frozen(NamedTuple):
 
 
 class WeightMask(ResumableCallback, ABC):
-    r"""Lets a share of the weights move, and keeps all others bit for bit what they were.
+    r"""Base class of weight masks: lets a share of the weights move, and keeps all others bit-identical.
 
-    Stands beside an objective and works with its module, optimizer and strategy (one device, DDP, FSDP2). Before each
-    update it zeroes the gradients of frozen weights, so that clipping sees live ones only; after each it puts frozen
-    weights back. So they stay whatever the optimizer does: weight decay, momentum, or steps that mix coordinates
-    (Muon, Shampoo) move live weights only. The mask is made once, before the first step, from the starting model; a
-    resumed run takes it from its checkpoint, where it costs one bit a weight.
+    Works beside an objective, with its module, optimizer and strategy (one device, DDP, FSDP2). Before each update it
+    zeroes the gradients of frozen weights, so that clipping sees only live ones; after each update it restores frozen
+    weights. They stay whatever the optimizer does: weight decay, momentum, or steps that mix coordinates (Muon,
+    Shampoo) move live weights only. The mask is made once, before the first step, from the starting model; a resumed
+    run takes it from its checkpoint, where it costs one bit a weight.
 
     In memory it costs one byte a weight, and a copy of each parameter that has frozen weights.
 
@@ -224,7 +224,7 @@ class WeightMask(ResumableCallback, ABC):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Take the gradients of frozen weights out, after accumulation and before clipping."""
+        """Clear the gradients of frozen weights, after accumulation and before clipping."""
         self._refuse_thawed(pl_module)
         for _, parameter, live, _ in self._frozen:
             if parameter.grad is None:
@@ -236,7 +236,7 @@ class WeightMask(ResumableCallback, ABC):
                 apply_mask_(local_tensor(parameter.grad), live)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let go of the optimizers and of the starting values; the mask stays to be looked at."""
+        """Release the optimizers and the starting values; the mask stays available."""
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -385,7 +385,7 @@ class WeightMask(ResumableCallback, ABC):
                 apply_mask_(local_tensor(parameter), live, value)
 
     def _clear_state(self, optimizer: torch.optim.Optimizer) -> None:
-        """Momentum from before the mask would go on moving frozen weights, and be clipped and logged as if it did."""
+        """Clear the optimizer state of frozen weights: old momentum would be clipped and logged as if they moved."""
         for _, parameter, live, _ in self._frozen:
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.cases import CASES, LAYOUTS, ROOT
+from tests.distributed.cases import CASES
+from tests.distributed.layouts import LAYOUTS, ROOT
 
 
 def launch(models: Path, results: Path, words: Iterable[str], processes: int = 2) -> None:

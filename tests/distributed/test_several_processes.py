@@ -15,23 +15,13 @@ from safetensors.torch import load_file
 
 import lightning_unlearn
 from lightning_unlearn import LitCausalLM, UnlearnCallback, WeightMask, load_mask
-from tests.distributed.cases import (
-    CASES,
-    CLASSIFIERS,
-    CURVATURE,
-    EDIT,
-    ERASERS,
-    JUDGES,
-    LANGUAGE,
-    MASKED,
-    MASKS,
-    PENALTIES,
-    RECONSTRUCTION,
-    SMOOTHED,
-    Faster,
-    Training,
-)
+from tests.distributed.cases import CASES
+from tests.distributed.classifier_cases import CLASSIFIERS, Faster
+from tests.distributed.image_cases import ERASERS
+from tests.distributed.language_cases import CURVATURE, EDIT, JUDGES, LANGUAGE, MASKED, MASKS, PENALTIES, SMOOTHED
 from tests.distributed.launch import Runs, chosen, launch, load, with_layouts
+from tests.distributed.layouts import Training
+from tests.distributed.reconstruction_cases import RECONSTRUCTION
 from tests.helpers import bits, same
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(3000)]

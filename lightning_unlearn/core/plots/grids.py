@@ -1,4 +1,4 @@
-"""Figures of values over two axes, as grids of colours."""
+"""Heat maps: values over two axes as grids of colours."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Panel(NamedTuple):
     """One panel of a figure.
 
     Args:
-        lines: Its lines, of which those with ``low`` and ``high`` have a band.
+        lines: Its lines; those with ``low`` and ``high`` have a band.
         x_label: Name of the horizontal axis.
         y_label: Name of the vertical axis.
     """
@@ -33,7 +33,7 @@ class Panel(NamedTuple):
 def panel_figure(
     panels: Sequence[Sequence[Panel]], palette: Sequence[str] = PALETTE, text: str = "#333333", grid: str = "#dddddd"
 ) -> Figure:
-    """Draw panels in rows, of which those of a row share their vertical axis; one legend names the lines of all.
+    """Draw panels in rows; panels of a row share their vertical axis, and one legend names all lines.
 
     Args:
         panels: Rows of panels, equally many each.

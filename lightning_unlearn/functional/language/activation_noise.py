@@ -13,7 +13,7 @@ def relative_noise(hidden: Tensor, noise: Tensor, sigma: float) -> Tensor:
     $$h' = h + \sigma\, \mathrm{rms}(h)\, e, \qquad \mathrm{rms}(h) = \lVert h \rVert / \sqrt{d}$$
 
     With $e \sim N(0, I)$ the noise has about $\sigma$ times the length of $h$ at every layer. Absolute noise would be
-    nothing at deep layers and fatal at early ones.
+    negligible at deep layers and destructive at early ones.
 
     Args:
         hidden: Hidden states $h$, shape ``(..., d)``; the sum is taken in fp32.

@@ -1,4 +1,4 @@
-"""Depth score: how much of what a layer knows is gone, relative to a model that never knew it."""
+"""Depth score: share of each layer's knowledge that is gone, relative to a model that never had it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ def depth_score(control_gaps: Tensor, unlearned_gaps: Tensor, threshold: float =
     $$\mathrm{UDS} = \frac{\sum_{l \in K} d^C_l\, \mathrm{clip}(d^U_l / d^C_l, 0, 1)}{\sum_{l \in K} d^C_l},
     \qquad K = \{l : d^C_l > \tau\}$$
 
-    A gap $d_l$ is what the original model loses of the mean log-probability of a span when it goes on from the layer's
-    states of another model. 1 is as deep as retraining, 0 is untouched. Gaps of a logit lens can take their place.
+    A gap $d_l$ is the loss in mean log-probability of a span when the original model continues from another model's
+    states at layer $l$. A score of 1 is as deep as retraining, and 0 is untouched. Gaps of a logit lens can be used
+    instead.
 
     Args:
         control_gaps: Gaps of the control model $d^C$, shape ``(L, ...)``, in nats.
         unlearned_gaps: Gaps of the unlearned model $d^U$, of the same shape.
-        threshold: The threshold $\tau$ from which a layer of the control counts as without the knowledge.
+        threshold: The threshold $\tau$ above which a layer of the control counts as lacking the knowledge.
 
     Returns:
         Shape ``(...)``, in [0, 1]; NaN where no layer counts.

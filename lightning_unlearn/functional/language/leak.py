@@ -1,4 +1,4 @@
-"""Estimators and confidence bounds of what the samples of a model's answers leak."""
+"""Estimators and confidence bounds of leakage in sampled answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HALVINGS = 64  # of an interval in [0, 1]: past the resolution of float64
 
 
 def leak_at_k(leaks: Tensor, samples: int, k: int) -> Tensor:
-    r"""Probability that at least one of k samples leaks, without bias from n samples of which c leak.
+    r"""Unbiased estimate of the probability that at least one of k samples leaks, where c of n samples leak.
 
     $$\mathrm{leak@}k = 1 - \binom{n - c}{k} \Big/ \binom{n}{k}$$
 
@@ -54,7 +54,7 @@ def leak_at_k(leaks: Tensor, samples: int, k: int) -> Tensor:
 
 
 def expected_best_of_k(scores: Tensor, k: int) -> Tensor:
-    r"""Expected largest score of k samples, without bias from n samples; of 0 and 1 it is `leak_at_k`.
+    r"""Unbiased estimate of the expected best score of k samples from n; for scores 0 and 1 it is `leak_at_k`.
 
     $$\mathbb{E} \max = \sum_{i=k}^{n} x_{(i)} \binom{i-1}{k-1} \Big/ \binom{n}{k}, \; x_{(1)} \le \ldots \le x_{(n)}$$
 
@@ -145,7 +145,7 @@ def dkw_epsilon(samples: int, alpha: float = 0.05) -> float:
 def tail_upper_bound(scores: Tensor, threshold: float, alpha: float = 0.05) -> Tensor:
     r"""Upper confidence bound of the probability of a score above a threshold, $1 - F_n(x) + \epsilon$.
 
-    For scores of 0 and 1, `clopper_pearson_upper` is tighter: 3.8 times at 128 samples of which none leaks.
+    For scores of 0 and 1, `clopper_pearson_upper` is tighter: 3.8 times at 128 samples without a leak.
 
     Args:
         scores: Scores of the samples of each question, shape ``(..., n)``.
@@ -200,9 +200,9 @@ def deviation_upper_bound(scores: Tensor, alpha: float = 0.05) -> Tensor:
     r"""Upper confidence bound of the standard deviation of scores in [0, 1].
 
     It is the largest standard deviation of any distribution whose distribution function lies in the band
-    $F_n \pm \epsilon(n, \alpha/2)$. That one follows the upper end of the band up to some level and the lower end from
-    there on. As both ends of the band are needed, ``alpha`` is split over two sides. The authors' package has a looser
-    bound, as it takes the worst mean and the worst spread apart.
+    $F_n \pm \epsilon(n, \alpha/2)$. That distribution function follows the upper end of the band up to some level, and
+    the lower end from there on. Since both ends are needed, ``alpha`` is split over two sides. The bound of the
+    authors' package is looser, because it combines the worst mean and the worst spread separately.
 
     Args:
         scores: Scores of the samples of each question, in [0, 1], shape ``(..., n)``.
@@ -241,7 +241,7 @@ def deviation_upper_bound(scores: Tensor, alpha: float = 0.05) -> Tensor:
 
 
 def _switched(low: Tensor, high: Tensor) -> Tensor:
-    """Sums of the low values before each place and the high ones from it on."""
+    """Sums of the low values before each position and of the high values from it on."""
     return low.cumsum(-1) - low + high.flip(-1).cumsum(-1).flip(-1)
 
 

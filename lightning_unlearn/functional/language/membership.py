@@ -1,4 +1,4 @@
-"""Scores of membership inference attacks on language models: lower means more likely a row of training."""
+"""Scores of membership inference attacks on language models; lower means more likely a training row."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ __all__ = ["control_vector", "mean_norm", "rmu_forget", "rmu_retain"]
 def control_vector(size: int, steering: float, seed: int) -> Tensor:
     r"""The target of the forget activations, :math:`c \cdot u / \lVert u \rVert_2` with :math:`u \sim U[0, 1)^d`.
 
-    Drawn from a generator of its own: the same on every process, whatever else used the global one. No entry is
-    negative, in the paper as in its code.
+    Drawn from its own generator, so it is the same on every process and independent of the global one. No entry is
+    negative, as in the paper and its code.
 
     Args:
         size: Width of the activations :math:`d`.

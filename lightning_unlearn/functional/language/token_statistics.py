@@ -31,7 +31,7 @@ class TokenStatistics(NamedTuple):
 
 
 def token_statistics(logits: Tensor, labels: Tensor) -> TokenStatistics:
-    r"""What likelihoods, memorisation and membership are read from, in one pass over the logits.
+    r"""Statistics that likelihood, memorisation and membership metrics use, from one pass over the logits.
 
     With :math:`\ell_v = \log \mathrm{softmax}(z)_v` and :math:`p_v = e^{\ell_v}`:
 

@@ -1,4 +1,4 @@
-"""Truth ratio: probability of wrong answers, relative to that of the right one in other words."""
+"""Truth ratio: probability of wrong answers relative to that of a paraphrase of the right one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def truth_ratio_score(
     variant: Variant = "geometric",
     epsilon: float = 1e-10,
 ) -> Tensor:
-    r"""What a row contributes to a truth-ratio column; the column is the mean over rows.
+    r"""Score of a row in a truth-ratio column, which is the mean over rows.
 
     ``"forget"`` is :math:`\min(R, 1/R)`, near 1 where wrong answers are as likely as the right one; ``"retain"`` is
     :math:`\max(0, 1 - R)`, near 1 where the right one is likelier; ``"prob_mean"`` is

@@ -10,8 +10,8 @@ __all__ = ["whp_labels", "whp_logits"]
 def whp_logits(logits: Tensor, reinforced_logits: Tensor, *, alpha: float = 5.0) -> Tensor:
     r"""Logits of a generic prediction: :math:`v_{generic} = v - \alpha\, \mathrm{ReLU}(v_{reinforced} - v)`.
 
-    Tokens that the reinforced model, trained further on the text to forget, finds more likely become less likely; the
-    logits of all others stay.
+    Tokens become less likely if the reinforced model, trained further on the text to forget, finds them more likely.
+    All other logits stay.
 
     Args:
         logits: Logits of the starting model :math:`v`, shape ``(N, V)``, any floating type; they are cast up.

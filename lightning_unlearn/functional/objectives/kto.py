@@ -22,7 +22,7 @@ def kto(
         reference_nll: The same under the frozen starting model :math:`S_{ref}`, shape ``(B,)``.
         reference_point: :math:`z_0 \ge 0`, an estimate of the divergence from the starting model in nats, a scalar
             shared by the batch. No gradient flows through it.
-        desirable: Whether the answers are to become likely, or unlikely.
+        desirable: Whether the answers should become more likely, or less.
         beta: Inverse temperature :math:`\beta > 0`.
 
     Returns:

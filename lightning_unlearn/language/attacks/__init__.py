@@ -1,4 +1,4 @@
-"""Attacks on unlearned language models: what brings a forgotten row back."""
+"""Attacks on unlearned language models, which try to recover forgotten rows."""
 
 import lazy_loader
 

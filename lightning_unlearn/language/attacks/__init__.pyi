@@ -32,12 +32,12 @@ from .prompts import MultiTurnAttack as MultiTurnAttack
 from .prompts import PrefixAttack as PrefixAttack
 from .pruning import PruningAttack as PruningAttack
 from .quantization import QuantizationAttack as QuantizationAttack
-from .relearning import RELEARNING_RECIPES as RELEARNING_RECIPES
 from .relearning import LanguageRelearning as LanguageRelearning
-from .relearning import RelearningRecipe as RelearningRecipe
-from .relearning import RelearningTrace as RelearningTrace
-from .relearning import learning_rates as learning_rates
-from .relearning import relearning_curve as relearning_curve
+from .relearning_recipes import RELEARNING_RECIPES as RELEARNING_RECIPES
+from .relearning_recipes import RelearningRecipe as RelearningRecipe
+from .relearning_recipes import learning_rates as learning_rates
+from .relearning_trace import RelearningTrace as RelearningTrace
+from .relearning_trace import relearning_curve as relearning_curve
 from .sampling import Samples as Samples
 from .sampling import SamplingAttack as SamplingAttack
 from .taught_rows import RelearningRows as RelearningRows

@@ -1,4 +1,4 @@
-"""Activation noise: what a model answers when the hidden states of the prompt are perturbed."""
+"""Activation noise attack: answers of a model whose hidden states of the prompt are perturbed."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class NoiseScores:
     norms: list[float]
 
     def leak(self, k: int) -> Tensor:
-        """Expected best of ``k`` of all answers to a probe, without bias, shape ``(N,)``.
+        """Unbiased estimate of the expected best of ``k`` answers to each probe, shape ``(N,)``.
 
-        Of answers that are right or not, the chance that at least one is.
+        For answers that are right or wrong, it is the probability that at least one is right.
 
         Args:
             k: Answers, of those that were drawn in all cells.
@@ -77,7 +77,7 @@ class NoiseScores:
 
 @dataclass(frozen=True)
 class NoiseCell:
-    """The layer and size of noise under which an unlearned model shows most, chosen and measured on different rows.
+    """The layer and noise size at which most comes back, chosen on one half of the rows and measured on the other.
 
     Args:
         layer: Number of the decoder block.
@@ -97,21 +97,21 @@ class NoiseCell:
 
     @property
     def recovery(self) -> float | None:
-        r"""Recovered share $\kappa$ on these rows; ``None`` where original and control are too near for one."""
+        r"""Recovered share $\kappa$ on these rows; ``None`` if original and control are too close."""
         return _share(self.unlearned, self.control, self.original)
 
 
 class ActivationNoise(LanguageAttack):
-    r"""Adds noise to the hidden states of the prompt, and counts right answers.
+    r"""Adds noise to the hidden states of the prompt, and counts the correct answers.
 
     $$h' = h + \sigma\, \mathrm{rms}(h)\, e, \qquad e \sim N(0, I)$$
 
-    after one decoder block, at the positions of the prompt but the first. A model that hides a row behind a narrow
-    condition on its hidden states answers when they are moved; one that never saw it does not. Answers are greedy, so
-    that their randomness is the noise alone. The draws are a function of seed, row, layer, size and number, whatever
-    the batch or the process.
+    after one decoder block, at all positions of the prompt but the first. A model that hides a row behind a narrow
+    condition on its hidden states answers when they are moved; a model that never saw it does not. Answers are greedy,
+    so that the noise is the only randomness. The draws are a function of seed, row, layer, size and number, independent
+    of batch and process.
 
-    The idea is that of the publication below, whose code and text were not at hand; the constants are ours.
+    The idea is from the publication below, whose code and text were not available; the constants are ours.
 
     Args:
         depth: ``"default"``: four blocks, at a fifth to four fifths of the depth, two sizes, 4 draws; ``"full"``: all
@@ -238,8 +238,8 @@ def choose_noise(
 ) -> NoiseCell:
     """The cell in which most comes back on one half of the rows, with the scores of the other half.
 
-    The highest of many cells is high by chance alone: with pure noise of standard deviation s, the best of 32 is about
-    2 s above their mean. So the rows that choose are not those that are reported.
+    The best of many cells is high by chance alone: with pure noise of standard deviation s, the best of 32 is about 2 s
+    above their mean. Rows that choose the cell are therefore not the rows that are reported.
 
     Args:
         unlearned: Scores of the unlearned model.

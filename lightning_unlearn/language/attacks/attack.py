@@ -30,8 +30,8 @@ class Cost(NamedTuple):
 class LanguageAttack(ABC):
     """An attempt to get forgotten rows out of a model, measured the same way on every model.
 
-    The attacked model has the same weights, modes and hooks afterwards, and the global random state is untouched. The
-    same attack is run on the original and on the control model; only the comparison says anything.
+    Weights, modes and hooks of the attacked model are the same afterwards, and the global random state is untouched.
+    The same attack is run on the original and on the control model; only the comparison is meaningful.
 
     A subclass supplies ``knowledge``, and its constructor's arguments are its settings.
     """

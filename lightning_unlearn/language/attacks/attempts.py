@@ -1,4 +1,4 @@
-"""Base class of attacks that ask for a row in other words, and the knowledge that several attempts show."""
+"""Base class of prompt attacks, and knowledge over several attempts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Attempts(Knowledge):
     matches: Tensor | None = None
 
     def mean(self) -> Knowledge:
-        """Mean over the attempts of each row, which tells a broad recovery from a lucky phrasing."""
+        """Mean over the attempts of each row, which distinguishes broad recovery from one lucky phrasing."""
         strength, matched = (v.nanmean(0) if v is not None else None for v in (self.strengths, self.matches))
         return Knowledge(strength, matched, self.answers)
 
@@ -58,13 +58,13 @@ class Attempts(Knowledge):
 class PromptAttack(LanguageAttack):
     """An attack that leaves the model as it is and asks for the rows in other ways.
 
-    The score of a row is that of its best attempt, on every model alike, as an attacker would choose it.
+    The score of a row is that of its best attempt, which an attacker would choose; the same holds for every model.
     [`Attempts`][lightning_unlearn.language.attacks.attempts.Attempts] has the score of each attempt too.
     """
 
     @abstractmethod
     def attempts(self, module: LitCausalLM, probes: Sequence[Probe]) -> list[Attempt]:
-        """All ways in which the rows are asked for.
+        """All attempts at the rows.
 
         Args:
             module: The model, whose prompt format they are for.
@@ -99,7 +99,7 @@ class PromptAttack(LanguageAttack):
 
 
 def best_attempts(names: Sequence[str], rows: int, asked: Sequence[tuple[int, int]], found: Knowledge) -> Attempts:
-    """The knowledge of several attempts, from that of all of them in a row.
+    """Knowledge over several attempts, from one measurement of all of them.
 
     Args:
         names: Names of the attempts.
@@ -193,7 +193,7 @@ def reworded(question: str | Messages, template: str) -> str | Messages:
 
 
 def warn_of_rest(name: str, rest: Sequence[Probe], lacks: str) -> None:
-    """Warn of rows that are asked as they are."""
+    """Warn of rows that an attack leaves unchanged."""
     if rest:
         rows = ", ".join(str(probe.row) for probe in rest[:5])
         rank_zero_warn(

@@ -1,4 +1,4 @@
-"""Depth score: the original model goes on from the states of another one."""
+"""Depth score: the original model continues from the hidden states of another model."""
 
 from __future__ import annotations
 
@@ -56,15 +56,15 @@ class DepthScores:
 
 
 class DepthScore(SpanEvidence):
-    r"""Unlearning depth score (UDS): in how many layers the unlearned model's states lack a fact as the control's do.
+    r"""Unlearning depth score (UDS): how far the layers of the unlearned model lack a fact that the control lacks.
 
-    The states after a block, at the places that predict the span of the answer with the fact, go from the control model
-    into the original; what that costs in mean log-probability of the span is $d^C_l$. The same from the unlearned model
+    The hidden states after a block, at the positions that predict the fact in the answer, are patched from the control
+    model into the original. The loss in mean log-probability of the fact is $d^C_l$. Patching from the unlearned model
     gives $d^U_l$, and [`depth_score`][lightning_unlearn.functional.language.depth_score.depth_score] compares the two.
-    It sees knowledge that later layers hide from the answer.
+    The score sees knowledge that later layers hide from the answer.
 
-    States are taken by hooks on the blocks. The authors' script takes ``hidden_states``, of which the last one has gone
-    through the final norm already. Only the blocks after the one that is patched are run.
+    States are read by hooks on the blocks. The authors' script reads ``hidden_states``, the last of which has already
+    passed the final norm. Only the blocks after the patched one are run.
 
     Args:
         original: The model before unlearning, which the states go into.
@@ -99,7 +99,7 @@ class DepthScore(SpanEvidence):
 
     @torch.no_grad()
     def _gaps(self, source: LitCausalLM, probes: Sequence[Probe]) -> Tensor:
-        """What the original loses with the states of another model, ``(L, N)``."""
+        """Loss of likelihood when the original continues from the states of another model, ``(L, N)``."""
         rows = span_rows(self.original._prompt_format(), probes)
         with isolate_rng(), evaluating(self.original), evaluating(source):
             parts = [

@@ -1,4 +1,4 @@
-"""Attacks by context: rows that may be known, and other facts of the same entity, before the question."""
+"""Attacks by context: retain rows, or other facts of the same entity, before the question."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["FewShotAttack", "InContextAttack"]
 
 
 class FewShotAttack(PromptAttack):
-    """Questions to retain rows with their answers come first, so that the model goes on as it has begun.
+    """Few-shot attack: retain questions with their answers come before the forget question.
 
     Each row gets the first k retain rows of a seeded order whose question and answer do not give its own answer away.
 
@@ -83,8 +83,8 @@ class FewShotAttack(PromptAttack):
 class InContextAttack(PromptAttack):
     """In-context relearning: other facts of the same entity come first, then the question.
 
-    No weight changes: what the model gives back it still has. Facts that contain the answer are left out, as they would
-    give it away. What can be inferred from the others, the control model infers as well.
+    No weight changes, so any answer that comes back was still in the model. Facts that contain the answer are left out,
+    since they would give it away. The control model can infer from the other facts as well.
 
     Args:
         k: Other facts of the entity, at most; those next to the row come first.

@@ -1,4 +1,4 @@
-"""Greedy coordinate gradient: a search for a suffix that brings the answer back."""
+"""Greedy coordinate gradient: search for a suffix that makes the answer likely."""
 
 from __future__ import annotations
 
@@ -67,12 +67,13 @@ class GCG(LanguageAttack):
 
     Each step takes the gradient of the answer's negative log-likelihood with respect to the one-hot vectors of the
     suffix, keeps the ``topk`` best replacements of each token, draws ``candidates`` of single replacements among them,
-    and goes on with the candidate of lowest loss. A candidate has to be a text: it is dropped where its tokens are not
-    those that the tokenizer makes of the whole prompt. Suffixes that contain an accepted answer are dropped too.
+    and continues with the candidate of lowest loss. A candidate must be a text: it is dropped if the tokenizer makes
+    other tokens of the whole prompt. Suffixes that contain an accepted answer are dropped too.
 
-    With enough freedom a suffix can spell out any answer, also to a model that never knew it. So the control model is
-    attacked with the same budget, and only the difference counts; a universal suffix, searched on some rows and tried
-    on all, has less room for it than one suffix a row. This is an upper bound of what a prompt can do, and no gate.
+    With enough freedom a suffix can spell out any answer, even for a model that never knew it. The control model is
+    therefore attacked with the same budget, and only the difference counts. A universal suffix, searched on some rows
+    and tried on all, has less room for this than one suffix per row. The result is an upper bound of what a prompt can
+    do, and no gate.
 
     The defaults are cheap: the paper has 500 steps, 512 candidates of the best 256, and 20 tokens.
 
@@ -82,8 +83,8 @@ class GCG(LanguageAttack):
         topk: Replacements of each token to draw from.
         length: Tokens of the suffix.
         universal: One suffix for all rows, or one for each.
-        rows: Rows that a universal suffix is searched on, the first ones; of one suffix a row, at most so many rows are
-            attacked, and the others asked as they are.
+        rows: Number of first rows on which a universal suffix is searched; with one suffix per row, only that many rows
+            are attacked, and the others are asked unchanged.
         seed: Seed of the draws.
         batch_size: Candidates in a forward pass.
 
@@ -216,7 +217,7 @@ class _Prompt:
         module: The model.
         slot: The prompt.
         batch_size: Suffixes in a pass.
-        shared: Whether to compute what comes before the suffix once, where the model can go on from it.
+        shared: Whether to compute the tokens before the suffix once, if the model supports prefix caching.
     """
 
     def __init__(self, module: LitCausalLM, slot: _Slot, batch_size: int, shared: bool = True) -> None:
@@ -265,7 +266,7 @@ def _gradient(module: LitCausalLM, slot: _Slot, suffix: Tensor) -> Tensor:
 
 @contextmanager
 def _leaf_after(embedding: nn.Module) -> Iterator[list[Tensor]]:
-    """Make what an embedding gives a leaf of the graph, and keep it."""
+    """Make the output of an embedding a leaf of the graph, and keep it."""
     leaves: list[Tensor] = []
 
     def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -280,7 +281,7 @@ def _leaf_after(embedding: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _slot(prompt_format: PromptFormat, probe: Probe, length: int) -> _Slot:
-    """Where a suffix stands in the prompt of a row, and one of so many tokens."""
+    """The tokens around a suffix in the prompt of a row, with a suffix of some length."""
     a, b = (prompt_format.prompt(_with_suffix(probe, " ".join([mark] * length)).question) for mark in _START)
     shared = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     behind = next((i for i, (x, y) in enumerate(zip(a[::-1], b[::-1], strict=False)) if x != y), 0)

@@ -1,4 +1,4 @@
-"""Interpolation attack: weights between those of the unlearned and of the original model."""
+"""Interpolation attack: weights between those of the unlearned and the original model."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class InterpolationAttack(LanguageAttack):
 
     $$\theta_U + t\,(\theta_O - \theta_U)$$
 
-    Whoever merges an unlearned model with one that descends from the original does this without meaning to. An attacker
-    who holds the original needs no attack, so the outcome is evidence of how near the models are, and no gate.
+    Merging an unlearned model with a descendant of the original does this unintentionally. An attacker who holds the
+    original needs no attack, so the outcome is evidence of how close the models are, and no gate.
 
     Args:
         original: The model before unlearning.

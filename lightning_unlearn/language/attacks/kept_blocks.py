@@ -1,4 +1,4 @@
-"""Decoder blocks below a changed one, run once for each batch of prompts."""
+"""Cache of the decoder blocks below a changed one, which run once for each batch of prompts."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class _Batch(NamedTuple):
 
 
 class KeptBlocks:
-    """Keeps what the blocks up to a changed one give for a batch of prompts, and gives it again.
+    """Caches the outputs of the blocks up to a changed one for a batch of prompts.
 
-    Only passes that begin a cache are kept: one of a later block, or one with another change, goes on from there. The
-    blocks must depend on nothing but the output of the one before, and the cache must keep all keys and values. The
-    weights must not change meanwhile.
+    Only passes that begin a cache are kept; a pass with a later block changed, or with another change, continues from
+    there. Each block must depend only on the output of the one before, and the cache must keep all keys and values. The
+    weights must not change in between.
 
     Args:
         model: A Hugging Face model.
@@ -58,7 +58,7 @@ class KeptBlocks:
 
     @classmethod
     def of(cls, module: LitCausalLM, blocks: Sequence[nn.Module], prompt: Sequence[int]) -> KeptBlocks | None:
-        """Kept blocks of a model, if it can go on from them; tried with a prompt.
+        """Block cache of a model, if the model can continue from it; tried with a prompt.
 
         Args:
             module: The model.
@@ -85,8 +85,8 @@ class KeptBlocks:
     def used(self, layer: int) -> Iterator[None]:
         """Keep what the blocks give up to one whose output the body changes, with hooks that it adds later.
 
-        Use a model in the order of the blocks that are changed. Where one before the last one is, other prompts begin,
-        and nothing that is kept would be of use.
+        Change blocks in ascending order. A change of an earlier block means new prompts, for which the kept outputs are
+        of no use.
 
         Args:
             layer: Number of that block.

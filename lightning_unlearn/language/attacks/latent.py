@@ -1,4 +1,4 @@
-"""Latent states of a language model: what its blocks give, where an answer is predicted, and a decoder of them."""
+"""Hidden states of a language model at the positions that predict an answer, and their decoder."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def reading_blocks(blocks: Sequence[nn.Module]) -> Iterator[BlockStates]:
 
 @contextmanager
 def going_on_from(blocks: Sequence[nn.Module], number: int, outputs: BlockStates, state: Tensor) -> Iterator[None]:
-    """Let the model go on from a given output of a block; that block and those before it are not run.
+    """Let the model continue from a given output of a block, without running it or the blocks before it.
 
     Args:
         blocks: The decoder blocks.

@@ -1,4 +1,4 @@
-"""Base classes of what latent states show, held against the original and a control model."""
+"""Base classes of evidence in hidden states, compared with the original and a control model."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 
 class LatentEvidence(ABC):
-    """What hidden states of an unlearned model show, held against the original and the control model.
+    """Evidence in the hidden states of an unlearned model, compared with the original and the control model.
 
-    It is evidence and no gate of the verdict: the control model has features of related things as well.
+    It is evidence and no gate of the verdict, since the control model also has features of related things.
 
     Args:
         original: The model before unlearning.
@@ -41,7 +41,7 @@ class LatentEvidence(ABC):
 
     @abstractmethod
     def cost(self, rows: int) -> Cost:
-        """What it costs with so many probes, all models together."""
+        """Cost of the evidence for a number of probes, over all models."""
 
     def settings(self) -> dict[str, Any]:
         """Everything that the outcome depends on beside the models, as JSON values."""
@@ -60,7 +60,7 @@ class LatentEvidence(ABC):
 
 
 class SpanEvidence(LatentEvidence):
-    """Evidence in the state after every block, at the places that predict the part of the answer with the fact.
+    """Evidence in the state after every block, at the positions that predict the fact in the answer.
 
     Args:
         original: The model before unlearning.
@@ -84,7 +84,7 @@ class SpanEvidence(LatentEvidence):
         return {"threshold": self.threshold}
 
     def _once(self, probes: Sequence[Probe], measure: Callable[[], T]) -> T:
-        """What is measured of the original and the control, once for the same rows."""
+        """Measurements of the original and the control, made once for the same rows."""
         if self._kept is None or self._kept[0] != list(probes):
             self._kept = list(probes), measure()
         found: T = self._kept[1]

@@ -1,4 +1,4 @@
-"""Linear probe: what a logistic regression reads from the hidden states of a model."""
+"""Linear probe: logistic regression on the hidden states of a model."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ProbeAccuracy:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What linear probes read from three models.
+    """Accuracies of linear probes on three models.
 
     Args:
         layers: Numbers of the blocks.
@@ -86,7 +86,7 @@ class ProbeResult:
     def layer(self) -> int:
         """Place in ``layers`` of the layer where the original's fresh accuracy is highest, the first of several.
 
-        It is chosen without the unlearned model, whose best layer would look better than it is.
+        It is chosen without the unlearned model: choosing its best layer would overstate its accuracy.
         """
         return int(np.argmax(self.original.fresh)) if self.original is not None else 0
 
@@ -100,13 +100,13 @@ class ProbeResult:
 
 @dataclass
 class _Examples:
-    """Features of all examples of one model, and what is to be told apart.
+    """Features and labels of all examples of one model.
 
     Args:
         features: By layer, each ``(n, d)``.
         labels: Class of each example.
         groups: Entity of each example.
-        question: Question of each example, of which one option is chosen; empty for membership.
+        question: Question of each example, whose options compete; empty for membership.
     """
 
     features: list[Any]
@@ -118,21 +118,21 @@ class _Examples:
 class LinearProbe(LatentEvidence):
     """Logistic regression on the states after a block, at the last token of the prompt.
 
-    ``"membership"`` tells questions to forget rows from questions to matched rows that no model ever saw. ``"options"``
-    picks the right one of the answer and the perturbed answers, each put to the model behind its question, by the
-    features relative to the mean over a question's options.
+    ``"membership"`` distinguishes questions about forget rows from questions about matched rows that no model ever saw.
+    ``"options"`` picks the true answer among it and the perturbed ones, each placed after its question, by features
+    relative to the mean over the options of the question.
 
     A probe is fitted on the original and applied to the other models as it is (transfer), and fitted anew on each
     (fresh). Folds are grouped by entity, so that it can't learn names by heart; features are standardised on the
-    training folds, and the penalty is chosen among them by folds of their own. A control task has shuffled labels. That
-    a fresh probe is above chance is no finding, as names alone can do that in the control as well: that it is above the
-    control's is.
+    training folds, and the penalty is chosen among them by folds of their own. A control task has shuffled labels. A
+    fresh probe above chance is no finding, since names alone can achieve that in the control model too; a probe above
+    the control model's is.
 
     Args:
         original: The model before unlearning.
         control: A model that never saw the rows, such as the retrained one.
         never_seen: Matched rows that no model has seen, for ``"membership"``.
-        target: What the probe tells apart.
+        target: What the probe distinguishes.
         layers: Numbers of the blocks; by default a fifth, two fifths and so on up to the last one.
         folds: Folds of the cross-validation, at most.
         seed: Seed of the folds and of the shuffled labels.
@@ -206,7 +206,7 @@ class LinearProbe(LatentEvidence):
         return Cost(passes=3 * (1 + len(self.never_seen) / max(rows, 1)))
 
     def settings(self) -> dict[str, Any]:
-        """What is told apart, layers, folds, seed, and a hash of the rows that were never seen."""
+        """The task, layers, folds, seed, and a hash of the rows that were never seen."""
         names = ("target", "layers", "folds", "seed")
         rows = digest([[probe.question, probe.entity] for probe in self.never_seen])
         return {name: getattr(self, name) for name in names} | {"never_seen": rows}
@@ -351,7 +351,7 @@ def _too_few(labels: Any, folds: int) -> str:
 
 
 def _groups(probes: Sequence[Probe]) -> Any:
-    """Numbers of the entities; a row without one is of its own."""
+    """Numbers of the entities; a row without an entity forms its own group."""
     names = [probe.entity or f"\0{id(probe)}" for probe in probes]
     places = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return np.array([places[name] for name in names])

@@ -1,4 +1,4 @@
-"""Logit lens: answers decoded from the states between blocks."""
+"""Logit lens: answers decoded from the hidden states between blocks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class LensReading:
 
 @dataclass(frozen=True)
 class LensScores:
-    """What the lens reads from three models, and how deep the unlearned one lacks the fact.
+    """Readings of the lens on three models, and the depth to which the unlearned one lacks the fact.
 
     Args:
         scores: Shape ``(N,)``, by the formula of the depth score on the gaps of the lens: 1 as deep as the control, 0
@@ -66,12 +66,12 @@ class LensScores:
 
 
 class LogitLens(SpanEvidence):
-    r"""Decodes the state after each block, at the places that predict the answer, as if it were the last.
+    r"""Decodes the state after each block as if it were the last, at the positions that predict the answer.
 
     $$\log p_l(y_t) = \log \mathrm{softmax}(W\, \mathrm{norm}(h_{l,t}))_{y_t}$$
 
     with the final norm and the head $W$ of the *original* for all three models, so that a change of these does not hide
-    what the blocks still say. Of the original, the last block gives the model's own logits, which is checked.
+    what the blocks still encode. For the original, the last block must give the model's own logits, which is checked.
 
     Args:
         original: The model before unlearning.

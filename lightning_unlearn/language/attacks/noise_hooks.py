@@ -22,11 +22,11 @@ __all__ = ["PromptNoise"]
 
 
 class PromptNoise:
-    """Finds the prompts of probes in whatever a model is run on, and adds noise to their hidden states.
+    """Finds the prompts of probes in the inputs of a model, and adds noise to their hidden states.
 
-    A prompt is told by its tokens, so a row has the same noise in any batch, with any padding and on any process,
-    before a generated answer as before a given one. Rows with the same prompt share their noise. The blocks below the
-    noise run once for each batch of prompts that answers are generated to.
+    A prompt is identified by its tokens, so a row has the same noise in any batch, with any padding, on any process,
+    and before generated and given answers alike. Rows with the same prompt share their noise. When answers are
+    generated, the blocks below the noise run once for each batch of prompts.
 
     Args:
         module: The model.

@@ -1,4 +1,4 @@
-"""Batches of rows as one sequence: what all rows begin with is in it once, and no padding."""
+"""Batches of rows packed into one sequence, with their common beginning once and no padding."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def padded(rows: Sequence[TokenRow]) -> dict[str, Tensor]:
 def packed(rows: Sequence[TokenRow]) -> dict[str, Tensor] | None:
     """A batch of rows as one sequence.
 
-    The rows follow their common beginning one after another. By the mask, each sees that beginning and itself, at the
-    positions that it has alone; so its logits are those that it has alone.
+    The rows follow their common beginning one after another. The mask lets each row see that beginning and itself, and
+    its positions are those of a single row, so its logits are too.
 
     Args:
         rows: Tokens of the rows.
@@ -77,13 +77,13 @@ def packed(rows: Sequence[TokenRow]) -> dict[str, Tensor] | None:
 
 
 def can_pack(module: LitCausalLM, rows: Sequence[TokenRow]) -> bool:
-    """Whether a model gives packed rows the likelihoods that they have alone; tried with the two shortest of the rows.
+    """Whether packed rows have the same likelihoods as single ones; tried with the two shortest rows.
 
-    Attention has to take a mask of pairs, in all layers and without a window, and positions have to be given.
+    Attention must accept a pairwise mask in all layers, without a window, and the model must accept positions.
 
     Args:
         module: The model, with fp32 weights.
-        rows: The rows that are to be packed.
+        rows: The rows to pack.
     """
     from transformers import DynamicCache
 

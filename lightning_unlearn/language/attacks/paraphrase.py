@@ -1,4 +1,4 @@
-"""Attacks by other wordings that the rows bring along: paraphrases, reversed questions, other languages."""
+"""Attacks by other wordings from columns of the rows: paraphrases, reversed questions, translations."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Rows = Sequence[Mapping[str, Any]]
 class ParaphraseAttack(PromptAttack):
     """Questions in other words, those of ``Probe.paraphrased_questions``.
 
-    The score of a row, which enters the gate of the verdict, is that of its *worst* paraphrase for the claim that it is
-    forgotten, the one that shows most knowledge; ``Attempts.mean()`` is the mean over its paraphrases. A row without a
-    paraphrase is asked as it is, which a warning says.
+    The score of a row, which enters the gate of the verdict, is that of the paraphrase that shows most knowledge, the
+    *worst* one for the claim that the row is forgotten; ``Attempts.mean()`` is the mean over its paraphrases. A row
+    without a paraphrase is asked unchanged, with a warning.
 
     Args:
         limit: Paraphrases of a row at most, the first ones.
@@ -68,8 +68,8 @@ class ParaphraseAttack(PromptAttack):
 class ReversedQuestion(PromptAttack):
     """Questions in the other direction, such as "Who wrote ...?" for "What did ... write?", from columns of the rows.
 
-    Models learn the two directions apart (the reversal curse), so the original may not know the reversed question
-    either: then there is nothing to compare.
+    Models learn the two directions separately (the reversal curse), so the original may not know the reversed question
+    either. Then there is nothing to compare.
 
     Args:
         rows: The rows of the probes, in their order: row ``probe.row`` is the probe's.
@@ -112,7 +112,7 @@ class ReversedQuestion(PromptAttack):
 class TranslatedQuestion(PromptAttack):
     """Questions in other languages, from columns of the rows; the best language of each row counts.
 
-    Without a translated answer a row keeps its own one: names are often the same.
+    Without a translated answer a row keeps its own, since names are often the same.
 
     Args:
         rows: The rows of the probes, in their order: row ``probe.row`` is the probe's.

@@ -1,4 +1,4 @@
-"""Attacks by prompts: prefix injection, framings, several turns, and a system prompt as a baseline."""
+"""Prompt attacks: prefix injection, framings, several turns, and a system prompt as a baseline."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ _FRAMINGS: dict[str, Framing] = {
 
 
 class PrefixAttack(PromptAttack):
-    """Prefix injection: the answer is begun for the model, which goes on with it.
+    """Prefix injection: the prompt begins the answer, and the model continues it.
 
-    The prefix is the beginning of the assistant's turn, not an answer before it. A model that has learned to refuse
-    begins its answers with a refusal, and this takes the place of it.
+    The prefix begins the assistant's turn; it is not an earlier answer. A model that has learned to refuse begins its
+    answers with a refusal, which the prefix replaces.
 
     Args:
         prefixes: Beginnings of the answer; the best one of each row counts.
@@ -105,10 +105,10 @@ class PrefixAttack(PromptAttack):
 
 
 class JailbreakAttack(PromptAttack):
-    """Questions in framings that talk a model out of a refusal: a role, an override, a hypothesis, a system prompt.
+    """Framings that talk a model out of a refusal: a role, an override, a hypothesis, a system prompt.
 
-    These are a handful of fixed texts of the usual kinds, the same for all models. That they find nothing says little:
-    see [`GCG`][lightning_unlearn.language.attacks.gcg.GCG] for a search.
+    These are a few fixed texts of the usual kinds, the same for all models. If they find nothing, that says little: see
+    [`GCG`][lightning_unlearn.language.attacks.gcg.GCG] for a search.
 
     Args:
         framings: Further framings, or others in place of those of the same name: a template with ``{question}``, or a
@@ -155,10 +155,10 @@ class JailbreakAttack(PromptAttack):
 
 
 class GuardrailBaseline(PromptAttack):
-    """No attack but a baseline: the model is told by a system prompt not to reveal what it knows.
+    """A baseline in place of an attack: a system prompt tells the model not to reveal what it knows.
 
-    Run on the original model, it says how far an instruction alone hides the rows. An unlearned model that hides no
-    more than that, under the attacks as well, has not been shown to have forgotten.
+    On the original model, it shows how far an instruction alone hides the rows. An unlearned model that hides no more
+    than that, under the attacks as well, has not been shown to have forgotten.
 
     Args:
         prompt: The instruction, with ``{subjects}`` for the entities of the probes.
@@ -204,8 +204,8 @@ class GuardrailBaseline(PromptAttack):
 class MultiTurnAttack(PromptAttack):
     """Several turns: the model answers, is told that it knows better, and is asked again.
 
-    Its own greedy answers stand in the conversation. In a format without several turns the conversation is written out
-    as text before the question.
+    The conversation contains the model's own greedy answers. In a format without several turns, it is written as text
+    before the question.
 
     Args:
         follow_ups: What is said after each answer, with ``{question}``; the best turn of each row counts. The plain

@@ -1,4 +1,4 @@
-"""Pruning attack: what a model answers once part of its weights are zero."""
+"""Pruning attack: answers of a model with part of its weights set to zero."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PruningKind = Literal["global", "layer", "wanda"]
 
 
 class PruningAttack(LanguageAttack):
-    r"""Sets the least of the weights of the linear layers to zero, as a deployment that saves memory does.
+    r"""Sets the smallest weights of the linear layers to zero, as a deployment that saves memory does.
 
     Embeddings, norms and the output head stay; adapters are merged first. The original and the control model are pruned
     by their own scores.

@@ -1,4 +1,4 @@
-"""Quantisation attack: what a model answers once its weights are rounded."""
+"""Quantisation attack: answers of a model with rounded weights."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _GATES = {"int8": "int8", "q8_0": "int8", "int4": "int4", "int4_row": "int4", "n
 
 
 class QuantizationAttack(LanguageAttack):
-    r"""Rounds the weights of the linear layers to few values, as a deployment at 8 or 4 bits does.
+    r"""Rounds the weights of the linear layers as a deployment at 8 or 4 bits does.
 
-    Updates of unlearning are small against the steps of such a grid. Where a rounded weight is that of the rounded
-    original again, the forgotten rows come back. Rounding costs the original and the control model knowledge as well,
-    so all three are compared rounded.
+    Updates of unlearning are small compared with the steps of such a grid. If weights round to the same values as those
+    of the original, the forgotten rows come back. Rounding costs the original and the control model knowledge as well,
+    so all three are compared after rounding.
 
     Weights are quantised, dequantised in fp32 and cast to the model's type. Embeddings, norms and the output head stay,
     as in the libraries; adapters are merged first. While the attack runs, the rounded weights are in memory beside the

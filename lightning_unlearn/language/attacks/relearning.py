@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_unlearn.core.checks import above, at_least, between, one_of
+from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.lightning import isolate_rng
 from lightning_unlearn.core.modes import evaluating
-from lightning_unlearn.core.relearning import RelearningCurve, attacked_copy, fine_tune
+from lightning_unlearn.core.relearning import attacked_copy, fine_tune
 from lightning_unlearn.core.scores import causal_lm_nll
 from lightning_unlearn.functional.likelihood import IGNORE_INDEX
 from lightning_unlearn.functional.random import keyed_generator
 from lightning_unlearn.language.adapters import lora_config
 from lightning_unlearn.language.attacks.attack import Cost, LanguageAttack
 from lightning_unlearn.language.attacks.packed_rows import can_pack, packed, padded
+from lightning_unlearn.language.attacks.relearning_recipes import RELEARNING_RECIPES, RelearningRecipe
+from lightning_unlearn.language.attacks.relearning_trace import RelearningTrace
 from lightning_unlearn.language.attacks.swapping import check_whole, merged
 from lightning_unlearn.language.attacks.token_batches import token_rows
 from lightning_unlearn.language.causal_lm import LitCausalLM
@@ -30,159 +32,15 @@ from lightning_unlearn.language.probes import Probe
 from lightning_unlearn.language.token_stats import token_stats
 from lightning_unlearn.language.tokens import TokenRow
 
-__all__ = [
-    "RELEARNING_RECIPES",
-    "LanguageRelearning",
-    "RelearningRecipe",
-    "RelearningTrace",
-    "learning_rates",
-    "relearning_curve",
-]
+__all__ = ["LanguageRelearning"]
 
 RelearningKind = Literal["in_domain", "form", "far"]
 
 _GATES = {"in_domain": "relearning", "form": "relearning_out_of_domain", "far": "relearning_out_of_domain"}
 
 
-@dataclass(frozen=True)
-class RelearningRecipe:
-    """Settings of the fine-tuning in a relearning attack, by AdamW with a constant learning rate.
-
-    Args:
-        lr: Learning rate; `learning_rates` gives those to try.
-        steps: Updates before each measurement, ascending from 0. The last one counts, fixed in advance.
-        epochs: Passes over the taught rows, in place of ``steps``; measured after each.
-        batch_size: Rows an update.
-        weight_decay: Decoupled weight decay.
-        warmup: Share of the updates over which the learning rate rises from 0; at least one update, unless 0.
-        clip: Largest norm of the gradient; ``None`` leaves it as it is.
-        max_length: Longest row in tokens; it is cut there.
-        rows: Taught rows at most, the first of those given.
-        scores_taught: Whether the taught rows are scored too. Some published recipes teach all forget rows and score
-            the same ones: that measures teaching, and enters no verdict.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
-
-    lr: float = 1e-5
-    steps: tuple[int, ...] = (0, 1, 2, 5, 10, 20)
-    epochs: int | None = None
-    batch_size: int = 4
-    weight_decay: float = 0.0
-    warmup: float = 0.0
-    clip: float | None = 1.0
-    max_length: int = 512
-    rows: int | None = None
-    scores_taught: bool = False
-
-    def __post_init__(self) -> None:
-        above("lr", self.lr, 0)
-        at_least("batch_size", self.batch_size, 1)
-        at_least("max_length", self.max_length, 2)
-        between("warmup", self.warmup, 0, 1)
-        if self.epochs is not None:
-            at_least("epochs", self.epochs, 1)
-        steps = tuple(self.steps)
-        if steps[:1] != (0,) or len(steps) < 2 or list(steps) != sorted(set(steps)):
-            raise ValueError(f"steps must ascend from 0 to at least one update, but got {steps}.")
-
-    def measured(self, rows: int) -> tuple[int, ...]:
-        """Updates before each measurement, with so many taught rows."""
-        if self.epochs is None:
-            return tuple(self.steps)
-        per_epoch = math.ceil(rows / self.batch_size)
-        return tuple(per_epoch * epoch for epoch in range(self.epochs + 1))
-
-    def factor(self, step: int, total: int) -> float:
-        """Share of the learning rate at an update, of so many."""
-        warmup = max(1, int(self.warmup * total)) if self.warmup else 0
-        return step / warmup if step < warmup else 1.0
-
-
-RELEARNING_RECIPES: dict[str, RelearningRecipe] = {
-    "default": RelearningRecipe(),
-    "full": RelearningRecipe(steps=(0, 1, 2, 5, 10, 20, 50, 100)),
-    "unlearn_smooth_wmdp": RelearningRecipe(steps=(0, 5, 10, 15), warmup=0.1, rows=60),
-    "unlearn_smooth_muse_news": RelearningRecipe(steps=(0, 100, 125, 150), max_length=2048, scores_taught=True),
-    "unlearn_smooth_muse_books": RelearningRecipe(steps=(0, 50, 75, 100), max_length=2048, scores_taught=True),
-    "rtt": RelearningRecipe(lr=5e-6, epochs=6),
-    "open_unlearning_tofu": RelearningRecipe(lr=2e-5, epochs=1, batch_size=32, scores_taught=True),
-}
-"""Recipes by name.
-
-The last five are published: those of Unlearn-Smooth (arXiv:2502.05374) for WMDP and MUSE; that of Deeb and Roger
-(arXiv:2410.08827), whose learning rates are 1e-7 to 5e-6 by factors of 2, here the largest; and open-unlearning's for
-TOFU. Where a publication trains weights of half precision, these train fp32 copies: at such learning rates, most
-updates of bf16 weights round to nothing.
-"""
-
-
-@dataclass(frozen=True)
-class RelearningTrace:
-    """What one model knows in the course of a relearning attack.
-
-    Args:
-        steps: Updates before each measurement.
-        knowledge: What the model knows of the scored rows at each.
-        taught_loss: Mean negative log-likelihood per token of the taught rows at each, in nats: whether the model has
-            learned what it was taught.
-        tokens: Supervised tokens that were taught, counted each time.
-    """
-
-    steps: list[int]
-    knowledge: list[Knowledge]
-    taught_loss: list[float]
-    tokens: int
-
-    def values(self, score: Literal["strength", "matched"] = "strength") -> list[float]:
-        """Mean score of the rows at each measurement.
-
-        Raises:
-            ValueError: If the scorer did not measure it.
-        """
-        scores = [getattr(part, one_of("score", score, ("strength", "matched"))) for part in self.knowledge]
-        if any(part is None for part in scores):
-            raise ValueError(f"The scorer measured no {score}. Choose the other score.")
-        return [float(part.mean()) for part in scores]
-
-
-def relearning_curve(
-    unlearned: RelearningTrace,
-    control: RelearningTrace,
-    original: RelearningTrace,
-    score: Literal["strength", "matched"] = "strength",
-) -> RelearningCurve:
-    """Mean scores of three models that were attacked alike, with their recovered share and area as methods.
-
-    Args:
-        unlearned: Trace of the unlearned model.
-        control: Trace of a model that never saw the rows.
-        original: Trace of the model before unlearning.
-        score: Which score.
-    """
-    others = (RelearningCurve(trace.steps, trace.values(score)) for trace in (control, original))
-    return RelearningCurve(unlearned.steps, unlearned.values(score), *others)
-
-
-def learning_rates(module: LitCausalLM, lora: bool = False) -> tuple[float, ...]:
-    """Learning rates to attack with; the one at which most comes back counts.
-
-    Args:
-        module: The attacked model.
-        lora: Whether the attack trains adapters.
-
-    Returns:
-        1e-5, also 5e-5 below a billion parameters, and 2e-4 for adapters alone.
-    """
-    if lora:
-        return (2e-4,)
-    small = sum(p.numel() for p in module.model.parameters()) < 1_000_000_000
-    return (1e-5, 5e-5) if small else (1e-5,)
-
-
 class LanguageRelearning(LanguageAttack):
-    """Fine-tunes a copy of a model on a few rows, and measures what it then knows of others.
+    """Fine-tunes a copy of a model on a few rows, and measures what it then knows of other rows.
 
     The unlearned, the control and the original model are taught the same rows in the same order. Rows that are taught
     are never scored: any model learns those. The copy has fp32 weights, all of which train, and no dropout; adapters
@@ -191,7 +49,7 @@ class LanguageRelearning(LanguageAttack):
     Args:
         taught: Rows to teach, such as `RelearningRows` chooses.
         kind: ``"in_domain"``: forget rows. ``"form"``: rows of the same form about a subject that no model was trained
-            on. ``"far"``: unrelated text. The last two need no forget row.
+            on. ``"far"``: unrelated text. The last two kinds need no forget row.
         recipe: Settings of the fine-tuning, or the name of one of ``RELEARNING_RECIPES``.
         lora: Train new adapters in place of the weights: fields of ``peft.LoraConfig`` such as
             ``{"r": 8, "target_modules": "all-linear"}``.
@@ -312,7 +170,7 @@ class LanguageRelearning(LanguageAttack):
 
 
 class _Order:
-    """Batches of the taught rows, in an order of its own in each epoch; the same for every model.
+    """Batches of the taught rows, reshuffled each epoch in an order that is the same for every model.
 
     Args:
         rows: Tokens of the rows.

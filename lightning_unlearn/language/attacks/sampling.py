@@ -1,4 +1,4 @@
-"""Sampling attack: many answers at temperature 1, of which one that leaks is enough."""
+"""Sampling attack: many answers at temperature 1, one of which may leak."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _BLOCK = 256  # tokens
 
 @dataclass(frozen=True)
 class Samples(Knowledge):
-    """Knowledge that samples show: ``matched`` is leak@k, or the expected best score of k samples.
+    """Knowledge from samples: ``matched`` is leak@k, or the expected best score of k samples.
 
     Args:
         scores: Score of each sample, shape ``(N, n)``: 1 where it leaks, 0 where not, or that of a judge.
@@ -51,13 +51,13 @@ class Samples(Knowledge):
 
 
 class SamplingAttack(LanguageAttack):
-    r"""Draws n answers to each question, and estimates the chance that k of them hold the answer once.
+    r"""Draws n answers to each question, and estimates the probability that at least one of k answers leaks.
 
     $$\mathrm{leak@}k = 1 - \binom{n - c}{k} \Big/ \binom{n}{k}$$
 
     for c samples that leak. The random numbers are a hash of (seed, row, sample, token), so a sample does not depend on
-    the batch, on the other rows or on the number of processes. A control model leaks too, where an answer can be
-    guessed: only the comparison says anything.
+    the batch, on the other rows or on the number of processes. A control model also leaks if an answer can be guessed,
+    so only the comparison is meaningful.
 
     Args:
         n: Samples of a question; 128 for a full audit.
@@ -176,7 +176,7 @@ class SamplingAttack(LanguageAttack):
 
 
 class _KeyedDraw:
-    """Draws the next token of each row by a random number of the row's own key: no generator is shared by rows."""
+    """Draws the next token of each row by a random number keyed to the row, so that rows share no generator."""
 
     def __init__(self, keys: Sequence[int], temperature: float, top_p: float) -> None:
         self.keys, self.temperature, self.top_p = keys, temperature, top_p

@@ -1,4 +1,4 @@
-"""Weights of a language model that are exchanged for a while."""
+"""Temporary exchange of the weights of a language model."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def merged(module: LitCausalLM) -> Iterator[None]:
 
 @contextmanager
 def exchanged(weights: Iterable[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
-    """Give modules other parameters while the body runs, then their own ones back, also after an exception.
+    """Give modules other parameters while the body runs, and restore their own, also after an exception.
 
-    The parameters themselves are not written to. Where one of them belongs to several modules, as that of a tied output
-    head does, only the modules that are named get another.
+    The parameters themselves are not modified. If one belongs to several modules, as with a tied output head, only the
+    named modules get another.
 
     Args:
         weights: Module, name of its parameter, and what takes its place. Read one by one, so that they can be computed

@@ -1,4 +1,4 @@
-"""Split of forget rows into those that a relearning attack teaches and those that it is scored on."""
+"""Split of forget rows into those that a relearning attack teaches and those that it scores."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class RelearningRows:
     ) -> RelearningRows:
         """Teach a share of the rows of each entity.
 
-        Entities may be on both sides, facts not: rows with the same question, or with the same answer about the same
-        entity, stay together. Plain texts of one entity, such as the pieces of a document, stay together as well.
+        An entity may be on both sides, a fact may not: rows with the same question, or with the same answer about the
+        same entity, stay together. So do plain texts of one entity, such as the pieces of a document.
 
         Args:
             probes: Forget rows.

@@ -54,7 +54,7 @@ def token_batches(
 def prompt_ids(module: LitCausalLM, probes: Sequence[Probe]) -> list[list[tuple[int, ...]]]:
     """The tokens before the answer of each probe: as it is asked, and as it is written with its answer.
 
-    The two differ where a token holds the end of the prompt and the beginning of the answer.
+    The two differ if one token spans the end of the prompt and the beginning of the answer.
     """
     asked = prompts_of(format_of(module), probes)
     written = _whole_rows(module, probes)

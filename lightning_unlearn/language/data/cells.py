@@ -1,4 +1,4 @@
-"""Cells of tables of questions and texts."""
+"""Checks of cells in tables of questions and texts."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ def row_name(name: str, number: int, source: Any = None) -> str:
 
 
 def text_rows(name: str, rows: Sequence[dict[str, Any]], columns: Columns, source: Any = None) -> list[dict[str, Any]]:
-    """Rows with a text in every column that is read, and without the cells that hold nothing.
+    """Rows with a text in every required column, without empty cells.
 
-    A row in which a text is filled in, but neither question nor answer, is a text. A row that has none of the columns
-    is left as it is.
+    A row with a text but neither question nor answer is a plain text. A row with none of the columns is left as it is.
 
     Args:
         name: Name of the set.

@@ -25,8 +25,8 @@ class Columns:
         answer: Its answer.
         text: A plain text, in rows without a question.
         target: Optional; the part of the answer that is supervised, such as ``"Paris"`` in
-            ``"The capital of France is Paris."``: the fact is forgotten, and not how to say such a thing. What comes
-            before it is context, which refusals continue, and what comes after it is left out.
+            ``"The capital of France is Paris."``: the fact is forgotten, and not the phrasing. Text before it is
+            context, which refusals continue; text after it is left out.
         accept: Optional; accepted short answers, by which generated answers are marked.
         alternate: Optional, in forget rows; other answers to the question, as a list. A batch then also has
             ``"alternate"``, the forget questions with one of them, for `AltPO`.

@@ -296,7 +296,7 @@ class LanguageDataModule(ForgetRetainDataModule):
     ) -> tuple[list[list[int]], list[list[TokenRow]]]:
         """Tokens of each question, and of each refusal to it.
 
-        A refusal has the same tokens after all questions that end alike, so it is written once for them.
+        A refusal has the same tokens after all questions with the same ending, so it is tokenized once for them.
         """
         texts = self._refusal_texts()
         written: dict[tuple[int, ...], tuple[int, list[int], list[TokenRow]]] = {}

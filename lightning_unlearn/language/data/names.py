@@ -1,4 +1,4 @@
-"""Names that occur in rows, by which other rows about the same are found."""
+"""Names in rows, which find other rows about the same entities."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Names:
 
     Names are what the columns ``entity``, ``target`` and ``accept`` hold, and in questions, answers and texts every
     word with a capital letter, every run of such words, every e-mail address, and every number of five digits or more.
-    A word that also occurs in small letters in ordinary text is none, unless it is in a run or in ``entity``. In
+    A word that also occurs in lower case in ordinary text is not a name, unless it is in a run or in ``entity``. In
     scripts without capital letters, only the columns give names.
 
     Args:
@@ -99,7 +99,7 @@ class Names:
             self._any_case.add(words)
 
     def _find(self, text: str) -> None:
-        """The names that a text shows by their form."""
+        """Add the names that a text shows by their form: addresses, numbers and capitals."""
         self._parts |= {address.casefold() for address in _MAIL.findall(text)}
         run: list[str] = []
         end = 0

@@ -41,7 +41,7 @@ class TokenRows(Dataset):
 
 
 class AlternateRows:
-    """Each forget question with one of its own other answers: a pass over all of them, then another, shuffled anew.
+    """Each forget question with one of its alternate answers; every pass over them is shuffled anew.
 
     Read at ``[row, epoch]`` while training. Read at ``[i]``, it runs through every answer of every row in order, and
     ``i`` is the row's stable ``index``.

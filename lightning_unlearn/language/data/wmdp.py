@@ -18,9 +18,9 @@ __all__ = ["WMDPDataModule"]
 class WMDPDataModule(LanguageDataModule):
     """WMDP: corpora of hazardous knowledge in cybersecurity or biology to forget, and other text to retain.
 
-    A row is an object with ``text``, all of which is supervised. Where the released code truncates, a text longer than
-    ``max_length`` is cut into pieces here, and all of them are used. What the model still knows is asked with the
-    multiple-choice questions of the benchmark, in an evaluation harness.
+    A row is an object with ``text``, all of which is supervised. A text longer than ``max_length`` is cut into pieces,
+    all of which are used; the released code truncates it. Remaining knowledge is measured with the multiple-choice
+    questions of the benchmark, in an evaluation harness.
 
     The corpora do not come with this library; the one to forget in biology is given out on request.
 

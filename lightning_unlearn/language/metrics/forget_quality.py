@@ -24,7 +24,7 @@ class ForgetQualityResult(NamedTuple):
         p_value: Chance of a $D$ as large between two samples of one distribution. A high one says that the test found
             no difference, which also happens to broken models and on few rows.
         log10_p: Its logarithm, not below ``log10_floor``.
-        log10_floor: The logarithm at $D = 1$, total separation: all that so many rows can show.
+        log10_floor: The logarithm at $D = 1$, total separation: the most that this number of rows can show.
         n: Rows of the unlearned model.
         n_retrained: Rows of the retrained one.
     """
@@ -40,9 +40,8 @@ class ForgetQualityResult(NamedTuple):
 def forget_quality(unlearned: Tensor, retrained: Tensor | None) -> ForgetQualityResult | None:
     r"""Forget quality, the p-value of the two-sided Kolmogorov-Smirnov test of two samples of truth ratios.
 
-    The test does not see a change of scale that keeps the order, so ratios $R$ and $1/R$ give the same. At $D = 1$ the
-    p-value is $2 / \binom{n+m}{n}$. Compare p-values of equal numbers of rows only. Retraining twice gives about 0.87
-    to 1.
+    The test depends only on the order of the ratios, so $R$ and $1/R$ give the same result. At $D = 1$ the p-value is
+    $2 / \binom{n+m}{n}$. Compare p-values of equal numbers of rows only. Retraining twice gives about 0.87 to 1.
 
     Args:
         unlearned: Truth ratios of the unlearned model on the forget rows, shape ``(n,)``.

@@ -1,4 +1,4 @@
-"""General ability on the tasks of lm-evaluation-harness, run in this process on the model that is at hand."""
+"""General ability on tasks of lm-evaluation-harness, run in this process on a loaded model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leakage within k sampled answers."""
+"""Leakage metric over k sampled answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Membership inference by scores of forget and holdout rows: area, true-positive rates and intervals."""
+"""Membership inference from scores of forget and holdout rows: AUC, true-positive rates and intervals."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def nonmember_share(
         forget: Scores of forget rows, shape ``(F,)`` or ``(F, D)``.
         attack: ``"svc"`` as published, or ``"logistic"``.
         shadow: ``"random"`` or ``"first"`` rows of both sides.
-        max_shadow: At most so many rows of each side.
+        max_shadow: Largest number of rows on each side.
         seed: Seed of the draw, apart from the global random state.
 
     Returns:

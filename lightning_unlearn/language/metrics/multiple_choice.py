@@ -133,8 +133,8 @@ def choice_scores(
 ) -> Tensor:
     r"""Log-likelihood of each option's letter after the prompt, $\log p(\text{" A"} \mid \text{prompt})$.
 
-    Where the letters are single tokens, as in almost every tokenizer, all of them are read off the last position of one
-    pass. Others take one pass each.
+    If the letters are single tokens, as in almost every tokenizer, all are read at the last position of one pass.
+    Otherwise each option takes a pass.
 
     Args:
         module: The model with its tokenizer.

@@ -205,7 +205,7 @@ class PrivLeakResult(NamedTuple):
     """Privacy leakage with the areas behind it.
 
     Args:
-        priv_leak: In percent; 0 is ideal, negative is too little forgotten, positive too much.
+        priv_leak: In percent; 0 is ideal, negative means too little is forgotten, positive too much.
         auc: Area of the attack on the unlearned model, in the metric's convention.
         retrained_auc: That of the retrained model, or the number that stands for it.
         measured: Whether it was measured; a stand-in is right only if forget and holdout rows are of one distribution.

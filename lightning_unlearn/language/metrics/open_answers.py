@@ -1,4 +1,4 @@
-"""Marking of open answers as in SQuAD: exact match, F1 of words, and the answer as whole words of a text."""
+"""SQuAD metrics of open answers: exact match, word F1, and whole-word match."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def squad_f1(predictions: Sequence[str], answers: Answers, strict: bool = True) 
 def whole_word_match(predictions: Sequence[str], answers: Answers, strict: bool = True) -> Tensor:
     """Whether the words of an accepted answer occur in each prediction, one after another, in normal form.
 
-    "not Paris" contains Paris: print the rate at which an entailment model disagrees
+    "not Paris" contains Paris, so report the rate at which an entailment model disagrees
     ([`disagreement`][lightning_unlearn.language.metrics.entailment.disagreement]). Answers of more than four words are
     rarely given word for word: use ROUGE or entailment for them.
 

@@ -1,4 +1,4 @@
-"""Semantic accuracy: whether an answer is closer to the truth than to wrong answers, by sentence embeddings."""
+"""Semantic accuracy: whether an answer's sentence embedding is closer to the truth than to wrong answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Embedder: TypeAlias = Callable[[Sequence[str]], Tensor]
 class SentenceEmbeddings:
     """Sentence embeddings: the mean of a model's last hidden states over the tokens of a text.
 
-    That is how models such as ``sentence-transformers/paraphrase-MiniLM-L6-v2`` are meant to be read.
+    Models such as ``sentence-transformers/paraphrase-MiniLM-L6-v2`` are meant to be used in this way.
 
     Args:
         model: Hub id or folder of an encoder, or such a model.

@@ -1,4 +1,4 @@
-"""Sequence classifiers of Hugging Face as judges of texts, with the class asked for by its name."""
+"""Hugging Face sequence classifiers as judges of texts, with the class given by name."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class ColumnSampling:
     """Masks of columns for the rows of a data set, each a function of the seed and the row's number.
 
     Args:
-        acceleration: One column in so many is measured.
+        acceleration: Ratio of all columns to measured ones.
         pattern: How columns outside of the centre are chosen, see
             [`column_mask`][lightning_unlearn.functional.column_mask].
         center_fraction: Share of the columns that make up the centre; by default 0.32 / acceleration.

@@ -46,7 +46,7 @@ class ImageQuality(IndexedMetric):
         Args:
             image: Reconstructions, real or complex, shape ``(B, H, W)``.
             target: References of the same shape.
-            index: Row numbers, shape ``(B,)``, by which images are told apart; needed with several processes.
+            index: Row numbers, shape ``(B,)``, which identify the images; needed with several processes.
         """
         self.record(index, value=self.measure(image.detach(), target.detach()))
 
