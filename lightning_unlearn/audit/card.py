@@ -215,7 +215,7 @@ def _row(gate: GateResult, verdict: Verdict) -> str:
     else:
         kappa = f"{gate.kappa:.3f} [{gate.kappa_lower:.3f}, {gate.kappa_upper:.3f}]"
     name = f"{gate.gate} ({gate.variant})" if gate.variant else gate.gate
-    outcome = "says nothing" if gate.name in verdict.not_run else "yes" if gate.passed else "not established"
+    outcome = "inconclusive" if gate.name in verdict.not_run else "yes" if gate.passed else "not established"
     return f"| {name} | {gate.score} | {kappa} | {gate.n} | {outcome} |"
 
 
