@@ -223,7 +223,7 @@ def test_every_flipped_bit_of_a_model_is_found(case: Path) -> None:
         assert all(name.startswith("model.safetensors: ") for name in found), place
     file.write_bytes(content[:-4] + b"\0\0\0\1")
     (fault,) = verify_record(case / "r.jsonl", KEY.public_key(), {"after": file})
-    assert (fault.kind, fault.what) == ("tensor changed", "b.bias: other numbers")
+    assert (fault.kind, fault.what) == ("tensor changed", "b.bias: different numbers")
     file.unlink()
     assert faults(case) == ["model.safetensors: file missing"]
 
