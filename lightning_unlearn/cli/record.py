@@ -255,9 +255,7 @@ def _rows_entry(forget: str, secret: str | None) -> dict[str, Any]:
     if not Path(secret).exists():
         with os.fdopen(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32) + "\n")
-        print(
-            f"Wrote {secret}: keep it beside the case file. Once it is destroyed, the record can't be linked to the rows."
-        )
+        print(f"Wrote {secret}: keep it beside the case file. Without it, the record can't be linked to the rows.")
     rows = load_rows(forget)
     entry: dict[str, Any] = {"rows": len(rows), "rows_root": rows_root(rows, _secret(secret))}
     return entry
