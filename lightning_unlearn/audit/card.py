@@ -190,7 +190,7 @@ def _text(verdict: Verdict, head: Head | None, content_hash: str | None) -> str:
         f"{verdict.thresholds.d:g}. No row is shown here.",
     ]
     if verdict.not_run:
-        lines += ["", "Tests that were not run, or say nothing:", ""]
+        lines += ["", "Tests that were not run or are inconclusive:", ""]
         lines += [f"- {name}: {reason}" for name, reason in verdict.not_run.items()]
     lines += ["", *(f"- {note}" for note in (*verdict.notes, *verdict.limits))]
     return _block(lines, head, content_hash)
@@ -201,7 +201,7 @@ def _block(lines: list[str], head: Head | None, content_hash: str | None) -> str
     lines = list(lines)
     if head is not None:
         check = f"lightning-unlearn verify-record --record R --public_key K --model . --expect_head {head}"
-        lines += ["", f"Record: entry {head.seq}, `{head.hash}`, to be checked with", "", "```bash", check, "```"]
+        lines += ["", f"Record: entry {head.seq}, `{head.hash}`. Check it with", "", "```bash", check, "```"]
     if content_hash is not None:
         lines += ["", f"Weights: `{content_hash}`."]
     return "\n".join([_BEGIN, *lines, _END])
@@ -215,7 +215,7 @@ def _row(gate: GateResult, verdict: Verdict) -> str:
     else:
         kappa = f"{gate.kappa:.3f} [{gate.kappa_lower:.3f}, {gate.kappa_upper:.3f}]"
     name = f"{gate.gate} ({gate.variant})" if gate.variant else gate.gate
-    outcome = "says nothing" if gate.name in verdict.not_run else "yes" if gate.passed else "not established"
+    outcome = "inconclusive" if gate.name in verdict.not_run else "yes" if gate.passed else "not established"
     return f"| {name} | {gate.score} | {kappa} | {gate.n} | {outcome} |"
 
 

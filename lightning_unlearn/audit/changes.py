@@ -44,17 +44,17 @@ def weight_changes(before: Any, after: Any) -> WeightChanges | str:
         What differs, or the reason why that can't be told.
     """
     folders = []
-    for name, source in (("before", before), ("after", after)):
+    for name, source in (("original", before), ("unlearned", after)):
         if isinstance(source, nn.Module):
-            return f"the model {name} is a live module and no folder"
+            return f"the {name} model is a live module, not a folder"
         folder = Path(str(source)).expanduser()
         if not (folder.is_dir() and any(folder.glob("*.safetensors"))) or (folder / "adapter_config.json").is_file():
-            return f"the model {name} is no folder of safetensors files with whole weights"
+            return f"the {name} model is not a folder of safetensors files with whole weights"
         folders.append(folder)
     totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros(4, dtype=torch.float64))
     for name, first, second in _pairs(*folders):
         if first.shape != second.shape:
-            return f"{name} has another shape before and after"
+            return f"{name} has a different shape in each model"
         difference, layer = second.double() - first.double(), _LAYER.search(name)
         sums = [(difference != 0).sum(), difference.square().sum(), first.double().square().sum()]
         changed, moved, length = (float(value) for value in sums)

@@ -211,11 +211,11 @@ class Collector:
         assert self.plan is not None
         total, timed = len(self._tasks()), next(iter(self.facts.values()))["timing"]
         self.say(
-            f"Audit of {len(self.models)} models with {len(self.plan.probes)} questions to the forget rows"
-            + (f" and {len(self.plan.never_seen)} to rows never seen" if self.plan.never_seen else "")
-            + f"; {total - missing} of {total} parts of the {model.role} model are there already."
+            f"Audit of {len(self.models)} models with {len(self.plan.probes)} questions about the forget rows"
+            + (f" and {len(self.plan.never_seen)} about never-seen rows" if self.plan.never_seen else "")
+            + f"; {total - missing} of {total} parts of the {model.role} model are done already."
         )
-        self.say(f"{'depth':<9}{'passes':>8}{'answers':>9}{'steps':>7}  seconds (of all models, estimated)")
+        self.say(f"{'depth':<9}{'passes':>8}{'answers':>9}{'steps':>7}  seconds (estimate for all models)")
         for depth in DEPTHS:
             plan = self._plan(depth)
             cost = cost_of(plan, self.data)

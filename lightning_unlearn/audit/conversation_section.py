@@ -25,7 +25,7 @@ __all__ = ["conversation_section"]
 
 _ID, _TITLE = "dialogue-quality", "Dialogue quality"
 _SHOWN = 3  # conversations of a set
-_DROP = "rating lost on what is to be kept and on neutral requests"
+_DROP = "rating lost on retain and neutral requests"
 
 
 def conversation_section(found: Conversations | None) -> Section:
@@ -42,8 +42,8 @@ def conversation_section(found: Conversations | None) -> Section:
         parts.append(_control_examples(found))
     note = (
         "Another model rates conversations of all models on the same requests; ratings are calibrated to those of "
-        "people. A graceful refusal is a good answer: whether a forgotten row has leaked is not seen here. Nothing of "
-        "this enters the verdict."
+        "people. A graceful refusal is a good answer: these ratings do not show whether a forgotten row has leaked. "
+        "They do not count towards the verdict."
     )
     if not found.turns:
         note += " The models have no chat template, so each conversation is one request with one answer."
@@ -74,7 +74,7 @@ def _controls(found: Conversations) -> list[Part]:
     for kind, area in areas.items():
         name, count = "AUC of originals over known-bad controls", found.controls.counts.get(kind)
         if not math.isfinite(area.value):
-            reason = "no such controls could be made of these conversations"
+            reason = "no such controls could be made from these conversations"
             parts.append(Measurement(name, None, variant=kind, outcome="not run", reason=reason))
             continue
         parts.append(
@@ -149,9 +149,7 @@ def _ratings(found: Conversations) -> Table:
             )
     columns = ["requests", "model", "original", "model's", "change", "low", "high"]
     columns += ["original, raw", "model's, raw", "n", "unrated", "valid"]
-    note = (
-        "Mean ratings on the scale of people; raw are the judge's own scores. Ratings that are not valid say nothing."
-    )
+    note = "Mean ratings on the scale of people; raw are the judge's own scores. Ignore ratings that are not valid."
     return Table("Ratings of each model's conversations beside the original's", columns, rows, note)
 
 
@@ -165,7 +163,7 @@ def _conversations(found: Conversations) -> Examples:
         outputs = [_shown(found.dialogues[role][number], found.scores[role][number]) for role in roles]
         asked = " / ".join(turn.text for turn in seed.turns if turn.role == "user")
         rows.append(ExampleRow(seed.set, asked, "", outputs))
-    return Examples("Conversations", roles, rows, note="In parentheses the judge's score, before calibration.")
+    return Examples("Conversations", roles, rows, note="The judge's score before calibration is in parentheses.")
 
 
 def _control_examples(found: Conversations) -> Table:

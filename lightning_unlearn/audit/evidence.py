@@ -131,16 +131,16 @@ def blind(evidence: Evidence) -> dict[str, str]:
         control = gate.original - gate.gap
         if gate.gap_lower <= 0 or gate.gap < evidence.thresholds.gap:
             found[gate.name] = (
-                f"says nothing: here the original scores {gate.original:.2f}, too little to tell"
+                f"inconclusive: here the original scores {gate.original:.2f}, which is too low to tell"
                 if evidence.control == "none"
-                else f"says nothing: here the original scores {gate.original:.2f} and the control {control:.2f}, too "
-                "near one another to tell"
+                else f"inconclusive: here the original scores {gate.original:.2f} and the control {control:.2f}, too "
+                "close to tell apart"
             )
     scores = {gate.score for gate in evidence.gates if gate.gate == "base" and gate.name in found}
     for gate in evidence.gates:
         if gate.score in scores and gate.name not in found:
             found[gate.name] = (
-                f"says nothing: by {gate.score}, the original itself does not show that it knows the rows"
+                f"inconclusive: by {gate.score}, the original itself does not show that it knows the rows"
             )
     return found
 

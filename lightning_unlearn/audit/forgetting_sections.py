@@ -38,7 +38,7 @@ def effectiveness(findings: Findings) -> Section:
         parts.append(row_part(findings, "forget", key, score, "strict" if key == "strength" else "whole words"))
     parts += [row_part(findings, "forget", key, *names) for key, names in _LIKELIHOODS.items()]
     parts.append(examples(findings, "forget"))
-    note = "Questions as they were trained. The gate compares all models row by row; kappa 0 is as if never seen."
+    note = "Questions as they were trained. A gate compares the models row by row; a kappa of 0 means as if never seen."
     return Section("effectiveness", "Effectiveness: plain questions", parts, note)
 
 
@@ -55,7 +55,7 @@ def retraining(findings: Findings) -> Section:
     """Distance to a model that never saw the rows."""
     control = findings.verdict.evidence.control
     if control not in ("retrained", "base"):
-        reason = "there is no control model: membership and likelihoods are relative to the original alone"
+        reason = "there is no control model: membership and likelihoods are compared with the original only"
         return Section("retraining", "Against retraining", [left_out("distance to retraining", reason)])
     parts: list[Part] = []
     for key, (name, variant) in {**_LIKELIHOODS, "strength": ("extraction strength", "strict")}.items():
@@ -106,11 +106,13 @@ def privacy(findings: Findings) -> Section:
         for rate in result.tpr
     ]
     columns = ["score", "model", "false-positive rate", "true-positive rate", "low", "high", "rows allowed"]
-    parts.append(Table("True-positive rates", columns, rates, "0 rows allowed: too few never-seen rows for this rate."))
+    parts.append(
+        Table("True-positive rates", columns, rates, "0 rows allowed: there are too few never-seen rows for this rate.")
+    )
     note = (
-        "Areas near 1 mean that forget rows are told from rows never seen. Never-seen rows are not drawn from the same "
-        "source, so 0.5 is not the target: the control's area is. A low area is no proof, since other attacks may be "
-        "stronger."
+        "An area under the curve (AUC) near 1 means that forget rows can be told from rows that were never seen. "
+        "Never-seen rows are not drawn from the same source, so the target is the control's area and not 0.5. A low "
+        "area is no proof, because other attacks may be stronger."
     )
     return Section("privacy", "Privacy", parts, note)
 
@@ -122,7 +124,7 @@ def robustness(findings: Findings) -> Section:
     parts += [gate_part(findings, g, decides=False) for g in findings.others if g.gate.startswith(_WEIGHTS)]
     parts += not_run(findings, names)
     parts += _curves(findings)
-    note = "Each stress is put on all models alike: kappa compares the stressed model with the stressed others."
+    note = "Every attack is run on all models alike: kappa compares the attacked model with the attacked others."
     return Section("robustness", "Robustness", parts, note)
 
 
@@ -135,12 +137,12 @@ def _curves(findings: Findings) -> list[Part]:
         if "steps" not in details["unlearned"]:
             continue
         series = [Series(role, d["steps"], d["strength"], role=role) for role, d in details.items()]  # type: ignore[arg-type]
-        note = f"{details['unlearned']['taught_tokens']} tokens were taught. Only what is above the control's curve is "
-        note += "recovery."
+        note = f"{details['unlearned']['taught_tokens']} tokens were taught. Only what lies above the control's curve "
+        note += "has been recovered."
         if "control" not in details and None not in details["unlearned"]["never_seen"]:
             seen = details["unlearned"]
             series.append(Series("never seen", seen["steps"], seen["never_seen"], role="control"))
-            note += " Never seen: rows that no model has seen, asked of the unlearned model; they are the control."
+            note += " The control is the curve never seen: the unlearned model on rows that no model has seen."
         parts.append(
             Curve(
                 f"Relearning: {attack.name}",

@@ -45,7 +45,7 @@ def compare_model(recorded: dict[str, Any], path: Path) -> Iterator[tuple[str, s
         elif name not in then:
             yield "file added", name
         elif then[name] != here[name]:
-            only = "header only, every tensor is the same" if same else "its header"
+            only = "header only, all tensors are the same" if same else "its header"
             yield "file changed", f"{name}: {only}" if name.endswith(".safetensors") else name
 
 
@@ -55,7 +55,7 @@ def _tensors(recorded: dict[str, Any], tensors: tuple[TensorHash, ...], path: Pa
     tied = tied_copies(list(then.values()), path)
     for name in sorted(then.keys() | here.keys()):
         if name in tied:
-            yield TIED, f"{name} is in one of them only, and {tied[name]} holds the same numbers"
+            yield TIED, f"{name} is in only one of the two, and {tied[name]} holds the same numbers"
         elif name not in here:
             yield "tensor missing", name
         elif name not in then:
@@ -64,4 +64,4 @@ def _tensors(recorded: dict[str, Any], tensors: tuple[TensorHash, ...], path: Pa
             of = f"{then[name].dtype} {list(then[name].shape)}"
             yield "tensor changed", f"{name} was {of}, and is {here[name].dtype} {list(here[name].shape)}"
         elif then[name] != here[name]:
-            yield "tensor changed", f"{name}: other numbers"
+            yield "tensor changed", f"{name}: different numbers"

@@ -45,11 +45,12 @@ _TONES = {
     "damaged": "bad",
 }
 _TERMS = {
-    "kappa": "Share of the knowledge between the control (0, as if never seen) and the original (1, untouched) that "
-    "the unlearned model shows, all three under the same stress.",
-    "extraction strength": "Share at the end of an answer that a model completes greedily from what comes before it.",
+    "kappa": "Where the unlearned model's score lies between the control's (0, as if never seen) and the original's "
+    "(1, untouched), all three under the same attack.",
+    "extraction strength": "Share of an answer, counted from its end, that a model completes greedily from the rest.",
     "right answers": "The model's own greedy answer contains an accepted answer as whole words.",
-    "gate": "A test of the verdict. Forgotten claims all of them; recoverable claims one, corrected for their number.",
+    "gate": "A test of the verdict. Forgotten requires that all pass; recoverable, that one fails, corrected for their "
+    "number.",
 }
 
 
@@ -196,7 +197,7 @@ def report_of(
         **names,
         "control": CONTROLS[control],
         "rows to forget": counts.pop("forget"),
-        "questions to them": len(collected.plan.probes),
+        "questions about them": len(collected.plan.probes),
         **{f"rows: {name}": count for name, count in counts.items()},
         "small request": data.is_small,
     }
@@ -230,13 +231,13 @@ def report_of(
 def _limits(findings: Findings, conditions: Conditions) -> list[str]:
     verdict, limits = findings.verdict, list(findings.verdict.limits)
     if conditions.precision == "bf16":
-        limits.append("All models were measured in bf16, in which the smallest changes of weights are not seen.")
+        limits.append("All models were measured in bf16, which does not resolve the smallest changes of weights.")
     if verdict.evidence.control == "matched rows":
         limits.append(
-            "The control are rows that no model has seen. It is as good as these rows are like the forget rows."
+            "The control consists of rows that no model has seen. It is only as good as they resemble the forget rows."
         )
     if verdict.not_run:
-        limits.append(f"Not run, or without a say: {', '.join(verdict.not_run)}.")
+        limits.append(f"Not run, or inconclusive: {', '.join(verdict.not_run)}.")
     return limits
 
 

@@ -38,7 +38,7 @@ def compare_report(path: Path, recorded: dict[str, Any], verdict: dict[str, Any]
             f"{place} is {here.get(place, 'missing')}, but {then.get(place, 'nothing')} was recorded",
         )
     if not changed and sha256(path) != recorded.get("sha256"):
-        yield "report differs", "its numbers are those of the record, but another part is not"
+        yield "report differs", "its numbers match the record, but another part has changed"
     if verdict is not None and isinstance(report, dict):
         yield from _verdict(report, verdict)
 
@@ -48,7 +48,7 @@ def _verdict(report: dict[str, Any], verdict: dict[str, Any]) -> Iterator[tuple[
     headline = report.get("headline")
     word = headline.get("word") if isinstance(headline, dict) else None
     if word is not None and word != verdict.get("verdict"):
-        yield "verdict differs", f"it says {word!r}, and the record {verdict.get('verdict')!r}"
+        yield "verdict differs", f"the report says {word!r}, but the record says {verdict.get('verdict')!r}"
     recorded = {}
     for gate in verdict["evidence"].get("gates", []):
         name = GATES.get(gate["gate"], gate["gate"].replace("_", " "))

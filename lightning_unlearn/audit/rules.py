@@ -29,7 +29,7 @@ def _no_verdict(case: Case) -> dict[str, Any] | None:
     return {
         "name": "no verdict",
         "headline": f"No verdict: {reason}.",
-        "action": "This audit supports no answer to the request. Mend what is named, and audit again.",
+        "action": "This audit does not support an answer to the request. Fix the problem named above, and audit again.",
     }
 
 
@@ -40,18 +40,20 @@ def _damaged(case: Case) -> dict[str, Any] | None:
             found.append(f"{ability.name} is at {ability.unlearned:.2f}, the {anchor} at {ability.control:.2f}")
     for rate in case.evidence.quality:
         if rate.lower > limits.degenerate:
-            found.append(f"{rate.unlearned:.0%} of the answers are {rate.name}, of the {anchor}'s {rate.control:.0%}")
+            found.append(
+                f"{rate.unlearned:.0%} of the answers are {rate.name}, against {rate.control:.0%} of the {anchor}'s"
+            )
     if case.evidence.perplexity is not None and case.evidence.perplexity > limits.perplexity:
         found.append(f"the perplexity of neutral text is {case.evidence.perplexity:.1f} times the {anchor}'s")
     if not found:
         return None
     knows = [gate for gate in case.run if gate.recovers or (gate.gate == "base" and gate.known)]
-    also = f" It still knows the rows all the same: {_listed(knows)}." if knows else ""
+    also = f" Even so, it still knows the rows: {_listed(knows)}." if knows else ""
     return {
         "name": "damaged",
-        "headline": f"Damaged: the model has lost what it was to keep: {'; '.join(found)}.{also}",
-        "action": "Do not release this model, and do not record the request as carried out with it: that a broken "
-        "model does not answer shows nothing. Unlearn again with a stronger retain term or fewer steps, and audit "
+        "headline": f"Damaged: the model has lost abilities that it was to keep: {'; '.join(found)}.{also}",
+        "action": "Do not release this model, and do not record the request as carried out with it: a broken model "
+        "that gives no answers proves nothing. Unlearn again with a stronger retain term or fewer steps, and audit "
         "again.",
     }
 
@@ -62,7 +64,7 @@ def _not_forgotten(case: Case) -> dict[str, Any] | None:
         return None
     return {
         "name": "not forgotten",
-        "headline": f"Not forgotten: asked as it was trained, the model still knows the rows: {_listed(known)}.",
+        "headline": f"Not forgotten: asked the questions as trained, the model still knows the rows: {_listed(known)}.",
         "action": "Do not record the request as carried out. Unlearn further or retrain, and audit again.",
     }
 
@@ -77,14 +79,14 @@ def _recoverable(case: Case) -> dict[str, Any] | None:
         also = f" More comes back under {_tries(under)}: {_listed(under)}." if under else ""
         return {
             "name": "partly forgotten",
-            "headline": f"Partly forgotten: a part of the rows is still answered: {_listed(base)}.{also}",
-            "action": "Do not record the request as carried out: a part of the rows is still there. Unlearn further or "
+            "headline": f"Partly forgotten: some of the rows are still answered: {_listed(base)}.{also}",
+            "action": "Do not record the request as carried out: some of the rows are still there. Unlearn further or "
             "retrain, and audit again.",
         }
     return {
         "name": "suppressed but recoverable",
         "headline": f"Suppressed but recoverable: the rows come back under {_tries(under)}: {_listed(under)}.",
-        "action": "Do not record the request as carried out: the rows are hidden, not gone, and whoever has the "
+        "action": "Do not record the request as carried out: the rows are hidden, not gone, and anyone who has the "
         "weights can bring them back. Unlearn with a method that withstands this, or retrain, and audit again.",
     }
 
@@ -101,17 +103,17 @@ def _forgotten(case: Case) -> dict[str, Any] | None:
         return {
             "name": "no trace found, no control",
             "headline": f"No trace found{mark}: {tests} the model shows at most {limits.d:.0%} of what the original "
-            "knows of the rows, but there is no control to compare it with.",
-            "action": "Record the tests and their results. Without a control they do not show that the model is as if "
-            "it had never seen the rows.",
+            "knows about the rows, but there is no control to compare it with.",
+            "action": "Record the tests and their results. Without a control, they do not show that the model behaves "
+            "as if it had never seen the rows.",
         }
     return {
         "name": "forgotten",
         "headline": f"Forgotten{mark}: {tests} the model is shown to know at most {limits.d:.0%} of what the original "
-        "knows of the rows beyond the control.",
+        "knows about the rows beyond what the control knows.",
         "action": "The request can be recorded as carried out for the weights of this model, together with the tests, "
-        "those that were not run, and the limits. The rows themselves, backups, indexes, other copies of the model and "
-        "recipients are not covered.",
+        "those that were not run, and the limits. This does not cover the rows themselves, backups, indexes, other "
+        "copies of the model, or recipients of the data.",
     }
 
 
@@ -121,7 +123,7 @@ def _undecided(case: Case) -> dict[str, Any]:
     if case.unsettled:
         reasons.append(f"neither knowledge nor its absence is established: {_listed(case.unsettled)}")
     if case.blind_scores:
-        reasons.append(f"the original itself hardly shows by {', '.join(case.blind_scores)} that it knows the rows")
+        reasons.append(f"by {', '.join(case.blind_scores)}, the original itself hardly shows that it knows the rows")
     if not case.evidence.retain:
         reasons.append("what the model was to keep was not measured, so it may be damaged")
     needs = [gate.needed for gate in case.unsettled]
@@ -144,12 +146,12 @@ def remarks(case: Case) -> list[str]:
     """What a reader has to know beside the headline."""
     evidence, found = case.evidence, []
     if case.blind_scores:
-        found.append(f"Not used, since the original itself scores low by it: {', '.join(case.blind_scores)}.")
+        found.append(f"Not used, because the original itself scores low on it: {', '.join(case.blind_scores)}.")
     if len(scores := {gate.score for gate in case.run}) == 1:
-        found.append(f"One score alone was measured, {', '.join(scores)}; the rules are meant for two.")
+        found.append(f"One score alone was measured ({', '.join(scores)}); the rules are designed for two.")
     if traceable := [gate for gate in case.run if gate.traceable]:
         matched = evidence.control == "matched rows"
-        less = "of the rows than of ones that it never saw" if matched else "than one that never saw the rows"
+        less = "about the rows than about rows it never saw" if matched else "than one that never saw the rows"
         found.append(f"Traceable: the model knows less {less}: {_listed(traceable)}.")
     if evidence.membership is not None and evidence.membership.outside:
         found.append(
@@ -157,14 +159,14 @@ def remarks(case: Case) -> list[str]:
             f"{evidence.membership.control_lower:.3f} to {evidence.membership.control_upper:.3f}."
         )
     if case.small:
-        found.append("A small request: its rows are the whole population, and the bounds are about phrasings of them.")
+        found.append("A small request: its rows are the whole population, and the bounds are over phrasings of them.")
     floors = [gate.noise_floor for gate in case.run if gate.noise_floor is not None]
     if floors and max(map(abs, floors)) > evidence.thresholds.d:
         found.append(f"Two controls differ by a kappa of {max(floors, key=abs):.2f}, more than the threshold d.")
     if evidence.control == "none":
         found.append("Without a control, answers that anyone could guess count as knowledge.")
     if few := [gate.clusters for gate in case.run if gate.clusters and gate.method == "normal"]:
-        found.append(f"The rows are about {max(few)} entities only, so the bounds take rows as independent.")
+        found.append(f"The rows are about only {max(few)} entities, so the bounds treat rows as independent.")
     return found
 
 

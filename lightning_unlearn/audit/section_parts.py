@@ -64,7 +64,7 @@ def gate_part(findings: Findings, gate: GateResult, decides: bool = True) -> Mea
         return Measurement(name, None, n=gate.n, variant=variant, anchors=anchors, outcome="not run", reason=reason)
     both = gate.kappa_lower is not None and gate.kappa_upper is not None
     interval = Interval(gate.kappa_lower, gate.kappa_upper, 2 * gate.level - 1, gate.method) if both else None
-    reason = f"at most {thresholds.d} is to be established" if decides else "does not enter the verdict"
+    reason = f"at most {thresholds.d} must be established" if decides else "does not count towards the verdict"
     outcome: Outcome = "info"
     if decides:
         outcome = "pass" if gate.passed else "fail" if gate.recovers or gate.known else "info"

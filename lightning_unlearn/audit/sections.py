@@ -72,7 +72,7 @@ def _utility(findings: Findings) -> Section:
     evidence = findings.verdict.evidence
     texts = {role: findings.rows(role)["perplexity"] for role in findings.collected.outcomes}
     if evidence.perplexity is None:
-        parts.append(left_out("perplexity of neutral texts", "there are none (neutral.txt)"))
+        parts.append(left_out("perplexity of neutral texts", "there are no neutral texts (neutral.txt)"))
     else:
         limit = evidence.thresholds.perplexity
         parts.append(
@@ -89,15 +89,15 @@ def _utility(findings: Findings) -> Section:
         left_out("general benchmarks", "run them with lm-eval, see lightning_unlearn.language.metrics.general")
     )
     parts += [examples(findings, name) for name in kept_sets(findings)]
-    return Section("utility", "Utility: what was to be kept", parts)
+    return Section("utility", "Utility: what the model was to keep", parts)
 
 
 def _quality(findings: Findings) -> Section:
     parts: list[Part] = [rate_part(rate, findings) for rate in findings.quality]
-    parts.append(row_part(findings, "forget", "refusal", "refusals to forget rows", "regular expressions", better=""))
-    parts.append(row_part(findings, "forget", "words", "words of an answer to forget rows", better="", unit="words"))
+    parts.append(row_part(findings, "forget", "refusal", "refusals on forget rows", "regular expressions", better=""))
+    parts.append(row_part(findings, "forget", "words", "words per answer to forget rows", better="", unit="words"))
     parts.append(left_out("gibberish", "needs a classifier, see OutputQuality(clean=TextClassifier(...))"))
-    note = "Repeated: at least half of the 4-grams of an answer occur in it before."
+    note = "Repeated: at least half of an answer's 4-grams have occurred earlier in it."
     return Section("quality", "Output quality", parts, note)
 
 
@@ -106,7 +106,9 @@ def _efficiency(findings: Findings) -> Section:
     names = [ROWS, *(attack.name for attack in findings.collected.plan.attacks)]
     rows = [[name, *(round(outcomes[role][name]["seconds"], 2) for role in outcomes)] for name in names]
     total = ["all", *(round(sum(part["seconds"] for part in outcomes[role].values()), 2) for role in outcomes)]
-    table = Table("Seconds of the audit", ["part", *outcomes], [*rows, total], "Of the run that measured the part.")
+    table = Table(
+        "Seconds of the audit", ["part", *outcomes], [*rows, total], "Each time is from the run that measured the part."
+    )
     facts = findings.collected.facts["unlearned"]
     return Section(
         "efficiency",
@@ -114,7 +116,9 @@ def _efficiency(findings: Findings) -> Section:
         [
             Measurement("parameters", facts["parameters"], unit="parameters"),
             table,
-            left_out("cost of unlearning", "an audit does not see the run; its own report has time and memory"),
+            left_out(
+                "cost of unlearning", "an audit does not see the training run, whose own report has time and memory"
+            ),
         ],
     )
 

@@ -13,13 +13,13 @@ from lightning_unlearn.core.checks import one_of
 
 __all__ = ["RULE", "Verdict", "conclude", "decide"]
 
-RULE = "lu-verdict/1"
+RULE = "lu-verdict/2"
 """Version of the rules. It changes with every rule and every sentence, so that old records are known as such."""
 
 LIMITS = (
-    "That the listed tests show no knowledge does not prove that there is none: a new attack can reopen the question.",
-    "Bounds and p-values are about these probes only.",
-    "Forgetting in the weights deletes no data elsewhere: the raw rows, backups, indexes, caches, other copies.",
+    "Tests that find no knowledge do not prove that there is none: a new attack can reopen the question.",
+    "Bounds and p-values hold for these questions only.",
+    "Unlearning in the weights deletes no data elsewhere: raw rows, backups, indexes, caches, other copies.",
 )
 
 

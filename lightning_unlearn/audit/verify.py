@@ -110,21 +110,23 @@ def _line(number: int, line: bytes) -> tuple[dict[str, Any] | None, list[Fault]]
     except ValueError as error:
         return None, [Fault(place, "unreadable", str(error))]
     if not _is_entry(entry):
-        return None, [Fault(place, "unknown schema", f"it is no entry of {SCHEMA}")]
+        return None, [Fault(place, "unknown schema", f"it is not an entry of {SCHEMA}")]
     record, faults = entry["record"], []
     place = f"entry {record['seq']}"
     if record["schema"] != SCHEMA:
-        faults.append(Fault(place, "unknown schema", f"it is of {record['schema']!r}, and {SCHEMA!r} is known here"))
+        faults.append(
+            Fault(place, "unknown schema", f"its schema is {record['schema']!r}, but this version reads {SCHEMA!r}")
+        )
     if canonical(entry) != line:
-        faults.append(Fault(place, "not canonical", "its bytes are not those that its content is written as"))
+        faults.append(Fault(place, "not canonical", "its bytes are not the canonical form of its content"))
     here, then = digests(record), entry["digests"] if isinstance(entry["digests"], dict) else {}
     changed = sorted(path for path in here.keys() | then.keys() if here.get(path) != then.get(path))
     if record_hash(record) != entry["hash"]:
-        what = f"its content does not have the hash {str(entry['hash'])[:16]}... that it was given"
+        what = f"its content does not match its hash {str(entry['hash'])[:16]}..."
         faults.append(Fault(place, "wrong hash", what))
         faults += [Fault(place, "changed field", path) for path in changed]
     elif changed:
-        faults.append(Fault(place, "wrong digests", f"those of {', '.join(changed)} are not of what stands there"))
+        faults.append(Fault(place, "wrong digests", f"those of {', '.join(changed)} do not match the fields"))
     return entry, faults
 
 
@@ -140,9 +142,9 @@ def _sequence(entries: list[dict[str, Any]]) -> Iterator[Fault]:
     seen: set[int] = set()
     for number in numbers:
         if number in seen:
-            yield Fault(f"entry {number}", "duplicate", "it is there more than once")
+            yield Fault(f"entry {number}", "duplicate", "it occurs more than once")
         elif seen and number < max(seen):
-            yield Fault(f"entry {number}", "order", f"it stands after entry {max(seen)}")
+            yield Fault(f"entry {number}", "order", f"it comes after entry {max(seen)}")
         seen.add(number)
     for number in range(max(seen, default=-1) + 1):
         if number not in seen:
@@ -154,7 +156,7 @@ def _chain(entries: list[dict[str, Any]]) -> Iterator[Fault]:
     for entry in entries:
         record = entry["record"]
         if record["prev"] != before:
-            what = "it does not follow on the entry before it" if before != FIRST else "it is not the first entry"
+            what = "it does not follow from the entry before it" if before != FIRST else "it is not the first entry"
             yield Fault(f"entry {record['seq']}", "broken prev", what)
         before = record_hash(record)
 
@@ -169,10 +171,10 @@ def _times(entries: list[dict[str, Any]]) -> Iterator[Fault]:
         try:
             now = datetime.strptime(str(time), "%Y-%m-%dT%H:%M:%SZ")
         except ValueError:
-            yield Fault(place, "time", f"{time!r} is no time in UTC such as 2026-01-31T12:00:00Z")
+            yield Fault(place, "time", f"{time!r} is not a time in UTC such as 2026-01-31T12:00:00Z")
             continue
         if latest is not None and now < latest:
-            yield Fault(place, "time goes backwards", f"{time} is before the entry that it follows")
+            yield Fault(place, "time goes backwards", f"{time} is earlier than the entry before it")
         latest = now if latest is None else max(latest, now)
 
 
@@ -183,12 +185,12 @@ def _signatures(entries: list[dict[str, Any]], key: Ed25519PublicKey | None) -> 
     for entry in entries:
         place, signed = f"entry {entry['record']['seq']}", entry.get("signature")
         if not isinstance(signed, dict):
-            yield Fault(place, "missing signature", "nobody vouches for it")
+            yield Fault(place, "missing signature", "nobody has signed it")
         elif signed.get("key_id") != key_id(key):
-            what = f"it names the key {signed.get('key_id')}, and the key given is {key_id(key)}"
+            what = f"it names the key {signed.get('key_id')}, but the key given is {key_id(key)}"
             yield Fault(place, "unknown key", what)
         elif not signed_by(key, record_hash(entry["record"]), str(signed.get("value"))):
-            yield Fault(place, "bad signature", f"it is not the signature of the key {key_id(key)} of this content")
+            yield Fault(place, "bad signature", f"it is not a signature of this content by the key {key_id(key)}")
 
 
 def _head(entries: list[dict[str, Any]], head: Head | None) -> Iterator[Fault]:
@@ -196,7 +198,7 @@ def _head(entries: list[dict[str, Any]], head: Head | None) -> Iterator[Fault]:
         return
     found = [entry for entry in entries if entry["record"]["seq"] == head.seq]
     if not found:
-        yield Fault(f"entry {head.seq}", "cut tail", f"the record ends before the entry {head} that was kept elsewhere")
+        yield Fault(f"entry {head.seq}", "cut tail", f"the record ends before entry {head}, which was kept elsewhere")
     elif record_hash(found[0]["record"]) != head.hash:
         yield Fault(f"entry {head.seq}", "another head", "it is not the entry whose hash was kept elsewhere")
 
@@ -205,7 +207,7 @@ def _verdict(place: str, body: dict[str, Any]) -> Iterator[Fault]:
     if "evidence" not in body:
         return
     if body.get("rule") != RULE:
-        what = f"it follows {body.get('rule')!r}, and {RULE!r} is known here"
+        what = f"it follows the rules {body.get('rule')!r}, but this version applies {RULE!r}"
         yield Fault(place, "verdict not checked", what, level="incomplete")
         return
     try:
@@ -234,7 +236,7 @@ def _compared(place: str, differences: Iterator[tuple[str, str]]) -> Iterator[Fa
         for kind, what in differences:
             yield Fault(place, kind, what, "note" if kind == TIED else "tampered")
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        yield Fault(place, "unreadable", f"what the record holds of it is damaged: {error!r}")
+        yield Fault(place, "unreadable", f"its part of the record is damaged: {error!r}")
 
 
 def _report(path: str | os.PathLike[str], bodies: list[tuple[str, dict[str, Any]]]) -> Iterator[Fault]:
@@ -255,7 +257,7 @@ def _rows(rows: list[Any], secret: bytes, bodies: list[tuple[str, dict[str, Any]
     with suppress(ValueError, AttributeError):  # an audit hashes the question and the answer of each row alone
         roots.add(rows_root([{"question": p.question, "answer": p.answer} for p in probes_of(rows)], secret))
     if not any(entry.get("rows_root") in roots for entry in recorded):
-        what = f"{len(rows)} rows were given, and {recorded[-1].get('rows')} were recorded; or the secret is another"
+        what = f"{len(rows)} rows were given and {recorded[-1].get('rows')} were recorded, or the secret is another one"
         yield Fault("rows", "rows differ", what)
 
 

@@ -34,16 +34,16 @@ def audit(
     judge: str | None = None,
     calibration: str | None = None,
 ) -> None:
-    """Say whether an unlearned language model has forgotten its rows, with the evidence: report, verdict and record.
+    """Test whether an unlearned language model has forgotten its rows, and write a report with the verdict.
 
-    Writes ``report.json``, ``report.md`` and ``report.html``. Every finished part is kept in ``parts/``: the same
-    command goes on where it was killed, and a greater depth goes on from a smaller one.
+    Writes ``report.json``, ``report.md`` and ``report.html``. Every finished part is kept in ``parts/``: if the
+    command was killed, the same command continues where it stopped, and a greater depth reuses a smaller one.
 
     Args:
         original: The model before unlearning: a folder, hub id, GGUF file, adapter or checkpoint (.ckpt).
-        unlearned: The model after it.
-        data: Folder with forget.jsonl and retain.jsonl, and where there are such never_seen, general, heldout, neutral
-            and paraphrases; a folder of TOFU, with --split; or one file whose rows have a column "set". By default
+        unlearned: The model after unlearning, in one of the same forms.
+        data: Folder with forget.jsonl and retain.jsonl and, optionally, never_seen, general, heldout, neutral and
+            paraphrases; a folder of TOFU, with --split; or one file whose rows have a column "set". By default
             the capitals of the demo.
         output_dir: Folder to write.
         retrained: The control model, trained without the forget rows.
@@ -52,19 +52,19 @@ def audit(
         depth: "quick": plain and paraphrased questions, weights in 8 and 4 bits. "default": also relearning, samples
             and noise. "full": more of each. What each costs is printed before it starts.
         split: Part of TOFU to forget, such as forget10.
-        limit: At most so many rows of each set beside the forget set.
+        limit: Largest number of rows of each set other than the forget set.
         columns: Names of the columns of the rows.
         seed: Seed of all draws.
-        precision: "32"; "bf16"; or "auto", what the folder's audit was begun in, else bf16 where that is fast.
-        device: Such as cuda:1; by default a GPU if there is one.
-        show_text: Show questions and answers of the forget rows, in place of hashes and lengths.
+        precision: "32"; "bf16"; or "auto": that of the audit already in the folder, else bf16 if that is fast here.
+        device: Device, such as cuda:1; by default a GPU if there is one.
+        show_text: Show questions and answers of the forget rows instead of hashes and lengths.
         key: PEM file of a private Ed25519 key; signs a record of the audit, record.jsonl.
-        anchors: Output folder of an audit of another unlearned model with the same original, control and rows; what
-            it measured of these two is taken over.
+        anchors: Output folder of an audit of another unlearned model with the same original, control and rows; its
+            measurements of these two models are reused.
         judge: Another language model, which rates conversations of all models: a folder, hub id, GGUF file or adapter.
             Without it, conversations are not rated.
         calibration: The judge's calibration: a file of Calibration.save, or dialogues that people have rated (.jsonl),
-            which the judge is asked about first.
+            which the judge rates first.
     """
     quiet_libraries("transformers")
     rows = read_audit_data(data or FACTS_FOLDER, split, columns, limit, seed)

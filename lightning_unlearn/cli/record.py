@@ -226,7 +226,7 @@ def _content(path: str) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from None
+        raise ValueError(f"{path} is not JSON: {error}.") from None
     if not isinstance(content, dict):
         raise ValueError(f'{path} must hold a JSON object, such as {{"event": "method", "name": "NPO"}}.')
     return content
@@ -240,13 +240,13 @@ def _after(body: dict[str, Any]) -> Any:
 def _end(record: str, faults: list[Fault], anchored: bool) -> None:
     levels = [fault.level for fault in faults]
     if "tampered" in levels:
-        print(f"{record} does not hold: {levels.count('tampered')} faults.")
+        print(f"{record} is not intact: {levels.count('tampered')} faults.")
         sys.exit(1)
     if "incomplete" in levels:
-        print(f"{record} is not checked in full: what was checked holds.")
+        print(f"{record} could not be checked in full: what was checked is intact.")
         sys.exit(2)
-    tail = "" if anchored else " Entries that were cut off at the end can't be seen without --expect_head."
-    print(f"{record} holds.{tail}")
+    tail = "" if anchored else " Without --expect_head, the check can't see whether entries were cut off at the end."
+    print(f"{record} is intact.{tail}")
 
 
 def _rows_entry(forget: str, secret: str | None) -> dict[str, Any]:
@@ -255,7 +255,7 @@ def _rows_entry(forget: str, secret: str | None) -> dict[str, Any]:
     if not Path(secret).exists():
         with os.fdopen(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32) + "\n")
-        print(f"Wrote {secret}: keep it beside the case file. Who destroys it makes the record free of the rows.")
+        print(f"Wrote {secret}: keep it beside the case file. Without it, the record can't be linked to the rows.")
     rows = load_rows(forget)
     entry: dict[str, Any] = {"rows": len(rows), "rows_root": rows_root(rows, _secret(secret))}
     return entry
@@ -268,7 +268,7 @@ def _secret(path: str) -> bytes:
     except ValueError:
         value = b""
     if len(value) != 32:
-        raise ValueError(f"{path} holds no secret of rows, which is 64 hexadecimal digits.")
+        raise ValueError(f"{path} does not hold a secret of rows, which is 64 hexadecimal digits.")
     return value
 
 
@@ -286,7 +286,7 @@ def _day(text: str) -> date:
     try:
         return date.fromisoformat(str(text))
     except ValueError:
-        raise ValueError(f"{text!r} is no day such as 2026-01-31.") from None
+        raise ValueError(f"{text!r} is not a day such as 2026-01-31.") from None
 
 
 def _head(text: str) -> Head:
@@ -298,4 +298,4 @@ def _head(text: str) -> Head:
 
 def _say_head(record: str, head: Head) -> None:
     print(f"{record} ends with the entry {head}")
-    print("Keep this line in another place, such as the case file: it shows later that nothing was cut off.")
+    print("Keep this line somewhere else, such as in the case file: it later shows that nothing was cut off.")

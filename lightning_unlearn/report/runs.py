@@ -79,12 +79,14 @@ def run_report(
     names = set_names(evaluations)
     hit = after.hit_means or before.hit_means or "correct"
     outcome = Section("outcome", "Before and after", _outcome(before, after, names, hit))
-    along = Section("curves", "Along the way", _curves(curves, names))
+    along = Section("curves", "During the run", _curves(curves, names))
     examples = Section("examples", "Examples", _examples(before, after, names, hit))
     others = Section("measures", "Other measures", _others(before, after, names))
     cost = Section("efficiency", "Efficiency", _cost(seconds, peak_memory_bytes))
     shown = [section for section in (outcome, along, *sections, examples, others, cost) if section.parts]
-    meanings = {hit: "What accuracy counts: the share of a set."} if hit != "correct" else {}
+    meanings = (
+        {hit: "The accuracy of a set is the share of its examples for which this holds."} if hit != "correct" else {}
+    )
     known = {name: text for name, text in TERMS.items() if name in names or (name == "NLL" and _any_nll(evaluations))}
     return UnlearningReport(
         title=title or sentence(method, model, before, after),

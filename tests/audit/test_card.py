@@ -40,7 +40,7 @@ def test_a_card_is_read_again_with_the_same_results(verdict: Verdict, tmp_path: 
     assert (second.metric_config, second.metric_args["n"], second.verified) == ("nf4", 100, None)
     assert again.data.to_dict()["unlearning"] == {
         "verdict": "suppressed but recoverable",
-        "rule": "lu-verdict/1",
+        "rule": "lu-verdict/2",
         "record_head": f"3:{'ab' * 32}",
         "key_id": "56475aa75463474c",
         "content_hash": "cd" * 32,
@@ -122,4 +122,4 @@ def test_a_gate_that_says_nothing_has_no_result(tmp_path: Path) -> None:
     blind = gate([0.0] * 40, [0.0] * 40, [0.0] * 40, name="int8", comparisons=2)
     card = model_card(decide([result_of(SOUND, comparisons=2), blind], [kept(RETAINED)]), "a")
     assert [result.dataset_config for result in card.data.eval_results] == ["base"]
-    assert "| int8 | score | undefined | 40 | says nothing |" in card.text
+    assert "| int8 | score | undefined | 40 | inconclusive |" in card.text

@@ -28,6 +28,6 @@ def test_changes_by_layer(tmp_path: Path) -> None:
 
 def test_what_can_not_be_compared_says_why(tmp_path: Path) -> None:
     here = folder(tmp_path / "a", w=torch.ones(2))
-    assert "before is no folder" in str(weight_changes(tmp_path / "model.gguf", here))
-    assert "another shape" in str(weight_changes(here, folder(tmp_path / "b", w=torch.ones(3))))
+    assert "original model is not a folder" in str(weight_changes(tmp_path / "model.gguf", here))
+    assert "different shape" in str(weight_changes(here, folder(tmp_path / "b", w=torch.ones(3))))
     assert "no tensor name" in str(weight_changes(here, folder(tmp_path / "c", v=torch.ones(2))))

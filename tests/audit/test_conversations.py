@@ -69,7 +69,7 @@ def test_a_collapsed_model_beside_the_original(folders: list[AuditedModel], data
     assert neutral.value is not None
     assert neutral.anchors.original is not None
     assert neutral.value < neutral.anchors.original - 1
-    lost = parts["rating lost on what is to be kept and on neutral requests"]
+    lost = parts["rating lost on retain and neutral requests"]
     assert lost.interval is not None
     assert lost.interval.low is not None
     assert lost.interval.low > 1

@@ -151,9 +151,9 @@ def test_differences_of_models_are_named(tmp_path: Path) -> None:
     (folder / "README.md").write_text("another page")
     assert found() == []
     saved(file, note="added")
-    assert found() == [("file changed", "model.safetensors: header only, every tensor is the same")]
+    assert found() == [("file changed", "model.safetensors: header only, all tensors are the same")]
     saved(file, {"a.weight": A, "b.bias": B + 1})
-    assert found() == [("tensor changed", "b.bias: other numbers")]
+    assert found() == [("tensor changed", "b.bias: different numbers")]
     saved(file, {"a.weight": A.flatten(), "b.bias": B})
     assert found()[0] == ("tensor changed", "a.weight was F32 [2, 2], and is F32 [4]")
     saved(file, {"a.weight": A, "c": B + 1})
@@ -177,7 +177,7 @@ def test_a_tied_copy_is_said_to_be_one(recorded_with: bool, tmp_path: Path) -> N
     (difference,) = compare_model(recorded, tmp_path / "m")
     assert difference == (
         "equal up to a tied copy",
-        "lm_head is in one of them only, and embed holds the same numbers",
+        "lm_head is in only one of the two, and embed holds the same numbers",
     )
     assert set(load_file(file)) == set(one if recorded_with else both)
 

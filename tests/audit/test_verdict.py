@@ -29,7 +29,7 @@ def test_a_sound_model_has_forgotten() -> None:
     )
     assert "a model retrained without the rows" in verdict.headline
     assert verdict.not_run == {}
-    assert (verdict.thresholds.d, verdict.thresholds.D, verdict.rule) == (0.10, 0.25, "lu-verdict/1")
+    assert (verdict.thresholds.d, verdict.thresholds.D, verdict.rule) == (0.10, 0.25, "lu-verdict/2")
 
 
 def test_twenty_rows_are_undecided_and_85_are_needed() -> None:
@@ -68,7 +68,7 @@ def test_damage_is_told_against_the_model_that_abilities_are_compared_with(contr
     empty = degeneration("empty", [0.0] * 100, [1.0] * 30 + [0.0] * 70)
     verdict = decide(gates(), [kept(RUINED)], [empty], control=control, perplexity=2.0)
     assert f"retain is at 0.02, the {reference} at 0.90" in verdict.headline
-    assert f"30% of the answers are empty, of the {reference}'s 0%" in verdict.headline
+    assert f"30% of the answers are empty, against 0% of the {reference}'s" in verdict.headline
     assert f"2.0 times the {reference}'s" in verdict.headline
 
 
@@ -105,7 +105,7 @@ def test_nothing_to_forget_or_files_that_do_not_match_give_no_verdict() -> None:
     assert "score 0.15; at least 0.20 is needed" in verdict.headline
     alone = judged([gate([0.0] * 95 + [1.0] * 5, None, [0.0] * 100)], control="none")
     assert "the original model knows hardly anything of these rows" in alone.headline
-    assert alone.not_run["base (score)"] == "says nothing: here the original scores 0.05, too little to tell"
+    assert alone.not_run["base (score)"] == "inconclusive: here the original scores 0.05, which is too low to tell"
     assert judged(gates(), faults=["the tokenizers differ"]).headline.startswith("No verdict: the tokenizers differ.")
 
 
@@ -114,7 +114,7 @@ def test_a_stress_under_which_the_original_fails_too_is_named_and_does_not_count
     verdict = judged(gates(int4=unusable))
     assert verdict.name == "forgotten"
     assert "in 7 tests" in verdict.headline
-    assert "too near one another to tell" in verdict.not_run["int4 (score)"]
+    assert "too close to tell apart" in verdict.not_run["int4 (score)"]
 
 
 def test_both_scores_must_hold() -> None:
@@ -127,7 +127,7 @@ def test_both_scores_must_hold() -> None:
     assert scored(SOUND, UNTOUCHED).name == "not forgotten"
     verdict = scored(SOUND, blind)
     assert verdict.name == "undecided"
-    assert "the original itself hardly shows by matched" in verdict.headline
+    assert "by matched, the original itself hardly shows" in verdict.headline
     assert scored(UNTOUCHED, blind).name == "not forgotten"
     assert scored(blind, blind).name == "no verdict"
 

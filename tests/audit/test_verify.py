@@ -198,8 +198,8 @@ def test_another_schema_is_named(case: Path) -> None:
         {"models": {"after": {"content_hash": "", "kind": "tensors", "files": [1], "tensors": [[]]}}},
         {"report": {"numbers": 3}},
         {"report": {"numbers": [["a"]]}},
-        {"event": "verdict", "rule": "lu-verdict/1", "evidence": {"gates": 1}},
-        {"event": "verdict", "rule": "lu-verdict/1", "evidence": []},
+        {"event": "verdict", "rule": "lu-verdict/2", "evidence": {"gates": 1}},
+        {"event": "verdict", "rule": "lu-verdict/2", "evidence": []},
         {"forget": {}, "recorded_at": 3, "models": [], "report": []},
     ],
 )
@@ -223,7 +223,7 @@ def test_every_flipped_bit_of_a_model_is_found(case: Path) -> None:
         assert all(name.startswith("model.safetensors: ") for name in found), place
     file.write_bytes(content[:-4] + b"\0\0\0\1")
     (fault,) = verify_record(case / "r.jsonl", KEY.public_key(), {"after": file})
-    assert (fault.kind, fault.what) == ("tensor changed", "b.bias: other numbers")
+    assert (fault.kind, fault.what) == ("tensor changed", "b.bias: different numbers")
     file.unlink()
     assert faults(case) == ["model.safetensors: file missing"]
 

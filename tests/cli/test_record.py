@@ -54,10 +54,10 @@ def verified(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int,
 
 def test_a_record_holds_with_all_of_its_files(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
     head = AuditRecord("r.jsonl").head
-    assert verified([*ALL, f"--expect_head={head}"], capsys) == (0, "r.jsonl holds.\n")
+    assert verified([*ALL, f"--expect_head={head}"], capsys) == (0, "r.jsonl is intact.\n")
     code, said = verified(ALL, capsys)
     assert code == 0
-    assert "can't be seen without --expect_head" in said
+    assert "Without --expect_head, the check can't see" in said
     content = Path("r.jsonl").read_text()
     assert "Ada" not in content
     assert "countess" not in content
@@ -76,7 +76,7 @@ def test_the_exit_code_tells_changed_from_unchecked(case: Path, capsys: pytest.C
     code, said = verified(ALL, capsys)
     assert code == 1
     assert "after: tensor changed: " in said
-    assert "r.jsonl does not hold: 1 faults." in said
+    assert "r.jsonl is not intact: 1 faults." in said
 
 
 def test_a_card_anchors_the_record(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +108,7 @@ def test_what_can_not_be_done_is_said(case: Path) -> None:
     signed = ["--record=r.jsonl", "--private_key=key.pem"]
     for words, message in {
         ("record", "create", *signed, "--received_at=2026-01-31"): "exists. Add to it",
-        ("record", "create", "--record=new.jsonl", "--received_at=January"): "no day such as 2026-01-31",
+        ("record", "create", "--record=new.jsonl", "--received_at=January"): "not a day such as 2026-01-31",
         ("record", "create", "--record=new.jsonl", "--received_at=2026-01-31", "--forget=rows.jsonl"): "Give --secret",
         ("record", "append", *signed): "There is nothing to add",
         ("record", "append", "--record=none.jsonl", "--report=report.json"): "There is no record none.jsonl",
@@ -119,7 +119,7 @@ def test_what_can_not_be_done_is_said(case: Path) -> None:
     for text, message in {
         '{"event": "a", "b": NaN}': "no place for nan",
         "[1]": "a JSON object",
-        "{": "no JSON",
+        "{": "not JSON",
     }.items():
         Path("body.json").write_text(text)
         with pytest.raises(ValueError, match=message):
