@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -10,6 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from lightning_unlearn.audit.precision import resolved
 from lightning_unlearn.benchmarks.dialogue_figure import judge_figure
 from lightning_unlearn.benchmarks.dialogue_findings import agreement, findings
 from lightning_unlearn.benchmarks.dialogue_runs import BaselineCell, DataCell, JudgeCell, LoRASetting, baseline, judged
@@ -57,7 +61,7 @@ def bench_dialogue(
     last_layers: int | None = None,
     max_length: int = 768,
     max_new_tokens: int = 64,
-    precision: str = "bf16-mixed",
+    precision: str = "auto",
     seed: int = 0,
     threads: int = 1,
     workers: int = 2,
@@ -91,7 +95,8 @@ def bench_dialogue(
         last_layers: Fine-tune so many decoder layers, the last ones, which is quicker; by default all.
         max_length: Longest prompt in tokens.
         max_new_tokens: Longest text that a judge writes.
-        precision: Precision of the Trainer.
+        precision: Precision of the Trainer. ``"auto"`` is that of the finished runs in the folder; in a new one it is
+            ``"bf16-mixed"`` on a CPU that is timed to be at least 1.5 times as fast in bf16, and else ``"32-true"``.
         seed: Seed of the split and the runs.
         threads: Threads of a run.
         workers: Runs at a time; 0 runs in this process.
@@ -109,6 +114,7 @@ def bench_dialogue(
     sources = tuple(models) or (packaged_model() or HUB_MODEL,)
     names = _names(sources)
     grid = Grid(output_dir, workers, keep_stale)
+    precision = _precision(precision, grid.folder / "runs")
     data = {
         subset: DataCell(
             seed=seed, threads=threads, path=path, data_sha256=sha256(_file(path, subset)), subset=subset, test=test,
@@ -190,6 +196,15 @@ def _names(sources: Sequence[str]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError(f"models must have different names, but got {list(names)}. Rename a folder.")
     return names
+
+
+def _precision(precision: str, finished: Path) -> str:
+    """The precision of the Trainer; ``"auto"`` is settled by the first run in a folder."""
+    if precision != "auto":
+        return precision
+    cells = (json.loads(file.read_text(encoding="utf-8"))["cell"] for file in sorted(finished.glob("*.json")))
+    begun = next((str(cell["precision"]) for cell in cells if "precision" in cell), None)
+    return begun or {"bf16": "bf16-mixed", "32": "32-true"}[resolved("auto", torch.device("cpu"))]
 
 
 def _file(path: str, subset: str) -> Path:

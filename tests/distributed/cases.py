@@ -29,8 +29,10 @@ from lightning_unlearn.classification.metrics.runtime import RTE
 from lightning_unlearn.classification.metrics.ulira import ULiRA
 from lightning_unlearn.core.distributed import full_tensor, replica
 from tests.conftest import CAPITALS, question
+from tests.dialogue.echo import trusted
+from tests.dialogue.judges import tiny_lm_of
+from tests.dialogue.tuned import SHORT, tiny_judge
 from tests.dialogue.tuned import loader as rated_dialogues
-from tests.dialogue.tuned import tiny_judge
 from tests.diffusion.tiny import SgdTextToImage, images, prompts
 from tests.distributed.language_metrics import language_metrics
 from tests.distributed.rating_metrics import rating_metrics
@@ -333,6 +335,30 @@ def stopped(run: Trainer, path: Path) -> dict[str, Any]:
 
 # Not reached: the run ends with the weights of a step in its midst.
 STOPPED = language(lambda _: [lu.GradDiff(), lu.StopWhenForgotten(target=50.0, margin=0.02)], epochs=12, record=stopped)
+
+
+def rated_conversations(models: Path) -> list[Any]:
+    """Conversations that another model rates, of an odd number of seeds, which two processes can't share evenly."""
+    cities = {"retain": ("Peru", "Cuba", "Italy"), "neutral": ("Oslo", "Lima"), "forget": ("Spain", "Japan")}
+    seeds = [
+        lu.DialogueSeed(f"{name} {city}", name, (lu.Turn("user", f"Where is {city}?"), lu.Turn("user", "Why?")))
+        for name, part in cities.items()
+        for city in part
+    ]
+    judge = lu.DialogueJudge(tiny_lm_of(models / "lm", seed=7), SHORT)
+    return [lu.GradientAscent(), lu.DialogueQualityCallback(judge, trusted(), seeds, max_new_tokens=4)]
+
+
+def qualities(run: Trainer, path: Path) -> dict[str, Any]:
+    """What the conversations were, and how they were rated."""
+    history = callback(run, lu.DialogueQualityCallback).history
+    return {
+        "history": [evaluation.metrics for evaluation in history],
+        "said": [[example.output.partition("\n")[2] for example in evaluation.examples] for evaluation in history],
+    }
+
+
+QUALITY = language(rated_conversations, record=qualities)
 EDIT = language(lambda _: [lu.InfluenceUnlearning(damping=10.0, samples=3)], layouts=("ddp",), resumes=False)
 
 
@@ -804,6 +830,7 @@ CASES: dict[str, Training | Measurement] = {
     **SMOOTHED,
     **PENALTIES,
     "StopWhenForgotten": STOPPED,
+    "DialogueQualityCallback": QUALITY,
     "InfluenceUnlearning": EDIT,
     "own-answers": Measurement(own_answers, ("ddp", "fsdp2")),
     "Audit": Measurement(audited),
