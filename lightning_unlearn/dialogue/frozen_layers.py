@@ -23,7 +23,7 @@ class FrozenLayers:
     cache is for the weights that the model has now, and for one precision.
 
     There is nothing to cache if a parameter outside the decoder layers trains, such as an embedding, if the first
-    decoder layer trains, or if the model is sharded, has hooks or draws dropout.
+    decoder layer trains, or if the model is sharded or compiled, has hooks or draws dropout.
 
     Args:
         model: A causal language model whose decoder layers run one after another.
@@ -87,7 +87,7 @@ def _frozen_layers(model: nn.Module) -> list[nn.Module]:
     inside = {id(parameter) for parameter in layers.parameters()}
     trains_outside = any(p.requires_grad and id(p) not in inside for p in model.parameters())
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
-    if trains_outside or sharded or hooks_of(model) or _shares_keys(model):
+    if trains_outside or sharded or hooks_of(model) or _compiled(model) or _shares_keys(model):
         return []
     frozen = []
     for layer in layers:
@@ -95,6 +95,11 @@ def _frozen_layers(model: nn.Module) -> list[nn.Module]:
             break
         frozen.append(layer)
     return frozen
+
+
+def _compiled(model: nn.Module) -> bool:
+    """Whether a part of the model runs as a graph, which does not look its layers up."""
+    return any(hasattr(child, "_orig_mod") or child._compiled_call_impl is not None for child in model.modules())
 
 
 def _shares_keys(model: nn.Module) -> bool:

@@ -79,5 +79,8 @@ def test_layers_that_are_not_all_frozen_are_not_skipped(tiny_lm: Path) -> None:
     assert FrozenLayers(last, 1e9, dropout=True).layers == FrozenLayers(last, 0).layers == []
     assert FrozenLayers(LitCausalLM(tiny_lm, lora=LORA), 1e9).layers == []
     assert FrozenLayers(LitCausalLM(tiny_lm), 1e9).layers == []  # embeddings train
+    compiled = LitCausalLM(tiny_lm, lora=LAST)
+    compiled.model.compile(backend="eager")
+    assert FrozenLayers(compiled, 1e9).layers == []
     decoder_layers(last)[1][0].register_forward_hook(lambda *_: None)
     assert FrozenLayers(last, 1e9).layers == []
