@@ -337,6 +337,17 @@ def stopped(run: Trainer, path: Path) -> dict[str, Any]:
 STOPPED = language(lambda _: [lu.GradDiff(), lu.StopWhenForgotten(target=50.0, margin=0.02)], epochs=12, record=stopped)
 
 
+class SpeakingLM(SgdLM):
+    """Weights that are random enough for answers of several words."""
+
+    def __init__(self, model: str, **options: Any) -> None:
+        super().__init__(model, **options)
+        noise = torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=noise))
+
+
 def rated_conversations(models: Path) -> list[Any]:
     """Conversations that another model rates, of an odd number of seeds, which two processes can't share evenly."""
     cities = {"retain": ("Peru", "Cuba", "Italy"), "neutral": ("Oslo", "Lima"), "forget": ("Spain", "Japan")}
@@ -358,7 +369,7 @@ def qualities(run: Trainer, path: Path) -> dict[str, Any]:
     }
 
 
-QUALITY = language(rated_conversations, record=qualities)
+QUALITY = language(rated_conversations, SpeakingLM, record=qualities)
 EDIT = language(lambda _: [lu.InfluenceUnlearning(damping=10.0, samples=3)], layouts=("ddp",), resumes=False)
 
 
