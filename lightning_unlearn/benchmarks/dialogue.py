@@ -97,6 +97,7 @@ def bench_dialogue(
         max_new_tokens: Longest text that a judge writes.
         precision: Precision of the Trainer. ``"auto"`` is that of the finished runs in the folder; in a new one it is
             ``"bf16-mixed"`` on a CPU that is timed to be at least 1.5 times as fast in bf16, and else ``"32-true"``.
+            With bf16, judges that are not fine-tuned have bf16 weights.
         seed: Seed of the split and the runs.
         threads: Threads of a run.
         workers: Runs at a time; 0 runs in this process.

@@ -28,7 +28,7 @@ from lightning_unlearn.dialogue.selectors.random import RandomSelector
 from lightning_unlearn.dialogue.selectors.selector import Selector
 from lightning_unlearn.dialogue.selectors.state_encoder import StateEncoder
 from lightning_unlearn.dialogue.tuning import JudgeTuning, Target
-from lightning_unlearn.language.causal_lm import LitCausalLM
+from lightning_unlearn.language.causal_lm import DType, LitCausalLM
 
 __all__ = [
     "BaselineCell",
@@ -114,7 +114,7 @@ class JudgeCell(DataCell):
         lora: How it is fine-tuned; ``None`` as it is.
         max_length: Longest prompt in tokens.
         max_new_tokens: Longest text.
-        precision: Precision of the Trainer.
+        precision: Precision of the Trainer; with bf16, weights that do not train are bf16.
     """
 
     model: str
@@ -172,7 +172,7 @@ def judged(cell: JudgeCell, folder: Path) -> Outcome:
 
 def _judge(cell: JudgeCell, pool: list[Dialogue]) -> DialogueJudge:
     tuned = cell.lora
-    lm = LitCausalLM(cell.model) if tuned is None else _with_adapters(cell.model, tuned)
+    lm = LitCausalLM(cell.model, dtype=_dtype(cell)) if tuned is None else _with_adapters(cell.model, tuned)
     chooses: dict[Examples | None, Selector | None] = {
         None: None,
         "random": RandomSelector(cell.seed),
@@ -188,6 +188,11 @@ def _judge(cell: JudgeCell, pool: list[Dialogue]) -> DialogueJudge:
         pool=pool if cell.examples is not None else None,
         tuning=_tuning(tuned, cell.seed) if tuned is not None else None,
     )
+
+
+def _dtype(cell: JudgeCell) -> DType:
+    """The type of weights that do not train; with fp32 ones, bf16-mixed computes much of a forward pass in fp32."""
+    return "bfloat16" if cell.precision in ("bf16-mixed", "bf16-true") else "float32"
 
 
 def _with_adapters(source: str, tuned: LoRASetting) -> LitCausalLM:

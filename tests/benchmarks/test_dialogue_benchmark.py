@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lightning_unlearn.benchmarks import dialogue
+from lightning_unlearn.benchmarks import dialogue, dialogue_runs
 from lightning_unlearn.benchmarks.dialogue import ENTRIES, bench_dialogue
 from lightning_unlearn.benchmarks.dialogue_figure import calibration_bins, judge_figure
 from lightning_unlearn.benchmarks.dialogue_findings import agreement, decided, findings, pooled
-from lightning_unlearn.benchmarks.dialogue_runs import DataCell, UpdateBatches, split
+from lightning_unlearn.benchmarks.dialogue_runs import DataCell, JudgeCell, LoRASetting, UpdateBatches, judged, split
 from lightning_unlearn.core.intervals import Interval
 from tests.dialogue.uss_files import write_uss
 
@@ -100,6 +101,25 @@ def test_the_precision_is_chosen_once(
     (tmp_path / "a.json").write_text(json.dumps({"cell": {"kind": "ridge"}}))
     (tmp_path / "b.json").write_text(json.dumps({"cell": {"precision": "bf16-true"}}))
     assert dialogue._precision("auto", tmp_path) == "bf16-true"
+
+
+def test_a_judge_that_is_not_fine_tuned_rates_in_bf16_as_in_fp32(long_lm: Path, tmp_path: Path) -> None:
+    cell: Any = {
+        "seed": 0,
+        "path": str(write_uss(tmp_path)),
+        "data_sha256": "",
+        "subset": "SGD",
+        "test": 16,
+        "train": 8,
+    }
+    cells = [JudgeCell(**cell, model=str(long_lm), precision=precision) for precision in ("32-true", "bf16-mixed")]
+    types = [{weight.dtype for weight in dialogue_runs._judge(part, []).parameters()} for part in cells]
+    assert types == [{torch.float32}, {torch.bfloat16}]
+    tuned = dialogue_runs._judge(replace(cells[1], lora=LoRASetting()), [])
+    assert {weight.dtype for weight in tuned.parameters()} == {torch.float32}
+    scores = [judged(part, tmp_path)["scores"] for part in cells]
+    assert scores[0] != scores[1]
+    assert scores[1] == pytest.approx(scores[0], abs=0.05)
 
 
 def test_findings_hold_where_the_interval_of_the_mean_is_above_0() -> None:
