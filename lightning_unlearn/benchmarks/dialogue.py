@@ -60,6 +60,7 @@ def bench_dialogue(
     lr: float = 2e-4,
     last_layers: int | None = None,
     max_length: int = 768,
+    shots_length: int = 3072,
     max_new_tokens: int = 64,
     precision: str = "auto",
     seed: int = 0,
@@ -93,7 +94,9 @@ def bench_dialogue(
         epochs: Passes of fine-tuning over them.
         lr: Learning rate of fine-tuning.
         last_layers: Fine-tune so many decoder layers, the last ones, which is quicker; by default all.
-        max_length: Longest prompt in tokens.
+        max_length: Longest prompt without examples in tokens.
+        shots_length: Longest prompt with examples in tokens. Examples that do not fit are left out; the table says how
+            many were shown. A dialogue takes about 450.
         max_new_tokens: Longest text that a judge writes.
         precision: Precision of the Trainer. ``"auto"`` is that of the finished runs in the folder; in a new one it is
             ``"bf16-mixed"`` on a CPU that is timed to be at least 1.5 times as fast in bf16, and else ``"32-true"``.
@@ -130,7 +133,8 @@ def bench_dialogue(
     }
     judges = {
         (subset, f"{model}: {name}"): JudgeCell(
-            **vars(cell), model=source, max_length=max_length, max_new_tokens=max_new_tokens, precision=precision,
+            **vars(cell), model=source, max_length=shots_length if "examples" in fields else max_length,
+            max_new_tokens=max_new_tokens, precision=precision,
             **_tuned(fields, epochs=epochs, lr=lr, last_layers=last_layers),
         )
         for subset, cell in data.items()
@@ -147,7 +151,8 @@ def bench_dialogue(
     record: dict[str, Any] = {
         **{"library": version("lightning-unlearn"), "models": list(names), "subsets": list(subsets)},
         **{"test": test, "train": train, "epochs": epochs, "lr": lr, "last_layers": last_layers},
-        **{"max_length": max_length, "max_new_tokens": max_new_tokens, "precision": precision, "seed": seed},
+        **{"max_length": max_length, "shots_length": shots_length, "max_new_tokens": max_new_tokens},
+        **{"precision": precision, "seed": seed},
         **{"runs": runs, "findings": findings(runs, names)},
     }
     record = write_record(grid.folder / "dialogue", record, dialogue_table)
@@ -162,7 +167,7 @@ def dialogue_table(record: dict[str, Any]) -> str:
     for subset, outcomes in record["runs"].items():
         rows = [[name, *_cells(outcome)] for name, outcome in outcomes.items()]
         rows.sort(key=lambda row: row[0].partition(":")[0])
-        head = [f"USS-{subset}", "Spearman", "Pearson", "macro F1", "MAE", "parsed", "seconds"]
+        head = [f"USS-{subset}", "Spearman", "Pearson", "macro F1", "MAE", "parsed", "examples", "seconds"]
         text += markdown(head, rows) + "\n"
     decided = [
         [
@@ -178,7 +183,8 @@ def dialogue_table(record: dict[str, Any]) -> str:
 def _cells(outcome: Outcome) -> list[str]:
     found = outcome["agreement"]
     parts = [_interval(found["spearman"]), *(_number(found[name][0]) for name in ("pearson", "f1_macro", "mae"))]
-    return [*parts, f"{100 * outcome['parse_rate']:.0f} %", f"{sum(outcome['seconds'].values()):.0f}"]
+    examples = f"{outcome['examples']:.1f}" if outcome.get("examples") else ""
+    return [*parts, f"{100 * outcome['parse_rate']:.0f} %", examples, f"{sum(outcome['seconds'].values()):.0f}"]
 
 
 def _interval(three: Sequence[float] | None) -> str:

@@ -20,7 +20,7 @@ from lightning_unlearn.dialogue.data.uss import USSDialogues, USSSubset
 from lightning_unlearn.dialogue.dialogue import Dialogue
 from lightning_unlearn.dialogue.extractors import AnalysisExtractor, Extractor, LogitExtractor, TextExtractor
 from lightning_unlearn.dialogue.judge import DialogueJudge
-from lightning_unlearn.dialogue.prompt import JudgePrompt, Mode
+from lightning_unlearn.dialogue.prompt import BuiltPrompt, JudgePrompt, Mode
 from lightning_unlearn.dialogue.rating import Rating
 from lightning_unlearn.dialogue.selectors.bm25 import BM25Selector
 from lightning_unlearn.dialogue.selectors.dense import DenseSelector
@@ -128,6 +128,20 @@ class JudgeCell(DataCell):
     precision: str = "bf16-mixed"
 
 
+class CountingJudge(DialogueJudge):
+    """A judge that counts the examples in its prompts: those that do not fit are left out."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.shown: list[int] = []
+
+    def prompts(self, dialogues: Sequence[Dialogue], shots: int | None = None, room: int = 0) -> list[BuiltPrompt]:
+        """The prompt of each dialogue, with its examples."""
+        built = super().prompts(dialogues, shots, room)
+        self.shown += [prompt.examples for prompt in built]
+        return built
+
+
 def split(cell: DataCell) -> tuple[list[Dialogue], list[Dialogue]]:
     """The dialogues to learn from, and those that are rated.
 
@@ -163,14 +177,16 @@ def judged(cell: JudgeCell, folder: Path) -> Outcome:
         start = time.perf_counter()
         _fine_tune(cell, cell.lora, judge, pool)
         seconds["tuning"] = time.perf_counter() - start
+    judge.shown.clear()
     start = time.perf_counter()
     loader: Any = DataLoader(test, batch_size=32, collate_fn=list)  # type: ignore[arg-type]
     batches: Any = trainer(precision=cell.precision).predict(judge, loader)
     seconds["rating"] = time.perf_counter() - start
-    return _outcome([rating for batch in batches for rating in batch], test, seconds)
+    outcome = _outcome([rating for batch in batches for rating in batch], test, seconds)
+    return {**outcome, "examples": sum(judge.shown) / len(judge.shown)}
 
 
-def _judge(cell: JudgeCell, pool: list[Dialogue]) -> DialogueJudge:
+def _judge(cell: JudgeCell, pool: list[Dialogue]) -> CountingJudge:
     tuned = cell.lora
     lm = LitCausalLM(cell.model, dtype=_dtype(cell)) if tuned is None else _with_adapters(cell.model, tuned)
     chooses: dict[Examples | None, Selector | None] = {
@@ -179,7 +195,7 @@ def _judge(cell: JudgeCell, pool: list[Dialogue]) -> DialogueJudge:
         "bm25": BM25Selector(),
         "dense": DenseSelector(StateEncoder(lm)),
     }
-    return DialogueJudge(
+    return CountingJudge(
         lm,
         prompt=JudgePrompt(mode=cell.mode, max_length=cell.max_length),
         selector=chooses[cell.examples],

@@ -60,6 +60,9 @@ def test_every_entry_runs_once_and_is_decided(long_lm: Path, tmp_path: Path) -> 
         "fine-tuned > as it is",
         "fine-tuned > ridge",
     }
+    shown = {name.partition(": ")[2]: run.get("examples", 0) for name, run in record["runs"]["SGD"].items()}
+    assert shown["zero-shot"] == shown["fine-tuned, soft labels"] == 0
+    assert shown["BM25 4-shot"] == shown["random 4-shot"] == 4
     table = (tmp_path / "out" / "dialogue.md").read_text()
     assert "USS-MWOZ" in table
     assert json.loads((tmp_path / "out" / "dialogue.json").read_text())["test"] == 16
