@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,15 +29,14 @@ class FrozenLayers:
     Args:
         model: A causal language model whose decoder layers run one after another.
         budget: Memory for the outputs in bytes. Sequences beyond it are computed each time.
-        dropout: Whether frozen layers draw dropout.
 
     Attributes:
         layers: The frozen layers that are skipped.
         reused: Sequences that have been read from the cache.
     """
 
-    def __init__(self, model: nn.Module, budget: float, dropout: bool = False) -> None:
-        self.layers = [] if budget <= 0 or dropout else _frozen_layers(model)
+    def __init__(self, model: nn.Module, budget: float) -> None:
+        self.layers = [] if budget <= 0 else _frozen_layers(model)
         self.left, self.reused = budget, 0
         self._kept: dict[bytes, Tensor] = {}
         self._in_tuple = False
@@ -87,7 +87,7 @@ def _frozen_layers(model: nn.Module) -> list[nn.Module]:
     inside = {id(parameter) for parameter in layers.parameters()}
     trains_outside = any(p.requires_grad and id(p) not in inside for p in model.parameters())
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
-    if trains_outside or sharded or hooks_of(model) or _compiled(model) or _shares_keys(model):
+    if trains_outside or sharded or hooks_of(model) or _compiled(model) or _draws(model) or _shares_keys(model):
         return []
     frozen = []
     for layer in layers:
@@ -100,6 +100,16 @@ def _frozen_layers(model: nn.Module) -> list[nn.Module]:
 def _compiled(model: nn.Module) -> bool:
     """Whether a part of the model runs as a graph, which does not look its layers up."""
     return any(hasattr(child, "_orig_mod") or child._compiled_call_impl is not None for child in model.modules())
+
+
+def _draws(model: nn.Module) -> bool:
+    """Whether the model has dropout or noise of its own; that of adapters is in layers that train."""
+    return any(
+        isinstance(value, float) and value > 0 and (re.search("drop|jitter", name) or name == "p")
+        for path, child in model.named_modules()
+        if "lora_dropout" not in path
+        for name, value in vars(child).items()
+    )
 
 
 def _shares_keys(model: nn.Module) -> bool:

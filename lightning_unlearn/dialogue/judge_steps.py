@@ -60,7 +60,7 @@ class JudgeSteps(LightningModule):
 
     def on_train_start(self) -> None:
         """Cache the outputs of frozen layers, where ``tuning`` gives memory for them."""
-        self.frozen = FrozenLayers(self.lm, self.tuning.frozen_memory * 2**30, bool(self.lm.hparams["dropout"]))
+        self.frozen = FrozenLayers(self.lm, self.tuning.frozen_memory * 2**30)
 
     def training_step(self, batch: list[Dialogue], batch_idx: int) -> Tensor:
         """The mean loss of rated dialogues."""

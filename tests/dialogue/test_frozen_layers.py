@@ -76,7 +76,11 @@ def test_sequences_beyond_the_budget_are_computed_each_time(tiny_lm: Path) -> No
 def test_layers_that_are_not_all_frozen_are_not_skipped(tiny_lm: Path) -> None:
     last = LitCausalLM(tiny_lm, lora=LAST)
     assert len(FrozenLayers(last, 1e9).layers) == 1
-    assert FrozenLayers(last, 1e9, dropout=True).layers == FrozenLayers(last, 0).layers == []
+    assert FrozenLayers(last, 0).layers == []
+    assert len(FrozenLayers(LitCausalLM(tiny_lm, lora={**LAST, "lora_dropout": 0.1}), 1e9).layers) == 1
+    drawing = LitCausalLM(tiny_lm, lora=LAST, dropout=True)
+    drawing.model.base_model.model.model.layers[0].self_attn.attention_dropout = 0.1
+    assert FrozenLayers(drawing, 1e9).layers == []
     assert FrozenLayers(LitCausalLM(tiny_lm, lora=LORA), 1e9).layers == []
     assert FrozenLayers(LitCausalLM(tiny_lm), 1e9).layers == []  # embeddings train
     compiled = LitCausalLM(tiny_lm, lora=LAST)
