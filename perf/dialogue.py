@@ -1,6 +1,7 @@
-"""Speed of a judge with the same examples for all dialogues, computed once or with every prompt, and equal scores.
+"""Speed of a judge: prompts one by one, in batches, and in batches with the examples that they share computed once.
 
 `python -m perf.dialogue`: synthetic dialogues and 4 examples, fp32, alternately timed; the median of CPU time counts.
+The three give equal scores.
 """
 
 from __future__ import annotations
@@ -50,25 +51,30 @@ def main() -> None:
     judge = DialogueJudge(args.model, shots=args.shots, pool=dialogues(args.shots, first=1000)).to(args.device)
     prompts = [prompt.ids for prompt in judge.prompts(dialogues(args.dialogues))]
     clock = time.process_time if args.device == "cpu" else time.perf_counter
-    taken: dict[bool, list[float]] = {False: [], True: []}
-    found: dict[bool, Tensor] = {}
-    tokens: dict[bool, int] = {}
+    ways = {"one by one": (1, False), "in batches": (len(prompts), False), "examples once": (len(prompts), True)}
+    taken: dict[str, list[float]] = {way: [] for way in ways}
+    found: dict[str, Tensor] = {}
+    tokens: dict[str, int] = {}
     with evaluating(judge):
         LabelReader(judge.lm, args.max_tokens).read(prompts[:1], judge.label_tokens)  # warms up
         for _ in range(args.repeats):
-            for share in taken:
+            for way, (size, share) in ways.items():
                 reader = LabelReader(judge.lm, args.max_tokens, share_prefixes=share)
                 start = clock()
-                found[share] = reader.read(prompts, judge.label_tokens)
-                taken[share].append(clock() - start)
-                tokens[share] = reader.tokens
-    every, once = (statistics.median(seconds) for seconds in taken.values())
-    scores = [expected_score(log_probs, torch.tensor(judge.task.values)) for log_probs in found.values()]
+                parts = [prompts[place : place + size] for place in range(0, len(prompts), size)]
+                found[way] = torch.cat([reader.read(part, judge.label_tokens) for part in parts])
+                taken[way].append(clock() - start)
+                tokens[way] = reader.tokens
+    seconds = {way: statistics.median(times) for way, times in taken.items()}
+    scores = {way: expected_score(log_probs, torch.tensor(judge.task.values)) for way, log_probs in found.items()}
     shortest, longest = min(map(len, prompts)), max(map(len, prompts))
     print(f"{args.dialogues} dialogues, {args.shots} examples, prompts of {shortest} to {longest} tokens")
-    print(f"examples with every prompt: {every:.2f} s, {tokens[False]} tokens")
-    print(f"examples once: {once:.2f} s, {tokens[True]} tokens")
-    print(f"times as fast: {every / once:.2f}; largest difference of scores: {(scores[0] - scores[1]).abs().max():.1e}")
+    for way in ways:
+        apart = (scores[way] - scores["one by one"]).abs().max()
+        print(
+            f"{way}: {seconds[way]:.2f} s, {tokens[way]} tokens, {seconds['one by one'] / seconds[way]:.2f} times as "
+            f"fast as one by one; largest difference of scores {apart:.1e}"
+        )
 
 
 if __name__ == "__main__":

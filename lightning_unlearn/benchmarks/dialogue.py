@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -10,6 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from lightning_unlearn.audit.precision import resolved
 from lightning_unlearn.benchmarks.dialogue_figure import judge_figure
 from lightning_unlearn.benchmarks.dialogue_findings import agreement, findings
 from lightning_unlearn.benchmarks.dialogue_runs import BaselineCell, DataCell, JudgeCell, LoRASetting, baseline, judged
@@ -56,8 +60,9 @@ def bench_dialogue(
     lr: float = 2e-4,
     last_layers: int | None = None,
     max_length: int = 768,
+    shots_length: int = 3072,
     max_new_tokens: int = 64,
-    precision: str = "bf16-mixed",
+    precision: str = "auto",
     seed: int = 0,
     threads: int = 1,
     workers: int = 2,
@@ -71,9 +76,11 @@ def bench_dialogue(
     scores of the best fine-tuned judge against people's, and its calibration. Finished runs are kept: the same command,
     after a kill or with more entries, runs what is missing.
 
-    A model of 135M parameters takes about a second of one core to rate a dialogue of 500 tokens, and two to learn from
-    it once. The default, one such model on two subsets, is estimated at 90 minutes on two cores. With more of them,
-    raise ``test``, ``train`` and ``epochs``: with 160 dialogues, a correlation is known to about 0.15 to each side.
+    With bf16, a model of 135M parameters takes about a second of one core to rate a dialogue of 500 tokens, six seconds
+    with four examples, and three to learn from it once. The default, one such model on two subsets, is estimated at
+    three hours on two cores. ``last_layers=10`` saves a quarter of that: the layers below run in the first epoch only.
+    A GGUF file is converted anew in each run; a folder is not. With more cores, raise ``test``, ``train`` and
+    ``epochs``: with 160 dialogues, a correlation is known to about 0.15 to each side.
 
     Models of different sizes differ in more than their size: if only one of them is tuned to follow instructions, their
     difference does not show the effect of either.
@@ -89,9 +96,13 @@ def bench_dialogue(
         epochs: Passes of fine-tuning over them.
         lr: Learning rate of fine-tuning.
         last_layers: Fine-tune so many decoder layers, the last ones, which is quicker; by default all.
-        max_length: Longest prompt in tokens.
+        max_length: Longest prompt without examples in tokens.
+        shots_length: Longest prompt with examples in tokens. Examples that do not fit are left out; the table says how
+            many were shown. A dialogue takes about 450.
         max_new_tokens: Longest text that a judge writes.
-        precision: Precision of the Trainer.
+        precision: Precision of the Trainer. ``"auto"`` is that of the finished runs in the folder; in a new one it is
+            ``"bf16-mixed"`` on a CPU that is timed to be at least 1.5 times as fast in bf16, and else ``"32-true"``.
+            With bf16, judges that are not fine-tuned have bf16 weights.
         seed: Seed of the split and the runs.
         threads: Threads of a run.
         workers: Runs at a time. With 0, runs are made in this process.
@@ -109,6 +120,7 @@ def bench_dialogue(
     sources = tuple(models) or (packaged_model() or HUB_MODEL,)
     names = _names(sources)
     grid = Grid(output_dir, workers, keep_stale)
+    precision = _precision(precision, grid.folder / "runs")
     data = {
         subset: DataCell(
             seed=seed, threads=threads, path=path, data_sha256=sha256(_file(path, subset)), subset=subset, test=test,
@@ -123,7 +135,8 @@ def bench_dialogue(
     }
     judges = {
         (subset, f"{model}: {name}"): JudgeCell(
-            **vars(cell), model=source, max_length=max_length, max_new_tokens=max_new_tokens, precision=precision,
+            **vars(cell), model=source, max_length=shots_length if "examples" in fields else max_length,
+            max_new_tokens=max_new_tokens, precision=precision,
             **_tuned(fields, epochs=epochs, lr=lr, last_layers=last_layers),
         )
         for subset, cell in data.items()
@@ -140,7 +153,8 @@ def bench_dialogue(
     record: dict[str, Any] = {
         **{"library": version("lightning-unlearn"), "models": list(names), "subsets": list(subsets)},
         **{"test": test, "train": train, "epochs": epochs, "lr": lr, "last_layers": last_layers},
-        **{"max_length": max_length, "max_new_tokens": max_new_tokens, "precision": precision, "seed": seed},
+        **{"max_length": max_length, "shots_length": shots_length, "max_new_tokens": max_new_tokens},
+        **{"precision": precision, "seed": seed},
         **{"runs": runs, "findings": findings(runs, names)},
     }
     record = write_record(grid.folder / "dialogue", record, dialogue_table)
@@ -155,7 +169,7 @@ def dialogue_table(record: dict[str, Any]) -> str:
     for subset, outcomes in record["runs"].items():
         rows = [[name, *_cells(outcome)] for name, outcome in outcomes.items()]
         rows.sort(key=lambda row: row[0].partition(":")[0])
-        head = [f"USS-{subset}", "Spearman", "Pearson", "macro F1", "MAE", "parsed", "seconds"]
+        head = [f"USS-{subset}", "Spearman", "Pearson", "macro F1", "MAE", "parsed", "examples", "seconds"]
         text += markdown(head, rows) + "\n"
     decided = [
         [
@@ -171,7 +185,8 @@ def dialogue_table(record: dict[str, Any]) -> str:
 def _cells(outcome: Outcome) -> list[str]:
     found = outcome["agreement"]
     parts = [_interval(found["spearman"]), *(_number(found[name][0]) for name in ("pearson", "f1_macro", "mae"))]
-    return [*parts, f"{100 * outcome['parse_rate']:.0f} %", f"{sum(outcome['seconds'].values()):.0f}"]
+    examples = f"{outcome['examples']:.1f}" if outcome.get("examples") else ""
+    return [*parts, f"{100 * outcome['parse_rate']:.0f} %", examples, f"{sum(outcome['seconds'].values()):.0f}"]
 
 
 def _interval(three: Sequence[float] | None) -> str:
@@ -190,6 +205,15 @@ def _names(sources: Sequence[str]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError(f"models must have different names, but got {list(names)}. Rename a folder.")
     return names
+
+
+def _precision(precision: str, finished: Path) -> str:
+    """The precision of the Trainer; ``"auto"`` is settled by the first run in a folder."""
+    if precision != "auto":
+        return precision
+    cells = (json.loads(file.read_text(encoding="utf-8"))["cell"] for file in sorted(finished.glob("*.json")))
+    begun = next((str(cell["precision"]) for cell in cells if "precision" in cell), None)
+    return begun or {"bf16": "bf16-mixed", "32": "32-true"}[resolved("auto", torch.device("cpu"))]
 
 
 def _file(path: str, subset: str) -> Path:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from lightning_unlearn.benchmarks.grid import Cell, Outcome
 from lightning_unlearn.benchmarks.runs import quiet_libraries, trainer
@@ -19,7 +20,7 @@ from lightning_unlearn.dialogue.data.uss import USSDialogues, USSSubset
 from lightning_unlearn.dialogue.dialogue import Dialogue
 from lightning_unlearn.dialogue.extractors import AnalysisExtractor, Extractor, LogitExtractor, TextExtractor
 from lightning_unlearn.dialogue.judge import DialogueJudge
-from lightning_unlearn.dialogue.prompt import JudgePrompt, Mode
+from lightning_unlearn.dialogue.prompt import BuiltPrompt, JudgePrompt, Mode
 from lightning_unlearn.dialogue.rating import Rating
 from lightning_unlearn.dialogue.selectors.bm25 import BM25Selector
 from lightning_unlearn.dialogue.selectors.dense import DenseSelector
@@ -27,12 +28,24 @@ from lightning_unlearn.dialogue.selectors.random import RandomSelector
 from lightning_unlearn.dialogue.selectors.selector import Selector
 from lightning_unlearn.dialogue.selectors.state_encoder import StateEncoder
 from lightning_unlearn.dialogue.tuning import JudgeTuning, Target
-from lightning_unlearn.language.causal_lm import LitCausalLM
+from lightning_unlearn.language.causal_lm import DType, LitCausalLM
 
-__all__ = ["BaselineCell", "DataCell", "Examples", "JudgeCell", "LoRASetting", "baseline", "judged", "split"]
+__all__ = [
+    "BaselineCell",
+    "DataCell",
+    "Examples",
+    "JudgeCell",
+    "LoRASetting",
+    "UpdateBatches",
+    "baseline",
+    "judged",
+    "split",
+]
 
 Examples = Literal["random", "bm25", "dense"]
 Route = Literal["logits", "text"]
+
+_FROZEN_MEMORY = 2.0  # GiB of a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +88,7 @@ class LoRASetting:
         dropout: Dropout of the adapters; 0.05 makes a step a quarter longer on a CPU.
         modules: Linear layers that get adapters.
         last_layers: Number of decoder layers with adapters, counted from the last one; ``None`` for all. Earlier layers
-            need no backward pass: training the last third of the 135M model takes 40 % of the time for all layers.
+            need no backward pass, and after the first epoch no forward pass.
     """
 
     target: Target = "soft"
@@ -101,7 +114,7 @@ class JudgeCell(DataCell):
         lora: How it is fine-tuned; ``None`` without fine-tuning.
         max_length: Longest prompt in tokens.
         max_new_tokens: Longest answer in tokens.
-        precision: Precision of the Trainer.
+        precision: Precision of the Trainer; with bf16, weights that do not train are bf16.
     """
 
     model: str
@@ -113,6 +126,20 @@ class JudgeCell(DataCell):
     max_length: int = 1024
     max_new_tokens: int = 64
     precision: str = "bf16-mixed"
+
+
+class CountingJudge(DialogueJudge):
+    """A judge that counts the examples in its prompts: those that do not fit are left out."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.shown: list[int] = []
+
+    def prompts(self, dialogues: Sequence[Dialogue], shots: int | None = None, room: int = 0) -> list[BuiltPrompt]:
+        """The prompt of each dialogue, with its examples."""
+        built = super().prompts(dialogues, shots, room)
+        self.shown += [prompt.examples for prompt in built]
+        return built
 
 
 def split(cell: DataCell) -> tuple[list[Dialogue], list[Dialogue]]:
@@ -150,31 +177,38 @@ def judged(cell: JudgeCell, folder: Path) -> Outcome:
         start = time.perf_counter()
         _fine_tune(cell, cell.lora, judge, pool)
         seconds["tuning"] = time.perf_counter() - start
+    judge.shown.clear()
     start = time.perf_counter()
     loader: Any = DataLoader(test, batch_size=32, collate_fn=list)  # type: ignore[arg-type]
     batches: Any = trainer(precision=cell.precision).predict(judge, loader)
     seconds["rating"] = time.perf_counter() - start
-    return _outcome([rating for batch in batches for rating in batch], test, seconds)
+    outcome = _outcome([rating for batch in batches for rating in batch], test, seconds)
+    return {**outcome, "examples": sum(judge.shown) / len(judge.shown)}
 
 
-def _judge(cell: JudgeCell, pool: list[Dialogue]) -> DialogueJudge:
+def _judge(cell: JudgeCell, pool: list[Dialogue]) -> CountingJudge:
     tuned = cell.lora
-    lm = LitCausalLM(cell.model) if tuned is None else _with_adapters(cell.model, tuned)
+    lm = LitCausalLM(cell.model, dtype=_dtype(cell)) if tuned is None else _with_adapters(cell.model, tuned)
     chooses: dict[Examples | None, Selector | None] = {
         None: None,
         "random": RandomSelector(cell.seed),
         "bm25": BM25Selector(),
         "dense": DenseSelector(StateEncoder(lm)),
     }
-    return DialogueJudge(
+    return CountingJudge(
         lm,
         prompt=JudgePrompt(mode=cell.mode, max_length=cell.max_length),
         selector=chooses[cell.examples],
         shots=cell.shots if cell.examples is not None else 0,
         extractor=_extractor(cell),
         pool=pool if cell.examples is not None else None,
-        tuning=JudgeTuning(tuned.target, seed=cell.seed) if tuned is not None else None,
+        tuning=_tuning(tuned, cell.seed) if tuned is not None else None,
     )
+
+
+def _dtype(cell: JudgeCell) -> DType:
+    """The type of weights that do not train; with fp32 ones, bf16-mixed computes much of a forward pass in fp32."""
+    return "bfloat16" if cell.precision in ("bf16-mixed", "bf16-true") else "float32"
 
 
 def _with_adapters(source: str, tuned: LoRASetting) -> LitCausalLM:
@@ -188,16 +222,46 @@ def _with_adapters(source: str, tuned: LoRASetting) -> LitCausalLM:
     return LitCausalLM(lm.model, tokenizer=lm.tokenizer, lora=lora, **options)
 
 
+def _tuning(tuned: LoRASetting, seed: int) -> JudgeTuning:
+    return JudgeTuning(tuned.target, seed=seed, frozen_memory=_FROZEN_MEMORY)
+
+
 def _extractor(cell: JudgeCell) -> Extractor:
     if cell.route == "text":
         return TextExtractor(max_new_tokens=cell.max_new_tokens)
     return AnalysisExtractor(max_new_tokens=cell.max_new_tokens) if cell.mode == "analysis_first" else LogitExtractor()
 
 
+class UpdateBatches(Sampler[list[int]]):
+    """Draws the rows of each update at random, and splits them into batches of like lengths, with little padding.
+
+    The mean gradient of an update is that of any other split.
+
+    Args:
+        lengths: Length of each row.
+        update: Rows of an update.
+        together: Rows of a batch, a divisor of ``update``.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], update: int, together: int, seed: int) -> None:
+        self.lengths, self.update, self.together = lengths, update, together
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.together)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.randperm(len(self.lengths), generator=self._generator).tolist()
+        for start in range(0, len(order), self.update):
+            rows = sorted(order[start : start + self.update], key=lambda row: self.lengths[row])
+            yield from (rows[place : place + self.together] for place in range(0, len(rows), self.together))
+
+
 def _fine_tune(cell: JudgeCell, lora: LoRASetting, judge: DialogueJudge, pool: list[Dialogue]) -> None:
     together = next(size for size in (4, 3, 2, 1) if lora.batch_size % size == 0)  # at a time, for memory
-    generator = torch.Generator().manual_seed(cell.seed)
-    loader: Any = DataLoader(pool, together, shuffle=True, collate_fn=list, generator=generator)  # type: ignore[arg-type]
+    batches = UpdateBatches([len(dialogue.text) for dialogue in pool], lora.batch_size, together, cell.seed)
+    loader: Any = DataLoader(pool, batch_sampler=batches, collate_fn=list)  # type: ignore[arg-type]
     options: Any = {"accumulate_grad_batches": lora.batch_size // together, "gradient_clip_val": 1.0}
     trainer(max_epochs=lora.epochs, precision=cell.precision, **options).fit(judge, loader)
 

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_unlearn.core.checks import at_least
-from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.modes import evaluating
-from lightning_unlearn.dialogue.adapters import save_adapter, trained_names
+from lightning_unlearn.dialogue.adapters import save_adapter
 from lightning_unlearn.dialogue.dialogue import Dialogue
 from lightning_unlearn.dialogue.extractors import AnalysisExtractor, Extractor, LogitExtractor
+from lightning_unlearn.dialogue.judge_steps import JudgeSteps
 from lightning_unlearn.dialogue.label_reader import LabelReader
 from lightning_unlearn.dialogue.label_tokens import LabelTokens, label_tokens
-from lightning_unlearn.dialogue.metrics.rating_metrics import RatingMetrics
+from lightning_unlearn.dialogue.opening import opened_model, prompt_format_of, prompt_of
 from lightning_unlearn.dialogue.prompt import RATING_CUE, BuiltPrompt, JudgePrompt
 from lightning_unlearn.dialogue.rating import Rating
 from lightning_unlearn.dialogue.selectors.dense import supply_encoder
 from lightning_unlearn.dialogue.selectors.selector import Selector
 from lightning_unlearn.dialogue.selectors.state_encoder import StateEncoder
-from lightning_unlearn.dialogue.task import RatingTask, task_of
+from lightning_unlearn.dialogue.task import RatingTask
 from lightning_unlearn.dialogue.tuning import JudgeTuning
 from lightning_unlearn.language.causal_lm import DType, LitCausalLM
 from lightning_unlearn.language.continuation import Choose, likeliest
@@ -38,11 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DialogueJudge"]
 
-_DRAWS = 1000  # bootstrap samples of the intervals
-_PLAIN = "{question}\n"  # the cue stands on a line of its own
 
-
-class DialogueJudge(LightningModule):
+class DialogueJudge(JudgeSteps):
     r"""A language model that rates dialogues.
 
     A judge reads instruction, rubric, a few rated dialogues and the one that is to be rated; its rating is read from
@@ -95,12 +89,11 @@ class DialogueJudge(LightningModule):
         max_tokens: int = 8192,
         tuning: JudgeTuning | None = None,
     ) -> None:
-        super().__init__()
-        self.tuning = tuning or JudgeTuning()
-        self.prompt = _prompt(task, prompt)
-        self.shots, self.max_tokens = at_least("shots", shots, 0), at_least("max_tokens", max_tokens, 1)
-        self.lm = _opened(model, lora, lr, dtype)
-        self.prompt_format = _prompt_format(self.lm, prompt_format)
+        asked, shots = prompt_of(task, prompt), at_least("shots", shots, 0)
+        at_least("max_tokens", max_tokens, 1)
+        super().__init__(opened_model(model, lora, lr, dtype), tuning or JudgeTuning(), max_tokens)
+        self.prompt, self.shots = asked, shots
+        self.prompt_format = prompt_format_of(self.lm, prompt_format)
         if self.prompt.icl_format == "chat" and not self.prompt_format.is_chat:
             raise ValueError(
                 "icl_format='chat' writes examples as messages, but the model's tokenizer has no chat template. Use "
@@ -112,9 +105,6 @@ class DialogueJudge(LightningModule):
         self.pool: list[Dialogue] = []
         if pool is not None:
             self.take_pool(pool)
-        self._reader: LabelReader | None = None
-        self._run_reader: LabelReader | None = None
-        self._metrics: list[RatingMetrics] = []
 
     @property
     def task(self) -> RatingTask:
@@ -143,12 +133,6 @@ class DialogueJudge(LightningModule):
         pool = getattr(data, "pool", None)
         if not self.pool and pool:
             self.take_pool(pool)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Dialogues are text, which stays where it is."""
-        if isinstance(batch, list) and all(isinstance(part, Dialogue) for part in batch):
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def examples(self, dialogue: Dialogue, shots: int | None = None) -> list[Dialogue]:
         """The examples of a dialogue, the best first.
@@ -245,71 +229,6 @@ class DialogueJudge(LightningModule):
         """
         return generate_all(self.lm.model, self.prompt_format, prompts, max_new_tokens, batch_size, choose, copies)
 
-    def on_predict_epoch_start(self) -> None:
-        """Keep what the prompts of an epoch share."""
-        self._run_reader = LabelReader(self.lm, self.max_tokens)
-
-    def on_predict_epoch_end(self) -> None:
-        self._run_reader = None
-
-    def on_validation_epoch_start(self) -> None:
-        """Keep what the prompts of an epoch share, and measure anew."""
-        self._begin_measuring(draws=0)
-
-    def on_test_epoch_start(self) -> None:
-        """Keep what the prompts of an epoch share, and measure anew."""
-        self._begin_measuring(_DRAWS)
-
-    def validation_step(self, batch: list[Dialogue], batch_idx: int) -> None:
-        """Agreement with the annotators, logged as ``val/spearman`` and so on."""
-        self._measure(batch)
-
-    def test_step(self, batch: list[Dialogue], batch_idx: int) -> None:
-        """The same as ``test/spearman`` and so on, with bootstrap intervals."""
-        self._measure(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_measured("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_measured("test")
-
-    def _begin_measuring(self, draws: int) -> None:
-        self._run_reader = LabelReader(self.lm, self.max_tokens)
-        # Not a submodule: its rows belong to an epoch, and not to a checkpoint of the judge.
-        self._metrics = [RatingMetrics(self.task, draws=draws).to(self.device)]
-
-    def _measure(self, batch: list[Dialogue]) -> None:
-        self._metrics[0].update(self.predict_step(batch, 0), batch)
-
-    def _log_measured(self, stage: str) -> None:
-        self._run_reader = None
-        values = {f"{stage}/{name}": value.float() for name, value in self._metrics[0].compute().items()}
-        self.log_dict(values, batch_size=1)
-
-    def training_step(self, batch: list[Dialogue], batch_idx: int) -> Tensor:
-        """The mean loss of rated dialogues."""
-        loss = self.tuning.losses(self, batch, self.current_epoch).mean()
-        self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        """AdamW over what trains, and a schedule per step, as the `LitCausalLM` has them."""
-        return self.lm.configure_optimizers()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Of a judge with adapters keep these alone."""
-        if self.lm.hparams["lora"] is not None and "state_dict" in checkpoint:
-            trained = trained_names(self)
-            checkpoint["state_dict"] = {n: value for n, value in checkpoint["state_dict"].items() if n in trained}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the weights of the base model from the model that is there."""
-        if self.lm.hparams["lora"] is not None and "state_dict" in checkpoint:
-            trained = trained_names(self)
-            base = {name: value for name, value in self.state_dict().items() if name not in trained}
-            checkpoint["state_dict"] = {**base, **checkpoint["state_dict"]}
-
     def save_adapter(self, folder: str | os.PathLike[str]) -> None:
         """Write the adapters as a folder of PEFT, which `DialogueJudge` opens by its path.
 
@@ -330,49 +249,3 @@ class DialogueJudge(LightningModule):
         """
         self.lm.save_pretrained(os.fspath(folder))
         self.prompt_format.save(os.fspath(folder))
-
-    def predict_step(self, batch: list[Dialogue], batch_idx: int) -> list[Rating]:
-        """One rating a dialogue."""
-        with self._reading(self._run_reader or LabelReader(self.lm, self.max_tokens)):
-            return self(batch)
-
-    @contextmanager
-    def _reading(self, reader: LabelReader) -> Iterator[None]:
-        before, self._reader = self._reader, reader
-        try:
-            yield
-        finally:
-            self._reader = before
-
-
-def _prompt(task: RatingTask | str | None, prompt: JudgePrompt | None) -> JudgePrompt:
-    if prompt is None:
-        return JudgePrompt() if task is None else JudgePrompt(task)
-    if task is not None and task_of(task) != prompt.task:
-        raise ValueError(
-            f"task is {task_of(task).name!r}, but the prompt asks for {prompt.task.name!r}. Leave task out: the prompt "
-            "has it."
-        )
-    return prompt
-
-
-def _opened(model: Any, lora: Any, lr: float, dtype: DType) -> LitCausalLM:
-    if not isinstance(model, LitCausalLM):
-        return LitCausalLM(model, dtype=dtype, lora=lora, lr=lr, warmup=0.03, schedule="cosine")
-    if lora is not None:
-        raise ValueError("The LitCausalLM is made already. Give lora to it: LitCausalLM(..., lora=...).")
-    return model
-
-
-def _prompt_format(lm: LitCausalLM, given: PromptFormat | None) -> PromptFormat:
-    own = given or lm.prompt or PromptFormat()
-    tokenizer = own.tokenizer if own.tokenizer is not None else lm.tokenizer
-    if tokenizer is None:
-        raise ValueError(
-            "The judge's model comes without a tokenizer. Pass LitCausalLM(..., tokenizer=...) as the model, or "
-            "prompt_format=PromptFormat(tokenizer)."
-        )
-    own = replace(own, tokenizer=tokenizer)
-    if given is None and not own.is_chat and own.prompt_format is None:
-        return replace(own, prompt_format=_PLAIN, system_prompt=None)
-    return own

@@ -49,6 +49,10 @@ class JudgeTuning:
         target: Which of them.
         shots: Examples in the prompts of training; by default as many as the judge shows when it rates.
         seed: Chooses the annotators of ``"sampled"``.
+        frozen_memory: Memory in GiB for the outputs of frozen decoder layers below the trained ones. They are computed
+            in the first epoch and reused in the others, which saves time where adapters are in the last layers only.
+            Reused outputs are equal up to rounding, so that a resumed run does not end in the same bits. 0 computes
+            them in each epoch.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -58,10 +62,13 @@ class JudgeTuning:
         targets from several annotators are ours.
     """
 
-    def __init__(self, target: Target = "soft", shots: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, target: Target = "soft", shots: int | None = None, seed: int = 0, frozen_memory: float = 0.0
+    ) -> None:
         self.target = one_of("target", target, Target)
         self.shots = shots if shots is None else at_least("shots", shots, 0)
         self.seed = seed
+        self.frozen_memory = at_least("frozen_memory", frozen_memory, 0)
 
     def losses(self, judge: DialogueJudge, dialogues: Sequence[Dialogue], epoch: int = 0) -> Tensor:
         """The loss of each dialogue.
@@ -79,7 +86,8 @@ class JudgeTuning:
         """
         if self.target in ("majority", "sampled"):
             batch = self.rows(judge, dialogues, epoch)
-            predictions = causal_lm_nll.predictions(judge.lm, batch)
+            with judge.frozen.caching(batch["input_ids"], batch["attention_mask"]):
+                predictions = causal_lm_nll.predictions(judge.lm, batch)
             return predictions.nll() / predictions.length()
         log_probs = _log_probs(judge, [_asked(judge, *both) for both in self._built(judge, dialogues)])
         values = torch.tensor(judge.task.values, device=log_probs.device)
@@ -164,7 +172,8 @@ def _log_probs(judge: DialogueJudge, prompts: Sequence[Sequence[int]]) -> Tensor
     batch = {key: value.to(judge.device) for key, value in batch.items()}
     places = torch.arange(len(sequences), device=judge.device)
     last = batch["attention_mask"].sum(1) - 1
-    with head_only_at(judge.lm, places, last):
+    cached = judge.frozen.caching(batch["input_ids"], batch["attention_mask"])
+    with head_only_at(judge.lm, places, last), cached:
         output = judge.lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     logits = output.logits if output.logits.dim() == 2 else output.logits[places, last]
     read = logits.float().log_softmax(-1).view(len(prompts), len(nodes), -1)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from lightning_unlearn.benchmarks import dialogue, dialogue_runs
 from lightning_unlearn.benchmarks.dialogue import ENTRIES, bench_dialogue
 from lightning_unlearn.benchmarks.dialogue_figure import calibration_bins, judge_figure
 from lightning_unlearn.benchmarks.dialogue_findings import agreement, decided, findings, pooled
-from lightning_unlearn.benchmarks.dialogue_runs import DataCell, split
+from lightning_unlearn.benchmarks.dialogue_runs import DataCell, JudgeCell, LoRASetting, UpdateBatches, judged, split
 from lightning_unlearn.core.intervals import Interval
 from tests.dialogue.uss_files import write_uss
 
@@ -58,6 +60,9 @@ def test_every_entry_runs_once_and_is_decided(long_lm: Path, tmp_path: Path) -> 
         "fine-tuned > as it is",
         "fine-tuned > ridge",
     }
+    shown = {name.partition(": ")[2]: run.get("examples", 0) for name, run in record["runs"]["SGD"].items()}
+    assert shown["zero-shot"] == shown["fine-tuned, soft labels"] == 0
+    assert shown["BM25 4-shot"] == shown["random 4-shot"] == 4
     table = (tmp_path / "out" / "dialogue.md").read_text()
     assert "USS-MWOZ" in table
     assert json.loads((tmp_path / "out" / "dialogue.json").read_text())["test"] == 16
@@ -73,6 +78,51 @@ def test_test_and_training_dialogues_have_none_in_common(tmp_path: Path) -> None
     assert [part.id for part in split(DataCell(seed=1, **cell))[1]] != [part.id for part in test]
     with pytest.raises(ValueError, match="more than the 40 dialogues of SGD"):
         split(DataCell(seed=0, **{**cell, "train": 31}))
+
+
+def test_an_update_has_random_rows_in_batches_of_like_lengths() -> None:
+    lengths = [100 - row for row in range(22)]
+    epochs = [list(UpdateBatches(lengths, update=8, together=4, seed=0)) for _ in range(2)]
+    assert epochs[0] == epochs[1]  # of two samplers with one seed
+    batches = epochs[0]
+    assert [len(rows) for rows in batches] == [4, 4, 4, 4, 4, 2]
+    assert sorted(row for rows in batches for row in rows) == list(range(22))
+    for first, second in (batches[:2], batches[2:4], batches[4:]):
+        assert [*first, *second] == sorted([*first, *second], key=lambda row: lengths[row])
+    sampler = UpdateBatches(lengths, update=8, together=4, seed=0)
+    assert len(sampler) == 6
+    assert list(sampler) == batches != list(sampler)  # each epoch in another order
+
+
+@pytest.mark.parametrize(("speed", "chosen"), [(2.0, "bf16-mixed"), (1.2, "32-true")])
+def test_the_precision_is_chosen_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speed: float, chosen: str
+) -> None:
+    monkeypatch.setattr("lightning_unlearn.audit.precision.bf16_speed", lambda: speed)
+    assert dialogue._precision("auto", tmp_path) == chosen
+    assert dialogue._precision("16-mixed", tmp_path) == "16-mixed"
+    (tmp_path / "a.json").write_text(json.dumps({"cell": {"kind": "ridge"}}))
+    (tmp_path / "b.json").write_text(json.dumps({"cell": {"precision": "bf16-true"}}))
+    assert dialogue._precision("auto", tmp_path) == "bf16-true"
+
+
+def test_a_judge_that_is_not_fine_tuned_rates_in_bf16_as_in_fp32(long_lm: Path, tmp_path: Path) -> None:
+    cell: Any = {
+        "seed": 0,
+        "path": str(write_uss(tmp_path)),
+        "data_sha256": "",
+        "subset": "SGD",
+        "test": 16,
+        "train": 8,
+    }
+    cells = [JudgeCell(**cell, model=str(long_lm), precision=precision) for precision in ("32-true", "bf16-mixed")]
+    types = [{weight.dtype for weight in dialogue_runs._judge(part, []).parameters()} for part in cells]
+    assert types == [{torch.float32}, {torch.bfloat16}]
+    tuned = dialogue_runs._judge(replace(cells[1], lora=LoRASetting()), [])
+    assert {weight.dtype for weight in tuned.parameters()} == {torch.float32}
+    scores = [judged(part, tmp_path)["scores"] for part in cells]
+    assert scores[0] != scores[1]
+    assert scores[1] == pytest.approx(scores[0], abs=0.05)
 
 
 def test_findings_hold_where_the_interval_of_the_mean_is_above_0() -> None:

@@ -16,8 +16,10 @@ from torch.distributed.fsdp import fully_shard
 import lightning_unlearn as lu
 from lightning_unlearn.core.distributed import full_tensor
 from tests.conftest import CAPITALS, question
+from tests.dialogue.echo import trusted
+from tests.dialogue.judges import tiny_lm_of
+from tests.dialogue.tuned import SHORT, tiny_judge
 from tests.dialogue.tuned import loader as rated_dialogues
-from tests.dialogue.tuned import tiny_judge
 from tests.distributed.layouts import GLOBAL_BATCH, LAYOUTS, Training, callback
 from tests.helpers import trainer
 from tests.tiny_runs import CASES as OBJECTIVES
@@ -205,6 +207,41 @@ def stopped(run: Trainer, path: Path) -> dict[str, Any]:
 
 # Not reached: the run ends with the weights of a step in its midst.
 STOPPED = language(lambda _: [lu.GradDiff(), lu.StopWhenForgotten(target=50.0, margin=0.02)], epochs=12, record=stopped)
+
+
+class SpeakingLM(SgdLM):
+    """Weights that are random enough for answers of several words."""
+
+    def __init__(self, model: str, **options: Any) -> None:
+        super().__init__(model, **options)
+        noise = torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=noise))
+
+
+def rated_conversations(models: Path) -> list[Any]:
+    """Conversations that another model rates, of an odd number of seeds, which two processes can't share evenly."""
+    cities = {"retain": ("Peru", "Cuba", "Italy"), "neutral": ("Oslo", "Lima"), "forget": ("Spain", "Japan")}
+    seeds = [
+        lu.DialogueSeed(f"{name} {city}", name, (lu.Turn("user", f"Where is {city}?"), lu.Turn("user", "Why?")))
+        for name, part in cities.items()
+        for city in part
+    ]
+    judge = lu.DialogueJudge(tiny_lm_of(models / "lm", seed=7), SHORT)
+    return [lu.GradientAscent(), lu.DialogueQualityCallback(judge, trusted(), seeds, max_new_tokens=4)]
+
+
+def qualities(run: Trainer, path: Path) -> dict[str, Any]:
+    """What the conversations were, and how they were rated."""
+    history = callback(run, lu.DialogueQualityCallback).history
+    return {
+        "history": [evaluation.metrics for evaluation in history],
+        "said": [[example.output.partition("\n")[2] for example in evaluation.examples] for evaluation in history],
+    }
+
+
+QUALITY = language(rated_conversations, SpeakingLM, record=qualities)
 EDIT = language(lambda _: [lu.InfluenceUnlearning(damping=10.0, samples=3)], layouts=("ddp",), resumes=False)
 
 

@@ -34,6 +34,7 @@ TRAININGS = [
     *PENALTIES,
     *SMOOTHED,
     "StopWhenForgotten",
+    "DialogueQualityCallback",
     "InfluenceUnlearning",
     *CLASSIFIERS,
     *USERS,
@@ -41,7 +42,18 @@ TRAININGS = [
     *RECONSTRUCTION,
     *JUDGES,
 ]
-RESUMED = [*LANGUAGE, *MASKED, *CURVATURE, *PENALTIES, *SMOOTHED, "StopWhenForgotten", *USERS, *RECONSTRUCTION, *JUDGES]
+RESUMED = [
+    *LANGUAGE,
+    *MASKED,
+    *CURVATURE,
+    *PENALTIES,
+    *SMOOTHED,
+    "StopWhenForgotten",
+    "DialogueQualityCallback",
+    *USERS,
+    *RECONSTRUCTION,
+    *JUDGES,
+]
 # Processes read and exchange rows and shards in as many ways as objectives read the model: each way is among the quick
 # tests, and further losses of what is read in one of these ways are slow tests.
 SLOW = {
@@ -112,6 +124,22 @@ def test_every_process_ends_with_the_same_step(runs: Runs, case: str, layout: st
         assert found["resumed"]["curve"] == found["curve"]
         for point, wanted in zip(found["curve"], expected["curve"], strict=True):
             assert point == pytest.approx(wanted, rel=1e-3)
+
+
+@with_layouts(["DialogueQualityCallback"], "one")
+def test_conversations_of_shared_seeds_are_rated_as_one_process_rates_them(runs: Runs, case: str, layout: str) -> None:
+    expected = runs.one(case)
+    assert len(expected["history"]) == 3
+    assert {"retain", "neutral", "forget", "drop", "auc_swapped", "auc_refusals"} <= expected["history"][0].keys()
+    assert expected["said"][0] != expected["said"][-1]
+    for found in runs.each(case, layout):
+        assert found["said"] == expected["said"]
+        assert len(found["history"]) == 3
+        for metrics, wanted in zip(found["history"], expected["history"], strict=True):
+            assert metrics == pytest.approx(wanted, abs=1e-4)
+        assert found["resumed"] == {name: found[name] for name in ("history", "said")} | {
+            "weights": found["resumed"]["weights"]
+        }
 
 
 @pytest.mark.parametrize("case", ["SimNPO", "NPO-LoRA"])
