@@ -22,6 +22,8 @@ from lightning_unlearn.audit.protocol import control_of, run_audit
 from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.checks import above, one_of
 from lightning_unlearn.core.files import write_text
+from lightning_unlearn.core.retention import OWN_ANSWER
+from lightning_unlearn.forget.folder import PRIVATE
 from lightning_unlearn.forget.language_plan import language_plan
 from lightning_unlearn.forget.methods import make_method, read_method
 from lightning_unlearn.forget.request import Findings, Plan, RequestOptions
@@ -129,7 +131,7 @@ class LanguageRequest:
             audit = plan_of(self.depth, rows, bool(rows.never_seen), self.facts["parameters"], self.options.seed)
             module.prompt = prompt
             with torch.no_grad():
-                self.facts["timing"] = timing(module, audit.probes[:2], audit.scorer)
+                self.facts["timing"] = timing(module, audit.probes, audit.scorer)
 
     def plan(self) -> Plan:
         """What will be done, and what it costs."""
@@ -193,7 +195,7 @@ class LanguageRequest:
         result = run_audit(
             self.model,
             str(model),
-            self.audit_data(model.parent),
+            self.audit_data(model.parent / PRIVATE),
             work / "audit",
             self.retrained,
             depth=self.depth,
@@ -282,7 +284,8 @@ class LanguageRequest:
         module.to("cuda" if self.on_gpu else "cpu")
         prompt = replace(module.prompt or PromptFormat(), tokenizer=module.tokenizer, **(self.facts["prompt"] or {}))
         found = OwnAnswers(self.questions).answers(module, self.sources["forget"], self.columns, prompt)
-        write_text(folder / _OWN, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows))
+        rows = [json.dumps({**row, **OWN_ANSWER}, ensure_ascii=False) for row in found.rows]
+        write_text(folder / _OWN, "\n".join(rows) + "\n")
 
     def audit_data(self, folder: Path | None = None) -> AuditData:
         """The rows of the audit; before the model has written its own ones, neutral questions stand for them."""

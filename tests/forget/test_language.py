@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,26 @@ def test_a_table_of_customers_is_read_by_a_template(tiny_lm: Path, tmp_path: Pat
     assert any("has no control" in note for note in request.plan().notes)
 
 
+def test_the_plan_says_how_long_it_takes_also_on_a_busy_machine(
+    tiny_lm: Path, tables: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = LanguageRequest(str(tiny_lm), str(tables), depth="quick", options=options())
+    with monkeypatch.context() as shared:  # by others: this thread has a core in a quarter of the time
+        shared.setattr("time.thread_time", lambda: time.perf_counter() / 4)
+        request.check()
+    assert request.facts["timing"]["busy"] == pytest.approx(4, rel=0.01)
+    rows = 3 * (4 + 6)  # of three steps, each of which takes three passes; measuring when to stop takes as long again
+    request.facts["timing"] = {"pass": 2.0, "generation": 0.0, "busy": 4.0}
+    cost = request.plan().lines["cost"]
+    assert f"at most about {2 * 3 * rows * 2 / 60:.0f} min to train and " in cost
+    assert "if it stays as busy as it is now, 2 min and " in cost
+    request.facts["timing"]["busy"] = 1.1
+    assert "busy" not in request.plan().lines["cost"]
+    alone = LanguageRequest(str(tiny_lm), str(tables / "forget.jsonl"), depth="quick", options=options())
+    alone.facts = request.facts
+    assert " to write the rows to keep, 6 min to train and " in alone.plan().lines["cost"]
+
+
 def test_methods_are_shipped_files_by_their_names(
     tiny_lm: Path, tables: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,6 +189,10 @@ def test_without_rows_to_keep_the_model_writes_its_own(
     run = yaml.safe_load(yaml.safe_dump(request.config(tmp_path)))
     assert run["data"]["init_args"]["retain"] == str(tmp_path / "retain.jsonl")
     assert [probe.question for probe in request.audit_data(tmp_path).retain] == [row["question"] for row in rows]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "retain.jsonl").rename(tmp_path / "model" / "taken_along.jsonl")
+    found = {finding.file.name: finding for finding in doctor(tmp_path) if finding.serious}
+    assert found["taken_along.jsonl"].what == "2 answers that the model of before wrote"
     with pytest.raises(ValueError, match="leave out retain"):
         LanguageRequest(str(tiny_lm), str(tables), questions="mine.txt")
 
