@@ -16,7 +16,8 @@ from lightning_unlearn.audit.keys import load_public_key
 from lightning_unlearn.audit.verify import verify_record
 from lightning_unlearn.cli.forget import fit, forget
 from lightning_unlearn.diffusion.data.miniature import miniature_pipeline
-from lightning_unlearn.forget.diffusion import ConceptRequest, Drawing
+from lightning_unlearn.forget.diffusion import ConceptRequest
+from lightning_unlearn.forget.erasure_images import Drawing
 from lightning_unlearn.forget.pipeline import RequestResult, run_request
 from lightning_unlearn.forget.request import RequestOptions
 from lightning_unlearn.report.findings import doctor
