@@ -14,8 +14,11 @@ import torch
 from lightning_unlearn.audit.entries import model_entry
 from lightning_unlearn.audit.hashes import rows_root
 from lightning_unlearn.benchmarks.miniature import SEARCH
+from lightning_unlearn.core.modes import differentiable
 from lightning_unlearn.diffusion.attacks.search import PromptSearch
+from lightning_unlearn.diffusion.concept_presence import prompt_effect
 from lightning_unlearn.diffusion.data.miniature import miniature_pipeline
+from lightning_unlearn.diffusion.engine.draws import Draws
 from lightning_unlearn.diffusion.engine.model import image_size
 from lightning_unlearn.diffusion.judges import Judge, class_numbers
 from lightning_unlearn.diffusion.text_to_image import LitTextToImage
@@ -74,6 +77,8 @@ class ConceptRequest:
     architecture: str | None = None
 
     kind = "diffusion"
+    effects: dict[str, float] = field(default_factory=dict, init=False)
+    """Effect of each word of the concept, alone as a prompt, on what the pipeline draws; found by `check`."""
 
     # ---- what is asked -----------------------------------------------------------------------------------------------
 
@@ -146,11 +151,15 @@ class ConceptRequest:
                 "attack=True searches until a judge sees the concept, and there is none: give --judge, such as "
                 "clip:<folder or hub id of a CLIP model>, or leave the attack."
             )
-        size = image_size(self.open(self.source))
+        opened = self.open(self.source)
+        size = image_size(opened)
         for number, judge in enumerate(self.judges):
             if number == 0:
                 class_numbers(judge, self.classes)
             judge(torch.zeros(1, 3, *size))  # judges may want one size
+        noise = Draws(0, 0).noise(opened, 2)
+        with differentiable(opened), torch.no_grad():
+            self.effects = {word: prompt_effect(opened, word, noise) for word in self.asked.words}
 
     def _check_words(self) -> None:
         if not self.named or not all(word.strip() for word in self.named):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lightning_unlearn.forget.erasure_verdict import KNOWN, ErasureNumbers
 from lightning_unlearn.forget.request import Plan
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def erasure_plan(request: ConceptRequest) -> Plan:
     lines = {
         "model": request.source,
         "to forget": f"{', '.join(map(repr, asked.words))}, by {len(asked.forget)} prompts",
+        "known so far": f"by the effect of its words on what is drawn, between 0 and about 1.4: {_effects(request)}",
         "to keep": f"{len(asked.keep)} prompts{read}",
         "method": f"{method.name}, with the settings of {method.source}",
         "stops when": f"{request.steps} steps are done" if request.steps else "the edit is done; it has no steps",
@@ -37,8 +39,18 @@ def erasure_plan(request: ConceptRequest) -> Plan:
     return Plan(lines, [*asked.notes, *_notes(request)])
 
 
+def _effects(request: ConceptRequest) -> str:
+    return ", ".join(f"{word!r} {effect:.2f}" for word, effect in request.effects.items())
+
+
 def _notes(request: ConceptRequest) -> list[str]:
     notes = ["run.yaml names the concept, as any repetition of the run has to."]
+    if ErasureNumbers(effects=request.effects).unknown:
+        notes.append(
+            "The words of the concept hardly change what the pipeline draws: none has an effect of "
+            f"{KNOWN:g}. There may be nothing to erase. Check the spelling and the pipeline, and look at images of the "
+            "words; --concept takes several."
+        )
     if not request.judges:
         hidden = "" if request.options.show_text else " They are hidden without --show_text true."
         notes.append(f"No --judge was given, so that the images alone will be the evidence.{hidden}")

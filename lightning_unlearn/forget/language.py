@@ -110,11 +110,16 @@ class LanguageRequest:
 
     def check(self) -> None:
         """Open the model, read and tokenize the rows, and make the method."""
-        check_columns(self.tables, self.columns)
+        check_columns(self.tables, self.columns, self.sources)
         rows = self.audit_data()
         control_of(None, self.retrained, rows)
         assert self.objective
         module = LitCausalLM(self.model, lr=self.lr, lora=self.lora)
+        if module.tokenizer is None:
+            raise ValueError(
+                f"{self.model} has a model, but no tokenizer. Copy the tokenizer files of the model that it was "
+                "trained from, such as tokenizer.json and tokenizer_config.json, into that folder."
+            )
         prompt = replace(module.prompt or PromptFormat(), tokenizer=module.tokenizer)
         known = {name: source for name, source in self.sources.items() if source != AUTO}
         data = LanguageDataModule(**data_arguments(known), prompt=prompt, columns=self.columns)

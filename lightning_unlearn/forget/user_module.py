@@ -19,6 +19,7 @@ from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.files import sha256
 from lightning_unlearn.core.lightning import MODULES, LightningModule
 
+_LINES, _LONGEST = 4, 200  # lines of a message, and characters of each
 _NEEDED = ("state_dict", "pytorch-lightning_version")
 
 __all__ = ["base_rates", "built", "import_class", "open_module", "read_checkpoint", "recorded_rates"]
@@ -174,11 +175,18 @@ def open_module(
     except RuntimeError as error:
         raise ValueError(
             f"{kind.__name__} does not take the weights of {checkpoint}. Give the class that was trained, with the "
-            f"same arguments: {error}"
+            f"same arguments (--module.<name> <value>): {_brief(error)}"
         ) from error
     if rate != 1.0:
         _scale_rates(opened, rate)
     return opened
+
+
+def _brief(error: Exception) -> str:
+    """A message of torch without most of the names of a large network."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    shown = [line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..." for line in lines[:_LINES]]
+    return " ".join([*shown, *([f"({len(lines) - _LINES} more lines)"] if len(lines) > _LINES else [])])
 
 
 def _check_hash(checkpoint: str, wanted: str | None) -> None:

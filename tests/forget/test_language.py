@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,16 @@ def test_without_rows_to_keep_the_model_writes_its_own(
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(tiny_lm: Path, tables: Path, tmp_path: Path) -> None:
     overlapping = write(tmp_path / "both.jsonl", [question("France"), question("Japan")])
+    shutil.copytree(tiny_lm, tmp_path / "mute", ignore=shutil.ignore_patterns("token*"))
+    empty = {"empty.jsonl": "", "empty.csv": "question,answer\n", "empty.json": "[]"}
+    for name, text in empty.items():
+        Path(name).write_text(text)
+    prompts = write(tmp_path / "prompts.jsonl", [{"id": 1, "prompt": "Who?", "completion": "Ada."}])
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        *((ValueError, f"forget rows .*{name}. are empty", {"forget": name}) for name in empty),
+        (ValueError, r"prompts\.jsonl.*question prompt --columns.answer completion", {"forget": prompts}),
+        (ValueError, "mute has a model, but no tokenizer. Copy", {"model": str(tmp_path / "mute")}),
+        (FileExistsError, "files that are of no request", {"options": options(output_dir=str(tables))}),
         (ValueError, "1 rows of the retain set .* are in the forget set too", {"retain": overlapping}),
         (FileNotFoundError, "There is no file", {"retain": "absent.jsonl"}),
         (ValueError, "config.json|no model|not a", {"model": str(tables)}),

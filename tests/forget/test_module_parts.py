@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -10,7 +11,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from lightning_unlearn.classification.metrics.outputs import Outputs
 from lightning_unlearn.forget import user_data
@@ -256,6 +265,24 @@ def test_rows_of_other_data_are_refused() -> None:
 def test_loaders_without_row_numbers_are_refused(kind: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         UserData(DATA, {"kind": kind}).train_loader()
+
+
+def test_labels_are_found_in_rows_of_any_kind() -> None:
+    x, classes = torch.zeros(3), [2, 0, 2, 1]
+    graphs = [SimpleNamespace(x=x, y=torch.tensor([label])) for label in classes]
+    kinds: list[tuple[Any, Any]] = [
+        ([(x, label) for label in classes], default_collate),
+        ([(x, label, number) for number, label in enumerate(classes)], default_collate),
+        ([(x, 0.5, label) for label in classes], default_collate),
+        ([{"x": x, "target": label} for label in classes], default_collate),
+        (graphs, lambda rows: rows[0]),
+    ]
+    for rows, collate in kinds:
+        assert UserData(DATA).labels(rows, collate).tolist() == classes
+    with pytest.raises(ValueError, match=r"several whole numbers \(part 1, part 2\).*`targets`.*--rows"):
+        UserData(DATA).labels([(x, label, label % 2) for label in classes], default_collate)
+    with pytest.raises(ValueError, match="have no class as a whole number"):
+        UserData(DATA).labels([(x, 0.5), (x, 1.5)], default_collate)
 
 
 def test_setting_up_leaves_the_random_numbers_of_the_run() -> None:
