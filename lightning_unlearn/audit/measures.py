@@ -161,7 +161,7 @@ def _fastest(run: Callable[[], object]) -> _Time:
         start = time.perf_counter(), time.thread_time()
         run()
         times.append(_Time(time.perf_counter() - start[0], time.thread_time() - start[1]))
-    return _Time(*map(min, zip(*times, strict=True)))
+    return _Time(min(took.seconds for took in times), min(took.computed for took in times))
 
 
 def _step(seconds: float, reading: float) -> float:

@@ -79,6 +79,19 @@ class RequestFolder:
             )
         return bytes.fromhex(self.secret_file.read_text(encoding="utf-8").strip())
 
+    def check_free(self) -> None:
+        """Refuse a folder with files of no request; writes nothing.
+
+        Raises:
+            FileExistsError: If the folder has such files.
+        """
+        if self._state is not None:
+            return
+        if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+            raise FileExistsError(
+                f"{self.path} has files that are of no request. Give a new folder as --output_dir, or remove it."
+            )
+
     def check(self, request: dict[str, Any]) -> None:
         """Refuse a folder of something else; writes nothing.
 
@@ -88,18 +101,14 @@ class RequestFolder:
         Raises:
             FileExistsError: If the folder has another request, or files of something else.
         """
-        given = _plain(request)
+        self.check_free()
         if self._state is not None:
-            known = self._state["request"]
+            given, known = _plain(request), self._state["request"]
             if differing := sorted(key for key in {*known, *given} if known.get(key) != given.get(key)):
                 raise FileExistsError(
                     f"{self.path} is the folder of another request: it differs in {', '.join(differing)}. Give another "
                     "--output_dir, or remove that folder."
                 )
-        elif self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
-            raise FileExistsError(
-                f"{self.path} has files that are of no request. Give a new folder as --output_dir, or remove it."
-            )
 
     def claim(self, request: dict[str, Any]) -> None:
         """Write down which request the folder is of, and keep other processes out of it.

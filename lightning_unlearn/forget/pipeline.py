@@ -74,6 +74,7 @@ def run_request(request: Request, fit: Fit) -> RequestResult | None:
         _fit(folder, fit)
         return None
     _check(options)
+    folder.check_free()  # before what takes long
     request.check()
     entry = request.entries(folder.secret)
     folder.check(entry)

@@ -83,6 +83,8 @@ def check_columns(
             asked = columns.question in row and columns.answer in row
             if not asked and columns.messages not in row and columns.text not in row:
                 there = [str(column) for column in rows[number]]
+                if not there:
+                    raise ValueError(f"Row {number} of the {name} rows ({sources[name]}) has no columns. Remove it.")
                 text = ", ".join(f"{column}: {{{column}}}" for column in there[:_EXAMPLE])
                 raise ValueError(
                     f"Row {number} of the {name} rows ({sources[name]}) has the columns {there}, but no question with "

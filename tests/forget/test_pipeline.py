@@ -117,8 +117,10 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         run_request(request(tmp_path, seed=1), fit)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
+    refused = request(tmp_path, "mine")
     with pytest.raises(FileExistsError, match="files that are of no request"):
-        run_request(request(tmp_path, "mine"), fit)
+        run_request(refused, fit)
+    assert refused.calls == []
 
 
 def test_two_processes_do_not_work_on_one_request(tmp_path: Path) -> None:
