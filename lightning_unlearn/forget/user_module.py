@@ -98,7 +98,8 @@ def read_checkpoint(path: str, trusted: bool = False) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint of a Trainer, or has objects of classes and is not trusted.
+        ValueError: If it is no checkpoint of a Trainer, has objects of classes and is not trusted, or has those of a
+            class that is not found.
     """
     file = Path(path)
     if file.is_dir():
@@ -118,6 +119,12 @@ def read_checkpoint(path: str, trusted: bool = False) -> dict[str, Any]:
             f"{path} holds objects of {', '.join(dict.fromkeys(named))}, and loading objects of such classes can run "
             "code of whoever wrote the file. If it is yours, add --trust_checkpoint; better, save it anew with "
             "plain hyperparameters (numbers, texts, lists, dicts)."
+        ) from None
+    except (ImportError, AttributeError) as error:  # of a trusted file
+        raise ValueError(
+            f"{path} holds objects of a class that is not found here: {error}. Start the command where it can be "
+            "imported. A class of a notebook or script, __main__, can't be: save the checkpoint anew with plain "
+            "hyperparameters (numbers, texts, lists, dicts)."
         ) from None
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is no PyTorch file, or a part of one: {error}") from None

@@ -242,7 +242,7 @@ def _own_answers(path: Path, rows: Any) -> Iterator[Finding]:
     cached = {"question", "answer", "ended"}
     known = [row for row in listed if OWN_ANSWER.items() <= row.items() or row.keys() == cached]
     if known:
-        yield Finding(path, "", "answers", f"{len(known)} answers that the model of before wrote")
+        yield Finding(path, "", "answers", f"{len(known)} answers that the starting model wrote")
 
 
 def _part(path: Path, outcome: Any) -> Iterator[Finding]:
@@ -287,7 +287,7 @@ def _table(path: Path) -> Iterator[Finding]:
         if shown:
             yield Finding(path, "", "answers", f"questions and answers of {len(shown)} rows to forget")
     if rows and "step" in rows[0] and any(name.startswith(_LOGGED) for name in rows[0]):
-        text = "mean losses and likelihoods from the first step on, which are those of the model of before"
+        text = "mean losses and likelihoods from the first step on, at first those of the starting model"
         yield Finding(path, "", "metrics", text, serious=False)
 
 

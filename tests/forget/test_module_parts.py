@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -175,6 +176,19 @@ def test_a_checkpoint_with_objects_is_opened_where_it_is_trusted(tmp_path: Path)
         open_module(str(path), NET)
     opened: Any = open_module(str(path), NET, trusted=True)
     assert isinstance(opened.net[1], nn.Tanh)
+
+
+def test_classes_of_a_checkpoint_that_are_not_found_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("notebook", "other"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["notebook"].Settings = type("Settings", (), {"__module__": "notebook"})  # type: ignore[attr-defined]
+    torch.save({"settings": sys.modules["notebook"].Settings()}, tmp_path / "a.ckpt")
+    monkeypatch.setitem(sys.modules, "notebook", sys.modules["other"])  # without that class
+    with pytest.raises(ValueError, match=r"class that is not found here: .*'Settings'.* Start the command where"):
+        read_checkpoint(str(tmp_path / "a.ckpt"), trusted=True)
+    monkeypatch.delitem(sys.modules, "notebook")
+    with pytest.raises(ValueError, match="No module named 'notebook'"):
+        read_checkpoint(str(tmp_path / "a.ckpt"), trusted=True)
 
 
 def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
