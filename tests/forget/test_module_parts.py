@@ -25,6 +25,7 @@ from torch.utils.data import (
 from lightning_unlearn.classification.metrics.outputs import Outputs
 from lightning_unlearn.forget import user_data
 from lightning_unlearn.forget.chosen_rows import named_rows, numbers_of, parse_ranges, read_row_numbers, write_ranges
+from lightning_unlearn.forget.module_evidence import own_metrics_of
 from lightning_unlearn.forget.module_measures import RowMeasures, membership
 from lightning_unlearn.forget.module_verdict import Thresholds, conclude, criteria, knew
 from lightning_unlearn.forget.score_choice import choose_score
@@ -310,6 +311,48 @@ def test_setting_up_leaves_the_random_numbers_of_the_run() -> None:
 def test_arguments_of_a_checkpoint_are_those_that_are_plain() -> None:
     held = {"datamodule_hyper_parameters": {"kind": "plain", "other": 1, "_instantiator": "x"}}
     assert user_data.data_arguments(DATA, held) == {"kind": "plain"}
+
+
+# ---- the module's own metrics ----------------------------------------------------------------------------------------
+
+
+class Held(L.LightningDataModule):
+    seed = 0
+
+    @property
+    def user(self) -> Any:
+        return SimpleNamespace(module=self)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(torch.ones(4)), 2)
+
+
+class Logs(L.LightningModule):
+    """Draws into its logger, which is one of TensorBoard."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.fails = fails
+
+    def validation_step(self, batch: Any, _: int) -> None:
+        assert self.logger is not None
+        self.logger.experiment.add_image("rows", batch[0])
+        self.log("val_sum", batch[0].sum())
+        if self.fails:
+            raise RuntimeError("asks for its callbacks")
+
+
+class Passed(Logs):
+    validation_step = None  # type: ignore[assignment]
+
+
+def test_own_metrics_are_those_of_modules_that_call_their_logger() -> None:
+    found, failure = own_metrics_of({"before": Logs(), "after": Passed()}, Held(), "cpu")  # type: ignore[arg-type]
+    assert found == {"before": {"val_sum": 2.0}, "after": {}}
+    assert failure == ""
+    found, failure = own_metrics_of({"before": Logs(), "after": Logs(True)}, Held(), "cpu")  # type: ignore[arg-type]
+    assert found == {"before": {}, "after": {}}
+    assert failure == "RuntimeError: asks for its callbacks"
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
