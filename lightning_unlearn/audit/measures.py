@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ __all__ = ["JSON", "attacked", "rows_measured", "timing"]
 
 JSON = dict[str, Any]
 
+_TIMED, _TOKENS = 4, 8  # rows, and tokens of each answer, that say how long all take
+_CALLS, _PATIENCE = 3, 1.0  # calls of which the fastest counts, and seconds after which there is none more
 _REPEATED = 0.5
 """Share of repeated 4-grams from which on an answer counts as repeated."""
 
@@ -116,15 +118,55 @@ def attacked(
 
 
 def timing(module: LitCausalLM, probes: Sequence[Probe], scorer: KnowledgeScorer) -> dict[str, float]:
-    """Seconds of a forward pass and of an answer, a row, from a few of them."""
-    few = list(probes[:8])
-    seconds = {}
-    for name, run in {"pass": scorer.strengths, "generation": scorer.answers}.items():
-        run(module, few[:1])  # the first call prepares what later ones reuse
-        start = time.perf_counter()
-        run(module, few)
-        seconds[name] = (time.perf_counter() - start) / len(few)
-    return seconds
+    """Estimated seconds of a forward pass and of an answer, a row.
+
+    A few rows are read, and answered with a few tokens. Full answers in full batches are extrapolated from that: a step
+    of generation takes a constant time and one for each row.
+
+    Args:
+        module: The model, on its device.
+        probes: The questions.
+        scorer: Says how long answers are, and how many are generated together.
+
+    Returns:
+        ``pass`` and ``generation``, in seconds, as busy as the machine is; and ``busy``, how many times as long that is
+        as on a CPU that does nothing else (1 on other devices).
+    """
+    few = list(probes[:_TIMED])
+    short = KnowledgeScorer(scorer.strength, scorer.match, _TOKENS, scorer.batch_size, scorer.max_tokens)
+    scorer.strengths(module, few[:1])  # the first call prepares what later ones reuse
+    read = _fastest(lambda: scorer.strengths(module, few[:2]))
+    one, several = (_fastest(lambda rows=rows: short.answers(module, rows)) for rows in (few[:1], few))
+    reading = read.seconds / len(few[:2])
+    steps = [_step(took.seconds, count * reading) for took, count in ((one, 1), (several, len(few)))]
+    per_row = max(0.0, steps[1] - steps[0]) / (len(few) - 1) if len(few) > 1 else 0.0
+    together = min(scorer.batch_size, len(probes))
+    step = (steps[0] - per_row) / together + per_row
+    busy = 1.0
+    if module.device.type == "cpu":
+        times = (read, one, several)
+        busy = max(1.0, sum(took.seconds for took in times) / max(sum(took.computed for took in times), 1e-9))
+    return {"pass": reading, "generation": reading + scorer.max_new_tokens * step, "busy": busy}
+
+
+class _Time(NamedTuple):
+    seconds: float
+    computed: float  # seconds in which this thread had a core
+
+
+def _fastest(run: Callable[[], object]) -> _Time:
+    """Time of the fastest of three calls; of fewer, where these take long."""
+    times: list[_Time] = []
+    while len(times) < _CALLS and sum(took.seconds for took in times) < _PATIENCE:
+        start = time.perf_counter(), time.thread_time()
+        run()
+        times.append(_Time(time.perf_counter() - start[0], time.thread_time() - start[1]))
+    return _Time(min(took.seconds for took in times), min(took.computed for took in times))
+
+
+def _step(seconds: float, reading: float) -> float:
+    """Seconds for one more token, of a short answer that begins with reading its question."""
+    return max(seconds - reading, seconds / 2) / _TOKENS
 
 
 def half_precision(module: LitCausalLM, precision: str) -> Any:

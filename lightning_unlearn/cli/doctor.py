@@ -53,10 +53,12 @@ def _file(file: str) -> None:
         place = f": {finding.place}" if finding.place else ""
         print(f"{finding.file}{place}: {finding.kind}: {finding.what}{mark}")
     if not any(finding.serious for finding in findings):
-        print(f"{file} holds nothing of the time before unlearning that doctor knows of.")
+        beside = " beside that" if findings else ""
+        print(f"{file} holds nothing of the time before unlearning{beside} that doctor knows of.")
         return
     print(
-        "To hand out the model, write it with `lightning-unlearn export`, or with trainer.save_checkpoint after fit "
-        "has ended; trainer.save_checkpoint(path, weights_only=True) writes the weights alone."
+        "Of the folder of `lightning-unlearn forget`, hand out model/ alone. Other models are written for that with "
+        "`lightning-unlearn export`, or with trainer.save_checkpoint after fit has ended; "
+        "trainer.save_checkpoint(path, weights_only=True) writes the weights alone."
     )
     sys.exit(1)

@@ -133,6 +133,8 @@ def overrides(owner: object, hook: str, path: str) -> bool:
         hook: Name of the method.
         path: The class of Lightning that declares it, such as ``"LightningModule"``.
     """
+    if getattr(owner, hook, None) is None:  # set to None, a step is passed over by Lightning
+        return False
     declared = [getattr(kind, hook) for kind in classes(path)]
     return hook in vars(owner) or getattr(type(owner), hook) not in declared
 

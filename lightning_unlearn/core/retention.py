@@ -23,6 +23,7 @@ from lightning_unlearn.core.lightning import (
 )
 
 __all__ = [
+    "OWN_ANSWER",
     "PRIVATE",
     "RUN_KEY",
     "PrivateState",
@@ -36,6 +37,9 @@ __all__ = [
 
 RUN_KEY = "lightning_unlearn_run"
 """Key of a checkpoint under which it says what it holds of the time before unlearning."""
+
+OWN_ANSWER = {"written_by": "the starting model"}
+"""Column that marks a row as an answer of the starting model, so that a file of such rows can be told from others."""
 
 PRIVATE: dict[str, str] = {
     "snapshot": "the starting weights",

@@ -142,7 +142,10 @@ def numbers_of(
         )
     if classes is not None:
         targets = labels if labels is not None else targets_of(dataset)
-        return split_rows(targets, forget_class=class_labels(dataset, classes)).forget.tolist()
+        try:
+            return split_rows(targets, forget_class=class_labels(dataset, classes)).forget.tolist()
+        except ValueError as error:
+            raise ValueError(str(error).replace("forget_class=", "The classes to forget (--class) are ")) from None
     if files is not None:
         numbers: Sequence[int] = named_rows(dataset, read_lines(files))
     else:

@@ -14,53 +14,25 @@ import torch
 from lightning_unlearn.audit.entries import model_entry
 from lightning_unlearn.audit.hashes import rows_root
 from lightning_unlearn.benchmarks.miniature import SEARCH
-from lightning_unlearn.core.checks import at_least
+from lightning_unlearn.core.modes import differentiable
 from lightning_unlearn.diffusion.attacks.search import PromptSearch
+from lightning_unlearn.diffusion.concept_presence import prompt_effect
 from lightning_unlearn.diffusion.data.miniature import miniature_pipeline
+from lightning_unlearn.diffusion.engine.draws import Draws
 from lightning_unlearn.diffusion.engine.model import image_size
 from lightning_unlearn.diffusion.judges import Judge, class_numbers
 from lightning_unlearn.diffusion.text_to_image import LitTextToImage
 from lightning_unlearn.forget.erasure_evidence import erasure_findings, measure_erasure
+from lightning_unlearn.forget.erasure_images import Drawing
 from lightning_unlearn.forget.erasure_judges import find_judge
 from lightning_unlearn.forget.erasure_methods import Recipe, recipe
+from lightning_unlearn.forget.erasure_plan import erasure_plan
 from lightning_unlearn.forget.erasure_prompts import ErasurePrompts, miniature_prompts, own_prompts
 from lightning_unlearn.forget.request import Findings, Plan, RequestOptions
 
-__all__ = ["ConceptRequest", "Drawing"]
+__all__ = ["ConceptRequest"]
 
 MINIATURE = "miniature"
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How images are drawn.
-
-    Args:
-        images: Images of each prompt to forget; prompts to keep have one.
-        steps: Steps of the sampler; by default 50, and 20 of the miniature.
-        guidance: Weight of classifier-free guidance; by default 7.5, and 4 of the miniature.
-        batch_size: Images drawn together.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
-
-    images: int = 3
-    steps: int | None = None
-    guidance: float | None = None
-    batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        at_least("images", self.images, 1)
-        at_least("batch_size", self.batch_size, 1)
-        at_least("steps", 1 if self.steps is None else self.steps, 1)
-        at_least("guidance", 0 if self.guidance is None else self.guidance, 0)
-
-    def sampler(self, miniature: bool) -> dict[str, Any]:
-        """Steps and guidance for a pipeline."""
-        default = {"steps": 20, "guidance": 4.0} if miniature else {"steps": 50, "guidance": 7.5}
-        given = {"steps": self.steps, "guidance": self.guidance}
-        return {name: default[name] if value is None else value for name, value in given.items()}
 
 
 _DRAWING = Drawing()
@@ -105,6 +77,8 @@ class ConceptRequest:
     architecture: str | None = None
 
     kind = "diffusion"
+    effects: dict[str, float] = field(default_factory=dict, init=False)
+    """Effect of each word of the concept, alone as a prompt, on what the pipeline draws; found by `check`."""
 
     # ---- what is asked -----------------------------------------------------------------------------------------------
 
@@ -177,11 +151,15 @@ class ConceptRequest:
                 "attack=True searches until a judge sees the concept, and there is none: give --judge, such as "
                 "clip:<folder or hub id of a CLIP model>, or leave the attack."
             )
-        size = image_size(self.open(self.source))
+        opened = self.open(self.source)
+        size = image_size(opened)
         for number, judge in enumerate(self.judges):
             if number == 0:
                 class_numbers(judge, self.classes)
             judge(torch.zeros(1, 3, *size))  # judges may want one size
+        noise = Draws(0, 0).noise(opened, 2)
+        with differentiable(opened), torch.no_grad():
+            self.effects = {word: prompt_effect(opened, word, noise) for word in self.asked.words}
 
     def _check_words(self) -> None:
         if not self.named or not all(word.strip() for word in self.named):
@@ -192,32 +170,7 @@ class ConceptRequest:
 
     def plan(self) -> Plan:
         """What the request will do."""
-        asked, method = self.asked, self.recipe
-        forget, keep = asked.of("forget"), asked.of("keep")
-        drawn = 2 * len(asked.pictures)
-        read = "" if method.retain_batch_size else ", which the method does not read"
-        judges = " and ".join(judge.name for judge in self.judges) or "no judge"
-        lines = {
-            "model": self.source,
-            "to forget": f"{', '.join(map(repr, asked.words))}, by {len(asked.forget)} prompts",
-            "to keep": f"{len(asked.keep)} prompts{read}",
-            "method": f"{method.name}, with the settings of {method.source}",
-            "stops when": f"{self.steps} steps are done" if self.steps else "the edit is done; it has no steps",
-            "cost": f"about {method.passes(self.steps):,} passes of the UNet to train, and "
-            f"{drawn * self.sampler['steps']:,} to draw {drawn} images",
-            "evidence": f"{len(forget)} images to forget and {len(keep)} to keep, before and after, seen by {judges}"
-            f"{'; UnlearnDiffAtk' if self.attack else '; no attack (--attack true)'}",
-        }
-        return Plan(lines, [*asked.notes, *self._notes()])
-
-    def _notes(self) -> list[str]:
-        notes = ["run.yaml names the concept, as any repetition of the run has to."]
-        if not self.judges:
-            hidden = "" if self.options.show_text else " They are hidden without --show_text true."
-            notes.append(f"No --judge was given, so that the images alone will be the evidence.{hidden}")
-        if self.recipe.name in ("UCE", "RECE", "ConceptAblation") and not self.anchor and not self.asked.judges:
-            notes.append("No --anchor was given, so that the concept becomes nothing in its prompts.")
-        return notes
+        return erasure_plan(self)
 
     def entries(self, secret: bytes) -> dict[str, Any]:
         """What the record says of the request."""

@@ -6,15 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from lightning_unlearn.audit.entries import model_entry
-from lightning_unlearn.core.modes import differentiable
 from lightning_unlearn.diffusion.attacks.prompt_attack import PromptAttack
 from lightning_unlearn.diffusion.attacks.result import AttackResult
-from lightning_unlearn.diffusion.concept_presence import prompt_effect
-from lightning_unlearn.diffusion.engine.draws import Draws
 from lightning_unlearn.diffusion.text_to_image import LitTextToImage
 from lightning_unlearn.forget.erasure_images import draw_pictures
 from lightning_unlearn.forget.erasure_judges import seen_by
@@ -38,7 +34,6 @@ def measure_erasure(request: ConceptRequest, model: Path, work: Path) -> Erasure
     """
     asked, batch_size = request.asked, request.drawing.batch_size
     base, unlearned = request.open(request.source), request.open(str(model))
-    effects = _effects(request, base)
     before = draw_pictures(base, asked.pictures, work / "before", "Images before", batch_size)
     after = draw_pictures(unlearned, asked.pictures, work / "after", "Images after", batch_size)
     seen = [
@@ -46,7 +41,7 @@ def measure_erasure(request: ConceptRequest, model: Path, work: Path) -> Erasure
         for number, judge in enumerate(request.judges)
     ]
     attack, found = _attacked(request, unlearned, base, work / "attack") if request.attack else (None, None)
-    return ErasureEvidence(asked, before, after, seen, effects, attack, found)
+    return ErasureEvidence(asked, before, after, seen, request.effects, attack, found)
 
 
 def erasure_findings(request: ConceptRequest, evidence: ErasureEvidence, model: Path) -> Findings:
@@ -83,13 +78,6 @@ def erasure_findings(request: ConceptRequest, evidence: ErasureEvidence, model: 
         "numbers": {**numbers, "effects": list(numbers["effects"].values())},
     }
     return Findings(report, entry)
-
-
-def _effects(request: ConceptRequest, base: LitTextToImage) -> dict[str, float]:
-    """Effect of the words of the concept on what the model draws, each alone as a prompt."""
-    noise = Draws(0, 0).noise(base, 2)
-    with differentiable(base), torch.no_grad():
-        return {word: prompt_effect(base, word, noise) for word in request.asked.words}
 
 
 def _attacked(

@@ -3,20 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.files import replacing
 from lightning_unlearn.core.progress import progress
 from lightning_unlearn.diffusion.text_to_image import LitTextToImage
 from lightning_unlearn.forget.erasure_prompts import Picture
 
-__all__ = ["draw_pictures", "thumbnail"]
+__all__ = ["Drawing", "draw_pictures", "thumbnail"]
 
 _SIDE = 160  # pixels of an image on the page, at most
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How images are drawn.
+
+    Args:
+        images: Images of each prompt to forget; prompts to keep have one.
+        steps: Steps of the sampler; by default 50, and 20 of the miniature.
+        guidance: Weight of classifier-free guidance; by default 7.5, and 4 of the miniature.
+        batch_size: Images drawn together.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    images: int = 3
+    steps: int | None = None
+    guidance: float | None = None
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        at_least("images", self.images, 1)
+        at_least("batch_size", self.batch_size, 1)
+        at_least("steps", 1 if self.steps is None else self.steps, 1)
+        at_least("guidance", 0 if self.guidance is None else self.guidance, 0)
+
+    def sampler(self, miniature: bool) -> dict[str, Any]:
+        """Steps and guidance for a pipeline."""
+        default = {"steps": 20, "guidance": 4.0} if miniature else {"steps": 50, "guidance": 7.5}
+        given = {"steps": self.steps, "guidance": self.guidance}
+        return {name: default[name] if value is None else value for name, value in given.items()}
 
 
 def draw_pictures(

@@ -14,7 +14,10 @@ import yaml
 from lightning_unlearn.audit.canonical import writable
 from lightning_unlearn.core.files import replacing, write_text
 
-__all__ = ["RequestFolder", "configuration"]
+__all__ = ["PRIVATE", "RequestFolder", "configuration"]
+
+PRIVATE = "private"
+"""Sub-folder of an output folder for files that are not to be handed out."""
 
 _STATE = "state.json"
 
@@ -29,7 +32,8 @@ class RequestFolder:
     """Output folder of a request.
 
     Every finished step is noted in ``state.json``, so that a request that was killed goes on where it was. Files of a
-    step that is under way are in ``work/``, which holds the time before unlearning and is removed at the end.
+    step that is under way are in ``work/``, which holds the time before unlearning and is removed at the end. Files
+    that stay but tell of the starting model, such as logged metrics, are in ``private/``, which only the user may read.
 
     Args:
         path: The folder; it need not exist.
@@ -41,6 +45,7 @@ class RequestFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser().resolve()
         self.model, self.work = self.path / "model", self.path / "work"
+        self.private = self.path / PRIVATE
         self.record, self.run = self.path / "record.jsonl", self.path / "run.yaml"
         self.checkpoint, self.final = self.work / "last.ckpt", self.work / "unlearned.ckpt"
         self._state: dict[str, Any] | None = None
@@ -74,6 +79,19 @@ class RequestFolder:
             )
         return bytes.fromhex(self.secret_file.read_text(encoding="utf-8").strip())
 
+    def check_free(self) -> None:
+        """Refuse a folder with files of no request; writes nothing.
+
+        Raises:
+            FileExistsError: If the folder has such files.
+        """
+        if self._state is not None:
+            return
+        if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+            raise FileExistsError(
+                f"{self.path} has files that are of no request. Give a new folder as --output_dir, or remove it."
+            )
+
     def check(self, request: dict[str, Any]) -> None:
         """Refuse a folder of something else; writes nothing.
 
@@ -83,18 +101,14 @@ class RequestFolder:
         Raises:
             FileExistsError: If the folder has another request, or files of something else.
         """
-        given = _plain(request)
+        self.check_free()
         if self._state is not None:
-            known = self._state["request"]
+            given, known = _plain(request), self._state["request"]
             if differing := sorted(key for key in {*known, *given} if known.get(key) != given.get(key)):
                 raise FileExistsError(
                     f"{self.path} is the folder of another request: it differs in {', '.join(differing)}. Give another "
                     "--output_dir, or remove that folder."
                 )
-        elif self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
-            raise FileExistsError(
-                f"{self.path} has files that are of no request. Give a new folder as --output_dir, or remove it."
-            )
 
     def claim(self, request: dict[str, Any]) -> None:
         """Write down which request the folder is of, and keep other processes out of it.
@@ -103,16 +117,18 @@ class RequestFolder:
             FileExistsError: If the folder has something else, or another process works on its request.
         """
         self.check(request)
-        if self._state is not None:
-            self._lock()
-            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        if self._state is None:
+            self._write_secret()
+            self._write({"id": self.id, "request": _plain(request), "done": {}})
+        self.private.mkdir(exist_ok=True, mode=0o700)
+
+    def _write_secret(self) -> None:
         self.secret_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with replacing(self.secret_file) as part:
             part.touch(0o600)
             part.write_text(f"{self._new_secret.hex()}\n", encoding="utf-8")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock()
-        self._write({"id": self.id, "request": _plain(request), "done": {}})
 
     @property
     def claimed(self) -> bool:

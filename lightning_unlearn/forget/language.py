@@ -21,8 +21,16 @@ from lightning_unlearn.audit.models import AuditedModel
 from lightning_unlearn.audit.protocol import control_of, run_audit
 from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.checks import above, one_of
-from lightning_unlearn.core.files import write_text
+from lightning_unlearn.forget.folder import PRIVATE
 from lightning_unlearn.forget.language_plan import language_plan
+from lightning_unlearn.forget.language_run import (
+    BATCH,
+    OWN_ROWS,
+    RETAIN_BATCH,
+    data_arguments,
+    language_config,
+    write_own_answers,
+)
 from lightning_unlearn.forget.methods import make_method, read_method
 from lightning_unlearn.forget.request import Findings, Plan, RequestOptions
 from lightning_unlearn.forget.tables import AUTO, absolute, check_columns, columns_of, find_tables, read_tables
@@ -37,10 +45,7 @@ from lightning_unlearn.report.model import JSON
 __all__ = ["LanguageRequest"]
 
 _EPOCHS, _FEWEST = 10, 40  # passes over the forget rows, and steps where these are few
-_BATCH, _RETAIN_BATCH = 4, 6
-_WATCHED = 64  # rows of each set that say when to stop, at most
 _AUDITED, _OWN_AUDITED = 400, 96  # rows of each set beside those to forget; answers of the model are long
-_OWN = "retain.jsonl"
 _SIMNPO = {"class_path": "lightning_unlearn.SimNPO", "init_args": {"beta": 2.5}}
 
 
@@ -105,14 +110,19 @@ class LanguageRequest:
 
     def check(self) -> None:
         """Open the model, read and tokenize the rows, and make the method."""
-        check_columns(self.tables, self.columns)
+        check_columns(self.tables, self.columns, self.sources)
         rows = self.audit_data()
         control_of(None, self.retrained, rows)
         assert self.objective
         module = LitCausalLM(self.model, lr=self.lr, lora=self.lora)
+        if module.tokenizer is None:
+            raise ValueError(
+                f"{self.model} has a model, but no tokenizer. Copy the tokenizer files of the model that it was "
+                "trained from, such as tokenizer.json and tokenizer_config.json, into that folder."
+            )
         prompt = replace(module.prompt or PromptFormat(), tokenizer=module.tokenizer)
         known = {name: source for name, source in self.sources.items() if source != AUTO}
-        data = LanguageDataModule(**_data_arguments(known), prompt=prompt, columns=self.columns)
+        data = LanguageDataModule(**data_arguments(known), prompt=prompt, columns=self.columns)
         data.setup("fit")
         if self.auto:
             OwnAnswers(self.questions).asked()
@@ -129,7 +139,7 @@ class LanguageRequest:
             audit = plan_of(self.depth, rows, bool(rows.never_seen), self.facts["parameters"], self.options.seed)
             module.prompt = prompt
             with torch.no_grad():
-                self.facts["timing"] = timing(module, audit.probes[:2], audit.scorer)
+                self.facts["timing"] = timing(module, audit.probes, audit.scorer)
 
     def plan(self) -> Plan:
         """What will be done, and what it costs."""
@@ -146,7 +156,7 @@ class LanguageRequest:
                 for name, rows in tables.items()
                 if name != "forget"
             },
-            "method": {"name": self.name, "callbacks": self._callbacks, "lr": self.lr, "lora": self.lora},
+            "method": {"name": self.name, "callbacks": self.callbacks, "lr": self.lr, "lora": self.lora},
             "own answers": {"questions": self.questions} if self.auto else None,
             "settings": {"seed": self.options.seed, "steps": self.steps, "precision": self.options.precision},
             "columns": asdict(self.columns),
@@ -160,29 +170,9 @@ class LanguageRequest:
 
     def config(self, folder: Path) -> dict[str, Any]:
         """The run as a configuration of LightningCLI."""
-        model = {"model": self.model, "lr": self.lr} | ({"lora": self.lora} if self.lora else {})
         if self.auto:
-            self._write_own_answers(folder)
-        arguments = {**_data_arguments(self._run_sources(folder)), "seed": self.options.seed}
-        default = asdict(Columns())
-        if named := {name: value for name, value in asdict(self.columns).items() if value != default[name]}:
-            arguments["columns"] = named
-        if self.facts["prompt"] is not None:  # the day is a part of what the model reads
-            arguments["prompt"] = self.facts["prompt"]
-        return {
-            "seed_everything": self.options.seed,
-            "model": {"class_path": "lightning_unlearn.LitCausalLM", "init_args": model},
-            "data": {"class_path": "lightning_unlearn.LanguageDataModule", "init_args": arguments},
-            "trainer": {
-                "max_steps": self.steps,
-                "max_epochs": -1,
-                "gradient_clip_val": 1.0,
-                "log_every_n_steps": 1,
-                "limit_val_batches": 0,
-                "num_sanity_val_steps": 0,
-                "callbacks": [*self._callbacks, *self._stop()],
-            },
-        }
+            write_own_answers(self, folder)
+        return language_config(self, folder)
 
     def export(self, ckpt: Path, folder: Path) -> None:
         """Write a folder that transformers opens; adapters are merged."""
@@ -193,7 +183,7 @@ class LanguageRequest:
         result = run_audit(
             self.model,
             str(model),
-            self.audit_data(model.parent),
+            self.audit_data(model.parent / PRIVATE),
             work / "audit",
             self.retrained,
             depth=self.depth,
@@ -217,7 +207,7 @@ class LanguageRequest:
     @property
     def steps(self) -> int:
         """The most steps that the run makes."""
-        epoch = math.ceil(len(self.tables["forget"]) / _BATCH)
+        epoch = math.ceil(len(self.tables["forget"]) / BATCH)
         return self.options.max_steps or max(_FEWEST, _EPOCHS * epoch)
 
     @cached_property
@@ -226,19 +216,19 @@ class LanguageRequest:
         return read_tables(self.sources)
 
     @cached_property
-    def _callbacks(self) -> list[dict[str, Any]]:
+    def callbacks(self) -> list[dict[str, Any]]:
         """The method as YAML has it."""
         return [_SIMNPO] if self.method == "auto" else read_method(self.method)
 
     @cached_property
     def objective(self) -> UnlearnCallback:
         """The callback that unlearns."""
-        return make_method(self._callbacks, self.method)
+        return make_method(self.callbacks, self.method)
 
     @property
     def name(self) -> str:
         """Name of the method."""
-        return " with ".join(part["class_path"].rpartition(".")[2] for part in self._callbacks)
+        return " with ".join(part["class_path"].rpartition(".")[2] for part in self.callbacks)
 
     @property
     def stops(self) -> bool:
@@ -250,54 +240,23 @@ class LanguageRequest:
         """Whether the run has a GPU, as far as this process sees."""
         return self.options.accelerator != "cpu" and torch.cuda.is_available()
 
-    def _stop(self) -> list[dict[str, Any]]:
-        if not self.stops:
-            return []
-        heldout = [name for name in self.sources if name not in ("forget", "retain", "never_seen")]
-        watched = sum(
-            min(_WATCHED, len(self.tables.get(name, range(_WATCHED)))) for name in ("forget", "retain", *heldout)
-        )
-        # A step reads each row of its batch three times; measuring takes at most as long as the steps between.
-        every = max(1, round(watched / (3 * self.rows_of_a_step)))
-        arguments = {"keep": ["retain", *heldout], "every_n_steps": every, "limit": _WATCHED}
-        return [{"class_path": "lightning_unlearn.StopWhenForgotten", "init_args": arguments}]
-
     @property
     def rows_of_a_step(self) -> int:
         """Rows to forget and rows to keep in a batch."""
-        return _BATCH + _RETAIN_BATCH
+        return BATCH + RETAIN_BATCH
 
     @property
     def auto(self) -> bool:
         """Whether the model writes the rows to keep itself."""
         return self.sources["retain"] == AUTO
 
-    def _run_sources(self, folder: Path) -> dict[str, str]:
-        """The sources of the run: those of the request, and the rows that the model has written."""
-        return {**self.sources, **({"retain": str(folder / _OWN)} if self.auto else {})}
-
-    def _write_own_answers(self, folder: Path) -> None:
-        """Let the model write the rows to keep. They stay with the request, so that its run can be repeated."""
-        module = LitCausalLM(self.model)
-        module.to("cuda" if self.on_gpu else "cpu")
-        prompt = replace(module.prompt or PromptFormat(), tokenizer=module.tokenizer, **(self.facts["prompt"] or {}))
-        found = OwnAnswers(self.questions).answers(module, self.sources["forget"], self.columns, prompt)
-        write_text(folder / _OWN, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows))
-
     def audit_data(self, folder: Path | None = None) -> AuditData:
         """The rows of the audit; before the model has written its own ones, neutral questions stand for them."""
         tables = {**self.tables, **read_tables(self.audit_sources)}
         if self.auto and folder is not None:
-            tables |= read_tables({"retain": str(folder / _OWN)})
+            tables |= read_tables({"retain": str(folder / OWN_ROWS)})
         elif self.auto:
             asked = OwnAnswers(self.questions).asked()
             tables["retain"] = [{self.columns.question: text, self.columns.answer: text} for text in asked]
         limit = _OWN_AUDITED if self.auto else _AUDITED
         return sets_of_audit(tables, self.columns, self.sources["forget"], limit, self.options.seed)
-
-
-def _data_arguments(sources: dict[str, str]) -> dict[str, Any]:
-    heldout = {name: source for name, source in sources.items() if name not in ("forget", "retain")}
-    roles = {name: source for name, source in sources.items() if name in ("forget", "retain")}
-    batches = {"batch_size": _BATCH, "retain_batch_size": _RETAIN_BATCH}
-    return {**roles, **({"heldout": heldout} if heldout else {}), **batches}

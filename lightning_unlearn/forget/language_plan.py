@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_unlearn.audit.data import MIN_PROBES, with_phrasings
 from lightning_unlearn.audit.depth import cost_of, plan_of, seconds_of
 from lightning_unlearn.forget.request import Plan
+from lightning_unlearn.language.data.own_answers import OwnAnswers
 
 if TYPE_CHECKING:
     from lightning_unlearn.forget.language import LanguageRequest
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["language_plan"]
 
 _BACKWARD = 3  # passes that a step takes
+_BUSY = 1.3  # times as long as on a free CPU, from which on the plan says both
 _WATCHING = 2  # times as long as the steps alone, as measuring when to stop takes as much again
 
 
@@ -55,9 +58,28 @@ def _cost(request: LanguageRequest) -> str:
         return cost
     data = request.audit_data()
     audit = plan_of(request.depth, data, bool(data.never_seen), facts["parameters"], request.options.seed)
-    training = request.steps * rows * _BACKWARD * _WATCHING * timed["pass"]
-    checking = 2 * seconds_of(cost_of(audit, data), audit.rows, timed)
-    return f"{cost}; about {_minutes(training)} to train and {_minutes(checking)} to audit on this CPU"
+    seconds = {
+        "to train": request.steps * rows * _BACKWARD * _WATCHING * timed["pass"],
+        "to audit": 2 * seconds_of(cost_of(audit, data), audit.rows, timed),
+    }
+    if request.auto:
+        own = OwnAnswers(request.questions)
+        answer = timed["generation"] * own.max_new_tokens / audit.scorer.max_new_tokens
+        seconds = {"to write the rows to keep": len(own.asked()) * answer, **seconds}
+    return f"{cost}; on this CPU at most about {_times(seconds, timed['busy'])}"
+
+
+def _times(seconds: Mapping[str, float], busy: float) -> str:
+    """What takes how long; on a CPU that others use too, also if it becomes free."""
+    told = _and([f"{_minutes(value)} {name}" for name, value in seconds.items()])
+    if busy < _BUSY:
+        return told
+    free = _and([_minutes(value / busy) for value in seconds.values()])
+    return f"{told} if it stays as busy as it is now, {free} if it becomes free"
+
+
+def _and(parts: Sequence[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _notes(request: LanguageRequest) -> list[str]:
@@ -71,7 +93,7 @@ def _notes(request: LanguageRequest) -> list[str]:
         notes.append(
             "There are no rows to keep (--retain). The model keeps its own answers to neutral questions. They protect "
             "nothing of the same form as the rows to forget: where such rows must stay, give some of them. The answers "
-            "stay in retain.jsonl of the output folder, and are text of the model before: hand out model/ alone."
+            "stay in private/ of the output folder, and are text of the starting model: hand out model/ alone."
         )
     if not request.stops:
         notes.append(f"{request.name} {request.objective.not_averaged}, so the run is not ended early.")

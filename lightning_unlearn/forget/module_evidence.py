@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lightning_unlearn.core.lightning import PACKAGES, LightningModule, isolate_rng, overrides
+from lightning_unlearn.core.lightning import PACKAGES, LightningModule, isolate_rng, overrides, resolve
 from lightning_unlearn.core.scores import Score
 from lightning_unlearn.forget.module_measures import NamedRows, RowMeasures, membership, shadow_attack
 from lightning_unlearn.forget.module_verdict import Criterion
@@ -24,6 +24,7 @@ __all__ = [
     "SETS",
     "outcome_section",
     "own_metrics",
+    "own_metrics_of",
     "own_section",
     "relearn",
     "relearning_section",
@@ -79,18 +80,35 @@ def own_metrics(module: LightningModule, data: DataModuleSplit, accelerator: str
         accelerator: Device, as the Trainer names it.
     """
     package = next(p for p in PACKAGES if isinstance(module, p.LightningModule))
+    logger = resolve("loggers.logger.DummyLogger", package)()  # modules call methods of theirs, such as add_image
     found: dict[str, float] = {}
     for function, step, loader in (("validate", "validation_step", "val"), ("test", "test_step", "test")):
         given = overrides(data.user.module, f"{loader}_dataloader", "LightningDataModule")
         if not given or not overrides(module, step, "LightningModule"):
             continue
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        quiet = {"logger": logger, "enable_checkpointing": False, "enable_progress_bar": False}
         trainer = package.Trainer(accelerator=accelerator, devices=1, enable_model_summary=False, **quiet)
         with isolate_rng():
             torch.manual_seed(data.seed)
             logged = getattr(trainer, function)(module, datamodule=data, verbose=False)
         found |= {name: float(value) for metrics in logged for name, value in metrics.items()}
     return found
+
+
+def own_metrics_of(
+    models: Mapping[str, LightningModule], data: DataModuleSplit, accelerator: str
+) -> tuple[dict[str, dict[str, float]], str]:
+    """What each of several modules logs itself, and why there is nothing where that fails.
+
+    Args:
+        models: The modules.
+        data: The user's data module.
+        accelerator: Device, as the Trainer names it.
+    """
+    try:
+        return {name: own_metrics(module, data, accelerator) for name, module in models.items()}, ""
+    except Exception as error:  # steps of the user, in a Trainer without the user's callbacks and logger
+        return {name: {} for name in models}, f"{type(error).__name__}: {error}"
 
 
 # ---- sections --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from lightning_unlearn.core.files import sha256
 from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.forget.module_evidence import (
     outcome_section,
-    own_metrics,
+    own_metrics_of,
     own_section,
     relearn,
     relearning_section,
@@ -30,6 +30,7 @@ _LIMITS = [
     "Forgetting in the weights deletes no data elsewhere: the raw rows, backups, caches, other checkpoints and models "
     "that were made from this one.",
 ]
+_NO_OWN = "The module's own metrics are missing, since its validation or test fails outside of its own run ({})."
 _TERMS = {
     "NLL": "Negative log-likelihood of the label, in nats: 0 is certain, each step of 0.69 halves its probability.",
     "AUC": "Chance that a row to forget is likelier to the model than a row that it never saw. 0.5 tells nothing; "
@@ -65,7 +66,7 @@ def module_findings(
         rate = factor * (opened.rates[0] if opened.rates else _RATE)
         three = (models["after"], models["before"], models["control"])
         curve = relearn(*three, opened.sets["forget"], opened.choice.score, rate, seed)
-    own = {name: own_metrics(module, opened.split, accelerator) for name, module in models.items()}
+    own, failure = own_metrics_of(models, opened.split, accelerator)
     found = criteria(opened.before, after, control, curve, asked.whole_class, opened.thresholds)
     verdict = headline(conclude(found, opened.knew, control is not None), found)
     sections = [
@@ -88,7 +89,7 @@ def module_findings(
             "thresholds": thresholds,
             **provenance,
         },
-        limits=[*_LIMITS, *opened.notes],
+        limits=[*_LIMITS, *opened.notes, *([_NO_OWN.format(failure)] if failure else [])],
         terms=_TERMS,
     )
     met = [[c.kind, c.name, c.threshold, c.measured, c.outcome] for c in found]

@@ -74,6 +74,7 @@ def run_request(request: Request, fit: Fit) -> RequestResult | None:
         _fit(folder, fit)
         return None
     _check(options)
+    folder.check_free()  # before what takes long
     request.check()
     entry = request.entries(folder.secret)
     folder.check(entry)
@@ -116,7 +117,7 @@ def _check(options: RequestOptions) -> None:
 
 def _complete(plan: Plan, folder: RequestFolder, options: RequestOptions) -> Plan:
     """The plan with what all requests write."""
-    lines = {**plan.lines, "writes": f"{folder.path}: model/, report.html, record.jsonl, run.yaml"}
+    lines = {**plan.lines, "writes": f"{folder.path}: model/, report.html, record.jsonl, run.yaml; private/"}
     if options.key == UNSIGNED:
         lines["record"] = "not signed: nobody vouches for it"
     else:
@@ -134,7 +135,7 @@ def _train(request: Request, folder: RequestFolder, fit: Fit) -> None:
     if folder.done("run"):
         return
     if not folder.done("configuration"):
-        config = request.config(folder.path)
+        config = request.config(folder.private)
         trainer = {**request.options.trainer(), **config.get("trainer", {})}
         trainer["callbacks"] = [*trainer.get("callbacks", []), _callback(FinalWeights, path=folder.final.name)]
         folder.write_run({**config, "trainer": trainer})
@@ -178,7 +179,7 @@ def _callback(kind: type, **arguments: Any) -> dict[str, Any]:
 
 
 def _write_metrics(folder: RequestFolder) -> None:
-    """Write ``metrics.csv``; of a run that was killed and resumed, each step once."""
+    """Write ``private/metrics.csv``; of a run that was killed and resumed, each step once."""
     attempts = []
     for file in sorted(folder.work.glob("log/version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:])):
         with file.open(newline="", encoding="utf-8") as opened:
@@ -190,7 +191,7 @@ def _write_metrics(folder: RequestFolder) -> None:
     if not rows:
         return
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with replacing(folder.path / "metrics.csv") as part, part.open("w", newline="", encoding="utf-8") as opened:
+    with replacing(folder.private / "metrics.csv") as part, part.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.DictWriter(opened, names)
         writer.writeheader()
         writer.writerows(rows)
@@ -232,6 +233,7 @@ def _told(folder: RequestFolder) -> RequestResult:
         for line in (*report.headline.reasons, *report.headline.advice):
             print(f"- {line}")
     print(f"\nModel:  {folder.model}\nReport: {folder.path / 'report.html'}\nRecord: {folder.record}")
+    print(f"Hand out the model alone. {folder.private} tells of the starting model, and stays with you.")
     print(f"Check the record, the model and the report:\n  {verify_command(folder, head)}")
     print(
         f"The rows are hashed in the record under {folder.secret_file}: keep it with the case file, hand it to nobody."

@@ -127,7 +127,8 @@ class Request(Protocol):
         ``default_root_dir``.
 
         Args:
-            folder: The output folder, for files that the run reads and that stay, such as rows that were generated.
+            folder: Folder for files that the run reads and that stay, such as rows that were generated. It is none that
+                is handed out.
         """
 
     def export(self, ckpt: Path, folder: Path) -> None:

@@ -17,6 +17,8 @@ AUTO = "auto"
 _AUDIT_ALONE = ("neutral", "paraphrases")
 _SETS = ("forget", "retain", "never_seen", "heldout", "general", *_AUDIT_ALONE)
 _EXAMPLE = 4  # columns
+_ASKED = ("question", "prompt", "instruction", "input", "query")
+_SAID = ("answer", "completion", "response", "output", "reply")
 
 
 def find_tables(
@@ -61,8 +63,15 @@ def columns_of(columns: Columns | None, template: str | None) -> Columns:
     return replace(columns or Columns(), **({"text": template} if template is not None else {}))
 
 
-def check_columns(tables: Mapping[str, Sequence[Mapping[str, Any]]], columns: Columns) -> None:
+def check_columns(
+    tables: Mapping[str, Sequence[Mapping[str, Any]]], columns: Columns, sources: Mapping[str, str]
+) -> None:
     """Refuse rows that have no question with answer, no conversation and no text, and show how to name theirs.
+
+    Args:
+        tables: The rows of each set.
+        columns: Names of their columns.
+        sources: Where the rows of each set are from.
 
     Raises:
         ValueError: If there are such rows.
@@ -74,12 +83,23 @@ def check_columns(tables: Mapping[str, Sequence[Mapping[str, Any]]], columns: Co
             asked = columns.question in row and columns.answer in row
             if not asked and columns.messages not in row and columns.text not in row:
                 there = [str(column) for column in rows[number]]
+                if not there:
+                    raise ValueError(f"Row {number} of the {name} rows ({sources[name]}) has no columns. Remove it.")
                 text = ", ".join(f"{column}: {{{column}}}" for column in there[:_EXAMPLE])
                 raise ValueError(
-                    f"Row {number} of the {name} rows has the columns {there}, but no question with answer and no "
-                    f'text. Say how a row reads, as a text: --template "{text}"; or as a question: --columns.question '
-                    f'"What is the {there[-1]} of {{{there[0]}}}?" --columns.answer "{{{there[-1]}}}".'
+                    f"Row {number} of the {name} rows ({sources[name]}) has the columns {there}, but no question with "
+                    f'answer and no text. Say how a row reads, as a text: --template "{text}"; or as a question: '
+                    f"{_question(there)}."
                 )
+
+
+def _question(columns: Sequence[str]) -> str:
+    """Options that read a row as a question: by its columns where these have the names of such, else by templates."""
+    asked, said = (next((c for c in columns if c.lower() in names), None) for names in (_ASKED, _SAID))
+    if asked is not None and said is not None:
+        return f"--columns.question {asked} --columns.answer {said}"
+    first, last = columns[0], columns[-1]
+    return f'--columns.question "What is the {last} of {{{first}}}?" --columns.answer "{{{last}}}"'
 
 
 def absolute(source: str) -> str:

@@ -27,6 +27,7 @@ __all__ = ["DataModuleSplit", "UserData", "batch_size_of", "data_arguments"]
 _KIND = "LightningDataModule"
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 _SCALARS = (bool, int, float, str)
+_LABELS = ("labels", "label", "target", "targets", "y")
 _SAMPLE = 32  # rows that a training set is known by
 
 
@@ -131,13 +132,23 @@ class UserData:
         """Labels of a dataset: those that it tells, or else those in its rows, which are all read.
 
         Raises:
-            ValueError: If a row has no label that is an integer.
+            ValueError: If rows have no label that is an integer, or it can't be told from other integers.
         """
         try:
             return targets_of(dataset)
         except TypeError:
             with self.seeded():
-                return torch.tensor([_label(collate([dataset[i]]), dataset) for i in range(len(dataset))])
+                found = [_integers(collate([dataset[i]])) for i in range(len(dataset))]
+        names = sorted(set.intersection(*map(set, found))) if found else []
+        # A whole number that differs in each row is the number of the row.
+        names = [name for name in names if len({row[name] for row in found}) < len(found)] or names
+        if len(names) != 1:
+            have = f"have several whole numbers ({', '.join(names)})" if names else "have no class as a whole number"
+            raise ValueError(
+                f"The rows of {type(dataset).__name__} {have}, so their classes are not known. Give it an attribute "
+                "`targets` with one integer a row, or choose rows by their numbers: --rows."
+            )
+        return torch.tensor([row[names[0]] for row in found])
 
     def fingerprint(self, seed: int | None = None) -> str:
         """A hash of the training set, by its length and some of its rows, read with random numbers of one seed."""
@@ -154,19 +165,18 @@ class UserData:
         return digest.hexdigest()
 
 
-def _label(row: Any, dataset: Any) -> int:
+def _integers(row: Any) -> dict[str, int]:
+    """Whole numbers of a row, in a batch of its own, that may be its class, by their names or places."""
     named = as_mapping(row)
-    label = None
-    if named is not None:
-        label = next((named[name] for name in ("labels", "label", "target", "targets", "y") if name in named), None)
-    elif isinstance(row, (list, tuple)) and len(row) >= 2:
-        label = row[1]
-    if not isinstance(label, Tensor) or label.is_floating_point() or label.numel() != 1:
-        raise ValueError(
-            f"{type(dataset).__name__} does not tell the classes of its rows. Give it an attribute `targets` with one "
-            "integer a row, or choose rows by their numbers: --rows."
-        )
-    return int(label)
+    parts = ((name, named.get(name) if named is not None else getattr(row, name, None)) for name in _LABELS)
+    found = dict([(name, part) for name, part in parts if part is not None][:1])
+    if not found and isinstance(row, (list, tuple)):
+        found = {f"part {place}": part for place, part in enumerate(row) if place}
+    return {
+        name: int(part)
+        for name, part in found.items()
+        if isinstance(part, Tensor) and not part.is_floating_point() and part.numel() == 1
+    }
 
 
 def _indices(dataset: Any) -> list[Any]:

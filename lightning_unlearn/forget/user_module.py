@@ -19,6 +19,7 @@ from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.files import sha256
 from lightning_unlearn.core.lightning import MODULES, LightningModule
 
+_LINES, _LONGEST = 4, 200  # lines of a message, and characters of each
 _NEEDED = ("state_dict", "pytorch-lightning_version")
 
 __all__ = ["base_rates", "built", "import_class", "open_module", "read_checkpoint", "recorded_rates"]
@@ -97,7 +98,8 @@ def read_checkpoint(path: str, trusted: bool = False) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint of a Trainer, or has objects of classes and is not trusted.
+        ValueError: If it is no checkpoint of a Trainer, has objects of classes and is not trusted, or has those of a
+            class that is not found.
     """
     file = Path(path)
     if file.is_dir():
@@ -117,6 +119,12 @@ def read_checkpoint(path: str, trusted: bool = False) -> dict[str, Any]:
             f"{path} holds objects of {', '.join(dict.fromkeys(named))}, and loading objects of such classes can run "
             "code of whoever wrote the file. If it is yours, add --trust_checkpoint; better, save it anew with "
             "plain hyperparameters (numbers, texts, lists, dicts)."
+        ) from None
+    except (ImportError, AttributeError) as error:  # of a trusted file
+        raise ValueError(
+            f"{path} holds objects of a class that is not found here: {error}. Start the command where it can be "
+            "imported. A class of a notebook or script, __main__, can't be: save the checkpoint anew with plain "
+            "hyperparameters (numbers, texts, lists, dicts)."
         ) from None
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is no PyTorch file, or a part of one: {error}") from None
@@ -174,11 +182,18 @@ def open_module(
     except RuntimeError as error:
         raise ValueError(
             f"{kind.__name__} does not take the weights of {checkpoint}. Give the class that was trained, with the "
-            f"same arguments: {error}"
+            f"same arguments (--module.<name> <value>): {_brief(error)}"
         ) from error
     if rate != 1.0:
         _scale_rates(opened, rate)
     return opened
+
+
+def _brief(error: Exception) -> str:
+    """A message of torch without most of the names of a large network."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    shown = [line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..." for line in lines[:_LINES]]
+    return " ".join([*shown, *([f"({len(lines) - _LINES} more lines)"] if len(lines) > _LINES else [])])
 
 
 def _check_hash(checkpoint: str, wanted: str | None) -> None:

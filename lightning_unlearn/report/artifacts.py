@@ -29,7 +29,7 @@ __all__ = ["LogArtifacts", "log_artifacts"]
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-_EVIDENCE = ("report.html", "report.json", "report.md", "record.jsonl", "public_key.pem", "run.yaml", "metrics.csv")
+_EVIDENCE = ("report.html", "report.json", "report.md", "record.jsonl", "public_key.pem", "run.yaml")
 _SECRETS = ("rows.secret",)
 
 

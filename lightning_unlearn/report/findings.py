@@ -14,11 +14,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_unlearn.core.evaluation import HIDDEN
-from lightning_unlearn.core.retention import PRIVATE, RUN_KEY
+from lightning_unlearn.core.retention import OWN_ANSWER, PRIVATE, RUN_KEY
 from lightning_unlearn.report.model import UnlearningReport
 from lightning_unlearn.report.redaction import shown_rows
 
 __all__ = ["Finding", "doctor", "is_readable"]
+
+
+_LOGGED = ("unlearn/", "eval/")
 
 
 class Finding(NamedTuple):
@@ -28,7 +31,7 @@ class Finding(NamedTuple):
         file: The file that it is in.
         place: Where in the file.
         kind: ``"starting weights"``, ``"reference likelihoods"``, ``"optimizer state"``, ``"frozen values"``,
-            ``"rows"``, ``"answers"``, ``"delta"`` or ``"other"``.
+            ``"rows"``, ``"answers"``, ``"metrics"``, ``"delta"`` or ``"other"``.
         what: What it is, in words.
         serious: Whether it gives away the model or the rows of before. A note, such as that a mask has frozen weights,
             does not.
@@ -44,9 +47,8 @@ class Finding(NamedTuple):
 def doctor(path: str | Path) -> list[Finding]:
     """Say what a file, or all files of a folder, hold of the time before unlearning.
 
-    It reads checkpoints, weight files, deltas, exported folders, ledgers, reports, tables of answers and what an audit
-    keeps. Nothing that a
-    file holds is run: checkpoints are loaded with ``weights_only=True``.
+    It reads checkpoints, weight files, deltas, exported folders, ledgers, reports, tables of answers, logged metrics
+    and what an audit keeps. Nothing that a file holds is run: checkpoints are loaded with ``weights_only=True``.
 
     Args:
         path: File, or folder with files of any kind; those of a kind that is unknown are passed over in a folder.
@@ -214,6 +216,7 @@ def _safetensors(path: Path) -> Iterator[Finding]:
 
 def _json(path: Path) -> Iterator[Finding]:
     record = _parsed(path)
+    yield from _own_answers(path, record)
     if isinstance(record, dict) and {"name", "model", "settings", "outcome"} == record.keys():
         yield from _part(path, record["outcome"])
     if not (isinstance(record, dict) and str(record.get("schema", "")).startswith("lightning-unlearn/report/")):
@@ -222,6 +225,24 @@ def _json(path: Path) -> Iterator[Finding]:
         for number, part in enumerate(section.parts):
             if shown := shown_rows(part):
                 yield Finding(path, f"{section.id}/{number}", "answers", shown)
+
+
+def _json_lines(path: Path) -> Iterator[Finding]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        rows = [json.loads(line) for line in lines if line.strip()]
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is not a file of JSON lines, or a part of one: {error}.") from None
+    yield from _own_answers(path, rows)
+
+
+def _own_answers(path: Path, rows: Any) -> Iterator[Finding]:
+    """Answers of the starting model, as `forget --retain auto` and the cache of `OwnAnswers` keep them."""
+    listed = [row for row in (rows if isinstance(rows, list) else []) if isinstance(row, dict)]
+    cached = {"question", "answer", "ended"}
+    known = [row for row in listed if OWN_ANSWER.items() <= row.items() or row.keys() == cached]
+    if known:
+        yield Finding(path, "", "answers", f"{len(known)} answers that the starting model wrote")
 
 
 def _part(path: Path, outcome: Any) -> Iterator[Finding]:
@@ -265,6 +286,9 @@ def _table(path: Path) -> Iterator[Finding]:
         shown = [row for row in rows[1:] if "forget" in row[0] and HIDDEN not in row[1]]
         if shown:
             yield Finding(path, "", "answers", f"questions and answers of {len(shown)} rows to forget")
+    if rows and "step" in rows[0] and any(name.startswith(_LOGGED) for name in rows[0]):
+        text = "mean losses and likelihoods from the first step on, at first those of the starting model"
+        yield Finding(path, "", "metrics", text, serious=False)
 
 
 def _answers(path: Path, place: str, evaluations: list[Any]) -> Iterator[Finding]:
@@ -278,6 +302,7 @@ _READERS: dict[str, Any] = {
     **dict.fromkeys((".ckpt", ".pt", ".pth", ".bin"), _checkpoint),
     ".safetensors": _safetensors,
     ".json": _json,
+    ".jsonl": _json_lines,
     ".html": _html,
     ".md": _markdown,
     ".csv": _table,

@@ -16,7 +16,8 @@ from lightning_unlearn.audit.keys import load_public_key
 from lightning_unlearn.audit.verify import verify_record
 from lightning_unlearn.cli.forget import fit, forget
 from lightning_unlearn.diffusion.data.miniature import miniature_pipeline
-from lightning_unlearn.forget.diffusion import ConceptRequest, Drawing
+from lightning_unlearn.forget.diffusion import ConceptRequest
+from lightning_unlearn.forget.erasure_images import Drawing
 from lightning_unlearn.forget.pipeline import RequestResult, run_request
 from lightning_unlearn.forget.request import RequestOptions
 from lightning_unlearn.report.findings import doctor
@@ -147,4 +148,10 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     printed = capsys.readouterr().out
     assert "'negative', 'inverted', 'xray', by 18 prompts" in printed
     assert "150 steps are done" in printed
+    effect = re.search(r"known so far: .*'negative' (\d\.\d\d)", printed)
+    assert effect is not None
+    assert float(effect[1]) > 0.5
+    assert "nothing to erase" not in printed
+    assert forget([*words, "--concept=van gogh", "--keep=[disk, box]"]) is None
+    assert "There may be nothing to erase. Check the spelling" in capsys.readouterr().out
     assert not out.exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,26 @@ def test_a_table_of_customers_is_read_by_a_template(tiny_lm: Path, tmp_path: Pat
     assert any("has no control" in note for note in request.plan().notes)
 
 
+def test_the_plan_says_how_long_it_takes_also_on_a_busy_machine(
+    tiny_lm: Path, tables: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = LanguageRequest(str(tiny_lm), str(tables), depth="quick", options=options())
+    with monkeypatch.context() as shared:  # by others: this thread has a core in a quarter of the time
+        shared.setattr("time.thread_time", lambda: time.perf_counter() / 4)
+        request.check()
+    assert request.facts["timing"]["busy"] > 2  # 4, but for what happens between two looks at the clocks
+    rows = 3 * (4 + 6)  # of three steps, each of which takes three passes; measuring when to stop takes as long again
+    request.facts["timing"] = {"pass": 2.0, "generation": 0.0, "busy": 4.0}
+    cost = request.plan().lines["cost"]
+    assert f"at most about {2 * 3 * rows * 2 / 60:.0f} min to train and " in cost
+    assert "if it stays as busy as it is now, 2 min and " in cost
+    request.facts["timing"]["busy"] = 1.1
+    assert "busy" not in request.plan().lines["cost"]
+    alone = LanguageRequest(str(tiny_lm), str(tables / "forget.jsonl"), depth="quick", options=options())
+    alone.facts = request.facts
+    assert " to write the rows to keep, 6 min to train and " in alone.plan().lines["cost"]
+
+
 def test_methods_are_shipped_files_by_their_names(
     tiny_lm: Path, tables: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,13 +190,27 @@ def test_without_rows_to_keep_the_model_writes_its_own(
     run = yaml.safe_load(yaml.safe_dump(request.config(tmp_path)))
     assert run["data"]["init_args"]["retain"] == str(tmp_path / "retain.jsonl")
     assert [probe.question for probe in request.audit_data(tmp_path).retain] == [row["question"] for row in rows]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "retain.jsonl").rename(tmp_path / "model" / "taken_along.jsonl")
+    found = {finding.file.name: finding for finding in doctor(tmp_path) if finding.serious}
+    assert found["taken_along.jsonl"].what == "2 answers that the starting model wrote"
     with pytest.raises(ValueError, match="leave out retain"):
         LanguageRequest(str(tiny_lm), str(tables), questions="mine.txt")
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(tiny_lm: Path, tables: Path, tmp_path: Path) -> None:
     overlapping = write(tmp_path / "both.jsonl", [question("France"), question("Japan")])
+    shutil.copytree(tiny_lm, tmp_path / "mute", ignore=shutil.ignore_patterns("token*"))
+    Path("nothing.jsonl").write_text("{}\n{}\n")
+    empty = {"empty.jsonl": "", "empty.csv": "question,answer\n", "empty.json": "[]"}
+    for name, text in empty.items():
+        Path(name).write_text(text)
+    prompts = write(tmp_path / "prompts.jsonl", [{"id": 1, "prompt": "Who?", "completion": "Ada."}])
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        *((ValueError, f"forget rows .*{name}. are empty", {"forget": name}) for name in empty),
+        (ValueError, r"Row 0 of the forget rows .*nothing\.jsonl. has no columns", {"forget": "nothing.jsonl"}),
+        (ValueError, r"prompts\.jsonl.*question prompt --columns.answer completion", {"forget": prompts}),
+        (ValueError, "mute has a model, but no tokenizer. Copy", {"model": str(tmp_path / "mute")}),
         (ValueError, "1 rows of the retain set .* are in the forget set too", {"retain": overlapping}),
         (FileNotFoundError, "There is no file", {"retain": "absent.jsonl"}),
         (ValueError, "config.json|no model|not a", {"model": str(tables)}),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -10,11 +12,20 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from lightning_unlearn.classification.metrics.outputs import Outputs
 from lightning_unlearn.forget import user_data
 from lightning_unlearn.forget.chosen_rows import named_rows, numbers_of, parse_ranges, read_row_numbers, write_ranges
+from lightning_unlearn.forget.module_evidence import own_metrics_of
 from lightning_unlearn.forget.module_measures import RowMeasures, membership
 from lightning_unlearn.forget.module_verdict import Thresholds, conclude, criteria, knew
 from lightning_unlearn.forget.score_choice import choose_score
@@ -168,6 +179,19 @@ def test_a_checkpoint_with_objects_is_opened_where_it_is_trusted(tmp_path: Path)
     assert isinstance(opened.net[1], nn.Tanh)
 
 
+def test_classes_of_a_checkpoint_that_are_not_found_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("notebook", "other"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["notebook"].Settings = type("Settings", (), {"__module__": "notebook"})  # type: ignore[attr-defined]
+    torch.save({"settings": sys.modules["notebook"].Settings()}, tmp_path / "a.ckpt")
+    monkeypatch.setitem(sys.modules, "notebook", sys.modules["other"])  # without that class
+    with pytest.raises(ValueError, match=r"class that is not found here: .*'Settings'.* Start the command where"):
+        read_checkpoint(str(tmp_path / "a.ckpt"), trusted=True)
+    monkeypatch.delitem(sys.modules, "notebook")
+    with pytest.raises(ValueError, match="No module named 'notebook'"):
+        read_checkpoint(str(tmp_path / "a.ckpt"), trusted=True)
+
+
 def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
     torch.save(Net().state_dict(), tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="no 'state_dict'"):
@@ -258,6 +282,24 @@ def test_loaders_without_row_numbers_are_refused(kind: str, message: str) -> Non
         UserData(DATA, {"kind": kind}).train_loader()
 
 
+def test_labels_are_found_in_rows_of_any_kind() -> None:
+    x, classes = torch.zeros(3), [2, 0, 2, 1]
+    graphs = [SimpleNamespace(x=x, y=torch.tensor([label])) for label in classes]
+    kinds: list[tuple[Any, Any]] = [
+        ([(x, label) for label in classes], default_collate),
+        ([(x, label, number) for number, label in enumerate(classes)], default_collate),
+        ([(x, 0.5, label) for label in classes], default_collate),
+        ([{"x": x, "target": label} for label in classes], default_collate),
+        (graphs, lambda rows: rows[0]),
+    ]
+    for rows, collate in kinds:
+        assert UserData(DATA).labels(rows, collate).tolist() == classes
+    with pytest.raises(ValueError, match=r"several whole numbers \(part 1, part 2\).*`targets`.*--rows"):
+        UserData(DATA).labels([(x, label, label % 2) for label in classes], default_collate)
+    with pytest.raises(ValueError, match="have no class as a whole number"):
+        UserData(DATA).labels([(x, 0.5), (x, 1.5)], default_collate)
+
+
 def test_setting_up_leaves_the_random_numbers_of_the_run() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -269,6 +311,48 @@ def test_setting_up_leaves_the_random_numbers_of_the_run() -> None:
 def test_arguments_of_a_checkpoint_are_those_that_are_plain() -> None:
     held = {"datamodule_hyper_parameters": {"kind": "plain", "other": 1, "_instantiator": "x"}}
     assert user_data.data_arguments(DATA, held) == {"kind": "plain"}
+
+
+# ---- the module's own metrics ----------------------------------------------------------------------------------------
+
+
+class Held(L.LightningDataModule):
+    seed = 0
+
+    @property
+    def user(self) -> Any:
+        return SimpleNamespace(module=self)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(torch.ones(4)), 2)
+
+
+class Logs(L.LightningModule):
+    """Draws into its logger, which is one of TensorBoard."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.fails = fails
+
+    def validation_step(self, batch: Any, _: int) -> None:
+        assert self.logger is not None
+        self.logger.experiment.add_image("rows", batch[0])
+        self.log("val_sum", batch[0].sum())
+        if self.fails:
+            raise RuntimeError("asks for its callbacks")
+
+
+class Passed(Logs):
+    validation_step = None  # type: ignore[assignment]
+
+
+def test_own_metrics_are_those_of_modules_that_call_their_logger() -> None:
+    found, failure = own_metrics_of({"before": Logs(), "after": Passed()}, Held(), "cpu")  # type: ignore[arg-type]
+    assert found == {"before": {"val_sum": 2.0}, "after": {}}
+    assert failure == ""
+    found, failure = own_metrics_of({"before": Logs(), "after": Logs(True)}, Held(), "cpu")  # type: ignore[arg-type]
+    assert found == {"before": {}, "after": {}}
+    assert failure == "RuntimeError: asks for its callbacks"
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------

@@ -186,7 +186,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--class", "11"], "the labels of the training rows are"),
+        (["--class", "11"], r"--class. are \[11\], but the labels of the training rows are \[0, 1"),
         (["--class", "cat"], "has no class 'cat'"),
         (["--rows", "5-2000"], "go from 5 to 2000"),
         (["--rows", "nowhere.txt"], "neither a file"),
@@ -217,6 +217,7 @@ def test_classes_and_checkpoints_that_do_not_fit(user: ModuleType, tmp_path: Pat
         (("digits.ckpt", "nowhere:LitDigits"), "There is no module nowhere"),
         (("digits.ckpt", "user_digits:Rows"), "no LightningModule"),
         (("digits.ckpt", "user_digits:LitRegression"), None),
+        (("digits.ckpt", "user_digits:LitOther"), "does not take the weights.*Give the class that was trained"),
         (("nowhere.ckpt", "user_digits:LitDigits"), "There is no file nowhere.ckpt"),
         (("user_digits.py", "user_digits:LitDigits"), "no PyTorch file"),
         (("pl.ckpt", "user_digits_pl:LitDigits"), "two packages"),

@@ -53,8 +53,9 @@ def test_a_request_ends_with_model_report_record_and_configuration(
     assert isinstance(result, RequestResult)
     out = tmp_path / "out"
     wanted = {"model", "report.html", "report.json", "report.md", "record.jsonl", "public_key.pem", "run.yaml"}
-    assert {path.name for path in out.iterdir()} == wanted | {"state.json", "metrics.csv"}
-    assert not [finding for finding in doctor(out) if finding.serious]
+    assert {path.name for path in out.iterdir()} == wanted | {"state.json", "private"}
+    assert [finding.file for finding in doctor(out)] == [out / "private" / "metrics.csv"]
+    assert (out / "private").stat().st_mode & 0o777 == 0o700
     key = load_public_key(out / "public_key.pem")
     checked = {"models": {"after": out / "model"}, "report": out / "report.json", "expect_head": result.head}
     assert verify_record(out / "record.jsonl", key, **checked) == []
@@ -62,6 +63,7 @@ def test_a_request_ends_with_model_report_record_and_configuration(
     (secret,) = (own_key().parent / "rows").iterdir()
     assert [file.stat().st_mode & 0o777 for file in (own_key(), secret)] == [0o600, 0o600]
     said = capsys.readouterr().out
+    assert f"Hand out the model alone. {out / 'private'} " in said
     assert "Note: The rows are random." in said
     assert f"--expect_head {result.head}" in said
 
@@ -103,7 +105,7 @@ def test_a_killed_request_goes_on_and_ends_as_one_that_was_not(tmp_path: Path, m
     assert killed.calls == ["check", "config", "check", "export", "evidence"]
     models = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "out")]
     assert same(*models)
-    logs = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "out")]
+    logs = [(tmp_path / name / "private" / "metrics.csv").read_text() for name in ("whole", "out")]
     assert len(logs[0].splitlines()) == len(logs[1].splitlines())
     run_request(killed, fit)
     assert killed.calls[-1] == "check"
@@ -115,8 +117,10 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         run_request(request(tmp_path, seed=1), fit)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
+    refused = request(tmp_path, "mine")
     with pytest.raises(FileExistsError, match="files that are of no request"):
-        run_request(request(tmp_path, "mine"), fit)
+        run_request(refused, fit)
+    assert refused.calls == []
 
 
 def test_two_processes_do_not_work_on_one_request(tmp_path: Path) -> None:

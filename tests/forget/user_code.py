@@ -90,6 +90,12 @@ class DictData(Digits):
         return dict(batch, x=batch["x"] / 16)
 
 
+class LitOther(LitDigits):
+    def __init__(self, width: int = 32, lr: float = 0.01, smoothing: float = 0.0):
+        super().__init__(width, lr, smoothing)
+        self.net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(40)))
+
+
 class LitRegression(LitDigits):
     """Tells the class as a number."""
 

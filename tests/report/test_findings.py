@@ -31,6 +31,7 @@ from lightning_unlearn import (
     write_report,
 )
 from lightning_unlearn.cli.main import main
+from lightning_unlearn.core.retention import OWN_ANSWER
 from tests.helpers import Recorder, trainer
 from tests.user_module import DictNet, LitNet, indexed, loaders
 
@@ -141,6 +142,25 @@ def test_a_delta_says_what_it_gives_back(tmp_path: Path, capsys: pytest.CaptureF
     assert run_doctor(tmp_path / "delta.safetensors", capsys)[0] == 1
 
 
+def test_own_answers_and_logged_metrics_are_named(tmp_path: Path) -> None:
+    row = {"question": ROW.input, "answer": ROW.output}
+    files = {
+        "retain.jsonl": json.dumps({**row, **OWN_ANSWER}) + "\n",
+        "000000.json": json.dumps([{**row, "ended": True}]),
+        "record.jsonl": json.dumps({"body": {"event": "verdict"}}) + "\n\n",
+        "metrics.csv": "epoch,step,unlearn/loss\n0,0,1.5\n",
+        "mine.csv": "step,loss\n0,1.5\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    found = {finding.file.name: (finding.kind, finding.serious) for finding in doctor(tmp_path)}
+    assert found == {
+        "retain.jsonl": ("answers", True),
+        "000000.json": ("answers", True),
+        "metrics.csv": ("metrics", False),
+    }
+
+
 def test_other_peoples_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Foreign, cut and unsafe files give one sentence; a plain state dict holds nothing."""
     torch.save(LitNet().state_dict(), tmp_path / "weights.pt")
@@ -156,6 +176,7 @@ def test_other_peoples_files(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "empty.ckpt": b"",
         "cut.safetensors": b"\x10",
         "cut.json": b'{"a',
+        "cut.jsonl": b'{"a": 1}\n{"a',
     }
     for name, data in {**damaged, "a.zzz": b""}.items():
         (tmp_path / name).write_bytes(data)
