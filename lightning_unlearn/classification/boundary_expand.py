@@ -39,7 +39,7 @@ class BoundaryExpand(ClassifierObjective):
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"`` (the released code), see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
         score: Reads predictions off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         MisconfigurationException: If the head is not found, is not trained or does not give the logits, or weights

@@ -33,7 +33,7 @@ class CFk(FineTune):
             ``layer4`` and ``fc``.
         layers: Regular expression in place of ``k``; parameters train if it is found in their names.
         score: Reads likelihoods off the module; ``training_step_loss`` takes its own loss.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If not exactly one of ``k`` and ``layers`` is given, or one is invalid.

@@ -26,7 +26,7 @@ class EUk(CFk):
         module_init: Makes an untrained module; needed where a layer that trains has no ``reset_parameters``.
         seed: Seed of the new weights.
         score: Reads likelihoods off the module; ``training_step_loss`` takes its own loss.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If not exactly one of ``k`` and ``layers`` is given, or one is invalid.

@@ -23,7 +23,7 @@ class FineTune(ClassifierObjective):
 
     Args:
         score: Reads likelihoods off the module; ``training_step_loss`` takes its own loss.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Example:
         >>> from lightning.pytorch import Trainer

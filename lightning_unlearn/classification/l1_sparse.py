@@ -28,7 +28,7 @@ class L1Sparse(FineTune):
         no_l1_epochs: Last epochs without penalty $E_0$.
         epochs: Epochs $E$ over which the penalty decays; by default ``max_epochs`` of the Trainer.
         score: Reads likelihoods off the module; ``training_step_loss`` takes its own loss.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If a number is out of range.

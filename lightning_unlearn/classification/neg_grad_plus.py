@@ -23,7 +23,7 @@ class NegGradPlus(UGradSL):
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
         forget_accuracy_floor: Stop after the first epoch that leaves the accuracy on all forget rows at this or below.
         score: Reads predictions off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -30,7 +30,7 @@ class Retrain(UnlearnCallback):
             Hugging Face models, or where the module has frozen weights.
         seed: Seed of the new weights.
         score: The loss of a batch of retain rows; by default that of the module's ``training_step``.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         MisconfigurationException: If a layer can't be reset, a weight is frozen and there is no ``module_init``, or

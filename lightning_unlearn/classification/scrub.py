@@ -40,7 +40,7 @@ class SCRUB(ClassifierObjective):
         bn_mode: ``"train"`` (the released code), ``"frozen"``, or ``"joint"``, with which each step runs the rows of
             both roles.
         score: Reads predictions off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -59,7 +59,7 @@ class UGradSL(ClassifierObjective):
         forget_accuracy_floor: Stop after the first epoch that leaves the accuracy on all forget rows, in evaluation
             mode, at this or below: 0 for a class, the accuracy on unseen rows for random ones.
         score: Reads predictions off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -52,7 +52,7 @@ class UNSIR(ClassifierObjective):
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
         score: Reads predictions off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If a number is out of range.
