@@ -19,7 +19,7 @@ __all__ = ["SCRUB"]
 
 
 class SCRUB(ClassifierObjective):
-    r"""SCRUB: passes that drive the student from its teacher on forget rows, and passes that keep it close on retain rows.
+    r"""SCRUB: alternates passes away from the teacher on forget rows with passes towards it on retain rows.
 
     $$\mathcal{L}_{max} = -\frac{1}{|B_f|} \sum_f D_T(f), \quad
     \mathcal{L}_{min} = \frac{1}{|B_r|} \sum_r \big[\gamma\, \ell_r + \alpha\, D_T(r)\big], \quad
