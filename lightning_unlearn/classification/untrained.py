@@ -33,7 +33,6 @@ def check_untrained(
         module_init: Makes an untrained module, if the user gives it.
         chosen: Whether the parameter of a given name is to be reset.
 
-
     Raises:
         MisconfigurationException: If a chosen weight belongs to a layer without ``reset_parameters`` and there is no
             ``module_init``, or weights are sharded.

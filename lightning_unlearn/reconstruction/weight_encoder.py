@@ -25,7 +25,6 @@ class WeightEncoder(nn.Module):
         norm: ``"batch"`` as in the paper. ``"group"``, with 4 groups, uses no batch statistics, so that a weight
             depends only on its own image: for batches of one or two images, and for several processes.
 
-
     Raises:
         ValueError: If a number is out of range.
 

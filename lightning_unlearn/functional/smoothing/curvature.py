@@ -73,7 +73,6 @@ def curvature_penalty_gradient(
         mu: Length of the step :math:`\mu`.
         detach: Whether :math:`v` is held constant.
 
-
     Returns:
         One tensor for each weight.
 

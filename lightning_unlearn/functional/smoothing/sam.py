@@ -48,7 +48,6 @@ def asam_perturbation(gradient: Tensor, weight: Tensor, rho: float, norm: Tensor
     Returns:
         Same shape as ``gradient``.
 
-
     Example:
         >>> asam_perturbation(torch.tensor([3.0, 4.0]), torch.tensor([2.0, 0.0]), rho=0.5)
         tensor([1., 0.])
