@@ -285,7 +285,7 @@ def _calibrated(
 
 
 def _without_nan(value: Any) -> Any:
-    """The same with ``null`` where JSON has no number."""
+    """The value with NaN replaced by ``None``, which JSON writes as ``null``."""
     if isinstance(value, dict):
         return {name: _without_nan(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -144,7 +144,7 @@ def find_parts(module: nn.Module, path: str) -> list[nn.Module]:
 
     Args:
         module: The user's module.
-        path: Such as ``"net.denoiser"``, without names that wrappers insert.
+        path: Dotted name, such as ``"net.denoiser"``, without names inserted by wrappers.
 
     Returns:
         Each submodule once; for a wrapper and the module it wraps, only the wrapper.

@@ -13,7 +13,7 @@ def class_counts(predicted: Tensor, true: Tensor, classes: int) -> Tensor:
 
     Args:
         predicted: Class numbers, shape ``(..., N)``, int64.
-        true: The same shape.
+        true: True class numbers, same shape.
         classes: Number of classes.
 
     Returns:

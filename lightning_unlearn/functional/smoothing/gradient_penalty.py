@@ -78,7 +78,7 @@ def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
 
     Args:
         first: One tensor for each weight.
-        second: The same.
+        second: One tensor for each weight.
 
     Returns:
         A scalar, with a graph if the vectors have one.

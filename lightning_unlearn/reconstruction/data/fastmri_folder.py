@@ -103,7 +103,7 @@ class FastMRIFolder(MeasurementDataModule):
         acquisition: Use only volumes of this kind, such as ``"CORPD_FBK"``.
         middle: Share of the slices of a volume that is kept, around the middle one; the outer ones show little.
         val_share: Share of patients for validation, if a single folder holds all.
-        test_share: Share of patients for the test, likewise.
+        test_share: Share of patients for the test, in the same case.
         batch_size: Rows per batch and process.
         seed: Seed of the split and of the order of rows.
         num_workers: Processes that load data.
