@@ -31,7 +31,7 @@ __all__ = ["DUCK"]
 
 
 class DUCK(ClassifierObjective):
-    r"""DUCK: moves the features of forget rows to the nearest centroid of another class; trains retain rows as before.
+    r"""DUCK: moves features of forget rows to the nearest centroid of another class; retain rows keep their labels.
 
     $$\mathcal{L} = \frac{\lambda_1}{|B_f|} \sum_f \big[1 - \cos(h_\theta(x), \mu_{c(x)})\big] + \frac{\lambda_2}{|B_r|}
     \sum_r \ell(z_r / T, y_r), \quad c(x) = \arg\max_{c \ne y} \cos(h_{\theta_o}(x), \mu_c)$$

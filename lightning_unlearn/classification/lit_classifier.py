@@ -95,7 +95,7 @@ class LitClassifier(LightningModule):
         self._evaluate(batch, self.trainer.val_dataloaders, "val", dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Accuracy and cross-entropy of each named test set, logged as in validation under ``test/``."""
+        """Accuracy and cross-entropy of each named test set, logged as ``test/<set>_accuracy`` and ``test/<set>_nll``."""
         self._evaluate(batch, self.trainer.test_dataloaders, "test", dataloader_idx)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -104,7 +104,7 @@ class LitClassifier(LightningModule):
         return torch.optim.SGD(trained, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record the model's class, which ``lightning-unlearn export`` writes down."""
+        """Record the model's class, so that ``lightning-unlearn export`` can name it."""
         record_class(self, checkpoint)
 
     def _evaluate(self, batch: Batch, loaders: Any, stage: str, number: int) -> None:
