@@ -95,7 +95,7 @@ class LitClassifier(LightningModule):
         self._evaluate(batch, self.trainer.val_dataloaders, "val", dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Accuracy and cross-entropy of each named test set, logged as ``test/<set>_accuracy`` and ``test/<set>_nll``."""
+        """Accuracy and cross-entropy of each test set, logged as ``test/<set>_accuracy`` and ``test/<set>_nll``."""
         self._evaluate(batch, self.trainer.test_dataloaders, "test", dataloader_idx)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
