@@ -1,4 +1,4 @@
-"""Amnesiac unlearning: a ledger of training steps, and their subtraction."""
+"""Amnesiac unlearning: recording training steps and subtracting those with forget rows."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ RowIds = Callable[[Any], Iterable[int]]
 
 
 def batch_index(batch: Any) -> list[int]:
-    """The ids of the rows of a batch that is a dict with ``index``.
+    """The row ids of a batch that is a dict with ``index``.
 
     Raises:
-        MisconfigurationException: If the batch is no such dict.
+        MisconfigurationException: If the batch is not such a dict.
     """
     if not isinstance(batch, dict) or "index" not in batch:
         got = f"a dict with {sorted(map(str, batch))}" if isinstance(batch, dict) else f"a {type(batch).__name__}"
@@ -42,26 +42,26 @@ def batch_index(batch: Any) -> list[int]:
 
 
 class AmnesiacLedger(ResumableCallback):
-    r"""Records what each step of an ordinary training run adds to the weights, and the rows of its batches.
+    r"""Recorder of the weight update and the row ids of every step of an ordinary training run.
 
     $$\Delta_s = \theta_{s+1} - \theta_s, \quad R_s = \text{ids of the rows of the step}$$
 
-    [`Amnesiac`][lightning_unlearn.Amnesiac] later subtracts the steps with rows to forget. Each step is a file of its
-    own in ``folder``, as large as the weights that train, and is written whole or not at all. A resumed run removes
-    the steps that were written after its checkpoint, and continues. With ``accumulate_grad_batches``, and on several
-    processes, the rows of a step are those of all its batches. The ledger keeps one more copy of the weights that train
-    in memory.
+    [`Amnesiac`][lightning_unlearn.Amnesiac] later subtracts the steps that contain forget rows. Each step is one file
+    in ``folder``, as large as the trainable weights, and is written completely or not at all. A resumed run deletes the
+    steps that were written after its checkpoint and continues from there. With ``accumulate_grad_batches``, and with
+    several processes, the rows of a step are those of all its batches. The ledger keeps one extra copy of the trainable
+    weights in memory.
 
     Args:
-        folder: Folder of the steps. A new run needs a new or empty one.
-        rows: Ids of the rows that may have to be forgotten, where they are known in advance: only steps with one of
-            them are written. By default all steps are, for any later request.
-        row_ids: Function from a batch to the ids of its rows; by default its ``index``.
+        folder: Folder for the steps. A new run needs a new or empty one.
+        rows: Ids of the rows that may have to be forgotten, if they are known in advance: only steps that contain one
+            of them are written. By default all steps are written, so that any row can be forgotten later.
+        row_ids: Function from a batch to the ids of its rows; by default it returns the batch's ``index``.
 
     Raises:
         ValueError: If ``rows`` is empty.
-        MisconfigurationException: On manual optimization, a strategy that shards weights, a folder with another run's
-            steps, or a resumed run whose first part was not recorded.
+        MisconfigurationException: With manual optimization or a strategy that shards weights, if the folder contains
+            the steps of another run, or if the first part of a resumed run was not recorded.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -95,7 +95,7 @@ class AmnesiacLedger(ResumableCallback):
         self._open(trainer.global_step, state["written"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the ledger, and watch the optimizer."""
+        """Open the ledger and start watching the optimizer."""
         super().on_train_start(trainer, pl_module)
         self._ids = set()
         (optimizer,) = trainer.optimizers
@@ -112,7 +112,7 @@ class AmnesiacLedger(ResumableCallback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Copy the weights before the step, if it is to be recorded."""
+        """Copy the weights before a step that will be recorded."""
         self._step = None  # of a step that the gradient scaler has skipped
         ids, self._ids = set().union(*gather_objects(self._ids)), set()
         if rank() == 0 and (self.rows is None or not ids.isdisjoint(self.rows)):
@@ -128,7 +128,7 @@ class AmnesiacLedger(ResumableCallback):
         self._close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of steps that are written."""
+        """The number of steps written so far."""
         return {"written": len(list(_files(self.folder)))}
 
     def _record(self, module: LightningModule) -> None:
@@ -166,16 +166,17 @@ class AmnesiacLedger(ResumableCallback):
 
 
 class Amnesiac(Edit):
-    r"""Amnesiac unlearning: subtract the steps of the training run whose batches had a forget row.
+    r"""Amnesiac unlearning: subtracts the training steps whose batches contained a forget row.
 
     $$\theta_u = \theta_o - \sum_{s\,:\,R_s \cap F \ne \emptyset} \Delta_s$$
 
-    The steps are those that [`AmnesiacLedger`][lightning_unlearn.AmnesiacLedger] recorded. The method suits few rows:
-    where many steps have a forget row, much else is lost with them, and a short run of
-    [`FineTune`][lightning_unlearn.FineTune] repairs it. Buffers, such as statistics of batch normalization, stay. It
-    is an edit: the run makes no update and reads no row.
+    The steps are those that [`AmnesiacLedger`][lightning_unlearn.AmnesiacLedger] recorded. The method suits small
+    forget sets: if many steps contain a forget row, subtracting them loses much else as well, which a short run of
+    [`FineTune`][lightning_unlearn.FineTune] repairs. Buffers, such as batch normalization statistics, do not change.
+    This is an edit: the run makes no optimizer update and reads no rows.
 
-    Many codes call relearning with random labels amnesiac; that is [`RandomLabels`][lightning_unlearn.RandomLabels].
+    Many code releases use "amnesiac" for relearning with random labels; that is
+    [`RandomLabels`][lightning_unlearn.RandomLabels].
 
     Args:
         folder: Folder of the ledger.
@@ -183,8 +184,8 @@ class Amnesiac(Edit):
         score: Not read.
 
     Raises:
-        ValueError: If there are no ids, the ledger is empty or of another model, or an id is in none of its steps. The
-            weights are then as they were.
+        ValueError: If no ids are given, the ledger is empty or belongs to another model, or an id occurs in none of its
+            steps. The weights are then left unchanged.
 
     Example:
         >>> from lightning.pytorch import Trainer

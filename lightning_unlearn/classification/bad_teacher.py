@@ -1,4 +1,4 @@
-"""Bad teacher: distillation from an untrained and from the starting model."""
+"""Bad teacher: distillation from an untrained model and from the original model."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ __all__ = ["BadTeacher"]
 
 
 class BadTeacher(ClassifierObjective):
-    r"""Bad teacher: distils an untrained model on forget rows and the starting model on retain rows.
+    r"""Bad teacher: distillation from an untrained model on forget rows and from the original model on retain rows.
 
     $$\mathcal{L} = \frac{1}{|B_f| + |B_r|} \Big[\sum_f \mathrm{KL}(q_{bad} \Vert p) + \sum_r \mathrm{KL}(q_o \Vert
     p)\Big]$$
 
-    The bad teacher is the module that ``module_init`` makes, or this one with each layer initialized by its
-    ``reset_parameters``, nested ones too. Its weights are a function of ``seed``, so a resumed run has the same
-    teacher. The released code averages over rows and classes, which makes the loss $K$ times smaller, and trains for
-    one epoch of all forget rows with 30 % of the retain rows, by Adam at 1e-4.
+    The bad teacher is the module that ``module_init`` makes or, by default, a copy of this module in which the
+    ``reset_parameters`` of every layer, nested ones included, has been called. Its weights depend only on ``seed``, so
+    a resumed run has the same teacher. The released code averages over rows and classes, which makes the loss $K$ times
+    smaller, and trains for one epoch on all forget rows and 30 % of the retain rows, using Adam at 1e-4.
 
     Args:
-        temperature: $T > 0$; teachers and student are softened alike, and $T^2$ keeps the gradient's scale.
+        temperature: $T > 0$, applied to teachers and student alike; the factor $T^2$ keeps the scale of the gradient.
         seed: Seed of the untrained weights.
-        module_init: Makes an untrained module; needed where a layer has no ``reset_parameters``, as the norm layers of
-            Hugging Face models.
+        module_init: Makes an untrained module; needed if a layer has no ``reset_parameters``, such as the norm layers
+            of Hugging Face models.
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
-        score: Reads predictions off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        score: Reads predictions from the module.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If the temperature is not positive.
@@ -85,7 +85,7 @@ class BadTeacher(ClassifierObjective):
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """Divergence of the student from the teacher of each row."""
-        # The teachers go first: exchanging weights would spoil a graph that already holds them.
+        # Run the teachers first: exchanging weights would invalidate a graph that already refers to them.
         bad = self._bad_predictions(module, batch["forget"]).logits
         good = self.reference_predictions(module, batch["retain"]).logits
         teachers, rows = {"forget": bad, "retain": good}, len(bad) + len(good)

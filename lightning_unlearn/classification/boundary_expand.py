@@ -1,4 +1,4 @@
-"""Boundary expand: forget rows learned as one more class."""
+"""Boundary expand: training forget rows as an additional class."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ __all__ = ["BoundaryExpand"]
 
 
 class BoundaryExpand(ClassifierObjective):
-    r"""Boundary expand: forget rows are learned as one more class, which is dropped when training ends.
+    r"""Boundary expand: trains forget rows as an additional class, which is dropped when training ends.
 
     $$\mathcal{L} = \frac{1}{|B_f|} \sum_f -\log \mathrm{softmax}\big([h_\theta(x),\ w^\top u + b]\big)_{K+1}$$
 
-    $u$ is the input of the head. The callback owns the row $w, b$ of the new class, which is initialized as a linear
-    layer is: the optimizer trains it in the group of the head, and it is saved with the callback's state. So the module
-    has its $K$ logits all the time, and nothing has to be pruned. Retain rows are read only for the statistics of batch
-    normalization. The released code uses SGD with a learning rate of 1e-5, momentum of 0.9, and 10 epochs of forget
-    rows.
+    $u$ is the input of the head. The callback owns the parameters $w, b$ of the new class, which are initialized like
+    those of a linear layer; the optimizer trains them in the parameter group of the head, and they are saved with the
+    callback's state. The module therefore keeps its $K$ logits throughout, and nothing has to be pruned. Retain rows
+    are read only for batch normalization statistics. The released code uses SGD with a learning rate of 1e-5, momentum
+    of 0.9, and 10 epochs of forget rows.
 
     Args:
-        head: The linear layer that gives the logits: the end of its dotted name, or a regular expression found in one
-            name only. By default the last ``nn.Linear`` of the module.
-        seed: Seed of the new row.
+        head: The linear layer that gives the logits: the end of its dotted name, or a regular expression that matches
+            exactly one name. By default the last ``nn.Linear`` of the module.
+        seed: Seed of the parameters of the new class.
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"`` (the released code), see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
-        score: Reads predictions off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        score: Reads predictions from the module.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
-        MisconfigurationException: If the head is not found, is not trained or does not give the logits, or weights
+        MisconfigurationException: If the head is not found, is not trainable or does not give the logits, or weights
             are sharded.
 
     Example:
@@ -75,7 +75,7 @@ class BoundaryExpand(ClassifierObjective):
         """The new class, once a run has begun."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read retain rows for joint statistics of batch normalization only."""
+        """Read retain rows only if joint batch normalization statistics need them."""
         super().on_train_start(trainer, pl_module)
         self.needs = replace(self.needs, roles=("forget", "retain") if self._joint_statistics else ("forget",))
 
@@ -86,7 +86,7 @@ class BoundaryExpand(ClassifierObjective):
             strategy("BoundaryExpand", trainer, sharded=False)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the new row to the optimizer, before the optimizer's state is restored."""
+        """Add the new row to the optimizer before the optimizer's state is restored."""
         name, head = find_head("BoundaryExpand", pl_module, self.head)
         groups = [g for o in trainer.optimizers for g in o.param_groups if any(p is head.weight for p in g["params"])]
         if len(groups) != 1:
@@ -97,7 +97,7 @@ class BoundaryExpand(ClassifierObjective):
         self.row = _new_row(head, self.seed)
         if self._state is not None:
             self.row.load_state_dict(self._state["row"])
-        # Learning rate schedulers were made before, and would not know of a group of its own.
+        # Learning rate schedulers already exist and would not know about a parameter group of its own.
         groups[0]["params"] += self.row.parameters()
         if "param_names" in groups[0]:
             groups[0]["param_names"] += [f"BoundaryExpand.{n}" for n, _ in self.row.named_parameters()]
@@ -105,7 +105,7 @@ class BoundaryExpand(ClassifierObjective):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Average the new row's gradient over processes: DDP does not know of it."""
+        """Average the new row's gradient over processes, because DDP does not know about it."""
         assert self.row is not None
         for parameter in self.row.parameters():
             if parameter.grad is not None:
@@ -113,7 +113,7 @@ class BoundaryExpand(ClassifierObjective):
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
-        """Cross-entropy of the forget rows with the new class."""
+        """Cross-entropy of the forget rows with the new class as their label."""
         assert self.row is not None
         name, head = find_head("BoundaryExpand", module, self.head)
         with watching(head) as calls:
@@ -151,7 +151,7 @@ class BoundaryExpand(ClassifierObjective):
 
 def _new_row(head: nn.Linear, seed: int) -> nn.Linear:
     row = nn.Linear(head.in_features, 1, head.bias is not None, device="meta", dtype=head.weight.dtype)
-    row = row.to_empty(device="cpu")  # nothing is drawn from the generator of the run
+    row = row.to_empty(device="cpu")  # draws nothing from the run's random generator
     generator, bound = torch.Generator().manual_seed(seed), head.in_features**-0.5
     for parameter in row.parameters():
         nn.init.uniform_(parameter, -bound, bound, generator=generator)

@@ -1,4 +1,4 @@
-"""Boundary shrink: forget rows learned as the class across their nearest decision boundary."""
+"""Boundary shrink: training forget rows as the class across their nearest decision boundary."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ __all__ = ["BoundaryShrink"]
 
 
 class BoundaryShrink(ClassifierObjective):
-    r"""Boundary shrink: each forget row is learned as the class that an attack on the starting model finds for it.
+    r"""Boundary shrink: trains each forget row as the class that an attack on the original model finds for it.
 
     $$\mathcal{L} = \frac{1}{|B_f|} \sum_f \ell(h_\theta(x), \tilde y), \quad
     \tilde y = \arg\max_k h_{\theta_o}(x')_k, \quad
     x' = \mathrm{clip}\big(x + \epsilon\, \mathrm{sign} \nabla_x \ell(h_{\theta_o}(x), y)\big)$$
 
-    The starting model is attacked in evaluation mode. Where the attack fails, $\tilde y = y$ and the row is learned
-    again, as in the released code: ``unlearn/attack_failures`` is the share of such rows; raise ``epsilon`` where it is
-    high. Retain rows are read only for the statistics of batch normalization. The released code uses SGD with a
-    learning rate of 1e-5, momentum of 0.9, and 10 epochs of forget rows.
+    The original model is attacked in evaluation mode. If the attack fails, $\tilde y = y$ and the row is trained with
+    its own label, as in the released code. ``unlearn/attack_failures`` is the share of such rows; raise ``epsilon`` if
+    it is high. Retain rows are read only for batch normalization statistics. The released code uses SGD with a learning
+    rate of 1e-5, momentum of 0.9, and 10 epochs of forget rows.
 
     Args:
         epsilon: Step of the attack $\epsilon > 0$, in pixels.
-        mean: Mean of each channel, where inputs were normalized, or one for all.
-        std: Standard deviation likewise. Pixels are clipped, not the normalized inputs.
-        clip: Lowest and highest pixel; ``None`` for inputs without bounds, such as measurements.
+        mean: Mean of each channel with which the inputs were normalized, or one value for all channels.
+        std: Standard deviation, in the same form. Clipping applies to pixels, not to the normalized inputs.
+        clip: Lowest and highest pixel value; ``None`` for unbounded inputs, such as measurements.
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"`` (the released code), see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
-        score: Reads predictions off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        score: Reads predictions from the module.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If a number is out of range.
-        MisconfigurationException: If inputs lie outside of ``clip``, a row has not exactly one floating-point tensor,
-            or weights are sharded.
+        MisconfigurationException: If inputs lie outside ``clip``, a row does not have exactly one floating-point
+            tensor, or weights are sharded.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -80,7 +80,7 @@ class BoundaryShrink(ClassifierObjective):
         self.mean, self.std, self.clip = mean, std, clip
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read retain rows for joint statistics of batch normalization only."""
+        """Read retain rows only if joint batch normalization statistics need them."""
         super().on_train_start(trainer, pl_module)
         self.needs = replace(self.needs, roles=("forget", "retain") if self._joint_statistics else ("forget",))
 
@@ -92,7 +92,7 @@ class BoundaryShrink(ClassifierObjective):
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """Cross-entropy of the forget rows with the classes across the boundary."""
-        # The attack goes first: exchanging weights would spoil a graph that already holds them.
+        # Run the attack first: exchanging weights would invalidate a graph that already refers to them.
         labels = self._across(module, batch["forget"])
 
         def term() -> dict[str, Tensor]:
@@ -122,7 +122,7 @@ class BoundaryShrink(ClassifierObjective):
         return fgsm(inputs, gradient, epsilon=epsilon, mean=self.mean, std=self.std, clip=self.clip)
 
     def _check_range(self, inputs: Tensor) -> None:
-        """Refuse inputs that clipping alone would change."""
+        """Reject inputs that clipping alone would change."""
         if self.clip is None:
             return
         clipped = self._attacked(inputs, torch.zeros_like(inputs), 0.0)

@@ -23,21 +23,22 @@ class CFk(FineTune):
 
     $$\min_{\theta_{L-k+1}, \dots, \theta_L} \frac{1}{|B_r|} \sum_r \ell_r$$
 
-    Frozen weights do not change by a bit, and batch normalization in frozen layers stays in evaluation mode. The
-    optimizer may hold all weights. After the run, weights that were trainable are trainable again. The released code
+    Frozen weights stay bit-identical, and batch normalization in frozen layers stays in evaluation mode. The optimizer
+    may hold all weights. After the run, weights that were trainable before it are trainable again. The released code
     uses SGD with a learning rate of 0.01 and 10 epochs.
 
     Args:
-        k: Number of blocks to train, counted from the last one, which must be defined and called last. Blocks are the
-            children with weights of the first submodule that has several: for a ResNet of torchvision, ``k=2`` is
-            ``layer4`` and ``fc``.
-        layers: Regular expression in place of ``k``; parameters train if it is found in their names.
-        score: Reads likelihoods off the module; ``training_step_loss`` takes its own loss.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        k: Number of blocks to train, counted from the last one, which must be both defined and called last. Blocks are
+            the children with weights of the first submodule that has several such children: for a torchvision ResNet,
+            ``k=2`` is ``layer4`` and ``fc``.
+        layers: Regular expression to use instead of ``k``; parameters whose names it matches are trained.
+        score: Reads likelihoods from the module; ``training_step_loss`` uses the module's own loss.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
-        ValueError: If not exactly one of ``k`` and ``layers`` is given, or one is invalid.
-        MisconfigurationException: If all weights or none would train, or the blocks defined last are not called last.
+        ValueError: If not exactly one of ``k`` and ``layers`` is given, or the given one is invalid.
+        MisconfigurationException: If all weights or none would be trained, or the blocks defined last are not called
+            last.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -83,7 +84,7 @@ class CFk(FineTune):
         self._frozen = list(frozen.values())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that the blocks defined last are those that the forward pass calls last."""
+        """Check that the blocks defined last are also called last in the forward pass."""
         super().on_train_start(trainer, pl_module)
         loader = row_loader(trainer.train_dataloader, "retain")
         if self.k is None or loader is None:
@@ -109,7 +110,7 @@ class CFk(FineTune):
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Freeze the statistics of frozen layers again: the user may have called ``train()``."""
+        """Freeze the statistics of frozen layers again, because the user may have called ``train()``."""
         super().on_train_epoch_start(trainer, pl_module)
         for name, child in pl_module.named_modules():
             if isinstance(child, _BatchNorm) and child.training and not self._trains(f"{name}.weight"):
@@ -120,7 +121,7 @@ class CFk(FineTune):
         return self._pattern.search(name) is not None
 
     def _last_blocks(self, module: nn.Module) -> str:
-        """A regular expression for the parameters of the last k blocks."""
+        """A regular expression that matches the parameters of the last k blocks."""
         prefix, module, blocks = _blocks(module)
         if self.k is None or self.k >= len(blocks):
             raise MisconfigurationException(
@@ -138,7 +139,7 @@ class CFk(FineTune):
 
 
 class _Blocks(NamedTuple):
-    """The first submodule that has several children with weights: its name with a dot, itself, and these children."""
+    """The first submodule with several children that have weights: its name with a dot, itself, and the children."""
 
     prefix: str
     parent: nn.Module

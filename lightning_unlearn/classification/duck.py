@@ -1,4 +1,4 @@
-"""DUCK: distance-based unlearning by centroids of other classes."""
+"""DUCK: distance-based unlearning via centroids of other classes."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ __all__ = ["DUCK"]
 
 
 class DUCK(ClassifierObjective):
-    r"""DUCK: moves the features of each forget row to the nearest centroid of another class; retain rows keep labels.
+    r"""DUCK: moves features of forget rows to the nearest centroid of another class; retain rows keep their labels.
 
     $$\mathcal{L} = \frac{\lambda_1}{|B_f|} \sum_f \big[1 - \cos(h_\theta(x), \mu_{c(x)})\big] + \frac{\lambda_2}{|B_r|}
     \sum_r \ell(z_r / T, y_r), \quad c(x) = \arg\max_{c \ne y} \cos(h_{\theta_o}(x), \mu_c)$$
 
-    The centroids $\mu_c$ are mean features of the retain rows of each class under the starting model, which also
-    chooses the nearest one: a row keeps its centroid. Training ends after the first epoch that leaves the accuracy on
-    all forget rows, in evaluation mode, below ``target_accuracy``. The released code trains with Adam. The default
-    weights are ours.
+    The centroids $\mu_c$ are the mean features of the retain rows of each class under the original model, which also
+    determines the nearest centroid of a row, so that a row keeps its centroid. Training ends after the first epoch in
+    which the accuracy on all forget rows, in evaluation mode, is below ``target_accuracy``. The released code trains
+    with Adam. The default weights are ours.
 
     Args:
         lambda1: Weight of the distance $\lambda_1 \ge 0$.
         lambda2: Weight of the retain rows $\lambda_2 \ge 0$.
-        temperature: $T > 0$ of the retain rows.
-        target_accuracy: In (0, 1]; near 0 for a class, the accuracy on unseen rows for random rows. ``None`` never
-            ends the run.
-        layer: Module whose flattened output is the features: the end of its dotted name, or a regular expression found
-            in one name only. By default the features are the input of the ``nn.Linear`` whose output is the logits.
+        temperature: $T > 0$ of the retain rows' loss.
+        target_accuracy: In (0, 1]; near 0 to forget a class, the accuracy on unseen rows to forget random rows.
+            ``None`` never ends the run early.
+        layer: Module whose flattened output is the features: the end of its dotted name, or a regular expression that
+            matches exactly one name. By default the features are the input of the ``nn.Linear`` that gives the logits.
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
-        score: Reads predictions off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        score: Reads predictions from the module.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If a number is out of range, or a forget row has no centroid of another class.
-        MisconfigurationException: If the layer is not found or gives no vector a row, or rows can't be read one by one.
+        MisconfigurationException: If the layer is missing or has no vector per row, or rows can't be read one by one.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -107,7 +107,7 @@ class DUCK(ClassifierObjective):
     def begin(self, trainer: Trainer, module: LightningModule) -> None:
         """Compute the centroids."""
         self._find_head(trainer, module)
-        if self.target_accuracy is not None:  # an error now, and not after an epoch
+        if self.target_accuracy is not None:  # fail now rather than after an epoch
             RunRows.of_role(trainer, "forget", "DUCK")
         self._compute_centroids(trainer, module)
 
@@ -120,7 +120,7 @@ class DUCK(ClassifierObjective):
         """Distance of the forget rows and cross-entropy of the retain rows."""
         assert self.centroids is not None
         assert self.snapshot is not None
-        # The starting model goes first: exchanging weights would spoil a graph that already holds them.
+        # Run the original model first: exchanging weights would invalidate a graph that already refers to them.
         with self.snapshot.active(module):
             start, features = self._featured(module, batch["forget"])
         nearest = nearest_wrong_centroid(features, start.classes(), self.centroids, self.classes)
@@ -155,7 +155,7 @@ class DUCK(ClassifierObjective):
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """The method's name, the starting model and the centroids."""
+        """The method's name, the original model and the centroids."""
         centroids = self.centroids.cpu() if self.centroids is not None else None
         return {**super().state_dict(), "centroids": centroids, "classes": self.classes.cpu()}
 
@@ -163,7 +163,7 @@ class DUCK(ClassifierObjective):
         if self.layer is not None:
             return
         assert isinstance(self.score, PredictionScore)
-        with isolate_rng():  # even a loader that does not shuffle draws a seed
+        with isolate_rng():  # even a loader without shuffling draws a seed
             batch, _ = next(iter(RunRows.of_role(trainer, "retain", "DUCK")))
         with trainer.precision_plugin.forward_context():
             self._head = head_of(module, self.score, batch)

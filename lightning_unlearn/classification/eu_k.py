@@ -11,26 +11,26 @@ __all__ = ["EUk"]
 
 
 class EUk(CFk):
-    r"""Exact unlearning of the last k layers: they are reset and trained on retain rows, with all others frozen.
+    r"""Exact unlearning of the last k layers: resets them and trains them on retain rows, with all others frozen.
 
     $$\theta_{L-k+1}, \dots, \theta_L \leftarrow \theta_{init}, \quad \text{then} \quad
     \min_{\theta_{L-k+1}, \dots, \theta_L} \frac{1}{|B_r|} \sum_r \ell_r$$
 
-    It is [`CFk`][lightning_unlearn.CFk] with new weights, and new statistics of batch normalization, before the first
-    step. Take as many epochs as the model was trained for. The released code returns to the stored initial weights of
-    the model, which ``module_init`` can load.
+    This is [`CFk`][lightning_unlearn.CFk] with new weights and new batch normalization statistics before the first
+    step. Train for as many epochs as the model was trained for. The released code returns to the stored initial weights
+    of the model, which ``module_init`` can load.
 
     Args:
         k: Number of blocks to train, counted from the last one defined.
-        layers: Regular expression in place of ``k``; parameters train if it is found in their names.
-        module_init: Makes an untrained module; needed where a layer that trains has no ``reset_parameters``.
+        layers: Regular expression to use instead of ``k``; parameters whose names it matches are trained.
+        module_init: Makes an untrained module; needed if a layer to train has no ``reset_parameters``.
         seed: Seed of the new weights.
-        score: Reads likelihoods off the module; ``training_step_loss`` takes its own loss.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        score: Reads likelihoods from the module; ``training_step_loss`` uses the module's own loss.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
-        ValueError: If not exactly one of ``k`` and ``layers`` is given, or one is invalid.
-        MisconfigurationException: If all weights or none would train, or a layer can't be reset.
+        ValueError: If not exactly one of ``k`` and ``layers`` is given, or the given one is invalid.
+        MisconfigurationException: If all weights or none would be trained, or a layer can't be reset.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -60,7 +60,7 @@ class EUk(CFk):
             check_untrained("EUk", trainer, pl_module, self.module_init, self._trains)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset the last layers: after every callback's ``on_train_start``, in which monitors measure."""
+        """Reset the last layers, after every ``on_train_start``: monitors measure the original model there."""
         super().on_train_epoch_start(trainer, pl_module)
         if trainer.global_step == 0:
             self._check_rows(trainer, pl_module)

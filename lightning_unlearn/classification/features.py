@@ -21,11 +21,11 @@ def find_head(method: str, module: nn.Module, name: str | None) -> tuple[str, nn
     Args:
         method: Name of the method, for errors.
         module: The user's module.
-        name: The end of the layer's dotted name, or a regular expression found in one name only; ``None`` for the
-            last ``nn.Linear`` in the order of definition, which has to be checked with `head_of`.
+        name: The end of the layer's dotted name, or a regular expression that matches exactly one name; ``None`` for
+            the last ``nn.Linear`` in the order of definition, which the caller has to check with `head_of`.
 
     Raises:
-        MisconfigurationException: If there is none.
+        MisconfigurationException: If there is no such layer.
     """
     if name is not None:
         full_name, head = find_layer(module, name)
@@ -45,11 +45,11 @@ def find_head(method: str, module: nn.Module, name: str | None) -> tuple[str, nn
 
 
 def head_of(module: LightningModule, score: PredictionScore, batch: Batch) -> tuple[str, nn.Linear] | None:
-    """The linear layer whose output is the logits of a batch, and its name; whatever the order of layers is.
+    """The linear layer whose output is the logits of a batch, and its name, whatever the order of the layers.
 
     Args:
         module: The user's module; it is run once, in evaluation mode.
-        score: Reads logits off it.
+        score: Reads logits from it.
         batch: Rows on its device.
 
     Returns:
@@ -71,7 +71,7 @@ def head_of(module: LightningModule, score: PredictionScore, batch: Batch) -> tu
 
 
 def last_rows(layer: str, tensors: list[Tensor], rows: int) -> Tensor:
-    """Features of the last rows that went through a layer, one vector a row.
+    """Features of the last rows that passed through a layer, one vector per row.
 
     Args:
         layer: Name of the layer, for errors.

@@ -14,16 +14,16 @@ __all__ = ["FineTune"]
 
 
 class FineTune(ClassifierObjective):
-    r"""Fine-tuning on the retain rows alone: the baseline that every other method has to beat.
+    r"""Fine-tuning on the retain rows alone: the baseline for every other method.
 
     $$\mathcal{L} = \frac{1}{|B_r|} \sum_r \ell_r$$
 
     Forget rows are not read. Released codes use SGD with a learning rate of 0.01 and 10 epochs of retain rows; larger
-    steps and smaller batches forget more.
+    learning rates and smaller batches forget more.
 
     Args:
-        score: Reads likelihoods off the module; ``training_step_loss`` takes its own loss.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        score: Reads likelihoods from the module; ``training_step_loss`` uses the module's own loss.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Example:
         >>> from lightning.pytorch import Trainer

@@ -1,4 +1,4 @@
-"""Fisher forgetting: noise scaled by the Fisher information of the retain rows."""
+"""Fisher forgetting: weight noise scaled by the Fisher information of the retain rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["FisherForgetting"]
 
 
 class FisherForgetting(Edit):
-    r"""Fisher forgetting: adds noise to every weight; the less the retain rows depend on a weight, the more.
+    r"""Fisher forgetting: adds noise to every weight, more to weights that matter less to the retain rows.
 
     $$\theta \leftarrow \theta + \sqrt{\alpha F^{-1}}\, \epsilon, \qquad
     F = \frac{1}{|D_r|} \sum_{x \in D_r} \sum_{y} p_y(x)\, \big(\nabla_\theta \log p_y(x)\big)^2$$
@@ -31,19 +31,19 @@ class FisherForgetting(Edit):
     $F$ is the diagonal of the Fisher matrix, a sum over all classes $y$, in evaluation mode. As in the released code,
     the variance is clipped, averaged and scaled, see
     [`fisher_forgetting`][lightning_unlearn.functional.classification.fisher_forgetting.fisher_forgetting]. Buffers,
-    such as statistics of batch normalization, stay. It is an edit: the run makes no update.
+    such as batch normalization statistics, do not change. This is an edit: the run makes no optimizer update.
 
     Args:
-        alpha: Scale of the variance $\alpha > 0$; published values are from 1e-9 to 3e-6, found by search.
-        forget_class: The class whose rows are all forgotten; its output weights are replaced by noise. ``None`` where
-            single rows are forgotten.
+        alpha: Scale of the variance $\alpha > 0$; published values range from 1e-9 to 3e-6 and were found by search.
+        forget_class: The class whose rows are all forgotten; its output weights are replaced by noise. ``None`` if
+            individual rows are forgotten.
         parity: ``"released"`` squares the mean gradient of a batch, weighted by the batch's mean $p_y$, as the released
             code does, and depends on the batch size; its output layer is every tensor whose first dimension is the
             number of classes. ``None`` squares the gradient of each row, as in the formula; its output layer is the
             one that gives the logits.
-        rows_at_once: Rows whose gradients are in memory together.
+        rows_at_once: Number of rows whose gradients are in memory at the same time.
         seed: Seed of the noise, which is the same on any number of processes.
-        score: Reads predictions off the module.
+        score: Reads predictions from the module.
 
     Raises:
         ValueError: If an argument is out of range or the score gives no logits.
@@ -79,12 +79,12 @@ class FisherForgetting(Edit):
         Args:
             module: Any LightningModule; its parameters that require gradients change.
             forget: Not read.
-            retain: Loads the rows to keep.
+            retain: Loads the retain rows.
 
         Raises:
-            ValueError: If there are no retain rows, the model has no class ``forget_class``, or a row has not one
-                prediction.
-            FloatingPointError: If a gradient is not finite. The weights are then as they were.
+            ValueError: If there are no retain rows, the model has no class ``forget_class``, or a row does not have
+                exactly one prediction.
+            FloatingPointError: If a gradient is not finite. The weights are then left unchanged.
         """
         if retain is None:
             raise ValueError("FisherForgetting takes the Fisher matrix of the retain rows, but got none. Pass retain.")
@@ -124,7 +124,7 @@ class FisherForgetting(Edit):
                 parameter.copy_(fisher_forgetting(parameter, fisher[name] / count, noise, output=output, **options))  # type: ignore[arg-type]
 
     def _head(self, module: LightningModule, batch: Batch) -> str | None:
-        """Name of the output layer; none where the released code's rule is asked for, or no layer gives the logits."""
+        """Name of the output layer, or ``None`` under the released code's rule or if no layer gives the logits."""
         assert isinstance(self.score, PredictionScore)
         if self.parity == "released":
             return None
@@ -134,7 +134,7 @@ class FisherForgetting(Edit):
     def _of_rows(
         self, module: LightningModule, batch: Batch, probabilities: Tensor, parameters: dict[str, nn.Parameter]
     ) -> Iterator[dict[str, Tensor]]:
-        """For each part and class, the sum of the rows' squared gradients, weighted by the row's probability."""
+        """For each part and class, the sum of the squared row gradients, weighted by the probability of the row."""
         parts = zip(rows_of(batch, self.rows_at_once), probabilities.split(self.rows_at_once), strict=True)
         for rows, weights in parts:
             for y in range(probabilities.shape[1]):

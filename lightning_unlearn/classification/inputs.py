@@ -1,4 +1,4 @@
-"""Inputs of a batch: the floating-point tensor of the rows."""
+"""Input tensor of a batch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["input_of", "with_input"]
 
 
 def input_of(method: str, batch: Batch) -> Tensor:
-    """The one floating-point tensor of a batch, with the rows in dimension 0.
+    """The only floating-point tensor of a batch, with the rows in dimension 0.
 
     Args:
         method: Name of the method, for errors.
         batch: The rows of one role.
 
     Raises:
-        MisconfigurationException: If there is none, or more than one.
+        MisconfigurationException: If there is no such tensor, or more than one.
     """
     inputs = [leaf for leaf in tree_leaves(_split(batch)[0]) if _is_input(leaf)]
     if len(inputs) != 1:
@@ -34,13 +34,13 @@ def input_of(method: str, batch: Batch) -> Tensor:
 
 
 def with_input(batch: Batch, inputs: Tensor) -> Batch:
-    """The batch with other inputs, as many as it has rows."""
+    """The batch with its inputs replaced by others, one for each row."""
     without_labels, joined = _split(batch)
     return joined(tree_map(lambda leaf: inputs if _is_input(leaf) else leaf, without_labels))
 
 
 def _split(batch: Batch) -> tuple[Batch, Callable[[Batch], Batch]]:
-    """The batch without its labels, which may be floating-point too, and a function that puts them back."""
+    """The batch without its labels, which may also be floating-point, and a function that adds them again."""
     if isinstance(batch, Mapping):
         labels = {name: batch[name] for name in ("labels", "label") if name in batch}
         return {name: value for name, value in batch.items() if name not in labels}, lambda rest: {**rest, **labels}
@@ -54,4 +54,4 @@ def _is_input(leaf: object) -> bool:
 
 
 def _pair(kind: Any, inputs: Any, labels: Any) -> Any:
-    return kind(inputs, labels) if hasattr(kind, "_fields") else kind((inputs, labels))  # a named tuple takes each
+    return kind(inputs, labels) if hasattr(kind, "_fields") else kind((inputs, labels))  # named tuples take arguments

@@ -1,4 +1,4 @@
-"""l1-sparse: fine-tuning under a decaying L1 penalty."""
+"""l1-sparse: fine-tuning with a decaying L1 penalty."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ __all__ = ["L1Sparse"]
 
 
 class L1Sparse(FineTune):
-    r"""l1-sparse: fine-tuning on the retain rows under an L1 penalty that decays over the run.
+    r"""l1-sparse: fine-tuning on the retain rows with an L1 penalty that decays over the run.
 
     $$\mathcal{L} = \frac{1}{|B_r|} \sum_r \ell_r + \gamma_e \lVert\theta\rVert_1, \quad
     \gamma_e = \gamma \big(1 - \tfrac{e}{E - E_0}\big)$$
 
-    The penalty is on all trainable weights, biases and batch normalization included.
+    The penalty applies to all trainable weights, including biases and batch normalization.
 
     Args:
         gamma: Weight of the penalty in the first epoch $\gamma > 0$. Tune it in 1e-5 to 5e-4; the released code's
             default of 0.2 belongs to another method.
-        no_l1_epochs: Last epochs without penalty $E_0$.
+        no_l1_epochs: Number of epochs without penalty at the end, $E_0$.
         epochs: Epochs $E$ over which the penalty decays; by default ``max_epochs`` of the Trainer.
-        score: Reads likelihoods off the module; ``training_step_loss`` takes its own loss.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        score: Reads likelihoods from the module; ``training_step_loss`` uses the module's own loss.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If a number is out of range.

@@ -1,4 +1,4 @@
-"""LightningModule of any torch classifier."""
+"""LightningModule for any torch classifier."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ _SCORES: dict[str, PredictionScore] = {
 
 
 class LitClassifier(LightningModule):
-    """A classifier from the import path of its class, or from an instance of it.
+    """LightningModule of a classifier, given by its import path or as an object.
 
-    On its own it trains with cross-entropy and SGD. With an unlearning callback it unlearns.
+    Trained on its own, it uses cross-entropy and SGD; with an unlearning callback, it unlearns.
 
     Args:
         model: Import path of the model's class or factory, such as ``"torchvision.models.resnet18"``, or the model.
-            Its output is logits ``(B, K)`` or an object with ``.logits``. To load a checkpoint of a model that was
+            Its output must be logits ``(B, K)`` or an object with ``.logits``. To load a checkpoint of a model that was
             passed as an object, pass it again: ``load_from_checkpoint(path, model=...)``.
         model_args: Arguments of the class or factory.
         weights: File with a state dict of the model, saved by ``torch.save``.
         lr: Learning rate of SGD.
         momentum: Momentum of SGD.
         weight_decay: L2 penalty of SGD.
-        labels: What the labels are: ``"classes"``, see [`classifier_nll`][lightning_unlearn.classifier_nll];
+        labels: Kind of labels: ``"classes"``, see [`classifier_nll`][lightning_unlearn.classifier_nll];
             ``"binary"``, one logit each, see [`binary_nll`][lightning_unlearn.binary_nll]; ``"pixels"``, see
             [`segmentation_nll`][lightning_unlearn.segmentation_nll]; or ``"soft"``, see
             [`soft_label_nll`][lightning_unlearn.soft_label_nll]. Give the unlearning callback the same ``score``.
 
     Raises:
-        ValueError: If ``model`` is no import path, ``lr`` is not positive, or ``labels`` is unknown.
+        ValueError: If ``model`` is not an import path, ``lr`` is not positive, or ``labels`` is unknown.
 
     Example:
         >>> module = LitClassifier("torch.nn.Linear", {"in_features": 4, "out_features": 3})
@@ -76,7 +76,7 @@ class LitClassifier(LightningModule):
             self.model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """Logits, or an object with them, as the model returns it."""
+        """The model's output: logits, or an object that has them."""
         return self.model(*inputs, **named)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -95,7 +95,7 @@ class LitClassifier(LightningModule):
         self._evaluate(batch, self.trainer.val_dataloaders, "val", dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """The same on the test sets."""
+        """Accuracy and cross-entropy of each test set, logged as ``test/<set>_accuracy`` and ``test/<set>_nll``."""
         self._evaluate(batch, self.trainer.test_dataloaders, "test", dataloader_idx)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -104,7 +104,7 @@ class LitClassifier(LightningModule):
         return torch.optim.SGD(trained, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record the class, by which ``lightning-unlearn export`` names it."""
+        """Record the model's class, so that ``lightning-unlearn export`` can name it."""
         record_class(self, checkpoint)
 
     def _evaluate(self, batch: Batch, loaders: Any, stage: str, number: int) -> None:

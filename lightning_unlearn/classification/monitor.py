@@ -36,45 +36,45 @@ from lightning_unlearn.core.scores import Score, classifier_nll, prediction_scor
 __all__ = ["ClassifierMonitor"]
 
 _GAP = {"ua": "forget/ua", "ra": "retain/ra", "ta": "test/ta", "mia": "forget/mia"}
-_UNMOVED = 0.5  # points of UA
+_UNMOVED = 0.5  # percentage points of UA
 _ROLES: dict[str, Role] = {"retain": "member", "test": "nonmember", "forget": "forget"}
 
 
 class ClassifierMonitor(Monitor):
-    r"""Measures UA, RA, TA and membership inference before, during and after a run, and the gap to a retrained model.
+    r"""Monitor of UA, RA, TA, membership inference and the gap to a retrained model, before, during and after a run.
 
     $$\mathrm{average\ gap} = \tfrac14 \big(|\Delta \mathrm{UA}| + |\Delta \mathrm{RA}| + |\Delta \mathrm{TA}| +
     |\Delta \mathrm{MIA}|\big)$$
 
     Logs ``eval/forget/ua``, ``eval/forget/mia``, ``eval/retain/ra``, ``eval/test/ta`` and, with a retrained model,
     ``eval/average_gap``, all in percent, and ``eval/<set>/accuracy`` of any other set. ``mia`` is the attack by
-    confidence, ``mia_<feature>`` that by another feature. At the end a table compares the numbers before, after and of
-    the retrained model. ``EarlyStopping`` and ``ModelCheckpoint``, after it in the list of callbacks, can monitor the
-    numbers; ``trainer.validate`` and ``trainer.test`` return them.
+    confidence, ``mia_<feature>`` the attack by another feature. At the end, a table compares the numbers before and
+    after the run with those of the retrained model. ``EarlyStopping`` and ``ModelCheckpoint`` can monitor the numbers
+    if they come after it in the list of callbacks; ``trainer.validate`` and ``trainer.test`` return them.
 
-    The rows are those of the run's validation (or test) loaders, a dict with ``forget``, ``retain`` and ``test``; where
-    ``forget`` or ``retain`` is missing, those of the training loaders. Give rows with test-time transforms, and leave a
-    class that is forgotten as a whole out of ``test``. Processes share the rows.
+    The rows come from the run's validation (or test) loaders, a dict with ``forget``, ``retain`` and ``test``; if
+    ``forget`` or ``retain`` is missing, from the training loaders. Use test-time transforms, and leave a class that is
+    forgotten as a whole out of ``test``. The rows are divided among the processes.
 
     Args:
-        every_n_epochs: Measure after every so many epochs; 0 leaves only before and after.
+        every_n_epochs: Number of epochs between measurements; 0 measures only before and after the run.
         retrained: A model trained without the forget rows, on the same seed and split: a checkpoint of the same
             module or its state dict, or the numbers ``ua``, ``ra``, ``ta`` and ``mia`` in percent.
         features: Features of the membership attack, see
-            [`MIAEfficacy`][lightning_unlearn.classification.metrics.mia.MIAEfficacy]; none for no attack.
-        attack: ``"svc"`` as published or ``"logistic"``.
+            [`MIAEfficacy`][lightning_unlearn.classification.metrics.mia.MIAEfficacy]; empty for no attack.
+        attack: ``"svc"`` as published, or ``"logistic"``.
         shadow: ``"random"``, ``"stratified"`` by class, or ``"first"`` as published.
-        max_shadow: Largest number of members, and of non-members, for the attack; ``None`` for all. The SVC costs their
-            square.
-        max_retain_drop: Warn once RA has fallen by more than this, in percentage points.
+        max_shadow: Maximum number of members, and of non-members, for the attack; ``None`` for all. The cost of the SVC
+            grows with its square.
+        max_retain_drop: Drop of RA, in percentage points, above which a warning is given once.
         seed: Seed of the attack's draw.
-        score: Reads logits and labels off the module.
+        score: Reads logits and labels from the module.
 
     Raises:
-        ValueError: If an argument is out of range, the score gives no logits, or the retrained weights are of another
-            module.
+        ValueError: If an argument is out of range, the score gives no logits, or the retrained weights belong to
+            another module.
         MisconfigurationException: If a set is missing, or its rows can't be read one by one.
-        ImportError: If there is an attack, and scikit-learn is missing.
+        ImportError: If there is an attack and scikit-learn is missing.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -129,7 +129,7 @@ class ClassifierMonitor(Monitor):
         return Evaluation(trainer.global_step, metrics)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the outcome and show it."""
+        """Measure the result and show it."""
         super().on_train_end(trainer, pl_module)
         if doubts := self._doubts():
             rank_zero_warn(" ".join(doubts))
@@ -146,7 +146,7 @@ class ClassifierMonitor(Monitor):
         self._log_evaluation(trainer, pl_module)
 
     def show(self, logger: Logger, step: int) -> None:
-        """Log the table of the numbers before, after and of the retrained model."""
+        """Log the table that compares the numbers before and after the run and those of the retrained model."""
         columns, *rows = self._table()
         log_table(logger, "eval/outcome", columns, rows, step)
 
@@ -172,7 +172,7 @@ class ClassifierMonitor(Monitor):
             )
 
     def _doubts(self) -> list[str]:
-        """What the numbers after the run do not show."""
+        """Reasons not to trust the numbers after the run."""
         before, after = (self.history[i].metrics for i in (0, -1))
         moved, lost = after["forget/ua"] - before["forget/ua"], before["retain/ra"] - after["retain/ra"]
         doubts = []
@@ -197,7 +197,7 @@ class ClassifierMonitor(Monitor):
         return doubts
 
     def _log_evaluation(self, trainer: Trainer, module: LightningModule) -> None:
-        # The retrained model is measured again: these sets need not be those of the training run.
+        # Measure the retrained model again: these sets may differ from those of the training run.
         self.reference, of_training = None, self.reference
         metrics = self.evaluate(trainer, module).metrics
         self.reference = of_training
@@ -233,7 +233,7 @@ class ClassifierMonitor(Monitor):
                 outputs[name] = join_outputs(
                     name, rows.gather([read_outputs(module, batch, self.score) for batch, _ in rows])
                 )
-        # The attack is slow: one process makes it.
+        # The attack is slow, so only one process runs it.
         metrics: dict[str, float] = gather_objects(self._metrics(outputs) if rank() == 0 else None)[0]
         return metrics
 
@@ -256,7 +256,7 @@ class ClassifierMonitor(Monitor):
         return metrics | {f"{name}/accuracy": accuracy(*rows).item() for name, rows in others.items()}
 
     def _judged(self, outputs: Mapping[str, Outputs]) -> tuple[float, float] | None:
-        """Accuracy of the attack by confidence, or the first feature, on rows that it was not fitted on."""
+        """Accuracy of the attack by confidence, or by the first feature, on rows that it was not fitted on."""
         name = "confidence" if "confidence" in self.features else self.features[0]
         members, nonmembers = (FEATURES[name](*outputs[part]) for part in ("retain", "test"))
         if min(len(members), len(nonmembers), self.max_shadow or 2) < 2:
@@ -271,7 +271,7 @@ class ClassifierMonitor(Monitor):
         if isinstance(self.retrained, dict):
             return {_GAP[name]: value for name, value in self.retrained.items()}
         assert self.retrained is not None
-        # In trainer.validate and trainer.test the module would be left with inference tensors.
+        # In trainer.validate and trainer.test, the module would otherwise keep inference tensors.
         with torch.inference_mode(False), exchanged(module, _stored_values(self.retrained, module)):
             return self._measure(trainer, module, loaders)
 

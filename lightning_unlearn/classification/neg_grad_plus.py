@@ -10,20 +10,20 @@ __all__ = ["NegGradPlus"]
 
 
 class NegGradPlus(UGradSL):
-    r"""NegGrad+: descent on the retain rows and a little ascent on the forget rows, over epochs of retain rows.
+    r"""NegGrad+: descent on the retain rows and weak ascent on the forget rows, over epochs of retain rows.
 
     $$\mathcal{L} = p\, \frac{1}{|B_r|} \sum_r \ell_r - (1 - p) \frac{1}{|B_f|} \sum_f \ell_f$$
 
-    It is UGradSL+ without smoothing. The released notebook makes the updates in evaluation mode, here
+    It is UGradSL+ without smoothing. The released notebook trains in evaluation mode, which corresponds to
     ``bn_mode="frozen"`` and no dropout.
 
     Args:
         p: Weight of the retain rows, in [0, 1].
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
-        forget_accuracy_floor: Stop after the first epoch that leaves the accuracy on all forget rows at this or below.
-        score: Reads predictions off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        forget_accuracy_floor: Stop after the first epoch with an accuracy on all forget rows at or below this.
+        score: Reads predictions from the module.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If an argument is out of range.

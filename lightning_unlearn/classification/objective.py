@@ -1,4 +1,4 @@
-"""Base class of objectives on classifiers: logits of rows, batch normalization, epochs."""
+"""Base class of classifier objectives: row logits, batch normalization modes and checks of the epoch."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ __all__ = ["BatchNormMode", "ClassifierObjective"]
 
 BatchNormMode = Literal["joint", "frozen", "train"]
 
-_LATEST = 4  # batches whose accuracy is compared with that of the first
+_LATEST = 4  # number of latest batches whose accuracy is compared with that of the first
 _COLLAPSE = 0.25
 
 
 class ClassifierObjective(UnlearnCallback):
-    """An objective that reads the logits of each row.
+    """Base class of objectives that read the logits of each row.
 
-    Batch normalization can forget by itself: a pass over one class moves the running statistics to that class, and the
-    model fails on it, and on others, without a single weight changed. ``bn_mode`` chooses the rows that the statistics
-    are taken over.
+    Batch normalization can cause forgetting by itself: a pass over one class moves the running statistics towards that
+    class, and the model fails on it, and on others, without a single changed weight. ``bn_mode`` chooses the rows over
+    which the statistics are computed.
 
     Args:
         bn_mode: ``"joint"``: forget and retain rows go through the model as one batch, with common statistics;
             ``"frozen"``: batch normalization stays in evaluation mode, which needs learning rates ten times smaller;
-            ``"train"``: rows of each role have their own pass and statistics, as in most released codes. Without batch
+            ``"train"``: each role has its own pass and statistics, as in most released codes. Without batch
             normalization all three are the same.
-        score: Reads predictions off the module.
-        reference: How the starting model is kept, where the method needs it.
+        score: Reads predictions from the module.
+        reference: How the original model is kept, if the method needs it.
 
     Raises:
         ValueError: If the mode is unknown or the score gives no logits.
-        MisconfigurationException: If rows of the two roles can't be stacked, where they share their statistics.
+        MisconfigurationException: If rows of the two roles share their statistics but can't be stacked.
     """
 
     driver: ClassVar[str | None] = None
@@ -71,7 +71,7 @@ class ClassifierObjective(UnlearnCallback):
         """Accuracies on retain rows: of the first batch, and of the latest ones."""
 
     def read(self, module: LightningModule, batches: Sequence[Batch], logits: bool = False) -> list[Reading]:
-        """Read several roles off the module, with the statistics of ``bn_mode``."""
+        """Read several roles from the module, with the statistics of ``bn_mode``."""
         if self._joint_statistics and len(batches) > 1 and join(batches) is None:
             raise MisconfigurationException(
                 "bn_mode='joint' takes the statistics of batch normalization over forget and retain rows together, but "
@@ -85,7 +85,7 @@ class ClassifierObjective(UnlearnCallback):
         Args:
             module: The user's module.
             batch: The rows of each role.
-            roles: Roles to return. With joint statistics of batch normalization, the rows of both roles run.
+            roles: Roles to return. With joint batch normalization statistics, the model runs on the rows of both roles.
         """
         run = [r for r in ("retain", "forget") if r in roles or (self._joint_statistics and r in self.needs.roles)]
         readings = dict(zip(run, self.read(module, [batch[r] for r in run], logits=True), strict=True))
@@ -95,11 +95,11 @@ class ClassifierObjective(UnlearnCallback):
         return predictions
 
     def row_mean(self, values: Tensor) -> Tensor:
-        """Mean over the rows of all processes: averaging this over ranks gives the mean of the joined batch."""
+        """Mean over the rows of all processes, scaled so that its mean over ranks is that of the joined batch."""
         return self.token_mean(values, values.new_ones(len(values)))
 
     def share(self, values: Tensor, rows: int) -> Tensor:
-        """The part that some rows have in the mean over so many rows, and over those of all processes."""
+        """Contribution of these values to the mean over ``rows`` rows on all processes."""
         return self.token_mean(values, values.new_tensor(float(rows)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,7 +112,7 @@ class ClassifierObjective(UnlearnCallback):
             check_epoch(type(self).__name__, self.driver, trainer)
 
     def _check_rows(self, trainer: Trainer, module: LightningModule) -> None:
-        """Read a batch of each role, for an error before weights are reset."""
+        """Read a batch of each role, so that an error occurs before weights are reset."""
         for role in self.needs.roles:
             loader = row_loader(trainer.train_dataloader, role)
             if loader is not None:
@@ -120,7 +120,7 @@ class ClassifierObjective(UnlearnCallback):
                     likelihood(self.score, module, on_device(trainer, next(iter(loader))))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look whether the retain rows are lost, and freeze statistics again: the user may have called ``train()``."""
+        """Check for a collapse on retain rows; freeze statistics again, as the user may have called ``train()``."""
         self._check_retained(trainer)
         if self.bn_mode == "frozen":
             self._thawed += [norm for norm in self._batch_norms if norm.training]
@@ -128,7 +128,7 @@ class ClassifierObjective(UnlearnCallback):
                 norm.eval()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look whether the retain rows are lost."""
+        """Check whether the accuracy on retain rows has collapsed."""
         super().on_train_end(trainer, pl_module)
         self._check_retained(trainer)
 
@@ -186,7 +186,7 @@ def check_epoch(method: str, driver: str, trainer: Trainer) -> None:
 
 
 def check_clipping(method: str, trainer: Trainer) -> None:
-    """Warn if nothing bounds the steps of an ascent."""
+    """Warn if nothing bounds the steps of gradient ascent."""
     if not trainer.gradient_clip_val:
         rank_zero_warn(
             f"The loss of {method} has no lower bound, and the gradients of this run are not clipped: a few large "
@@ -196,7 +196,7 @@ def check_clipping(method: str, trainer: Trainer) -> None:
 
 
 def forget_accuracy(method: str, trainer: Trainer, module: LightningModule, score: Score) -> float:
-    """Share of all forget rows whose likeliest class is the label, in evaluation mode.
+    """Accuracy on all forget rows, in evaluation mode, as a fraction.
 
     Raises:
         MisconfigurationException: If forget rows can't be read one by one.
@@ -213,5 +213,5 @@ def forget_accuracy(method: str, trainer: Trainer, module: LightningModule, scor
 
 
 def batch_accuracy(predictions: Predictions) -> Tensor:
-    """Share of the rows of a batch whose likeliest class is the label."""
+    """Accuracy on the rows of a batch, as a fraction."""
     return (predictions.logits.argmax(1) == predictions.classes()).float().mean()

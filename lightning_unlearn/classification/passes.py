@@ -12,7 +12,7 @@ __all__ = ["Passes"]
 
 
 class Passes(NamedTuple):
-    """How many batches a pass over the rows of each role takes.
+    """Number of batches in a pass over the rows of each role.
 
     Args:
         forget: Batches of forget rows.
@@ -36,10 +36,10 @@ class Passes(NamedTuple):
         return cls(*(_batches(method, loader, role) for role in ("forget", "retain")))
 
     def at(self, batch: int) -> tuple[int, bool]:
-        """Number of a batch's pair of passes, and whether the batch is of the pass over forget rows.
+        """The index of a batch's pair of passes, and whether the batch belongs to the pass over forget rows.
 
         Args:
-            batch: Number of the batch from the start of the run.
+            batch: Index of the batch from the start of the run.
         """
         number, place = divmod(batch, self.forget + self.retain)
         return number, place < self.forget

@@ -1,4 +1,4 @@
-"""Random labels for the forget rows."""
+"""Random relabelling of the forget rows."""
 
 from __future__ import annotations
 
@@ -29,26 +29,27 @@ class RandomLabels(ClassifierObjective):
 
     $$\mathcal{L} = \frac{1}{|B_f| + |B_r|} \Big[\sum_f \ell(z_f, \tilde y_f) + \sum_r \ell(z_r, y_r)\Big]$$
 
-    Every row has the same weight. Batch sizes in proportion to the two sets make an epoch one pass over both, shuffled
-    together, as in the released code of SalUn; with the mask [`SalUn`][lightning_unlearn.SalUn] it is that method.
-    Labels are a function of ``seed`` and of the row or its place, so a resumed run draws the same ones.
+    Every row has the same weight. If the batch sizes are in proportion to the sizes of the two sets, an epoch is one
+    pass over both, shuffled together, as in the released code of SalUn; with the mask
+    [`SalUn`][lightning_unlearn.SalUn] it is that method. Labels depend only on ``seed`` and on the row or its position,
+    so a resumed run draws the same ones.
 
-    With ``schedule="forget_then_retain"`` a pass over forget rows comes before each pass over retain rows, as in that
-    code for CIFAR-10, and each step reads the rows of its pass alone. A pass has the batches $n_f$ or $n_r$ that cover
-    the rows of its role, and passes are counted over the run: $E$ of each take $E + \lceil E\,n_f / n_r \rceil$ epochs
-    of ``ForgetRetainDataModule(epoch="retain")``.
+    With ``schedule="forget_then_retain"``, a pass over forget rows precedes each pass over retain rows, as in that
+    code for CIFAR-10, and each step reads only the rows of its pass. A pass consists of the $n_f$ or $n_r$ batches that
+    cover the rows of its role, and passes are counted over the run: $E$ of each take $E + \lceil E\,n_f / n_r \rceil$
+    epochs of ``ForgetRetainDataModule(epoch="retain")``.
 
     Args:
         resample: When a forget row gets a new label: ``"batch"``: each time it is read; ``"epoch"``: each epoch;
             ``"once"``: never. The last two need rows that are dicts with a stable ``index``, as
             ``ForgetRetainDataModule`` makes them.
-        exclude_true: Draw wrong labels only. Released codes differ.
+        exclude_true: Whether to draw only wrong labels. Released codes differ in this.
         schedule: ``"mixed"``: each step reads rows of both roles; ``"forget_then_retain"``: whole passes alternate.
         seed: Seed of the labels.
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
-        score: Reads predictions off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        score: Reads predictions from the module.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If an argument is not one of those above.
@@ -89,7 +90,7 @@ class RandomLabels(ClassifierObjective):
             self._passes = Passes.over("RandomLabels", trainer.train_dataloader)
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
-        """Cross-entropy of all rows of the batch, or of the role of the pass."""
+        """Cross-entropy of all rows of the batch, or of those of the pass's role."""
         loop = module.trainer.fit_loop.epoch_loop
         number, place = module.trainer.current_epoch, loop.batch_idx
         roles: tuple[str, ...] = ("retain", "forget")
@@ -119,9 +120,9 @@ class RandomLabels(ClassifierObjective):
         return self.by_term(module, terms, roles)
 
     def _key(self, batch: int, epoch: int, rows: Batch, forget: Predictions) -> Tensor:
-        """A key for each prediction, of its row or of its place in the batch over all processes."""
+        """A key for each prediction, from its row or from its position in the batch over all processes."""
         place = torch.arange(len(forget.rows), device=forget.rows.device)
-        place -= torch.searchsorted(forget.rows, forget.rows)  # the number of the prediction within its row
+        place -= torch.searchsorted(forget.rows, forget.rows)  # index of the prediction within its row
         if self.resample == "batch":
             row = forget.rows * world_size() + rank()
             return self._numbers(row, place, batch, epoch)

@@ -15,22 +15,23 @@ __all__ = ["Retrain"]
 
 
 class Retrain(UnlearnCallback):
-    r"""Retraining: new weights, trained on the retain rows only. The standard that other methods are measured by.
+    r"""Retraining: new weights, trained on the retain rows only; the standard against which other methods are measured.
 
     $$\theta_r = \mathrm{train}(\theta_{init},\, D_r)$$
 
     Before the first step, every weight and buffer is replaced by that of an untrained module: the one that
-    ``module_init`` makes, or this one with each layer initialized by its ``reset_parameters``, nested ones too. From
-    then on each batch of retain rows goes through the module's own ``training_step``, with its own optimizer. Take the
-    epochs, batch size and schedule of the original training run, with ``ForgetRetainDataModule(epoch="retain")`` or
-    ``trainer.fit(module, {"retain": loader})``. A resumed run keeps the weights of its checkpoint.
+    ``module_init`` makes or, by default, this module after the ``reset_parameters`` of each layer, nested ones
+    included. From then on, each batch of retain rows goes through the module's own ``training_step``, with its own
+    optimizer. Use the epochs, batch size and schedule of the original training run, with
+    ``ForgetRetainDataModule(epoch="retain")`` or ``trainer.fit(module, {"retain": loader})``. A resumed run keeps the
+    weights of its checkpoint.
 
     Args:
-        module_init: Makes an untrained module; needed where a layer has no ``reset_parameters``, as the norm layers of
-            Hugging Face models, or where the module has frozen weights.
+        module_init: Makes an untrained module; needed if a layer has no ``reset_parameters``, such as the norm layers
+            of Hugging Face models, or if the module has frozen weights.
         seed: Seed of the new weights.
         score: The loss of a batch of retain rows; by default that of the module's ``training_step``.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         MisconfigurationException: If a layer can't be reset, a weight is frozen and there is no ``module_init``, or
@@ -47,7 +48,7 @@ class Retrain(UnlearnCallback):
 
     needs = Needs(roles=("retain",))
     inseparable = "reads no forget rows"
-    fills_windows = False  # it trains as the module was trained
+    fills_windows = False  # it trains in the same way as the module was trained
 
     def __init__(
         self,
@@ -75,12 +76,12 @@ class Retrain(UnlearnCallback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the epoch with that of the training."""
+        """Compare the epoch with that of the original training run."""
         super().on_train_start(trainer, pl_module)
         check_epoch("Retrain", "retain", trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset the module: after every callback's ``on_train_start``, in which monitors measure the trained one."""
+        """Reset the module, after every ``on_train_start``: monitors measure the trained module there."""
         if trainer.global_step == 0:
             initialize(pl_module, untrained_values(pl_module, self.seed, self.module_init))
 

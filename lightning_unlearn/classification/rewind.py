@@ -1,4 +1,4 @@
-"""Rewinding: the choice of the epoch whose error on forget rows is that on held-out rows."""
+"""Rewinding: choice of the epoch whose forget error is closest to the error on held-out rows."""
 
 from __future__ import annotations
 
@@ -33,26 +33,27 @@ class Rewind(ResumableCallback):
 
     $$e^* = \arg\min_e \big|\mathrm{err}(\theta_e, D_f) - \mathrm{err}(\theta_E, D_v)\big|$$
 
-    An error on forget rows that is too high tells an attacker as much as one that is too low. $D_v$ are held-out rows
-    with the class distribution of $D_f$: the errors of each class are weighted to it. After the last epoch $E$, the
-    module gets the weights of epoch $e^*$; of equal ones, of the latest. It works with any objective; put it before a
-    monitor in the list of callbacks, so that the monitor measures the final module.
+    An error on forget rows that is too high reveals as much to an attacker as one that is too low. $D_v$ are held-out
+    rows with the class distribution of $D_f$: the errors of each class are weighted to match it. After the last epoch
+    $E$, the module gets the weights of epoch $e^*$; among equal ones, of the latest. It works with any objective. Put
+    it before a monitor in the list of callbacks, so that the monitor measures the final module.
 
     Each epoch is saved as ``rewind/epoch=<e>.ckpt``, a checkpoint of the module without optimizer states; none is
-    deleted. A resumed run continues with those of the run before.
+    deleted. A resumed run continues with the checkpoints of the interrupted run.
 
     Args:
         heldout: $D_v$: the name of a set of the run's ``ForgetRetainDataModule(heldout={...})``, or a loader of a
             map-style dataset.
-        match_classes: Weight the errors to the classes of the forget rows. Switch it off where labels are no classes.
+        match_classes: Whether to weight the errors to the classes of the forget rows. Switch it off if labels are not
+            classes.
         dirpath: Folder of the checkpoints; by default ``rewind`` in that of the run's ``ModelCheckpoint``, or in
             ``default_root_dir``.
-        score: Reads predictions off the module.
+        score: Reads predictions from the module.
 
     Raises:
         ValueError: If the score gives no logits, or a class of the forget rows has no held-out row.
         MisconfigurationException: If there is no such set, rows can't be read one by one, weights are sharded, or a
-            checkpoint of the run before is missing.
+            checkpoint of the interrupted run is missing.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -131,7 +132,7 @@ class Rewind(ResumableCallback):
                 "checkpoints as dirpath, or start a new run without ckpt_path."
             )
         forget, heldout = self._forget(trainer), self._heldout(trainer)
-        if self.match_classes:  # an error of a class without held-out rows comes now, and not after the last epoch
+        if self.match_classes:  # report a class without held-out rows now, not after the last epoch
             wrong, labels = self._wrong(trainer, module, heldout)
             matched_error(wrong, labels, like=self._wrong(trainer, module, forget)[1])
 
@@ -163,7 +164,7 @@ class Rewind(ResumableCallback):
     def _wrong(self, trainer: Trainer, module: LightningModule, rows: RunRows) -> tuple[Tensor, Tensor]:
         """Whether each row is misclassified, and its label."""
         parts = []
-        # A loader draws a seed even where it does not shuffle.
+        # A loader draws a seed even if it does not shuffle.
         with isolate_rng(), evaluating(module), trainer.precision_plugin.forward_context():
             for batch, _ in rows:
                 predictions = self.score.predictions(module, batch)

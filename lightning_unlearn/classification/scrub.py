@@ -1,4 +1,4 @@
-"""SCRUB: distillation that turns a student away from its teacher on forget rows."""
+"""SCRUB: distillation away from the teacher on forget rows and towards it on retain rows."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ __all__ = ["SCRUB"]
 
 
 class SCRUB(ClassifierObjective):
-    r"""SCRUB: passes that drive the student from its teacher on forget rows, and passes that keep it on retain rows.
+    r"""SCRUB: alternates passes away from the teacher on forget rows with passes towards it on retain rows.
 
     $$\mathcal{L}_{max} = -\frac{1}{|B_f|} \sum_f D_T(f), \quad
     \mathcal{L}_{min} = \frac{1}{|B_r|} \sum_r \big[\gamma\, \ell_r + \alpha\, D_T(r)\big], \quad
     D_T = T^2 \mathrm{KL}(q_T \Vert p_T)$$
 
-    The teacher, with predictions $q$, is the starting model. A max pass comes before each of the first ``max_passes``
-    min passes; after these there are min passes only. A pass has the batches $n_f$ or $n_r$ that cover the rows of its
-    role. Passes are counted over the run, so ``max_epochs`` with ``ForgetRetainDataModule(epoch="retain")`` has to
-    include both: $E$ min passes with $m$ max passes take $E + \lceil m\,n_f / n_r \rceil$ epochs. Where student and
-    teacher agree, $D_T$ has no gradient: without dropout or batch normalization the first max pass changes nothing, and
-    the first min pass breaks the tie. With [`Rewind`][lightning_unlearn.Rewind] it is SCRUB+R.
+    The teacher, with predictions $q$, is the original model. A max pass precedes each of the first ``max_passes`` min
+    passes; after these there are only min passes. A pass consists of the $n_f$ or $n_r$ batches that cover the rows of
+    its role. Passes are counted over the run, so ``max_epochs`` with ``ForgetRetainDataModule(epoch="retain")`` has to
+    include both: $E$ min passes with $m$ max passes take $E + \lceil m\,n_f / n_r \rceil$ epochs. If student and
+    teacher agree, $D_T$ has no gradient: without dropout or batch normalization, the first max pass changes nothing,
+    and the first min pass breaks the tie. With [`Rewind`][lightning_unlearn.Rewind] it is SCRUB+R.
 
     Args:
-        alpha: Weight of the teacher on retain rows $\alpha$. For large data sets the paper takes 0.001.
-        gamma: Weight of the labels on retain rows $\gamma$; for large data sets 0.99.
+        alpha: Weight of the teacher on retain rows, $\alpha$. For large data sets the paper uses 0.001.
+        gamma: Weight of the labels on retain rows, $\gamma$; for large data sets 0.99.
         temperature: $T > 0$; for large data sets 4.
         max_passes: Number of max passes $m$; for large data sets 2.
         bn_mode: ``"train"`` (the released code), ``"frozen"``, or ``"joint"``, with which each step runs the rows of
             both roles.
-        score: Reads predictions off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        score: Reads predictions from the module.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -84,7 +84,7 @@ class SCRUB(ClassifierObjective):
         check_clipping("SCRUB", trainer)
 
     def _check_length(self, trainer: Trainer) -> None:
-        """Warn if the run ends before the max passes do, each with its min pass."""
+        """Warn if the run ends before all max passes, each followed by its min pass, are done."""
         limits = [trainer.max_steps * trainer.accumulate_grad_batches] if trainer.max_steps > 0 else []
         if (trainer.max_epochs or 0) > 0 and math.isfinite(trainer.num_training_batches):
             limits.append((trainer.max_epochs or 0) * int(trainer.num_training_batches))
@@ -102,10 +102,10 @@ class SCRUB(ClassifierObjective):
         return forgets and number < self.max_passes
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
-        """Loss of the batch's pass."""
+        """Loss of the pass that the batch belongs to."""
         forgets = self.forgets(module.trainer.fit_loop.epoch_loop.total_batch_idx)
         role = "forget" if forgets else "retain"
-        # The teacher goes first: exchanging weights would spoil a graph that already holds them.
+        # Run the teacher first: exchanging weights would invalidate a graph that already refers to them.
         teacher = self.reference_predictions(module, batch[role]).logits
         if forgets:
             return self.smoothed(module, lambda: self._drive_apart(module, batch, teacher))

@@ -1,4 +1,4 @@
-"""SSD: selective synaptic dampening."""
+"""Selective synaptic dampening (SSD)."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ __all__ = ["SSD"]
 
 
 class SSD(Edit):
-    r"""Selective synaptic dampening: shrink the weights that matter far more to the forget rows than to all rows.
+    r"""Selective synaptic dampening: shrinks the weights that matter far more to the forget rows than to all rows.
 
     $$\theta_i \leftarrow \min\Big(\lambda \frac{I_{D,i}}{I_{f,i}},\, 1\Big)\, \theta_i \quad \text{where } I_{f,i} >
     \alpha I_{D,i}, \qquad I_S = \frac{1}{|\mathcal B(S)|} \sum_{B \in \mathcal B(S)} \big(\nabla \ell_B\big)^2$$
 
     The importance is the mean over batches of the squared gradient of a batch's mean loss, in evaluation mode, as in
     the released code, and depends on the batch size. $D$ is the training set: forget and retain rows, shuffled together
-    into batches of mixed rows. Buffers, such as statistics of batch normalization, stay. It is an edit: the run makes
-    no update. It warns if no weight was selected. A fixed $\alpha$ can destroy a model on some classes: look at the
-    retain accuracy.
+    into mixed batches. Buffers, such as batch normalization statistics, do not change. This is an edit: the run makes
+    no optimizer update. It warns if no weight was selected. A fixed $\alpha$ can destroy a model on some classes: check
+    the retain accuracy.
 
     Args:
-        alpha: How many times more important a weight must be $\alpha > 0$; 10 for a ResNet-18, 5 to 25 for a ViT.
-        dampening: $\lambda > 0$; the smaller, the stronger.
+        alpha: Ratio of importances $\alpha > 0$ above which a weight is dampened; 10 for a ResNet-18, 5 to 25 for a
+            ViT.
+        dampening: $\lambda > 0$; smaller values dampen more.
         seed: Seed of the shuffle of $D$.
-        score: Reads likelihoods off the module.
+        score: Reads likelihoods from the module.
 
     Raises:
         ValueError: If a number is not positive.
@@ -61,12 +62,12 @@ class SSD(Edit):
 
         Args:
             module: Any LightningModule; its parameters that require gradients shrink.
-            forget: Loads the rows to forget.
-            retain: Loads the rows to keep.
+            forget: Loads the forget rows.
+            retain: Loads the retain rows.
 
         Raises:
             ValueError: If there are no retain rows.
-            FloatingPointError: If an importance is not finite. The weights are then as they were.
+            FloatingPointError: If an importance is not finite. The weights are then left unchanged.
         """
         if retain is None:
             raise ValueError("SSD compares the forget rows with all rows, but got no retain rows. Pass retain.")

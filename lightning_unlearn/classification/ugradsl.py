@@ -37,29 +37,29 @@ class UGradSL(ClassifierObjective):
     $$\mathcal{L} = p\, \frac{1}{|B_r|} \sum_{r} \ell_r - (1 - p) \frac{1}{|B_f|} \sum_{f} \big[\ell_f + \alpha\,
     (z_{y} - \bar z)_f\big]$$
 
-    Plain ascent starts without a gradient, as the model is sure of the forget rows. Negative smoothing adds a gradient
-    on the margin of the true class that does not vanish. $\alpha = 0$ is NegGrad+, $p = 0$ ascent and $p = 1$
-    fine-tuning; $\alpha > 0$ makes the model remember better at first. The loss is unbounded below: set
-    ``gradient_clip_val``, and end with ``forget_accuracy_floor``. An epoch costs two rows for each forget row with
-    ``ForgetRetainDataModule(epoch="forget")``.
+    Plain ascent starts without a gradient, because the model is certain about the forget rows. Negative smoothing adds
+    a gradient on the margin of the true class that does not vanish. $\alpha = 0$ is NegGrad+, $p = 0$ is ascent and $p
+    = 1$ is fine-tuning; with $\alpha > 0$ the model remembers better at first. The loss is unbounded below: set
+    ``gradient_clip_val``, and end the run with ``forget_accuracy_floor``. With
+    ``ForgetRetainDataModule(epoch="forget")``, an epoch costs two rows for each forget row.
 
-    The defaults are ours, tuned on 5,000 images of MNIST; we do not know the paper's for each data set.
+    The defaults are ours, tuned on 5,000 MNIST images; we do not know the paper's values for each data set.
 
     Args:
         alpha: Smoothing rate $\alpha$, at most 0 to forget; ``None`` gives each forget row its own, see
             [`adaptive_alpha`][lightning_unlearn.functional.classification.adaptive_alpha.adaptive_alpha].
-        p: Weight of the retain rows, in [0, 1]; by default 0.5. More steps need a larger one.
-        beta: Distance of outputs below which a retain row is similar to a forget row, for ``alpha=None``.
+        p: Weight of the retain rows, in [0, 1]; by default 0.5. More steps need a larger weight.
+        beta: Distance between outputs below which a retain row is similar to a forget row, for ``alpha=None``.
         distance: ``"cosine"``, ``"tv"`` or ``"euclid"``, for ``alpha=None``.
-        rule: ``"isolation"`` (the paper's reason) or ``"density"`` (its formula), for ``alpha=None``.
+        rule: ``"isolation"`` (the paper's argument) or ``"density"`` (its formula), for ``alpha=None``.
         alpha_scale: Largest magnitude of a row's own rate.
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
-        reduction: ``"mean"`` or ``"sum"`` over the rows of each role. The paper prints sums of equally large batches.
-        forget_accuracy_floor: Stop after the first epoch that leaves the accuracy on all forget rows, in evaluation
-            mode, at this or below: 0 for a class, the accuracy on unseen rows for random ones.
-        score: Reads predictions off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        reduction: ``"mean"`` or ``"sum"`` over the rows of each role. The paper prints sums over batches of equal size.
+        forget_accuracy_floor: Stop after the first epoch with an accuracy on all forget rows, in evaluation mode, at or
+            below this: 0 to forget a class, the accuracy on unseen rows to forget random ones.
+        score: Reads predictions from the module.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -129,7 +129,7 @@ class UGradSL(ClassifierObjective):
             check_clipping(type(self).__name__, trainer)
 
     def begin(self, trainer: Trainer, module: LightningModule) -> None:
-        """Check that the rows to stop by can be read."""
+        """Check that the forget rows can be read, if the run stops by their accuracy."""
         if self.forget_accuracy_floor is not None:
             RunRows.of_role(trainer, "forget", type(self).__name__)
 
@@ -142,12 +142,12 @@ class UGradSL(ClassifierObjective):
             trainer.should_stop = True
 
     def _reduced(self, values: Tensor) -> Tensor:
-        # Processes average their gradients; the factor makes a sum of that.
+        # Processes average their gradients; this factor turns the average into a sum.
         return self.row_mean(values) if self.reduction == "mean" else values.sum() * world_size()
 
     def _rate(self, retain: Tensor, forget: Tensor) -> Tensor:
         sizes = [len(forget)]
-        if world_size() > 1:  # the neighbours of a row are in the whole batch
+        if world_size() > 1:  # the neighbours of a row come from the whole batch
             pairs = gather_objects((retain.detach().cpu(), forget.detach().cpu()))
             sizes = [len(rows) for _, rows in pairs]
             retain, forget = (torch.cat(part).to(forget.device) for part in zip(*pairs, strict=True))
@@ -160,9 +160,9 @@ class UGradSL(ClassifierObjective):
 class UGradSLPlus(UGradSL):
     r"""UGradSL+: the objective of [`UGradSL`][lightning_unlearn.UGradSL], over epochs of retain rows.
 
-    An epoch is a pass over the retain rows, ``ForgetRetainDataModule(epoch="retain")``, in which the forget rows are
-    read many times. It costs two rows for each retain row, and retains more. The arguments are those of `UGradSL`,
-    with 0.98 as the default of ``p``.
+    An epoch is a pass over the retain rows, ``ForgetRetainDataModule(epoch="retain")``, during which the forget rows
+    are read many times. It costs two rows for each retain row, and retains more. The arguments are those of `UGradSL`,
+    except that ``p`` is 0.98 by default.
 
     Example:
         >>> from lightning.pytorch import Trainer

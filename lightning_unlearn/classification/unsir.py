@@ -1,4 +1,4 @@
-"""UNSIR: impairment of a class by error-maximizing noise, then repair."""
+"""UNSIR: impairment of a class by error-maximizing noise, followed by repair."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ class UNSIR(ClassifierObjective):
 
     It forgets a whole class $c$ and reads none of its rows. The noise starts from the normal distribution and is
     learned by Adam before the first step, with the model in evaluation mode (the released code does not change the
-    mode). The first ``impair_epochs`` epochs impair; all epochs after them repair. The noise is not part of the module;
-    it is saved with the callback's state.
+    mode). The first ``impair_epochs`` epochs impair; all later epochs repair. The noise is not part of the module; it
+    is saved with the callback's state.
 
-    The released code takes one epoch each, by Adam at 1e-4, of 500 rows of each other class, in batches of 32 for the
+    The released code uses one epoch each, with Adam at 1e-4, on 500 rows of each other class, in batches of 32 for the
     impairment and 128 for the repair. Here the batch size is that of the data.
 
     Args:
-        forget_class: The class to forget $c$. No retain row may have it.
-        noise_rows: Rows of noise $n$.
-        noise_steps: Steps of Adam on the noise; 250 in the released code for a sub-class.
+        forget_class: The class to forget, $c$. No retain row may have it.
+        noise_rows: Number of noise rows $n$.
+        noise_steps: Number of Adam steps on the noise; 250 in the released code for a sub-class.
         noise_lr: Learning rate of the noise.
         penalty: $\lambda \ge 0$.
-        noise_ratio: Rows of noise in a batch for each retain row. The released code has 80 times 32 for 500 of each of
+        noise_ratio: Noise rows per retain row in a batch. The released code uses 80 times 32 for 500 rows of each of
             the other classes: 0.57 with ten classes.
-        impair_epochs: Epochs with noise.
+        impair_epochs: Number of epochs with noise.
         seed: Seed of the noise.
         bn_mode: ``"joint"``, ``"frozen"`` or ``"train"``, see
             [`ClassifierObjective`][lightning_unlearn.ClassifierObjective].
-        score: Reads predictions off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        score: Reads predictions from the module.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If a number is out of range.
-        MisconfigurationException: If no epoch is left for the repair, a retain row is of the class to forget, a row
-            does not have exactly one floating-point tensor, or weights are sharded.
+        MisconfigurationException: If no epoch is left for the repair, a retain row belongs to the class to forget, a
+            row does not have exactly one floating-point tensor, or weights are sharded.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -114,7 +114,7 @@ class UNSIR(ClassifierObjective):
             )
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
-        """Loss of the epoch's phase."""
+        """Loss of the epoch's phase, impairment or repair."""
         rows = batch["retain"]
         if module.trainer.current_epoch >= self.impair_epochs:
             (retain,) = self.predictions(module, batch, ("retain",))
@@ -142,7 +142,7 @@ class UNSIR(ClassifierObjective):
         self.noise = None
 
     def restore(self, state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
-        """Continue with the noise of the checkpoint: an impaired model would give other noise."""
+        """Continue with the noise of the checkpoint: an impaired model would yield different noise."""
         self.noise = state["noise"]
 
     def _retain_nll(self, retain: Predictions) -> Tensor:
@@ -154,7 +154,7 @@ class UNSIR(ClassifierObjective):
         return token_nll(retain.logits, retain.labels)
 
     def _noise_batch(self, rows: Batch, number: int) -> Batch:
-        """The next rows of noise, in the form of the user's batch; ``number`` is that of the batch."""
+        """The next noise rows, in the form of the user's batch; ``number`` is the index of the batch."""
         assert self.noise is not None
         inputs = input_of("UNSIR", rows)
         count = max(1, round(self.noise_ratio * len(inputs)))
@@ -183,7 +183,7 @@ class UNSIR(ClassifierObjective):
 
 
 def _with_noise(rows: Batch, noise: Tensor) -> Batch:
-    """A batch with a row for each row of noise: its inputs are the noise, everything else is of the user's rows."""
+    """A batch with one row for each noise row: its inputs are the noise, everything else comes from the user's rows."""
     count = row_count(rows)
     turn = torch.arange(len(noise), device=noise.device) % count
     fitted = tree_map_only(Tensor, lambda t: t[turn] if t.dim() > 0 and len(t) == count else t, rows)

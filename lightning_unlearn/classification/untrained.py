@@ -24,14 +24,14 @@ def check_untrained(
     module_init: ModuleInit | None,
     chosen: Callable[[str], bool] = lambda name: True,
 ) -> None:
-    """Refuse a module whose weights can't be reset.
+    """Reject a module whose weights can't be reset.
 
     Args:
         method: Name of the method, for errors.
         trainer: Trainer of the run.
         module: The user's module.
-        module_init: Makes an untrained module, where the user gives it.
-        chosen: Whether the parameter of a name is to be reset.
+        module_init: Makes an untrained module, if the user gives it.
+        chosen: Whether the parameter of a given name is to be reset.
 
     Raises:
         MisconfigurationException: If a chosen weight belongs to a layer without ``reset_parameters`` and there is no

@@ -1,4 +1,4 @@
-"""Commands ``attack`` and ``attack-inversion``: prompts, or a learned word, that bring an erased concept back."""
+"""Commands ``attack`` and ``attack-inversion``: prompts or a learned word that bring an erased concept back."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def attack(
     overwrite: bool = False,
     device: str | None = None,
 ) -> AttackResult:
-    """Search prompts that make an erased model draw its concept again (UnlearnDiffAtk, P4D and controls).
+    """Search for prompts that make an erased model draw its concept again (UnlearnDiffAtk, P4D and controls).
 
-    Finished prompts are kept in ``prompts.jsonl`` and not attacked again when the command is run again; the rates and
-    their cost are in ``summary.json``.
+    Finished prompts are kept in ``prompts.jsonl`` and are not attacked again when the command is run again; the rates
+    and their cost are in ``summary.json``.
 
     Args:
         attack: The attack. Its judge is ``miniature-style``, ``miniature-object``, ``nudenet``,
@@ -39,12 +39,12 @@ def attack(
         prompts: File of prompts with ``prompt``, and optionally ``seed`` and ``guidance`` (``.csv``, ``.json``,
             ``.jsonl``, ``.parquet``), or a list of prompts.
         model: Folder or hub id of the erased pipeline.
-        ckpt_path: Checkpoint of a run with LitTextToImage, in place of the folder.
+        ckpt_path: Checkpoint of a run with LitTextToImage, instead of the folder.
         base: Folder or hub id of the pipeline before erasure, which draws the target images.
         targets: Folder with a target image for each prompt, in the order of the numbers in their names.
-        output_dir: Where results are kept.
-        overwrite: Replace results of another attack there.
-        device: Such as ``cuda:1``; by default a GPU if there is one.
+        output_dir: Folder for the results.
+        overwrite: Whether to replace results of another attack in that folder.
+        device: Device, such as ``cuda:1``; by default a GPU if there is one.
 
     Returns:
         The outcomes, and their rates.
@@ -66,22 +66,22 @@ def attack_inversion(
     overwrite: bool = False,
     device: str | None = None,
 ) -> AttackResult:
-    """Learn a word that makes an erased model draw its concept again (concept inversion), and ask for it.
+    """Learn a word that makes an erased model draw its concept again (concept inversion), and prompt with it.
 
-    The word is kept in ``learned.safetensors``, and finished prompts in ``prompts.jsonl``, and not learned or drawn
+    The word is kept in ``learned.safetensors`` and finished prompts in ``prompts.jsonl``; neither is learned or drawn
     again when the command is run again.
 
     Args:
-        attack: The attack. Its judge is as for ``attack``.
+        attack: The attack. Its judge is given as for ``attack``.
         prompts: File of prompts that name the concept, with ``prompt``, and optionally ``seed`` and ``guidance``, or a
             list of prompts.
         model: Folder or hub id of the erased pipeline.
-        ckpt_path: Checkpoint of a run with LitTextToImage, in place of the folder.
+        ckpt_path: Checkpoint of a run with LitTextToImage, instead of the folder.
         base: Folder or hub id of the pipeline before erasure, which draws the images to learn from.
-        targets: Folder with images of the concept to learn from, any number, in place of the base.
-        output_dir: Where results are kept.
-        overwrite: Replace results of another attack there.
-        device: Such as ``cuda:1``; by default a GPU if there is one.
+        targets: Folder with any number of images of the concept to learn from, instead of the base.
+        output_dir: Folder for the results.
+        overwrite: Whether to replace results of another attack in that folder.
+        device: Device, such as ``cuda:1``; by default a GPU if there is one.
 
     Returns:
         The outcomes, and their rates.

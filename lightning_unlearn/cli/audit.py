@@ -1,4 +1,4 @@
-"""Command ``audit``: whether a language model has forgotten, with the evidence."""
+"""Command ``audit``: report, verdict and record on whether a language model has forgotten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Command ``callbacks``: the configuration files that come with the package, to list, to read and to copy."""
+"""Command ``callbacks``: listing, printing and copying of the configuration files that come with the package."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def callbacks(words: Sequence[str]) -> None:
             ``copy [NAME ...] --to FOLDER``.
 
     Raises:
-        FileNotFoundError: If no file has a name.
+        FileNotFoundError: If no file has the given name.
         ValueError: If several files have it.
-        FileExistsError: If a copy would take the place of another file.
+        FileExistsError: If a copy would replace another file.
     """
     parser = argparse.ArgumentParser(prog="lightning-unlearn callbacks", description=_DESCRIPTION)
     commands = parser.add_subparsers(dest="command", metavar="{list,print,copy}")
@@ -75,7 +75,7 @@ def _summary(path: Path) -> str:
     named = attached[-1] if attached else settings.get("model")
     class_path = named["class_path"] if isinstance(named, dict) else named
     text = (resolve_name(class_path).__doc__ or "").strip().partition("\n")[0]
-    text = re.sub(r"\[`(\w+)`\]\[[^]]*\]|`+", r"\1", text)  # links of the documentation
+    text = re.sub(r"\[`(\w+)`\]\[[^]]*\]|`+", r"\1", text)  # links in the documentation
     name = class_path.rpartition(".")[2]
     return text if text.startswith(f"{name}:") else f"{name}: {text}"
 

@@ -1,4 +1,4 @@
-"""Commands ``canvas sample``, ``score`` and ``report``: answer sets of UnlearnCanvas, drawn here or made by others."""
+"""Commands ``canvas sample``, ``score`` and ``report`` for answer sets of UnlearnCanvas, drawn here or elsewhere."""
 
 from __future__ import annotations
 
@@ -45,30 +45,30 @@ def sample(
     precision: Precision = "32",
     device: str | None = None,
 ) -> None:
-    """Draw the answer set of a model: an image of each style, object and seed.
+    """Draw the answer set of a model: one image for each style, object and seed.
 
-    What is in the folder already is not drawn again: after a kill the same command goes on. Several processes or
-    machines share a folder by ``--part``; under torchrun each process draws its own part.
+    Images that are already in the folder are not drawn again: if the command was killed, the same command continues.
+    Several processes or machines can share a folder with ``--part``; under torchrun each process draws its own part.
 
     Args:
         output_dir: Folder of the images.
         model: Folder, hub id or single file of the pipeline; ``miniature`` is the one in the package.
         ckpt_path: Checkpoint of a run with LitTextToImage, in place of the pipeline.
-        names: Styles and objects: of the published benchmark, or of the miniature.
+        names: Styles and objects: those of the published benchmark, or of the miniature.
         seeds: Seeds of the images.
-        steps: Steps of the sampler; 20 on the miniature.
+        steps: Number of sampler steps; 20 on the miniature.
         guidance: Weight of classifier-free guidance; 4 on the miniature.
         batch_size: Images drawn together.
-        photo: Whether unstyled photos are drawn too.
+        photo: Whether to draw unstyled photos, too.
         suffix: Format of the images.
         sampler: ``ddim``, or the pipeline's own.
         part: Which of how many parts to draw: ``[0, 4]`` is the first of four.
-        precision: Precision that images are drawn in.
-        device: Such as ``cuda:1``; by default a GPU if there is one, that of the process under torchrun.
+        precision: Precision in which images are drawn.
+        device: Device, such as ``cuda:1``; by default a GPU if there is one, under torchrun that of the process.
 
     Raises:
         ValueError: If both or neither of ``model`` and ``ckpt_path`` are given, an argument is out of range, or the
-            folder has images of another model or other settings.
+            folder contains images of another model or with other settings.
     """
     if (model is None) == (ckpt_path is None):
         raise ValueError(f"Give one of model and ckpt_path, but got model={model!r} and ckpt_path={ckpt_path!r}.")
@@ -102,29 +102,29 @@ def score(
 ) -> None:
     """Judge the images of an answer set, drawn by ``canvas sample`` or by any other tool.
 
-    Images are named ``<style>_<object>_seed<number>``. Writes ``scores.csv`` beside them, and prints UA, IRA and CRA.
-    Images that were judged already are not judged again.
+    Images are named ``<style>_<object>_seed<number>``. Writes ``scores.csv`` next to them, and prints UA, IRA and CRA.
+    Images that have already been judged are not judged again.
 
     Args:
-        folder: The images.
-        judges: Folder of a classifier with two heads, as ``train_canvas_judges`` writes it; or ``miniature``.
-        style_judge: In place of ``judges``, that of the style: the published checkpoint ``style50.pth``, or a folder or
+        folder: Folder of the images.
+        judges: Folder of a classifier with two heads, as written by ``train_canvas_judges``; or ``miniature``.
+        style_judge: Judge of the style, instead of ``judges``: the published checkpoint ``style50.pth``, or a folder or
             hub id of a classifier as for ``attack``.
-        object_judge: The same of the object, such as ``style50_cls.pth``.
-        names: Styles and objects: of the published benchmark, or of the miniature.
+        object_judge: Judge of the object, in the same form, such as ``style50_cls.pth``.
+        names: Styles and objects: those of the published benchmark, or of the miniature.
         target: The style or object that the model has unlearned; by default the model is one before unlearning.
-        seeds: The seeds that count; by default all that occur.
-        reference: Folder of the data set, for FID and KID of what is retained: of its images 1 to 5 of each style and
-            object, by features of the judges. Writes ``distances.json``.
-        size: Side in pixels that images are resized to before they reach the judges.
+        seeds: Seeds to include; by default all that occur.
+        reference: Folder of the data set, for FID and KID of the retained concepts: uses its images 1 to 5 of each
+            style and object, and features of the judges. Writes ``distances.json``.
+        size: Side in pixels that images are resized to before they are judged.
         batch_size: Images judged together.
-        workers: Threads that decode images.
-        precision: Precision that judges run in.
-        device: Such as ``cuda:1``; by default a GPU if there is one.
+        workers: Number of threads that decode images.
+        precision: Precision in which the judges run.
+        device: Device, such as ``cuda:1``; by default a GPU if there is one.
 
     Raises:
         ValueError: If the judges are given twice or not at all, images have other names or are missing, or the folder
-            has scores of other judges.
+            contains scores of other judges.
     """
     where = device or _device()
     panel = _judges(judges, style_judge, object_judge, names).to(where)
@@ -143,23 +143,23 @@ def score(
 
 
 def report(root: str, output_dir: str | None = None, names: Names = "unlearncanvas") -> None:
-    """Write the report of answer sets that ``canvas score`` has judged.
+    """Write the report on answer sets that ``canvas score`` has judged.
 
-    The folders are ``<root>/<method>/<target>``, and ``<root>/None`` of the model before unlearning; those of one
-    method with several seeds ``<root>/<method>/<target>/<seed>``. Writes ``report.html``, ``report.md``,
+    The folders are ``<root>/<method>/<target>``, and ``<root>/None`` for the model before unlearning; those of one
+    method with several seeds are ``<root>/<method>/<target>/<seed>``. Writes ``report.html``, ``report.md``,
     ``report.json``, ``summary.csv`` and ``matrices/``.
 
     Args:
         root: Folder of the answer sets.
         output_dir: Folder to write; by default the root.
-        names: Styles and objects: of the published benchmark, or of the miniature.
+        names: Styles and objects: those of the published benchmark, or of the miniature.
 
     Raises:
-        FileNotFoundError: If a folder has no scores, or there are none.
-        ValueError: If a folder is named after no style or object, or a set lacks images.
+        FileNotFoundError: If a folder has no scores, or there are no folders.
+        ValueError: If a folder's name is not a style or object, or a set lacks images.
     """
     where = Path(output_dir or root)
-    where.mkdir(parents=True, exist_ok=True)  # paths in the record go through it
+    where.mkdir(parents=True, exist_ok=True)  # paths in the record depend on it
     write_canvas_report(folder_results(root, names, where), where)
     print(f"Open {where}/report.html.")
 

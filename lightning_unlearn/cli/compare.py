@@ -17,17 +17,17 @@ def compare(
     forget: str | None = None,
     utility: str | None = None,
 ) -> None:
-    """Compare models by their reports and by result files that others have published.
+    """Compare models by their reports and by published result files.
 
     Prints a leaderboard as Markdown. With ``output_dir`` it writes ``leaderboard.csv``, ``report.md``, ``report.html``
     with a plot of forgetting against utility, and ``report.json``.
 
     Args:
-        reports: Files or folders, each with a name where you like: ``[ours=runs/audit, npo=saves/npo/TOFU_EVAL.json]``.
+        reports: Files or folders, optionally with names: ``[ours=runs/audit, npo=saves/npo/TOFU_EVAL.json]``.
             A file is a ``report.json``, a ``*_SUMMARY.json`` or ``*_EVAL.json`` of open-unlearning, an
             ``eval_log_aggregated.json`` of TOFU's authors, or a ``results_*.json`` of lm-evaluation-harness.
         output_dir: Folder to write.
-        columns: Metrics to show. Default: those that at least two files have.
+        columns: Metrics to show. By default, those that at least two files have.
         forget: Metric of the horizontal axis, such as ``"extraction strength (strict)"``.
         utility: Metric of the vertical axis.
     """
@@ -39,6 +39,6 @@ def compare(
 
 
 def _named(report: str) -> tuple[str, str]:
-    """``("", path)``, or ``(name, path)`` of ``name=path``."""
+    """``(name, path)`` of ``name=path``; ``("", path)`` without a name."""
     name, equals, path = report.partition("=")
     return (name, path) if equals and not Path(report).exists() else ("", report)

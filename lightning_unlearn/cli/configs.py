@@ -1,4 +1,4 @@
-"""Configuration files that come with the package, found by the end of their path."""
+"""Lookup of the configuration files that come with the package, by the end of their path."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def shipped_configs() -> list[Path]:
-    """The files in ``callbacks/`` and ``examples/``: in an installed package below ``configs/``, else in the clone.
+    """The files in ``callbacks/`` and ``examples/``: below ``configs/`` in an installed package, else in the clone.
 
-    A sweep of Weights & Biases among the examples is none of them.
+    Sweep files of Weights & Biases among the examples are excluded.
     """
     root = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent
     examples = (path for path in root.glob("examples/*.yaml") if path.name != "sweep.yaml")
@@ -27,14 +27,14 @@ def find_config(name: str, own: bool = True) -> str:
 
     Args:
         name: A file, or the end of the path of a shipped one: ``callbacks/objectives/npo.yaml``, ``objectives/npo`` and
-            ``npo`` are the same.
+            ``npo`` are equivalent.
         own: Whether a file in the working directory takes precedence.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If several shipped files have this name.
     """
-    if own and (Path(name).is_file() or not re.fullmatch(r"[\w./-]+", name)):  # else a configuration itself
+    if own and (Path(name).is_file() or not re.fullmatch(r"[\w./-]+", name)):  # otherwise a configuration itself
         return name
     wanted = Path(name.removesuffix(".yaml")).parts
     shipped = shipped_configs()
@@ -52,7 +52,7 @@ def find_config(name: str, own: bool = True) -> str:
 
 
 def with_shipped(words: Sequence[str]) -> list[str]:
-    """A command line with the paths of shipped files in place of their names."""
+    """A command line in which names of shipped files are replaced by their paths."""
     resolved = []
     for previous, word in zip(["", *words], words, strict=False):
         option, equals, name = word.partition("=")

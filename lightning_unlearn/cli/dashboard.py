@@ -1,4 +1,4 @@
-"""Command ``dashboard``: a view of a W&B project for unlearning runs."""
+"""Command ``dashboard``: a saved view for unlearning runs in a W&B project."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def dashboard(
 
     Args:
         project: The project of your runs.
-        entity: The user or team that it belongs to; by default the one that you are logged in as.
+        entity: The user or team that owns it; by default the one you are logged in as.
         name: Name of the view.
-        heldout: Names of the sets that no step trains on, where yours have names of their own, such as
+        heldout: Names of the sets that are not trained on, if yours have names of their own, such as
             '[capitals, general]'.
         images: Names of further images to show, such as '[samples]'.
         output: File to write the view to, as JSON, instead of saving it; this needs no network.
 
     Raises:
         ImportError: If wandb-workspaces is missing.
-        RuntimeError: If W&B refuses, as it does without a login.
+        RuntimeError: If W&B refuses, for example without a login.
     """
     own = {} if heldout is None else {"heldout": heldout}
     if output is not None:

@@ -15,11 +15,11 @@ __all__ = ["apply", "revert"]
 
 
 def apply(model: str, delta: str, output: str) -> None:
-    """Write the unlearned model: the base with a delta applied.
+    """Write the unlearned model: the base model with a delta applied.
 
     Args:
         model: Folder, hub id or GGUF file of the base model.
-        delta: File that ``lightning-unlearn export --delta`` wrote.
+        delta: File written by ``lightning-unlearn export --delta``.
         output: Folder to write, which must not exist.
     """
     with _folder(model, delta) as folder:
@@ -28,7 +28,7 @@ def apply(model: str, delta: str, output: str) -> None:
 
 
 def revert(model: str, delta: str, output: str) -> None:
-    """Write the base model: the unlearned one with a delta taken back.
+    """Write the base model: the unlearned model with a delta removed.
 
     Args:
         model: Folder of the unlearned model.
@@ -41,7 +41,7 @@ def revert(model: str, delta: str, output: str) -> None:
 
 @contextmanager
 def _folder(model: str, delta: str) -> Iterator[str]:
-    """A folder with the model's weights in the type that the delta is made for."""
+    """A folder with the model's weights in the type that the delta was made for."""
     if Path(model).is_dir():
         yield model
         return

@@ -1,4 +1,4 @@
-"""Command ``doctor``: what a file holds of the time before unlearning, and what an installation can do."""
+"""Command ``doctor``: check of a file for remains of the original model, and of an installation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["doctor"]
 
 
 def doctor(file: str | None = None) -> None:
-    """Say what a file or folder holds of the time before unlearning, or, without one, what is installed here.
+    """Check what a file or folder still holds of the model before unlearning or, without one, what is installed here.
 
-    Of a file, the exit code is 0 where it holds nothing, 1 where it gives away the model or the rows of before, and 2
-    where it can't be read. Of the installation, which is told by versions, devices and extras, it is 1 where something
-    that every run needs would be refused.
+    For a file, the exit code is 0 if it holds nothing, 1 if it gives away the model before unlearning or its rows, and
+    2 if it can't be read. For the installation, which is described by versions, devices and extras, it is 1 if
+    something that every run needs would be refused.
 
     Args:
         file: Checkpoint, weights, delta, report, table of answers, or a folder of such files.

@@ -1,6 +1,6 @@
-"""Check of an installation: versions, devices, extras, and what would be refused.
+"""Check of an installation: versions, devices, extras, and packages that would be refused.
 
-Nothing is imported but torch, so that a Lightning that must not run is named and not started.
+Only torch is imported, so that a Lightning that must not run is reported and not started.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TOOLS = ("dev", "docs", "all")
 
 
 def versions() -> list[str]:
-    """The versions of Python, this package and what it stands on."""
+    """The versions of Python, this package and its core dependencies."""
     names = ["torch", "lightning", "pytorch-lightning", "torchmetrics", "jsonargparse", "transformers", "diffusers"]
     found = {name: installed(name) for name in names}
     machine = f"Python {platform.python_version()}, {platform.platform()}"
@@ -35,7 +35,7 @@ def devices() -> list[str]:
     """The devices that torch can use."""
     try:
         import torch
-    except Exception as error:  # whatever a broken installation raises
+    except Exception as error:  # a broken installation may raise anything
         return [f"torch can't be imported: {error}"]
     found = [f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch"]
     for index in range(torch.cuda.device_count()):
@@ -48,7 +48,7 @@ def devices() -> list[str]:
 
 
 def extra_lines() -> list[str]:
-    """Each extra: installed, or what it lacks and the line that installs it."""
+    """Each extra: installed, or what is missing and the command that installs it."""
     lines = []
     for name, requirements in extras().items():
         if not name or name in _TOOLS:
@@ -60,12 +60,12 @@ def extra_lines() -> list[str]:
 
 
 def refusals() -> list[str]:
-    """What can't be used as it is installed, and the way out; an empty list where everything can."""
+    """Installed packages that can't be used, and how to fix that; empty if all can."""
     return [*_malicious(), *_unmet(extras()[""])]
 
 
 def notes() -> list[str]:
-    """What is installed, but is refused in a run."""
+    """Installed packages that a run refuses."""
     found = []
     if version := installed("deepspeed"):
         found.append(
@@ -98,7 +98,7 @@ def _unmet(requirements: Sequence[Requirement]) -> Iterator[str]:
 
 
 def _lack(requirement: Requirement) -> str:
-    """In what an installed package falls short of a requirement."""
+    """How an installed package falls short of a requirement."""
     version = installed(requirement.name)
     if version is None:
         return f"{requirement.name} is missing"

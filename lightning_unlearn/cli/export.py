@@ -1,4 +1,4 @@
-"""Command ``export``: the model of a checkpoint as a folder, or what the run changed as a delta."""
+"""Command ``export``: a checkpoint's model as a folder, or the change made by the run as a delta."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ def export(
     base: str | None = None,
     module: str | None = None,
 ) -> None:
-    """Write the model of a checkpoint as a folder, for ``AutoModelForCausalLM`` or ``StableDiffusionPipeline`` to open.
+    """Write the model of a checkpoint as a folder for ``AutoModelForCausalLM`` or ``StableDiffusionPipeline``.
 
     Adapters are merged.
 
     Args:
         ckpt_path: Checkpoint of a run with LitCausalLM or LitTextToImage.
         output_dir: Folder to write.
-        delta: File to write what the run changed to, for ``lightning-unlearn delta apply``; of language models.
-        base: Folder, hub id or GGUF file of the model before the run, where that was moved, or where the run started
-            from a model object; by default the one that the checkpoint names.
-        module: Import path of the module's class, if it is one of your own derived from these two; by default the class
+        delta: File to write the run's change to, for ``lightning-unlearn delta apply``; only for language models.
+        base: Folder, hub id or GGUF file of the model before the run, if it was moved, or if the run started from a
+            model object; by default the one that the checkpoint names.
+        module: Import path of the module's class, if it is your own subclass of one of these two; by default the class
             that the checkpoint names.
 
     Raises:
-        ValueError: If there is nothing to write, the checkpoint is a folder of shards, as FSDP2 writes it, or of a
-            module of another class, or a delta is asked for of a diffusion model.
-        FileExistsError: If the folder has files, or the delta exists.
+        ValueError: If there is nothing to write, the checkpoint is a folder of shards, as written by FSDP2, or belongs
+            to a module of another class, or a delta of a diffusion model is requested.
+        FileExistsError: If the folder is not empty, or the delta exists.
     """
     if output_dir is None and delta is None:
         raise ValueError("There is nothing to write. Give --output_dir for a folder, --delta for a delta, or both.")
@@ -69,8 +69,8 @@ def export(
         start = {name: model.hparams[name] for name in ("model", "revision", "dtype", "trust_remote_code")}
         after = {**start, "model": folder, "revision": None}
         before = start if base is None else {**start, "model": base, "revision": None}
-        del model  # a model at a time in memory
-        # Both as they are loaded: merged adapters write tied weights twice, and a base may be of another type.
+        del model  # keep one model in memory at a time
+        # Both as they are loaded: merged adapters write tied weights twice, and a base may have another type.
         for side, options in (("before", before), ("after", after)):
             LitCausalLM(**options).save_pretrained(f"{scratch}/{side}")
         info = save_delta(f"{scratch}/before", f"{scratch}/after", delta)
@@ -81,9 +81,9 @@ def export(
 
 
 def _module_class(ckpt_path: str, module: str | None) -> type[LitCausalLM] | type[LitTextToImage]:
-    """The class to load the checkpoint with: the one that is given, else the one that it names if that is ours.
+    """The class to load the checkpoint with: the given one, or the one that the checkpoint names if it is ours.
 
-    No other class is imported because a checkpoint names it.
+    No other class is imported merely because a checkpoint names it.
     """
     if module is not None:
         kind: Any = resolve_name(module)

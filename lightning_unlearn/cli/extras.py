@@ -1,4 +1,4 @@
-"""Packages that commands need beside the core, and the extras that bring them."""
+"""Packages that commands need beyond the core, and the extras that install them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 __all__ = ["NEEDS", "extras", "install_line", "installed", "missing_packages", "module_hint"]
 
 _DISTRIBUTION = "lightning-unlearn"
-_MODULES = {"sklearn": "scikit-learn", "PIL": "pillow"}  # where the name of the module is not the package's
+_MODULES = {"sklearn": "scikit-learn", "PIL": "pillow"}  # modules with a name other than the package's
 _LLM = {"llm": ("transformers", "jinja2")}
 _DIFFUSION = {"diffusion": ("diffusers", "transformers")}
 _REPORT = {"report": ("jinja2", "matplotlib")}
@@ -60,7 +60,7 @@ def extras() -> dict[str, list[Requirement]]:
 
 
 def installed(package: str) -> str | None:
-    """The version of a package that is installed.
+    """The version of an installed package, or ``None``.
 
     Args:
         package: Its name in the package index.
@@ -72,10 +72,10 @@ def installed(package: str) -> str | None:
 
 
 def missing_packages(words: Sequence[str]) -> dict[str, list[str]]:
-    """The packages that a command lacks, by the extra that brings them.
+    """The packages that a command lacks, by the extra that installs them.
 
     Args:
-        words: A command line, from the name of the command on.
+        words: A command line, starting with the name of the command.
     """
     command, *rest = words
     named = [command, *(f"{command} {word.partition('=')[0]}" for word in rest)]
@@ -88,7 +88,7 @@ def missing_packages(words: Sequence[str]) -> dict[str, list[str]]:
 
 
 def install_line(names: Iterable[str]) -> str:
-    """What installs some extras.
+    """The command that installs the given extras.
 
     Args:
         names: Names of the extras.
@@ -101,7 +101,7 @@ def install_line(names: Iterable[str]) -> str:
 
 
 def module_hint(module: str) -> str | None:
-    """How to install a module that can't be imported, if an extra brings it.
+    """How to install a module that can't be imported, if it belongs to an extra.
 
     Args:
         module: Its name in an import.

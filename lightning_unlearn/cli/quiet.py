@@ -1,4 +1,4 @@
-"""Logs without carriage returns, advertisements and warnings that ask nothing of the reader."""
+"""Quieter logs: no carriage returns, advertisements, or warnings that need no action."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["quiet_logs"]
 
 _WARNINGS = (
     ".*LeafSpec",  # a deprecation between Lightning and torch
-    ".*`tensorboardX` has been removed",  # the CSV logger takes its place
-    ".*does not have many workers",  # rows to forget are few and in memory
+    ".*`tensorboardX` has been removed",  # the CSV logger replaces it
+    ".*does not have many workers",  # forget rows are few and in memory
 )
 
 
 def quiet_logs() -> None:
-    """Let the libraries below show no progress bars in a log file, and leave out what nobody can act on.
+    """Stop libraries from showing progress bars in a log file, and suppress warnings that nobody can act on.
 
     Bars of this package and of Lightning become lines, see [`progress`][lightning_unlearn.core.progress.progress];
-    those of other libraries, which open files, are left out. ``TQDM_DISABLE=0`` in the environment keeps them.
+    those of other libraries, which open files, are omitted. ``TQDM_DISABLE=0`` in the environment keeps them.
     """
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")

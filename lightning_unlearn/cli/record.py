@@ -35,13 +35,13 @@ __all__ = ["append", "create", "export_card", "key", "sign", "verify_record"]
 
 
 def key(private_key: str, public_key: str, unencrypted: bool = False) -> None:
-    """Make the pair of keys that a record is signed with.
+    """Make the key pair that signs a record.
 
     The password is asked for, or read from the environment variable LIGHTNING_UNLEARN_KEY_PASSWORD.
 
     Args:
-        private_key: File to write the private key to, in PEM format. Whoever has it can sign in your name.
-        public_key: File to write the public key to. Give it to whoever is to check the record.
+        private_key: File to write the private key to, in PEM format. Anyone who has it can sign in your name.
+        public_key: File to write the public key to. Give it to those who check the record.
         unencrypted: Write the private key without a password.
     """
     name = new_key_pair(private_key, public_key, None if unencrypted else password_of_new_key())
@@ -64,13 +64,13 @@ def create(
     Args:
         record: File to write, which must not exist.
         received_at: Day on which the request was received, such as 2026-01-31.
-        basis: Article or contract that it rests on.
+        basis: Article or contract that the request is based on.
         private_key: Key that signs the entry.
         request_id: Its number in your files; by default a random one. Don't use a name.
         extended: Reason for an extension by two months.
-        holidays: Public holidays that put a deadline off, such as '[2026-04-06]'.
+        holidays: Public holidays that postpone a deadline, such as '[2026-04-06]'.
         forget: File or folder of the rows to forget. Only a hash of them is written.
-        secret: File with the secret that the rows are hashed under; it is made where there is none.
+        secret: File with the secret that the rows are hashed with; it is made if it does not exist.
     """
     if Path(record).exists():
         raise FileExistsError(f"{record} exists. Add to it with `lightning-unlearn record append`, or give a new name.")
@@ -123,7 +123,7 @@ def append(
 
 
 def sign(record: str, private_key: str) -> None:
-    """Sign the entries of a record that nobody has signed.
+    """Sign the unsigned entries of a record.
 
     Args:
         record: File of the record.
@@ -146,22 +146,22 @@ def verify_record(
     forget: str | None = None,
     secret: str | None = None,
 ) -> None:
-    """Check a record, its signatures, and the files that it is about.
+    """Check a record, its signatures, and the files that it refers to.
 
-    The exit code is 0 where all is as it was recorded, 1 where something was changed, and 2 where something could not
-    be checked.
+    The exit code is 0 if everything is as recorded, 1 if something was changed, and 2 if something could not be
+    checked.
 
     Args:
         record: File of the record.
-        public_key: Public key of whoever keeps the record. No key in the record is trusted.
+        public_key: Public key of the keeper of the record. No key in the record itself is trusted.
         model: Folder of the unlearned model.
         before: Folder of the model before unlearning.
         control: Folder of the control model.
         report: Report of the audit, as JSON.
-        expect_head: Number and hash of an entry that was kept elsewhere, SEQ:HASH. Without it, nobody can see whether
-            entries were cut off at the end.
+        expect_head: Number and hash of an entry that was kept elsewhere, SEQ:HASH. Without it, the check can't see
+            whether entries were cut off at the end.
         forget: File or folder of the rows to forget.
-        secret: File with the secret that they are hashed under.
+        secret: File with the secret that the rows are hashed with.
     """
     try:
         models = {"after": model, "before": before, "control": control}
@@ -192,7 +192,7 @@ def export_card(
 ) -> None:
     """Write the verdict of a record into the model card (README.md) of the unlearned model.
 
-    A README.md that is there is kept, and a part of its own is added to it. No row and no name is written.
+    An existing README.md is kept, and a section is added to it. No row and no name is written.
 
     Args:
         record: File of the record.

@@ -80,7 +80,7 @@ class AdvUnlearn(DiffusionObjective):
         pairing: ``"exact"``, or ``"ldm"`` for the authors' timesteps, see
             [`partial_samples`][lightning_unlearn.diffusion.engine.sampling.partial_samples].
         seed: Seed of the noise, the noise levels and the initial tokens.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If an argument is out of range, or the tokens do not fit into a prompt.

@@ -52,7 +52,7 @@ class ConceptAblation(DiffusionObjective):
         steps: Steps of that sampler.
         first_token: Whether gradients flow through keys and values of the first token too.
         seed: Seed of the noise and of the noise levels.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If an argument is out of range, or one that needs the noise of images meets ``latents="sampled"``.

@@ -28,7 +28,7 @@ class ConceptInversionAttack(UnlearnDiffAtk):
         targets: Folder with images of the concept, any number. Where none is given, the base model draws one of each
             prompt, or in ``fit`` the model as it is before the first step.
         base: Folder or hub id of the model before erasure.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If an argument is out of range, or a prompt does not name the concept; with the name of a judge,

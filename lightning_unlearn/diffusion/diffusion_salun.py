@@ -42,7 +42,7 @@ class DiffusionSalUn(DiffusionObjective):
         retain_weight: $\alpha$; 0.5 in the authors' instructions for Stable Diffusion.
         mask_guidance: $w$ of the loss that the mask is scored by; 7.5 in the authors' code.
         seed: Seed of the noise and of the noise levels.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If an argument is negative.

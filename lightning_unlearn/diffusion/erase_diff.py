@@ -65,7 +65,7 @@ class EraseDiff(DiffusionObjective):
         inner_steps: $K \ge 0$.
         inner_lr: Step size of the inner steps, plain gradient descent.
         seed: Seed of the noise and of the noise levels.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If an argument is out of range.

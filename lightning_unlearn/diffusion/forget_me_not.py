@@ -36,7 +36,7 @@ class ForgetMeNot(DiffusionObjective):
         concept: The words that name the concept, or several such names. Each caption to forget must have one.
         end_of_text: Whether $P$ includes the token that ends the caption, whose state summarises the caption.
         seed: Seed of the noise and of the noise levels.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If a concept is empty, or a caption to forget has no token of any.

@@ -63,7 +63,7 @@ class MACE(AdapterObjective):
         lamb: $\lambda > 0$ of both closed forms, the weight of staying near the old weights.
         preserve_scale: $s_p \ge 0$, the weight of retain prompts in both; with 0 none are needed.
         seed: Seed of the adapters, the noise and the noise levels.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If a number is out of range, a concept or a template is empty, or a caption to forget names none.

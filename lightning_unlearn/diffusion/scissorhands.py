@@ -68,7 +68,7 @@ class Scissorhands(DiffusionObjective):
             ``r"up_blocks\.(1\.attentions\.1|2\.attentions\.1)\..*attn1"``.
         initialization: ``"kaiming_uniform"`` (nudity) or ``"trunc_normal"`` (classes).
         seed: Seed of the new values, the noise and the noise levels.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -61,7 +61,7 @@ class SPM(AdapterObjective):
         start_guidance: Guidance of the sampler that makes the latents.
         steps: Steps of that sampler.
         seed: Seed of the adapters, the anchors, the noise and the noise levels.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If an argument is out of range.

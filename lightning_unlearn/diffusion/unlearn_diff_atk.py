@@ -59,7 +59,7 @@ class UnlearnDiffAtk(Monitor):
         every_n_epochs: Epochs between two attacks; with 0, only before and after the run.
         targets: Folder with an image of the concept for each prompt, in the order of the numbers in their names.
         base: Folder or hub id of the model before erasure; ``objective="p4d"`` needs it.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If an argument is out of range; with the name of a judge, when the run is set up.

@@ -1,4 +1,4 @@
-"""Pure tensor functions that need nothing but torch, one method a file."""
+"""Formulas of the papers as pure tensor functions that need only torch, one method per file."""
 
 from lightning_unlearn.functional import (
     classification,

@@ -1,4 +1,4 @@
-"""Divergence from the starting model."""
+"""Kullback-Leibler divergence from the original model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["kl_divergence"]
 def kl_divergence(logits: Tensor, reference_logits: Tensor) -> Tensor:
     r"""Divergence of the model from the reference at each position, :math:`\sum_v p_{ref} \log (p_{ref} / p_\theta)`.
 
-    The expectation is under the reference, as in TOFU. Value and gradient are zero where the two agree.
+    The expectation is under the reference, as in TOFU. Value and gradient are zero where the two models agree.
 
     Args:
         logits: Logits of the model, shape ``(N, V)``.
-        reference_logits: Logits of the frozen starting model, shape ``(N, V)``.
+        reference_logits: Logits of the frozen original model, shape ``(N, V)``.
 
     Returns:
         Shape ``(N,)``, fp32, in nats. Average over the supervised positions.

@@ -1,4 +1,4 @@
-"""Likelihoods of labels and their means, in fp32: a sum of bf16 log-probabilities is useless."""
+"""Negative log-likelihoods of labels and their means, in fp32: sums of bf16 log-probabilities are too inaccurate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     r"""Negative log-likelihood of each label, :math:`\ell_i = -\log \mathrm{softmax}(z_i)_{y_i}`, in fp32.
 
     Args:
-        logits: Logits :math:`z`, shape ``(N, V)``, any floating type; they are cast up before the softmax.
+        logits: Logits :math:`z`, shape ``(N, V)``, any floating type; they are upcast before the softmax.
         labels: Labels :math:`y`, shape ``(N,)``, each in ``[0, V)``; or distributions :math:`t` over the classes, shape
             ``(N, V)``, with :math:`\ell_i = -\sum_k t_{ik} \log \mathrm{softmax}(z_i)_k`.
 
@@ -38,7 +38,7 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class _ChunkedNLL(torch.autograd.Function):
-    """`token_nll` for large inputs: no fp32 copy of all logits exists at any time, forward or backward."""
+    """`token_nll` for large inputs: at no time, forward or backward, does an fp32 copy of all logits exist."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def row_sum(values: Tensor, rows: Tensor, size: int) -> Tensor:
 
 
 class _RowSum(torch.autograd.Function):
-    """``index_add``, whose order of summation changes from run to run on CUDA, by ``segment_reduce``."""
+    """Row sums by ``segment_reduce``; ``index_add`` sums in an order that changes from run to run on CUDA."""
 
     @staticmethod
     def forward(values: Tensor, rows: Tensor, size: int) -> Tensor:
@@ -124,13 +124,13 @@ class _RowSum(torch.autograd.Function):
 
 
 def sequence_nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Sum of token NLLs over each sequence :math:`S_b`, and the number of its supervised tokens :math:`n_b`.
+    r"""Sum of token NLLs over each sequence, :math:`S_b`, and the number of its supervised tokens, :math:`n_b`.
 
     The shift happens here: the logits at position ``t`` predict the label at ``t + 1``.
 
     Args:
         logits: Shape ``(B, T, V)``.
-        labels: Shape ``(B, T)``; ``-100`` where a token is not supervised.
+        labels: Shape ``(B, T)``; ``-100`` for tokens that are not supervised.
 
     Returns:
         ``S`` of shape ``(B,)`` in nats, fp32, and ``n`` of shape ``(B,)``, fp32.
@@ -147,14 +147,14 @@ def sequence_nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def token_mean(values: Tensor, length: Tensor) -> Tensor:
-    r"""Mean per token over a batch, :math:`\sum_b v_b / \sum_b n_b`: long sequences weigh more.
+    r"""Mean per token over a batch, :math:`\sum_b v_b / \sum_b n_b`: longer sequences have more weight.
 
     Args:
         values: Sums over sequences, shape ``(B,)``.
         length: Supervised tokens of each sequence, shape ``(B,)``.
 
     Returns:
-        A scalar. With ``values`` the sequence NLLs it is what Hugging Face models return as ``loss``.
+        A scalar. For sequence NLLs it is the ``loss`` that Hugging Face models return.
 
     Example:
         >>> token_mean(torch.tensor([2.0794415, 2.0794415]), torch.tensor([2.0, 1.0]))

@@ -25,23 +25,23 @@ _NF4 = (
     *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
 _FP4 = tuple(sign * value / 12 for sign in (1, -1) for value in (0, 0.0625, 8, 12, 4, 6, 2, 3))
-_CHUNK = 1 << 18  # weights that are rounded together: on a CPU they stay in the core's cache
+_CHUNK = 1 << 18  # weights rounded at a time: on a CPU they stay in the core's cache
 
 
 @dataclass(frozen=True)
 class QuantizationScheme:
-    r"""A grid of values that weights are rounded to.
+    r"""Grid of values to which weights are rounded.
 
     Args:
         kind: ``"symmetric"`` has codes $-h..h$ and the scale $\max|w| / h$. ``"asymmetric"`` has codes $0..h$, the
             scale $(\max w - \min w) / h$ with 0 inside the range, and the zero point $-\min w / s$, rounded.
             ``"codebook"`` has the values of a table, times $\max|w|$.
-        group: Number of neighbours along the input dimension that share a scale, or all of an output row (``None``). A
-            codebook takes neighbours in row-major order, which cross rows.
-        high: Largest code $h$; of a codebook, unused.
-        low: Smallest code, where it is not the natural one.
+        group: Number of neighbours along the input dimension that share a scale, or ``None`` for a whole output row. A
+            codebook uses neighbours in row-major order, which cross rows.
+        high: Largest code $h$; unused for a codebook.
+        low: Smallest code, if it is not the default one.
         values: Table of a codebook, in the order of its codes.
-        floor: Smallest scale; below it a group is rounded to zeros.
+        floor: Smallest scale; a group with a smaller scale is rounded to zeros.
     """
 
     kind: Literal["symmetric", "asymmetric", "codebook"]
@@ -75,9 +75,9 @@ class Quantized(NamedTuple):
     """A quantised weight.
 
     Args:
-        codes: Codes in the shape of the weight, int8; the values of a codebook are numbered in its order.
+        codes: Codes in the shape of the weight, int8; for a codebook, indices into its table.
         scale: Scale of each group, shape ``(groups,)``, fp32.
-        zero: Zero point of each group, shape ``(groups,)``, fp32; ``None`` where the scheme has none.
+        zero: Zero point of each group, shape ``(groups,)``, fp32; ``None`` if the scheme has none.
     """
 
     codes: Tensor
@@ -90,11 +90,11 @@ def quantize(weight: Tensor, scheme: QuantizationScheme) -> Quantized:
     """Codes and scales of a weight.
 
     Args:
-        weight: Shape ``(out, in)``, any floating type; the arithmetic is that of fp32.
-        scheme: The grid. A last group may be short.
+        weight: Shape ``(out, in)``, any floating type; the arithmetic is in fp32.
+        scheme: The grid. The last group may be shorter.
 
     Raises:
-        TypeError: If the weight is not floating: it is quantised already.
+        TypeError: If the weight is not floating-point, and therefore quantised already.
         ValueError: If a weight is NaN or infinite.
 
     Example:
@@ -128,7 +128,7 @@ def quantize(weight: Tensor, scheme: QuantizationScheme) -> Quantized:
 
 @torch.no_grad()
 def dequantize(quantized: Quantized, scheme: QuantizationScheme) -> Tensor:
-    """The weight that codes stand for, fp32.
+    """The weight that the codes represent, in fp32.
 
     Example:
         >>> weight = torch.tensor([[0.10, -0.25, 1.0, -1.27]])
@@ -158,9 +158,9 @@ def round_weight(weight: Tensor, scheme: QuantizationScheme) -> Tensor:
 
 
 def code_overlap(weight: Tensor, other: Tensor, scheme: QuantizationScheme) -> float:
-    """Share of the codes of a weight that are those of another one.
+    """Fraction of the codes of a weight that equal those of another weight.
 
-    Where an unlearned model has the codes of the original, quantisation undoes the unlearning.
+    If an unlearned model has the codes of the original model, quantisation undoes the unlearning.
 
     Args:
         weight: Shape ``(out, in)``.
@@ -186,7 +186,7 @@ def _looked_up(table: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _blocks(weight: Tensor, scheme: QuantizationScheme) -> Tensor:
-    """One row a group; a short one is filled with zeros, which change neither a scale nor a zero point."""
+    """One row per group; a short one is padded with zeros, which change neither a scale nor a zero point."""
     if scheme.kind == "codebook":
         flat, size = weight.reshape(-1), scheme.group or weight.shape[-1]
         return F.pad(flat, (0, -len(flat) % size)).reshape(-1, size)
@@ -217,7 +217,7 @@ def _scales(blocks: Tensor, scheme: QuantizationScheme) -> tuple[Tensor, Tensor 
 
 def _codes(blocks: Tensor, scale: Tensor, zero: Tensor | None, scheme: QuantizationScheme) -> Tensor:
     if scheme.kind == "codebook":
-        # As many decision points as steps between the values: the midpoints. At one, the lower value wins.
+        # Decision points are the midpoints between neighbouring values. At a midpoint, the lower value wins.
         order = sorted(set(scheme.values))
         values = torch.tensor(order, device=blocks.device)
         points = (values[1:] + values[:-1]) / 2

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of a key alone, with no generator state to lose."""
+"""Random numbers determined by a key alone, without generator state."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def keyed_generator(*key: int, device: torch.device | str = "cpu") -> torch.Gene
 
 
 def mixed_bits(counter: Tensor, seed: int = 0) -> Tensor:
-    """63 pseudo-random bits for each counter, after splitmix64; integer overflow wraps around on purpose.
+    """63 pseudo-random bits for each counter, based on splitmix64; integer overflow wraps around on purpose.
 
-    The shifts keep the sign, so numbers are not negative, and differ from those of splitmix64 itself.
+    The shifts keep the sign, so numbers are not negative, and they differ from those of splitmix64 itself.
 
     Args:
         counter: Any shape, int64.
-        seed: Chooses the stream.
+        seed: Seed of the stream.
 
     Returns:
-        The shape of ``counter``, int64.
+        Same shape as ``counter``, int64.
 
     Example:
         >>> len(mixed_bits(torch.arange(1000)).unique())

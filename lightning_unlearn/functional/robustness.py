@@ -1,4 +1,4 @@
-"""Recovery of forgotten knowledge under attack, on the scale between a control and the original model."""
+"""Recovery of forgotten knowledge under attack, on a scale from a control to the original model."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def recovery(unlearned: Sequence[float], control: Sequence[float], original: Seq
 
     $$\kappa_s = \frac{m_U(s) - m_C(s)}{m_O(s) - m_C(s)}$$
 
-    0 is as if never seen, 1 is untouched, and below 0 the model knows less than one that never saw the rows.
+    0 means as if never seen, 1 means untouched; below 0 the model knows less than one that never saw the rows.
 
     Args:
         unlearned: Metric $m_U$ of the attacked unlearned model at each step.
-        control: Metric $m_C$ of a model that never saw the rows, attacked alike.
-        original: Metric $m_O$ of the original model, attacked alike.
+        control: Metric $m_C$ of a model that never saw the rows, under the same attack.
+        original: Metric $m_O$ of the original model, under the same attack.
 
     Returns:
-        One number a step; ``None`` where original and control are equal, so that there is nothing to recover.
+        One number per step; ``None`` if original and control are equal, so that there is nothing to recover.
 
     Example:
         >>> [round(k, 4) for k in recovery([0.05, 0.60], [0.06, 0.20], [0.90, 0.90])]
@@ -46,14 +46,14 @@ def recovery(unlearned: Sequence[float], control: Sequence[float], original: Seq
 
 
 def curve_area(steps: Sequence[int], values: Sequence[float]) -> float:
-    r"""Mean of a metric over the steps of an attack: the area below its curve, by trapezoids, over $S_{max}$.
+    r"""Mean of a metric over the steps of an attack: the area under its curve, by the trapezoidal rule, over $S_{max}$.
 
     Args:
         steps: Steps of the measurements, ascending from 0.
-        values: The metric at each.
+        values: The metric at each step.
 
     Raises:
-        ValueError: If there are fewer than two steps, or they do not ascend.
+        ValueError: If there are fewer than two steps, or they are not ascending.
 
     Example:
         >>> curve_area([0, 5, 10, 20], [0.05, 0.30, 0.50, 0.60])
@@ -71,16 +71,16 @@ def recovery_area(
 ) -> float | None:
     r"""Recovered share of the knowledge over a whole attack, $\mathrm{AURC} = (A_U - A_C) / (A_O - A_C)$.
 
-    A ratio of areas, not the mean of ratios, which a step at which original and control are nearly equal would rule.
+    This is a ratio of areas, not a mean of ratios, which steps with nearly equal original and control would dominate.
 
     Args:
         steps: Steps of the measurements, ascending from 0.
         unlearned: Metric of the attacked unlearned model at each step; its area is $A_U$.
-        control: That of a model that never saw the rows, attacked alike.
-        original: That of the original model, attacked alike.
+        control: Metric of a model that never saw the rows, under the same attack.
+        original: Metric of the original model, under the same attack.
 
     Returns:
-        The ratio; ``None`` where original and control have the same area.
+        The ratio; ``None`` if original and control have the same area.
 
     Example:
         >>> curves = [0.05, 0.30, 0.50, 0.60], [0.06, 0.10, 0.15, 0.20], [0.90] * 4
@@ -92,15 +92,15 @@ def recovery_area(
 
 
 def steps_to_recovery(steps: Sequence[int], shares: Sequence[float | None], level: float = 0.5) -> int | None:
-    """The first step at which so large a share of the knowledge is back.
+    """The first step at which a given share of the knowledge is recovered.
 
     Args:
         steps: Steps of the measurements.
-        shares: What `recovery` gives.
+        shares: Result of `recovery`.
         level: The share.
 
     Returns:
-        The step; ``None`` where the share is not reached.
+        The step; ``None`` if the share is not reached.
 
     Example:
         >>> steps_to_recovery([0, 5, 10, 20], [-0.0119, 0.25, 0.4667, 0.5714])
@@ -113,10 +113,11 @@ def steps_to_recovery(steps: Sequence[int], shares: Sequence[float | None], leve
 def self_recovery(values: Sequence[float], original: float) -> list[float | None]:
     r"""Recovery without a control: $\rho(s) = (m(s) - m(0)) / (m_{orig} - m(0))$.
 
-    What any model learns from the taught rows counts as recovered here, so use `recovery` where there is a control.
+    Everything that any model would learn from the taught rows counts as recovered here, so prefer `recovery` if there
+    is a control.
 
     Args:
-        values: Metric of the attacked model at each step, the first before the attack.
+        values: Metric of the attacked model at each step, starting with the value before the attack.
         original: Metric of the original model.
 
     Example:
@@ -130,18 +131,18 @@ def self_recovery(values: Sequence[float], original: float) -> list[float | None
 def relearning_robustness(
     retrained: tuple[float, float], unlearned: tuple[float, float], symmetric: bool = False
 ) -> float | None:
-    r"""How much a metric rises by relearning in the retrained model, against the unlearned one.
+    r"""Gain of a metric by relearning in the retrained model, relative to that in the unlearned model.
 
     $$R = \min\left(\frac{\Delta_r}{\Delta_u}, 1\right), \qquad
     R' = 1 - \frac{|\Delta_u - \Delta_r|}{|\Delta_u| + |\Delta_r| + \varepsilon}$$
 
     Args:
         retrained: The metric of the retrained model before and after relearning; higher is more knowledge.
-        unlearned: The same of the unlearned model.
-        symmetric: $R'$, the published symmetric form, instead of $R$ of open-unlearning.
+        unlearned: The same metric of the unlearned model.
+        symmetric: Whether to use $R'$, the published symmetric form, instead of $R$ of open-unlearning.
 
     Returns:
-        1 is as robust as retraining; ``None`` where the unlearned model's metric does not change, for $R$.
+        1 means as robust as retraining; ``None``, for $R$, if the unlearned model's metric does not change.
 
     Example:
         >>> round(relearning_robustness((0.15, 0.45), (0.20, 0.60)), 9)
@@ -157,7 +158,7 @@ def relearning_robustness(
 def quantization_robustness(
     before: float, after: float, direction: Literal["recovery", "loss"] = "recovery", symmetric: bool = False
 ) -> float | None:
-    r"""How well a metric of an unlearned model stays where it is under quantisation.
+    r"""Stability of an unlearned model's metric under quantisation.
 
     $$Q = \min\left(\frac{m_{before}}{m_{after}}, 1\right), \qquad
     Q' = 1 - \frac{|m_{after} - m_{before}|}{|m_{after}| + |m_{before}| + \varepsilon}$$
@@ -166,11 +167,11 @@ def quantization_robustness(
         before: The metric in full precision; higher is more knowledge.
         after: The metric of the quantised model.
         direction: ``"recovery"`` penalises knowledge that comes back. ``"loss"``, the reverse ratio, penalises
-            knowledge that is lost; both directions are found in the field's code.
-        symmetric: $Q'$, the published symmetric form, which penalises both.
+            knowledge that is lost; published code uses both directions.
+        symmetric: Whether to use $Q'$, the published symmetric form, which penalises both.
 
     Returns:
-        1 is robust; ``None`` where the ratio has a zero denominator.
+        1 means robust; ``None`` if the ratio has a zero denominator.
 
     Example:
         >>> round(quantization_robustness(0.20, 0.50), 9)
@@ -183,7 +184,7 @@ def quantization_robustness(
 
 
 def meta_robustness(relearning: float | None, quantization: float | None) -> float | None:
-    """Harmonic mean of both robustnesses of a metric; ``None`` where one of them is.
+    """Harmonic mean of both robustness values of a metric; ``None`` if one of them is ``None``.
 
     Example:
         >>> round(meta_robustness(0.75, 0.4), 10)
@@ -197,11 +198,11 @@ def meta_robustness(relearning: float | None, quantization: float | None) -> flo
 
 
 def precision_usable(before: float, after: float, drop: float = 0.2) -> bool:
-    """Whether the original model can still be used at a precision, so that an attack at it says anything.
+    """Whether the original model is still usable at a precision, so that an attack at this precision is informative.
 
     Args:
         before: Score of the original model on retain rows, in full precision.
-        after: Its score when it is quantised.
+        after: Score of the quantised original model.
         drop: Largest share of the score that may be lost.
 
     Example:
@@ -212,7 +213,7 @@ def precision_usable(before: float, after: float, drop: float = 0.2) -> bool:
 
 
 def recovery_ratio(before: float, after: float, floor: float = 0.05) -> float | None:
-    """A score of the attacked model over the score before the attack; ``None`` below ``floor``, where it is unstable.
+    """Score of the attacked model over the score before the attack; ``None`` below ``floor``, where it is unstable.
 
     Example:
         >>> recovery_ratio(0.25, 0.5), recovery_ratio(0.008, 0.151)

@@ -1,4 +1,4 @@
-"""Receiver operating characteristic of two samples of scores: area with ties, its standard error, and single points."""
+"""Receiver operating characteristic (ROC) of two samples: area with ties, its standard error, and single points."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def auc(positive: Tensor, negative: Tensor) -> Tensor:
     r"""Area under the ROC curve, :math:`P(s_+ > s_-) + \tfrac12 P(s_+ = s_-)`, in fp64.
 
     Args:
-        positive: Scores :math:`s_+`, shape ``(N,)``, any range; they are compared and never squashed.
+        positive: Scores :math:`s_+`, shape ``(N,)``, any range; they are only compared.
         negative: Scores :math:`s_-`, shape ``(M,)``.
 
     Returns:
@@ -28,15 +28,15 @@ def auc(positive: Tensor, negative: Tensor) -> Tensor:
 def delong(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
     r"""Area under the ROC curve and its standard error, :math:`\sqrt{S_{10}/N + S_{01}/M}` (DeLong et al., 1988).
 
-    :math:`S_{10}` is the variance over positives of the share of negatives below each, and :math:`S_{01}` that over
-    negatives of the share of positives above each.
+    :math:`S_{10}` is the variance over positives of the share of negatives below each, and :math:`S_{01}` is the
+    variance over negatives of the share of positives above each.
 
     Args:
         positive: Scores, shape ``(N,)``, ``N >= 2``.
         negative: Scores, shape ``(M,)``, ``M >= 2``.
 
     Returns:
-        Two scalars, fp64. The error is 0 where all pairs agree, so that it says nothing there.
+        Two scalars, fp64. The error is 0 if all pairs agree, and is then not informative.
 
     References:
         DeLong, DeLong and Clarke-Pearson, *Comparing the Areas under Two or More Correlated ROC Curves*,
@@ -51,7 +51,7 @@ def tpr_at_fpr(positive: Tensor, negative: Tensor, fpr: float) -> Tensor:
 
     Args:
         positive: Scores, shape ``(N,)``.
-        negative: Scores, shape ``(M,)``; with less than ``1 / fpr`` of them, none may exceed the threshold.
+        negative: Scores, shape ``(M,)``; with fewer than ``1 / fpr`` of them, none may exceed the threshold.
         fpr: False-positive rate, in [0, 1).
 
     Returns:
@@ -61,12 +61,12 @@ def tpr_at_fpr(positive: Tensor, negative: Tensor, fpr: float) -> Tensor:
         >>> tpr_at_fpr(torch.tensor([0.2, 0.7, 0.9]), torch.tensor([0.1, 0.3, 0.8]), fpr=0.34)
         tensor(0.6667, dtype=torch.float64)
     """
-    allowed = int(fpr * len(negative) + 1e-9)  # 0.29 * 100 is a little less than 29
+    allowed = int(fpr * len(negative) + 1e-9)  # 0.29 * 100 is slightly less than 29
     return (positive > negative.sort(descending=True).values[allowed]).double().mean()
 
 
 def _placements(scores: Tensor, others: Tensor) -> Tensor:
-    """For each score the share of the others below it, equal ones as half."""
+    """For each score, the share of the others below it; equal scores count half."""
     scores, others = scores.double(), others.double().sort().values
     below = torch.searchsorted(others, scores)
     return (below + torch.searchsorted(others, scores, right=True)).double() / (2 * len(others))

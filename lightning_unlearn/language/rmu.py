@@ -67,7 +67,7 @@ class RMU(UnlearnCallback):
             padding too, as in the released code.
         seed: Seed of the control vector.
         adaptive: Whether ``steering`` counts in norms of the activations of the starting model.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If ``steering`` is not positive, ``retain_weight`` is negative, or an option has no such value.

@@ -38,7 +38,7 @@ class AltPO(PreferenceObjective):
         reference: ``"cache"``: $S_{ref}$ of every forget row with its answer and with each alternate, read once before
             the first step; ``"snapshot"``: the starting weights, exchanged in at each step; ``"auto"``: the cache
             for up to 16 alternates a row, otherwise the snapshot.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If ``beta`` or ``forget_weight`` is not positive, or ``retain_weight`` is negative.

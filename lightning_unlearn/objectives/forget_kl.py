@@ -43,7 +43,7 @@ class ForgetKL(ForgetRetainObjective):
         refusal_weight: Weight of a refusal to the forget questions.
         max_forget_nll: Stop training once the mean forget NLL of a batch is above this many nats per token.
         score: Reads logits off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If a weight is negative, ``max_forget_nll`` is not positive, or ``score`` gives no logits.

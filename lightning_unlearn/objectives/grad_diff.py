@@ -35,7 +35,7 @@ class GradDiff(ForgetRetainObjective):
             term has no floor.
         score: Reads likelihoods off the module.
         reference: How the starting model is kept where the retain term needs it.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If a weight is negative or ``max_forget_nll`` is not positive.

@@ -18,7 +18,7 @@ class GradientAscent(GradDiff):
     Args:
         max_forget_nll: Stop training once the mean forget NLL of a batch is above this many nats per token.
         score: Reads likelihoods off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If ``max_forget_nll`` is not positive.

@@ -32,7 +32,7 @@ class KLMinimization(GradDiff):
         max_forget_nll: Stop training once the mean forget NLL of a batch is above this many nats per token.
         score: Reads likelihoods and logits off the module.
         reference: How the starting model is kept; logits take a snapshot, so ``"cache"`` is refused.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If a weight is negative, or an option has no such value.

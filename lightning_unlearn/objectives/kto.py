@@ -45,7 +45,7 @@ class KTO(PreferenceObjective):
             [`ForgetRetainObjective`][lightning_unlearn.ForgetRetainObjective].
         score: Reads likelihoods off the module.
         reference: How the starting model is kept, as for [`IdkDPO`][lightning_unlearn.IdkDPO].
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If ``beta`` or ``forget_weight`` is not positive, another weight is negative, or both

@@ -37,7 +37,7 @@ class NPO(ForgetRetainObjective):
         score: Reads likelihoods off the module.
         reference: ``"cache"``: $S_{ref}$ of every forget row, read once, for rows with a stable ``index``;
             ``"snapshot"``: the starting weights, exchanged in at each step; ``"auto"``: the cache where it can be.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If ``beta`` is not positive or a weight is negative.

@@ -46,7 +46,7 @@ class PDU(ForgetRetainObjective):
         forget_weight: Weight of the forget term $w_f$.
         refusal_weight: Weight of a refusal to the forget questions.
         score: Reads logits off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If ``epsilon`` or ``dual_step_size`` is not positive, if ``initial_dual``, ``warmup_epochs`` or a

@@ -39,7 +39,7 @@ class SatImp(ForgetRetainObjective):
             [`ForgetRetainObjective`][lightning_unlearn.ForgetRetainObjective].
         refusal_weight: Weight of a refusal to the forget questions.
         score: Reads logits off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If an exponent or a weight is negative, or ``score`` gives no logits.

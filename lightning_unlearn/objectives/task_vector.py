@@ -42,7 +42,7 @@ class TaskVector(UnlearnCallback):
     Args:
         alpha: How far to go $\alpha > 0$. Tune it on a retain set: 1 in the code released with MUSE.
         score: Reads likelihoods off the module.
-        keep_reference: Whether checkpoints keep what resuming needs of the starting model after the end of the run.
+        keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
         ValueError: If ``alpha`` is not positive.

@@ -1,4 +1,4 @@
-"""Reconstruction of images from few measurements, and its robustness."""
+"""Image reconstruction from undersampled measurements, and its robustness."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Worst-case perturbations of measurements, by projected gradient ascent."""
+"""Worst-case perturbations of measurements by projected gradient descent (PGD)."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from lightning_unlearn.reconstruction.reconstructor import Reconstruct, Reconstr
 __all__ = ["MeasurementPGD", "PerturbedBatch"]
 
 Batch = Mapping[str, Any]
-_STREAM = 2  # of the noise of smoothed networks: neither that of training nor that of evaluation
+_STREAM = 2  # random stream of smoothed networks' noise in an attack, distinct from those of training and evaluation
 
 
 class PerturbedBatch(NamedTuple):
-    """A batch whose measurements are perturbed.
+    """A batch with perturbed measurements.
 
     Args:
         batch: The batch with the perturbed ``kspace``.
         perturbation: What was added: to k-space ``(B, C, H, W)``, or to the image ``(B, H, W)``.
-        clean_loss: Mean squared error of each image without perturbation, shape ``(B,)``; ``None`` where only the last
+        clean_loss: Mean squared error of each image without perturbation, shape ``(B,)``; ``None`` if only the last
             iterate was kept.
-        loss: The same with it, at least ``clean_loss``.
+        loss: The error with the perturbation, at least ``clean_loss``.
     """
 
     batch: dict[str, Any]
@@ -40,43 +40,43 @@ class PerturbedBatch(NamedTuple):
 
 
 class MeasurementPGD:
-    r"""Finds the small perturbation of measurements that degrades a reconstruction the most.
+    r"""Search for the small perturbation of measurements that degrades a reconstruction the most.
 
     $$\delta \leftarrow \Pi_\epsilon\big(\delta + \alpha\, \mathrm{sign} \nabla_\delta \|R(y + \delta) - t\|^2\big)$$
 
-    starting from Gaussian noise, with real and imaginary parts apart, on the sampled columns alone. Both the
-    zero-filled image and data consistency see the perturbed measurements. A smoothed network draws new noise in each
-    step, so that the attack ascends the mean over noise.
+    The iteration starts from Gaussian noise, treats real and imaginary parts separately, and perturbs only the sampled
+    columns. Both the zero-filled image and data consistency use the perturbed measurements. A smoothed network draws
+    new noise in each step, so that the attack ascends the mean over noise.
 
-    Of all perturbations that were tried, and none at all, the one with the largest error under the reconstruction that
-    is attacked is kept for each image. The network's weights, gradients, modes and buffers stay as they are, as do the
-    global random numbers; draws are a function of the seed and the ``index`` of the image. It works inside validation
-    and test, also under ``inference_mode``.
+    For each image, the candidate with the largest error under the attacked reconstruction is kept, among all
+    perturbations tried and no perturbation. The network's weights, gradients, modes and buffers do not change, and
+    neither does the global random state; draws depend only on the seed and the ``index`` of the image. The attack works
+    during validation and test, also under ``inference_mode``.
 
-    It attacks any module with a method ``reconstruct(batch) -> (B, H, W)``. Where that takes ``mode=``, such as in
+    It can attack any module with a method ``reconstruct(batch) -> (B, H, W)``. If that method takes ``mode=``, as in
     [`LitReconstruction`][lightning_unlearn.LitReconstruction], ``mode="vanilla"`` is the network without smoothing.
 
     Args:
-        eps: Radius $\epsilon$. In ``"linf"`` it bounds real and imaginary part of each entry; in ``"l2"`` the norm, as
-            a share of that of the measurements, or of the zero-filled image.
-        alpha: Step size $\alpha$ in the same unit, by default $\epsilon / 3$.
-        steps: Steps.
-        domain: ``"kspace"`` perturbs measurements. ``"image"`` perturbs the object, $y + A\delta$, of which unsampled
-            frequencies have no effect. (The first code of SMUG perturbs the zero-filled image, which no measurement
-            need agree with.)
-        surrogate: Whose gradient is taken: ``"smoothed"``, the reconstruction itself; ``"base"``, the network without
-            smoothing, which the first version of SMUG attacks; ``"adaptive"``, both, of which the worse counts for each
-            image.
-        norm: ``"linf"`` or ``"l2"``; in the latter the step is along the gradient.
-        restarts: How often the ascent starts from other noise.
-        keep: ``"worst"`` as above, or ``"last"``: the last iterate, without the passes that compare, as in adversarial
-            training.
+        eps: Radius $\epsilon$. With ``"linf"`` it bounds the real and imaginary part of each entry; with ``"l2"`` the
+            norm, as a share of that of the measurements or of the zero-filled image.
+        alpha: Step size $\alpha$ in the same unit; by default $\epsilon / 3$.
+        steps: Number of steps.
+        domain: ``"kspace"`` perturbs the measurements. ``"image"`` perturbs the object, $y + A\delta$; its unsampled
+            frequencies have no effect. (The first code of SMUG perturbs the zero-filled image, which need not be
+            consistent with any measurement.)
+        surrogate: The network whose gradient is taken: ``"smoothed"``, the reconstruction itself; ``"base"``, the
+            network without smoothing, which the first version of SMUG attacks; ``"adaptive"``, both, keeping the worse
+            result for each image.
+        norm: ``"linf"`` or ``"l2"``; with the latter, the step is along the gradient.
+        restarts: Number of ascents, each from different noise.
+        keep: ``"worst"`` as above, or ``"last"``: the last iterate, without the extra passes for the comparison, as in
+            adversarial training.
         seed: Seed of the draws.
-        base: Gives the reconstructions without smoothing of ``(module, batch)``, for modules whose ``reconstruct`` has
+        base: Gives the reconstructions without smoothing for ``(module, batch)``; for modules whose ``reconstruct`` has
             no ``mode``.
 
     Raises:
-        ValueError: If a number is out of range, a name is unknown, or ``keep="last"`` is to choose between several.
+        ValueError: If a number is out of range, a name is unknown, or ``keep="last"`` would have several candidates.
 
     Example:
         >>> attack = MeasurementPGD(eps=0.02)
@@ -113,7 +113,7 @@ class MeasurementPGD:
             raise ValueError("keep='last' has one ascent, so it needs restarts=1 and no surrogate='adaptive'.")
 
     def at(self, eps: float) -> MeasurementPGD:
-        """The same attack with another radius, and steps of the same share of it."""
+        """The same attack with another radius and a step size in proportion to it."""
         other = copy(self)
         other.eps = at_least("eps", eps, 0)
         other.alpha = eps * (self.alpha / self.eps if self.eps else 1 / 3)
@@ -124,11 +124,11 @@ class MeasurementPGD:
 
         Args:
             module: The module whose reconstruction is attacked.
-            batch: Has ``kspace``, ``target``, and what the module needs.
-            key: Chooses the draws beside the seed, such as the step of an adversarial training.
+            batch: A batch with ``kspace``, ``target``, and what the module needs.
+            key: Determines the draws together with the seed, for example the step of an adversarial training.
 
         Raises:
-            TypeError: If the module has no ``reconstruct``, or none without smoothing where that is needed.
+            TypeError: If the module has no ``reconstruct``, or can't reconstruct without smoothing if that is needed.
         """
         victim = Reconstructor(module, self.base)
         with differentiable(module):
@@ -140,7 +140,7 @@ class MeasurementPGD:
 
 
 class _Ascents:
-    """All ascents for one batch."""
+    """All ascents on one batch."""
 
     def __init__(
         self, attack: MeasurementPGD, victim: Reconstructor, batch: dict[str, Any], key: tuple[int, ...]
@@ -167,7 +167,7 @@ class _Ascents:
         return self.perturbed(kept)._replace(clean_loss=clean, loss=best)
 
     def ascend(self, base: bool, restart: int) -> list[Tensor]:
-        """The iterate before the last one with the largest error of each image, and the last iterate."""
+        """For each image, the iterate before the last one with the largest error, and the last iterate."""
         delta = kept = self.start(base, restart)
         best = delta.new_full((len(delta),), -torch.inf, dtype=delta.real.dtype)
         for step in range(self.attack.steps if self.attack.eps else 0):
@@ -181,13 +181,13 @@ class _Ascents:
         return [kept, delta]
 
     def start(self, base: bool, restart: int) -> Tensor:
-        """Gaussian noise, which is as long as the radius in the mean."""
+        """Gaussian noise with a typical size equal to the radius."""
         noise = gaussian_noise(self.like, 1, (self.attack.seed, *self.key, int(base), restart), self.rows)[0]
         scale = (2 * self.like[0].numel()) ** -0.5 if self.attack.norm == "l2" else 1.0
         return self.project(self.radius * scale * noise)
 
     def project(self, delta: Tensor) -> Tensor:
-        """The nearest perturbation in the ball that is on the sampled columns."""
+        """The nearest perturbation that lies in the ball and on the sampled columns."""
         if self.operator is None and "mask" in self.batch:
             delta = delta * self.batch["mask"]
         if self.attack.norm == "l2":
@@ -196,13 +196,13 @@ class _Ascents:
 
     def loss(self, delta: Tensor, base: bool = False, key: Sequence[int] | None = None) -> Tensor:
         """The mean squared error of each image, shape (B,)."""
-        # For modules that draw from the global random numbers, whose state is put back in the end.
+        # Seed the global generator for modules that draw from it; its state is restored at the end.
         torch.manual_seed(keyed_seed(*(key or (_STREAM, self.attack.seed))))
         images = self.victim(self.with_perturbation(delta), base, key=key)
         return torch.view_as_real(images - self.batch["target"]).square().flatten(1).mean(1)
 
     def evaluated(self, delta: Tensor) -> Tensor:
-        """The error under the module's own reconstruction, with the noise that it has."""
+        """The error under the module's own reconstruction, with the noise it always draws."""
         with torch.no_grad():
             return _ranked(self.loss(delta))
 
@@ -215,10 +215,10 @@ class _Ascents:
 
 
 def _ranked(loss: Tensor) -> Tensor:
-    """Rank errors with NaN as the largest."""
+    """Errors with NaN ranked as the largest."""
     return loss.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def _each(chosen: Tensor, like: Tensor) -> Tensor:
-    """A choice of rows (B,) in a shape that broadcasts."""
+    """A selection of rows (B,) in a shape that broadcasts."""
     return chosen.view(-1, *[1] * (like.ndim - 1))

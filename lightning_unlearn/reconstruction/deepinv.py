@@ -1,4 +1,4 @@
-"""Physics of deepinv as operators of unrolled networks."""
+"""Adapter from deepinv physics to the operators of unrolled networks."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ class _Physics(Protocol):
 
 
 def from_deepinv(physics: _Physics) -> LinearOperator:
-    """An operator of a deepinv physics, without a dependency on deepinv.
+    """An operator that wraps a deepinv physics, without a dependency on deepinv.
 
-    deepinv keeps real and imaginary part as two channels, of images (B, 2, H, W) and of measurements (B, 2, ...). Both
-    are complex here: (B, H, W) and (B, ...). Measurements without such channels stay as they are. Noise models of the
-    physics are left out.
+    deepinv represents real and imaginary part as two channels, of images (B, 2, H, W) and of measurements (B, 2, ...).
+    Here both are complex: (B, H, W) and (B, ...). Measurements without such channels are passed unchanged. Noise models
+    of the physics are ignored.
 
     Args:
         physics: A linear physics of images with two channels, such as ``deepinv.physics.MultiCoilMRI``.
 
     Returns:
-        An operator. Physics that keep a value for each image of a batch are called once for each of its copies.
+        An operator. If the physics holds a value for each image of a batch, it is called once for each copy of the
+        batch.
 
     Raises:
         TypeError: If ``physics`` has no ``A`` and ``A_adjoint``.
@@ -92,11 +93,11 @@ class _DeepInvOperator:
 
 
 def _complex(measurement: Tensor) -> Tensor:
-    """Measurements with two channels as complex ones; others as they are."""
+    """Measurements with two channels as complex ones; others unchanged."""
     paired = not measurement.is_complex() and measurement.ndim > 2 and measurement.shape[1] == 2
     return as_complex(measurement) if paired else measurement
 
 
 def _channels(measurement: Tensor) -> Tensor:
-    """The inverse of `_complex`, which leaves no complex measurement with two channels apart."""
+    """The inverse of `_complex`, except for complex measurements that have two channels themselves."""
     return as_channels(measurement) if measurement.is_complex() else measurement

@@ -1,4 +1,4 @@
-"""Denoisers of complex images, as networks on their real and imaginary part."""
+"""Denoising networks for complex images, with real and imaginary part as channels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ConvDenoiser(nn.Module):
 
     Args:
         channels: Width of the hidden layers.
-        depth: The number of convolutions, at least 2.
+        depth: Number of convolutions, at least 2.
 
     Raises:
         ValueError: If a number is out of range.
@@ -43,16 +43,16 @@ class ConvDenoiser(nn.Module):
 class DIDN(nn.Module):
     r"""Deep iterative down-up network, the denoiser of SMUG.
 
-    At half resolution, blocks that go down by two more octaves and up again follow one another; a 1 by 1 convolution
-    joins what all of them give. Going down is a convolution of stride 2, going up a pixel shuffle; activations are
-    PReLU with one slope. The input is added to the output. Images are padded by zeros to a multiple of 8.
+    At half resolution, a sequence of blocks each goes down by two more octaves and up again; a 1 by 1 convolution
+    combines their outputs. Downsampling is a convolution with stride 2, upsampling a pixel shuffle; activations are
+    PReLU with one slope. The input is added to the output. Images are zero-padded to a multiple of 8.
 
-    It has the layers of the network that SMUG was run with, which leaves out the reconstruction block of the paper.
-    Weights start at $\mathcal{N}(0, 0.02^2)$ and biases at 0, so that it begins near the identity.
+    The layers are those of the network that SMUG was run with, which omits the reconstruction block of the paper.
+    Weights start at $\mathcal{N}(0, 0.02^2)$ and biases at 0, so the network is close to the identity initially.
 
     Args:
         channels: Width at half resolution, a multiple of 4.
-        blocks: Down-up blocks; SMUG has 2, its journal version 3.
+        blocks: Number of down-up blocks; SMUG has 2, its journal version 3.
 
     Raises:
         ValueError: If a number is out of range.
@@ -92,7 +92,7 @@ class DIDN(nn.Module):
 
 
 class _DownUp(nn.Module):
-    """Two octaves down and up again, with a connection across at each resolution."""
+    """Two octaves down and up again, with a skip connection at each resolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class _DownUp(nn.Module):
 
 
 class _Residual(nn.Sequential):
-    """Convolutions whose input is added to their output."""
+    """Sequence of convolutions with a residual connection."""
 
     def __init__(self, width: int, convolutions: int) -> None:
         super().__init__(*(_convolution(width, width) for _ in range(convolutions)))
@@ -133,7 +133,7 @@ def _convolution(wide: int, out: int, stride: int = 1) -> nn.Sequential:
 
 
 def _up(width: int) -> nn.Sequential:
-    """Twice the resolution, half the width."""
+    """Upsampling to twice the resolution and half the width."""
     return nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.PixelShuffle(2))
 
 

@@ -1,4 +1,4 @@
-"""Quality of the reconstructions of the sets of an evaluation."""
+"""Reconstruction quality on the sets of an evaluation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RMSE(ImageQuality):
 
     $$\sqrt{\frac{1}{2HW}\, \lVert \hat x - t \rVert_2^2}$$
 
-    The best checkpoint of a run of SMUG is the one with the least on validation images.
+    SMUG selects the checkpoint of a run that has the smallest value on validation images.
 
     Args:
         **kwargs: Options of ``torchmetrics.Metric``.
@@ -37,7 +37,7 @@ class RMSE(ImageQuality):
 
 
 class QualityOfSets:
-    """RMSE, PSNR, SSIM and NMSE of each set of a validation or test, each image once over all processes.
+    """RMSE, PSNR, SSIM and NMSE on each validation or test set, counting each image once over all processes.
 
     Args:
         stage: ``"val"`` or ``"test"``.
@@ -52,8 +52,8 @@ class QualityOfSets:
 
         Args:
             image: Reconstructions, shape ``(B, H, W)``.
-            batch: Has their ``target`` and ``index``.
-            number: The number of the loader.
+            batch: Batch with their ``target`` and ``index``.
+            number: Index of the loader.
         """
         if number not in self._sets:
             kinds: dict[str, ImageQuality] = {
@@ -67,12 +67,12 @@ class QualityOfSets:
             metric.update(image, batch["target"], batch["index"])
 
     def log(self, module: LightningModule, loaders: Any) -> None:
-        """Log ``<stage>/<set>_<metric>``, without the set where the loaders have no names, and start again."""
+        """Log ``<stage>/<set>_<metric>``, without the set if the loaders have no names, and reset."""
         for number, metrics in sorted(self._sets.items()):
             name = f"{list(loaders)[number]}_" if isinstance(loaders, dict) else ""
             values = {f"{self.stage}/{name}{key}": metric.compute().float() for key, metric in metrics.items()}
             if not name and len(self._sets) > 1:
                 values = {f"{key}/{number}": value for key, value in values.items()}
-            # Equal on all processes already; Lightning asks for it nevertheless.
+            # Values are already equal on all processes, but Lightning asks for this flag.
             module.log_dict(values, sync_dist=module.trainer.world_size > 1, prog_bar=self.stage == "val")
         self._sets = {}

@@ -1,4 +1,4 @@
-"""ISTA-Net: a gradient step on the measurements alternated with a learned proximal operator."""
+"""ISTA-Net: gradient steps on the measurements, alternated with a learned proximal operator."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["ISTANet", "ProximalBlock"]
 class ProximalBlock(nn.Module):
     r"""A learned proximal operator: $P(r) = \tilde F(\mathrm{soft}(F(r), \theta))$.
 
-    $F$ is two 3 by 3 convolutions with a ReLU between them, and $\tilde F$ its mirror image, which is trained to be
-    its inverse.
+    $F$ consists of two 3 by 3 convolutions with a ReLU between them; $\tilde F$ has the mirrored layers and is trained
+    to be its inverse.
 
     Args:
         channels: Width of $F$.
-        threshold: Where $\theta$ starts.
+        threshold: Initial value of $\theta$.
 
     Example:
         >>> import torch
@@ -49,22 +49,22 @@ class ProximalBlock(nn.Module):
 
 
 class ISTANet(UnrolledNetwork):
-    r"""ISTA-Net with weights of its own in each phase.
+    r"""ISTA-Net with separate weights in each phase.
 
     $$r_n = x_n - \rho_n A^H(A x_n - y) \qquad x_{n+1} = \tilde F_n(\mathrm{soft}(F_n(r_n), \theta_n))$$
 
-    Its denoiser is the proximal operator, which smoothing averages over noise on $r_n$. All of it is differentiated
-    through, so that the operator may have maps that are learned.
+    Its denoiser is the proximal operator, which smoothing averages over noise on $r_n$. Gradients flow through all
+    operations, so the operator may have learned maps.
 
     Args:
-        steps: The number of phases. It can't be unrolled further, as each has its own weights.
+        steps: Number of phases. The network can't be unrolled further, because each phase has its own weights.
         channels: Width of $F$.
-        step_size: Where $\rho_n$ start.
-        threshold: Where $\theta_n$ start.
-        checkpointing: Whether to compute activations of the proximal operators again in the backward pass.
+        step_size: Initial value of $\rho_n$.
+        threshold: Initial value of $\theta_n$.
+        checkpointing: Whether to recompute activations of the proximal operators in the backward pass.
 
     Raises:
-        ValueError: If a number is out of range, or ``forward`` is asked for more steps than there are phases.
+        ValueError: If a number is out of range, or ``forward`` is called with more steps than there are phases.
 
     Example:
         >>> import torch
@@ -108,18 +108,18 @@ class ISTANet(UnrolledNetwork):
         return image - self.step_size[step] * (operator.normal(image) - start)
 
     def update(self, operator: LinearOperator, start: Tensor, denoised: Tensor, step: int) -> Tensor:
-        """What the proximal operator gave."""
+        """The output of the proximal operator."""
         return denoised
 
     def symmetry_loss(self, states: list[Tensor]) -> Tensor:
-        r"""How far each phase's $\tilde F_n$ is from the inverse of $F_n$.
+        r"""Deviation of each phase's $\tilde F_n$ from the inverse of $F_n$.
 
         $$\sum_n \mathrm{mean}\big(\tilde F_n(F_n(r_n)) - r_n\big)^2$$
 
-        ISTA-Net adds 0.01 times it to the loss.
+        ISTA-Net adds 0.01 times this to the loss.
 
         Args:
-            states: What the denoiser was given, as ``forward`` returns it.
+            states: The inputs of the denoiser, as ``forward`` returns them.
 
         Returns:
             A scalar; the mean is over real and imaginary parts of all pixels.

@@ -1,4 +1,4 @@
-"""LightningModule of an unrolled network that reconstructs MRI: plain, smoothed, or trained against attacks."""
+"""LightningModule of an unrolled network for MRI reconstruction: plain, smoothed, or adversarially trained."""
 
 from __future__ import annotations
 
@@ -38,50 +38,51 @@ _SYMMETRY_WEIGHT = 0.01
 
 
 class LitReconstruction(LightningModule):
-    r"""An unrolled network that learns to reconstruct images from k-space.
+    r"""LightningModule of an unrolled network that learns to reconstruct images from k-space.
 
     $$\mathcal{L} = \lambda_\ell\, \mathrm{MSE}(x_N, t) + w \sum_{n=0}^{N-1} \mathbb{E}_\eta\, \mathrm{MSE}\big(
       D_\theta(x_n + \eta),\, t_n\big)$$
 
-    $x_N$ is the reconstruction of the ``mode``, and the second term, unrolled stability, is that of smoothed denoisers
-    alone. A batch is a dict with ``kspace`` (B, C, H, W), ``maps`` (B or 1, C, H, W), ``mask`` (B or 1, 1, 1, W),
-    ``target`` (B, H, W) and ``index`` (B,), the numbers of the images in their data set.
+    $x_N$ is the reconstruction of the ``mode``. Only smoothed denoisers have the second term, unrolled stability. A
+    batch is a dict with ``kspace`` (B, C, H, W), ``maps`` (B or 1, C, H, W), ``mask`` (B or 1, 1, 1, W), ``target`` (B,
+    H, W) and ``index`` (B,), the numbers of the images in their data set.
 
-    The noise of an image is a function of the seed, the step of the training and its ``index``: two processes draw what
-    one does, and a resumed run what an uninterrupted one does. Each evaluation has the same noise. With
+    The noise of an image depends only on the seed, the training step and its ``index``: two processes draw the same as
+    one, and a resumed run the same as an uninterrupted one. Every evaluation has the same noise. With
     ``precision="bf16-mixed"`` the denoiser is computed in bf16, and noise, data consistency and losses in fp32.
-    For [`ISTANet`][lightning_unlearn.ISTANet] the loss has 0.01 of its ``symmetry_loss`` too, as in its paper.
+    For [`ISTANet`][lightning_unlearn.ISTANet] the loss also includes 0.01 times its ``symmetry_loss``, as in its paper.
 
-    Gradients are clipped by the Trainer: the paper's ``weighted_smug`` has ``gradient_clip_val=1.0``. The paper's
-    choice of a checkpoint is ``ModelCheckpoint(monitor="val/rmse")``.
+    The Trainer clips gradients: the paper's ``weighted_smug`` has ``gradient_clip_val=1.0``. The paper selects the
+    checkpoint as ``ModelCheckpoint(monitor="val/rmse")`` does.
 
     Args:
         network: The network, such as [`MoDL`][lightning_unlearn.MoDL]. To load a checkpoint, pass it again:
             ``load_from_checkpoint(path, network=...)``.
-        mode: How it is smoothed, in training and evaluation, see [`Smoothing`][lightning_unlearn.Smoothing];
+        mode: Kind of smoothing in training and evaluation, see [`Smoothing`][lightning_unlearn.Smoothing];
             ``"adversarial"`` is the plain network, trained on measurements with the worst perturbation that the
             ``adversary`` finds.
         sigma: Standard deviation of the noise on real and imaginary parts, in units of the images.
-        n_samples: Samples of a mean.
+        n_samples: Number of samples per mean.
         noise: Further options of the noise.
-        encoder: The weights of ``"weighted_smug"``; by default that of the paper. It trains with the network.
+        encoder: Network that gives the weights of ``"weighted_smug"``; by default that of the paper. It is trained with
+            the network.
         adversary: The attack of ``"adversarial"``; by default 3 steps of PGD with ``eps=0.02`` on k-space.
-        stability_target: What the denoised images are held to, $t_n$: ``"label_denoised"`` (the default), that is
+        stability_target: Target $t_n$ of the denoised images: ``"label_denoised"`` (the default), which is
             $D_\theta(t)$ with gradient; ``"label"``, $t$; ``"self"``, $D_\theta(x_n)$; ``"frozen"``,
-            $D_{\theta_0}(x_n)$ with the weights that the network has now. For ``"rs_e2e"`` there is no such term by
-            default; with ``"label"`` or ``"frozen"`` each noisy reconstruction is held to $t$ or $R_{\theta_0}(y)$. For
-            ``"smug_v0"`` samples and targets are taken after data consistency.
-        stability_weight: The weight $w$ of unrolled stability.
-        reconstruction_weight: The weight $\lambda_\ell$ of the image. With 0 and ``stability_target="frozen"``,
+            $D_{\theta_0}(x_n)$ with the weights that the network has at construction. For ``"rs_e2e"`` there is no such
+            term by default; with ``"label"`` or ``"frozen"`` the target of each noisy reconstruction is $t$ or
+            $R_{\theta_0}(y)$. For ``"smug_v0"`` samples and targets are taken after data consistency.
+        stability_weight: Weight $w$ of unrolled stability.
+        reconstruction_weight: Weight $\lambda_\ell$ of the image. With 0 and ``stability_target="frozen"``,
             ``"rs_e2e_image"`` has the loss of the first version of SMUG.
-        denoiser_weights: Checkpoint of a [`LitDenoiser`][lightning_unlearn.LitDenoiser], from which the network's
-            denoiser starts.
+        denoiser_weights: Checkpoint of a [`LitDenoiser`][lightning_unlearn.LitDenoiser] that initializes the network's
+            denoiser.
         lr: Learning rate of Adam.
         schedule: ``"constant"``, or ``"linear"``: constant for 20 epochs (30 for ``"vanilla"`` and ``"adversarial"``),
-            then falling to 0. A scheduler of the command line takes its place.
+            then falling to 0. A scheduler given on the command line replaces it.
 
     Raises:
-        ValueError: If a number is out of range, a name is unknown, or an argument is not of the mode.
+        ValueError: If a number is out of range, a name is unknown, or an argument does not belong to the mode.
 
     Example:
         >>> from lightning_unlearn import ConvDenoiser, MoDL
@@ -110,7 +111,7 @@ class LitReconstruction(LightningModule):
     ) -> None:
         super().__init__()
         noise = NoiseOptions(**noise) if isinstance(noise, dict) else noise or NoiseOptions()
-        # The weights are in the checkpoint, and objects are no data that loads with weights_only=True.
+        # The weights are in the checkpoint, and objects could not be loaded with weights_only=True.
         self.save_hyperparameters(ignore=["network", "encoder", "adversary", "noise", "denoiser_weights"])
         self.save_hyperparameters({"noise": asdict(noise)})
         self.mode = one_of("mode", mode, Mode)
@@ -132,7 +133,7 @@ class LitReconstruction(LightningModule):
         self._quality = {stage: QualityOfSets(stage) for stage in ("val", "test")}
 
     def operator(self, batch: Batch) -> LinearOperator:
-        """The operator of a batch's measurements; a subclass may have another."""
+        """The operator of a batch's measurements; a subclass may use another."""
         return MultiCoilMRI(batch["maps"], batch["mask"])
 
     def forward(self, batch: Batch) -> Tensor:
@@ -149,10 +150,10 @@ class LitReconstruction(LightningModule):
         """Reconstruct images.
 
         Args:
-            batch: Has ``kspace``, ``maps``, ``mask`` and ``index``.
-            steps: Steps of the network, if not its own.
-            mode: ``"vanilla"`` for the network without smoothing, or another mode that needs nothing but noise.
-            key: Chooses the noise; by default that of every evaluation.
+            batch: A batch with ``kspace``, ``maps``, ``mask`` and ``index``.
+            steps: Number of steps; by default that of the network.
+            mode: ``"vanilla"`` for the network without smoothing, or another mode that needs only noise.
+            key: Determines the noise; by default that of every evaluation.
 
         Returns:
             Complex, shape (B, H, W).
@@ -186,7 +187,7 @@ class LitReconstruction(LightningModule):
         self._quality["val"].update(self.reconstruct(batch), batch, dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """The same on the test sets."""
+        """Quality of the reconstructions of each test set."""
         self._quality["test"].update(self.reconstruct(batch), batch, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
@@ -194,11 +195,11 @@ class LitReconstruction(LightningModule):
         self._quality["val"].log(self, self.trainer.val_dataloaders)
 
     def on_test_epoch_end(self) -> None:
-        """Log the same as ``test/...``."""
+        """Log the same metrics as ``test/...``."""
         self._quality["test"].log(self, self.trainer.test_dataloaders)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
-        """For each image its ``index`` and the magnitude as ``image``, (3, H, W) in [0, 1]."""
+        """For each image, its ``index`` and its magnitude as ``image``, (3, H, W) in [0, 1]."""
         images = self.reconstruct(batch).abs().clamp(max=1).cpu()
         indices = batch["index"].tolist()
         return [{"index": i, "image": x.expand(3, *x.shape)} for i, x in zip(indices, images, strict=True)]
@@ -208,12 +209,12 @@ class LitReconstruction(LightningModule):
         shard(self, self.network.denoiser, self.encoder)
 
     def configure_optimizers(self) -> Any:
-        """Adam, and the schedule."""
+        """Adam with the schedule."""
         plain = self.smoothing.mode == "vanilla"
         return optimizers(self, self.lr, self.schedule, *((30, 0) if plain else (20, 20)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record the class."""
+        """Record the module's class."""
         record_class(self, checkpoint)
 
     def _run(

@@ -1,4 +1,4 @@
-"""Modes of reconstruction: what each is trained with, and how its noise is drawn."""
+"""Reconstruction modes: smoothing, noise options and stability targets of each."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ OF_WHOLE = ("rs_e2e", "rs_e2e_image")
 
 @dataclass(frozen=True)
 class NoiseOptions:
-    r"""How the noise of a smoothed network is drawn.
+    r"""Options for drawing the noise of a smoothed network.
 
     Args:
         antithetic: Whether samples come in pairs $\eta, -\eta$.
-        shared: Whether all steps of a network have the same noise.
+        shared: Whether all steps of a network use the same noise.
         clamp: Limit of the real and imaginary parts of noisy images.
-        seed: Chooses the noise.
+        seed: Seed of the noise.
     """
 
     antithetic: bool = False
@@ -41,16 +41,16 @@ class NoiseOptions:
 
 
 def smoothing_of(mode: Mode, sigma: float, n_samples: int, noise: NoiseOptions, encoder: nn.Module | None) -> Smoothing:
-    """How a mode smooths its network."""
+    """The smoothing of a mode."""
     smoother = GaussianSmoother(sigma, n_samples, noise.antithetic, seed=noise.seed)
     return Smoothing("vanilla" if mode == "adversarial" else mode, smoother, encoder, noise.shared, noise.clamp)
 
 
 def target_of(mode: Mode, target: StabilityTarget | None) -> StabilityTarget | None:
-    """The target that a mode has by default, or the one that was given.
+    """The given stability target of a mode, or its default.
 
     Raises:
-        ValueError: If the mode can't have it.
+        ValueError: If the mode does not support the target.
     """
     choices: tuple[StabilityTarget, ...] = ()
     if mode in _OF_DENOISER:
@@ -65,10 +65,10 @@ def target_of(mode: Mode, target: StabilityTarget | None) -> StabilityTarget | N
 
 
 def check_parts(mode: Mode, encoder: WeightEncoder | None, adversary: MeasurementPGD | None) -> None:
-    """Refuse a part that is of another mode.
+    """Reject a part that belongs to another mode.
 
     Raises:
-        ValueError: If there is one.
+        ValueError: If there is such a part.
     """
     for name, part, owner in (("encoder", encoder, "weighted_smug"), ("adversary", adversary, "adversarial")):
         if part is not None and mode != owner:

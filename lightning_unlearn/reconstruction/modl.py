@@ -1,4 +1,4 @@
-"""MoDL: a denoiser alternated with data consistency by conjugate gradients."""
+"""MoDL: denoising alternated with data consistency by conjugate gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["MoDL"]
 
 
 class MoDL(UnrolledNetwork):
-    r"""Model-based deep learning: one denoiser for all steps, each followed by data consistency.
+    r"""Model-based deep learning (MoDL): one denoiser for all steps, each followed by data consistency.
 
     $$x_0 = A^H y \qquad x_{n+1} = (A^H A + \lambda I)^{-1}\big(A^H y + \lambda D_\theta(x_n)\big)$$
 
@@ -21,12 +21,12 @@ class MoDL(UnrolledNetwork):
 
     Args:
         denoiser: $D_\theta$ maps images (N, 2, H, W), whose channels are real and imaginary part, to the same shape.
-        steps: The number of steps $N$.
-        weight: $\lambda$; the smaller, the nearer to the measurements.
-        tolerance: Relative residual at which the solver is done with an image.
-        iterations: Most iterations of the solver; a ``weight`` below 0.06 needs more than 30.
-        checkpointing: Whether to compute a denoiser's activations again in the backward pass instead of keeping those
-            of all steps. Gradients are the same; batch statistics would be updated twice.
+        steps: Number of steps $N$.
+        weight: $\lambda$; smaller values keep the image closer to the measurements.
+        tolerance: Relative residual at which the solver stops for an image.
+        iterations: Maximum number of solver iterations; a ``weight`` below 0.06 needs more than 30.
+        checkpointing: Whether to recompute a denoiser's activations in the backward pass instead of keeping those of
+            all steps. Gradients are the same; batch statistics would be updated twice.
 
     Raises:
         ValueError: If a number is out of range.

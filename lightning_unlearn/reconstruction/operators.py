@@ -14,13 +14,13 @@ __all__ = ["LinearOperator", "MultiCoilMRI"]
 
 @runtime_checkable
 class LinearOperator(Protocol):
-    """A linear map from images to measurements, as unrolled networks read it."""
+    """Linear map from images to measurements, the interface that unrolled networks use."""
 
     def A(self, image: Tensor) -> Tensor:
         """Measurements of images of shape (B, H, W)."""
 
     def A_adjoint(self, measurement: Tensor) -> Tensor:
-        """Images (B, H, W) of measurements, by the adjoint."""
+        """Images (B, H, W) obtained from measurements by the adjoint."""
 
     def normal(self, image: Tensor) -> Tensor:
         """The adjoint of the measurements of images."""
@@ -33,23 +33,23 @@ class LinearOperator(Protocol):
 
 
 class MultiCoilMRI:
-    r"""Masked Fourier transforms of an image as each coil sees it.
+    r"""Multi-coil MRI: masked Fourier transforms of the image that each coil sees.
 
     $$A x = \{ M F (S_c x) \}_c \qquad A^H k = \sum_c \bar S_c F^H (M k_c)$$
 
     $F$ is the centred, orthonormal transform. If $\sum_c |S_c|^2 \le 1$, then $0 \le A^H A \le I$.
 
-    The shifts of the centred transform are phases, multiplied into maps and mask once, so that no call moves data for
-    them. Where the mask is of columns, the transforms along the columns cancel in `normal`, which takes one-dimensional
-    transforms along the rows only.
+    The shifts of the centred transform are phases that are multiplied into maps and mask once, so that no call has to
+    move data for them. With a column mask, the transforms along the columns cancel in `normal`, which then only needs
+    one-dimensional transforms along the rows.
 
     Args:
         maps: The coils' sensitivities $S_c$. Shape (B, C, H, W), or (1, C, H, W) for all images; complex.
         mask: The measured columns $M$. Shape (B, 1, 1, W), or (1, 1, 1, W) or (W,) for all images; boolean, or real
-            weights of the measurements. A mask of shape (B, 1, H, W) is of single points.
+            weights of the measurements. A mask of shape (B, 1, H, W) selects single points.
 
     Raises:
-        ValueError: If shapes do not fit each other, or ``maps`` is real.
+        ValueError: If the shapes are incompatible, or ``maps`` is real.
 
     Example:
         >>> import torch
@@ -66,7 +66,7 @@ class MultiCoilMRI:
         self.copies = 1
         """How often the batch of the maps or masks is repeated."""
         (height, height_k), (width, width_k) = (centring_phases(n, maps.dtype, maps.device) for n in maps.shape[-2:])
-        # With a leading axis for the copies of a batch.
+        # Add a leading axis for the copies of a batch.
         self._maps = (maps * (height[:, None] * width))[None]
         self._conjugate = self._maps.conj().resolve_conj()
         self._mask = (self.mask * (height_k[:, None] * width_k))[None]
@@ -77,7 +77,7 @@ class MultiCoilMRI:
 
     @property
     def rows(self) -> int:
-        """The number of images that this operator takes; 1 where maps and mask serve any number."""
+        """Number of images that this operator takes; 1 if maps and mask work for any number."""
         return self.copies * self._batch if self._batch > 1 else 1
 
     def A(self, image: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class MultiCoilMRI:
         """The coil-combined, zero-filled image of measurements.
 
         Args:
-            kspace: Shape (B, C, H, W), complex. What the mask leaves out is not read.
+            kspace: Shape (B, C, H, W), complex. Entries outside the mask are not read.
 
         Returns:
             Shape (B, H, W).
@@ -121,7 +121,7 @@ class MultiCoilMRI:
         return MultiCoilMRI(self.maps, mask).repeated(self.copies)
 
     def repeated(self, n: int) -> MultiCoilMRI:
-        """The operator for ``n`` copies of each image, in the order (n, B). It holds no copies itself."""
+        """The operator for ``n`` copies of each image, in the order (n, B). It does not hold copies itself."""
         other = object.__new__(MultiCoilMRI)
         other.__dict__.update(self.__dict__)
         other.copies = self.copies * n

@@ -21,11 +21,11 @@ _TRAINING, _EVALUATION = 0, 1
 
 
 class LitDenoiser(LightningModule):
-    r"""A denoiser that learns to remove Gaussian noise, the first stage of SMUG's training.
+    r"""LightningModule of a denoiser that learns to remove Gaussian noise, the first stage of SMUG's training.
 
     $$\mathbb{E}_{t, \eta}\, \mathrm{MSE}\big(D_\theta(t + \eta),\, t\big), \qquad \eta \sim \mathcal{N}(0, \sigma^2)$$
 
-    Its checkpoint is what [`LitReconstruction`][lightning_unlearn.LitReconstruction] takes as ``denoiser_weights``.
+    [`LitReconstruction`][lightning_unlearn.LitReconstruction] takes its checkpoint as ``denoiser_weights``.
 
     Args:
         denoiser: Maps images (N, 2, H, W), whose channels are real and imaginary part, to the same shape. To load a
@@ -33,7 +33,7 @@ class LitDenoiser(LightningModule):
         sigma: Standard deviation of the noise on each part, in units of the images.
         lr: Learning rate of Adam.
         schedule: ``"constant"``, or ``"linear"``: constant for 20 epochs, then falling to 0.
-        seed: Chooses the noise.
+        seed: Seed of the noise.
 
     Raises:
         ValueError: If a number is not positive, or the schedule is unknown.
@@ -71,7 +71,7 @@ class LitDenoiser(LightningModule):
         self._quality["val"].update(self._restored(batch, _EVALUATION), batch, dataloader_idx)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """The same on test images."""
+        """Quality of denoised test images, with the same noise each time."""
         self._quality["test"].update(self._restored(batch, _EVALUATION), batch, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
@@ -79,7 +79,7 @@ class LitDenoiser(LightningModule):
         self._quality["val"].log(self, self.trainer.val_dataloaders)
 
     def on_test_epoch_end(self) -> None:
-        """Log the same as ``test/...``."""
+        """Log the same metrics as ``test/...``."""
         self._quality["test"].log(self, self.trainer.test_dataloaders)
 
     def configure_model(self) -> None:
@@ -87,11 +87,11 @@ class LitDenoiser(LightningModule):
         shard(self, self.denoiser)
 
     def configure_optimizers(self) -> Any:
-        """Adam, and the schedule."""
+        """Adam with the schedule."""
         return optimizers(self, self.lr, self.schedule)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record the class."""
+        """Record the module's class."""
         record_class(self, checkpoint)
 
     def _restored(self, batch: dict[str, Tensor], *key: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Optimizer, learning rate and sharding of SMUG's training."""
+"""Optimizer, learning rate schedule and sharding of SMUG's training."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Schedule = Literal["constant", "linear"]
 
 
 def optimizers(module: LightningModule, lr: float, schedule: Schedule, constant: int = 20, offset: int = 20) -> Any:
-    """Adam as in the code of SMUG, over all weights that train.
+    """Adam over all trainable weights, as in the code of SMUG.
 
     Args:
         module: The module, attached to its Trainer.
         lr: Learning rate.
-        schedule: ``"linear"`` lets it fall over the epochs of the Trainer, see [`linear_decay`]
+        schedule: ``"linear"`` decreases it over the epochs of the Trainer, see [`linear_decay`]
             [lightning_unlearn.functional.linear_decay].
         constant: Epochs at the full rate.
-        offset: What is taken off the run's length in the slope.
+        offset: Epochs subtracted from the length of the run in the slope.
 
     Raises:
         MisconfigurationException: If the schedule needs a number of epochs that the Trainer does not have.
@@ -49,7 +49,7 @@ def load_denoiser(denoiser: nn.Module, path: str) -> None:
     """Load a denoiser from a checkpoint of [`LitDenoiser`][lightning_unlearn.LitDenoiser], or from a state dict.
 
     Args:
-        denoiser: Gets the weights.
+        denoiser: Module that receives the weights.
         path: File written by Lightning or ``torch.save``.
     """
     content: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -63,7 +63,7 @@ def shard(module: LightningModule, *parts: nn.Module | None) -> None:
 
     Args:
         module: The module.
-        parts: Parts that are called as modules; together they must hold all weights that train.
+        parts: Parts that are called as modules; together they must hold all trainable weights.
 
     Raises:
         MisconfigurationException: If the strategy makes tensor-parallel groups, or weights are in none of the parts.

@@ -1,4 +1,4 @@
-"""Adapter that calls a module's ``reconstruct`` with the arguments that it supports."""
+"""Adapter that calls a module's ``reconstruct`` with the arguments it supports."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Reconstruct = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 
 
 class Reconstructor:
-    """A module with a method ``reconstruct(batch) -> (B, H, W)``, and what else that method takes.
+    """Adapter to a module with a method ``reconstruct(batch) -> (B, H, W)``.
 
-    Of ``mode=``, ``steps=`` and ``key=``, as in [`LitReconstruction`][lightning_unlearn.LitReconstruction], those are
-    used that the method has.
+    Of the optional arguments ``mode=``, ``steps=`` and ``key=``, as in
+    [`LitReconstruction`][lightning_unlearn.LitReconstruction], it uses those that the method takes.
 
     Args:
         module: The module.
-        base: Gives the reconstructions without smoothing, where the method has no ``mode``.
+        base: Gives the reconstructions without smoothing, if the method has no ``mode``.
 
     Raises:
         TypeError: If the module has no such method.
@@ -42,7 +42,7 @@ class Reconstructor:
 
     @property
     def has_base(self) -> bool:
-        """Whether it can reconstruct without smoothing."""
+        """Whether the module can reconstruct without smoothing."""
         return self.base is not None or "mode" in self.takes
 
     @property
@@ -61,15 +61,15 @@ class Reconstructor:
 
         Args:
             batch: The batch.
-            base: Whether to leave the smoothing out.
+            base: Whether to reconstruct without smoothing.
             steps: Number of unrolled steps; ``None`` for the module's own.
-            key: Chooses the noise; ``None`` for the module's own.
+            key: Determines the noise; ``None`` for the module's own.
 
         Returns:
             Shape ``(B, H, W)``.
 
         Raises:
-            TypeError: If the module can't do it.
+            TypeError: If the module does not support the arguments.
         """
         if base and self.base is not None:
             return self.base(self.module, batch)

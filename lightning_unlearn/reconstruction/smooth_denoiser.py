@@ -25,34 +25,34 @@ _LOOPS = {"train": 0, "validate": 1, "test": 2, "predict": 3}
 
 
 class SmoothDenoiser(Callback):
-    r"""Replaces a part of a LightningModule by its mean over Gaussian noise on its input during a run.
+    r"""Replaces a part of a LightningModule, during a run, by its mean over Gaussian noise on its input.
 
     $$\bar D(x) = \frac1M \sum_{i=1}^M D(x + \eta_i), \qquad \eta_i \sim \mathcal{N}(0, \sigma^2 I)$$
 
-    It makes an unrolled network one of SMUG, which smooths the denoiser of each step, without a change to its code.
-    All samples go through the denoiser in one batch. Only the first tensor that the denoiser takes gets noise. Its
-    first dimension is the batch; other tensors with as many rows, such as time steps, are repeated with it, and all
-    other arguments are passed as they are. When the run ends, the module is as it was; its checkpoints have the
-    weights and names of the plain module throughout.
+    This turns an unrolled network into one of SMUG, which smooths the denoiser of each step, without a change to its
+    code. All samples go through the denoiser in one batch. Only the first tensor that the denoiser takes gets noise.
+    Its first dimension is the batch; other tensors with the same number of rows, such as time steps, are repeated with
+    it, and all other arguments are passed unchanged. After the run, the module is as it was before; its checkpoints
+    have the weights and names of the plain module throughout.
 
-    The noise is a function of the seed, the batch, the number of the call in it, and the row: two processes draw what
-    one does, a resumed run draws what an uninterrupted one does, and a validation has the same noise each time.
-    Activations that are checkpointed are computed again with the noise that they had.
+    The noise depends only on the seed, the batch, the index of the call within it, and the row: two processes draw the
+    same as one, a resumed run the same as an uninterrupted one, and every validation has the same noise.
+    Checkpointed activations are recomputed with the same noise.
 
     Args:
         module_path: Dotted name of the denoiser in the LightningModule, such as ``"net.denoiser"``. With ``*`` it may
-            stand for several, as in ``"net.prior.*.denoiser"``.
+            match several, as in ``"net.prior.*.denoiser"``.
         sigma: Standard deviation $\sigma$ in units of the denoiser's input; with 0 nothing changes.
-        n_samples: Samples $M$.
+        n_samples: Number of samples $M$.
         antithetic: Whether samples come in pairs $\eta, -\eta$.
-        shared: Whether all calls of a batch, such as the steps of an unrolled network, have the same noise.
-        stages: Calls of the Trainer in which the denoiser is smoothed.
-        seed: Chooses the noise.
+        shared: Whether all calls of a batch, such as the steps of an unrolled network, use the same noise.
+        stages: Trainer stages in which the denoiser is smoothed.
+        seed: Seed of the noise.
 
     Raises:
         ValueError: If a number is out of range, or a stage is unknown.
         MisconfigurationException: If the module has no such part, or the part is not called in the first batch.
-        TypeError: If the denoiser gives more than one tensor, or takes none.
+        TypeError: If the denoiser returns more than one tensor, or takes none.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -79,7 +79,7 @@ class SmoothDenoiser(Callback):
         self._patches, self._draws = Patches(), Draws()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Smooth, if this stage is to be; by now a module that is built late has its parts."""
+        """Smooth the denoiser if this stage is selected; modules that are built late have their parts by now."""
         if trainer.state.fn not in self.stages or self._draws.active:
             return
         self._draws = Draws(replica(trainer), self.shared)
@@ -111,7 +111,7 @@ class SmoothDenoiser(Callback):
         self._draws.begin(_LOOPS["predict"], dataloader_idx, batch_idx)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Raise an error if the denoiser was not called: the run would be as if the callback were not there."""
+        """Raise an error if the denoiser was not called: the callback would have had no effect."""
         if self._draws.active and not self._draws.used:
             raise MisconfigurationException(
                 f"SmoothDenoiser: the first batch did not call {self.module_path!r} of {type(pl_module).__name__}, so "
@@ -122,17 +122,17 @@ class SmoothDenoiser(Callback):
     on_test_batch_end = on_predict_batch_end = on_train_batch_end  # type: ignore[assignment]
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """The same in a validation by itself."""
+        """Raise the same error in a standalone validation."""
         if trainer.state.fn == "validate":
             self.on_train_batch_end(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the plain denoiser back."""
-        self._draws.active = False  # copies of the module that were made in the run are plain from now on, too
+        """Restore the plain denoiser."""
+        self._draws.active = False  # also turns copies of the module made during the run back into plain ones
         self._patches.undo()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the plain denoiser back."""
+        """Restore the plain denoiser."""
         self.teardown(trainer, pl_module, "fit")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -140,17 +140,17 @@ class SmoothDenoiser(Callback):
 
 
 def find_parts(module: nn.Module, path: str) -> list[nn.Module]:
-    """The submodules of a dotted name, in which ``*`` stands for any characters.
+    """The submodules whose dotted name matches a path, in which ``*`` stands for any characters.
 
     Args:
         module: The user's module.
-        path: Such as ``"net.denoiser"``, without names that wrappers insert.
+        path: Dotted name, such as ``"net.denoiser"``, without names inserted by wrappers.
 
     Returns:
-        Each once; of a wrapper and what it wraps, the wrapper.
+        Each submodule once; for a wrapper and the module it wraps, only the wrapper.
 
     Raises:
-        MisconfigurationException: If there is none.
+        MisconfigurationException: If nothing matches.
 
     Example:
         >>> [type(part).__name__ for part in find_parts(nn.Sequential(nn.ReLU(), nn.Identity()), "*")]

@@ -1,4 +1,4 @@
-"""Reconstruction by an unrolled network with one of SMUG's kinds of smoothing."""
+"""Reconstruction by an unrolled network with the kinds of smoothing of SMUG."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _SMALLEST_SUM = 1e-8
 
 
 class Smoothed(NamedTuple):
-    """A smoothed reconstruction, and what went into it.
+    """A smoothed reconstruction and its intermediate results.
 
     Args:
         image: The reconstruction. Shape (B, H, W), complex.
-        states: What the denoiser was to denoise at each step, before noise. Each of shape (B, H, W); for ``"rs_e2e"``
-            those of all samples, (M B, H, W).
-        samples: What the means are of, each of shape (M, B, H, W): for SMUG the denoised images of each step; for
+        states: Inputs of the denoiser at each step, before noise. Each of shape (B, H, W); for ``"rs_e2e"`` those of
+            all samples, (M B, H, W).
+        samples: The samples of each mean, of shape (M, B, H, W): for SMUG the denoised images of each step; for
             ``"smug_v0"`` the images after each step; for ``"rs_e2e"`` the reconstructions.
     """
 
@@ -40,29 +40,30 @@ class Smoothed(NamedTuple):
 
 @dataclass(frozen=True)
 class Smoothing:
-    r"""How an unrolled network is smoothed.
+    r"""The kind of smoothing of an unrolled network.
 
     All means are over $\eta_i \sim \mathcal{N}(0, \sigma^2)$, independent in real and imaginary parts, with
-    $Q = A^H A + \lambda I$. With $\sigma = 0$ each is the network itself.
+    $Q = A^H A + \lambda I$. With $\sigma = 0$ each mode is the network itself.
 
     - ``"smug"``: $x_{n+1} = Q^{-1}\big(z + \lambda\, \mathbb{E}\, D(x_n + \eta)\big)$. The denoiser is smoothed.
     - ``"weighted_smug"``: the mean of the denoiser has the weights $E_\phi(x_n + \eta_i)$.
-    - ``"smug_v0"``: $x_{n+1} = \mathbb{E}\, Q^{-1}\big(z + \lambda D(x_n + \eta)\big)$. Data consistency is affine, so
-      that this is SMUG at $M$ times the solves.
+    - ``"smug_v0"``: $x_{n+1} = \mathbb{E}\, Q^{-1}\big(z + \lambda D(x_n + \eta)\big)$. Since data consistency is
+    affine,
+      this is SMUG with $M$ times as many solves.
     - ``"rs_e2e"``: $\mathbb{E}\, R(y + M \eta)$. The whole network is smoothed, over noise on the sampled k-space.
-    - ``"rs_e2e_image"``: the same with noise on what the first denoiser is given, and clean measurements. For MoDL that
-      is the zero-filled image $x_0$, as in the first version of the paper.
+    - ``"rs_e2e_image"``: the same with noise on the input of the first denoiser, and clean measurements. For MoDL that
+      input is the zero-filled image $x_0$, as in the first version of the paper.
     - ``"vanilla"``: the network itself.
 
     Args:
         mode: One of these.
         smoother: Draws the noise; not needed for ``"vanilla"``.
         weighting: Maps noisy images (N, 2, H, W) to weights (N,), for ``"weighted_smug"``.
-        shared_noise: Whether all steps have the same noise, as in the code of the first version.
-        clamp: Limit of the real and imaginary parts of noisy images; the code of SMUG has 1.
+        shared_noise: Whether all steps use the same noise, as in the code of the first version.
+        clamp: Limit of the real and imaginary parts of noisy images; the code of SMUG uses 1.
 
     Raises:
-        ValueError: If the mode is unknown, the clamp is not positive, or what the mode needs is missing.
+        ValueError: If the mode is unknown, the clamp is not positive, or a part that the mode needs is missing.
 
     References:
         Li et al., *SMUG: Towards Robust MRI Reconstruction by Smoothed Unrolling*, arXiv:2303.12735;
@@ -86,11 +87,11 @@ class Smoothing:
 
     @property
     def samples(self) -> int:
-        """The number of samples of a mean; 1 without noise."""
+        """Number of samples per mean; 1 without noise."""
         return self.smoother.n_samples if self.smoother is not None and self.smoother.sigma else 1
 
     def noisy(self, x: Tensor, key: Sequence[int], rows: Tensor | None) -> Tensor:
-        """Samples of a batch with noise. Shape (M, *x.shape)."""
+        """Noisy samples of a batch. Shape (M, *x.shape)."""
         assert self.smoother is not None
         if not self.smoother.sigma:
             return x[None]
@@ -109,22 +110,22 @@ def reconstruct(
     rows: Tensor | None = None,
     steps: int | None = None,
 ) -> Smoothed:
-    """Reconstruct images by a smoothed network.
+    """Reconstruct images with a smoothed network.
 
-    All samples of a step go through the denoiser in one batch. Of ``N`` steps and ``M`` samples, SMUG costs ``N M``
-    passes of the denoiser and ``N`` solves for each image; ``"rs_e2e"`` and ``"smug_v0"`` cost ``N M`` of both.
+    All samples of a step go through the denoiser in one batch. With ``N`` steps and ``M`` samples, SMUG costs ``N M``
+    passes of the denoiser and ``N`` solves per image; ``"rs_e2e"`` and ``"smug_v0"`` cost ``N M`` of both.
 
     Args:
         network: The network, which is not changed.
         operator: The measurements' operator.
-        kspace: The measurements, as ``operator.A`` gives them.
-        smoothing: How to smooth it.
-        key: Chooses the noise beside the smoother's seed, such as the step of the training.
-        rows: Numbers of the images in their data set, by which they get their noise; by default 0, 1, and so on.
-        steps: The number of steps, if not that of the network.
+        kspace: The measurements, as returned by ``operator.A``.
+        smoothing: The kind of smoothing.
+        key: Determines the noise together with the smoother's seed, for example the training step.
+        rows: Numbers of the images in their data set, which determine their noise; by default 0, 1, and so on.
+        steps: Number of steps; by default that of the network.
 
     Returns:
-        The images, and the samples that they are means of.
+        The images and the samples they were averaged over.
 
     Example:
         >>> from lightning_unlearn import ConvDenoiser, MoDL, MultiCoilMRI
@@ -163,7 +164,7 @@ class _Run(NamedTuple):
         """The mean of whole reconstructions."""
         images = len(self.kspace)
         if self.smoothing.mode == "rs_e2e":
-            # Noise where nothing is measured is not read.
+            # Noise outside the mask is not read.
             found = self.whole(self.noisy(self.kspace, 0), None)
         else:
 
@@ -186,7 +187,7 @@ class _Run(NamedTuple):
         def denoise(image: Tensor, step: int) -> Tensor:
             noisy = self.noisy(image, step)
             denoised = self.denoised(noisy, step)
-            samples.setdefault(step, denoised)  # the first time; a checkpoint comes here again in the backward pass
+            samples.setdefault(step, denoised)  # checkpointing repeats the call in the backward pass
             return self.mean(denoised, noisy)
 
         found = self.network(self.operator, self.kspace, self.steps, denoise)
@@ -209,7 +210,7 @@ class _Run(NamedTuple):
         return self.network.denoise(noisy.flatten(0, 1), step).unflatten(0, noisy.shape[:2])
 
     def mean(self, denoised: Tensor, noisy: Tensor) -> Tensor:
-        """The mean over samples of shape (M, B, H, W), weighted by the noisy images where it is to be."""
+        """The mean over samples of shape (M, B, H, W), weighted by the noisy images if the mode requires it."""
         if self.smoothing.weighting is None:
             return denoised.mean(0)
         weights = self.smoothing.weighting(as_channels(noisy.flatten(0, 1))).float().view(*noisy.shape[:2], 1, 1)

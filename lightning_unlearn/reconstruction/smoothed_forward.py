@@ -1,4 +1,4 @@
-"""The forward method of a module, averaged over noise on its input."""
+"""Forward method of a module, averaged over noise on its input."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["Draws", "SmoothedForward"]
 
 
 class Draws:
-    """Which noise the next call gets: that of the batch and of the number of the call in it.
+    """Selector of the noise of the next call, from the batch and the index of the call within it.
 
-    A checkpointed call runs a second time, in the backward pass, and must get the noise that it had. The global random
-    state tells which one it is, since ``torch.utils.checkpoint`` restores that for the second run.
+    A checkpointed call runs a second time in the backward pass and must get the same noise. It is identified by the
+    global random state, which ``torch.utils.checkpoint`` restores for the second run.
 
     Args:
-        replica: Which rows of the global batch this process has.
+        replica: Determines which rows of the global batch this process has.
         shared: Whether all calls of a batch get the same noise.
     """
 
@@ -39,10 +39,10 @@ class Draws:
         self._batch, self._calls, self._count = batch, {}, 0
 
     def key(self) -> tuple[int, ...]:
-        """The key of the call that is made now.
+        """The key of the current call.
 
         Raises:
-            RuntimeError: If it is made in a backward pass, and can't be told which call it repeats.
+            RuntimeError: If the call is made in a backward pass and can't be matched to the call that it repeats.
         """
         if self.shared:
             return self._batch
@@ -59,7 +59,7 @@ class Draws:
         return (*self._batch, self._calls[mark])
 
     def rows(self, count: int) -> Tensor:
-        """Numbers of the rows in the batch of all processes, as a DistributedSampler deals them out."""
+        """Indices of the rows in the batch of all processes, as distributed by a DistributedSampler."""
         return self.replica.rank + self.replica.total * torch.arange(count)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Draws:
@@ -67,20 +67,20 @@ class Draws:
 
 
 class SmoothedForward:
-    """A forward method that gives its mean over noise on the first tensor it takes.
+    """A forward method that returns its mean over noise on its first tensor.
 
-    A deep copy is that of the copied module. Pickled, it is the plain method.
+    A deep copy belongs to the copied module. When pickled, it becomes the plain method.
 
     Args:
         forward: The method.
         smoother: Draws the noise.
-        draws: Chooses it.
+        draws: Selects the noise.
     """
 
     def __init__(self, forward: Callable[..., Any], smoother: GaussianSmoother, draws: Draws) -> None:
         self.forward, self.smoother, self.draws = forward, smoother, draws
 
-    @torch.compiler.disable(recursive=False)  # what is drawn must not become a constant of a graph
+    @torch.compiler.disable(recursive=False)  # random draws must not become constants of a graph
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The mean over samples, which go through the method in one batch."""
         self.draws.used = True

@@ -30,12 +30,12 @@ def step_targets(
         kind: ``"label_denoised"``: $D_\theta(t)$, with gradient; ``"label"``: $t$; ``"self"``: $D_\theta(x_n)$ without
             noise, with gradient; ``"frozen"``: $D_{\theta_0}(x_n)$, a constant.
         network: The network $\theta$.
-        reference: The network $\theta_0$ before the training, for ``"frozen"``.
+        reference: The network $\theta_0$ before training, for ``"frozen"``.
         found: A smoothed reconstruction.
         target: The images $t$. Shape (B, H, W).
 
     Returns:
-        One for each step, shape (B, H, W).
+        One target per step, shape (B, H, W).
     """
     steps = range(len(found.states))
     if kind == "label":
@@ -55,7 +55,7 @@ def step_targets(
 def after_data_consistency(
     targets: list[Tensor], network: UnrolledNetwork, operator: LinearOperator, kspace: Tensor
 ) -> list[Tensor]:
-    r"""Targets of the denoiser as targets of whole steps, $Q^{-1}(z + \lambda t_n)$, for ``"smug_v0"``."""
+    r"""Targets of whole steps from targets of the denoiser, $Q^{-1}(z + \lambda t_n)$, for ``"smug_v0"``."""
     start = operator.A_adjoint(kspace)
     return [network.update(operator, start, target, step) for step, target in enumerate(targets)]
 
@@ -68,7 +68,7 @@ def end_to_end_target(
     Args:
         kind: ``"label"``: $t$; ``"frozen"``: $R_{\theta_0}(y)$ of the clean measurements, as in the first version of
             SMUG.
-        reference: The network $\theta_0$ before the training, for ``"frozen"``.
+        reference: The network $\theta_0$ before training, for ``"frozen"``.
         operator: The measurements' operator.
         kspace: The measurements $y$.
         target: The images $t$. Shape (B, H, W).

@@ -1,4 +1,4 @@
-"""Robustness sweep: quality of reconstructions under growing perturbations and changed scans."""
+"""Robustness sweep: reconstruction quality under growing perturbations and changed scans."""
 
 from __future__ import annotations
 
@@ -32,34 +32,34 @@ Batch = Mapping[str, Any]
 
 
 class RobustnessSweep(Callback):
-    r"""Measures quality under perturbations and changed scans, in ``trainer.test`` or ``trainer.validate``.
+    r"""Sweep of reconstruction quality over perturbations and changed scans, in ``trainer.test`` or ``validate``.
 
     Each image is reconstructed
 
-    - as it is (``clean``);
-    - with the worst perturbation of each radius ``eps`` that the ``attack`` finds (``attack``);
+    - unchanged (``clean``);
+    - with the worst perturbation that the ``attack`` finds for each radius ``eps`` (``attack``);
     - with Gaussian noise on the sampled k-space; for one image, only its scale changes (``noise``);
-    - from masks of each rate of acceleration (``acceleration``). They measure ``full_kspace`` of the batch; where there
-      is none, that of the reference image;
-    - by each number of unrolled steps (``steps``).
+    - from masks of each acceleration rate (``acceleration``), applied to ``full_kspace`` of the batch or, if it has
+      none, to that of the reference image;
+    - with each number of unrolled steps (``steps``).
 
-    Conditions that a module or a batch does not support are left out, with a note. The quality of every image is
-    written to ``robustness.csv``, means with their standard errors to the loggers, and figures to both. Processes share
-    the images, and the first one writes. Files are replaced when the sweep ends; an interrupted sweep leaves the files
-    of the previous one.
+    Conditions that a module or a batch does not support are skipped, with a note. The quality of every image is
+    written to ``robustness.csv``, means with their standard errors go to the loggers, and figures to both. The images
+    are divided among the processes, and the first process writes. Files are replaced when the sweep ends; an
+    interrupted sweep leaves the files of the previous one.
 
-    The module has a method ``reconstruct(batch) -> (B, H, W)``, which takes ``steps=`` if other numbers of steps are
+    The module needs a method ``reconstruct(batch) -> (B, H, W)``, which takes ``steps=`` if other numbers of steps are
     measured; batches are dicts with ``kspace``, ``maps``, ``mask``, ``target`` and ``index``.
 
     Args:
         eps: Radii of the attack.
         noise: Standard deviations of the noise, in real and imaginary parts.
-        rates: Accelerations.
+        rates: Acceleration rates.
         steps: Numbers of unrolled steps.
-        attack: The attack; its own ``eps`` does not count.
-        sampling: Kind of masks; its own acceleration does not count.
-        images: Number of images of each set that are drawn, under the strongest condition of each kind.
-        dirpath: Folder for the files; by default ``robustness`` in that of the logger.
+        attack: The attack; its own ``eps`` is ignored.
+        sampling: Kind of masks; its own acceleration is ignored.
+        images: Number of images per set that are plotted, under the strongest condition of each kind.
+        dirpath: Folder for the files; by default ``robustness`` in the logger's folder.
         seed: Seed of the noise.
 
     Raises:
@@ -103,7 +103,7 @@ class RobustnessSweep(Callback):
         self._left_out: set[SweepCondition] = set()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a sweep, and say what the module can't do."""
+        """Begin a sweep, and report what the module does not support."""
         self.results, self._left_out = SweepResults(), set()
         victim, name = Reconstructor(pl_module, self.attack.base), type(pl_module).__name__
         if not victim.has_steps:
@@ -135,13 +135,13 @@ class RobustnessSweep(Callback):
                     self.results.shown += run.shown(condition, changed, image, self.images)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather, write and log."""
+        """Gather the results, write them and log them."""
         self.results = SweepResults.merged(gather_objects(self.results))
         folder = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "robustness")
         if not self.results.rows:
             raise MisconfigurationException("RobustnessSweep saw no batch. Give the loader some rows.")
         metrics = {f"robustness/{name}": value for name, value in self.results.metrics().items()}
-        # Equal on all processes already; Lightning asks for it nevertheless.
+        # Values are already equal on all processes, but Lightning asks for this flag.
         pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)
         if trainer.is_global_zero:
             self.results.write(folder)
@@ -150,7 +150,7 @@ class RobustnessSweep(Callback):
             rank_zero_info(f"RobustnessSweep: {len(self.results.rows)} reconstructions are in {folder}.")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The same in ``trainer.validate``; validations of a training have no sweep."""
+        """Begin a sweep in ``trainer.validate``; validation during training has none."""
         if trainer.state.fn == "validate":
             self.on_test_start(trainer, pl_module)
 
@@ -163,12 +163,12 @@ class RobustnessSweep(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """The same in ``trainer.validate``."""
+        """Reconstruct a batch under every condition in ``trainer.validate``."""
         if trainer.state.fn == "validate":
             self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The same in ``trainer.validate``."""
+        """Gather, write and log the results in ``trainer.validate``."""
         if trainer.state.fn == "validate":
             self.on_test_epoch_end(trainer, pl_module)
 
@@ -178,7 +178,7 @@ class RobustnessSweep(Callback):
         return [*{condition.kind: condition for condition in self._conditions}.values()]
 
     def _reconstructed(self, run: SweepBatch, condition: SweepCondition) -> tuple[Batch, Tensor]:
-        """The batch as it is under a condition, and its reconstructions."""
+        """The batch as changed by a condition, and its reconstructions."""
         kind, strength = condition
         if kind == "steps":
             return run.batch, run.with_steps(int(strength))
@@ -193,7 +193,7 @@ class RobustnessSweep(Callback):
         return batch, run.reconstruct(batch)
 
     def _leave_out(self, what: SweepCondition | str, reason: str) -> None:
-        """Leave out a condition, or all of a kind."""
+        """Skip a condition, or all conditions of a kind."""
         gone = {c for c in self._conditions if what in (c, c.kind)} - self._left_out
         self._left_out |= gone
         if gone:

@@ -1,4 +1,4 @@
-"""One batch of a robustness sweep: changed measurements, and the quality of their reconstructions."""
+"""One batch of a robustness sweep: changed measurements and the quality of their reconstructions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_unlearn.reconstruction.sweep_results import METRICS, ShownImage, 
 
 __all__ = ["SweepBatch", "UnableError"]
 
-_NOISE = 3  # the stream of random numbers
+_NOISE = 3  # random stream of the noise
 
 
 class UnableError(Exception):
@@ -25,16 +25,16 @@ class UnableError(Exception):
 
 
 class SweepBatch:
-    """A batch that is reconstructed under several conditions.
+    """A batch to reconstruct under several conditions.
 
     Args:
         victim: Calls the module.
         module: The module.
         batch: The batch.
-        number: Number of its loader.
+        number: Index of its loader.
 
     Raises:
-        TypeError: If the batch lacks what is measured.
+        TypeError: If the batch lacks an entry that is measured.
     """
 
     def __init__(self, victim: Reconstructor, module: nn.Module, batch: Any, number: int) -> None:
@@ -53,10 +53,10 @@ class SweepBatch:
         return self.victim(batch)
 
     def with_steps(self, steps: int) -> Tensor:
-        """The reconstructions by another number of unrolled steps.
+        """The reconstructions with another number of unrolled steps.
 
         Raises:
-            UnableError: If the network has no such number of steps.
+            UnableError: If the network does not support this number of steps.
         """
         try:
             return self.victim(self.batch, steps=steps)
@@ -64,7 +64,7 @@ class SweepBatch:
             raise UnableError(str(error).rstrip(".")) from error
 
     def noisy(self, sigma: float, seed: int) -> dict[str, Any]:
-        """The batch with Gaussian noise on what is measured."""
+        """The batch with Gaussian noise on its measurements."""
         kspace = self.batch["kspace"]
         noise = gaussian_noise(kspace, 1, (seed, _NOISE, self.number), self.rows_of_set)[0]
         return {**self.batch, "kspace": kspace + sigma * noise * self.batch.get("mask", 1)}
@@ -73,7 +73,7 @@ class SweepBatch:
         """The batch measured through masks of another kind.
 
         Raises:
-            UnableError: If measurements of all of k-space can't be had, or the masks not be made.
+            UnableError: If fully sampled measurements are not available, or the masks can't be made.
         """
         if not {"maps", "mask"} <= self.batch.keys():
             raise UnableError("the batch has no maps and mask, as those of multi-coil MRI have")
@@ -101,7 +101,7 @@ class SweepBatch:
     def shown(
         self, condition: SweepCondition, changed: Mapping[str, Any], image: Tensor, limit: int
     ) -> list[ShownImage]:
-        """Those of the first images of the set that are in this batch."""
+        """Images to plot: those of the first images of the set that are in this batch."""
         chosen = [place for place, index in enumerate(self.rows_of_set) if index < limit]
         if not chosen:
             return []

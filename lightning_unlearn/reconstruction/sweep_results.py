@@ -43,7 +43,7 @@ class SweepCondition(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As in ``attack 0.02``."""
+        """The name, for example ``attack 0.02``."""
         return self.kind if self.kind == "clean" else f"{self.kind} {self.strength:g}"
 
 
@@ -51,14 +51,14 @@ class SweepRow(NamedTuple):
     """The quality of one image under one condition.
 
     Args:
-        kind: The condition's kind.
-        strength: Its strength.
-        set: Number of the loader.
+        kind: Kind of the condition.
+        strength: Strength of the condition.
+        set: Index of the loader.
         index: Number of the image in its set.
-        psnr: Of the magnitude, in dB.
-        ssim: Of the magnitude.
-        nmse: Of the complex image.
-        complex_psnr: In dB.
+        psnr: Peak signal-to-noise ratio of the magnitude, in dB.
+        ssim: Structural similarity of the magnitude.
+        nmse: Normalised squared error of the complex image.
+        complex_psnr: Peak signal-to-noise ratio of the complex image, in dB.
     """
 
     kind: str
@@ -86,11 +86,11 @@ class Summary(NamedTuple):
 
 
 class ShownImage(NamedTuple):
-    """An image that is drawn.
+    """An image to plot.
 
     Args:
-        condition: How it was reconstructed.
-        place: Number of its loader and of the image.
+        condition: Condition under which it was reconstructed.
+        place: Index of its loader and number of the image.
         target: Magnitude of the reference, shape ``(H, W)``.
         zero_filled: Magnitude of the zero-filled image.
         image: Magnitude of the reconstruction.
@@ -111,8 +111,8 @@ class SweepResults:
 
     Args:
         rows: The quality of each image under each condition.
-        shown: The images that are drawn.
-        notes: Conditions that were left out, and why.
+        shown: The images to plot.
+        notes: Skipped conditions, and why.
     """
 
     rows: list[SweepRow] = field(default_factory=list)
@@ -121,7 +121,7 @@ class SweepResults:
 
     @classmethod
     def merged(cls, parts: Iterable[SweepResults]) -> SweepResults:
-        """The results of several processes: each image once, in the order of conditions, sets and images."""
+        """The merged results of several processes: each image once, in the order of conditions, sets and images."""
         merged, order = cls(), ["clean", *_KINDS]
         rows = {(row.kind, row.strength, row.set, row.index): row for part in parts for row in part.rows}
         places = sorted(rows, key=lambda key: (order.index(key[0]) if key[0] in order else -1, *key[1:]))
@@ -133,7 +133,7 @@ class SweepResults:
 
     @classmethod
     def read(cls, path: str | Path) -> SweepResults:
-        """The rows of a CSV file that a sweep wrote."""
+        """The rows of a CSV file written by a sweep."""
         with open(path, encoding="utf-8", newline="") as file:
             return cls([_row(line) for line in csv.DictReader(file)])
 
@@ -143,7 +143,7 @@ class SweepResults:
         return list(dict.fromkeys(SweepCondition(row.kind, row.strength) for row in self.rows))
 
     def values(self, condition: SweepCondition, metric: str) -> dict[tuple[int, int], float]:
-        """The value of each image by its set and number, for paired differences of two sweeps."""
+        """The value of each image by its set and number, for paired differences between two sweeps."""
         rows = [row for row in self.rows if (row.kind, row.strength) == condition]
         return {(row.set, row.index): getattr(row, metric) for row in rows}
 
@@ -157,7 +157,7 @@ class SweepResults:
         return Summary(mean, math.sqrt(variance / len(values)), len(values))
 
     def metrics(self) -> dict[str, float]:
-        """The means by name, as in ``attack_0.02_psnr``."""
+        """The means by name, for example ``attack_0.02_psnr``."""
         return {
             f"{condition.name.replace(' ', '_')}_{metric}": self.summary(condition, metric).mean
             for condition in self.conditions
@@ -165,7 +165,7 @@ class SweepResults:
         }
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Names of columns, and a row a condition: each metric with its standard error."""
+        """Column names, and one row per condition: each metric with its standard error."""
         columns = ["condition", "strength", "images", *METRICS]
         rows = []
         for condition in self.conditions:
@@ -175,7 +175,7 @@ class SweepResults:
         return columns, rows
 
     def write(self, folder: Path) -> None:
-        """Write ``robustness.csv``, ``robustness.svg`` and ``reconstructions.png``, each in one step."""
+        """Write ``robustness.csv``, ``robustness.svg`` and ``reconstructions.png``, each atomically."""
         with replacing(folder / "robustness.csv") as part, part.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([SweepRow._fields, *self.rows])
         for name, figure in self.figures().items():
@@ -184,7 +184,7 @@ class SweepResults:
                 figure.savefig(part, format=ending, dpi=150)
 
     def show(self, logger: Logger, step: int) -> None:
-        """Log the table and the figures; a ``CSVLogger`` has no figures beside the files."""
+        """Log the table and the figures; for a ``CSVLogger``, figures exist only as files."""
         log_table(logger, "robustness/table", *self.table(), step)
         if isinstance(logger, CSV_LOGGERS):
             return
@@ -192,14 +192,14 @@ class SweepResults:
             if isinstance(logger, TENSORBOARD_LOGGERS):
                 logger.experiment.add_figure(f"robustness/{name}", figure, step)
             elif isinstance(logger, WANDB_LOGGERS):
-                from PIL import Image  # comes with the wandb extra
+                from PIL import Image  # installed with the wandb extra
 
                 with io.BytesIO() as buffer:
                     figure.savefig(buffer, format="png", dpi=150)
                     logger.log_image(f"robustness/{name}", [Image.open(buffer).convert("RGB")])
 
     def figures(self) -> dict[str, Any]:
-        """The figures by name; none without matplotlib, which is warned of."""
+        """The figures by name; empty, with a warning, if matplotlib is missing."""
         kinds = [kind for kind in _KINDS if any(c.kind == kind for c in self.conditions)]
         try:
             figures = {}

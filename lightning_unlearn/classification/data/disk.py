@@ -1,4 +1,4 @@
-"""Datasets that the `datasets` library has saved to disk."""
+"""Datasets saved to disk by the `datasets` library."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ["DiskRows"]
 
 
 class DiskRows(Dataset):
-    """A dataset that ``datasets.save_to_disk`` wrote, as ``(input, label)``.
+    """A dataset written by ``datasets.save_to_disk``, read as ``(input, label)``.
 
-    Images become ``(3, H, W)`` in [0, 1], text token ids, and numbers a tensor of floats.
+    Images become ``(3, H, W)`` in [0, 1], text becomes token ids, and numbers become a tensor of floats.
 
     Args:
         path: Folder of a ``Dataset``, or of a ``DatasetDict``.
-        split: Name in the ``DatasetDict``.
+        split: Name of the split in the ``DatasetDict``.
         input_column: Column of the input.
         label_column: Column of the label, an integer.
         group_column: Column of a fine label or attribute, an integer.
         size: Side in pixels that images are resized to.
-        length: Tokens a row of text.
+        length: Tokens per row of text.
         vocabulary: Number of ids that words are hashed to.
-        tokenizer: Folder or hub id of a Hugging Face tokenizer to use in place of that.
-        transform: Changes an input when it is read.
+        tokenizer: Folder or hub id of a Hugging Face tokenizer to use instead of hashing.
+        transform: Applied to an input when it is read.
 
     Raises:
         ValueError: If a split or a column is missing.

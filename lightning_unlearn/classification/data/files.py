@@ -23,7 +23,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 class _ImageFiles(Dataset):
-    """Image files with labels, each opened when it is read."""
+    """Labelled image files, each opened when it is read."""
 
     def __init__(
         self, paths: Sequence[Path], targets: Tensor, groups: Tensor | None, size: int | None, transform: Any
@@ -45,12 +45,12 @@ class _ImageFiles(Dataset):
 
 
 class ImageFolder(_ImageFiles):
-    """A folder of images for each class, as in ImageNet: ``root/<class>/**/*.png``; classes in alphabetical order.
+    """A folder with one subfolder of images per class, as in ImageNet: ``root/<class>/**/*.png``, sorted by class name.
 
     Args:
-        root: Folder of the classes' folders, such as ``imagenet/train``.
-        size: Side in pixels that images are resized to; needed where they differ in size.
-        transform: Changes an image ``(3, H, W)``, in [0, 1], when it is read.
+        root: Folder that contains the class folders, such as ``imagenet/train``.
+        size: Side in pixels that images are resized to; needed if their sizes differ.
+        transform: Applied to an image ``(3, H, W)``, in [0, 1], when it is read.
 
     Raises:
         FileNotFoundError: If a class has no image, or there is no class.
@@ -76,11 +76,11 @@ class CelebA(_ImageFiles):
 
     Args:
         root: That folder.
-        part: ``"train"``, ``"valid"`` or ``"test"`` of the partition file; ``"all"`` needs none.
+        part: ``"train"``, ``"valid"`` or ``"test"`` of the partition file; ``"all"`` needs no such file.
         attribute: The attribute to classify.
-        group: An attribute that makes two groups: images with it are group 1, all others group 0.
+        group: An attribute that defines two groups: images that have it are group 1, all others group 0.
         size: Side in pixels that images are resized to.
-        transform: Changes an image ``(3, H, W)``, in [0, 1], when it is read.
+        transform: Applied to an image ``(3, H, W)``, in [0, 1], when it is read.
 
     Raises:
         ValueError: If an attribute or a part is unknown.
@@ -117,12 +117,12 @@ class CelebA(_ImageFiles):
 
 
 class TextEncoder:
-    """Text as token ids of one length.
+    """Encoder of text as a fixed number of token ids.
 
     Args:
-        length: Tokens a row; longer text is cut, shorter text padded with 0.
-        vocabulary: Number of ids where words are hashed.
-        tokenizer: Folder or hub id of a Hugging Face tokenizer, in place of hashing.
+        length: Tokens per row; longer text is truncated, shorter text is padded with 0.
+        vocabulary: Number of ids that words are hashed to.
+        tokenizer: Folder or hub id of a Hugging Face tokenizer to use instead of hashing.
 
     Example:
         >>> TextEncoder(length=4, vocabulary=100)("Forget me, forget me not")
@@ -138,7 +138,7 @@ class TextEncoder:
             self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
 
     def __call__(self, text: str) -> Tensor:
-        """Ids of a text, shape ``(length,)``, int64."""
+        """Token ids of a text, shape ``(length,)``, int64."""
         if self.tokenizer is not None:
             ids = self.tokenizer(text, truncation=True, max_length=self.length)["input_ids"]
         else:
@@ -151,13 +151,14 @@ class Newsgroups(Dataset):
     """20 Newsgroups by date: ``20news-bydate-train/<group>/<id>`` and ``20news-bydate-test/<group>/<id>``.
 
     Args:
-        root: Folder of these two.
+        root: Folder that contains these two folders.
         part: ``"train"`` or ``"test"``.
-        coarse: Whether labels are the first word of a group's name (``comp``, ``rec``, …) and groups are its groups.
-        headers: Whether to keep the lines above the text, with subject and sender.
-        length: Tokens a row.
+        coarse: Whether the label is the first word of a group's name (``comp``, ``rec``, …); the newsgroups themselves
+            then become the groups.
+        headers: Whether to keep the header lines above the text, with subject and sender.
+        length: Tokens per row.
         vocabulary: Number of ids that words are hashed to.
-        tokenizer: Folder or hub id of a Hugging Face tokenizer, in place of hashing.
+        tokenizer: Folder or hub id of a Hugging Face tokenizer to use instead of hashing.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -197,7 +198,7 @@ class Newsgroups(Dataset):
 
 
 def image_tensor(image: Any, size: int | None = None) -> Tensor:
-    """A PIL image as ``(3, H, W)`` in [0, 1], resized to a square if a size is given."""
+    """A PIL image as a tensor ``(3, H, W)`` in [0, 1], resized to a square if a size is given."""
     image = image.convert("RGB")
     if size is not None:
         image = image.resize((size, size))

@@ -1,4 +1,4 @@
-"""Data module of a labelled dataset, with a class, group or share to forget."""
+"""Data module that splits a labelled dataset into forget and retain rows."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ __all__ = ["ClassificationDataModule"]
 
 
 class ClassificationDataModule(ForgetRetainDataModule):
-    """A labelled dataset with a class, a group, a random share or given rows to forget.
+    """Data module of a labelled dataset with a class, a group, a random share or given rows to forget.
 
     Validation and test measure up to four sets: ``forget`` and ``retain``, read from ``eval_train``; ``test``, without
-    the labels of which no row is retained, as in published test accuracies; and ``test_forget``, the test rows of the
-    class or group to forget. A group is a part of a class whose other parts are retained: a retrained model classifies
-    many of its rows right.
+    labels that have no retained rows, as in published test accuracies; and ``test_forget``, the test rows of the
+    class or group to forget. A group is a part of a class whose other parts are retained, so even a retrained model
+    classifies many of its rows correctly.
 
-    The row numbers are in every checkpoint, and a run resumes only with the same ones.
+    Every checkpoint contains the row numbers, and a run can only be resumed with the same ones.
 
     Args:
-        train: Training rows, ``(input, label)`` or dicts with ``labels``. Labels are read as
-            [`targets_of`][lightning_unlearn.classification.data.split.targets_of] says.
+        train: Training rows, ``(input, label)`` or dicts with ``labels``. Labels are read as described in
+            [`targets_of`][lightning_unlearn.classification.data.split.targets_of].
         test: Rows that are not trained on.
         forget_class: Labels to forget.
-        forget_group: Fine labels, attribute ``groups`` of the dataset, to forget.
+        forget_group: Fine labels to forget, from the dataset's attribute ``groups``.
         forget_share: Share of all rows, or of the class or group, to forget; in (0, 1).
         forget_indices: Row numbers to forget, or a mask: a boolean for each row.
         stratified: Whether to draw the same share of each label.
         split_seed: Seed of the share.
         eval_train: The training rows with test-time transforms; by default ``train``, which must then not augment.
-        batch_size: Forget rows in a batch, per process; at most as many as there are.
-        retain_batch_size: Retain rows in a batch, per process; by default as many as forget rows.
-        eval_batch_size: Rows in a batch of validation and test.
-        epoch: The role that one epoch passes over once.
+        batch_size: Forget rows per batch and process; at most the number of forget rows.
+        retain_batch_size: Retain rows per batch and process; by default the same as ``batch_size``.
+        eval_batch_size: Rows per validation and test batch.
+        epoch: The role whose rows are read once per epoch.
         seed: Seed of shuffling and pairing.
         num_workers: Processes that load data.
-        collate_fn: Makes a batch of a list of rows; torch's default where none is given.
+        collate_fn: Makes a batch of a list of rows; by default torch's.
 
     Raises:
-        ValueError: If the rows to forget are not given in exactly one way, or ``test`` or ``eval_train`` have other
+        ValueError: If the rows to forget are not given in exactly one way, or ``test`` or ``eval_train`` have different
             classes.
 
     Example:
@@ -93,7 +93,7 @@ class ClassificationDataModule(ForgetRetainDataModule):
         classes = [list(names) for part in (train, test) if (names := getattr(part, "classes", None)) is not None]
         if len(classes) == 2 and classes[0] != classes[1]:
             raise ValueError(f"train has the classes {classes[0]}, but test has {classes[1]}.")
-        # A larger batch would be one short batch an epoch, paired with too many retain rows.
+        # A larger batch would give one short batch per epoch, paired with too many retain rows.
         rows = min(batch_size, len(forget))
         super().__init__(
             forget=Subset(train, forget),
@@ -131,7 +131,7 @@ class ClassificationDataModule(ForgetRetainDataModule):
         return {name: Subset(test, chosen.nonzero()[:, 0].tolist()) for name, chosen in parts.items() if chosen.any()}
 
     def set_loaders(self) -> dict[str, DataLoader]:
-        """Every set to measure, in order and with test-time transforms."""
+        """Loaders of all sets to measure, in order and with test-time transforms."""
         return {
             name: DataLoader(
                 rows, batch_size=self.eval_batch_size, collate_fn=self.collate_fn, num_workers=self.num_workers
@@ -140,7 +140,7 @@ class ClassificationDataModule(ForgetRetainDataModule):
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The row numbers of both sides."""
+        """The row numbers of both parts of the split."""
         return self.split._asdict()
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:

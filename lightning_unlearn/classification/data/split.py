@@ -1,4 +1,4 @@
-"""Split of a labelled dataset into rows to forget and rows to retain, by labels alone."""
+"""Split of a labelled dataset into rows to forget and rows to retain, based only on labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Split(NamedTuple):
 
     Args:
         forget: Rows to forget, shape ``(F,)``.
-        retain: All others, shape ``(R,)``.
+        retain: All other rows, shape ``(R,)``.
     """
 
     forget: Tensor
@@ -28,10 +28,10 @@ class Split(NamedTuple):
 
 
 def targets_of(dataset: Any) -> Tensor:
-    """The label of every row, without reading the rows, which may have to be decoded or augmented.
+    """The label of every row, without reading the rows, which might have to be decoded or augmented.
 
     Args:
-        dataset: Has ``targets`` or ``labels``, is a ``TensorDataset`` whose last tensor is the labels, a
+        dataset: A dataset with ``targets`` or ``labels``, a ``TensorDataset`` whose last tensor holds the labels, a
             ``datasets.Dataset`` with a column ``label`` or ``labels``, or a ``Subset`` or ``ConcatDataset`` of these.
 
     Returns:
@@ -39,7 +39,7 @@ def targets_of(dataset: Any) -> Tensor:
 
     Raises:
         TypeError: If the dataset has no such labels.
-        ValueError: If they are not one integer a row.
+        ValueError: If the labels are not one integer per row.
 
     Example:
         >>> rows = TensorDataset(torch.zeros(4, 2), torch.tensor([3, 1, 4, 1]))
@@ -70,14 +70,14 @@ def split_rows(
     stratified: bool = False,
     seed: int = 0,
 ) -> Split:
-    """Choose the rows to forget: those of a class or a group, a random share of them or of all rows, or given ones.
+    """Choose the rows to forget: a class or a group, a random share of it or of all rows, or given rows.
 
     Args:
         targets: Label of each row, shape ``(N,)``.
         groups: Fine label of each row, shape ``(N,)``, for ``forget_group``.
         forget_class: Labels to forget.
         forget_group: Fine labels to forget.
-        forget_share: Share of the rows, of a class or a group if one is given, in (0, 1).
+        forget_share: Share of the rows to forget, in (0, 1): of the class or group if one is given, otherwise of all.
         forget_indices: The row numbers themselves, or a mask: a boolean for each row.
         stratified: Whether to draw the same share of each label.
         seed: Seed of the share.
@@ -147,10 +147,10 @@ def _labels(dataset: Any, attributes: Sequence[str], columns: Sequence[str]) -> 
 
 
 def class_numbers(name: str, wanted: Any) -> list[int]:
-    """Labels that were given as a number or several, of Python, NumPy or torch.
+    """Labels given as one number or several, of Python, NumPy or torch.
 
     Raises:
-        ValueError: If they are no whole numbers.
+        ValueError: If they are not whole numbers.
     """
     given = torch.as_tensor(np.asarray(wanted))
     if given.dtype == torch.bool or given.is_floating_point() or given.is_complex() or given.dim() > 1:

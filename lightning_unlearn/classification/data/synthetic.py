@@ -13,17 +13,17 @@ __all__ = ["SyntheticImages", "SyntheticText"]
 
 
 class SyntheticImages(LabelledRows):
-    """Colour images of CIFAR's shape: the sum of a class's and a super-class's smooth pattern, shifted, with noise.
+    """Colour images in CIFAR's format: smooth patterns of the class and super-class, added and shifted, with noise.
 
     Args:
-        part: ``"train"`` or ``"test"``, two sets of rows of the same patterns.
+        part: ``"train"`` or ``"test"``, two sets of rows with the same patterns.
         rows: Number of rows.
         classes: Number of classes, evenly spread over the super-classes.
         superclasses: Number of super-classes.
         size: Side in pixels.
-        noise: Standard deviation of the pixels' noise; that of a pattern is about 1.
+        noise: Standard deviation of the pixel noise; that of a pattern is about 1.
         shift: Largest shift of a pattern in pixels.
-        coarse: Whether labels are super-classes and groups the classes.
+        coarse: Whether labels are the super-classes; the classes then become the groups.
         seed: Seed of patterns and rows.
 
     Example:
@@ -56,20 +56,20 @@ class SyntheticImages(LabelledRows):
 
 
 class SyntheticText(LabelledRows):
-    """Token sequences with words of their class and super-class in a common vocabulary.
+    """Token sequences with words that are typical of their class and super-class, from a common vocabulary.
 
-    A token comes from the class's topic with probability ``signal``, half of that from the super-class's words, and
-    otherwise from all words, whose frequencies follow Zipf's law.
+    A token comes from the topic with probability ``signal``, from the words of its class and its super-class half each,
+    and otherwise from all words, whose frequencies follow Zipf's law.
 
     Args:
-        part: ``"train"`` or ``"test"``, two sets of rows of the same topics.
+        part: ``"train"`` or ``"test"``, two sets of rows with the same topics.
         rows: Number of rows.
         classes: Number of classes, evenly spread over the super-classes.
         superclasses: Number of super-classes.
         vocabulary: Number of token ids.
-        length: Tokens a row.
-        signal: Share of tokens of the class's or super-class's words.
-        coarse: Whether labels are super-classes and groups the classes.
+        length: Tokens per row.
+        signal: Share of tokens from the words of the class or super-class.
+        coarse: Whether labels are the super-classes; the classes then become the groups.
         seed: Seed of topics and rows.
 
     Example:
@@ -94,7 +94,7 @@ class SyntheticText(LabelledRows):
         topics = torch.Generator().manual_seed(seed)
 
         def words(count: int) -> Tensor:
-            """A distribution over a twentieth of the words for each topic."""
+            """A distribution over a twentieth of the vocabulary for each topic."""
             own = torch.rand(count, vocabulary, generator=topics) < 0.05
             return F.normalize(own * torch.rand(count, vocabulary, generator=topics), p=1, dim=1)
 
@@ -107,7 +107,7 @@ class SyntheticText(LabelledRows):
 def _labels(
     part: Part, rows: int, classes: int, superclasses: int, seed: int
 ) -> tuple[Tensor, Tensor, torch.Generator]:
-    """Shuffled labels, equally many of each; the super-class of each class; and the generator of the part's rows."""
+    """Shuffled labels, balanced over classes; the super-class of each class; and the random generator of the part."""
     one_of("part", part, Part)
     if classes % superclasses:
         raise ValueError(f"{classes} classes can't be spread evenly over {superclasses} super-classes.")

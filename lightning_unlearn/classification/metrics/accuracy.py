@@ -35,7 +35,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def unlearning_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    r"""UA, the error on the forget set, $100 - \mathrm{accuracy}(\theta_u, D_f)$. Good is what the retrained model has.
+    r"""UA, the error on the forget set, $100 - \mathrm{accuracy}(\theta_u, D_f)$; ideally that of the retrained model.
 
     Args:
         logits: Of the forget rows, shape ``(N, K)``.
@@ -61,7 +61,7 @@ def unlearning_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 class RA(MulticlassAccuracy):
     r"""Accuracy on the retain set in percent, $\mathrm{RA} = \mathrm{accuracy}(\theta_u, D_r)$.
 
-    In [0, 100]. Good is the retrained model's value, which is near 100 only where that model fits its training rows.
+    In [0, 100]. Ideal is the value of the retrained model, which is near 100 only if that model fits its training rows.
 
     Raises:
         ValueError: If there are no rows, a shape is wrong or a logit is not finite.
@@ -83,7 +83,7 @@ class RA(MulticlassAccuracy):
     fn: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
-        # The number of classes is of use for true negatives alone, which accuracy does not read.
+        # The number of classes only matters for true negatives, which accuracy does not use.
         super().__init__(num_classes=2, average="micro", validate_args=False, **kwargs)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
@@ -101,8 +101,8 @@ class RA(MulticlassAccuracy):
 class TA(RA):
     r"""Accuracy on the test set in percent, $\mathrm{TA} = \mathrm{accuracy}(\theta_u, D_t)$.
 
-    In [0, 100]. Good is the retrained model's value. Where a whole class is forgotten, leave that class out of the test
-    set: the retrained model gets all its rows wrong.
+    In [0, 100]. Ideal is the value of the retrained model. If a whole class is forgotten, leave that class out of the
+    test set: the retrained model misclassifies all its rows.
 
     Raises:
         ValueError: If there are no rows, a shape is wrong or a logit is not finite.
@@ -122,8 +122,8 @@ class TA(RA):
 class UA(RA):
     r"""Unlearning accuracy, the error on the forget set: $\mathrm{UA} = 100 - \mathrm{accuracy}(\theta_u, D_f)$.
 
-    In percent. Good is the retrained model's value, not a higher one: 100 where a whole class is forgotten, and about
-    the test error where the forget rows were drawn at random.
+    In percent. Ideal is the value of the retrained model, not a higher one: 100 if a whole class is forgotten, and
+    about the test error if the forget rows were drawn at random.
 
     Raises:
         ValueError: If there are no rows, a shape is wrong or a logit is not finite.

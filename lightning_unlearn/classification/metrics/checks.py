@@ -13,7 +13,7 @@ __all__ = ["check_outputs", "check_same_keys"]
 
 
 def check_outputs(logits: Tensor, labels: Tensor) -> None:
-    """Refuse tensors that are not a classifier's outputs and labels.
+    """Reject tensors that are not a classifier's outputs and labels.
 
     Args:
         logits: Shape ``(N, K)``, floating point, ``K >= 2``.
@@ -47,7 +47,7 @@ def check_same_keys(unlearned: Mapping[str, float], retrained: Mapping[str, floa
 
     Args:
         unlearned: Named numbers of the unlearned model.
-        retrained: The same of the retrained one.
+        retrained: The same numbers of the retrained model.
 
     Raises:
         ValueError: If the names differ, there are none, or a number is NaN or infinite.

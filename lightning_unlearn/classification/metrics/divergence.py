@@ -1,4 +1,4 @@
-"""Divergence of two models' predictions: Jensen-Shannon, and zero retrain forgetting."""
+"""Divergence of two models' predictions: Jensen-Shannon divergence and zero retrain forgetting (ZRF)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def js_divergence(logits: Tensor, reference: Tensor, base: Base = "e", reference
         logits: Logits of $p$, shape ``(N, K)``.
         reference: Logits of $q$ for the same rows, shape ``(N, K)``.
         base: ``"e"`` for nats, in [0, ln 2]; ``"2"`` for bits, in [0, 1].
-        reference_impl: Compute what released code reports as this divergence,
-            $\frac{1}{2K}\,[KL(m\|p) + KL(m\|q)]$, to compare with its numbers. It has no upper bound.
+        reference_impl: Compute what the released code reports as this divergence,
+            $\frac{1}{2K}\,[KL(m\|p) + KL(m\|q)]$, for comparison with its numbers. It has no upper bound.
 
     Returns:
         Shape ``(N,)``.
@@ -53,7 +53,7 @@ def js_divergence(logits: Tensor, reference: Tensor, base: Base = "e", reference
     if reference_impl:
         rows = (log_m.exp() * (log_m - (log_p + log_q) / 2)).mean(-1)
     else:
-        # Rounding alone could take it below 0 for equal predictions.
+        # Rounding alone could make it negative for equal predictions.
         rows = ((log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(-1) / 2).clamp_min(0)
     return rows / math.log(2) if base == "2" else rows
 
@@ -86,11 +86,11 @@ class JSDivergence(Metric):
 
     $$\frac{1}{N}\sum_i \tfrac12 KL(p_i\|m_i) + \tfrac12 KL(q_i\|m_i), \qquad m_i = (p_i + q_i)/2$$
 
-    In [0, ln 2] nats or [0, 1] bits; 0 means equal to the retrained model, which is good.
+    In [0, ln 2] nats or [0, 1] bits; 0, equal to the retrained model, is best.
 
     Args:
         base: ``"e"`` for nats or ``"2"`` for bits.
-        reference_impl: Compute what released code reports; see
+        reference_impl: Compute what the released code reports; see
             [`js_divergence`][lightning_unlearn.classification.metrics.divergence.js_divergence].
 
     Raises:
@@ -135,8 +135,8 @@ class JSDivergence(Metric):
 class ZRF(JSDivergence):
     r"""Zero retrain forgetting, $1 - \frac1N\sum_i JS_2(p_i^{\theta_u}, p_i^{\mathrm{random}})$, on the forget rows.
 
-    In [0, 1]; 1 means the predictions of a freshly initialised model. Good is the value of the retrained model, which
-    is below 1 where forget rows resemble retain rows.
+    In [0, 1]; 1 means the predictions of a freshly initialised model. Ideal is the value of the retrained model, which
+    is below 1 if forget rows resemble retain rows.
 
     Raises:
         ValueError: If the shapes differ, there are no rows or a logit is not finite.

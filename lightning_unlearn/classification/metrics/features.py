@@ -1,4 +1,4 @@
-"""Features for membership inference: one number a row, or all its probabilities, from logits in fp32."""
+"""Features for membership inference: one number per row, or all its probabilities, from fp32 logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["FEATURES", "confidence", "correctness", "entropy", "log_odds", "modi
 
 
 def correctness(logits: Tensor, labels: Tensor) -> Tensor:
-    r"""Whether a row is classified right, $[\arg\max_k z_k = y]$.
+    r"""Whether a row is classified correctly, $[\arg\max_k z_k = y]$.
 
     Args:
         logits: Shape ``(N, K)``.
@@ -68,13 +68,13 @@ def entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def modified_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    r"""Modified prediction entropy, which also knows the label.
+    r"""Modified prediction entropy, which also takes the label into account.
 
     $$M(p, y) = -(1 - p_y)\log p_y - \sum_{k \ne y} p_k \log(1 - p_k)$$
 
-    It is 0 for a sure and right prediction and grows without bound for a sure and wrong one, where the entropy is 0 for
-    both. Computed in log space, so it is finite for all finite logits. Widely copied code computes another quantity,
-    which depends on the other rows of the batch; this is the formula of the paper.
+    It is 0 for a confident correct prediction and grows without bound for a confident wrong one, whereas the entropy is
+    0 for both. It is computed in log space, so it is finite for all finite logits. Widely copied code computes another
+    quantity, which depends on the other rows of the batch; this is the formula of the paper.
 
     Args:
         logits: Shape ``(N, K)``.
@@ -93,7 +93,7 @@ def modified_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     check_outputs(logits, labels)
     log_p = logits.float().log_softmax(-1)
     log_rest = torch.log1p(-log_p.exp())
-    # 1 - p cancels for the largest p, and only there: add up the others instead.
+    # 1 - p suffers from cancellation only for the largest p: there, add up the other probabilities instead.
     top = log_p.argmax(-1, keepdim=True)
     log_rest = log_rest.scatter(1, top, _log_others(log_p, top))
     y = labels[:, None]
@@ -102,7 +102,7 @@ def modified_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    r"""Logit-scaled confidence, $\phi = \log p_y - \log \sum_{k \ne y} p_k$, nearly normal over training runs.
+    r"""Logit-scaled confidence, $\phi = \log p_y - \log \sum_{k \ne y} p_k$, approximately normal over training runs.
 
     Args:
         logits: Shape ``(N, K)``.
@@ -124,7 +124,7 @@ def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def probabilities(logits: Tensor, labels: Tensor) -> Tensor:
-    r"""Probabilities of all classes, $p_1, \dots, p_K$: as wide as the model's output, whatever classes a set has.
+    r"""Probabilities of all classes, $p_1, \dots, p_K$: as wide as the model's output, whichever classes a set has.
 
     Args:
         logits: Shape ``(N, K)``.

@@ -14,14 +14,14 @@ __all__ = ["AverageGap", "average_gap"]
 def average_gap(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> float:
     r"""Mean absolute difference to the retrained model, $\frac{1}{|M|}\sum_{m \in M} |m(\theta_u) - m(\theta_r)|$.
 
-    Published tables take UA, RA, TA and the confidence MIA for $M$.
+    Published tables use UA, RA, TA and the confidence MIA for $M$.
 
     Args:
         unlearned: Metrics of the unlearned model by name, in percent.
         retrained: The same metrics of the model retrained with the same seed and split.
 
     Returns:
-        In [0, 100]; 0, equal to the retrained model, is good.
+        In [0, 100]; 0, equal to the retrained model, is best.
 
     Raises:
         ValueError: If the names differ or a number is not finite.
@@ -41,8 +41,8 @@ def average_gap(unlearned: Mapping[str, float], retrained: Mapping[str, float]) 
 class AverageGap(SeedMetric):
     r"""Average gap to retraining over seeds, $\frac1n\sum_s \frac1{|M|}\sum_{m \in M} |m(\theta_u^s) - m(\theta_r^s)|$.
 
-    The gap is taken within each seed and split and then averaged; a gap of averages would let seeds cancel. In
-    [0, 100]; 0, equal to the retrained model, is good. With several processes, update each seed on one of them only.
+    The gap is computed within each seed and split and then averaged; in a gap of averages, seeds would cancel out. In
+    [0, 100]; 0, equal to the retrained model, is best. With several processes, update each seed on only one of them.
 
     Args:
         level: Level of the confidence interval, in (0, 1).

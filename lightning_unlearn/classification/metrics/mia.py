@@ -1,4 +1,4 @@
-"""Membership inference on the forget rows."""
+"""Membership inference attacks on the forget rows."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ def mia_efficacy(
     max_shadow: int | None = None,
     seed: int = 0,
 ) -> float:
-    r"""Share of forget rows that an attacker takes for rows the model was never trained on.
+    r"""Share of forget rows that an attacker takes for rows that the model was not trained on.
 
     $$\frac{100}{|D_f|}\,\big|\{x \in D_f : A(f(x)) = 0\}\big|$$
 
     The attack $A$ learns to tell members (retain rows, 1) from non-members (test rows, 0) by one feature $f$ of the
-    unlearned model; it never sees a forget row. Equally many of both are drawn, and the draw depends on the seed and
-    the values but not on their order. Published tables use the confidence, the SVC, and the *first* retain rows: those
-    are of one class where the data are sorted by class.
+    unlearned model; it never sees a forget row. Equal numbers of both are drawn; the draw depends on the seed and the
+    values but not on their order. Published tables use the confidence, the SVC, and the *first* retain rows, which all
+    belong to one class if the data are sorted by class.
 
     Args:
-        members: The feature on retain rows, shape ``(R,)``, or ``(R, D)`` where it has several numbers.
-        nonmembers: On test rows, shape ``(T,)`` or ``(T, D)``; without the forgotten class where a whole class is
-            forgotten.
-        forget: On forget rows, shape ``(F,)`` or ``(F, D)``.
+        members: The feature on retain rows, shape ``(R,)``, or ``(R, D)`` if it consists of several numbers.
+        nonmembers: The feature on test rows, shape ``(T,)`` or ``(T, D)``; without the forgotten class if a whole class
+            is forgotten.
+        forget: The feature on forget rows, shape ``(F,)`` or ``(F, D)``.
         member_labels: Classes of the members, shape ``(R,)``; for ``shadow="stratified"``.
         nonmember_labels: Classes of the non-members, shape ``(T,)``.
         attack: ``"svc"`` as published: radial kernel, ``C=3``, ``gamma="auto"``, which is 1 / D; ``"logistic"`` for a
             balanced logistic regression.
-        shadow: ``"random"`` draws evenly, ``"stratified"`` equally many of each class on both sides, ``"first"`` takes
-            the first rows as published code does.
-        max_shadow: At most so many rows of each side; the SVC costs their square.
-        seed: Seed of the draw, apart from the global random state.
+        shadow: ``"random"`` draws evenly; ``"stratified"`` draws the same number of each class on both sides;
+            ``"first"`` takes the first rows, as the published code does.
+        max_shadow: Maximum number of rows per side; the cost of the SVC grows with its square.
+        seed: Seed of the draw, independent of the global random state.
 
     Returns:
-        In [0, 100]. Good is the retrained model's value: higher than that is another model than one that never saw the
-        rows.
+        In [0, 100]. Ideal is the value of the retrained model: a higher value means that the model differs from one
+        that never saw the rows.
 
     Raises:
         ValueError: If a set is empty, a value is not finite, a shape is wrong or an option unknown.
@@ -83,24 +83,24 @@ def training_privacy(
 ) -> float:
     r"""Balanced accuracy of the attack on rows that it was not fitted on, $50\,(\mathrm{TPR} + \mathrm{TNR})$.
 
-    The attack learns from one half of the drawn rows and is judged on the other. It shows how far an efficacy can be
-    trusted: at 50 the attack cannot tell members at all.
+    The attack is fitted on one half of the drawn rows and evaluated on the other. The result shows how far an efficacy
+    can be trusted: at 50 the attack cannot recognize members at all.
 
     Args:
         members: The feature on retain rows, shape ``(R,)`` or ``(R, D)``, ``R >= 2``.
-        nonmembers: On test rows, shape ``(T,)`` or ``(T, D)``, ``T >= 2``.
+        nonmembers: The feature on test rows, shape ``(T,)`` or ``(T, D)``, ``T >= 2``.
         member_labels: As in [`mia_efficacy`][lightning_unlearn.classification.metrics.mia.mia_efficacy].
-        nonmember_labels: As there.
-        attack: As there.
-        shadow: As there.
-        max_shadow: At most so many rows of each side, both halves together; at least 2.
+        nonmember_labels: As in ``mia_efficacy``.
+        attack: As in ``mia_efficacy``.
+        shadow: As in ``mia_efficacy``.
+        max_shadow: Maximum number of rows per side, both halves together; at least 2.
         seed: Seed of the draw.
 
     Returns:
-        In [0, 100]; 50 is chance. Good is the retrained model's value.
+        In [0, 100]; 50 is chance. Ideal is the value of the retrained model.
 
     Raises:
-        ValueError: If there are fewer than two rows a side, a value is not finite or an option unknown.
+        ValueError: If there are fewer than two rows per side, a value is not finite or an option is unknown.
         ImportError: If scikit-learn is missing.
 
     References:
@@ -117,7 +117,7 @@ def training_privacy(
 
 
 def attack_accuracy(members: Tensor, nonmembers: Tensor, **options: Any) -> tuple[float, float]:
-    """Balanced accuracy of the attack on rows that it was not fitted on, and half of its 95 % interval.
+    """Balanced accuracy of the attack on rows that it was not fitted on, and half the width of its 95 % interval.
 
     Args:
         members: The feature on retain rows, shape ``(R,)``, ``R >= 2``.
@@ -125,8 +125,8 @@ def attack_accuracy(members: Tensor, nonmembers: Tensor, **options: Any) -> tupl
         **options: As in [`training_privacy`][lightning_unlearn.classification.metrics.mia.training_privacy].
 
     Returns:
-        Both in percent. Where the interval contains 50, the attack can't tell members from others, and an efficacy says
-        nothing about a row.
+        Both in percent. If the interval contains 50, the attack can't tell members from non-members, and an efficacy
+        says nothing about a row.
 
     Example:
         >>> import torch
@@ -146,18 +146,18 @@ class MIAEfficacy(RowMetric):
     $$\mathrm{MIA} = \frac{100}{|D_f|}\,\big|\{x \in D_f : A(f(x)) = 0\}\big|$$
 
     See [`mia_efficacy`][lightning_unlearn.classification.metrics.mia.mia_efficacy] for the attack $A$. In [0, 100];
-    good is the retrained model's value, which is 100 where a whole class is forgotten. The published column is
-    ``confidence``. That of ``correctness`` equals UA where the attack takes rows that are classified right for members
+    ideal is the value of the retrained model, which is 100 if a whole class is forgotten. The published column is
+    ``confidence``. The value for ``correctness`` equals UA if the attack takes correctly classified rows for members
     and all others for non-members.
 
     Args:
         features: Any of ``"confidence"``, ``"correctness"``, ``"entropy"``, ``"modified_entropy"`` and ``"prob"``, all
             K probabilities.
-        attack: ``"svc"`` as published or ``"logistic"``.
+        attack: ``"svc"`` as published, or ``"logistic"``.
         shadow: ``"random"``, ``"stratified"`` by class, or ``"first"`` as published; the last depends on the order of
-            rows, and so on the number of processes.
-        max_shadow: At most so many rows of each side; the SVC costs their square.
-        seed: Seed of the draw, apart from the global random state.
+            rows, and therefore on the number of processes.
+        max_shadow: Maximum number of rows per side; the cost of the SVC grows with its square.
+        seed: Seed of the draw, independent of the global random state.
 
     Raises:
         ValueError: If an option is unknown or out of range, a set is empty or a logit is not finite.
@@ -220,5 +220,5 @@ class MIAEfficacy(RowMetric):
         }
 
     def _feature(self, role: str, name: str) -> Tensor:
-        values = self.values(f"{role}_{name}")  # of a row, as many as there are classes, or one
+        values = self.values(f"{role}_{name}")  # per row: one value, or as many as there are classes
         return values.view(len(self.values(f"{role}_labels")), -1) if len(values) else values

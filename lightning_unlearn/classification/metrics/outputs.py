@@ -1,4 +1,4 @@
-"""Outputs of a classifier on named sets, read in one pass for all metrics."""
+"""Classifier outputs on named sets, collected in one pass for all metrics."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def collect_outputs(
 ) -> dict[str, Outputs]:
     """Run a classifier once over each set, in evaluation mode and without gradients, batch by batch.
 
-    Accuracies, membership inference, U-LiRA and divergences all read these outputs, so the model runs once. Give
-    loaders with test-time transforms: accuracy on augmented rows is another quantity. Modes of submodules and the
-    random state are restored. With several processes each reads its own loaders, and the metrics join the parts.
+    Accuracies, membership inference, U-LiRA and divergences all read these outputs, so the model runs only once. Use
+    loaders with test-time transforms: accuracy on augmented rows is a different quantity. Modes of submodules and the
+    random state are restored. With several processes, each reads its own loaders, and the metrics combine the parts.
 
     Args:
         module: Any LightningModule that classifies.
-        loaders: Batches by name of the set, usually ``forget``, ``retain`` and ``test``.
-        score: Reads logits and labels off the module; made by
+        loaders: Batches by set name, usually ``forget``, ``retain`` and ``test``.
+        score: Reads logits and labels from the module; made by
             [`from_predictions`][lightning_unlearn.from_predictions].
 
     Returns:
@@ -76,7 +76,7 @@ def read_outputs(module: LightningModule, batch: Batch, score: PredictionScore) 
 
 
 def join_outputs(name: str, parts: Sequence[Outputs]) -> Outputs:
-    """The outputs of a set, from those of its batches.
+    """The outputs on a set, joined from those on its batches.
 
     Raises:
         ValueError: If there are none, or a metric could not read them.

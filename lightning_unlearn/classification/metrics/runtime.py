@@ -1,4 +1,4 @@
-"""Cost of unlearning: wall clock, optimizer steps and rows."""
+"""Cost of unlearning: wall-clock time, optimizer steps and rows."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Cost(NamedTuple):
     """Cost of an unlearning run.
 
     Args:
-        seconds: Wall clock of the slowest process.
-        steps: Optimizer updates; in data-parallel runs every process makes the same.
+        seconds: Wall-clock time of the slowest process.
+        steps: Optimizer updates; in data-parallel runs every process makes the same number.
         samples: Rows read by all processes.
     """
 
@@ -30,10 +30,10 @@ class Cost(NamedTuple):
 
 @contextmanager
 def wall_clock() -> Iterator[list[float]]:
-    """Measure the seconds of the body, with all work on a CUDA device finished; they are in the list when it ends.
+    """Measure the duration of the body in seconds, including all work on a CUDA device.
 
     Yields:
-        A list, empty until the body has ended.
+        A list, empty until the body has ended, then with the seconds.
 
     Example:
         >>> with wall_clock() as seconds:
@@ -52,10 +52,10 @@ def wall_clock() -> Iterator[list[float]]:
 
 
 class RTE:
-    """Run-time efficiency: wall clock of unlearning, with masks and importances, without evaluation.
+    """Run-time efficiency: wall-clock time of unlearning, including masks and importances, without evaluation.
 
-    At least 0 seconds; lower is better, and retraining is the time to beat. Time on a shared machine is noisy, so rows
-    and steps are counted too.
+    At least 0 seconds; lower is better, and the time of retraining is the one to beat. Time on a shared machine is
+    noisy, so rows and steps are counted too.
 
     Raises:
         ValueError: If a number is negative or not finite.
@@ -76,14 +76,14 @@ class RTE:
         self._cost = Cost(0.0, 0, 0)
 
     def update(self, seconds: float, steps: int = 0, samples: int = 0) -> None:
-        """Add work of this process: its wall clock, optimizer updates, and rows read, forget and retain together."""
+        """Add this process's work: wall-clock time, optimizer updates, and rows read (forget and retain together)."""
         if not 0 <= seconds < float("inf") or steps < 0 or samples < 0:
             raise ValueError(f"Cost can't be negative or infinite, but got {seconds} s, {steps} steps, {samples} rows.")
         self._cost = Cost(self._cost.seconds + seconds, self._cost.steps + steps, self._cost.samples + samples)
 
     @contextmanager
     def measure(self, steps: int = 0, samples: int = 0) -> Iterator[None]:
-        """Add the wall clock of the body; evaluate outside of it."""
+        """Add the wall-clock time of the body; evaluate outside it."""
         with wall_clock() as seconds:
             yield
         self.update(seconds[0], steps, samples)

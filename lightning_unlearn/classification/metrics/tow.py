@@ -1,4 +1,4 @@
-"""Tug of war: product of the accuracies' closeness to the retrained model."""
+"""Tug of war (ToW): product of the closeness of each accuracy to that of the retrained model."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def tow(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> float
 
     Args:
         unlearned: Accuracy $a_u$ on the sets ``forget``, ``retain`` and ``test`` in percent. With the MIA efficacy of
-            both models as ``forget`` this is ToW-MIA.
-        retrained: The same of the retrained model.
+            both models as ``forget``, the result is ToW-MIA.
+        retrained: The accuracies $a_r$ of the retrained model.
 
     Returns:
-        In [0, 1]; 1, equal to the retrained model, is good.
+        In [0, 1]; 1, equal to the retrained model, is best.
 
     Raises:
         ValueError: If a set is missing, or a number is not finite or not in [0, 100].
@@ -48,7 +48,7 @@ def tow(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> float
 class ToW(SeedMetric):
     r"""Tug of war over seeds, the mean of $\prod_{S \in \{f, r, t\}} \big(1 - |a_u(S) - a_r(S)|/100\big)$.
 
-    In [0, 1]; 1, equal to the retrained model, is good. With several processes, update each seed on one of them only.
+    In [0, 1]; 1, equal to the retrained model, is best. With several processes, update each seed on only one of them.
 
     Args:
         level: Level of the confidence interval, in (0, 1).

@@ -1,4 +1,4 @@
-"""U-LiRA: likelihood-ratio attack on each forget row, with models that never saw it."""
+"""U-LiRA: per-row likelihood-ratio attack with reference models that never saw the row."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class ULiRAResult(NamedTuple):
     """The outcome of U-LiRA.
 
     Args:
-        accuracy: Mean over rows of the balanced accuracy of the attack in percent; 50 is chance and is good.
+        accuracy: Mean over rows of the attack's balanced accuracy, in percent; 50, chance, is best.
         std: Standard deviation of that accuracy over rows, in percentage points.
-        tpr_at_fpr: Percentage of unlearned observations found at the false-positive rate asked for; about that rate is
-            good.
+        tpr_at_fpr: Percentage of unlearned observations that are detected at the given false-positive rate; about that
+            rate is best.
     """
 
     accuracy: float
@@ -31,7 +31,7 @@ class ULiRAResult(NamedTuple):
 
 
 def u_lira(phi: Tensor, unlearned: Tensor, min_std: float = 1e-3) -> Tensor:
-    r"""Probability that a model had learned and then unlearned a row, rather than never seen it.
+    r"""Probability that a model learned and then unlearned a row, rather than never having seen it.
 
     For each row, normal distributions are fitted to the logit-scaled confidence $\phi$ under models that trained on the
     row and unlearned it, and under models that never saw it:
@@ -39,18 +39,18 @@ def u_lira(phi: Tensor, unlearned: Tensor, min_std: float = 1e-3) -> Tensor:
     $$s = \frac{\mathcal N(\phi;\mu_u,\sigma_u^2)}{\mathcal N(\phi;\mu_u,\sigma_u^2)
       + \mathcal N(\phi;\mu_{out},\sigma_{out}^2)}$$
 
-    Each model is judged by distributions that are fitted without it, and without one model of the other kind: two fits
-    of unequal size would not be at chance where the kinds do not differ.
+    Each model is scored with distributions that are fitted without it and without one model of the other kind: with two
+    fits of unequal size, the score would differ from chance even if the two kinds did not differ.
 
     Args:
         phi: $\phi$ of each row under each model, shape ``(N, T)``; see
             [`log_odds`][lightning_unlearn.classification.metrics.features.log_odds].
         unlearned: Whether the model unlearned the row (true) or never saw it (false), boolean, shape ``(N, T)``; at
-            least three of both in each row, and best as many of both.
+            least three of each kind in every row, ideally equal numbers.
         min_std: Smallest $\sigma$, for models that agree to the last digit.
 
     Returns:
-        Shape ``(N, T)``, fp64, in [0, 1]; at 0.5, which is good, the model can't be told from a retrained one.
+        Shape ``(N, T)``, fp64, in [0, 1]; at 0.5, which is best, the model can't be told from a retrained one.
 
     Raises:
         ValueError: If a shape or type is wrong, a value is not finite, or a row has too few models of either kind.
@@ -78,7 +78,7 @@ def u_lira(phi: Tensor, unlearned: Tensor, min_std: float = 1e-3) -> Tensor:
             f"A row has only {fewest} models of one kind, but a spread without the model under test needs 3. "
             "Train more pairs of shadow models."
         )
-    # Central values keep the sums of squares below from cancelling.
+    # Centering keeps the sums of squares below from cancelling.
     phi = phi.double() - phi.double().mean(1, keepdim=True)
     other = phi.gather(1, _partner(unlearned))
     log_unlearned = _log_density(phi, unlearned, torch.where(unlearned, phi, other), min_std)
@@ -91,12 +91,12 @@ class ULiRA(RowMetric):
 
     Train ``num_models`` models, each on a random half of the rows under test, let each unlearn the rows of that half,
     and run each once over all rows; see [`u_lira`][lightning_unlearn.classification.metrics.ulira.u_lira]. A score
-    above ½ counts as unlearned, one of exactly ½ as half a hit. Accuracy is in [0, 100]; 50, chance, is good, and what
-    the attacker reaches on retrained models.
+    above ½ counts as unlearned, a score of exactly ½ as half a hit. Accuracy is in [0, 100]; 50, chance, is best, and
+    is what the attacker reaches on retrained models.
 
     Args:
         num_models: Models $T$, at least 6.
-        fpr: False-positive rate at which the true-positive rate is read off, in (0, 1).
+        fpr: False-positive rate at which the true-positive rate is reported, in (0, 1).
         min_std: Smallest standard deviation of the normal distributions.
 
     Raises:
@@ -152,7 +152,7 @@ class ULiRA(RowMetric):
 
 
 def _partner(unlearned: Tensor) -> Tensor:
-    """For each model of a row the column of one of the other kind, shape ``(N, T)``; the i-th goes with the i-th."""
+    """For each model of a row, the column of its partner of the other kind (i-th with i-th), shape ``(N, T)``."""
     ones, zeros = unlearned.sum(1, keepdim=True), (~unlearned).sum(1, keepdim=True)
     unlearned_first = torch.argsort(unlearned.int(), dim=1, descending=True, stable=True)
     among_ones, among_zeros = unlearned.cumsum(1) - 1, (~unlearned).cumsum(1) - 1
@@ -161,7 +161,7 @@ def _partner(unlearned: Tensor) -> Tensor:
 
 
 def _log_density(phi: Tensor, chosen: Tensor, left_out: Tensor, min_std: float) -> Tensor:
-    """Log density of each value, without ln √2π, under the normal fitted to the chosen values without one of them."""
+    """Log density of each value, without ln √2π, under the normal fitted to the chosen values with one left out."""
     weight = chosen.double()
     count = weight.sum(1, keepdim=True) - 1
     mean = ((phi * weight).sum(1, keepdim=True) - left_out) / count

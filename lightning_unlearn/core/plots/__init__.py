@@ -1,4 +1,4 @@
-"""Figures of evaluations, comparisons and masks, drawn by matplotlib."""
+"""Matplotlib figures of evaluations, comparisons and masks."""
 
 from __future__ import annotations
 

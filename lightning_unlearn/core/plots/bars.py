@@ -21,11 +21,11 @@ class BarSet(NamedTuple):
     """Bars of one colour, one for each name.
 
     Args:
-        name: Its label in the legend.
-        values: Lengths of the bars; a NaN is a missing bar.
-        colour: Number of its colour; ``None`` for grey.
+        name: Label in the legend.
+        values: Lengths of the bars; NaN for a missing bar.
+        colour: Index of the colour; ``None`` for grey.
         low: Lower ends of the error bars.
-        high: Upper ends.
+        high: Upper ends of the error bars.
     """
 
     name: str
@@ -44,11 +44,11 @@ def bar_figure(
     text: str = "#333333",
     grid: str = "#dddddd",
 ) -> Figure | None:
-    """Draw horizontal bars, the bars of one name together.
+    """Draw horizontal bars, grouped by name.
 
     Args:
         names: Names, from top to bottom.
-        sets: The bars, a colour each.
+        sets: The bars, one colour each.
         x_label: Name of the axis along the bars.
         share: Whether the values are shares, drawn from 0 to 100 %.
         palette: Colours, used in turn.

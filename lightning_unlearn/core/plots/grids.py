@@ -1,4 +1,4 @@
-"""Heat maps: values over two axes as grids of colours."""
+"""Heat maps of values over two axes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def heat_map_figure(
     row_name: str,
     value_name: str,
 ) -> Figure:
-    """Draw a value over two settings, a panel a map, on one logarithmic scale of colours with the numbers written in.
+    """Draw a value over two settings, one panel per map, on one logarithmic colour scale with the numbers in the cells.
 
     Args:
-        maps: For each title the values, a list a row.
-        columns: The setting along a row.
-        rows: The setting from row to row.
-        column_name: Name of the former.
-        row_name: Name of the latter.
+        maps: Values for each title, one list per row.
+        columns: Values of the setting along a row.
+        rows: Values of the setting from row to row.
+        column_name: Name of the setting along a row.
+        row_name: Name of the setting from row to row.
         value_name: Name of the value.
 
     Returns:
@@ -70,9 +70,9 @@ def density_figure(
     """Draw the density of a mask by layer and kind of weight.
 
     Args:
-        values: Shares in [0, 1], for each kind a value for each layer; NaN where a layer has no such weight.
-        layers: Names of the layers, to the right.
-        kinds: Names of the kinds, downwards.
+        values: Shares in [0, 1], one per layer for each kind; NaN if a layer has no such weight.
+        layers: Names of the layers, from left to right.
+        kinds: Names of the kinds, from top to bottom.
         text: Colour of the labels.
 
     Returns:
@@ -109,17 +109,17 @@ def matrix_figure(
     framed: Sequence[Sequence[int]] = (),
     text: str = "#333333",
 ) -> Figure:
-    """Draw a matrix with named rows and columns, with the numbers written in where there are few columns.
+    """Draw a matrix with named rows and columns, and with the numbers in the cells if there are few columns.
 
     Args:
-        values: A list a row; a NaN is an empty cell.
+        values: One list per row; NaN for an empty cell.
         rows: Names of the rows.
         columns: Names of the columns.
-        row_name: What a row is.
-        column_name: What a column is.
+        row_name: Meaning of a row.
+        column_name: Meaning of a column.
         limits: Values of the palest and of the strongest colour.
         share: Whether the values are shares, written as percentages.
-        framed: Cells with a frame, each a row and a column.
+        framed: Cells with a frame, as pairs of row and column.
         text: Colour of the labels.
 
     Returns:

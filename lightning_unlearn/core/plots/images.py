@@ -1,4 +1,4 @@
-"""Figures of images beside maps of their errors."""
+"""Figures of images next to their error maps."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def error_map_figure(
     error_limit: float,
     text: str = "#333333",
 ) -> Figure:
-    """Draw rows of grey images, each with a map of its error at the end, all maps on one scale.
+    """Draw rows of grey images, each with its error map at the end, all maps on one scale.
 
     Args:
-        images: For each row its images, 2-D arrays that are drawn from 0 to 1.
-        errors: For each row the error map, a 2-D array.
+        images: Images of each row, 2-D arrays drawn from 0 to 1.
+        errors: Error map of each row, a 2-D array.
         rows: Names of the rows.
         columns: Names of the images and of the error map.
-        error_limit: The error with the brightest colour.
+        error_limit: Error with the brightest colour.
         text: Colour of the labels.
 
     Returns:

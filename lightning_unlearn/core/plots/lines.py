@@ -1,4 +1,4 @@
-"""Figures of lines over a common axis."""
+"""Line figures with a common horizontal axis."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Line(NamedTuple):
     """One line of a figure.
 
     Args:
-        name: Its label, at its end.
-        x: Places.
-        y: Values; a NaN is a gap.
-        colour: Number of its colour, dash and marker; ``None`` for a line to compare with, grey and dotted.
+        name: Label at the end of the line.
+        x: Horizontal positions.
+        y: Values; NaN for a gap.
+        colour: Index of colour, dash and marker; ``None`` for a reference line, grey and dotted.
         low: Lower bounds of a band around the line.
-        high: Upper bounds.
+        high: Upper bounds of the band.
     """
 
     name: str
@@ -82,13 +82,13 @@ def line_figure(
     """Draw lines with their names at their ends.
 
     Args:
-        lines: The lines; those without a finite value are left out.
+        lines: The lines; those without a finite value are omitted.
         x_label: Name of the horizontal axis.
         share: Whether the values are shares, drawn from 0 to 100 %.
         palette: Colours, used in turn.
-        text: Colour of the labels, and of lines to compare with.
+        text: Colour of the labels and of reference lines.
         grid: Colour of the grid.
-        from_zero: Whether the axis of values that are not negative begins at 0; not for decibels.
+        from_zero: Whether an axis of non-negative values starts at 0; not suitable for decibels.
 
     Returns:
         The figure, or ``None`` if no line has a finite value.

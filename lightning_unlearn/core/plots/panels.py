@@ -1,4 +1,4 @@
-"""Figures of several panels of lines."""
+"""Line figures with several panels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Panel(NamedTuple):
     """One panel of a figure.
 
     Args:
-        lines: Its lines; those with ``low`` and ``high`` have a band.
+        lines: Lines of the panel; those with ``low`` and ``high`` have a band.
         x_label: Name of the horizontal axis.
         y_label: Name of the vertical axis.
     """
@@ -33,10 +33,10 @@ class Panel(NamedTuple):
 def panel_figure(
     panels: Sequence[Sequence[Panel]], palette: Sequence[str] = PALETTE, text: str = "#333333", grid: str = "#dddddd"
 ) -> Figure:
-    """Draw panels in rows; panels of a row share their vertical axis, and one legend names all lines.
+    """Draw rows of panels; the panels of a row share their vertical axis, and one legend names all lines.
 
     Args:
-        panels: Rows of panels, equally many each.
+        panels: Rows of panels, the same number in each.
         palette: Colours, used in turn.
         text: Colour of the labels.
         grid: Colour of the grid.
@@ -46,7 +46,7 @@ def panel_figure(
 
     Raises:
         ImportError: If matplotlib is missing.
-        ValueError: If rows have unlike numbers of panels, or there is none.
+        ValueError: If rows have different numbers of panels, or there is none.
     """
     widths = {len(row) for row in panels}
     if len(widths) != 1 or not min(widths):

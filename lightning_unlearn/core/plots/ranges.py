@@ -17,11 +17,11 @@ def outcome_figure(rows: Mapping[str, Sequence[Mapping[str, float]]], sets: Sequ
     """Draw the accuracy of several methods on each set, the mean over runs with its range.
 
     Args:
-        rows: For each method the metrics of its runs, with ``<set>_accuracy`` in [0, 1].
+        rows: Metrics of the runs of each method, with ``<set>_accuracy`` in [0, 1].
         sets: The sets, in the order of their colours.
 
     Returns:
-        The figure, one line a method.
+        The figure, with one line per method.
 
     Raises:
         ImportError: If matplotlib is missing.
@@ -52,13 +52,13 @@ def outcome_figure(rows: Mapping[str, Sequence[Mapping[str, float]]], sets: Sequ
 
 
 def gap_figure(gaps: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Draw the average gap of methods to retraining, the mean over seeds with its range, a panel a scenario.
+    """Draw the average gap of methods to retraining, the mean over seeds with its range, one panel per scenario.
 
     Args:
-        gaps: For each scenario and method the gaps of its runs, in percentage points.
+        gaps: Gaps of the runs for each scenario and method, in percentage points.
 
     Returns:
-        The figure, one line a method, the smallest gap on top; the axis is linear below 1.
+        The figure, with one line per method and the smallest gap on top; the axis is linear below 1.
 
     Raises:
         ImportError: If matplotlib is missing.

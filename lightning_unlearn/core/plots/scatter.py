@@ -15,7 +15,7 @@ __all__ = ["Point", "scatter_figure"]
 
 
 class Point(NamedTuple):
-    """One point of a scatter plot: its label, its place, and the number of its colour (``None``: grey)."""
+    """One point of a scatter plot: its label, its position, and the index of its colour (``None``: grey)."""
 
     name: str
     x: float
@@ -69,7 +69,7 @@ def scatter_figure(
         axes.set_ylabel(y_label, color=text, parse_math=False)
         plain(axes, "both", grid)
         axes.tick_params(labelcolor=text)
-        figure.draw_without_rendering()  # the layout decides where a point is, and with it where there is room
+        figure.draw_without_rendering()  # the layout determines the positions of points, and thereby the free space
         for point, place in zip(points, _free_places(axes, points), strict=True):
             axes.annotate(
                 point.name,
@@ -87,7 +87,7 @@ def scatter_figure(
 
 
 def _free_places(axes: Axes, points: Sequence[Point]) -> list[tuple[float, float]]:
-    """Offsets of the labels, in points, at which they cover neither each other nor a marker."""
+    """Offsets of the labels, in points, at which they cover neither one another nor a marker."""
     scale = 72 / axes.figure.dpi
     spots = [tuple(scale * axes.transData.transform((point.x, point.y))) for point in points]
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in spots]

@@ -1,4 +1,4 @@
-"""Objectives on classifiers."""
+"""Formulas of unlearning methods for classifiers."""
 
 from lightning_unlearn.functional.classification.adaptive_alpha import adaptive_alpha, output_distance
 from lightning_unlearn.functional.classification.distillation import distillation

@@ -1,4 +1,4 @@
-"""Divergence from a teacher at a temperature."""
+"""Divergence from a teacher with temperature."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["distillation"]
 def distillation(logits: Tensor, teacher_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     r"""Divergence of a student from its teacher, :math:`T^2 \sum_k q_k (\log q_k - \log p_k)`.
 
-    :math:`q = \mathrm{softmax}(z_{teacher} / T)` and :math:`p = \mathrm{softmax}(z / T)`; the factor keeps the gradient
-    on one scale over temperatures.
+    :math:`q = \mathrm{softmax}(z_{teacher} / T)` and :math:`p = \mathrm{softmax}(z / T)`; the factor :math:`T^2` keeps
+    the scale of the gradient the same over temperatures.
 
     Args:
         logits: Logits of the student :math:`z`, shape ``(N, K)``.
@@ -21,7 +21,7 @@ def distillation(logits: Tensor, teacher_logits: Tensor, *, temperature: float =
         temperature: :math:`T > 0`.
 
     Returns:
-        Shape ``(N,)``, fp32, in nats. Value and gradient are 0 where student and teacher agree.
+        Shape ``(N,)``, fp32, in nats. Value and gradient are 0 if student and teacher agree.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Centroids of DUCK: the nearest of another class, and the distance from it."""
+"""Nearest centroids of other classes and centroid distance for DUCK."""
 
 from __future__ import annotations
 

@@ -19,20 +19,20 @@ def fgsm(
     std: Sequence[float] | None = None,
     clip: tuple[float, float] | None = (0.0, 1.0),
 ) -> Tensor:
-    r"""The fast gradient sign attack, :math:`x' = \mathrm{clip}\big(x + \epsilon\, \mathrm{sign} \nabla_x \ell\big)`.
+    r"""Fast gradient sign attack, :math:`x' = \mathrm{clip}\big(x + \epsilon\, \mathrm{sign} \nabla_x \ell\big)`.
 
-    The step is made on pixels: normalized inputs :math:`(x - \mu) / \sigma` are converted to pixels and back.
+    The step is made in pixel space: normalized inputs :math:`(x - \mu) / \sigma` are converted to pixels and back.
 
     Args:
         inputs: Shape ``(B, C, ...)``.
-        gradient: Gradient of the loss at the inputs, of their shape.
+        gradient: Gradient of the loss at the inputs, of the same shape.
         epsilon: Step :math:`\epsilon`, in pixels.
-        mean: :math:`\mu` of each channel, shape ``(C,)``, or one for all; by default 0.
-        std: :math:`\sigma > 0` likewise; by default 1.
-        clip: Lowest and highest pixel, or ``None`` for inputs without bounds.
+        mean: :math:`\mu` of each channel, shape ``(C,)``, or one value for all; by default 0.
+        std: :math:`\sigma > 0`, in the same form; by default 1.
+        clip: Lowest and highest pixel value, or ``None`` for unbounded inputs.
 
     Returns:
-        Of the shape and type of the inputs, without gradient.
+        Same shape and type as the inputs, without gradient.
 
     Example:
         >>> fgsm(torch.tensor([[0.5, 0.95, 0.5]]), torch.tensor([[-3.0, 0.1, 0.0]]), epsilon=0.1)

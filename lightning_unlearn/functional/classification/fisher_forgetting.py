@@ -1,4 +1,4 @@
-"""Weights with the noise of Fisher forgetting."""
+"""Noise of Fisher forgetting."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ def fisher_forgetting(
     forget_class: int | None = None,
     output: bool | None = None,
 ) -> Tensor:
-    r"""A weight with the noise of Fisher forgetting.
+    r"""Add the noise of Fisher forgetting to a weight.
 
     .. math:: \mu + \sqrt{v}\, \epsilon, \quad v = \alpha \min\big((F + 10^{-8})^{-1}, c\big)
 
     The variance is limited by :math:`c = 10^3`, or :math:`10^2` for the output layer, and averaged over the second
-    dimension. Where a whole class is forgotten, its row of the output layer has :math:`\mu = 0` and
+    dimension. If a whole class is forgotten, its row of the output layer has :math:`\mu = 0` and
     :math:`v = 10^{-4}`. Then the variance of the output layer and of vectors (biases, batch normalization) is
     multiplied by 10.
 
     Args:
         weight: The weight, which is :math:`\mu` in all other cases.
-        fisher: Diagonal of the Fisher matrix :math:`F` of the retain rows, of its shape.
-        noise: :math:`\epsilon`, standard normal, of its shape.
+        fisher: Diagonal of the Fisher matrix :math:`F` of the retain rows, of the same shape.
+        noise: :math:`\epsilon`, standard normal, of the same shape.
         alpha: Scale of the variance :math:`\alpha`.
         classes: Number of classes.
-        forget_class: The class to forget as a whole; ``None`` for single rows.
-        output: Whether the weight is of the output layer. By default, as in the released code, it is if its first
-            dimension is the number of classes.
+        forget_class: The class that is forgotten as a whole; ``None`` for individual rows.
+        output: Whether the weight belongs to the output layer. By default, as in the released code, it does if its
+            first dimension is the number of classes.
 
     Returns:
         The new weight.

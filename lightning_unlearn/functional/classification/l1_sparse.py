@@ -6,7 +6,7 @@ __all__ = ["l1_weight"]
 
 
 def l1_weight(gamma: float, epoch: int, epochs: int, *, no_l1_epochs: int = 0) -> float:
-    r"""Linear decay to 0 at the last :math:`E_0` epochs.
+    r"""Linear decay to 0, which is reached at the last :math:`E_0` epochs.
 
     .. math:: \gamma_e = \gamma \big(1 - \tfrac{e}{E - E_0}\big) \quad \text{for } e < E - E_0, \text{ then } 0
 
@@ -14,8 +14,8 @@ def l1_weight(gamma: float, epoch: int, epochs: int, *, no_l1_epochs: int = 0) -
         gamma: Weight in the first epoch :math:`\gamma`.
         epoch: The epoch :math:`e`, from 0.
         epochs: Epochs of the run :math:`E`.
-        no_l1_epochs: Last epochs without penalty :math:`E_0`. Where it is :math:`E`, the weight stays at
-            :math:`\gamma`, as in the released code.
+        no_l1_epochs: Number of epochs without penalty at the end, :math:`E_0`. If it equals :math:`E`, the weight stays
+            at :math:`\gamma`, as in the released code.
 
     Returns:
         The weight in the epoch.

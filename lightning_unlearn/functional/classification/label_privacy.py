@@ -14,7 +14,7 @@ def label_privacy(alpha: float, ratio: float, classes: int) -> float:
 
     Args:
         alpha: Smoothing rate :math:`\alpha < 0`.
-        ratio: :math:`\gamma_1 / \gamma_2`, of the weights of the two terms.
+        ratio: :math:`\gamma_1 / \gamma_2`, the ratio of the weights of the two terms.
         classes: Number of classes :math:`K`.
 
     Returns:

@@ -12,13 +12,13 @@ __all__ = ["generalized_label_smoothing", "smoothed_targets"]
 
 
 def smoothed_targets(labels: Tensor, classes: int, alpha: float | Tensor) -> Tensor:
-    r"""The soft target :math:`t^\alpha = (1 - \alpha)\, e_y + \frac{\alpha}{K} \mathbf 1`, which sums to 1 at any rate.
+    r"""Soft target :math:`t^\alpha = (1 - \alpha)\, e_y + \frac{\alpha}{K} \mathbf 1`, which sums to 1 at any rate.
 
     Args:
         labels: Labels :math:`y`, shape ``(N,)``, each in ``[0, K)``.
         classes: Number of classes :math:`K`.
-        alpha: Smoothing rate :math:`\alpha`, one or a rate a row. A negative one gives every class but the true one a
-            negative weight.
+        alpha: Smoothing rate :math:`\alpha`, a number or one rate per row. A negative rate gives every class except the
+            true one a negative weight.
 
     Returns:
         Shape ``(N, K)``, fp32.
@@ -32,12 +32,12 @@ def smoothed_targets(labels: Tensor, classes: int, alpha: float | Tensor) -> Ten
 
 
 def generalized_label_smoothing(logits: Tensor, labels: Tensor, alpha: float | Tensor) -> Tensor:
-    r"""Cross-entropy with the target smoothed at a positive or negative rate, in closed form.
+    r"""Cross-entropy with a target that is smoothed at a positive or negative rate, in closed form.
 
     .. math:: \ell_{GLS} = (1 - \alpha)\, \ell_y + \frac{\alpha}{K} \sum_k \ell_k = \ell_y + \alpha\, (z_y - \bar z)
 
     :math:`\ell_k = -\log p_k`, and :math:`\bar z` is the mean logit. The gradient is :math:`p - t^\alpha`. At a
-    negative rate the loss may be negative, and ascent on it lowers the margin of the true class even where
+    negative rate the loss can be negative, and ascent on it lowers the margin of the true class even if
     :math:`p_y = 1` and the gradient of plain ascent is 0. ``F.cross_entropy`` silently ignores a negative
     ``label_smoothing``.
 
@@ -45,7 +45,7 @@ def generalized_label_smoothing(logits: Tensor, labels: Tensor, alpha: float | T
         logits: Logits :math:`z`, shape ``(N, K)``.
         labels: Labels :math:`y`, shape ``(N,)``, or distributions :math:`t` of shape ``(N, K)``, for which
             :math:`z_y` is :math:`\sum_k t_k z_k`.
-        alpha: Smoothing rate :math:`\alpha`, one or a rate a row of shape ``(N,)``.
+        alpha: Smoothing rate :math:`\alpha`, a number or one rate per row of shape ``(N,)``.
 
     Returns:
         Shape ``(N,)``, fp32, in nats.

@@ -1,4 +1,4 @@
-"""Error on held-out rows with the class distribution of the forget rows."""
+"""Error on held-out rows, weighted to the class distribution of the forget rows."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ __all__ = ["matched_error"]
 
 
 def matched_error(wrong: Tensor, labels: Tensor, like: Tensor) -> Tensor:
-    r"""Error on held-out rows, weighted to the classes of the forget rows.
+    r"""Error on held-out rows, weighted to match the classes of the forget rows.
 
     .. math:: \sum_c \frac{n_c(D_f)}{|D_f|}\, \mathrm{err}_c(D_v)
 
-    The expected error of a validation set that is drawn with the class distribution of :math:`D_f`.
+    This is the expected error of a validation set drawn with the class distribution of :math:`D_f`.
 
     Args:
         wrong: Whether each held-out row is misclassified, shape ``(V,)``.
-        labels: Its label, shape ``(V,)``.
+        labels: Labels of the held-out rows, shape ``(V,)``.
         like: Labels of the forget rows, shape ``(N,)``.
 
     Returns:
-        Share from 0 to 1, a scalar in fp64.
+        Fraction from 0 to 1, a scalar in fp64.
 
     Raises:
         ValueError: If a class of the forget rows has no held-out row.

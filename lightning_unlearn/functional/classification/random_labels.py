@@ -1,4 +1,4 @@
-"""Random labels as a function of a key."""
+"""Random labels determined by a key."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["random_labels"]
 
 
 def random_labels(labels: Tensor, classes: int, key: Tensor, *, exclude_true: bool = True) -> Tensor:
-    r"""A uniformly random label for each row, as a function of the row's key, without generator state.
+    r"""A uniformly random label for each row, determined by the row's key, without generator state.
 
     Args:
         labels: True labels, shape ``(N,)``.
         classes: Number of classes :math:`K`.
-        key: Shape ``(N,)``, int64; a row with the same key and label gets the same label again.
-        exclude_true: Draw from the :math:`K - 1` wrong labels. Otherwise the true one has probability :math:`1 / K`,
-            as in the released code of SalUn.
+        key: Shape ``(N,)``, int64; the same key and label always give the same random label.
+        exclude_true: Whether to draw from the :math:`K - 1` wrong labels. Otherwise the true label has probability
+            :math:`1 / K`, as in the released code of SalUn.
 
     Returns:
         Shape ``(N,)``.
@@ -36,7 +36,7 @@ def random_labels(labels: Tensor, classes: int, key: Tensor, *, exclude_true: bo
     """
     if classes < 2:
         raise ValueError(f"Random labels need at least 2 classes, but the model has {classes} output.")
-    bits = mixed_bits(key) >> 16  # the low bits of a product mix least
+    bits = mixed_bits(key) >> 16  # the low bits of a product are mixed least
     if exclude_true:
         return (labels + 1 + bits % (classes - 1)) % classes
     return bits % classes

@@ -11,15 +11,15 @@ __all__ = ["synaptic_dampening"]
 def synaptic_dampening(
     importance: Tensor, forget_importance: Tensor, *, alpha: float = 10.0, dampening: float = 1.0
 ) -> Tensor:
-    r"""Factor of each weight: below 1 where the weight is far more important to the forget rows than to all rows.
+    r"""Factor of each weight: below 1 if the weight is far more important to the forget rows than to all rows.
 
     .. math:: \min(\lambda I_D / I_f,\, 1) \quad \text{where } I_f > \alpha I_D, \text{ else } 1
 
     Args:
-        importance: Importance for all rows :math:`I_D`, of the shape of the weight.
-        forget_importance: Importance for the forget rows :math:`I_f`, of the same shape.
-        alpha: How many times more important a weight must be to be selected :math:`\alpha`.
-        dampening: :math:`\lambda`; the smaller, the stronger.
+        importance: Importance :math:`I_D` for all rows, of the shape of the weight.
+        forget_importance: Importance :math:`I_f` for the forget rows, of the same shape.
+        alpha: Ratio of importances :math:`\alpha` above which a weight is dampened.
+        dampening: :math:`\lambda`; smaller values dampen more.
 
     Returns:
         Factors in [0, 1], of the shape of the weight.

@@ -12,7 +12,7 @@ def ugradsl(retain_loss: Tensor, forget_loss: Tensor, *, p: float) -> Tensor:
 
     .. math:: \mathcal{L} = p\, \ell_r - (1 - p)\, \ell_{GLS,f}
 
-    With no smoothing it is NegGrad+; :math:`p = 0` is gradient ascent and :math:`p = 1` fine-tuning.
+    Without smoothing it is NegGrad+; :math:`p = 0` is gradient ascent and :math:`p = 1` is fine-tuning.
 
     Args:
         retain_loss: Cross-entropy of the retain rows :math:`\ell_r`, a scalar.

@@ -1,4 +1,4 @@
-"""Objective of the noise of UNSIR."""
+"""Objective for the noise of UNSIR."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def unsir_noise(logits: Tensor, labels: Tensor, noise: Tensor, *, penalty: float
 
     Args:
         logits: Logits of the noise :math:`h_\theta(N)`, shape ``(N, K)``.
-        labels: The class to forget :math:`y`, for each row, shape ``(N,)``.
+        labels: The class to forget :math:`y`, repeated for each row, shape ``(N,)``.
         noise: The noise, shape ``(N, ...)``.
         penalty: :math:`\lambda \ge 0`.
 

@@ -15,7 +15,7 @@ def capped_simplex_projection(weights: Tensor, total: float) -> Tensor:
 
     .. math:: \mathrm{clip}(w - \mu, 0, 1) \quad \text{with } \mu \text{ such that it sums to } m
 
-    The sum decreases in :math:`\mu`, which is found by bisection in fp64, up to rounding.
+    The sum decreases in :math:`\mu`, which is found by bisection in fp64, exact up to rounding.
 
     Args:
         weights: :math:`w`, shape ``(N,)``.
@@ -40,7 +40,7 @@ def capped_simplex_projection(weights: Tensor, total: float) -> Tensor:
     if not weights.isfinite().all():
         raise ValueError("weights must be finite.")
     w = weights.double()
-    low, high = w.min() - 1, w.max()  # all ones, all zeros
+    low, high = w.min() - 1, w.max()  # projections to all ones and to all zeros
     for _ in range(100):
         middle = (low + high) / 2
         if (w - middle).clamp(0, 1).sum() > total:
@@ -66,18 +66,18 @@ def worst_case_indices(
         \quad \text{s.t. } 0 \le w \le 1,\ \sum_i w_i = m
 
     The lower level is ``unlearn``: some steps of any method, with the weight of each row in its forget loss. The upper
-    level is projected gradient descent in :math:`w` at fixed :math:`\theta_u`. The rows with the :math:`m` largest
-    weights are the set; of equal ones, the first.
+    level is projected gradient descent in :math:`w` at fixed :math:`\theta_u`. The forget set consists of the rows with
+    the :math:`m` largest weights; among equal weights, the first rows.
 
     Args:
-        unlearn: ``weights (N,) -> losses (N,)`` of all rows after unlearning; each call starts from the trained
+        unlearn: ``weights (N,) -> losses (N,)`` of all rows after unlearning; each call starts from the original
             model.
         rows: Number of candidates :math:`N`.
         count: Size of the forget set :math:`m`.
-        steps: Alternations of the two levels.
+        steps: Number of alternations between the two levels.
         lr: Step size of the upper level.
-        gamma: Pull towards equal weights :math:`\gamma`.
-        easiest: Find the rows with the highest loss instead.
+        gamma: Strength of the pull towards equal weights :math:`\gamma`.
+        easiest: Whether to find the rows with the highest loss instead.
 
     Returns:
         Row numbers, ascending, shape ``(m,)``, int64.

@@ -1,4 +1,4 @@
-"""Conjugate gradient solver for matrices given by their products."""
+"""Conjugate gradient solver for matrices given by matrix-vector products."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ def conjugate_gradient(
     r"""Solve :math:`(H + \lambda I)\, x = v` by conjugate gradients, for a symmetric :math:`H`.
 
     Args:
-        product: Maps a vector to :math:`H` times it, such as a Hessian-vector product. Vectors are lists of tensors.
+        product: Maps a vector to :math:`H` times that vector, as a Hessian-vector product does. Vectors are lists of
+            tensors.
         vector: The right-hand side :math:`v`.
         damping: :math:`\lambda \ge 0`. The Hessian of a network has negative eigenvalues; the damping has to outweigh
             them.
-        iterations: Most products made.
-        tolerance: Stop when the residual's norm is below this share of that of :math:`v`.
+        iterations: Maximum number of products.
+        tolerance: Stop when the norm of the residual is below this fraction of the norm of :math:`v`.
 
     Returns:
         The solution :math:`x`, a list of tensors shaped as ``vector``.
 
     Raises:
-        ArithmeticError: If :math:`H + \lambda I` is found not to be positive definite.
+        ArithmeticError: If :math:`H + \lambda I` turns out not to be positive definite.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Sampled labels of the Gauss-Newton-Bartlett estimator."""
+"""Label sampling for the Gauss-Newton-Bartlett estimator."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_unlearn.functional.random import mixed_bits
 
 __all__ = ["sample_labels"]
 
-_CHUNK = 1 << 24  # logits at a time, so that a large vocabulary needs no second copy of all of them
+_CHUNK = 1 << 24  # logits processed at a time, so that a large vocabulary does not need a second copy of all of them
 
 
 @torch.no_grad()
@@ -17,13 +17,13 @@ def sample_labels(logits: Tensor, position: Tensor, *, seed: int = 0) -> Tensor:
     r"""Draw a label from the softmax at each position: :math:`\hat y_i \sim \mathrm{softmax}(z_i)`, in fp32.
 
     The square of the mean gradient under such labels, times the number of positions :math:`B`, is an unbiased estimate
-    of the diagonal of the Gauss-Newton matrix. The draw is a function of (seed, position) alone: no generator moves,
-    and positions that are spread over processes or micro-batches get the labels that they get together.
+    of the diagonal of the Gauss-Newton matrix. The draw depends only on (seed, position): it uses no generator state,
+    and positions get the same labels whether they are spread over processes or micro-batches, or read together.
 
     Args:
         logits: Shape ``(N, V)``.
-        position: A number of its own for each position, shape ``(N,)``, int64.
-        seed: Chooses the draw.
+        position: A unique number for each position, shape ``(N,)``, int64.
+        seed: Seed of the draw.
 
     Returns:
         Shape ``(N,)``, int64.

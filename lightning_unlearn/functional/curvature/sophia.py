@@ -1,4 +1,4 @@
-"""Sophia's update: momentum over a diagonal curvature, clipped per coordinate."""
+"""Sophia update: momentum divided by a diagonal curvature estimate, clipped per coordinate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 __all__ = ["sophia", "sophia_hessian"]
 
 _EPS = 1e-15
-_CHUNK = 1 << 16  # the five arrays of a chunk stay in the cache of a core between the operations on them
+_CHUNK = 1 << 16  # the five arrays of a chunk stay in a core's cache between the operations on them
 
 
 @torch.no_grad()
@@ -34,8 +34,9 @@ def sophia(
         \theta &\leftarrow (1 - \eta\lambda)\,\theta
           - \eta\,\mathrm{sign}(m) \min\Big(\frac{|m|}{\rho\, B\, \max(h, 0) + 10^{-15}},\ 1\Big)
 
-    No coordinate moves further than :math:`\eta`, decay aside. Where :math:`h = 0` it moves exactly that far, by the
-    sign of the momentum. :math:`h` is negative only with Hutchinson's estimate, and then counts as 0.
+    Apart from the decay, no coordinate moves further than :math:`\eta`. If :math:`h = 0`, it moves exactly that far, in
+    the direction of the momentum's sign. :math:`h` can only be negative with Hutchinson's estimate, and then counts as
+    0.
 
     Args:
         weights: Weights :math:`\theta`.
@@ -45,13 +46,15 @@ def sophia(
             [`sophia_hessian`][lightning_unlearn.functional.curvature.sophia.sophia_hessian].
         lr: Learning rate :math:`\eta`, the largest step of a coordinate.
         beta1: Decay of the momentum.
-        rho: Curvature scale :math:`\rho`; larger takes shorter steps and clips fewer of them.
-        bs: Tokens :math:`B` in the mean whose squared gradient was the estimate: :math:`B\,h` is the curvature.
+        rho: Curvature scale :math:`\rho`; with larger values, steps are shorter and fewer are clipped.
+        bs: Number of tokens :math:`B` in the mean whose squared gradient is the estimate: :math:`B\,h` is the
+            curvature.
         weight_decay: Decoupled weight decay :math:`\lambda`.
-        foreach: Run each operation over all tensors at once, which is quicker on a GPU and takes a copy of the weights.
+        foreach: Whether to run each operation over all tensors at once, which is faster on a GPU but needs a copy of
+            the weights.
 
     Returns:
-        Shape ``(2,)``: how many coordinates were clipped, and how many had momentum.
+        Shape ``(2,)``: the number of clipped coordinates, and the number of coordinates with momentum.
 
     Example:
         >>> import torch
@@ -78,13 +81,13 @@ def sophia(
 def sophia_hessian(
     hessians: Sequence[Tensor], estimates: Sequence[Tensor], *, beta2: float = 0.99, square: bool = False
 ) -> None:
-    r"""Take a curvature estimate into the running mean, in place: :math:`h \leftarrow \beta_2 h + (1 - \beta_2)\hat h`.
+    r"""Update the running mean of the curvature in place: :math:`h \leftarrow \beta_2 h + (1 - \beta_2)\hat h`.
 
     Args:
         hessians: Running means :math:`h`, fp32.
-        estimates: Estimates :math:`\hat h`: for Gauss-Newton-Bartlett, squares of a mean gradient under drawn labels.
+        estimates: Estimates :math:`\hat h`: for Gauss-Newton-Bartlett, squares of a mean gradient under sampled labels.
         beta2: Decay of the running mean.
-        square: Take the squares of what is given.
+        square: Whether to square ``estimates`` first.
 
     Example:
         >>> import torch
@@ -131,7 +134,7 @@ def _single_tensor(
 
 
 def _squares(signs: Tensor) -> Tensor:
-    """How many of some signs are not 0; counting takes eight times as long as a product."""
+    """Number of non-zero signs; counting takes eight times as long as a product."""
     flat = signs.reshape(-1)
     return torch.dot(flat, flat)
 
@@ -166,7 +169,7 @@ def _multi_tensor(
 
 
 def _groups(*columns: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
-    """Tensors of one device and type together."""
+    """Tensors grouped by device and type."""
     groups: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = {}
     for row in zip(*columns, strict=True):
         groups.setdefault((row[0].device, row[0].dtype), []).append(row)

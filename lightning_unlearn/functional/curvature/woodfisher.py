@@ -16,17 +16,17 @@ def woodfisher(gradients: Iterable[Tensor], vector: Sequence[Tensor], *, damping
 
     .. math:: \hat H^{-1} v, \quad \hat H = \lambda I + \frac{1}{M} \sum_j g_j g_j^\top
 
-    WoodFisher builds the inverse by :math:`M` rank-one updates; their end result is one solve of an
+    WoodFisher builds the inverse by :math:`M` rank-one updates; the result equals one solve of an
     :math:`M \times M` system (Woodbury), done here by a Cholesky factorization in fp64:
 
     .. math:: \hat H^{-1} v = \lambda^{-1}\big[v - G^\top (\lambda M I + G G^\top)^{-1} G v\big]
 
     It is exact for the full matrix over all weights. The weights come in blocks, and only products of a block's
-    gradients are ever made. Call it once per block for the block-diagonal variant.
+    gradients are ever computed. For the block-diagonal variant, call it once per block.
 
     Args:
-        gradients: Per-sample gradients :math:`G`, one tensor of shape ``(M, d_i)`` for each block of weights. Read
-            twice, a block at a time, so it may make its blocks while it is read.
+        gradients: Per-sample gradients :math:`G`, one tensor of shape ``(M, d_i)`` for each block of weights. They are
+            read twice, one block at a time, so blocks may be computed on the fly.
         vector: The vector :math:`v`, one tensor of shape ``(d_i,)`` for each block.
         damping: :math:`\lambda > 0`.
 

@@ -1,4 +1,4 @@
-"""Scores of label probabilities, targets from several annotators, parsed ratings, and agreement with people."""
+"""Expected scores, soft labels, parsed ratings, and agreement with human ratings."""
 
 from lightning_unlearn.functional.dialogue.agreement import class_counts, cohen_kappa, macro_f1, macro_recall
 from lightning_unlearn.functional.dialogue.correlation import average_ranks, kendall, pearson, spearman

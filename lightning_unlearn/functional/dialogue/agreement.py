@@ -1,4 +1,4 @@
-"""Agreement of predicted classes with true ones, many sets at a time."""
+"""Agreement between predicted and true classes, for many sets at a time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["class_counts", "cohen_kappa", "macro_f1", "macro_recall"]
 
 
 def class_counts(predicted: Tensor, true: Tensor, classes: int) -> Tensor:
-    """How often each class is predicted for each true class.
+    """Number of times that each class is predicted for each true class.
 
     Args:
         predicted: Class numbers, shape ``(..., N)``, int64.
-        true: The same shape.
-        classes: How many classes there are.
+        true: True class numbers, same shape.
+        classes: Number of classes.
 
     Returns:
         Shape ``(..., classes, classes)``, fp64: true class, then predicted class.
@@ -63,7 +63,7 @@ def macro_recall(counts: Tensor) -> Tensor:
 
 
 def cohen_kappa(counts: Tensor) -> Tensor:
-    r"""Cohen's kappa, the agreement beyond that of chance.
+    r"""Cohen's kappa, the agreement beyond chance.
 
     $$\kappa = \frac{p_o - p_e}{1 - p_e}$$
 
@@ -71,7 +71,7 @@ def cohen_kappa(counts: Tensor) -> Tensor:
         counts: From `class_counts`, shape ``(..., C, C)``.
 
     Returns:
-        Shape ``(...)``, fp64; NaN where both sides are the same one class throughout.
+        Shape ``(...)``, fp64; NaN if both sides consist of one and the same class.
 
     Example:
         >>> true, predicted = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1])

@@ -1,4 +1,4 @@
-"""Correlations of paired numbers, many sets of pairs at a time."""
+"""Correlations of paired numbers, for many sets of pairs at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["average_ranks", "kendall", "pearson", "spearman"]
 
 
 def average_ranks(values: Tensor) -> Tensor:
-    """Ranks from 1 on, where equal values share the mean of their ranks.
+    """Ranks starting at 1, where equal values share the mean of their ranks.
 
     Args:
         values: Shape ``(..., N)``.
@@ -29,7 +29,7 @@ def average_ranks(values: Tensor) -> Tensor:
 
 
 def pearson(x: Tensor, y: Tensor) -> Tensor:
-    r"""Pearson's correlation.
+    r"""Pearson correlation.
 
     $$r = \frac{\sum_i (x_i - \bar x)(y_i - \bar y)}{\sqrt{\sum_i (x_i - \bar x)^2 \sum_i (y_i - \bar y)^2}}$$
 
@@ -38,14 +38,14 @@ def pearson(x: Tensor, y: Tensor) -> Tensor:
         y: The same shape.
 
     Returns:
-        Shape ``(...)``, fp64; NaN where one side is constant.
+        Shape ``(...)``, fp64; NaN if one side is constant.
 
     Example:
         >>> pearson(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 4.0])).item()
         0.981...
     """
     x, y = (side.double() for side in (x, y))
-    # The mean of equal numbers can differ from them by rounding, which would make a correlation of noise.
+    # The mean of equal numbers can differ from them by rounding, which would give a correlation of noise.
     constant = (x == x[..., :1]).all(-1) | (y == y[..., :1]).all(-1)
     x, y = (side - side.mean(-1, keepdim=True) for side in (x, y))
     r = (x * y).sum(-1) / ((x * x).sum(-1) * (y * y).sum(-1)).sqrt()
@@ -53,16 +53,16 @@ def pearson(x: Tensor, y: Tensor) -> Tensor:
 
 
 def spearman(x: Tensor, y: Tensor) -> Tensor:
-    r"""Spearman's rank correlation: Pearson's correlation of average ranks.
+    r"""Spearman rank correlation: the Pearson correlation of average ranks.
 
-    $1 - 6 \sum_i d_i^2 / (N (N^2 - 1))$ is the same only where no two numbers are equal.
+    $1 - 6 \sum_i d_i^2 / (N (N^2 - 1))$ is equal to it only if no two numbers are equal.
 
     Args:
         x: Shape ``(..., N)``.
         y: The same shape.
 
     Returns:
-        Shape ``(...)``, fp64; NaN where one side is constant.
+        Shape ``(...)``, fp64; NaN if one side is constant.
 
     Example:
         >>> x, y = torch.tensor([1.0, 2, 2, 4, 5]), torch.tensor([1.0, 3, 2, 5, 4])
@@ -73,7 +73,7 @@ def spearman(x: Tensor, y: Tensor) -> Tensor:
 
 
 def kendall(x: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
-    r"""Kendall's $\tau_b$ of pairs, each of which may count several times.
+    r"""Kendall's $\tau_b$ of pairs, each of which can count several times.
 
     $$\tau_b = \frac{\sum_{ij} w_i w_j s^x_{ij} s^y_{ij}}{\sqrt{\sum_{ij} w_i w_j |s^x_{ij}|
       \sum_{ij} w_i w_j |s^y_{ij}|}}, \qquad s^x_{ij} = \mathrm{sign}(x_i - x_j)$$
@@ -81,11 +81,11 @@ def kendall(x: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
     Args:
         x: Shape ``(N,)``.
         y: Shape ``(N,)``.
-        weights: How often each pair counts, shape ``(D, N)``, such as in ``D`` bootstrap samples; each counts once by
-            default.
+        weights: Multiplicity of each pair, shape ``(D, N)``, for example in ``D`` bootstrap samples; by default each
+            counts once.
 
     Returns:
-        Shape ``(D,)``, or a scalar without weights, fp64; NaN where one side is constant.
+        Shape ``(D,)``, or a scalar without weights, fp64; NaN if one side is constant.
 
     Example:
         >>> kendall(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 3.0, 2.0])).item()
@@ -93,7 +93,7 @@ def kendall(x: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
     """
     w = torch.ones(1, len(x), dtype=torch.float64, device=x.device) if weights is None else weights.double()
     sums = torch.zeros(3, len(w), dtype=torch.float64, device=x.device)
-    for rows in torch.arange(len(x), device=x.device).split(1024):  # all at once would take N x N numbers
+    for rows in torch.arange(len(x), device=x.device).split(1024):  # all at once would need N x N numbers
         sx, sy = ((side[rows, None] - side).sign().double() for side in (x, y))
         for number, signs in enumerate((sx * sy, sx.abs(), sy.abs())):
             sums[number] += ((w[:, rows] @ signs) * w).sum(-1)

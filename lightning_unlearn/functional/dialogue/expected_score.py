@@ -1,4 +1,4 @@
-"""Scores of a scale from the log-probabilities of its labels."""
+"""Rating scores from the log-probabilities of the scale's labels."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __all__ = ["argmax_score", "expected_score", "label_log_probs", "label_weights",
 
 
 def label_weights(log_probs: Tensor, top_k: int | None = None) -> Tensor:
-    r"""Probability of each label among the labels, :math:`p_i = e^{\ell_i} / \sum_j e^{\ell_j}`.
+    r"""Probability of each label relative to all labels, :math:`p_i = e^{\ell_i} / \sum_j e^{\ell_j}`.
 
     Log-probabilities :math:`\ell_i` are negative: dividing them by their sum would give the least likely label the
-    most weight. Logits serve as well, as a constant on all of them changes nothing.
+    largest weight. Logits work as well, because a constant added to all of them changes nothing.
 
     Args:
         log_probs: Log-probabilities or logits of the labels, shape ``(..., L)``.
-        top_k: Keep only so many of the most likely labels; of equal ones the lowest.
+        top_k: Keep only this many of the most likely labels; among equal ones, the lowest.
 
     Returns:
         Shape ``(..., L)``, fp32; sums to 1.
@@ -44,7 +44,7 @@ def expected_score(log_probs: Tensor, values: Tensor, top_k: int | None = None) 
     Args:
         log_probs: Log-probabilities or logits of the labels, shape ``(..., L)``.
         values: The number that each label stands for, shape ``(L,)``.
-        top_k: Keep only so many of the most likely labels.
+        top_k: Keep only this many of the most likely labels.
 
     Returns:
         Shape ``(...,)``, fp32, in ``[min v, max v]``.
@@ -59,11 +59,11 @@ def expected_score(log_probs: Tensor, values: Tensor, top_k: int | None = None) 
     """
     values = values.float()
     score = (label_weights(log_probs, top_k) * values).sum(-1)
-    return score.clamp(values.min(), values.max())  # rounding may leave the scale
+    return score.clamp(values.min(), values.max())  # rounding could exceed the scale
 
 
 def argmax_score(log_probs: Tensor, values: Tensor) -> Tensor:
-    """Value of the most likely label; of equal ones the lowest.
+    """Value of the most likely label; among equal ones, the lowest.
 
     Args:
         log_probs: Log-probabilities or logits of the labels, shape ``(..., L)``.
@@ -76,7 +76,7 @@ def argmax_score(log_probs: Tensor, values: Tensor) -> Tensor:
 
 
 def ratio_score(log_probs: Tensor) -> Tensor:
-    r"""Share of the upper one of two labels, :math:`p_+ / (p_+ + p_-)`.
+    r"""Share of the upper of two labels, :math:`p_+ / (p_+ + p_-)`.
 
     Args:
         log_probs: Log-probabilities or logits of the lower and the upper label, shape ``(..., 2)``.
@@ -99,14 +99,14 @@ def ratio_score(log_probs: Tensor) -> Tensor:
 
 
 def label_log_probs(tails: list[tuple[int, ...]], step: dict[tuple[int, ...], dict[int, Tensor]]) -> Tensor:
-    r"""Log-probability of labels of several tokens by the chain rule, :math:`\sum_t \log p(x_t \mid x_{<t})`.
+    r"""Log-probability of multi-token labels by the chain rule, :math:`\sum_t \log p(x_t \mid x_{<t})`.
 
-    A label that begins another one, such as ``1`` and ``10``, does not count what goes on to the other:
-    :math:`p(\text{1}) (1 - p(\text{0} \mid \text{1}))`.
+    If one label is a prefix of another, such as ``1`` and ``10``, its probability excludes the continuation to the
+    longer label: :math:`p(\text{1}) (1 - p(\text{0} \mid \text{1}))`.
 
     Args:
         tails: Tokens of each label.
-        step: For each beginning of a label, the log-probabilities of the tokens that go on from it, each of shape
+        step: For each prefix of a label, the log-probabilities of the tokens that continue it, each of shape
             ``(N,)``.
 
     Returns:

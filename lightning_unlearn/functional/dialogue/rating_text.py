@@ -1,4 +1,4 @@
-"""Ratings found in what a judge has written."""
+"""Parser of ratings in a judge's text."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ RATING_PATTERN = r"\brating[\s*_]*[:=]?[\s*_\[]*(\d+(?:\.\d+)?)"
 def parse_rating(
     text: str, low: float, high: float, which: Which = "last", pattern: str = RATING_PATTERN
 ) -> float | None:
-    """The number after the word "rating", in any case of its letters.
+    """The number after the word "rating", in upper or lower case.
 
     Args:
-        text: What the judge has written.
-        low: Least rating.
-        high: Greatest rating.
-        which: Which match counts: the last one where an analysis comes before the rating, the first where it follows.
+        text: Text written by the judge.
+        low: Lowest rating.
+        high: Highest rating.
+        which: Match that counts: the last one if an analysis precedes the rating, the first one if it follows.
         pattern: Regular expression whose first group is the number.
 
     Returns:
-        The rating; ``None`` where there is none, or one outside ``[low, high]``.
+        The rating; ``None`` if there is none, or one outside ``[low, high]``.
 
     Example:
         >>> texts = ["Rating: 4", "rating = 3.5", "Analysis: 2 issues. Rating: 5", "Rating: 7", ""]
@@ -43,15 +43,15 @@ def parse_rating(
 
 
 def parse_label(text: str, labels: Sequence[str], which: Which = "last") -> int | None:
-    """Number of the label after the word "rating", for labels that are words.
+    """Index of the label after the word "rating", for labels that are words.
 
     Args:
-        text: What the judge has written.
+        text: Text written by the judge.
         labels: The labels.
-        which: Which match counts.
+        which: Match that counts.
 
     Returns:
-        The number of the label; ``None`` where there is none.
+        The index of the label; ``None`` if there is none.
 
     Example:
         >>> parse_label("Rating: very good. Rating: good", ["bad", "good", "very good"], "first")

@@ -1,4 +1,4 @@
-"""Targets from the ratings of several annotators, and losses of label probabilities against them."""
+"""Soft targets from the ratings of several annotators, and losses of label probabilities against them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["expected_score_loss", "soft_label_nll", "soft_labels"]
 
 
 def soft_labels(ratings: Tensor, values: Tensor) -> Tensor:
-    r"""Share of the annotators behind each label.
+    r"""Fraction of the annotators for each label.
 
-    A rating between two labels counts for both, so that :math:`\sum_i q_i v_i` is the mean rating:
+    A rating between two labels is divided between both, so that :math:`\sum_i q_i v_i` is the mean rating:
     :math:`q_i = \frac1A \sum_a \max\big(0, 1 - |r_a - v_i| / |v_{i \pm 1} - v_i|\big)` with the neighbour on the side
-    of :math:`r_a`. Ratings off the scale count for its end.
+    of :math:`r_a`. Ratings outside the scale count as its nearest end.
 
     Args:
-        ratings: One rating of each annotator, shape ``(N, A)``; NaN where a row has fewer annotators.
+        ratings: One rating per annotator, shape ``(N, A)``; NaN if a row has fewer annotators.
         values: The number that each label stands for, increasing, shape ``(L,)``.
 
     Returns:
@@ -51,8 +51,8 @@ def soft_label_nll(log_probs: Tensor, targets: Tensor) -> Tensor:
     r"""Cross-entropy of label probabilities against a distribution over labels, :math:`-\sum_i q_i \ell_i`.
 
     Args:
-        log_probs: Log-probability :math:`\ell_i` of each label, shape ``(N, L)``; within the vocabulary the judge also
-            learns to write a label.
+        log_probs: Log-probability :math:`\ell_i` of each label, shape ``(N, L)``; if normalized over the vocabulary,
+            the judge also learns to write a label.
         targets: The distributions :math:`q`, shape ``(N, L)``.
 
     Returns:
@@ -63,7 +63,7 @@ def soft_label_nll(log_probs: Tensor, targets: Tensor) -> Tensor:
         >>> round(soft_label_nll(log_probs, torch.tensor([[0.5, 0.5, 0.0]])).item(), 4)
         1.0397
     """
-    # A label that nobody gives has no part in the loss, even if its probability is 0.
+    # A label that nobody chose does not contribute to the loss, even if its probability is 0.
     return -torch.where(targets > 0, targets * log_probs.float(), 0.0).sum(-1)
 
 

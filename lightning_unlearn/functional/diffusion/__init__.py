@@ -1,4 +1,4 @@
-"""Mathematics of concept erasure in diffusion models."""
+"""Formulas of concept erasure in diffusion models."""
 
 from lightning_unlearn.functional.diffusion.attention_spread import attention_map, attention_spread, half_mass_area
 from lightning_unlearn.functional.diffusion.canvas_accuracy import (

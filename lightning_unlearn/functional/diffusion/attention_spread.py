@@ -1,4 +1,4 @@
-"""Maps of the attention to some tokens, and how far they spread over the image."""
+"""Attention maps of tokens, and their spread over the image."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["attention_map", "attention_spread", "half_mass_area"]
 
 
 def attention_map(probabilities: Sequence[Tensor], positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    r"""Attention of each place of the image to some tokens.
+    r"""Attention of each position of the image to the given tokens.
 
     $$m(q) = \frac{1}{\sum_l H_l} \sum_{l,h} \sum_{c \in P} A_{lh}[q, c]$$
 
-    with layers of fewer places brought to the grid.
+    Layers with fewer positions are resized to the grid.
 
     Args:
         probabilities: $A_l$ of each layer, shape ``(B, heads, queries, L)``; its queries are those of the grid, or
-            of the grid halved once or several times, row by row.
+            of the grid halved one or more times, in row-major order.
         positions: The tokens $P$, boolean, shape ``(B, L)``.
         grid: Height and width of the latents.
 
@@ -29,7 +29,7 @@ def attention_map(probabilities: Sequence[Tensor], positions: Tensor, grid: tupl
         Shape ``(B, *grid)``, in [0, 1], fp32.
 
     Raises:
-        ValueError: If there is no layer, or the places of one don't fit the grid.
+        ValueError: If there is no layer, or the positions of a layer don't fit the grid.
 
     Example:
         >>> attention = torch.tensor([[[[0.2, 0.8], [0.4, 0.6]]]])
@@ -42,23 +42,23 @@ def attention_map(probabilities: Sequence[Tensor], positions: Tensor, grid: tupl
     for layer in probabilities:
         held = (layer.float() * positions[:, None, None, :]).sum((1, 3))
         map = held.unflatten(1, _size(layer.shape[2], grid))
-        # Between sizes of a whole ratio, "area" repeats or averages cells, which leaves the mean as it is.
+        # For integer size ratios, "area" repeats or averages cells, which preserves the mean.
         total += F.interpolate(map[:, None], grid, mode="area")[:, 0]
         heads += layer.shape[1]
     return total / heads
 
 
 def attention_spread(maps: Tensor) -> Tensor:
-    r"""Entropy of maps, as a share of that of the uniform one: $-\sum_q a(q) \log a(q) / \log Q$.
+    r"""Entropy of maps, relative to that of the uniform map: $-\sum_q a(q) \log a(q) / \log Q$.
 
     Args:
         maps: Masses, at least 0, shape ``(B, ...)`` with $Q \ge 2$ cells each; they need not sum to 1.
 
     Returns:
-        Shape ``(B,)``, in [0, 1], fp64: 0 for one cell, 1 for the same everywhere.
+        Shape ``(B,)``, in [0, 1], fp64: 0 for a single cell, 1 for a uniform map.
 
     Raises:
-        ValueError: If a map has no mass, or a single cell.
+        ValueError: If a map has no mass, or only one cell.
 
     Example:
         >>> attention_spread(torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 5.0, 0.0, 0.0]]))
@@ -69,16 +69,16 @@ def attention_spread(maps: Tensor) -> Tensor:
 
 
 def half_mass_area(maps: Tensor) -> Tensor:
-    """Smallest share of the cells that hold half of a map's mass.
+    """Smallest fraction of the cells that contains half of a map's mass.
 
     Args:
         maps: As for `attention_spread`.
 
     Returns:
-        Shape ``(B,)``, fp64: 1/Q for one cell, 1/2 for the same everywhere.
+        Shape ``(B,)``, fp64: 1/Q for a single cell, 1/2 for a uniform map.
 
     Raises:
-        ValueError: If a map has no mass, or a single cell.
+        ValueError: If a map has no mass, or only one cell.
 
     Example:
         >>> half_mass_area(torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 5.0, 0.0, 0.0]]))
@@ -86,7 +86,7 @@ def half_mass_area(maps: Tensor) -> Tensor:
     """
     shares = _shares(maps)
     held = shares.sort(1, descending=True).values.cumsum(1)
-    short = (held < 0.5 - 1e-9).sum(1)  # the sum of equal shares may round to less than a half
+    short = (held < 0.5 - 1e-9).sum(1)  # the sum of equal shares may round to less than one half
     return (short + 1).double() / shares.shape[1]
 
 
@@ -101,7 +101,7 @@ def _shares(maps: Tensor) -> Tensor:
 
 
 def _size(queries: int, grid: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of a layer: the grid, halved as strided convolutions halve it."""
+    """Height and width of a layer: the grid, halved as strided convolutions do."""
     height, width = grid
     while height * width > queries:
         height, width = (height + 1) // 2, (width + 1) // 2

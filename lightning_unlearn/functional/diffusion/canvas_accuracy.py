@@ -58,9 +58,10 @@ def concept_accuracies(hits: Tensor, n: Tensor, kind: Literal["style", "object"]
     $$a_S(s) = \frac{\sum_o h_{so}}{\sum_o n_{so}}, \qquad a_O(o) = \frac{\sum_s h_{so}}{\sum_s n_{so}}$$
 
     Args:
-        hits: Images $h$ that the judge of this kind has right, for each style and object, shape ``(S, O)``.
+        hits: Number of images $h$ that the judge of this kind classifies correctly, for each style and object, shape
+            ``(S, O)``.
         n: Number of images, of the same shape.
-        kind: Whether accuracies are those of styles or of objects.
+        kind: Whether to compute accuracies of styles or of objects.
 
     Returns:
         Shape ``(S,)`` or ``(O,)``, fp64.
@@ -84,8 +85,8 @@ def erasure_accuracies(own: Tensor, other: Tensor, target: int) -> ErasureAccura
 
     Args:
         own: Accuracies $a$ on the concepts of the target's kind, shape ``(K,)``.
-        other: Accuracies $a'$ on those of the other kind, shape ``(L,)``.
-        target: Position of the target $c^*$ in ``own``.
+        other: Accuracies $a'$ on the concepts of the other kind, shape ``(L,)``.
+        target: Index of the target $c^*$ in ``own``.
 
     Raises:
         ValueError: If there is no other concept of the target's kind.
@@ -112,18 +113,18 @@ def canvas_accuracies(
     target: int,
     include_target: bool = True,
 ) -> ErasureAccuracies:
-    """UA, IRA and CRA from counts of right images.
+    """UA, IRA and CRA from counts of correctly classified images.
 
     Args:
-        style_hits: Images whose style is right, for each style and object that was asked for, shape ``(S, O)``.
-        object_hits: Images whose object is right, of the same shape.
+        style_hits: Number of images with the correct style, for each requested style and object, shape ``(S, O)``.
+        object_hits: Number of images with the correct object, of the same shape.
         n: Number of images, of the same shape.
         kind: Kind of the target.
-        target: Its position among the styles or objects.
-        include_target: Whether CRA counts the images in which the target was asked for, as the published code does.
+        target: Its index among the styles or objects.
+        include_target: Whether CRA counts the images for which the target was requested, as the published code does.
 
     Raises:
-        ValueError: If a concept has no image, or there is no other one of the target's kind.
+        ValueError: If a concept has no image, or there is no other concept of the target's kind.
 
     Example:
         >>> style = torch.tensor([[0, 1], [1, 1]])
@@ -143,22 +144,22 @@ def canvas_accuracies(
 
 
 def pair_accuracies(hits: Tensor, n: Tensor, style: int, object: int) -> PairAccuracies:
-    r"""UA, SC, OC and UP of a pair, from counts of right images.
+    r"""UA, SC, OC and UP of a pair, from counts of correctly classified images.
 
-    With the share $b(s, o)$ of right images of a style and an object, and the target $(s^*, o^*)$:
+    With the share $b(s, o)$ of correct images of a style and an object, and the target $(s^*, o^*)$:
 
     $$\mathrm{UA} = 1 - b(s^*, o^*), \quad \mathrm{SC} = \operatorname*{mean}_{o \ne o^*} b(s^*, o), \quad
     \mathrm{OC} = \operatorname*{mean}_{s \ne s^*} b(s, o^*), \quad
     \mathrm{UP} = \operatorname*{mean}_{s \ne s^*, o \ne o^*} b(s, o)$$
 
     Args:
-        hits: Right images, shape ``(S, O)``.
+        hits: Number of correct images, shape ``(S, O)``.
         n: Number of images, of the same shape; the pair may have more than the others.
-        style: Position $s^*$ of the style.
-        object: Position $o^*$ of the object.
+        style: Index $s^*$ of the style.
+        object: Index $o^*$ of the object.
 
     Raises:
-        ValueError: If a pair has no image, or there is one style or one object only.
+        ValueError: If a pair has no image, or there is only one style or one object.
 
     Example:
         >>> hits, n = torch.tensor([[0, 0], [1, 1]]), torch.ones(2, 2)
@@ -166,7 +167,7 @@ def pair_accuracies(hits: Tensor, n: Tensor, style: int, object: int) -> PairAcc
         [1.0, 0.0, 1.0, 1.0]
 
     References:
-        Zhang et al., *UnlearnCanvas*, arXiv:2402.11846. It does not define when an image is right.
+        Zhang et al., *UnlearnCanvas*, arXiv:2402.11846. It does not define when an image is correct.
     """
     quadrants = pair_quadrants(n.shape[0], n.shape[1], style, object)
     if empty := (n == 0).nonzero().tolist():
@@ -177,20 +178,20 @@ def pair_accuracies(hits: Tensor, n: Tensor, style: int, object: int) -> PairAcc
 
 
 def pair_quadrants(styles: int, objects: int, style: int, object: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The parts of a grid of styles and objects in which UA, SC, OC and UP of a pair are measured.
+    """Masks of the style-object grid over which UA, SC, OC and UP of a pair are measured.
 
     Args:
         styles: Number of styles, at least 2.
         objects: Number of objects, at least 2.
-        style: Position of the style of the pair.
-        object: Position of its object.
+        style: Index of the style of the pair.
+        object: Index of its object.
 
     Returns:
         The pair, the style with other objects, the object in other styles, and the rest, each boolean of shape
         ``(S, O)``.
 
     Raises:
-        ValueError: If there is one style or one object only.
+        ValueError: If there is only one style or one object.
     """
     if min(styles, objects) < 2:
         raise ValueError(f"A pair is compared with others, but there are {styles} styles and {objects} objects.")
@@ -206,26 +207,26 @@ def retained_accuracy(
     objects: Sequence[int] = (),
     include_target: bool = True,
 ) -> Tensor:
-    r"""Retain accuracy on what was not yet requested to be erased.
+    r"""Retain accuracy on the concepts whose erasure has not been requested yet.
 
     $$\mathrm{RA} =
     \tfrac12 \operatorname*{mean}_{s \notin T} a_S(s) + \tfrac12 \operatorname*{mean}_{o \notin T} a_O(o)$$
 
-    That is $\tfrac12(\mathrm{IRA} + \mathrm{CRA})$ where all requests $T$ are of one kind.
+    This is $\tfrac12(\mathrm{IRA} + \mathrm{CRA})$ if all requests $T$ are of one kind.
 
     Args:
-        style_hits: Images whose style is right, shape ``(S, O)``.
-        object_hits: Images whose object is right, of the same shape.
+        style_hits: Number of images with the correct style, shape ``(S, O)``.
+        object_hits: Number of images with the correct object, of the same shape.
         n: Number of images, of the same shape.
-        styles: Positions of the styles that were requested.
-        objects: Positions of the objects that were requested.
-        include_target: Whether images in which a requested concept was asked for count for the others.
+        styles: Indices of the styles whose erasure was requested.
+        objects: Indices of the objects whose erasure was requested.
+        include_target: Whether images of a prompt with an erased concept count for the other concepts.
 
     Returns:
         Scalar, fp64, in [0, 1].
 
     Raises:
-        ValueError: If nothing is left, or without an image.
+        ValueError: If no concept is left, or a concept has no image.
     """
     kept_styles = [s for s in range(n.shape[0]) if s not in set(styles)]
     kept_objects = [o for o in range(n.shape[1]) if o not in set(objects)]
@@ -238,13 +239,13 @@ def retained_accuracy(
 
 
 def rebound(ua: Tensor) -> Tensor:
-    r"""How far each target has come back at the end of a sequence of erasures.
+    r"""Rebound of each target: how far it has come back at the end of a sequence of erasures.
 
     $$\mathrm{rebound}_i = \max_{j \ge i} U_{ij} - U_{iN}$$
 
     Args:
-        ua: Unlearning accuracy $U_{ij}$ of target $i$ after step $j$, shape ``(N, N)``; nothing below the diagonal is
-            read.
+        ua: Unlearning accuracy $U_{ij}$ of target $i$ after step $j$, shape ``(N, N)``; entries below the diagonal are
+            ignored.
 
     Returns:
         Shape ``(N,)``, at least 0.
@@ -263,16 +264,16 @@ def rebound(ua: Tensor) -> Tensor:
 
 
 def redirect_entropy(counts: Tensor, target: int) -> Tensor:
-    r"""How evenly a target's images are spread over the other labels: 0 if all get the same one, 1 if all are equal.
+    r"""Spread of a target's images over the other labels: 0 if all get the same label, 1 if all labels are equal.
 
     $$-\frac{1}{\log(K - 1)} \sum_{k \ne c^*} p_k \log p_k, \qquad p_k = \frac{n_k}{\sum_{j \ne c^*} n_j}$$
 
     Args:
-        counts: Number $n_k$ of the target's images that get each label, shape ``(K,)``.
-        target: Label $c^*$ of the target, which is left out.
+        counts: Number $n_k$ of the target's images that are classified as each label, shape ``(K,)``.
+        target: Label $c^*$ of the target, which is excluded.
 
     Returns:
-        Scalar, fp64; NaN where no image gets another label.
+        Scalar, fp64; NaN if no image gets another label.
 
     Raises:
         ValueError: If there are fewer than two other labels.

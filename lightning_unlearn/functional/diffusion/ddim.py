@@ -1,4 +1,4 @@
-"""Noise levels of a diffusion model, and the deterministic sampler DDIM."""
+"""Noise levels of diffusion models and the deterministic DDIM sampler."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Prediction = Literal["epsilon", "v_prediction"]
 
 
 def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    r"""Latents at a noise level: $z_t = \sqrt{\bar\alpha_t}\, z_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon$.
+    r"""Noisy latents: $z_t = \sqrt{\bar\alpha_t}\, z_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon$.
 
     Args:
         latents: $z_0$, shape ``(B, C, H, W)``.
@@ -52,7 +52,7 @@ def prediction_target(latents: Tensor, noise: Tensor, alpha_bar: Tensor, predict
         Shape ``(B, C, H, W)``.
 
     Raises:
-        ValueError: If the prediction is neither.
+        ValueError: If ``prediction`` is neither.
 
     Example:
         >>> z, noise = torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 2.0)
@@ -72,11 +72,11 @@ def prediction_target(latents: Tensor, noise: Tensor, alpha_bar: Tensor, predict
 def ddim_step(
     latents: Tensor, output: Tensor, alpha_bar: Tensor, next_alpha_bar: Tensor, prediction: Prediction
 ) -> Tensor:
-    r"""One deterministic step of DDIM: $z_s = \sqrt{\bar\alpha_s}\,\hat z_0 + \sqrt{1-\bar\alpha_s}\,\hat\epsilon$.
+    r"""One deterministic DDIM step: $z_s = \sqrt{\bar\alpha_s}\,\hat z_0 + \sqrt{1-\bar\alpha_s}\,\hat\epsilon$.
 
     Args:
         latents: $z_t$, shape ``(B, C, H, W)``.
-        output: The model's output there, same shape.
+        output: The model's output for them, same shape.
         alpha_bar: $\bar\alpha_t$ in (0, 1), scalar.
         next_alpha_bar: $\bar\alpha_s$ of the lower noise level, scalar.
         prediction: Kind of the output: ``"epsilon"`` or ``"v_prediction"``.
@@ -85,7 +85,7 @@ def ddim_step(
         Shape ``(B, C, H, W)``.
 
     Raises:
-        ValueError: If the prediction is neither.
+        ValueError: If ``prediction`` is neither.
 
     Example:
         >>> z, noise = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
@@ -106,7 +106,7 @@ def ddim_step(
 
 
 def ddim_timesteps(steps: int, train_steps: int = 1000, offset: int = 1) -> Tensor:
-    """Timesteps of a sampler, evenly spaced, from the noisy end.
+    """Evenly spaced timesteps of a sampler, from the noisy end.
 
     Args:
         steps: Number of steps ``S``.
@@ -117,7 +117,7 @@ def ddim_timesteps(steps: int, train_steps: int = 1000, offset: int = 1) -> Tens
         Shape ``(S,)``, int64, descending.
 
     Raises:
-        ValueError: If there are not that many levels.
+        ValueError: If there are fewer levels than steps.
 
     Example:
         >>> ddim_timesteps(50)[:3], ddim_timesteps(50)[-1]
@@ -131,17 +131,17 @@ def ddim_timesteps(steps: int, train_steps: int = 1000, offset: int = 1) -> Tens
 def ldm_timesteps(index: int, steps: int, train_steps: int = 1000) -> tuple[int, int, int]:
     """Pairing of latents with a timestep in the code of the authors of ESD and AdvUnlearn.
 
-    ``index`` counts sampler steps from the clean end. The sampler stops after it has run step ``index - 1``, which
-    leaves latents of the level of step ``index - 2``, while the timestep belongs to step ``index``: the latents are
-    about two steps cleaner than the timestep says. Indices 0 and 1 both run every step.
+    ``index`` counts sampler steps from the clean end. The sampler stops after step ``index - 1``, so the latents are at
+    the noise level of step ``index - 2``, while the timestep belongs to step ``index``: the latents are about two steps
+    cleaner than the timestep says. Indices 0 and 1 both run all steps.
 
     Args:
         index: In ``[0, steps)``.
-        steps: Steps of the sampler.
+        steps: Number of sampler steps.
         train_steps: Number of noise levels.
 
     Returns:
-        The number of steps to run, and the range ``[low, high)`` of which the timestep is drawn.
+        The number of steps to run, and the range ``[low, high)`` from which the timestep is drawn.
 
     Example:
         >>> ldm_timesteps(0, 50), ldm_timesteps(25, 50), ldm_timesteps(49, 50)
@@ -152,14 +152,14 @@ def ldm_timesteps(index: int, steps: int, train_steps: int = 1000) -> tuple[int,
 
 
 def attack_timesteps(levels: int = 50, train_steps: int = 1000) -> list[int]:
-    """Timesteps in the middle of equal parts of the noise levels, from the clean end.
+    """Timesteps at the centres of equal parts of the noise levels, from the clean end.
 
     Args:
         levels: Number of timesteps.
         train_steps: Number of noise levels ``T`` that the model was trained on.
 
     Raises:
-        ValueError: If there are not that many levels.
+        ValueError: If there are fewer levels than timesteps.
 
     Example:
         >>> attack_timesteps(10)

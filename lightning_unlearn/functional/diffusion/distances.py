@@ -1,4 +1,4 @@
-"""Distances of features: of paired images, and of normal distributions."""
+"""Feature distances between paired images and between normal distributions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["feature_distance", "frechet_distance"]
 
 
 def feature_distance(features: nn.Module, images: Tensor, others: Tensor) -> Tensor:
-    r"""Cosine distance $1 - \cos(f(x), f(y))$ of the features of paired images, such as those of one prompt and seed.
+    r"""Cosine distance $1 - \cos(f(x), f(y))$ between features of paired images, such as those of one prompt and seed.
 
-    It stands where papers print LPIPS, but is not comparable with it.
+    It is used where papers report LPIPS, but its values are not comparable with LPIPS.
 
     Args:
-        features: Gives ``(B, D)`` for a batch.
+        features: Module that maps a batch to features ``(B, D)``.
         images: Shape ``(B, ...)``.
         others: Same shape.
 
@@ -22,7 +22,7 @@ def feature_distance(features: nn.Module, images: Tensor, others: Tensor) -> Ten
         Shape ``(B,)``, in [0, 2].
 
     Raises:
-        ValueError: If there are not as many of both.
+        ValueError: If the batches differ in size.
 
     Example:
         >>> feature_distance(nn.Identity(), torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
@@ -34,12 +34,12 @@ def feature_distance(features: nn.Module, images: Tensor, others: Tensor) -> Ten
 
 
 def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> Tensor:
-    r"""Squared Fréchet distance of two normal distributions, which FID takes of features.
+    r"""Squared Fréchet distance between two normal distributions, which FID applies to features.
 
     $$\|\mu_1 - \mu_2\|^2 + \operatorname{tr}\Sigma_1 + \operatorname{tr}\Sigma_2
     - 2 \operatorname{tr}\big(\Sigma_1^{1/2} \Sigma_2 \Sigma_1^{1/2}\big)^{1/2}$$
 
-    In double precision; covariances need not have full rank.
+    Computed in double precision; covariances need not have full rank.
 
     Args:
         mean: $\mu_1$, shape ``(D,)``.
@@ -59,7 +59,7 @@ def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other
         arXiv:1706.08500, eq. 6.
     """
     a, b = covariance.double(), other_covariance.double()
-    # The trace is the nuclear norm of the product of the roots: nothing is squared, so rounding is not rooted.
+    # The trace is the nuclear norm of the product of the roots: without squaring, rounding errors are not amplified.
     between = torch.linalg.svdvals(_root(a) @ _root(b)).sum()
     return (mean.double() - other_mean.double()).square().sum() + a.trace() + b.trace() - 2 * between
 

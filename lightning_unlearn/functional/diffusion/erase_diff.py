@@ -1,4 +1,4 @@
-"""Multiplier of EraseDiff."""
+"""Multiplier of EraseDiff for the forget gradient."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def erasediff_multiplier(
     rule: MultiplierRule = "cosine",
     eta: float = 0.1,
 ) -> Tensor:
-    r"""Weight $\lambda$ of the forget gradient $\nabla q$ beside the retain gradient $\nabla f$.
+    r"""Weight $\lambda$ of the forget gradient $\nabla q$ relative to the retain gradient $\nabla f$.
 
-    ``"cosine"``, the released code: $\lambda = \max(0,\; \eta - \cos(\nabla f, \nabla q))$, in $[0, 1 + \eta]$.
-    ``"norm"`` and ``"value"``, the rule of BOME, $\lambda = \max(0,\; (\phi - \langle\nabla f, \nabla q\rangle) /
-    \|\nabla q\|^2)$, with $\phi = \eta \|\nabla q\|^2$ and with $\phi = \eta\, q$: the smallest weight with which a
-    step lowers $q$ at the rate $\phi$.
+    ``"cosine"`` is the rule of the released code: $\lambda = \max(0,\; \eta - \cos(\nabla f, \nabla q))$, in
+    $[0, 1 + \eta]$. ``"norm"`` and ``"value"`` are the rule of BOME, $\lambda = \max(0,\; (\phi - \langle\nabla f,
+    \nabla q\rangle) / \|\nabla q\|^2)$, with $\phi = \eta \|\nabla q\|^2$ and $\phi = \eta\, q$: the smallest weight
+    with which a step lowers $q$ at the rate $\phi$.
 
     Args:
         inner: $\langle\nabla f, \nabla q\rangle$, a scalar.
         retain_norm: $\|\nabla f\|$, a scalar.
-        forget_norm: $\|\nabla q\|$, a scalar; where it is 0, so is $\lambda$.
+        forget_norm: $\|\nabla q\|$, a scalar; if it is 0, so is $\lambda$.
         gap: $q$, a scalar, for ``"value"``.
-        rule: The rule.
+        rule: ``"cosine"``, ``"norm"`` or ``"value"``.
         eta: $\eta \ge 0$.
 
     Returns:

@@ -10,8 +10,8 @@ __all__ = ["esd_target"]
 def esd_target(unconditional: Tensor, concept: Tensor, base: Tensor | None = None, *, eta: float = 1.0) -> Tensor:
     r"""Target of ESD for the concept: $e_b - \eta\,(e_p - e_0)$.
 
-    All outputs are the frozen model's. With $e_b = e_0$ (the paper) this is classifier-free guidance with weight
-    $-\eta$. The authors' newer code takes $e_b = e_p$, so that its $\eta$ is larger by 1 for the same target.
+    All outputs come from the frozen model. With $e_b = e_0$ (the paper) this is classifier-free guidance with weight
+    $-\eta$. The authors' newer code uses $e_b = e_p$, so its $\eta$ is larger by 1 for the same target.
 
     Args:
         unconditional: $e_0$, output for the empty prompt, shape ``(B, C, H, W)``.

@@ -11,9 +11,9 @@ __all__ = ["attention_norm", "token_positions"]
 
 
 def attention_norm(probabilities: Sequence[Tensor], positions: Tensor) -> Tensor:
-    r"""Attention to some tokens: $\sqrt{\sum_{l,h,q} \sum_{k \in P} A_{lhqk}^2}$ of each row.
+    r"""Attention to the given tokens: $\sqrt{\sum_{l,h,q} \sum_{k \in P} A_{lhqk}^2}$ of each row.
 
-    One Frobenius norm over all layers $l$, heads $h$ and places $q$ of the image, as in the authors' code.
+    This is one Frobenius norm over all layers $l$, heads $h$ and positions $q$ of the image, as in the authors' code.
 
     Args:
         probabilities: $A_l$ of each layer, shape ``(B, heads, queries, L)``; queries and heads may differ.
@@ -40,7 +40,7 @@ def attention_norm(probabilities: Sequence[Tensor], positions: Tensor) -> Tensor
 
 
 def token_positions(input_ids: Tensor, spans: Sequence[Sequence[int]]) -> Tensor:
-    """Positions of whole sequences of tokens.
+    """Positions at which whole token sequences occur.
 
     Args:
         input_ids: Shape ``(B, L)``, int64.

@@ -10,12 +10,12 @@ __all__ = ["classifier_free_guidance"]
 def classifier_free_guidance(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
     r"""Guided output of a sampler: $e_0 + w\,(e_c - e_0)$.
 
-    Linear, so it holds for noise prediction and v-prediction alike.
+    It is linear, so it holds for noise prediction and v-prediction alike.
 
     Args:
         unconditional: Output of the model for the empty prompt, shape ``(B, C, H, W)``.
         conditional: Output for the prompt, same shape.
-        scale: $w$; 1 is the prompt alone, 0 the empty prompt.
+        scale: $w$; 1 gives the output for the prompt, 0 that for the empty prompt.
 
     Returns:
         Shape ``(B, C, H, W)``.

@@ -1,4 +1,4 @@
-"""Prompts, loss, noise levels and fusion of MACE."""
+"""Attention loss, noise levels, fusion and prompts of MACE."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["focal_density", "fusion_maps", "masked_attention_norm", "replaced"]
 def masked_attention_norm(
     probabilities: Sequence[Tensor], positions: Tensor, masks: Tensor | None = None, size: tuple[int, int] | None = None
 ) -> Tensor:
-    r"""Attention of the places in a mask to some tokens.
+    r"""Attention of the image positions in a mask to the given tokens.
 
     $$\sum_l \Big(\sum_{h,\, q \in M,\, k \in P} A_{lhqk}^2\Big)^{1/2}$$
 
-    One norm for each layer $l$, as in the authors' code. A layer's places are the pixels of the latents, halved and
-    rounded up until there are as many; the mask is resized to them by its nearest pixels.
+    This is one norm for each layer $l$, as in the authors' code. A layer's positions are the pixels of the latents,
+    halved and rounded up until their number matches; the mask is resized to them by nearest neighbour.
 
     Args:
         probabilities: $A_l$ of each layer, shape ``(B, heads, queries, L)``; queries and heads may differ.
         positions: The tokens $P$, boolean, shape ``(B, L)``.
-        masks: $M$, where it is above 0.5, shape ``(B, 1, H, W)``; the whole image if not given.
+        masks: $M$, the positions with values above 0.5, shape ``(B, 1, H, W)``; the whole image if not given.
         size: Height and width of the latents, needed with masks.
 
     Returns:
@@ -69,10 +69,10 @@ def _grid(queries: int, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def focal_density(levels: int, low: float = 200.0, high: float = 400.0, temperature: float = 0.05) -> Tensor:
-    r"""Noise levels at which a concept takes shape: $p(t) \propto \sigma(\beta (t - t_1)) - \sigma(\beta (t - t_2))$.
+    r"""Noise levels at which a concept forms: $p(t) \propto \sigma(\beta (t - t_1)) - \sigma(\beta (t - t_2))$.
 
     Args:
-        levels: Number $T$ of noise levels; $t_1$ and $t_2$ are of 1000.
+        levels: Number $T$ of noise levels; $t_1$ and $t_2$ refer to 1000 levels.
         low: $t_1$.
         high: $t_2$.
         temperature: $\beta$.
@@ -96,22 +96,22 @@ def focal_density(levels: int, low: float = 200.0, high: float = 400.0, temperat
 def fusion_maps(
     contexts: Sequence[Tensor], preserve: Tensor | None = None, *, preserve_scale: float = 1.0, lamb: float = 1000.0
 ) -> tuple[list[Tensor], Tensor]:
-    r"""The matrices by which MACE fuses adapters $\Delta_i$ of several concepts into one weight.
+    r"""Matrices with which MACE fuses the adapters $\Delta_i$ of several concepts into one weight.
 
     $$W' = \arg\min_V \sum_i \sum_{c \in C_i} \|V c - (W + \Delta_i) c\|^2 + s_p \sum_{c \in P} \|V c - W_0 c\|^2
     + \lambda \|V - W\|_F^2 = W + \sum_i \Delta_i R_i + (W_0 - W) K$$
 
     with $A = \sum_i C_i^\top C_i + s_p P^\top P + \lambda I$, $R_i = C_i^\top C_i A^{-1}$ and
-    $K = s_p P^\top P A^{-1}$. Nothing of it depends on a layer. In double precision.
+    $K = s_p P^\top P A^{-1}$. None of this depends on a layer. Computed in double precision.
 
     Args:
         contexts: Text states $C_i$ of the prompts of each concept, shape ``(N_i, D)``.
-        preserve: Text states $P$ whose outputs are to be those of $W_0$, shape ``(M, D)``.
+        preserve: Text states $P$ whose outputs should remain those of $W_0$, shape ``(M, D)``.
         preserve_scale: $s_p \ge 0$.
-        lamb: $\lambda > 0$, the weight of staying near the weights without adapters.
+        lamb: $\lambda > 0$, the weight of staying close to the weights without adapters.
 
     Returns:
-        The $R_i$, and $K$, each of shape ``(D, D)``, fp64.
+        The matrices $R_i$, and $K$, each of shape ``(D, D)``, fp64.
 
     Raises:
         ValueError: If there is no concept, or $\lambda$ is not positive: $A$ could be singular.
@@ -140,12 +140,13 @@ def replaced(ids: Sequence[int], old: Sequence[int], new: Sequence[int]) -> tupl
     """Replace a concept in a prompt.
 
     Args:
-        ids: Tokens, padded by the last of them.
+        ids: Tokens, padded with the last of them.
         old: Tokens of the concept.
-        new: Those that replace it, of any number.
+        new: Tokens that replace it, of any number.
 
     Returns:
-        As many tokens, and pairs of places of the same token, in ``ids`` and in them.
+        The new tokens, the same number as before, and pairs of positions of the same token in ``ids`` and in the new
+        tokens.
 
     Example:
         >>> replaced([1, 5, 6, 3, 9, 9], [5, 6], [7])

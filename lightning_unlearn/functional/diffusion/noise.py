@@ -1,4 +1,4 @@
-"""Noise as a function of the row and a key."""
+"""Random noise determined by row number and key."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["row_noise"]
 
 
 def row_noise(shape: Sequence[int], rows: Sequence[int], *key: int) -> Tensor:
-    """Standard normal noise; that of a row depends on the row's number and the key alone.
+    """Standard normal noise; the noise of a row depends only on the row's number and the key.
 
-    So a resumed run equals an uninterrupted one, and two processes draw the same for their rows as one would.
+    A resumed run therefore equals an uninterrupted one, and two processes draw the same for their rows as one would.
 
     Args:
         shape: Shape of one row.
         rows: Number of each row in the whole batch, over all processes.
-        *key: What the noise is for, such as (seed, step).
+        *key: Purpose of the noise, such as (seed, step).
 
     Returns:
         Shape ``(B, *shape)``, fp32, on the CPU.

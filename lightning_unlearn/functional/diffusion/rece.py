@@ -13,25 +13,25 @@ __all__ = ["closed_form_attack"]
 def closed_form_attack(
     concepts: Tensor, weights: Sequence[Tensor], originals: Sequence[Tensor], *, lamb: float = 0.1
 ) -> Tensor:
-    r"""Text states for which edited layers give the outputs of the original ones for a concept.
+    r"""Text states for which edited layers give the outputs of the original layers for a concept.
 
     $$c' = \arg\min_x \sum_i \|W_i x - W_i^0 c\|^2 + \lambda \|x\|^2
     = \Big(\lambda I + \sum_i W_i^\top W_i\Big)^{-1} \sum_i W_i^\top W_i^0\, c$$
 
-    In double precision.
+    Computed in double precision.
 
     Args:
         concepts: Text states $c$, shape ``(N, D)``.
         weights: Edited key and value weights $W_i$, each of shape ``(out_i, D)``.
-        originals: The same before the edit, $W_i^0$.
-        lamb: $\lambda \ge 0$; keeps $c'$ short. Above 0 there is always one answer.
+        originals: The same weights before the edit, $W_i^0$.
+        lamb: $\lambda \ge 0$; keeps $c'$ short. For values above 0, the solution is always unique.
 
     Returns:
         $c'$, shape ``(N, D)``, fp64.
 
     Raises:
-        ValueError: If $\lambda$ is negative, there are no weights or not as many originals, or $\lambda$ is 0 and the
-            weights do not determine $c'$.
+        ValueError: If $\lambda$ is negative, there are no weights or a different number of originals, or $\lambda$ is 0
+            and the weights do not determine $c'$.
 
     Example:
         >>> c, w = torch.tensor([[1.0, 2.0]]), torch.eye(2)

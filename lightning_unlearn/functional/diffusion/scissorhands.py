@@ -17,15 +17,15 @@ def fresh_values(
 ) -> Tensor:
     r"""Values of an untrained layer.
 
-    Of weights with two dimensions or more they are drawn: ``"kaiming_uniform"`` from $U[-b, b]$,
-    $b = \sqrt{6 / \mathrm{fan}_{in}}$, or ``"trunc_normal"``, a normal distribution of standard deviation 0.02.
-    Vectors, which these are not defined for, get one value.
+    Weights with two or more dimensions are drawn: ``"kaiming_uniform"`` from $U[-b, b]$,
+    $b = \sqrt{6 / \mathrm{fan}_{in}}$, or ``"trunc_normal"``, a normal distribution with standard deviation 0.02.
+    Vectors, for which these are not defined, get a constant.
 
     Args:
         parameter: Any parameter; only its shape is read.
-        generator: Draws on the CPU.
-        kind: How matrices and kernels are drawn.
-        vector: Value of vectors: 0 for biases, 1 for scales of normalization.
+        generator: Generator on the CPU.
+        kind: Distribution of matrices and kernels.
+        vector: Value of vectors: 0 for biases, 1 for normalization scales.
 
     Returns:
         Same shape, fp32, on the CPU.
@@ -50,13 +50,13 @@ def fresh_values(
 def projection_weight(inner: Tensor, forget_square: Tensor, margin: float = 0.5, damping: float = 1e-3) -> Tensor:
     r"""Weight of the forget gradient $\nabla f$ that is subtracted from the retain gradient $\nabla r$.
 
-    With weight $v$ the step follows $-(\nabla r - v \nabla f)$. Where $\langle\nabla r, \nabla f\rangle \le 0$ a step
-    on $\nabla r$ does not lower the forget loss, and $v = 0$. Elsewhere
+    With weight $v$ the step follows $-(\nabla r - v \nabla f)$. If $\langle\nabla r, \nabla f\rangle \le 0$, a step
+    on $\nabla r$ does not lower the forget loss, and $v = 0$. Otherwise
 
     $$v = \max\Big(m,\; \frac{\langle\nabla r, \nabla f\rangle}{\|\nabla f\|^2 + \delta}\Big),$$
 
-    the solution of the quadratic program of gradient episodic memory with one gradient in memory. With $m = \delta = 0$
-    the step is orthogonal to $\nabla f$; with a margin it raises the forget loss a little.
+    which is the solution of the quadratic program of gradient episodic memory with one gradient in memory. With
+    $m = \delta = 0$ the step is orthogonal to $\nabla f$; with a margin it raises the forget loss slightly.
 
     Args:
         inner: $\langle\nabla r, \nabla f\rangle$, a scalar.

@@ -15,19 +15,19 @@ def suppress_eot(states: Tensor, places: Tensor, *, alpha: float = 1.0, scale: f
     \hat M = U \operatorname{diag}(\hat\sigma)\, V^\top$$
 
     $M$ holds the states of the concept and of the end of the prompt, which repeat the concept: its largest singular
-    values are the concept's, and $\sigma e^{-\sigma}$ falls above 1. In double precision.
+    values belong to the concept, and $\sigma e^{-\sigma}$ decreases above 1. Computed in double precision.
 
     Args:
         states: Text states of one prompt, shape ``(L, D)``.
-        places: Which of them are in $M$, boolean, shape ``(L,)``.
+        places: The states that belong to $M$, boolean, shape ``(L,)``.
         alpha: $\alpha$; 0 with ``scale=1`` changes nothing, and -0.001 with ``scale=1.2`` strengthens the concept.
         scale: $s$.
 
     Returns:
-        Shape ``(L, D)``; other states are the same bits.
+        Shape ``(L, D)``; other states stay bit-identical.
 
     Raises:
-        ValueError: If the places are not a boolean for each state.
+        ValueError: If ``places`` does not have one boolean per state.
 
     Example:
         >>> suppress_eot(torch.eye(2), torch.tensor([False, True]))
@@ -36,8 +36,8 @@ def suppress_eot(states: Tensor, places: Tensor, *, alpha: float = 1.0, scale: f
 
     References:
         Li et al., *Get What You Want, Not What You Don't: Image Content Suppression for Text-to-Image Diffusion
-        Models*, arXiv:2402.05375. This is the first step; the second one optimizes the states by attention maps during
-        sampling.
+        Models*, arXiv:2402.05375. This is the first step; the second one optimizes the states based on attention maps
+        during sampling.
     """
     if places.shape != states.shape[:1] or places.dtype != torch.bool:
         raise ValueError(
@@ -51,18 +51,19 @@ def suppress_eot(states: Tensor, places: Tensor, *, alpha: float = 1.0, scale: f
 
 
 def concept_and_end_places(ids: Tensor, concept: Tensor, end: int) -> Tensor:
-    """Positions of a concept in a prompt, and of its end with the padding behind it.
+    """Positions of a concept in a prompt, and of the end of the prompt with the padding after it.
 
     Args:
-        ids: Token ids of one prompt with beginning and end, shape ``(L,)``.
+        ids: Token ids of one prompt with its start and end tokens, shape ``(L,)``.
         concept: Token ids of the concept without these, shape ``(K,)``.
-        end: Id of the end of text.
+        end: Id of the end-of-text token.
 
     Returns:
+        Boolean, shape ``(L,)``; all false if the concept is not in the prompt.
         Boolean, shape ``(L,)``; no place at all if the concept is not in the prompt.
 
     Raises:
-        ValueError: If the concept has no tokens, or the prompt no end.
+        ValueError: If the concept has no tokens, or the prompt has no end.
 
     Example:
         >>> concept_and_end_places(torch.tensor([0, 5, 7, 8, 1, 1]), torch.tensor([7, 8]), end=1).int()

@@ -1,4 +1,4 @@
-"""Projection onto the probability simplex, and sampling from its points."""
+"""Projection onto the probability simplex, and sampling from points on it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def project_simplex(x: Tensor) -> Tensor:
     """
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"project_simplex wants at least one entry in the last dimension, but got {tuple(x.shape)}.")
-    # Sums are over the largest entries only, less their maximum: large inputs lose no digits.
+    # Sum over the largest entries only, minus their maximum, so that large inputs lose no digits.
     shifted = (x - x.amax(-1, keepdim=True)).double()
     ordered = shifted.sort(-1, descending=True).values
     count = torch.arange(1, x.shape[-1] + 1, device=x.device)

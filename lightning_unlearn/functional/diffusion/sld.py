@@ -15,9 +15,9 @@ class SafetyConfig:
     r"""Strength and warm-up of safety guidance.
 
     Args:
-        warmup: $\delta \ge 0$; first steps of the sampler, without guidance, so that the composition stays.
-        scale: $s_S \ge 0$; with 0 nothing is steered.
-        threshold: $\lambda$; the larger, the more of an image is steered.
+        warmup: $\delta \ge 0$; number of initial sampler steps without guidance, which preserve the composition.
+        scale: $s_S \ge 0$; with 0 there is no guidance.
+        threshold: $\lambda$; with larger values, more of an image is steered.
         momentum_scale: $s_m \ge 0$.
         momentum_decay: $\beta_m$ in [0, 1).
 
@@ -57,7 +57,7 @@ def safety_guidance(
     momentum: Tensor,
     config: SafetyConfig = SLD_PRESETS["medium"],
 ) -> tuple[Tensor, Tensor]:
-    r"""Safety guidance of a sampler step, and the momentum of the next.
+    r"""Safety guidance of a sampler step, and the momentum for the next step.
 
     The sampler follows $\epsilon_0 + s_g (\epsilon_p - \epsilon_0 - \gamma_t)$ with
 
@@ -66,14 +66,14 @@ def safety_guidance(
     \end{cases}, \qquad
     \nu_{t+1} = \beta_m \nu_t + (1 - \beta_m) \gamma_t$$
 
-    element by element. During the warm-up the caller leaves $\gamma_t$ out, but the momentum accumulates.
+    elementwise. During the warm-up the caller does not apply $\gamma_t$, but the momentum accumulates.
 
     Args:
         unconditional: $\epsilon_0$, noise predicted for the empty prompt, shape ``(B, C, h, w)``.
-        prompt: $\epsilon_p$, for the prompt, same shape.
-        concept: $\epsilon_S$, for the concept to avoid, same shape.
+        prompt: $\epsilon_p$, noise predicted for the prompt, same shape.
+        concept: $\epsilon_S$, noise predicted for the concept to avoid, same shape.
         momentum: $\nu_t$, same shape; 0 at the first step.
-        config: The constants.
+        config: The constants of the guidance.
 
     Returns:
         $\gamma_t$ and $\nu_{t+1}$, same shape.

@@ -13,7 +13,7 @@ __all__ = ["AttackNorm", "AttackRule", "project", "soft_prompt_attack"]
 AttackRule = Literal["adam", "sign", "normalized"]
 AttackNorm = Literal["linf", "l2"]
 
-_BETA_1, _BETA_2, _EPS = 0.9, 0.999, 1e-8  # Adam's usual ones
+_BETA_1, _BETA_2, _EPS = 0.9, 0.999, 1e-8  # defaults of Adam
 
 
 def soft_prompt_attack(
@@ -29,24 +29,24 @@ def soft_prompt_attack(
     r"""Lower a loss by moving soft tokens: $\delta \leftarrow \Pi_r\big(\delta - \alpha\, d(\nabla_\delta \ell)\big)$.
 
     The direction $d$ is that of Adam (the authors' "pgd"), the gradient's sign (a step of FGSM and PGD), or the
-    gradient divided by its length. $\Pi_r$ projects onto the ball around the initial tokens. Each step has a gradient
-    of its own, and the last step counts: one step does move the tokens. The authors' code never clears the gradients
-    of its optimizer, so that it steps along their sum, and drops the last step. No other gradient is touched, and no
-    random number drawn.
+    normalized gradient. $\Pi_r$ projects onto the ball around the initial tokens. Each step uses only its own gradient,
+    and the last step counts: even a single step moves the tokens. The authors' code never clears the gradients of its
+    optimizer, so it steps along their sum, and drops the last step. No other gradient is changed, and no random number
+    is drawn.
 
     Args:
-        loss: ``loss(delta, step)``, with ``step`` from 0: a scalar, or one value a row, shape ``(B,)``. In the latter
-            case rows are independent of one another.
+        loss: ``loss(delta, step)``, with ``step`` starting at 0: a scalar, or one value per row, shape ``(B,)``. In the
+            latter case rows are independent of one another.
         init: Initial tokens, rows first, such as ``(B, k, D)``.
         steps: Number of steps; 0 returns the initial tokens.
-        step_size: $\alpha > 0$; with ``"sign"`` the change of each number, with ``"normalized"`` the length of a row's
+        step_size: $\alpha > 0$; with ``"sign"`` the change of each number, with ``"normalized"`` the norm of a row's
             change.
         rule: ``"adam"``, ``"sign"`` or ``"normalized"``.
         radius: Radius $r \ge 0$ of the ball; by default there is none, as in the authors' code.
-        norm: The ball's: ``"linf"``, of each number; ``"l2"``, of each row.
-        probe: A loss on fixed draws, of the shape of ``loss``. If each step has draws of its own, the last tokens need
-            not be the best: with a probe, those of the lowest value are returned, the initial ones included. It is
-            called once more than there are steps.
+        norm: Norm of the ball: ``"linf"``, for each number; ``"l2"``, for each row.
+        probe: A loss on fixed draws, of the shape of ``loss``. If each step has its own draws, the last tokens need
+            not be the best: with a probe, the tokens with the lowest value are returned, which may be the initial ones.
+            It is called once more than there are steps.
 
     Returns:
         The tokens after the last step, or the best by the probe, shape of ``init``, fp32, without gradient.
@@ -65,7 +65,7 @@ def soft_prompt_attack(
         arXiv:1706.06083.
     """
     _check(steps, step_size, rule, radius, norm)
-    # Tensors made in inference mode can't carry gradients, and validation runs in it.
+    # Tensors made in inference mode can't carry gradients, and validation runs in that mode.
     with torch.inference_mode(False), torch.enable_grad():
         start = init.detach().clone().float()
         delta, first, second = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
@@ -98,13 +98,13 @@ def soft_prompt_attack(
 
 
 def project(delta: Tensor, center: Tensor, radius: float, norm: AttackNorm = "linf") -> Tensor:
-    """The nearest point of a ball.
+    """The nearest point in a ball.
 
     Args:
         delta: Rows first, shape ``(B, ...)``.
         center: Center of each row's ball, same shape.
-        radius: Its radius.
-        norm: ``"linf"``, the largest number; ``"l2"``, the length of a row.
+        radius: Radius of the balls.
+        norm: ``"linf"``, the largest absolute value; ``"l2"``, the norm of a row.
 
     Returns:
         Shape ``(B, ...)``.
@@ -120,7 +120,7 @@ def project(delta: Tensor, center: Tensor, radius: float, norm: AttackNorm = "li
 
 
 def _check(steps: int, step_size: float, rule: str = "adam", radius: float | None = None, norm: str = "linf") -> None:
-    """Refuse settings of an attack that are out of range."""
+    """Reject settings of an attack that are out of range."""
     if steps < 0:
         raise ValueError(f"The attack's steps must be at least 0, but got {steps}.")
     if not step_size > 0:

@@ -1,4 +1,4 @@
-"""Insertion of tokens into prompts."""
+"""Token insertion into prompts."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ Placement = Literal["prefix", "suffix", "mid", "spread", "every_3", "replace", "
 
 
 def insert_tokens(embeddings: Tensor, lengths: Tensor, tokens: Tensor, placement: Placement = "prefix") -> Tensor:
-    """Insert tokens into prompts; the rows keep their length, at the cost of padding at their end.
+    """Insert tokens into prompts; the rows keep their length and lose padding at their end.
 
-    A row is the beginning of text, ``n`` words, the end of text, and padding. With ``k`` further tokens ``d``:
+    A row consists of the start of text, ``n`` words, the end of text, and padding. With ``k`` further tokens ``d``:
 
     - ``"prefix"``: ``d`` before the words. ``"suffix"``: after them. ``"mid"``: after the first ``n // 2``.
-    - ``"spread"``: one after each ``n // (k + 1)`` words. ``"every_3"``: one before each three words; the rest
+    - ``"spread"``: one after every ``n // (k + 1)`` words. ``"every_3"``: one before every three words; the rest
       comes after the last.
-    - ``"replace"``: ``d`` in place of the words. The first ``k`` of their places get ``d``, others the end of text.
-    - ``"add"``: ``d`` is added to the words; ``k`` must be as large as the longest row has words.
+    - ``"replace"``: ``d`` instead of the words. The first ``k`` of their positions get ``d``, the others the end of
+      text.
+    - ``"add"``: ``d`` is added to the words; ``k`` must be at least the number of words in the longest row.
 
-    Works on ids as on embeddings; gradients flow to ``tokens``.
+    It works on ids as well as on embeddings; gradients flow to ``tokens``.
 
     Args:
         embeddings: Token embeddings ``(B, L, D)``, or ids ``(B, L)``.
-        lengths: Number of words of each prompt, in tokens without beginning and end, shape ``(B,)``.
+        lengths: Number of words of each prompt, in tokens without start and end, shape ``(B,)``.
         tokens: Shape ``(B, k, D)``, or ids ``(B, k)``.
-        placement: Where.
+        placement: One of the placements above.
 
     Returns:
         Shape and type of ``embeddings``.
 
     Raises:
-        ValueError: If there is no such placement, or the tokens do not fit into the rows.
+        ValueError: If the placement is unknown, or the tokens do not fit into the rows.
 
     Example:
         >>> ids = torch.tensor([[0, 5, 6, 1, 1, 1]])
@@ -67,7 +68,7 @@ def insert_tokens(embeddings: Tensor, lengths: Tensor, tokens: Tensor, placement
 
 
 def _order(n: int, k: int, length: int, placement: str) -> Tensor:
-    """For each place of the new row, the place in ``[old row, new tokens]`` that goes there."""
+    """For each position of the new row, the position in ``[old row, new tokens]`` that it is filled from."""
     words, new = list(range(1, n + 1)), list(range(length, length + k))
     middle: list[int]
     if placement == "prefix":

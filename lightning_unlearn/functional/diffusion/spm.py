@@ -12,21 +12,21 @@ __all__ = ["latent_anchors", "permeability"]
 
 
 def latent_anchors(concept: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    r"""Sample anchor text embeddings; the farther from the concept, the more likely.
+    r"""Sample anchor text embeddings, with higher probability farther from the concept.
 
-    Gaussian directions are accepted with probability $\min(1,\, 1 - \cos(a, c))$, over all elements, and get the length
-    of the concept's states times a factor from $U[0.8, 1.2)$.
+    Gaussian directions are accepted with probability $\min(1,\, 1 - \cos(a, c))$, over all elements, and scaled to the
+    norm of the concept's states times a factor from $U[0.8, 1.2)$.
 
     Args:
         concept: Text states $c$, shape ``(L, D)``.
         count: Number of anchors.
-        generator: Draws on the CPU.
+        generator: Generator on the CPU.
 
     Returns:
         Shape ``(count, L, D)``, without gradient.
 
     Raises:
-        ValueError: If the states are 0, which has no direction.
+        ValueError: If the states are 0 and therefore have no direction.
 
     Example:
         >>> c = torch.tensor([[3.0, 4.0]])
@@ -57,13 +57,13 @@ def permeability(prompt: Tensor, concept: Tensor, prompt_ids: Collection[int], c
 
     $$\gamma = \max\Big(\cos(c, c_p),\; \frac{|T \cap T_p|}{|T_p|}\Big)$$
 
-    with $c$ the text states of the prompt and $c_p$ those of the concept, over all elements, and $T$, $T_p$ the sets of
-    their tokens. States of beginning and padding have much in common, so the cosine is high for most prompts.
+    where $c$ are the text states of the prompt and $c_p$ those of the concept, over all elements, and $T$, $T_p$ the
+    sets of their tokens. States of start and padding have much in common, so the cosine is high for most prompts.
 
     Args:
         prompt: Text states $c$, shape ``(L, D)``.
         concept: Text states $c_p$, shape ``(L, D)``.
-        prompt_ids: Tokens of the prompt, without those of beginning, end and padding.
+        prompt_ids: Tokens of the prompt, without start, end and padding.
         concept_ids: Tokens of the concept, likewise.
 
     Returns:

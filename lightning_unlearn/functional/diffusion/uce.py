@@ -17,21 +17,22 @@ def uce_map(
     preserve_scale: float = 1.0,
     lamb: float = 0.5,
 ) -> Tensor:
-    r"""The matrix $M$ by which UCE edits every key and value layer alike, $W \leftarrow W + W M$.
+    r"""The matrix $M$ with which UCE edits all key and value layers, $W \leftarrow W + W M$.
 
     $$M = s_e \sum_i (g_i - c_i)\, c_i^\top A^{-1}, \qquad
     A = s_e \sum_i c_i c_i^\top + s_p \sum_j c_j c_j^\top + \lambda I$$
 
-    As the new values are the layer's own for the guides, the layer drops out of the normal equations, and one solve
-    serves all layers. Its rank, and so that of the edit, is at most the number of edits. In double precision.
+    Because the new values are the layer's own outputs for the guides, the layer cancels in the normal equations, and
+    one solve serves all layers. The rank of $M$, and therefore of the edit, is at most the number of edits. Computed in
+    double precision.
 
     Args:
         concepts: Text states $c_i$ to edit, shape ``(N, D)``.
         guides: Text states $g_i$ of the anchors, shape ``(N, D)``.
-        preserve: Text states $c_j$ whose outputs are to stay, shape ``(M, D)``.
+        preserve: Text states $c_j$ whose outputs should not change, shape ``(M, D)``.
         erase_scale: $s_e > 0$.
         preserve_scale: $s_p \ge 0$.
-        lamb: $\lambda > 0$, the weight of staying near the old weights.
+        lamb: $\lambda > 0$, the weight of staying close to the old weights.
 
     Returns:
         Shape ``(D, D)``, fp64.
@@ -67,18 +68,18 @@ def uce(
     preserve_scale: float = 1.0,
     lamb: float = 0.5,
 ) -> Tensor:
-    r"""Weights that give concepts the outputs of their guides, and change other outputs least.
+    r"""Weights that give concepts the outputs of their guides, with the least change of other outputs.
 
     $$\arg\min_W\; s_e \sum_i \|W c_i - W_0 g_i\|^2 + s_p \sum_j \|W c_j - W_0 c_j\|^2 + \lambda \|W - W_0\|_F^2$$
 
     Args:
         weight: $W_0$, shape ``(out, D)``.
         concepts: As for [`uce_map`][lightning_unlearn.functional.diffusion.uce.uce_map].
-        guides: As there.
-        preserve: As there.
-        erase_scale: As there.
-        preserve_scale: As there.
-        lamb: As there.
+        guides: As for ``uce_map``.
+        preserve: As for ``uce_map``.
+        erase_scale: As for ``uce_map``.
+        preserve_scale: As for ``uce_map``.
+        lamb: As for ``uce_map``.
 
     Returns:
         Shape ``(out, D)``, in the type of ``weight``.

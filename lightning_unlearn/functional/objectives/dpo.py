@@ -1,4 +1,4 @@
-"""Direct preference optimization."""
+"""Direct preference optimization (DPO)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def dpo(
 ) -> Tensor:
     r"""Preference loss per pair: :math:`-\frac{2}{\beta} \log\sigma(\beta \Delta_b)`.
 
-    :math:`\Delta_b = (S^l_b - S^l_{ref,b}) - (S^w_b - S^w_{ref,b})` is how far the chosen answer :math:`w` has gained
-    on the rejected one :math:`l` since the start, in nats. The likelihoods are sums over a sequence. The DPO paper has
-    no factor :math:`2 / \beta`; with it, as in the NPO paper, the first push on a sequence is 1 for every
+    :math:`\Delta_b = (S^l_b - S^l_{ref,b}) - (S^w_b - S^w_{ref,b})` is the gain of the chosen answer :math:`w` over
+    the rejected answer :math:`l` since the start, in nats. The likelihoods are sums over a sequence. The DPO paper has
+    no factor :math:`2 / \beta`; with it, as in the NPO paper, the initial gradient weight of a sequence is 1 for every
     :math:`\beta`, and without a chosen answer it is [`npo`][lightning_unlearn.functional.objectives.npo.npo].
 
     Args:
         chosen_nll: NLLs of the chosen answers :math:`S^w`, shape ``(B,)``, sums over tokens in nats.
-        reference_chosen_nll: The same under the frozen starting model, shape ``(B,)``.
+        reference_chosen_nll: The same under the frozen original model, shape ``(B,)``.
         rejected_nll: NLLs of the rejected answers :math:`S^l` to the same questions, shape ``(B,)``.
-        reference_rejected_nll: The same under the frozen starting model, shape ``(B,)``.
+        reference_rejected_nll: The same under the frozen original model, shape ``(B,)``.
         beta: Inverse temperature :math:`\beta > 0`.
 
     Returns:

@@ -10,7 +10,7 @@ __all__ = ["gradient_ascent"]
 def gradient_ascent(nll: Tensor) -> Tensor:
     r"""Gradient ascent per sequence: :math:`-S_b`.
 
-    Unbounded below: run long enough, it destroys the model. Reduce it with
+    It is unbounded below: in a long run, it destroys the model. Reduce it with
     [`token_mean`][lightning_unlearn.functional.likelihood.token_mean] as TOFU does.
 
     Args:

@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimization."""
+"""Kahneman-Tversky optimization (KTO)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def kto(
 ) -> Tensor:
     r"""Prospect-theoretic loss per sequence: :math:`1 - \sigma(\pm\beta (r_b - z_0))`.
 
-    :math:`r_b = S_{ref,b} - S_b` is the log-ratio of an answer to the starting model; the sign is + for a desirable
-    answer and - for an undesirable one. This is the paper's loss with both :math:`\lambda` at 1. The loss is
-    bounded on both sides, and answers far from :math:`z_0` have no gradient left.
+    :math:`r_b = S_{ref,b} - S_b` is the log-ratio of an answer relative to the original model; the sign is + for a
+    desirable answer and - for an undesirable one. This is the paper's loss with both :math:`\lambda` equal to 1. The
+    loss is bounded on both sides, and the gradient vanishes for answers far from :math:`z_0`.
 
     Args:
         nll: NLLs of the answers under the model :math:`S`, shape ``(B,)``, sums over tokens in nats.
-        reference_nll: The same under the frozen starting model :math:`S_{ref}`, shape ``(B,)``.
-        reference_point: :math:`z_0 \ge 0`, an estimate of the divergence from the starting model in nats, a scalar
+        reference_nll: The same under the frozen original model :math:`S_{ref}`, shape ``(B,)``.
+        reference_point: :math:`z_0 \ge 0`, an estimate of the divergence from the original model in nats, a scalar
             shared by the batch. No gradient flows through it.
-        desirable: Whether the answers should become more likely, or less.
+        desirable: Whether the answers should become more likely rather than less.
         beta: Inverse temperature :math:`\beta > 0`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Negative preference optimization."""
+"""Negative preference optimization (NPO)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def npo(nll: Tensor, reference_nll: Tensor, *, beta: float = 0.1) -> Tensor:
     r"""Negative preference loss per sequence: :math:`-\frac{2}{\beta} \log\sigma\big(\beta (S_b - S_{ref,b})\big)`.
 
     Its gradient is :math:`-w_b \nabla S_b` with :math:`w_b = 2 / (1 + e^{\beta (S_b - S_{ref,b})})`: gradient ascent
-    (:math:`w = 1`) at the reference, fading as an answer becomes unlikely. As :math:`\beta \to 0` it is gradient ascent
-    plus a constant. The likelihoods are sums over a sequence, as in the paper; several released codes feed a mean over
-    the micro-batch, or raw logits, instead.
+    (:math:`w = 1`) at the reference, which fades as an answer becomes unlikely. As :math:`\beta \to 0` it becomes
+    gradient ascent plus a constant. The likelihoods are sums over a sequence, as in the paper; several released codes
+    use a mean over the micro-batch, or raw logits, instead.
 
     Args:
         nll: NLLs of the forget answers under the model :math:`S`, shape ``(B,)``, sums over tokens in nats.
-        reference_nll: The same under the frozen starting model :math:`S_{ref}`, shape ``(B,)``.
+        reference_nll: The same under the frozen original model :math:`S_{ref}`, shape ``(B,)``.
         beta: Inverse temperature :math:`\beta > 0`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Primal-dual unlearning."""
+"""Primal-dual unlearning (PDU)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["pdu"]
 def pdu(logits: Tensor) -> Tensor:
     r"""Flattening loss per token: :math:`\big(\max_v z_v - \tfrac{1}{V} \sum_v z_v\big)^2`.
 
-    It is 0 where all logits are equal, so that the model predicts nothing. It reads no label: the most likely token is
-    pulled down, whichever that is.
+    It is 0 if all logits are equal, so that the prediction is uniform. It reads no label: it lowers the most likely
+    token, whichever that is.
 
     Args:
-        logits: Logits :math:`z` of the model at forget positions, shape ``(N, V)``, any floating type; they are cast
-            up.
+        logits: Logits :math:`z` of the model at forget positions, shape ``(N, V)``, any floating type; they are
+            upcast.
 
     Returns:
         Shape ``(N,)``, fp32; average over tokens.

@@ -1,4 +1,4 @@
-"""Saturation and importance."""
+"""Saturation and importance weighting (SatImp)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["satimp"]
 def satimp(nll: Tensor, *, beta1: float = 5.0, beta2: float = 1.0) -> Tensor:
     r"""Weighted ascent per token: :math:`-\mathrm{sg}(p_t)^{\beta_1}\, \mathrm{sg}(1 - p_t)^{\beta_2}\, \ell_t`.
 
-    :math:`p_t = e^{-\ell_t}` and :math:`\mathrm{sg}` stops the gradient. The first factor is saturation: tokens
-    that are unlikely already are left alone. The second is importance: so are tokens that are certain, such as the
+    :math:`p_t = e^{-\ell_t}` and :math:`\mathrm{sg}` stops the gradient. The first factor, saturation, leaves tokens
+    alone that are already unlikely. The second, importance, leaves tokens alone that are certain, such as the
     rest of a word that has begun. The weight is largest at :math:`p = \beta_1 / (\beta_1 + \beta_2)`.
 
     Args:
@@ -32,6 +32,6 @@ def satimp(nll: Tensor, *, beta1: float = 5.0, beta2: float = 1.0) -> Tensor:
         Yang et al., *Exploring Criteria of Loss Reweighting to Enhance LLM Unlearning*, arXiv:2505.11953.
     """
     ell = nll.detach()
-    # expm1 keeps the digits of 1 - p where p is next to 1.
+    # expm1 keeps the digits of 1 - p when p is close to 1.
     weight = (-beta1 * ell).exp() * (-torch.expm1(-ell)) ** beta2
     return -weight * nll

@@ -1,4 +1,4 @@
-"""Simple negative preference optimization."""
+"""Simple negative preference optimization (SimNPO)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ def simnpo(nll: Tensor, length: Tensor, *, beta: float = 2.5, margin: float = 0.
     r"""Reference-free preference loss per sequence: :math:`-\frac{2}{\beta} \log\sigma\big(\beta (L_b - \delta)\big)`.
 
     :math:`L_b = S_b / n_b` is the NLL per token. The gradient is :math:`-\frac{W_b}{n_b} \nabla S_b` with
-    :math:`W_b = 2 / (1 + e^{\beta (L_b - \delta)})`: an answer that the model hardly knows gets little weight, whatever
-    it knew at the start, and long answers are not favoured.
+    :math:`W_b = 2 / (1 + e^{\beta (L_b - \delta)})`: an answer that the model hardly knows gets little weight, however
+    well the model knew it at the start, and long answers are not favoured.
 
     Args:
         nll: NLLs of the forget answers :math:`S`, shape ``(B,)``, sums over tokens in nats.
         length: Supervised tokens :math:`n`, shape ``(B,)``.
-        beta: Inverse temperature :math:`\beta > 0`. Choose it by the spread of :math:`L` over the forget rows.
+        beta: Inverse temperature :math:`\beta > 0`. Choose it according to the spread of :math:`L` over the forget
+            rows.
         margin: Target :math:`\delta` in nats per token. The paper's margin is :math:`\gamma = \beta\delta`.
 
     Returns:

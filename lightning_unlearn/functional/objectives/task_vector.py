@@ -1,4 +1,4 @@
-"""Task vectors."""
+"""Task vector negation."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["negate_task_vector"]
 def negate_task_vector(
     start: Mapping[str, Tensor], finetuned: Mapping[str, Tensor], *, alpha: float = 1.0
 ) -> dict[str, Tensor]:
-    r"""Subtract what fine-tuning learned: :math:`\theta = \theta_0 - \alpha (\theta_{ft} - \theta_0)`.
+    r"""Subtract the change made by fine-tuning: :math:`\theta = \theta_0 - \alpha (\theta_{ft} - \theta_0)`.
 
     Computed in fp32 or wider and rounded once, to the type of the starting value. Tensors that are not of a floating
-    type, such as counters, keep their starting value. A weight that fine-tuning left alone stays bit-identical.
+    type, such as counters, keep their starting value. A weight that fine-tuning did not change stays bit-identical.
 
     Args:
         start: Weights :math:`\theta_0` by name.
         finetuned: Weights :math:`\theta_{ft}` after fine-tuning on the forget rows, by the same names and of the same
             shapes.
-        alpha: How far to go, :math:`\alpha > 0`, in units of the task vector.
+        alpha: Step :math:`\alpha > 0`, in units of the task vector.
 
     Returns:
         New tensors by the same names.

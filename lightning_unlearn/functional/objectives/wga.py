@@ -1,4 +1,4 @@
-"""Weighted gradient ascent."""
+"""Weighted gradient ascent (WGA)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ __all__ = ["wga"]
 def wga(nll: Tensor, *, beta: float = 1.0) -> Tensor:
     r"""Weighted ascent per token: :math:`-\mathrm{sg}(p_t)^\beta\, \ell_t`, where :math:`p_t = e^{-\ell_t}`.
 
-    :math:`\mathrm{sg}` stops the gradient, which is :math:`-p_t^\beta \nabla \ell_t`: ascent that dies out on a token
-    as it becomes unlikely. With :math:`\beta = 0` it is gradient ascent.
+    :math:`\mathrm{sg}` stops the gradient, so the gradient is :math:`-p_t^\beta \nabla \ell_t`: ascent that fades for a
+    token as it becomes unlikely. With :math:`\beta = 0` it is gradient ascent.
 
     Args:
         nll: NLL of each forget token :math:`\ell`, shape ``(N,)``, in nats.

@@ -1,4 +1,4 @@
-"""Measurement physics, solvers and measures of image reconstruction."""
+"""Measurement physics, solvers and quality measures of image reconstruction."""
 
 from lightning_unlearn.functional.reconstruction.coils import birdcage_maps, maps_from_center, normalized_maps
 from lightning_unlearn.functional.reconstruction.cropping import centre_crop

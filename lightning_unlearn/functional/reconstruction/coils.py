@@ -13,21 +13,21 @@ __all__ = ["birdcage_maps", "maps_from_center", "normalized_maps"]
 def birdcage_maps(
     coils: int, height: int, width: int, radius: float = 1.5, dtype: torch.dtype = torch.complex64
 ) -> Tensor:
-    r"""Maps of coils that stand in a circle around the image.
+    r"""Maps of coils that are arranged in a circle around the image.
 
     Coil $c$ is at the angle $\vartheta = 2\pi c/C$ on a circle of some radius; the image is the square $[-1, 1)^2$.
     With $x' = x - \rho\cos\vartheta$ and $y' = y - \rho\sin\vartheta$,
 
     $$S_c \propto \frac{1}{\sqrt{x'^2 + y'^2}}\, e^{i(\mathrm{atan2}(x', -y') - \vartheta)}$$
 
-    with $\sum_c |S_c|^2 = 1$. All coils have one phase at the centre, as in SigPy's ``birdcage_maps``, which gives the
-    same numbers.
+    with $\sum_c |S_c|^2 = 1$. All coils have the same phase at the centre, as in SigPy's ``birdcage_maps``, which gives
+    the same numbers.
 
     Args:
         coils: The number of coils $C$.
         height: Rows of the image.
         width: Columns of the image.
-        radius: $\rho > \sqrt{2}$, so that coils are outside of the image.
+        radius: $\rho > \sqrt{2}$, so that coils are outside the image.
         dtype: A complex type.
 
     Returns:
@@ -54,7 +54,7 @@ def birdcage_maps(
 
 
 def normalized_maps(maps: Tensor) -> Tensor:
-    r"""Maps with $\sum_c |S_c|^2 = 1$, or 0 where all coils are blind.
+    r"""Maps with $\sum_c |S_c|^2 = 1$, or 0 where no coil has any signal.
 
     Then $0 \le A^H A \le I$ for every mask.
 
@@ -62,23 +62,23 @@ def normalized_maps(maps: Tensor) -> Tensor:
         maps: Shape (..., C, H, W), complex.
 
     Returns:
-        The shape of ``maps``.
+        Same shape as ``maps``.
     """
     norm = torch.linalg.vector_norm(maps, dim=-3, keepdim=True)
     return maps / torch.where(norm > 0, norm, 1)
 
 
 def maps_from_center(kspace: Tensor, lines: int, support: float = 0.05) -> Tensor:
-    r"""Maps from the fully measured centre of k-space: images of low resolution, divided by their norm over coils.
+    r"""Maps from the fully sampled centre of k-space: low-resolution images, divided by their norm over coils.
 
-    The centre is weighted by a Hann window, so that maps have no ripples. Phases are relative to those of the image,
-    whose own phase is in all maps alike. It needs no eigenvectors, as ESPIRiT does, and errs where the image varies
-    faster than the centre resolves.
+    The centre is weighted by a Hann window, so that maps have no ringing. Phases are relative to those of the image,
+    whose own phase is contained in all maps. Unlike ESPIRiT, this needs no eigenvectors, and it is inaccurate where the
+    image varies faster than the centre resolves.
 
     Args:
-        kspace: Shape (..., C, H, W), complex. At least the middle ``lines`` columns are measured.
-        lines: The number of columns, and rows, of the centre that is read.
-        support: Maps are 0 where the norm over coils is below this share of its largest value in the image.
+        kspace: Shape (..., C, H, W), complex. At least the middle ``lines`` columns must be measured.
+        lines: Number of columns, and rows, of the centre that is read.
+        support: Maps are 0 where the norm over coils is below this fraction of its maximum in the image.
 
     Returns:
         Normalised maps, in the shape of ``kspace``.

@@ -1,4 +1,4 @@
-"""Images cut to a size around their centre."""
+"""Centre cropping of images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["centre_crop"]
 
 
 def centre_crop(image: Tensor, height: int, width: int) -> Tensor:
-    """The part of an image around its centre pixel, with zeros where the image is smaller.
+    """The part of an image around its centre pixel, zero-padded if the image is smaller.
 
     The centre pixel ``(H // 2, W // 2)``, where the centred Fourier transform has its origin, stays the centre.
 

@@ -1,4 +1,4 @@
-"""Data consistency by conjugate gradients, with a solver of its own for each image of a batch."""
+"""Data consistency by conjugate gradients, with a separate solve for each image of a batch."""
 
 from __future__ import annotations
 
@@ -21,32 +21,33 @@ def data_consistency(
     tolerance: float = 1e-6,
     iterations: int = 30,
 ) -> Tensor:
-    r"""The image that fits the measurements and stays near the denoised one.
+    r"""The image that fits the measurements and stays close to the denoised image.
 
     $$\arg\min_x \lVert A x - y\rVert^2 + \lambda\lVert x - d\rVert^2 = (A^H A + \lambda I)^{-1}(z + \lambda d)$$
 
     Gradients are exact at the solution and cost one more solve, whatever the number of iterations: with
     $Q = A^H A + \lambda I$ and the gradient $g$ of the solution, that of $z$ is $Q^{-1} g$, and that of $d$ is
-    $\lambda Q^{-1} g$. The gradient of $z$ carries an attack on the measurements; implementations that leave it out
-    look more robust than they are.
+    $\lambda Q^{-1} g$. The gradient of $z$ transmits an attack on the measurements; implementations that omit it appear
+    more robust than they are.
 
     Args:
         normal: $A^H A$, which maps images (B, H, W) to images, row by row. It is a constant: no gradient reaches it.
         adjoint_measurement: $z = A^H y$. Shape (B, H, W), complex.
-        denoised: $d$, where the iterations start. Shape (B, H, W), complex.
+        denoised: $d$, the starting point of the iterations. Shape (B, H, W), complex.
         weight: $\lambda > 0$: a number, or a tensor of shape () or (B,), which gets a gradient if it requires one.
-        tolerance: An image is done when the norm of its residual is at most this share of that of $z + \lambda d$.
-        iterations: Most iterations. As $0 \le A^H A \le I$, an error falls by $(\sqrt\kappa - 1)/(\sqrt\kappa + 1)$ in
-            each, where $\kappa = 1 + 1/\lambda$: 9 reach 1e-6 for $\lambda = 1$, 30 for $\lambda = 0.06$.
+        tolerance: An image is done when the norm of its residual is at most this fraction of that of $z + \lambda d$.
+        iterations: Maximum number of iterations. Since $0 \le A^H A \le I$, an error falls by
+            $(\sqrt\kappa - 1)/(\sqrt\kappa + 1)$ in each, where $\kappa = 1 + 1/\lambda$: 9 reach 1e-6 for
+            $\lambda = 1$, 30 for $\lambda = 0.06$.
 
     Returns:
         The image $x$. Shape (B, H, W), complex.
 
     Raises:
-        ValueError: If ``normal`` itself requires a gradient, as with maps that are learned.
+        ValueError: If ``normal`` itself requires a gradient, as with learned maps.
 
     Example:
-        Where everything is measured, the image is halfway between the measured and the denoised one.
+        If everything is measured, the image is halfway between the measured and the denoised one.
 
         >>> import torch
         >>> z, d = torch.full((1, 2, 2), 1 + 1j), torch.zeros(1, 2, 2, dtype=torch.complex64)
@@ -73,9 +74,9 @@ def solve_normal_equations(
 ) -> Tensor:
     r"""Solve $(A^H A + \lambda I)\, x = b$ for each image of a batch.
 
-    Each row has its own step lengths and stops on its own, so that an image does not depend on the others of its batch.
-    That is what sets it apart from [`conjugate_gradient`][lightning_unlearn.functional.conjugate_gradient], which has
-    one step for a whole list of parameters, reads it on the host, and refuses indefinite matrices.
+    Each row has its own step lengths and stopping criterion, so an image does not depend on the others in its batch.
+    [`conjugate_gradient`][lightning_unlearn.functional.conjugate_gradient], in contrast, has one step for a whole list
+    of parameters, reads it on the host, and rejects indefinite matrices.
 
     It can be differentiated any number of times in both modes, with respect to ``right`` and ``weight``, also by
     ``torch.func.vjp`` and ``jvp``, but not by ``vmap``.
@@ -84,9 +85,10 @@ def solve_normal_equations(
         normal: $A^H A$, which maps images (B, H, W) to images, row by row.
         right: The right-hand side $b$. Shape (B, H, W), complex64 or complex128.
         weight: $\lambda > 0$: a number, or a tensor of shape (), (B,) or (B, 1, 1).
-        start: Where the iterations start, or zero. No gradient reaches it: the solution does not depend on it.
-        tolerance: A row is done when the norm of its residual is at most this share of that of ``right``.
-        iterations: Most iterations.
+        start: Starting point of the iterations; by default zero. No gradient reaches it: the solution does not depend
+            on it.
+        tolerance: A row is done when the norm of its residual is at most this fraction of that of ``right``.
+        iterations: Maximum number of iterations.
 
     Returns:
         The solution. Shape (B, H, W).
@@ -105,7 +107,7 @@ def solve_normal_equations(
 
 
 class _Solve(torch.autograd.Function):
-    """The solution of Q x = b, differentiated by the implicit function theorem; Q is its own adjoint."""
+    """Solution of Q x = b, differentiated by the implicit function theorem; Q is self-adjoint."""
 
     @staticmethod
     def forward(
@@ -156,17 +158,17 @@ def _iterate(
     tolerance: float,
     iterations: int,
 ) -> Tensor:
-    """Conjugate gradients whose finished rows stand still.
+    """Conjugate gradients in which finished rows no longer change.
 
-    A row that is done divides 0 by 0; it keeps its values because the quotient is not used. A row of NaN is never
-    greater than its goal, so it counts as done and does not hold up the others.
+    A finished row divides 0 by 0; it keeps its values because the quotient is not used. A row of NaN is never greater
+    than its goal, so it counts as finished and does not hold up the others.
     """
     solution = start.clone()
     residual = right.clone() if image is None else right - image - weight * start
     direction = residual.clone()
     squared = _dot(residual, residual)
     goal = tolerance**2 * _dot(right, right) + torch.finfo(squared.dtype).tiny
-    # Asking whether all rows are done waits for the device. Rows that are done do not move, so the answer may be late.
+    # Checking whether all rows are done waits for the device. Finished rows do not change, so the answer may be late.
     interval = 1 if right.device.type == "cpu" else 3
     for iteration in range(iterations):
         active = squared > goal

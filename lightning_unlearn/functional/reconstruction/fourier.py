@@ -1,4 +1,4 @@
-"""Centred, orthonormal Fourier transforms of images, and complex images as channels."""
+"""Centred, orthonormal Fourier transforms of images, and conversion of complex images to channels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def centred_fft2(image: Tensor) -> Tensor:
         image: Shape (..., H, W), complex or real. The centre pixel is (H // 2, W // 2).
 
     Returns:
-        The shape of ``image``, complex.
+        Same shape as ``image``, complex.
 
     Example:
         >>> import torch
@@ -41,7 +41,7 @@ def centred_ifft2(kspace: Tensor) -> Tensor:
         kspace: Shape (..., H, W), with the zero frequency at (H // 2, W // 2).
 
     Returns:
-        The shape of ``kspace``, complex.
+        Same shape as ``kspace``, complex.
 
     Example:
         >>> import torch
@@ -65,10 +65,10 @@ def centring_phases(size: int, dtype: torch.dtype, device: torch.device | str = 
     Args:
         size: The number of samples $N$.
         dtype: A complex type.
-        device: Where the phases are made.
+        device: Device of the phases.
 
     Returns:
-        The factors of the image and of the k-space, each of shape (N,).
+        The factors for the image and for the k-space, each of shape (N,).
 
     Example:
         >>> import torch
@@ -83,7 +83,7 @@ def centring_phases(size: int, dtype: torch.dtype, device: torch.device | str = 
 
 
 def as_channels(image: Tensor) -> Tensor:
-    """Real and imaginary part of complex images as two channels, as a denoiser takes them.
+    """Real and imaginary part of complex images as two channels, the input of a denoiser.
 
     Args:
         image: Shape (N, H, W), complex.
@@ -95,7 +95,7 @@ def as_channels(image: Tensor) -> Tensor:
 
 
 def as_complex(channels: Tensor) -> Tensor:
-    """Complex images of two channels, the inverse of `as_channels`.
+    """Complex images from two channels, the inverse of `as_channels`.
 
     Args:
         channels: Shape (N, 2, H, W), real. Half precision becomes fp32.

@@ -1,4 +1,4 @@
-"""Lipschitz constants of denoisers, and what they mean for an unrolled network."""
+"""Lipschitz constants of denoisers, and resulting stability bounds of unrolled networks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def smoothed_lipschitz_bound(bound: float, sigma: float) -> float:
 
 
 def unrolled_stability_bound(lipschitz: float, steps: int, weight: float = 1.0) -> float:
-    r"""How far MoDL can move for each unit that its measurements are moved by.
+    r"""Bound on the change of a MoDL reconstruction per unit of change of its measurements.
 
     With a denoiser of Lipschitz constant $L$, $a = 1/\lambda \ge \lVert(A^H A + \lambda I)^{-1}\rVert$,
     $q = a\lambda L = L$ and $\lVert A\rVert \le 1$,
@@ -56,7 +56,7 @@ def unrolled_stability_bound(lipschitz: float, steps: int, weight: float = 1.0) 
         ValueError: If a number is out of range.
 
     Example:
-        Without a denoiser one step divides by $\lambda$.
+        Without a denoiser, one step divides by $\lambda$.
 
         >>> unrolled_stability_bound(0.0, steps=1, weight=2.0), unrolled_stability_bound(1.0, steps=8)
         (0.5, 9.0)
@@ -73,19 +73,19 @@ def estimate_lipschitz(function: Callable[[Tensor], Tensor], at: Tensor, iterati
 
     $$v \leftarrow J^\top J v / \lVert J^\top J v\rVert, \qquad \lVert J v\rVert \to \sigma_{max}(J)$$
 
-    Each iteration takes one product of the Jacobian with a vector and one with its transpose. The value rises towards
+    Each iteration needs one product of the Jacobian with a vector and one with its transpose. The value rises towards
     $\sigma_{max}$, which is at most the Lipschitz constant: it is a lower bound, and that of `smoothed_lipschitz_bound`
-    an upper one. Complex tensors count as pairs of real ones.
+    an upper one. Complex tensors are treated as pairs of real ones.
 
     Args:
         function: Maps (B, ...) to (B, ...), row by row, without random numbers or in-place changes. Modules must be in
             evaluation mode.
-        at: Where. Shape (B, ...), real or complex.
-        iterations: The number of iterations, at least 1.
-        seed: Chooses where the iteration starts.
+        at: The point. Shape (B, ...), real or complex.
+        iterations: Number of iterations, at least 1.
+        seed: Seed of the initial vector.
 
     Returns:
-        One value a row. Shape (B,).
+        One value per row. Shape (B,).
 
     Raises:
         ValueError: If ``iterations`` is less than 1.

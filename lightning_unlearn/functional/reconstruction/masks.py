@@ -1,4 +1,4 @@
-"""Sampling masks of Cartesian MRI: which columns of k-space are measured."""
+"""Sampling masks of k-space columns for Cartesian MRI."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ def column_mask(
     gaussian_width: float = 0.25,
     seed: int = 0,
 ) -> Tensor:
-    r"""Columns of k-space that an accelerated scan measures: a block at the centre, and some outside of it.
+    r"""Columns of k-space measured by an accelerated scan: a block at the centre, and some columns outside it.
 
     Of $W$ columns $n = \max(1, \mathrm{round}(W/R))$ are measured, of which a block of
     $l = \min(n, \max(1, \mathrm{round}(fW)))$ lies at the centre. ``"random"`` draws the others uniformly without
     replacement, ``"gaussian"`` with $p(k) \propto e^{-(k/sW)^2}$ at a distance of $k$ columns from the centre.
-    ``"equispaced"`` takes every $d$-th column from a random offset on, with
+    ``"equispaced"`` takes every $d$-th column, starting at a random offset, with
 
     $$d = \frac{R\,(l - W)}{lR - W},$$
 
-    which makes about $n$ of them together with the block, as in fastMRI: the number varies by some columns.
+    which gives about $n$ columns together with the block, as in fastMRI: the number varies by a few columns.
 
-    The block holds the zero frequency in its middle. The code of SMUG starts it at ``(width - l) // 2``, one column
-    earlier where the width is even and the block odd.
+    The block is centred on the zero frequency. The code of SMUG starts it at ``(width - l) // 2``, which is one column
+    earlier if the width is even and the block odd.
 
     Args:
         width: The number of columns $W$.
         acceleration: $R \ge 1$.
-        pattern: How columns outside of the block are chosen.
+        pattern: How columns outside the block are chosen.
         center_fraction: $f$, in [0, 1]. By default $0.32/R$, which is fastMRI's 8 % at $R = 4$ and 4 % at $R = 8$.
-        gaussian_width: $s$, as a share of the width.
-        seed: Chooses the columns: the same on every device and process.
+        gaussian_width: $s$, as a fraction of the width.
+        seed: Seed of the columns, which are the same on every device and process.
 
     Returns:
-        Shape (W,), boolean. Zero frequency is column ``width // 2``.
+        Shape (W,), boolean. The zero frequency is column ``width // 2``.
 
     Raises:
-        ValueError: If a number is out of range, or ``pattern`` unknown.
+        ValueError: If a number is out of range, or ``pattern`` is unknown.
 
     Example:
         >>> mask = column_mask(368, acceleration=4)
@@ -72,7 +72,7 @@ def column_mask(
     else:
         distance = (torch.arange(width) - width // 2).double()
         log_density = -(distance / (gaussian_width * width)).square() * (pattern == "gaussian")
-        # The largest of log p + Gumbel noise are a sample without replacement, however small p is.
+        # The largest values of log p + Gumbel noise are a sample without replacement, however small p is.
         noise = -torch.empty(width, dtype=torch.float64).exponential_(generator=generator).log()
         mask[(log_density + noise).masked_fill(mask, -torch.inf).topk(lines - block).indices] = True
     return mask
@@ -80,7 +80,7 @@ def column_mask(
 
 def _equispaced(width: int, acceleration: float, block: int, generator: torch.Generator) -> Tensor:
     spare = width - block * acceleration
-    if spare <= 0:  # the block alone is as many lines as there are to be
+    if spare <= 0:  # the block alone has as many lines as requested
         return torch.arange(0)
     distance = acceleration * (width - block) / spare
     offset = torch.randint(min(round(distance), width), (), generator=generator).item()

@@ -1,4 +1,4 @@
-"""Balls of perturbations, an image each."""
+"""Norms, projections and ascent steps of per-image perturbations."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def project_l2(rows: Tensor, radius: Tensor | float) -> Tensor:
 
     Args:
         rows: Shape ``(B, ...)``, real or complex.
-        radius: $\epsilon$; a number, or of shape ``(B, 1, ...)``.
+        radius: $\epsilon$; a number, or a tensor of shape ``(B, 1, ...)``.
 
     Example:
         >>> project_l2(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0)
@@ -53,12 +53,12 @@ def ascent_step(gradient: Tensor, norm: str) -> Tensor:
     r"""The direction of steepest ascent in a ball: the signs of real and imaginary parts, or the unit gradient.
 
     Args:
-        gradient: Derivatives by the real and by the imaginary part as one complex number, as torch has them; shape
-            ``(B, ...)``. What is not finite has no direction.
+        gradient: Derivatives with respect to the real and the imaginary part as one complex number, in torch's
+            convention; shape ``(B, ...)``. Non-finite entries have no direction.
         norm: ``"linf"`` or ``"l2"``.
 
     Returns:
-        The shape of ``gradient``.
+        Same shape as ``gradient``.
     """
     gradient = torch.where(gradient.abs().isfinite(), gradient, 0)
     if norm == "linf":

@@ -1,4 +1,4 @@
-"""Quality of reconstructed images, one number an image."""
+"""Quality of reconstructed images, one number per image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["complex_psnr", "hfen", "magnitude_psnr", "magnitude_ssim", "nmse"]
 
 
 def complex_psnr(image: Tensor, target: Tensor) -> Tensor:
-    r"""Peak signal-to-noise ratio of complex images, in dB, so that errors of the phase count.
+    r"""Peak signal-to-noise ratio of complex images, in dB, which includes phase errors.
 
     $$10 \log_{10} \frac{\max |t|^2}{\frac{1}{HW} \sum |\hat x - t|^2}$$
 
@@ -33,7 +33,7 @@ def complex_psnr(image: Tensor, target: Tensor) -> Tensor:
 
 
 def magnitude_psnr(image: Tensor, target: Tensor) -> Tensor:
-    r"""Peak signal-to-noise ratio of magnitude images, in dB, with the peak of each reference as its range.
+    r"""Peak signal-to-noise ratio of magnitude images, in dB, relative to the peak of each reference.
 
     $$10 \log_{10} \frac{\max |t|^2}{\frac{1}{HW} \sum (|\hat x| - |t|)^2}$$
 
@@ -56,13 +56,13 @@ def magnitude_psnr(image: Tensor, target: Tensor) -> Tensor:
 
 
 def magnitude_ssim(image: Tensor, target: Tensor, window: int = 7) -> Tensor:
-    r"""Structural similarity of magnitude images, with uniform windows, as fastMRI and scikit-image measure it.
+    r"""Structural similarity of magnitude images, with uniform windows, as computed by fastMRI and scikit-image.
 
     $$\frac{(2 \mu_x \mu_t + c_1)(2 \sigma_{xt} + c_2)}{(\mu_x^2 + \mu_t^2 + c_1)(\sigma_x^2 + \sigma_t^2 + c_2)},
     \qquad c_1 = (0.01\, L)^2,\ c_2 = (0.03\, L)^2,\ L = \max |t|$$
 
-    averaged over the windows that lie inside the image, with unbiased variances. Those of torchmetrics are biased, and
-    its borders others, so that its numbers differ in the second digit.
+    averaged over the windows that lie inside the image, with unbiased variances. torchmetrics uses biased variances and
+    treats borders differently, so its numbers differ in the second digit.
 
     Args:
         image: Reconstructions $\hat x$, real or complex, shape ``(B, H, W)``.
@@ -130,7 +130,7 @@ def hfen(image: Tensor, target: Tensor, sigma: float = 1.5, size: int = 13) -> T
 
     $$\frac{\|\mathrm{LoG} * \hat x - \mathrm{LoG} * t\|_2}{\|\mathrm{LoG} * t\|_2}$$
 
-    with a Laplacian of a Gaussian whose entries sum to 0. Outside the image is 0.
+    with a Laplacian of a Gaussian whose entries sum to 0. The image is padded with zeros.
 
     Args:
         image: Reconstructions $\hat x$, real or complex, shape ``(B, H, W)``.
@@ -170,7 +170,7 @@ def _laplacian_of_gaussian(sigma: float, size: int, device: torch.device) -> Ten
 
 
 def _filtered(images: Tensor, kernel: Tensor) -> Tensor:
-    """Real and imaginary parts ``(B, 2, H, W)`` after a filter."""
+    """Filtered real and imaginary parts ``(B, 2, H, W)``."""
     parts = torch.stack([images.real, images.imag] if images.is_complex() else [images, torch.zeros_like(images)], 1)
     return F.conv2d(parts, kernel.expand(2, 1, -1, -1), padding=kernel.shape[-1] // 2, groups=2)
 
@@ -180,7 +180,7 @@ def _psnr(peak: Tensor, squared_error: Tensor) -> Tensor:
 
 
 def _pair(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in double precision: variances of windows are small differences of large numbers."""
+    """Both images in double precision: variances of windows are small differences of large numbers."""
     if image.shape != target.shape or image.ndim != 3:
         raise ValueError(
             f"Images and references must both have the shape (B, H, W), but got {tuple(image.shape)} and "

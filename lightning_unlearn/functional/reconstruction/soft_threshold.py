@@ -17,7 +17,7 @@ def soft_threshold(values: Tensor, threshold: float | Tensor) -> Tensor:
         threshold: $\theta$, a number or a tensor that gets a gradient if it requires one.
 
     Returns:
-        The shape of ``values``.
+        Same shape as ``values``.
 
     Example:
         >>> import torch

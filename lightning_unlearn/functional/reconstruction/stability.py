@@ -1,4 +1,4 @@
-"""Losses of unrolled networks that are trained to be stable."""
+"""Losses and learning rate decay for training stable unrolled networks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["complex_mse", "linear_decay", "unrolled_stability"]
 
 
 def complex_mse(image: Tensor, target: Tensor) -> Tensor:
-    r"""Mean squared error over the real and imaginary parts, $\frac{1}{2n} \lVert x - t \rVert_2^2$ of $n$ pixels.
+    r"""Mean squared error over the real and imaginary parts, $\frac{1}{2n} \lVert x - t \rVert_2^2$ for $n$ pixels.
 
     Args:
         image: Complex, shape ``(..., B, H, W)``.
-        target: Complex, shape ``(B, H, W)``, or one that broadcasts to that of ``image``.
+        target: Complex, shape ``(B, H, W)``, or a shape that broadcasts to that of ``image``.
 
     Returns:
         A scalar.
@@ -34,7 +34,7 @@ def unrolled_stability(denoised: Sequence[Tensor], targets: Sequence[Tensor]) ->
 
     Args:
         denoised: For each of the ``N`` steps, the samples $D_\theta(x_n + \eta_i)$: complex, shape ``(M, B, H, W)``.
-        targets: For each step $t_n$, such as $D_\theta(t)$ or $t$: complex, shape ``(B, H, W)``.
+        targets: Target $t_n$ of each step, such as $D_\theta(t)$ or $t$: complex, shape ``(B, H, W)``.
 
     Returns:
         A scalar.
@@ -57,7 +57,7 @@ def unrolled_stability(denoised: Sequence[Tensor], targets: Sequence[Tensor]) ->
 
 
 def linear_decay(epoch: int, epochs: int, constant: int, offset: int) -> float:
-    r"""Factor of a learning rate that is constant and then falls linearly.
+    r"""Factor of a learning rate that is first constant and then falls linearly.
 
     $$1 - \frac{\max(0,\, e + 1 - c)}{E + 1 - s}$$
 
@@ -67,7 +67,7 @@ def linear_decay(epoch: int, epochs: int, constant: int, offset: int) -> float:
         epoch: The epoch $e$, counted from 0.
         epochs: Epochs of the run, $E$.
         constant: Epochs $c$ at the full rate.
-        offset: What is taken off the run's length in the slope, $s$.
+        offset: Epochs $s$ subtracted from the length of the run in the slope.
 
     Returns:
         The factor, at least 0.

@@ -1,4 +1,4 @@
-"""Saliency scores of weights, and the exact threshold over them."""
+"""Saliency scores of weights, and exact thresholds over them."""
 
 from lightning_unlearn.functional.saliency.bits import apply_mask_, pack_mask, unpack_mask
 from lightning_unlearn.functional.saliency.gradient import gradient_score

@@ -1,4 +1,4 @@
-"""Bit-packed masks, and masks applied to the bits of a tensor."""
+"""Bit-packed masks, and masking on the bits of a tensor."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 __all__ = ["apply_mask_", "pack_mask", "unpack_mask"]
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CHUNK = {"cpu": 1 << 17}  # a chunk's mask and values stay in the core's cache; other devices take large ones
+_CHUNK = {"cpu": 1 << 17}  # a chunk's mask and values stay in the core's cache; other devices use large chunks
 _LARGE_CHUNK = 1 << 24
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """Pack a boolean mask into one bit a weight; the first weight is the lowest bit of the first byte.
+    """Pack a boolean mask into one bit per weight; the first weight is the lowest bit of the first byte.
 
     Args:
         mask: Boolean, any shape.
@@ -34,17 +34,17 @@ def pack_mask(mask: Tensor) -> Tensor:
 
 
 def unpack_mask(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The boolean mask that `pack_mask` packed.
+    """The boolean mask packed by `pack_mask`.
 
     Args:
         packed: Shape ``(ceil(n / 8),)``, uint8.
         shape: Shape of the mask, with ``n`` elements.
 
     Returns:
-        Boolean, of that shape.
+        Boolean, of the given shape.
 
     Raises:
-        ValueError: If there are not as many bytes as the shape needs.
+        ValueError: If the number of bytes does not match the shape.
 
     Example:
         >>> unpack_mask(torch.tensor([5], dtype=torch.uint8), (3,))
@@ -62,15 +62,16 @@ def unpack_mask(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 @torch.no_grad()
 def apply_mask_(tensor: Tensor, live: Tensor, frozen: Tensor | None = None) -> Tensor:
-    """Keep a tensor's bits where ``live``, and put those of ``frozen``, or zeros, everywhere else. In place.
+    """Keep a tensor's bits where ``live``, and replace all others by those of ``frozen`` or zeros, in place.
 
-    Works on bits, as integers: of floats, 0 times NaN is NaN, and adding 0 turns -0.0 into +0.0. Of integers, times 1
-    or 0 and plus 0 are exact. On a CPU ``torch.where`` and ``masked_fill_`` take twice as long.
+    It works on bits, read as integers: in floating point, 0 times NaN is NaN, and adding 0 turns -0.0 into +0.0, while
+    multiplying integers by 1 or 0 and adding 0 is exact. On a CPU, ``torch.where`` and ``masked_fill_`` take twice as
+    long.
 
     Args:
         tensor: Any floating type.
-        live: Boolean, ``True`` where the tensor stays, same number of elements.
-        frozen: Same type as ``tensor``, 0 wherever ``live``; ``None`` stands for zeros.
+        live: Boolean, ``True`` where the tensor keeps its value, same number of elements.
+        frozen: Same type as ``tensor``, 0 wherever ``live``; ``None`` for zeros.
 
     Returns:
         ``tensor``.

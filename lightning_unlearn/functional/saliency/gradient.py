@@ -8,9 +8,9 @@ __all__ = ["gradient_score"]
 
 
 def gradient_score(grad: Tensor) -> Tensor:
-    r"""Size of the gradient of the forget loss: :math:`S_i = |g_{f,i}|`.
+    r"""Magnitude of the gradient of the forget loss: :math:`S_i = |g_{f,i}|`.
 
-    The absolute value comes after the sum over all forget rows, so that what rows disagree on cancels.
+    The absolute value is taken after the sum over all forget rows, so that contributions of opposite sign cancel.
 
     Args:
         grad: Gradient :math:`g_f` of the mean NLL of the forget rows.

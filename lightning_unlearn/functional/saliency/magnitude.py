@@ -8,7 +8,7 @@ __all__ = ["magnitude_score"]
 
 
 def magnitude_score(theta: Tensor) -> Tensor:
-    r"""Size of a weight: :math:`S_i = |\theta_i|`.
+    r"""Magnitude of a weight: :math:`S_i = |\theta_i|`.
 
     Args:
         theta: Weights :math:`\theta`.

@@ -12,17 +12,17 @@ __all__ = ["mask_iou"]
 def mask_iou(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
     r"""Intersection over union of the weights that may move: :math:`|A \cap B| / |A \cup B|`.
 
-    Two independent random masks of density :math:`\rho` have :math:`\rho / (2 - \rho)` in common.
+    For two independent random masks of density :math:`\rho` it is :math:`\rho / (2 - \rho)`.
 
     Args:
         first: Boolean masks by parameter name.
-        second: The same of another method.
+        second: Boolean masks of another method.
 
     Returns:
-        In [0, 1]; 1 where both are empty.
+        In [0, 1]; 1 if both are empty.
 
     Raises:
-        ValueError: If the masks are not of the same parameters.
+        ValueError: If the masks belong to different parameters.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Random scores."""
+"""Random saliency scores."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["random_score"]
 
 
 def random_score(shape: Sequence[int], seed: int) -> Tensor:
-    r"""Scores drawn uniformly: :math:`S_i \sim U[0, 1)`.
+    r"""Uniformly drawn scores: :math:`S_i \sim U[0, 1)`.
 
     Args:
         shape: Shape of the weights.
-        seed: Seed; the same one gives the same scores on every process and device.
+        seed: Seed; the same seed gives the same scores on every process and device.
 
     Returns:
-        Scores of that shape on the CPU. The global generator is not touched.
+        Scores of that shape on the CPU. The global generator is not used.
 
     Example:
         >>> bool((random_score((4,), seed=0) == random_score((4,), seed=0)).all())

@@ -1,4 +1,4 @@
-"""SNIP's connection sensitivity."""
+"""Connection sensitivity of SNIP."""
 
 from __future__ import annotations
 

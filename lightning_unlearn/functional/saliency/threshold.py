@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["Cutoff", "Place", "top_mask", "top_threshold"]
 
-_CHUNK = 1 << 22  # scores looked at together: what a pass needs beyond the scores is some 100 MB
+_CHUNK = 1 << 22  # scores processed at a time: a pass needs about 100 MB beyond the scores
 _DIGIT = 16
 _BINS = 1 << _DIGIT
 _ALL = (1 << 63) - 1
@@ -21,12 +21,12 @@ AllReduce = Callable[[Tensor], None]
 
 
 class Place(NamedTuple):
-    """Where a piece of scores lies in the flat vector of all scores.
+    """Location of a piece of scores in the flat vector of all scores.
 
     Args:
-        offset: Flat index of the first score of the tensor that the piece is from.
+        offset: Flat index of the first score of the tensor that the piece belongs to.
         shape: Shape of that whole tensor.
-        start: First row, column, ... of the piece in it.
+        start: First row, column, ... of the piece within it.
         size: Shape of the piece.
     """
 
@@ -37,7 +37,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of_whole(cls, tensor: Tensor, offset: int = 0) -> Place:
-        """The place of a tensor that is not a part of another."""
+        """The place of a tensor that is not part of another one."""
         return cls(offset, tuple(tensor.shape), (0,) * tensor.dim(), tuple(tensor.shape))
 
     def indices(self, first: int, last: int, device: torch.device) -> Tensor:
@@ -53,7 +53,7 @@ class Place(NamedTuple):
 
 
 class Cutoff(NamedTuple):
-    """What separates the scores that are kept: those above ``value``, and those equal to it up to a flat index.
+    """Cutoff of the scores to keep: those above ``value``, and those equal to it up to a flat index.
 
     Args:
         value: The k-th largest score.
@@ -67,21 +67,22 @@ class Cutoff(NamedTuple):
 def top_threshold(
     scores: Sequence[Tensor], k: int, places: Sequence[Place] | None = None, all_reduce: AllReduce | None = None
 ) -> Cutoff:
-    """Find what separates the ``k`` largest scores from all others, exactly.
+    """Find the exact cutoff of the ``k`` largest scores.
 
-    Bits of a non-negative fp32 number, read as an integer, sort as the number does. So a histogram of the upper 16
-    bits, and one of the lower 16 bits of what falls into the crossing bin, give the k-th largest score. Of equal
-    scores those with the lowest flat index are kept, found the same way. Histograms add up over processes: the result
-    depends neither on their number nor on who holds which score, and memory beyond the scores is O(1).
+    The bits of non-negative fp32 numbers, read as integers, have the same order as the numbers. A histogram of the
+    upper 16 bits, and one of the lower 16 bits of the scores in the crossing bin, therefore give the k-th largest
+    score. Among equal scores, those with the lowest flat index are kept, found in the same way. Histograms are summed
+    over processes: the result depends neither on their number nor on how scores are distributed, and memory beyond the
+    scores is O(1).
 
     Args:
-        scores: Non-negative fp32 scores in pieces of any shape: on each process those that it counts.
-        k: How many to keep, out of all on all processes.
-        places: Where each piece lies; by default one piece follows the other.
-        all_reduce: Sums a histogram over processes; ``None`` where one process holds all scores.
+        scores: Non-negative fp32 scores in pieces of any shape: on each process the scores that it counts.
+        k: Number of scores to keep, out of all on all processes.
+        places: Location of each piece; by default the pieces follow one another.
+        all_reduce: Sums a histogram over processes; ``None`` if one process holds all scores.
 
     Returns:
-        The cutoff, to be used by `top_mask`.
+        The cutoff for `top_mask`.
 
     Raises:
         TypeError: If scores are not fp32.
@@ -110,8 +111,8 @@ def top_threshold(
     if k == int(lower[low]):
         return Cutoff(value, _ALL)
 
-    # More scores equal the threshold than may be kept: the k-th lowest flat index among them, digit by digit.
-    # Always the same digits, as processes must make the same passes whatever they hold.
+    # More scores equal the threshold than may be kept: find the k-th lowest flat index among them, digit by digit.
+    # The number of digits is fixed, because all processes must make the same passes whatever they hold.
     prefix = 0
     for shift in (2 * _DIGIT, _DIGIT, 0):
         tied = (index[bits == pattern] for bits, index in _chunks(scores, places, indexed=True))
@@ -126,8 +127,8 @@ def top_mask(scores: Tensor, cutoff: Cutoff, place: Place | None = None) -> Tens
 
     Args:
         scores: Non-negative fp32 scores.
-        cutoff: What `top_threshold` returned.
-        place: Where the piece lies; by default it is all there is.
+        cutoff: Result of `top_threshold`.
+        place: Location of the piece; by default it is the only one.
 
     Returns:
         Boolean, of the same shape.
@@ -169,7 +170,7 @@ def _chunks(
             part = flat[first : first + _CHUNK]
             if not bool((part >= 0).all()):
                 raise ValueError("A score is negative or NaN. Check that the gradients it is made of are finite.")
-            bits = part.abs().view(torch.int32)  # -0.0 would sort below all others
+            bits = part.abs().view(torch.int32)  # -0.0 would sort below all other values
             index = place.indices(first, first + len(part), flat.device) if indexed else bits
             yield bits, index
 

@@ -1,4 +1,4 @@
-"""WAGLE's weight attribution."""
+"""Weight attribution of WAGLE."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ __all__ = ["wagle_score"]
 def wagle_score(
     theta: Tensor, forget_grad: Tensor, retain_grad: Tensor, gamma: float = 1e-6, include_magnitude_term: bool = True
 ) -> Tensor:
-    r"""How much a weight matters to forgetting, given that the model re-adapts to the retain rows without it.
+    r"""Importance of a weight for forgetting, given that the model re-adapts to the retain rows without it.
 
-    :math:`S_i = \big| (\theta_i - g_{r,i} / \gamma)\, g_{f,i} \big|`. It is the first-order effect on the forget loss
-    of switching weight :math:`i` off when the Hessian of the retain loss is approximated by :math:`\gamma I`. As
-    :math:`\gamma \to \infty` it is SNIP on the forget loss, as :math:`\gamma \to 0` it ranks by :math:`|g_r g_f|`.
+    :math:`S_i = \big| (\theta_i - g_{r,i} / \gamma)\, g_{f,i} \big|`. This is the first-order effect on the forget loss
+    of setting weight :math:`i` to zero, with the Hessian of the retain loss approximated by :math:`\gamma I`. As
+    :math:`\gamma \to \infty` it is SNIP on the forget loss; as :math:`\gamma \to 0` it ranks by :math:`|g_r g_f|`.
 
-    The first term is there because the derivation drops a cross term that would cancel it exactly: without that
-    approximation only the interaction :math:`|g_{r,i}\, g_{f,i}| / \gamma` is left.
+    The first term remains because the derivation drops a cross term that would cancel it exactly: without that
+    approximation, only the interaction :math:`|g_{r,i}\, g_{f,i}| / \gamma` is left.
 
     Args:
-        theta: Weights :math:`\theta` of the model before unlearning.
+        theta: Weights :math:`\theta` of the original model.
         forget_grad: Gradient :math:`g_f` of the mean NLL of the forget rows, same shape. Its sign and scale don't
-            matter to the ranking.
+            affect the ranking.
         retain_grad: Gradient :math:`g_r` of the mean NLL of the retain rows, same shape.
         gamma: Curvature :math:`\gamma > 0` of the retain loss.
-        include_magnitude_term: Whether :math:`\theta_i` is in the formula.
+        include_magnitude_term: Whether the formula includes :math:`\theta_i`.
 
     Returns:
         Non-negative scores of the same shape.

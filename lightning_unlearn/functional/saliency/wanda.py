@@ -11,11 +11,11 @@ _CHUNK = 1 << 22
 
 
 def wanda_score(weight: Tensor, input_norm: Tensor) -> Tensor:
-    r"""Size of a weight times the norm of its input: :math:`S_{ij} = |W_{ij}|\, \lVert X_j \rVert_2`.
+    r"""Magnitude of a weight times the norm of its input: :math:`S_{ij} = |W_{ij}|\, \lVert X_j \rVert_2`.
 
     Args:
         weight: Weight :math:`W` of a linear layer, shape ``(out, in)``.
-        input_norm: Norm over all tokens of each input feature :math:`\lVert X_j \rVert_2`, shape ``(in,)``.
+        input_norm: Norm of each input feature over all tokens, :math:`\lVert X_j \rVert_2`, shape ``(in,)``.
 
     Returns:
         Non-negative scores, shape ``(out, in)``; they are compared within an output row.
@@ -32,11 +32,11 @@ def wanda_score(weight: Tensor, input_norm: Tensor) -> Tensor:
 
 
 def top_of_each_row(scores: Tensor, density: float) -> Tensor:
-    """Mark the ``floor(density * in)`` largest scores of each row; of equal ones, those that come first.
+    """Mark the ``floor(density * in)`` largest scores of each row; among equal scores, the first.
 
     Args:
         scores: Shape ``(out, in)``.
-        density: Share to mark, in [0, 1].
+        density: Fraction to mark, in [0, 1].
 
     Returns:
         Boolean, shape ``(out, in)``.

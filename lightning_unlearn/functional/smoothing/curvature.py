@@ -15,7 +15,7 @@ Product = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 def curvature_penalty(displaced: Sequence[Tensor], gradients: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    r"""How much the gradient changes on a short way along itself.
+    r"""Change of the gradient over a short step along itself.
 
     .. math:: C = \| d \|_2, \quad d = \nabla L(\theta + \mu v) - \nabla L(\theta), \quad
        v = \nabla L(\theta) / \|\nabla L(\theta)\|_2
@@ -54,11 +54,11 @@ def curvature_penalty_gradient(
     mu: float,
     detach: bool = True,
 ) -> list[Tensor]:
-    r"""Gradient of `curvature_penalty`, in two products with Hessians.
+    r"""Gradient of `curvature_penalty`, from two Hessian-vector products.
 
     With :math:`v` held constant, as is usual, it is :math:`[H(\theta + \mu v) - H(\theta)]\, u`, which is 0 for a
-    quadratic loss. The whole gradient of the equation lets :math:`v` turn with the weights. No third derivative is
-    needed for it:
+    quadratic loss. In the full gradient of the equation, :math:`v` turns with the weights. It needs no third
+    derivative:
 
     .. math:: a + H(\theta) \Big[ \frac{\mu}{\|\nabla L\|_2} (I - v v^\top)\, a - u \Big], \quad
        a = H(\theta + \mu v)\, u
@@ -70,7 +70,7 @@ def curvature_penalty_gradient(
         u: Direction in which the gradient changes.
         hessian: Products with :math:`H(\theta)`.
         displaced_hessian: Products with :math:`H(\theta + \mu v)`.
-        mu: Length of the way :math:`\mu`.
+        mu: Length of the step :math:`\mu`.
         detach: Whether :math:`v` is held constant.
 
     Returns:

@@ -16,11 +16,11 @@ _LARGEST_STEP = 1e-4
 
 
 def difference_step(weight_norm: float, vector_norm: float, dtype: torch.dtype = torch.float32) -> float:
-    r"""How far to move along a vector for a central difference: :math:`h = \eta\, (1 + \|\theta\|_2) / \|v\|_2`.
+    r"""Step length along a vector for a central difference: :math:`h = \eta\, (1 + \|\theta\|_2) / \|v\|_2`.
 
-    The error of the difference quotient grows with :math:`h^2`, and that of rounding the weights with
+    The error of the difference quotient grows with :math:`h^2`, and the error from rounding the weights with
     :math:`\epsilon \|\theta\| / h`, so :math:`\eta = \epsilon^{1/3}` of the weights' type. It is at most
-    :math:`10^{-4}`, as a loss changes its shape on a much shorter way than that to the origin.
+    :math:`10^{-4}`, because a loss changes its shape over a distance much shorter than that to the origin.
 
     Args:
         weight_norm: :math:`\|\theta\|_2` over all weights.
@@ -41,8 +41,8 @@ def difference_step(weight_norm: float, vector_norm: float, dtype: torch.dtype =
 def hessian_vector_product(gradient: GradientAt, vector: Sequence[Tensor], *, step: float) -> list[Tensor]:
     r"""Product of the Hessian with a vector: :math:`Hv \approx [\nabla L(\theta + hv) - \nabla L(\theta - hv)] / 2h`.
 
-    Exact for a quadratic loss. It takes two gradients and no second derivative, so it works where the kernels of a
-    model have none, and where weights are sharded.
+    It is exact for a quadratic loss. It needs two gradients and no second derivative, so it works if the kernels of a
+    model have none, and with sharded weights.
 
     Args:
         gradient: Gradients at displaced weights.

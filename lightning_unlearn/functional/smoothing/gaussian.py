@@ -1,4 +1,4 @@
-"""Gaussian noise that is a function of a key."""
+"""Gaussian noise determined by a key."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["gaussian_noise"]
 def gaussian_noise(
     like: Tensor, n_samples: int, key: Sequence[int], rows: Sequence[int] | None = None, antithetic: bool = False
 ) -> Tensor:
-    r"""Standard normal noise for each row of a batch, which depends on nothing but the key and the row's number.
+    r"""Standard normal noise for each row of a batch, which depends only on the key and the row's number.
 
-    A row gets the same noise in whatever batch it is, on whatever process. Complex noise has independent real and
-    imaginary parts, each of standard deviation 1. Kinds of devices draw different numbers.
+    A row gets the same noise in every batch and on every process. Complex noise has independent real and imaginary
+    parts, each with standard deviation 1. Different kinds of devices draw different numbers.
 
     Args:
         like: Shape ``(rows, ...)``, floating or complex.
-        n_samples: Samples for each row.
-        key: Chooses the stream, such as ``(seed, step)``.
+        n_samples: Number of samples for each row.
+        key: Key of the stream, such as ``(seed, step)``.
         rows: Number of each row; by default 0, 1, and so on.
-        antithetic: Whether the second half of the samples is the first with the other sign.
+        antithetic: Whether the second half of the samples is the negated first half.
 
     Returns:
         Shape ``(n_samples, *like.shape)``, in the type and on the device of ``like``.

@@ -15,11 +15,12 @@ def gradient_penalty(gradients: Sequence[Tensor], direction: Sequence[Tensor] | 
     r"""Norm of the gradient of a loss, to be minimized: :math:`\|\nabla L\|_2 = \langle \nabla L, v \rangle`.
 
     With :math:`v = \nabla L / \|\nabla L\|_2` held constant, the inner product has the value of the norm, and its
-    gradient :math:`Hv` is that of the norm; where the gradient is 0, both are 0 and not NaN. On several processes
-    :math:`v` is that of the mean gradient, so that the mean of :math:`H_r v` is what one process has on all rows.
+    gradient :math:`Hv` is that of the norm; if the gradient is 0, both are 0 and not NaN. With several processes,
+    :math:`v` is that of the mean gradient, so that the mean of :math:`H_r v` equals the result of one process on all
+    rows.
 
-    The released code of the paper adds up the norm as a number (``.item()``), which has no gradient: what is published
-    as this penalty is the loss without one. This is the penalty of the paper's equation.
+    The released code of the paper adds the norm as a number (``.item()``), which has no gradient: the results published
+    for this penalty are those of the loss without it. This is the penalty of the paper's equation.
 
     Args:
         gradients: :math:`\nabla L`, one tensor for each weight, made with ``create_graph=True``.
@@ -54,13 +55,13 @@ def gradient_penalty(gradients: Sequence[Tensor], direction: Sequence[Tensor] | 
 
 
 def unit_vector(vector: Sequence[Tensor]) -> list[Tensor]:
-    r"""A vector over all weights divided by its norm, without a graph; 0 where it is 0.
+    r"""A vector over all weights divided by its norm, without a graph; 0 if the vector is 0.
 
     Args:
         vector: One tensor for each weight.
 
     Returns:
-        One tensor for each weight, of norm 1 together.
+        One tensor for each weight, with a joint norm of 1.
 
     Example:
         >>> import torch
@@ -73,14 +74,14 @@ def unit_vector(vector: Sequence[Tensor]) -> list[Tensor]:
 
 
 def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """Inner product over all weights, a scalar, at least in fp32; a collective call where they are sharded.
+    """Inner product over all weights, a scalar, at least in fp32; a collective call if they are sharded.
 
     Args:
         first: One tensor for each weight.
-        second: The same.
+        second: One tensor for each weight.
 
     Returns:
-        A scalar, with a graph where the vectors have one.
+        A scalar, with a graph if the vectors have one.
 
     Example:
         >>> import torch

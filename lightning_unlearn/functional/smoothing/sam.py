@@ -11,17 +11,17 @@ _EPSILON = 1e-12
 
 
 def sam_perturbation(gradient: Tensor, rho: float, norm: Tensor | None = None) -> Tensor:
-    r"""The step of length $\rho$ along which a loss grows most, to first order.
+    r"""The step of length $\rho$ along which a loss increases most, to first order.
 
     $$\epsilon = \rho\, \frac{g}{\lVert g \rVert_2}$$
 
     Args:
         gradient: Gradient $g$, any shape.
         rho: Length $\rho$.
-        norm: $\lVert g \rVert_2$, where ``gradient`` is one of several tensors that share it.
+        norm: $\lVert g \rVert_2$, if ``gradient`` is one of several tensors that share it.
 
     Returns:
-        The shape of ``gradient``.
+        Same shape as ``gradient``.
 
     Example:
         >>> sam_perturbation(torch.tensor([3.0, 4.0]), rho=0.5)
@@ -35,7 +35,7 @@ def sam_perturbation(gradient: Tensor, rho: float, norm: Tensor | None = None) -
 
 
 def asam_perturbation(gradient: Tensor, weight: Tensor, rho: float, norm: Tensor | None = None) -> Tensor:
-    r"""The same in units of each weight, which does not change where weights are scaled and the function is not.
+    r"""The same step in units of each weight, which is invariant to rescaling of weights that keeps the function.
 
     $$\epsilon = \rho\, \frac{T^2 g}{\lVert T g \rVert_2}, \qquad T = |\theta|$$
 
@@ -43,10 +43,10 @@ def asam_perturbation(gradient: Tensor, weight: Tensor, rho: float, norm: Tensor
         gradient: Gradient $g$, any shape.
         weight: Weights $\theta$, of the same shape.
         rho: Length $\rho$ of $T^{-1} \epsilon$.
-        norm: $\lVert T g \rVert_2$, where ``gradient`` is one of several tensors that share it.
+        norm: $\lVert T g \rVert_2$, if ``gradient`` is one of several tensors that share it.
 
     Returns:
-        The shape of ``gradient``.
+        Same shape as ``gradient``.
 
     Example:
         >>> asam_perturbation(torch.tensor([3.0, 4.0]), torch.tensor([2.0, 0.0]), rho=0.5)

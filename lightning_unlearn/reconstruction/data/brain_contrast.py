@@ -1,4 +1,4 @@
-"""Contrast, orientation and phase of a brain slice, drawn for each row."""
+"""Random contrast, orientation and phase of brain slices."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from lightning_unlearn.reconstruction.data.brain_template import BrainTemplate
 __all__ = ["complex_slice", "quadratic_phase"]
 
 _GAMMA = (0.7, 1.4)
-_WEIGHTS = {"PD": (0.95, 0.8, 1.0), "T2": (0.55, 0.4, 1.0)}  # of grey and white matter and of fluid
+_WEIGHTS = {"PD": (0.95, 0.8, 1.0), "T2": (0.55, 0.4, 1.0)}  # of grey matter, white matter and fluid
 _JITTER = 0.1
 
 
 def complex_slice(template: BrainTemplate, place: int, generator: torch.Generator, variety: bool) -> Tensor:
     r"""A complex image of a slice: $(\text{contrast})^\gamma e^{i\varphi}$.
 
-    The contrast is, each with a chance of a third, that of the T1-weighted template, or a mixture of its tissues as in
-    images weighted by proton density or T2; $\gamma$ is in [0.7, 1.4], evenly by its logarithm. Images are mirrored
-    along either axis with a chance of a half.
+    With a probability of a third each, the contrast is that of the T1-weighted template, or a mixture of its tissues as
+    in proton-density-weighted or T2-weighted images; $\gamma$ is log-uniform in [0.7, 1.4]. Images are mirrored along
+    each axis with a probability of a half.
 
     Args:
         template: The slices.
-        place: Number of the slice.
-        generator: Where all draws come from.
-        variety: Whether to draw contrast and orientation; without it, the slice is the T1-weighted one. The phase is
-            drawn in any case.
+        place: Index of the slice.
+        generator: Source of all random draws.
+        variety: Whether to draw contrast and orientation; otherwise the slice is the T1-weighted one. The phase is
+            always drawn.
 
     Returns:
         Shape ``(size, size)``, complex.
@@ -54,7 +54,7 @@ def quadratic_phase(height: int, width: int, generator: torch.Generator) -> Tens
     Args:
         height: Rows.
         width: Columns.
-        generator: Where the coefficients come from.
+        generator: Source of the coefficients.
 
     Returns:
         Shape ``(height, width)``.

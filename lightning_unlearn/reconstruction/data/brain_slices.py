@@ -28,13 +28,13 @@ _STREAMS = {"train": 1, "val": 2, "test": 3}
 class BrainBands:
     """Axial bands of the template for the splits, in mm above its lowest slice.
 
-    Neighbouring slices of an average brain are near-duplicates, so that splits are bands with a gap between them.
+    Neighbouring slices of an average brain are near-duplicates, so the splits are bands with a gap between them.
 
     Args:
         train: Lower and upper end of the training band.
-        val: The same for validation.
-        test: The same for the test.
-        gap: The least distance of two bands, in mm.
+        val: Lower and upper end of the validation band.
+        test: Lower and upper end of the test band.
+        gap: Minimum distance between two bands, in mm.
 
     Raises:
         ValueError: If a band is empty or outside the volume, or two are closer than the gap.
@@ -61,7 +61,7 @@ class BrainBands:
                 )
 
     def places(self, split: str, voxel: int) -> range:
-        """Lowest mm of each slice of a band: slices may overlap for training, and do not for validation and test."""
+        """Lowest mm of each slice of a band: slices may overlap in training, but not in validation and test."""
         low, high = getattr(self, split)
         places = range(low, high - voxel + 1, 1 if split == "train" else voxel)
         if not places:
@@ -70,13 +70,13 @@ class BrainBands:
 
 
 class BrainRows(Dataset):
-    """Rows of a split, each a function of the data module's seed and the row's number.
+    """Rows of a split, each determined by the data module's seed and the row's number.
 
     Args:
         data: The data module, which has the settings.
         split: ``"train"``, ``"val"`` or ``"test"``.
         rows: Number of rows; ``None`` for each slice once.
-        full: Whether rows have the fully sampled k-space.
+        full: Whether rows include the fully sampled k-space.
     """
 
     def __init__(self, data: BrainSlices, split: str, rows: int | None, full: bool) -> None:
@@ -112,12 +112,11 @@ class BrainRows(Dataset):
 
 
 class BrainSlices(MeasurementDataModule):
-    r"""Accelerated multi-coil scans of the ICBM 152 brain template, simulated.
+    r"""Simulated accelerated multi-coil scans of the ICBM 152 brain template.
 
-    The nilearn package contains the template, so that nothing is downloaded. Its notice is
-    ``MNI_NOTICE``. It is the average of 152 brains: smoother than one person's, and
-    magnitudes only. A row is an axial slice of it, with a contrast, orientation and smooth phase of its own, measured
-    as $y = M (F S_c x + \varepsilon)$. A batch has
+    The template comes with the nilearn package, so nothing is downloaded. Its notice is ``MNI_NOTICE``. It is the
+    average of 152 brains: smoother than a single brain, and magnitudes only. A row is an axial slice with its own
+    contrast, orientation and smooth phase, measured as $y = M (F S_c x + \varepsilon)$. A batch has
 
     - ``kspace`` $y$, ``(B, C, H, W)``, and ``maps`` $S_c$ of the same shape, complex;
     - ``mask`` $M$, ``(B, 1, 1, W)``, boolean;
@@ -125,21 +124,21 @@ class BrainSlices(MeasurementDataModule):
     - ``index``, the number of the row in its split, and ``scale``, by which it was divided;
     - in validation and test ``full_kspace``, $F S_c x + \varepsilon$.
 
-    A row is a function of the seed and its number alone. Prediction reads the rows of the test.
+    A row depends only on the seed and its number. Prediction reads the test rows.
 
     Args:
         voxel: Side of the voxels in mm: 1, 2 or 3.
-        size: Side of the images in pixels; by default 192, 96 or 64, which hold the brain.
+        size: Side of the images in pixels; by default 192, 96 or 64, large enough for the brain.
         coils: Number of coils on a circle around the head, see
             [`birdcage_maps`][lightning_unlearn.functional.birdcage_maps].
-        sampling: Masks; by default a new one a row at an acceleration of 4.
+        sampling: Masks; by default a new one for each row, with an acceleration of 4.
         bands: Axial bands of the splits.
-        variety: Whether rows differ in contrast and orientation, beside their phase.
+        variety: Whether rows differ in contrast and orientation, besides their phase.
         noise: Standard deviation of $\varepsilon$ in real and imaginary parts, in units of the largest magnitude.
-        train_rows: Rows of an epoch of training, each a slice that is drawn from the band.
+        train_rows: Rows per training epoch, each a slice drawn from the band.
         test_rows: Rows of the test; by default each slice of the band once.
-        batch_size: Rows in a batch, per process.
-        seed: Seed of rows and of their order.
+        batch_size: Rows per batch and process.
+        seed: Seed of the rows and of their order.
         num_workers: Processes that load data.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Axial slices of the ICBM 152 brain template that the nilearn package contains."""
+"""Axial slices of the ICBM 152 brain template of the nilearn package."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class BrainTemplate:
         t1: Intensities in [0, 1], shape ``(slices, size, size)``.
         grey: Share of grey matter, of the same shape.
         white: Share of white matter.
-        fluid: Share of the brain that is neither.
+        fluid: Share of the brain that is neither grey nor white matter.
     """
 
     t1: Tensor
@@ -53,11 +53,11 @@ class BrainTemplate:
 
 @lru_cache(maxsize=4)
 def brain_template(voxel: VoxelSize, size: int) -> BrainTemplate:
-    """The template at a resolution, read from the nilearn package.
+    """The template at a given resolution, read from the nilearn package.
 
     Args:
-        voxel: Side of the voxels in mm; those of 1 mm are averaged.
-        size: Side of the slices in pixels; the volume is cut, or filled with zeros, around its centre.
+        voxel: Side of the voxels in mm, obtained by averaging voxels of 1 mm.
+        size: Side of the slices in pixels; the volume is cropped or zero-padded around its centre.
 
     Raises:
         ImportError: If nilearn or nibabel is missing.

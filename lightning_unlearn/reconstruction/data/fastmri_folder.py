@@ -33,7 +33,7 @@ class FastMRIRows(Dataset):
     Args:
         data: The data module, which has the settings.
         volumes: The volumes.
-        full: Whether rows of fully sampled volumes have their whole k-space.
+        full: Whether rows of fully sampled volumes include their full k-space.
     """
 
     def __init__(self, data: FastMRIFolder, volumes: Sequence[Volume], full: bool) -> None:
@@ -48,7 +48,7 @@ class FastMRIRows(Dataset):
         return self._recorded(volume, number, row) if volume.mask is not None else self._sampled(volume, number, row)
 
     def _sampled(self, volume: Volume, number: int, row: int) -> dict[str, Any]:
-        """A row of a fully sampled volume, which is cut to its size and then measured by a mask of ours."""
+        """A row of a fully sampled volume, which is cropped to its size and then measured with one of our masks."""
         data = self.data
         height, width = data.size_of(volume)
         images = centre_crop(centred_ifft2(read_slice(volume, number)), height, width)
@@ -58,7 +58,7 @@ class FastMRIRows(Dataset):
         return measured_row(kspace, maps, mask, (maps.conj() * images).sum(0), row, self.full)
 
     def _recorded(self, volume: Volume, number: int, row: int) -> dict[str, Any]:
-        """A row of an accelerated scan. Cutting its columns would fold its gaps, so that they stay as they are."""
+        """A row of an accelerated scan. It is not cropped in width: that would alias the gaps in its columns."""
         assert volume.mask is not None
         height, width = self.data.size_of(volume)[0], volume.shape[-1]
         images = centre_crop(centred_ifft2(read_slice(volume, number) * volume.mask), height, width)
@@ -71,43 +71,46 @@ class FastMRIRows(Dataset):
 
 
 class FastMRIFolder(MeasurementDataModule):
-    r"""Recorded multi-coil k-space from HDF5 files in fastMRI's layout, measured again by fewer columns.
+    r"""Recorded multi-coil k-space from HDF5 files in fastMRI's layout, retrospectively undersampled.
 
     A file is a volume: ``kspace`` of shape (slices, coils, rows, columns), complex, with the zero frequency in the
-    middle, and the columns as phase encodes. A slice's coil images are cut to ``size``, and its k-space is computed
-    anew; the target is their sum, weighted by the coils' sensitivities: $x = \sum_c \bar S_c x_c$. Batches are as those
-    of [`BrainSlices`][lightning_unlearn.BrainSlices]; where slices have unlike numbers of coils, blind ones are added.
+    middle and the columns as phase encodes. A slice's coil images are cropped to ``size``, and its k-space is
+    recomputed; the target is their sum, weighted by the coils' sensitivities: $x = \sum_c \bar S_c x_c$. Batches have
+    the same form as those of [`BrainSlices`][lightning_unlearn.BrainSlices]; if slices differ in their number of coils,
+    blind coils are added.
 
     The folder is one of these:
 
-    * fastMRI's, with folders that have ``train`` or ``val`` in their names, as ``multicoil_train``. Fully sampled
-      volumes of folders with ``test`` are the test; if there are none, half of the patients of ``val`` are.
+    * fastMRI's, with folders that have ``train`` or ``val`` in their names, such as ``multicoil_train``. Fully sampled
+      volumes of folders with ``test`` form the test split; if there are none, half of the patients of ``val`` do.
     * a folder of files. Patients are split by shares.
 
-    A patient, or a volume whose file does not name one, is in one split only. Prediction reads the folders with
-    ``test``, or else the test. Their volumes may be accelerated scans with a ``mask``: these have no ``target``, and
-    are normalised by their zero-filled image.
+    Each patient, or each volume whose file does not name one, is in one split only. Prediction reads the folders with
+    ``test``, or else the test split. Their volumes may be accelerated scans with a ``mask``: these have no ``target``,
+    and are normalised by their zero-filled image.
 
     Args:
         root: The folder.
         size: Side of the images in pixels; by default that of the scanner's reconstruction.
-        sampling: Masks; by default a new one a slice at an acceleration of 4. A slice has the same in every split.
+        sampling: Masks; by default a new one for each slice, with an acceleration of 4. A slice has the same mask in
+            every split.
         maps: ``"center"`` estimates sensitivities from the centre of k-space, see
-            [`maps_from_center`][lightning_unlearn.functional.maps_from_center]; ``"espirit"`` lets sigpy do it, which
-            takes seconds a slice; else the folder of files of the same names with ``maps``, of k-space's shape or cut.
-        calibration_lines: Side of the square in the centre of k-space that they are estimated from. A mask with a
-            narrower centre reconstructs with maps that saw more than it measures.
-        acquisition: Only volumes of this kind, such as ``"CORPD_FBK"``.
+            [`maps_from_center`][lightning_unlearn.functional.maps_from_center]; ``"espirit"`` uses sigpy, which takes
+            seconds per slice; any other value is a folder of files of the same names with ``maps``, of k-space's shape
+            or cropped.
+        calibration_lines: Side of the square in the centre of k-space from which sensitivities are estimated. A mask
+            with a narrower centre reconstructs with maps that saw more than it measures.
+        acquisition: Use only volumes of this kind, such as ``"CORPD_FBK"``.
         middle: Share of the slices of a volume that is kept, around the middle one; the outer ones show little.
-        val_share: Share of patients for validation, where one folder has all.
-        test_share: The same for the test.
-        batch_size: Rows in a batch, per process.
+        val_share: Share of patients for validation, if a single folder holds all.
+        test_share: Share of patients for the test, in the same case.
+        batch_size: Rows per batch and process.
         seed: Seed of the split and of the order of rows.
         num_workers: Processes that load data.
 
     Raises:
         FileNotFoundError: If there is no folder, no file, or no maps for a file.
-        ValueError: If a file is not whole, has no k-space of several coils, or a number is out of range.
+        ValueError: If a file is incomplete or has no multi-coil k-space, or a number is out of range.
         ImportError: If h5py is missing.
 
     References:
@@ -185,8 +188,8 @@ class FastMRIFolder(MeasurementDataModule):
         Args:
             volume: The volume.
             number: Number of the slice.
-            kspace: Its k-space after cutting, shape ``(C, H, W)``.
-            measured: Columns of the centre that are measured, where it is not all of them.
+            kspace: Its k-space after cropping, shape ``(C, H, W)``.
+            measured: Number of measured columns in the centre, if not all are measured.
         """
         lines = min(self.calibration_lines, *kspace.shape[-2:], measured or kspace.shape[-1])
         if self.maps == "center":
@@ -199,7 +202,7 @@ class FastMRIFolder(MeasurementDataModule):
         return normalized_maps(centre_crop(maps, *kspace.shape[-2:]))
 
     def _inspected(self, root: Path, split: str) -> list[Volume]:
-        """The volumes of the folders of a split, such as ``multicoil_test_v2``; of the root itself without one."""
+        """The volumes in the folders of a split, such as ``multicoil_test_v2``; in the root itself without a split."""
         below = [path for path in sorted(root.iterdir()) if path.is_dir() and split in re.split(r"[-_. ]", path.name)]
         files = [path for folder in (below if split else [root]) for path in sorted(folder.iterdir())]
         paths = [path for path in files if path.suffix in _ENDINGS and not path.name.startswith(".")]
@@ -207,7 +210,7 @@ class FastMRIFolder(MeasurementDataModule):
         return [volume for volume in volumes if self.acquisition in (None, volume.acquisition)]
 
     def _divided(self, volumes: list[Volume], *shares: float) -> list[list[Volume]]:
-        """Volumes by shares of the patients, one at least each, and then the rest."""
+        """Volumes divided by shares of the patients, at least one patient each, followed by the rest."""
         patients = sorted({volume.patient for volume in volumes})
         order = torch.randperm(len(patients), generator=torch.Generator().manual_seed(self.seed)).tolist()
         parts: list[list[Volume]] = []
@@ -220,7 +223,7 @@ class FastMRIFolder(MeasurementDataModule):
 
 
 def _centre_lines(mask: Tensor) -> int:
-    """Columns of the block around the centre that are all measured; at least 1."""
+    """Width of the fully measured block of columns around the centre; at least 1."""
     centre, block = len(mask) // 2, 0
     while block < centre and mask[centre - block - 1 : centre + block + 2].all():
         block += 1

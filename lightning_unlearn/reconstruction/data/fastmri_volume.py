@@ -1,4 +1,4 @@
-"""Volumes of raw k-space in HDF5 files, as fastMRI publishes them."""
+"""Raw k-space volumes in HDF5 files, in the format of fastMRI."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["Volume", "inspect_volume", "read_maps", "read_slice"]
 
 
 class Volume(NamedTuple):
-    """What a file holds, without its k-space.
+    """Description of a volume's file, without its k-space.
 
     Args:
         path: The file.
         shape: Slices, coils, rows (along the readout) and columns (phase encodes).
         size: Rows and columns of the scanner's image.
-        acquisition: Kind of the scan, such as ``"CORPD_FBK"``; empty where the file doesn't say.
-        patient: Whose scan it is; the name of the file where it doesn't say.
-        mask: Columns that were measured, shape ``(W,)``; ``None`` for a fully sampled volume.
+        acquisition: Kind of the scan, such as ``"CORPD_FBK"``; empty if the file doesn't say.
+        patient: Patient id; the name of the file if it has none.
+        mask: Measured columns, shape ``(W,)``; ``None`` for a fully sampled volume.
     """
 
     path: Path
@@ -34,13 +34,13 @@ class Volume(NamedTuple):
 
 
 def inspect_volume(path: Path) -> Volume:
-    """Read what a file holds.
+    """Read the description of a file.
 
     Args:
         path: The file.
 
     Raises:
-        ValueError: If it is no whole HDF5 file, has no k-space, or one of a single coil.
+        ValueError: If it is not a complete HDF5 file, or has no k-space or that of a single coil.
         ImportError: If h5py is missing.
     """
     with _opened(path) as file:
@@ -81,7 +81,7 @@ def read_slice(volume: Volume, number: int) -> Tensor:
         Shape ``(coils, rows, columns)``, complex64.
 
     Raises:
-        ValueError: If the file is cut off there.
+        ValueError: If the file is truncated at this slice.
     """
     return _read(volume.path, "kspace", number)
 
@@ -98,7 +98,7 @@ def read_maps(path: Path, number: int) -> Tensor:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it has no maps, or is cut off.
+        ValueError: If it has no maps, or is truncated.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There are no maps {path}. A file of maps has the name of its volume.")
@@ -129,7 +129,7 @@ def _opened(path: Path) -> Any:
 
 
 def _image_size(file: Any) -> tuple[int, int]:
-    """Rows and columns of the scanner's image: as reconstructed, as the header says, or all of k-space."""
+    """Rows and columns of the scanner's image: from the reconstruction, from the header, or all of k-space."""
     for name in ("reconstruction_rss", "reconstruction_esc"):
         if name in file:
             return tuple(file[name].shape[-2:])

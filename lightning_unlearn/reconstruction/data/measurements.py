@@ -20,12 +20,12 @@ Split = Literal["train", "val", "test", "predict"]
 
 
 def measured_row(kspace: Tensor, maps: Tensor, mask: Tensor, target: Tensor, index: int, full: bool) -> dict[str, Any]:
-    r"""A row of a batch, normalised so that the largest magnitude of the target is 1.
+    r"""One row of a batch, normalised so that the largest magnitude of the target is 1.
 
     Args:
         kspace: Fully sampled k-space, shape ``(C, H, W)``, complex.
         maps: Sensitivities of the coils, of the same shape.
-        mask: Columns that are measured, shape ``(W,)``, boolean.
+        mask: Measured columns, shape ``(W,)``, boolean.
         target: The image, shape ``(H, W)``, complex.
         index: Number of the row.
         full: Whether to add the fully sampled k-space as ``full_kspace``, from which other masks can be tried.
@@ -50,7 +50,7 @@ def measured_row(kspace: Tensor, maps: Tensor, mask: Tensor, target: Tensor, ind
 
 
 def collate_rows(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """A batch of rows; those with fewer coils get blind ones, which see nothing and change no reconstruction.
+    """Batch of rows; rows with fewer coils get blind coils, which measure nothing and change no reconstruction.
 
     Args:
         rows: As `measured_row` makes them.
@@ -69,15 +69,13 @@ def collate_rows(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 class MeasurementDataModule(LightningDataModule, ABC):
-    """Base class of data modules of measurements, which differ in the rows of their splits.
+    """Base class of data modules of measurements; subclasses define the rows of their splits in ``rows``.
 
-    The order of training rows is a function of the seed and the epoch: a resumed run reads what an uninterrupted one
-    reads, and two processes with batches of ``B`` read together what one reads with ``2B``.
-
-    A subclass supplies ``rows``.
+    The order of training rows depends only on the seed and the epoch: a resumed run reads what an uninterrupted one
+    reads, and two processes with batches of ``B`` read together what one process reads with batches of ``2B``.
 
     Args:
-        batch_size: Rows in a batch, per process.
+        batch_size: Rows per batch and process.
         seed: Seed of the order of training rows.
         num_workers: Processes that load data.
 

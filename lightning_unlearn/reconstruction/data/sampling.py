@@ -19,16 +19,16 @@ __all__ = ["ColumnSampling"]
 
 @dataclass(frozen=True)
 class ColumnSampling:
-    """Masks of columns for the rows of a data set, each a function of the seed and the row's number.
+    """Column masks for the rows of a data set, each determined by the seed and the row's number.
 
     Args:
         acceleration: Ratio of all columns to measured ones.
-        pattern: How columns outside of the centre are chosen, see
+        pattern: How columns outside the centre are chosen, see
             [`column_mask`][lightning_unlearn.functional.column_mask].
         center_fraction: Share of the columns that make up the centre; by default 0.32 / acceleration.
         fixed: Whether all rows have the same mask, as in the experiments of SMUG.
-        file: A ``.npy`` or ``.pt`` file with one number a column, 0 where it isn't measured. All rows have this mask;
-            the arguments above do not count.
+        file: A ``.npy`` or ``.pt`` file with one number per column, 0 where it isn't measured. All rows then have this
+            mask, and the arguments above are ignored.
         seed: Seed of the masks.
 
     Raises:
@@ -49,7 +49,7 @@ class ColumnSampling:
     def __post_init__(self) -> None:
         width = 1 << 12
         at_least("acceleration", self.acceleration, 1)
-        column_mask(width, min(self.acceleration, width), self.pattern, self.center_fraction)  # checks the others
+        column_mask(width, min(self.acceleration, width), self.pattern, self.center_fraction)  # checks the arguments
 
     def __call__(self, width: int, row: int) -> Tensor:
         """The mask of a row.
@@ -67,7 +67,7 @@ class ColumnSampling:
         return column_mask(width, self.acceleration, self.pattern, self.center_fraction, seed=seed)
 
     def at(self, acceleration: float) -> ColumnSampling:
-        """The same kind of masks at another acceleration, with the centre that is usual there."""
+        """The same kind of masks with another acceleration and the centre fraction that is usual for it."""
         return replace(self, acceleration=acceleration, center_fraction=None, file=None)
 
 

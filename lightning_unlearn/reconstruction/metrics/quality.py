@@ -1,4 +1,4 @@
-"""Metrics of reconstructed images that keep a value for each image."""
+"""Reconstruction metrics that keep a value for each image."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["HFEN", "NMSE", "ComplexPSNR", "ImageQuality", "MagnitudePSNR", "Magn
 
 
 class ImageQuality(IndexedMetric):
-    """Base class of means over images, whose single values can be compared between methods image by image.
+    """Base class of mean image metrics whose values can be compared between methods image by image.
 
-    An image counts once, also where a distributed sampler gives it to two processes. A NaN, as of a network that
-    diverged, is not left out of the mean.
+    Each image counts once, even if a distributed sampler gives it to two processes. NaN values, as from a diverged
+    network, are included in the mean.
 
-    A subclass supplies ``measure``.
+    A subclass implements ``measure``.
 
     Args:
         **kwargs: Options of ``torchmetrics.Metric``.
@@ -59,9 +59,9 @@ class ImageQuality(IndexedMetric):
         return self._each()["value"].mean()
 
     def per_image(self) -> dict[int, float]:
-        """The value of each image of all processes by its row number, for paired differences of two methods.
+        """The value of each image of all processes by its row number, for paired differences between two methods.
 
-        With several processes all must call it.
+        With several processes, all of them must call it.
         """
         with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=not self._is_synced):
             rows = self._each()
@@ -75,7 +75,7 @@ class ImageQuality(IndexedMetric):
 
 
 class ComplexPSNR(ImageQuality):
-    """Mean peak signal-to-noise ratio of complex images, in dB, as the code of SMUG measures it.
+    """Mean peak signal-to-noise ratio of complex images, in dB, as measured by the code of SMUG.
 
     See [`complex_psnr`][lightning_unlearn.functional.complex_psnr].
 
@@ -124,7 +124,7 @@ class MagnitudeSSIM(ImageQuality):
     See [`magnitude_ssim`][lightning_unlearn.functional.magnitude_ssim].
 
     Args:
-        window: Side of the uniform windows, odd; 7 is that of fastMRI.
+        window: Side of the uniform windows, odd; 7 as in fastMRI.
         **kwargs: Options of ``torchmetrics.Metric``.
 
     Raises:
