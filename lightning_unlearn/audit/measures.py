@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -136,7 +137,7 @@ def timing(module: LitCausalLM, probes: Sequence[Probe], scorer: KnowledgeScorer
     short = KnowledgeScorer(scorer.strength, scorer.match, _TOKENS, scorer.batch_size, scorer.max_tokens)
     scorer.strengths(module, few[:1])  # the first call prepares what later ones reuse
     read = _fastest(lambda: scorer.strengths(module, few[:2]))
-    one, several = (_fastest(lambda rows=rows: short.answers(module, rows)) for rows in (few[:1], few))
+    one, several = (_fastest(partial(short.answers, module, rows)) for rows in (few[:1], few))
     reading = read.seconds / len(few[:2])
     steps = [_step(took.seconds, count * reading) for took, count in ((one, 1), (several, len(few)))]
     per_row = max(0.0, steps[1] - steps[0]) / (len(few) - 1) if len(few) > 1 else 0.0
