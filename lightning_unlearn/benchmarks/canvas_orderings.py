@@ -55,16 +55,16 @@ def _erasure(results: CanvasResults, kind: Kind) -> Iterator[Row]:
     ours = {m: {name: results.summaries[m][f"{kind}/{name}"].value for name in ("UA", "IRA", "CRA")} for m in methods}
     theirs = {method: row.shares(kind) for method, row in RESULTS.items()}
     there, here = ([[row[name] for row in of.values()] for name in ("UA", "IRA")] for of in (theirs, ours))
-    name = f"{kind}s: what erases more keeps less (UA, IRA)"
-    yield [name, _rho(spearman(*there)), _rho(spearman(*here)), _same_sign(-1, *here)]
+    ordering = f"{kind}s: what erases more keeps less (UA, IRA)"
+    yield [ordering, _rho(spearman(*there)), _rho(spearman(*here)), _same_sign(-1, *here)]
     cra, ira = ([mean(row[name] for row in of.values()) for of in (theirs, ours)] for name in ("CRA", "IRA"))
     words = [f"{100 * low:.1f} and {100 * high:.1f}" for low, high in zip(cra, ira, strict=True)]
     yield [f"{kind}s: mean CRA is below mean IRA", *words, cra[1] < ira[1]]
     shared = {method: name for method in methods if (name := published_name(method))}
     if len(shared) >= 3:
         both = [ours[method]["UA"] for method in shared], [theirs[name]["UA"] for name in shared.values()]
-        name = f"{kind}s: methods rank by UA as published"
-        yield [name, f"{len(shared)} methods", _rho(spearman(*both)), _same_sign(1, *both)]
+        ordering = f"{kind}s: methods rank by UA as published"
+        yield [ordering, f"{len(shared)} methods", _rho(spearman(*both)), _same_sign(1, *both)]
 
 
 def _same_sign(sign: int, x: Sequence[float], y: Sequence[float]) -> bool | str:
