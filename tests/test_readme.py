@@ -84,7 +84,7 @@ def said(tiny_lm: Path, installed: Path, tmp_path_factory: pytest.TempPathFactor
 SAYS = {
     "fit": r"`max_steps=2` reached",
     "forget": r"This was a dry run|Check the record",
-    "verify-record": r"record\.jsonl holds\.",
+    "verify-record": r"record\.jsonl is intact\.",
 }
 
 
