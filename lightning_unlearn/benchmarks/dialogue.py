@@ -15,12 +15,13 @@ import torch
 
 from lightning_unlearn.audit.precision import resolved
 from lightning_unlearn.benchmarks.dialogue_figure import judge_figure
-from lightning_unlearn.benchmarks.dialogue_findings import agreement, findings
+from lightning_unlearn.benchmarks.dialogue_findings import agreement, findings, rated
 from lightning_unlearn.benchmarks.dialogue_runs import BaselineCell, DataCell, JudgeCell, LoRASetting, baseline, judged
 from lightning_unlearn.benchmarks.grid import Grid, Outcome, select
 from lightning_unlearn.benchmarks.table import markdown, save_figure, write_record
 from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.core.files import sha256
+from lightning_unlearn.dialogue.calibration import Calibration
 from lightning_unlearn.dialogue.data.uss import USSSubset
 from lightning_unlearn.language.packaged import HUB_MODEL, packaged_model
 
@@ -73,8 +74,9 @@ def bench_dialogue(
     Each model rates the same held-out dialogues of each subset: without examples, with random and selected ones, from
     logits and from text, with the analysis before and after the rating, and fine-tuned. Beside them stand predictors
     without a language model. Writes ``dialogue.json``, ``dialogue.md`` and, with matplotlib, ``dialogue_<model>.svg``:
-    scores of the best fine-tuned judge against people's, and its calibration. Finished runs are kept: the same command,
-    after a kill or with more entries, runs what is missing.
+    scores of the best fine-tuned judge against people's, and its calibration. Each fine-tuned judge is saved, merged, as
+    a folder ``judges/<key>``, with ``calibration.json`` from the dialogues that it rated. Finished runs are kept: the
+    same command, after a kill or with more entries, runs what is missing.
 
     With bf16, a model of 135M parameters takes about a second of one core to rate a dialogue of 500 tokens, six seconds
     with four examples, and three to learn from it once. The default, one such model on two subsets, is estimated at
@@ -157,6 +159,7 @@ def bench_dialogue(
         **{"precision": precision, "seed": seed},
         **{"runs": runs, "findings": findings(runs, names)},
     }
+    record["judges"] = _calibrate(grid.folder, runs)
     record = write_record(grid.folder / "dialogue", record, dialogue_table)
     for model in names:
         _save_best(grid.folder, model, runs)
@@ -179,7 +182,16 @@ def dialogue_table(record: dict[str, Any]) -> str:
         ]
         for row in record["findings"]
     ]  # fmt: skip
-    return text + markdown(["finding", "difference of Spearman", *record["subsets"], "mean", "decided"], decided)
+    text += markdown(["finding", "difference of Spearman", *record["subsets"], "mean", "decided"], decided)
+    if not record["judges"]:
+        return text
+    head = ["fine-tuned judge", "folder", "Spearman of its calibration", "trusted"]
+    return f"{text}\n{markdown(head, [_judge_row(judge) for judge in record['judges']])}"
+
+
+def _judge_row(judge: dict[str, Any]) -> list[str]:
+    trusted = "yes" if judge["trusted"] else "no"
+    return [f"USS-{judge['subset']}, {judge['name']}", judge["folder"], _interval(judge["spearman"]), trusted]
 
 
 def _cells(outcome: Outcome) -> list[str]:
@@ -227,6 +239,24 @@ def _file(path: str, subset: str) -> Path:
 
 def _tuned(fields: dict[str, Any], **setting: Any) -> dict[str, Any]:
     return {**fields, "lora": replace(fields["lora"], **setting)} if "lora" in fields else fields
+
+
+def _calibrate(folder: Path, runs: dict[str, dict[str, Outcome]]) -> list[dict[str, Any]]:
+    """Save the calibration of each fine-tuned judge beside it, fitted to the held-out dialogues that it rated."""
+    judges = []
+    for subset, outcomes in runs.items():
+        for name, outcome in outcomes.items():
+            if not outcome.get("files"):
+                continue
+            pairs = [(r.score, d.mean) for r, d in zip(*rated(outcome), strict=True) if math.isfinite(r.score)]
+            if len(pairs) < 8:  # a calibration to fewer would be noise
+                continue
+            calibration = Calibration().fit(*map(list, zip(*pairs, strict=True)))
+            (place,) = outcome["files"]
+            calibration.save(folder / place / "calibration.json")
+            told = {"trusted": calibration.trusted, "spearman": list(calibration.spearman)}
+            judges.append({"subset": subset, "name": name, "folder": place, **told})
+    return judges
 
 
 def _save_best(folder: Path, model: str, runs: dict[str, dict[str, Outcome]]) -> None:

@@ -168,7 +168,7 @@ def baseline(cell: BaselineCell, folder: Path) -> Outcome:
 
 
 def judged(cell: JudgeCell, folder: Path) -> Outcome:
-    """Ratings of a judge, which is fine-tuned first where the cell says so."""
+    """Ratings of a judge, which is fine-tuned first where the cell says so; a fine-tuned judge is saved."""
     quiet_libraries("transformers")
     seed_everything(cell.seed, verbose=False)
     pool, test = split(cell)
@@ -183,7 +183,11 @@ def judged(cell: JudgeCell, folder: Path) -> Outcome:
     batches: Any = trainer(precision=cell.precision).predict(judge, loader)
     seconds["rating"] = time.perf_counter() - start
     outcome = _outcome([rating for batch in batches for rating in batch], test, seconds)
-    return {**outcome, "examples": sum(judge.shown) / len(judge.shown)}
+    outcome["examples"] = sum(judge.shown) / len(judge.shown)
+    if cell.lora is not None:
+        outcome["files"] = [place := f"judges/{cell.key}"]
+        judge.save_pretrained(folder / place)
+    return outcome
 
 
 def _judge(cell: JudgeCell, pool: list[Dialogue]) -> CountingJudge:

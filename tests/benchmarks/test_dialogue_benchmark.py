@@ -17,6 +17,9 @@ from lightning_unlearn.benchmarks.dialogue_figure import calibration_bins, judge
 from lightning_unlearn.benchmarks.dialogue_findings import agreement, decided, findings, pooled
 from lightning_unlearn.benchmarks.dialogue_runs import DataCell, JudgeCell, LoRASetting, UpdateBatches, judged, split
 from lightning_unlearn.core.intervals import Interval
+from lightning_unlearn.dialogue.calibration import Calibration
+from lightning_unlearn.dialogue.judge import DialogueJudge
+from lightning_unlearn.dialogue.prompt import JudgePrompt
 from tests.dialogue.uss_files import write_uss
 
 SMALL: dict[str, Any] = {
@@ -65,6 +68,15 @@ def test_every_entry_runs_once_and_is_decided(long_lm: Path, tmp_path: Path) -> 
     assert shown["BM25 4-shot"] == shown["random 4-shot"] == 4
     table = (tmp_path / "out" / "dialogue.md").read_text()
     assert "USS-MWOZ" in table
+    saved = [judge for judge in record["judges"] if judge["subset"] == "SGD"]
+    assert [judge["name"] for judge in saved] == [f"{long_lm.name}: fine-tuned, soft labels"]
+    assert saved[0]["folder"] in table
+    place = tmp_path / "out" / saved[0]["folder"]
+    assert Calibration.load(place / "calibration.json").spearman.value == pytest.approx(tuned["agreement"]["spearman"][0])
+    _, test = split(DataCell(seed=0, path=str(data), data_sha256="", subset="SGD", test=16, train=8))
+    judge = DialogueJudge(str(place), prompt=JudgePrompt(max_length=640))
+    again = [rating.score for rating in judge.rate(test)]
+    assert again == pytest.approx(tuned["scores"], abs=1e-4)  # what was saved is what rated
     assert json.loads((tmp_path / "out" / "dialogue.json").read_text())["test"] == 16
     assert (tmp_path / "out" / f"dialogue_{long_lm.name}.svg").exists()
 
