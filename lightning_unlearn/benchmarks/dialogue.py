@@ -74,9 +74,9 @@ def bench_dialogue(
     Each model rates the same held-out dialogues of each subset: without examples, with random and selected ones, from
     logits and from text, with the analysis before and after the rating, and fine-tuned. Beside them stand predictors
     without a language model. Writes ``dialogue.json``, ``dialogue.md`` and, with matplotlib, ``dialogue_<model>.svg``:
-    scores of the best fine-tuned judge against people's, and its calibration. Each fine-tuned judge is saved, merged, as
-    a folder ``judges/<key>``, with ``calibration.json`` from the dialogues that it rated. Finished runs are kept: the
-    same command, after a kill or with more entries, runs what is missing.
+    scores of the best fine-tuned judge against people's, and its calibration. Each fine-tuned judge is saved, merged,
+    as a folder ``judges/<key>``, with ``calibration.json`` from the dialogues that it rated. Finished runs are kept:
+    the same command, after a kill or with more entries, runs what is missing.
 
     With bf16, a model of 135M parameters takes about a second of one core to rate a dialogue of 500 tokens, six seconds
     with four examples, and three to learn from it once. The default, one such model on two subsets, is estimated at

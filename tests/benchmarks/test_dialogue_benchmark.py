@@ -72,7 +72,8 @@ def test_every_entry_runs_once_and_is_decided(long_lm: Path, tmp_path: Path) -> 
     assert [judge["name"] for judge in saved] == [f"{long_lm.name}: fine-tuned, soft labels"]
     assert saved[0]["folder"] in table
     place = tmp_path / "out" / saved[0]["folder"]
-    assert Calibration.load(place / "calibration.json").spearman.value == pytest.approx(tuned["agreement"]["spearman"][0])
+    rho = tuned["agreement"]["spearman"][0]
+    assert Calibration.load(place / "calibration.json").spearman.value == pytest.approx(rho)
     _, test = split(DataCell(seed=0, path=str(data), data_sha256="", subset="SGD", test=16, train=8))
     judge = DialogueJudge(str(place), prompt=JudgePrompt(max_length=640))
     again = [rating.score for rating in judge.rate(test)]
