@@ -48,7 +48,7 @@ def _damaged(case: Case) -> dict[str, Any] | None:
     if not found:
         return None
     knows = [gate for gate in case.run if gate.recovers or (gate.gate == "base" and gate.known)]
-    also = f" Even so, it still knows the rows: {_listed(knows)}." if knows else ""
+    also = f" Even so, knowledge of the rows is left, as shown by {_listed(knows)}." if knows else ""
     return {
         "name": "damaged",
         "headline": f"Damaged: the model has lost abilities that it was to keep: {'; '.join(found)}.{also}",
@@ -64,7 +64,7 @@ def _not_forgotten(case: Case) -> dict[str, Any] | None:
         return None
     return {
         "name": "not forgotten",
-        "headline": f"Not forgotten: asked the questions as trained, the model still knows the rows: {_listed(known)}.",
+        "headline": f"Not forgotten: the model still knows the rows, as shown by {_listed(known)}.",
         "action": "Do not record the request as carried out. Unlearn further or retrain, and audit again.",
     }
 
@@ -76,16 +76,16 @@ def _recoverable(case: Case) -> dict[str, Any] | None:
     base = [gate for gate in found if gate.gate == "base"]
     under = [gate for gate in found if gate.gate != "base"]
     if base:
-        also = f" More comes back under {_tries(under)}: {_listed(under)}." if under else ""
+        also = f" More comes back under {_listed(under)}." if under else ""
         return {
             "name": "partly forgotten",
-            "headline": f"Partly forgotten: some of the rows are still answered: {_listed(base)}.{also}",
+            "headline": f"Partly forgotten: some of the rows are still known, as shown by {_listed(base)}.{also}",
             "action": "Do not record the request as carried out: some of the rows are still there. Unlearn further or "
             "retrain, and audit again.",
         }
     return {
         "name": "suppressed but recoverable",
-        "headline": f"Suppressed but recoverable: the rows come back under {_tries(under)}: {_listed(under)}.",
+        "headline": f"Suppressed but recoverable: knowledge of the rows comes back under {_listed(under)}.",
         "action": "Do not record the request as carried out: the rows are hidden, not gone, and anyone who has the "
         "weights can bring them back. Unlearn with a method that withstands this, or retrain, and audit again.",
     }
@@ -121,7 +121,7 @@ def _undecided(case: Case) -> dict[str, Any]:
     probes = case.evidence.thresholds.probes
     reasons = []
     if case.unsettled:
-        reasons.append(f"neither knowledge nor its absence is established: {_listed(case.unsettled)}")
+        reasons.append(f"neither knowledge nor its absence is established by {_listed(case.unsettled)}")
     if case.blind_scores:
         reasons.append(f"by {', '.join(case.blind_scores)}, the original itself hardly shows that it knows the rows")
     if not case.evidence.retain:
@@ -171,10 +171,14 @@ def remarks(case: Case) -> list[str]:
 
 
 def _listed(gates: Sequence[GateResult]) -> str:
-    """The gates with their kappa; of many, those with the highest."""
+    """What was tried, in words, each with the highest kappa found there; of many, those with the highest."""
     ranked = sorted(gates, key=lambda gate: -(gate.kappa or 0.0))
-    rest = f" and {len(gates) - 4} more" if len(gates) > 4 else ""
-    return ", ".join(f"{gate.name} kappa {_kappa(gate)}" for gate in ranked[:4]) + rest
+    best = {gate.gate: gate for gate in reversed(ranked)}
+    first = sorted(best.values(), key=ranked.index)
+    parts = [f"{GATES.get(gate.gate, gate.gate)} (kappa {_kappa(gate)}, {gate.score})" for gate in first[:4]]
+    if len(first) > 4:
+        parts.append(f"{len(first) - 4} more")
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
 
 
 def _kappa(gate: GateResult) -> str:
@@ -183,7 +187,3 @@ def _kappa(gate: GateResult) -> str:
     if gate.kappa_lower is None or gate.kappa_upper is None:
         return f"{gate.kappa:.2f}"
     return f"{gate.kappa:.2f} [{gate.kappa_lower:.2f}, {gate.kappa_upper:.2f}]"
-
-
-def _tries(gates: Sequence[GateResult]) -> str:
-    return " and ".join(dict.fromkeys(GATES.get(gate.gate, gate.gate) for gate in gates))

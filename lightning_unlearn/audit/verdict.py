@@ -13,8 +13,14 @@ from lightning_unlearn.core.checks import one_of
 
 __all__ = ["RULE", "Verdict", "conclude", "decide"]
 
-RULE = "lu-verdict/2"
+RULE = "lu-verdict/3"
 """Version of the rules. It changes with every rule and every sentence, so that old records are known as such."""
+
+KAPPA = {
+    True: "Kappa is the share of the original's knowledge of the rows that is left, beyond what the control knows.",
+    False: "Kappa is the share of the original's knowledge of the rows that is left.",
+}
+"""What kappa is, with and without a control, for headlines that quote it."""
 
 LIMITS = (
     "Tests that find no knowledge do not prove that there is none: a new attack can reopen the question.",
@@ -131,9 +137,10 @@ def conclude(evidence: Evidence) -> Verdict:
     tried = {gate.gate for gate in evidence.gates}
     case = Case(evidence, run, sorted({g.score for g in evidence.gates if g.gate == "base" and g.name in unseen}))
     found = next(fields for fields in (rule(case) for rule in RULES) if fields is not None)
+    explained = f" {KAPPA[evidence.control != 'none']}" if "(kappa" in found["headline"] else ""
     return Verdict(
         name=found["name"],
-        headline=f"{found['headline']} Control: {CONTROLS[evidence.control]}.",
+        headline=f"{found['headline']}{explained} Control: {CONTROLS[evidence.control]}.",
         action=found["action"],
         gates=tuple(gate.name for gate in run),
         not_run={name: "not run" for name in GATES if name not in tried} | evidence.not_run | unseen,

@@ -40,7 +40,7 @@ def test_a_card_is_read_again_with_the_same_results(verdict: Verdict, tmp_path: 
     assert (second.metric_config, second.metric_args["n"], second.verified) == ("nf4", 100, None)
     assert again.data.to_dict()["unlearning"] == {
         "verdict": "suppressed but recoverable",
-        "rule": "lu-verdict/2",
+        "rule": "lu-verdict/3",
         "record_head": f"3:{'ab' * 32}",
         "key_id": "56475aa75463474c",
         "content_hash": "cd" * 32,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ def test_a_sound_model_has_forgotten() -> None:
     )
     assert "a model retrained without the rows" in verdict.headline
     assert verdict.not_run == {}
-    assert (verdict.thresholds.d, verdict.thresholds.D, verdict.rule) == (0.10, 0.25, "lu-verdict/2")
+    assert (verdict.thresholds.d, verdict.thresholds.D, verdict.rule) == (0.10, 0.25, "lu-verdict/3")
 
 
 def test_twenty_rows_are_undecided_and_85_are_needed() -> None:
@@ -41,8 +42,10 @@ def test_twenty_rows_are_undecided_and_85_are_needed() -> None:
 def test_a_model_that_answers_at_four_bits_is_suppressed_but_recoverable() -> None:
     verdict = judged(gates(int4=SUPPRESSED))
     assert verdict.name == "suppressed but recoverable"
-    assert "int4 (score) kappa 0.68" in verdict.headline
-    assert "weights rounded to 4 bits" in verdict.headline
+    assert "comes back under weights rounded to 4 bits (kappa 0.68 [" in verdict.headline
+    assert (
+        "share of the original's knowledge of the rows that is left, beyond what the control knows" in verdict.headline
+    )
     assert "Do not record the request as carried out" in verdict.action
 
 
@@ -57,8 +60,9 @@ def test_a_wreck_is_damaged_though_it_passes_every_gate() -> None:
     verdict = decide(wrecked, [kept(RUINED)])
     assert verdict.name == "damaged"
     assert "retain is at 0.02, the control at 0.90" in verdict.headline
-    assert "still knows" not in verdict.headline
-    assert "still knows the rows" in decide(gates(int8=UNTOUCHED), [kept(RUINED)]).headline
+    assert "is left" not in verdict.headline
+    left = decide(gates(int8=UNTOUCHED), [kept(RUINED)]).headline
+    assert "knowledge of the rows is left, as shown by weights rounded to 8 bits (kappa" in left
 
 
 @pytest.mark.parametrize(
@@ -177,3 +181,22 @@ def test_gates_of_other_thresholds_or_another_number_of_tests_are_refused() -> N
         decide([result_of(SOUND, comparisons=2)] * 2)
     with pytest.raises(ValueError, match="control must be"):
         decide([result_of(SOUND)], control="gold")  # type: ignore[arg-type]
+
+
+def test_a_headline_names_what_was_tried_in_words_once_each() -> None:
+    both = [replace(result_of(SUPPRESSED, "int4", comparisons=4), score=score) for score in ("strength", "answers")]
+    relearned = replace(result_of(SUPPRESSED, "relearning_out_of_domain", comparisons=4), variant="form_5e-05")
+    headline = judged([result_of(SOUND, "base", comparisons=4), *both, relearned]).headline
+    assert headline.count("weights rounded to 4 bits") == headline.count("training on unrelated rows") == 1
+    assert "int4" not in headline
+    assert "form_5e-05" not in headline
+    everything = judged([gates()[0], *(result_of(SUPPRESSED, name, comparisons=8) for name in GATES if name != "base")])
+    assert "and 3 more" in everything.headline
+
+
+def test_kappa_is_explained_without_a_control_too() -> None:
+    known = gate([1.0] * 40, None, [1.0] * 40)
+    headline = decide([known], [kept(RETAINED)], control="none").headline
+    assert "left, beyond what the control" not in headline
+    assert "share of the original's knowledge of the rows that is left." in headline
+    assert "Kappa" not in judged(gates()).headline

@@ -198,8 +198,8 @@ def test_another_schema_is_named(case: Path) -> None:
         {"models": {"after": {"content_hash": "", "kind": "tensors", "files": [1], "tensors": [[]]}}},
         {"report": {"numbers": 3}},
         {"report": {"numbers": [["a"]]}},
-        {"event": "verdict", "rule": "lu-verdict/2", "evidence": {"gates": 1}},
-        {"event": "verdict", "rule": "lu-verdict/2", "evidence": []},
+        {"event": "verdict", "rule": "lu-verdict/3", "evidence": {"gates": 1}},
+        {"event": "verdict", "rule": "lu-verdict/3", "evidence": []},
         {"forget": {}, "recorded_at": 3, "models": [], "report": []},
     ],
 )
