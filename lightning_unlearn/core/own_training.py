@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 from torchmetrics import Metric
 
+from lightning_unlearn.core.idle_trainer import with_idle_trainer
 from lightning_unlearn.core.lightning import LightningModule, Trainer, classes, isolate_rng, overrides, rank_zero_info
 from lightning_unlearn.core.modes import without_gradients
 from lightning_unlearn.core.transfer import Patches, attached_trainer
@@ -41,6 +42,8 @@ class SkippedBatch(Exception):
 def call_training_step(module: LightningModule, batch: Any) -> Any:
     """Call the module's own ``training_step``, also while an objective is in its place, whatever its arguments.
 
+    Outside of a run, ``self.trainer`` and ``self.logger`` are ones that do nothing, and ``self.log`` keeps nothing.
+
     Args:
         module: Any LightningModule.
         batch: Whatever that method takes.
@@ -52,7 +55,15 @@ def call_training_step(module: LightningModule, batch: Any) -> Any:
     own = getattr(patch, "replaced", patch)
     step = MethodType(type(module).training_step, module) if own is None else own
     trainer = attached_trainer(module)
-    index = max(0, trainer.fit_loop.epoch_loop.batch_idx) if trainer is not None and trainer.training else 0
+    if trainer is None:
+        with with_idle_trainer(module):
+            return _with_its_arguments(step, batch, 0)
+    index = max(0, trainer.fit_loop.epoch_loop.batch_idx) if trainer.training else 0
+    return _with_its_arguments(step, batch, index)
+
+
+def _with_its_arguments(step: Callable[..., Any], batch: Any, index: int) -> Any:
+    """Call a step with those of a batch, its index, and a ``dataloader_iter`` that it takes."""
     parameters = inspect.signature(step).parameters
     if "dataloader_iter" in parameters:
         return step(iter([(batch, index, 0)]))

@@ -19,6 +19,7 @@ from lightning_unlearn.audit.record import AuditRecord, Head
 from lightning_unlearn.core.files import replacing, write_text
 from lightning_unlearn.forget.certificate import UNSIGNED, own_key, signer, verify_command, write_card, write_record
 from lightning_unlearn.forget.folder import RequestFolder
+from lightning_unlearn.forget.logger_calls import IgnoreLoggerCalls
 from lightning_unlearn.forget.request import Findings, Plan, Request, RequestOptions
 from lightning_unlearn.forget.saving import FinalWeights, KeepPlace
 from lightning_unlearn.report.model import UnlearningReport
@@ -144,7 +145,10 @@ def _train(request: Request, folder: RequestFolder, fit: Fit) -> None:
     folder.final.unlink(missing_ok=True)
     keeping = {
         "default_root_dir": str(folder.work),
-        "callbacks+": [_callback(KeepPlace, path=str(folder.checkpoint), seconds=PAUSE)],
+        "callbacks+": [
+            _callback(KeepPlace, path=str(folder.checkpoint), seconds=PAUSE),
+            _callback(IgnoreLoggerCalls),
+        ],
         "enable_checkpointing": False,
         "enable_model_summary": False,
         "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": str(folder.work), "name": "log"}},

@@ -141,6 +141,21 @@ def test_the_other_package_of_lightning_and_files_of_code(user: ModuleType, tmp_
     assert forgotten.n == sum(int(y) in (3, 5) for _, y in _training_rows())
 
 
+@pytest.mark.parametrize(
+    ("module", "checkpoint"),
+    [("user_digits:DrawnRegression", "regression.ckpt"), ("user_digits_pl:DrawnDigits", "pl.ckpt")],
+)
+def test_calls_of_another_logger_are_ignored_with_a_warning(
+    user: ModuleType, tmp_path: Path, module: str, checkpoint: str
+) -> None:
+    out = tmp_path / "out"
+    more = ["--rows", "0-40", "--max_steps", "4"]
+    with pytest.warns(UserWarning, match=r"experiment.add_scalar, which is of another logger") as warned:
+        forget(words(checkpoint, module, out, *more, data=f"{module.partition(':')[0]}:Digits"))
+    assert sum("of another logger" in str(warning.message) for warning in warned) == 2  # once each
+    assert "forget" in (out / "private" / "metrics.csv").read_text().partition("\n")[0]
+
+
 def test_a_regression_is_read_by_its_own_loss(user: ModuleType, tmp_path: Path) -> None:
     rows = tmp_path / "rows.txt"
     rows.write_text("\n".join(map(str, range(0, 120, 3))))

@@ -109,6 +109,28 @@ class LitRegression(LitDigits):
     def validation_step(self, batch, batch_idx):
         x, y = batch
         self.log("val_mse", nn.functional.mse_loss(self(x), y.float()))
+
+
+class Drawn:
+    """Steps that call the loggers that they were written for."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.logger.experiment.add_scalar("loss", loss, self.global_step)
+        self.logger.experiment["train/loss"] = float(loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.logger.log_image("rows", [batch[0][0]])
+
+
+class DrawnDigits(Drawn, LitDigits):
+    pass
+
+
+class DrawnRegression(Drawn, LitRegression):
+    pass
 '''
 
 
