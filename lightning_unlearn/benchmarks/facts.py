@@ -37,7 +37,7 @@ SETS = ("forget", "retain", "heldout", "general")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCell(Cell):
-    """A starting model: a hub id, folder or GGUF file, and the number of training steps on the forget rows."""
+    """An original model: a hub id, folder or GGUF file, and the number of training steps on the forget rows."""
 
     source: str
     steps: int = 0

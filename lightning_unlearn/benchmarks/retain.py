@@ -1,4 +1,4 @@
-"""Comparison of given retain rows with the starting model's own answers, on the facts of the demo."""
+"""Comparison of given retain rows with the original model's own answers, on the facts of the demo."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ UNSEEN = 64
 
 @dataclass(frozen=True, kw_only=True)
 class AnswersCell(Cell):
-    """Questions to ask the starting model, a folder that is named by the hash of its weights."""
+    """Questions to ask the original model, a folder that is named by the hash of its weights."""
 
     model: str
     rows: str
@@ -146,7 +146,7 @@ def bench_retain(
 
 
 def ask(cell: AnswersCell, folder: Path) -> Outcome:
-    """Write the answers of the starting model into the cache that the runs read."""
+    """Write the answers of the original model into the cache that the runs read."""
     quiet_libraries("transformers")
     module = LitCausalLM(str(folder / cell.model))
     start = time.process_time()

@@ -151,7 +151,7 @@ def score(outcome: Outcome) -> float:
 
 @dataclass(frozen=True)
 class _Study:
-    """Runs of a task: the function of a run, the starting model of each seed as a cell, and the reported seeds."""
+    """Runs of a task: the function of a run, the original model of each seed as a cell, and the reported seeds."""
 
     grid: Grid
     run: Callable[[Any, Path], Outcome]

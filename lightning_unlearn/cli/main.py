@@ -29,7 +29,7 @@ commands:
                let a small diffusion model forget a style, and attack it: forget, on what comes with the package
   demo-mri     train two networks that reconstruct MRI scans, attack both, and write a report
   bench-facts  compare objectives, masks and optimizers on the demo's facts
-  bench-retain compare given rows to retain with the starting model's own answers
+  bench-retain compare given rows to retain with the original model's own answers
   bench-language
                compare methods on TOFU, MUSE, WMDP, copyright or detox: --benchmark TOFUBenchmark --benchmark.path ...
   bench-classification

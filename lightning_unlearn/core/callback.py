@@ -67,7 +67,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
 
     Args:
         score: Reads the per-example negative log-likelihood off the module.
-        reference: Where an objective needs the starting model: ``"cache"`` reads one likelihood a row before the
+        reference: Where an objective needs the original model: ``"cache"`` reads one likelihood a row before the
             first step and needs rows with a stable ``index``; ``"snapshot"`` keeps the starting values of the weights
             that train and exchanges them in; ``"auto"`` takes the cache where rows have an ``index``, unless there are
             more than 16 answers a forget row to read, as with a long list of refusals.
@@ -131,7 +131,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
     def smoothed(self, module: LightningModule, term: Term) -> dict[str, Tensor]:
         """The forget term and its parts, smoothed over the weights where the run has a callback for that.
 
-        `step` calls it after reading the starting model and before building the graph of another term, since the
+        `step` calls it after reading the original model and before building the graph of another term, since the
         weights change in between. It adds ``"loss"`` to the total as it is.
 
         Args:
@@ -246,7 +246,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
             self._finite.stop(type(self).__name__, trainer, "a gradient is not finite")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raise an error if nothing was unlearned, and remove the starting model from the checkpoints."""
+        """Raise an error if nothing was unlearned, and remove the original model from the checkpoints."""
         name = type(self).__name__
         if self._started is None:
             raise never_started(name, trainer)
@@ -289,7 +289,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         """Refuse to resume a run that was not unlearning with this method, or has ended.
 
         Raises:
-            MisconfigurationException: If the checkpoint has no state for this callback, no longer the starting model
+            MisconfigurationException: If the checkpoint has no state for this callback, no longer the original model
                 that it needs, or averaged weights without a callback that averages.
         """
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
@@ -321,7 +321,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         strategy(name, trainer)
         if self.needs.reference_logits and not isinstance(self.score, PredictionScore):
             raise MisconfigurationException(
-                f"{name} compares logits with the starting model, but its score only gives likelihoods. "
+                f"{name} compares logits with the original model, but its score only gives likelihoods. "
                 "Use classifier_nll or causal_lm_nll, or decorate a function that returns Predictions with "
                 "from_predictions."
             )

@@ -25,8 +25,8 @@ class Reading(NamedTuple):
         nll: Negative log-likelihood of each row, summed over its supervised positions, shape ``(B,)``, fp32.
         length: Supervised positions of each row, shape ``(B,)``, fp32.
         predictions: The logits behind them, where they were asked for.
-        reference_nll: The same likelihoods under the starting model, where the objective compares them.
-        reference_logits: The logits of the starting model at the same positions, where the objective compares those.
+        reference_nll: The same likelihoods under the original model, where the objective compares them.
+        reference_logits: The logits of the original model at the same positions, where the objective compares those.
     """
 
     nll: Tensor

@@ -78,7 +78,7 @@ class SnapshotReference:
         gone = self.values.keys() - tensors.keys()
         if gone:
             raise MisconfigurationException(
-                f"{len(gone)} weights of the starting model, such as {min(gone)!r}, have other names in the module by "
+                f"{len(gone)} weights of the original model, such as {min(gone)!r}, have other names in the module by "
                 "now, as torch.nn.utils.prune and parametrizations give them in the midst of a run. Change the module "
                 "before fit, or use reference='cache', which needs no starting weights."
             )
@@ -184,7 +184,7 @@ def _movable(module: nn.Module) -> dict[str, Tensor]:
 
 
 class CachedReference:
-    """One value per row of a role, computed by the starting model in a single pass and looked up by ``index``.
+    """One value per row of a role, computed by the original model in a single pass and looked up by ``index``.
 
     Each value is kept with a fingerprint of its row. A row whose content changes later (augmentation, another tokenizer
     or ``max_length``, edited data) then raises an error in place of giving a wrong reference.
@@ -248,14 +248,14 @@ class CachedReference:
 
 @dataclass(frozen=True)
 class Needs:
-    """What an objective needs from the training batches and the starting model.
+    """What an objective needs from the training batches and the original model.
 
     Args:
         roles: Rows that every training batch must have.
         per_example: Whether the loss is non-linear in each row's likelihood, so that one value per batch is not enough.
         logits: Whether it reads the logits of the forget rows.
-        reference_nll: Roles whose likelihoods it compares with those of the starting model.
-        reference_logits: Roles on whose rows it runs the starting model at each step.
+        reference_nll: Roles whose likelihoods it compares with those of the original model.
+        reference_logits: Roles on whose rows it runs the original model at each step.
         snapshot: Whether it needs the starting weights for anything else.
     """
 
@@ -268,11 +268,11 @@ class Needs:
 
 
 class ReferenceCallback(ResumableCallback):
-    """A callback that reads the module and its starting model.
+    """A callback that reads the module and its original model.
 
     Args:
         score: Reads the per-example negative log-likelihood off the module.
-        reference: Where an objective needs the starting model: ``"cache"``, ``"snapshot"`` or ``"auto"``.
+        reference: Where an objective needs the original model: ``"cache"``, ``"snapshot"`` or ``"auto"``.
     """
 
     needs = Needs()
@@ -316,7 +316,7 @@ class ReferenceCallback(ResumableCallback):
         return nll
 
     def reference_nll(self, module: LightningModule, rows: Mapping[str, Batch]) -> dict[str, Tensor]:
-        """Likelihoods of rows under the starting model, by role, each of shape ``(B,)`` and without gradient."""
+        """Likelihoods of rows under the original model, by role, each of shape ``(B,)`` and without gradient."""
         if self.caches:
             return {role: self.caches[role](batch) for role, batch in rows.items()}
         assert self.snapshot is not None
@@ -325,7 +325,7 @@ class ReferenceCallback(ResumableCallback):
         return {role: reading.nll for role, reading in zip(rows, readings, strict=True)}
 
     def reference_predictions(self, module: LightningModule, batch: Batch) -> Predictions:
-        """Logits of the starting model at the supervised positions of a batch, without gradient."""
+        """Logits of the original model at the supervised positions of a batch, without gradient."""
         assert self.snapshot is not None
         assert isinstance(self.score, PredictionScore)
         with self.snapshot.active(module):

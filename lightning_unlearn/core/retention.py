@@ -1,4 +1,4 @@
-"""Retention of the starting model in checkpoints: kept for resuming during a run, removed after it."""
+"""Retention of the original model in checkpoints: kept for resuming during a run, removed after it."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ __all__ = [
 RUN_KEY = "lightning_unlearn_run"
 """Key of a checkpoint under which it says what it holds of the time before unlearning."""
 
-OWN_ANSWER = {"written_by": "the starting model"}
-"""Column that marks a row as an answer of the starting model, so that a file of such rows can be told from others."""
+OWN_ANSWER = {"written_by": "the original model"}
+"""Column that marks a row as an answer of the original model, so that a file of such rows can be told from others."""
 
 PRIVATE: dict[str, str] = {
     "snapshot": "the starting weights",
-    "caches": "the likelihoods of the rows under the starting model",
+    "caches": "the likelihoods of the rows under the original model",
     "base": "the starting weights of the layers with adapters",
     "adapters": "the adapters, which with the merged weights give the starting ones",
     "start": "the starting weights",
     "finetuned": "weights that were fine-tuned on the forget rows",
-    "centroids": "mean features of the rows under the starting model",
-    "noise": "inputs that were optimized against the starting model",
+    "centroids": "mean features of the rows under the original model",
+    "noise": "inputs that were optimized against the original model",
     "row": "the extra class of the forget rows",
     "attack": "prompts that bring the concept back",
-    "images": "images of the concept by the starting model",
+    "images": "images of the concept by the original model",
     "average_model_state": "an average of the weights that began with the starting ones",
     "best_weights": "the weights of an earlier step, which may know more of the rows to forget",
     "history": "questions and answers of the rows to forget",
@@ -61,7 +61,7 @@ PRIVATE: dict[str, str] = {
 
 
 class PrivateState(Callback):
-    """A callback with state of the starting model, which no file may hold once the run has ended.
+    """A callback with state of the original model, which no file may hold once the run has ended.
 
     Checkpoints *during* a run hold it, since a run that is resumed needs it. When ``fit`` has ended without an error,
     it is taken out of every checkpoint of the run, and out of all that ``trainer.save_checkpoint`` writes from then on.
@@ -181,7 +181,7 @@ def resume(trainer: Trainer, callback: Callback, checkpoint: dict[str, Any]) -> 
 
 
 def release(trainer: Trainer, interrupted: bool = False) -> None:
-    """Remove the starting model from the run's checkpoints; called in ``on_fit_end``, and idempotent.
+    """Remove the original model from the run's checkpoints; called in ``on_fit_end``, and idempotent.
 
     Args:
         trainer: Trainer of the run.

@@ -15,7 +15,7 @@ Term = Callable[[], dict[str, Tensor]]
 """Evaluates a forget term on one batch, at the weights that the module has when it is called.
 
 It gives ``{"loss": scalar, parts...}``: the term as it goes into the total loss, its own weight included, and parts to
-be logged. It may be called several times in a step, and reads no starting model: what it needs of one is read before.
+be logged. It may be called several times in a step, and reads no original model: what it needs of one is read before.
 """
 
 

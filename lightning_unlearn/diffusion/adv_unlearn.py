@@ -31,7 +31,7 @@ _RETAIN, _ATTACK = 1, 2
 
 
 class _Scene(NamedTuple):
-    """A batch at one noise level, with the starting model's outputs there."""
+    """A batch at one noise level, with the original model's outputs there."""
 
     prompts: Prompts
     keep: Prompts | None
@@ -53,7 +53,7 @@ class AdvUnlearn(DiffusionObjective):
     \mathcal{L}_r = \big\| e_\theta(z^r_t, t, E_\theta(x_r)) - e^*(z^r_t, t, E^*(x_r)) \big\|^2$$
 
     Means over all elements. The attacker, a [`SoftPromptAttacker`][lightning_unlearn.SoftPromptAttacker], searches for
-    soft tokens $\delta$ with which the model draws the concept as the starting model would. The model then learns
+    soft tokens $\delta$ with which the model draws the concept as the original model would. The model then learns
     ESD's target with these tokens in the prompt $x$, and to stay as it was on the prompts to keep $x_r$.
 
     The module chooses which weights train. ``LitTextToImage(trainable="text_encoder")``, or some of its layers by
@@ -149,7 +149,7 @@ class AdvUnlearn(DiffusionObjective):
         return self._losses(module, scene, tokens)[0]
 
     def _retain_step(self, module: LightningModule, rows: Batch, draws: Draws) -> dict[str, Tensor]:
-        """Lower the distance from the starting model on the prompts to keep."""
+        """Lower the distance from the original model on the prompts to keep."""
         model, keep = as_text_to_image(module), self._prompts(module, rows)
         with evaluating(module):
             noise = draws.noise(model, len(keep.ids), _RETAIN)
@@ -225,7 +225,7 @@ class AdvUnlearn(DiffusionObjective):
     def _points(
         self, module: LightningModule, prompts: Prompts, draws: Draws, path: list[Point]
     ) -> Callable[[int], tuple[Point, Tensor]]:
-        """Where each step of the attack compares the model with the starting model."""
+        """Where each step of the attack compares the model with the original model."""
         model = as_text_to_image(module)
         if path:
             with self.teacher(module):

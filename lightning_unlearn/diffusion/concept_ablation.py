@@ -35,7 +35,7 @@ class ConceptAblation(DiffusionObjective):
     Means over all elements. $z_t$ are noised images *of the anchor*. A row's caption $c^*$ names the concept in the
     place where $c$ names the anchor; ``CaptionedImageDataModule(concept=...)`` makes such rows. The second term keeps
     the anchor. The noise-based variant has $\epsilon$ as the target of the first term. ``latents="sampled"`` needs
-    prompts only: latents of the anchor come from the starting model's sampler, which stops at a random step.
+    prompts only: latents of the anchor come from the original model's sampler, which stops at a random step.
 
     Gradients do not flow through the keys and values of the first token, which is the same for all prompts, as in the
     authors' code. That code also resizes images of objects at random and says so in the captions, which is left to the
@@ -46,7 +46,7 @@ class ConceptAblation(DiffusionObjective):
         variant: ``"model"``, the formula, or ``"noise"``, whose target is the noise that was added.
         prior_weight: $\lambda$; 1 in the authors' code where it is on.
         target: Whose prediction for the anchor: ``"student"``, the model as it is now (the paper), or ``"teacher"``,
-            the starting model.
+            the original model.
         latents: ``"images"`` of the forget rows, or ``"sampled"``.
         guidance: Guidance of the sampler of ``latents="sampled"``.
         steps: Steps of that sampler.

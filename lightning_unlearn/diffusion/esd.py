@@ -30,7 +30,7 @@ class ESD(DiffusionObjective):
 
     $$\mathcal{L} = \big\| e_\theta(z_t, t, c_p) - \big(e^*_0 - \eta\,(e^*_p - e^*_0)\big) \big\|^2$$
 
-    Mean over all elements. $e^*$ is the starting model for the concept $c_p$ and for the empty prompt. The latents
+    Mean over all elements. $e^*$ is the original model for the concept $c_p$ and for the empty prompt. The latents
     $z_t$ come from a sampler that draws the concept and stops at a random step, so prompts are all that is needed. What
     trains is the module's choice: ``LitTextToImage(trainable="xattn")`` makes it ESD-x, for styles and names;
     ``"noxattn"`` ESD-u, for what no prompt names, such as nudity; ``"kv"`` ESD-x-strict; or the text encoder.

@@ -20,7 +20,7 @@ __all__ = ["DiffusionObjective"]
 class DiffusionObjective(UnlearnCallback):
     """An objective on a module with the parts of [`TextToImage`][lightning_unlearn.diffusion.engine.model.TextToImage].
 
-    The teacher is the starting model. Only its values of the trainable weights are stored, and they are swapped in
+    The teacher is the original model. Only its values of the trainable weights are stored, and they are swapped in
     while it runs. Each random number depends on the seed, the batch and the row alone, so a run can be resumed and
     distributed.
 
@@ -70,7 +70,7 @@ class DiffusionObjective(UnlearnCallback):
         return {**super().state_dict(), "passes": self.passes.state_dict()}
 
     def teacher(self, module: LightningModule) -> Any:
-        """A context in which the module is the starting model, in evaluation mode and without gradients."""
+        """A context in which the module is the original model, in evaluation mode and without gradients."""
         assert self.snapshot is not None
         return self.snapshot.active(module)
 

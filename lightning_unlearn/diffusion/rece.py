@@ -25,7 +25,7 @@ class RECE(UCE):
     r"""RECE: [`UCE`][lightning_unlearn.UCE], followed by edits of the text states that would bring the concept back.
 
     Each epoch finds, in closed form, the text states whose keys and values in the edited model equal those that the
-    starting model had for the concept,
+    original model had for the concept,
 
     $$c' = \Big(\lambda_a I + \sum_i W_i^\top W_i\Big)^{-1} \sum_i W_i^\top W_i^0\, c,$$
 

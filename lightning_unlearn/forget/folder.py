@@ -33,7 +33,7 @@ class RequestFolder:
 
     Every finished step is noted in ``state.json``, so that a request that was killed goes on where it was. Files of a
     step that is under way are in ``work/``, which holds the time before unlearning and is removed at the end. Files
-    that stay but tell of the starting model, such as logged metrics, are in ``private/``, which only the user may read.
+    that stay but tell of the original model, such as logged metrics, are in ``private/``, which only the user may read.
 
     Args:
         path: The folder; it need not exist.

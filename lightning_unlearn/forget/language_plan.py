@@ -93,7 +93,7 @@ def _notes(request: LanguageRequest) -> list[str]:
         notes.append(
             "There are no rows to keep (--retain). The model keeps its own answers to neutral questions. They protect "
             "nothing of the same form as the rows to forget: where such rows must stay, give some of them. The answers "
-            "stay in private/ of the output folder, and are text of the starting model: hand out model/ alone."
+            "stay in private/ of the output folder, and are text of the original model: hand out model/ alone."
         )
     if not request.stops:
         notes.append(f"{request.name} {request.objective.not_averaged}, so the run is not ended early.")

@@ -237,7 +237,7 @@ def _told(folder: RequestFolder) -> RequestResult:
         for line in (*report.headline.reasons, *report.headline.advice):
             print(f"- {line}")
     print(f"\nModel:  {folder.model}\nReport: {folder.path / 'report.html'}\nRecord: {folder.record}")
-    print(f"Hand out the model alone. {folder.private} tells of the starting model, and stays with you.")
+    print(f"Hand out the model alone. {folder.private} tells of the original model, and stays with you.")
     print(f"Check the record, the model and the report:\n  {verify_command(folder, head)}")
     print(
         f"The rows are hashed in the record under {folder.secret_file}: keep it with the case file, hand it to nobody."

@@ -27,7 +27,7 @@ __all__ = [
     "plain_fields",
 ]
 
-# Other kinds of adapters can't be merged one by one, or the model without them is not the starting model.
+# Other kinds of adapters can't be merged one by one, or the model without them is not the original model.
 _LORA_FIELDS = {
     *("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out", "task_type"),
@@ -54,7 +54,7 @@ def lora_config(lora: LoraConfig | dict[str, Any]) -> LoraConfig:
     if other:
         raise ValueError(
             f"LitCausalLM trains plain adapters that start at zero, but lora has {other}: without the adapters it "
-            "would not be the starting model, or they could not be merged. Leave these fields at their defaults."
+            "would not be the original model, or they could not be merged. Leave these fields at their defaults."
         )
     return config
 

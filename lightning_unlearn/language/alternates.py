@@ -50,7 +50,7 @@ def generate_alternates(
     single process, before unlearning.
 
     Args:
-        module: The model that writes the answers: the starting model, or a larger one.
+        module: The model that writes the answers: the original model, or a larger one.
         rows: The rows to forget, given as to `LanguageDataModule`.
         path: The ``.jsonl`` file: each row as it was given, with its alternates.
         count: Different answers to a question, 5 in the paper. A row may get fewer, if the model repeats itself.

@@ -163,7 +163,7 @@ class LitCausalLM(LightningModule):
 
     @staticmethod
     def _opened(model: Any, tokenizer: Any, loading: Loading, trainable: str | None) -> tuple[Any, Any]:
-        """The starting model and its tokenizer."""
+        """The original model and its tokenizer."""
         if model is None:
             raise ValueError(
                 "The checkpoint is of a LitCausalLM that was made of a model object, which it does not hold. Give one "
@@ -312,7 +312,7 @@ class LitCausalLM(LightningModule):
             yield
 
     def reference_weights(self) -> Any:
-        """A context in which the model is the starting model, or ``None`` where the weights themselves train."""
+        """A context in which the model is the original model, or ``None`` where the weights themselves train."""
         return self._adapter_disabled() if self.hparams["lora"] is not None else None
 
     def save_pretrained(self, folder: str | Path) -> None:

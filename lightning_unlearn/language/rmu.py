@@ -30,7 +30,7 @@ Mask = Literal["attention", "labels", "all"]
 class RMU(UnlearnCallback):
     r"""Representation misdirection: steer the activations of one layer to a random vector.
 
-    The activations of retain rows are kept at those of the starting model.
+    The activations of retain rows are kept at those of the original model.
 
     $$\mathcal{L} = \frac{1}{d}\, \mathbb{E}_{b,t} \lVert h_\theta(x_f)_t - c u \rVert_2^2
       + \alpha \frac{1}{d}\, \mathbb{E}_{b,t} \lVert h_\theta(x_r)_t - h_{ref}(x_r)_t \rVert_2^2$$
@@ -66,7 +66,7 @@ class RMU(UnlearnCallback):
         mask: Positions that count: ``"attention"``: all but padding; ``"labels"``: those with a label; ``"all"``:
             padding too, as in the released code.
         seed: Seed of the control vector.
-        adaptive: Whether ``steering`` counts in norms of the activations of the starting model.
+        adaptive: Whether ``steering`` counts in norms of the activations of the original model.
         keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
@@ -112,10 +112,10 @@ class RMU(UnlearnCallback):
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """Both terms on one batch."""
-        # The starting model goes first: exchanging weights would spoil a graph that already holds them.
+        # The original model goes first: exchanging weights would spoil a graph that already holds them.
         reference = self.reference_hidden(module, batch["retain"]) if self.needs.snapshot else None
         if self.control is None and self.smoothing is not None:
-            with without_gradients():  # a smoothed term may never be read at the weights of the starting model
+            with without_gradients():  # a smoothed term may never be read at the weights of the original model
                 self._draw_control(self._output(module, batch["forget"]), batch["forget"])
 
         def terms(roles: Sequence[str]) -> dict[str, Tensor]:
@@ -149,7 +149,7 @@ class RMU(UnlearnCallback):
         return [part[:, : batch["input_ids"].shape[1]] for part, batch in zip(parts, batches, strict=True)]
 
     def reference_hidden(self, module: LightningModule, batch: Batch) -> Tensor:
-        """Output of the steered layer under the starting model, shape ``(B, T, d)``, without gradient."""
+        """Output of the steered layer under the original model, shape ``(B, T, d)``, without gradient."""
         assert self.snapshot is not None
         with self.snapshot.active(module):
             hidden = self._output(module, batch)
@@ -218,7 +218,7 @@ class RMU(UnlearnCallback):
     def _length(self, hidden: Tensor, rows: Batch) -> float:
         if not self.adaptive:
             return self.steering
-        # No update was made yet, so these are the activations of the starting model.
+        # No update was made yet, so these are the activations of the original model.
         norm = mean_norm(hidden.detach(), self._counts(rows)).mean()
         return self.steering * mean_over_ranks(norm).item()
 

@@ -1,4 +1,4 @@
-"""Opening of starting models: hub ids, folders, adapters, GGUF files and model objects, with tokenizers."""
+"""Opening of original models: hub ids, folders, adapters, GGUF files and model objects, with tokenizers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PURPOSE = (
     "Gemma, Mistral and the like)"
 )
 _MOVED = (
-    "If it is the starting model of a checkpoint and was moved, give its new place: "
+    "If it is the original model of a checkpoint and was moved, give its new place: "
     "LitCausalLM.load_from_checkpoint(path, model=...), or lightning-unlearn export --base."
 )
 _CLASSIFIERS = ("Classification", "QuestionAnswering", "MultipleChoice", "RewardModel")
@@ -109,7 +109,7 @@ def open_model(name: str, loading: Loading) -> Any:
 
 
 def open_module(model: Any, merged: bool, trains_adapters: bool) -> Any:
-    """A model object as a starting model.
+    """A model object as an original model.
 
     Args:
         model: A causal language model of transformers, or a ``PeftModel`` of one.

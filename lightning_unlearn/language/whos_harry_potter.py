@@ -32,7 +32,7 @@ class WhosHarryPotter(ForgetRetainObjective):
     $$\mathcal{L} = w_f\, \mathbb{E}_t \left[ -\log p_\theta(\tilde y_t) \right] + w_r \mathcal{L}_{retain}, \qquad
       \tilde y_t = \arg\max_v\; v_{0,t} - \alpha\, \mathrm{ReLU}(v_{reinforced,t} - v_{0,t})$$
 
-    $v_0$ are the logits of the starting model, $v_{reinforced}$ those of a reinforced one: the starting model trained
+    $v_0$ are the logits of the original model, $v_{reinforced}$ those of a reinforced one: the original model trained
     further on the forget rows, by an ordinary run of fine-tuning. The context of each position is the true text.
 
     The new labels depend on these two models only. They are computed once before the first step, with the reinforced
@@ -53,7 +53,7 @@ class WhosHarryPotter(ForgetRetainObjective):
         retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``, see
             [`ForgetRetainObjective`][lightning_unlearn.ForgetRetainObjective].
         refusal_weight: Weight of a refusal to the forget questions.
-        reference: How the starting model is kept where the retain term needs it.
+        reference: How the original model is kept where the retain term needs it.
         keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
@@ -148,7 +148,7 @@ def _weights(path: str) -> dict[str, Tensor]:
     if not (Path(path).is_file() or any(Path(path).glob("*.safetensors"))):
         raise FileNotFoundError(
             f"reinforced={path!r} is neither a Lightning checkpoint nor a folder with *.safetensors. Fine-tune the "
-            "starting model on the forget rows, and give what save_pretrained or the Trainer wrote."
+            "original model on the forget rows, and give what save_pretrained or the Trainer wrote."
         )
     if not Path(path).is_dir():
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
@@ -174,7 +174,7 @@ def _matched(module: nn.Module, weights: dict[str, Tensor], path: str) -> dict[s
             got = f"shape {tuple(weights[keys[0]].shape)}" if len(keys) == 1 else f"{len(keys)} tensors"
             raise ValueError(
                 f"reinforced={path!r} does not fit the module: for {name!r} of shape {tuple(parameter.shape)} it has "
-                f"{got}. Fine-tune the starting model itself on the forget rows, and save all its weights."
+                f"{got}. Fine-tune the original model itself on the forget rows, and save all its weights."
             )
         matched[name] = torch.empty_like(parameter, requires_grad=False)
         load_full_tensor(matched[name], weights[keys[0]])

@@ -19,14 +19,14 @@ __all__ = ["EmbeddingDifference"]
 
 @dataclass(frozen=True)
 class EmbeddingDifference:
-    r"""Retain term that keeps the hidden states of retain rows close to those of the starting model.
+    r"""Retain term that keeps the hidden states of retain rows close to those of the original model.
 
     $$\mathcal{L}_{retain} = \frac{1}{d}\, \mathbb{E}_{b,t} \lVert h_\theta(x_r)_t - h_{ref}(x_r)_t \rVert_2^2$$
 
     The retain term of RMU, for any objective: ``NPO(retain=EmbeddingDifference("layers.7"))``, in YAML
     ``retain: {layer: layers.7}``. The mean is over all positions with attention, prompts included, and over all
     positions where rows have no ``attention_mask``. The hidden states are read off the one forward pass over forget
-    and retain rows; the starting model runs once more on the retain rows.
+    and retain rows; the original model runs once more on the retain rows.
 
     Args:
         layer: Module whose output is compared: the end of its dotted name, or a regular expression found in one name

@@ -27,7 +27,7 @@ class ForgetKL(ForgetRetainObjective):
 
     No paper proposes it. It is the loss ``grad_ascent_forgetKL`` in the code released with NPO (arXiv:2404.05868), with
     $\kappa = 1$ and no retain term. There the divergence is minimized, not maximized: it keeps the predictions on the
-    forget rows, apart from the label. (If it were maximized, it would have no gradient at the starting model.) The
+    forget rows, apart from the label. (If it were maximized, it would have no gradient at the original model.) The
     released code takes its mean over prompt and padding too; here it is over supervised positions.
 
     At $\kappa = 1$ the gradient to the logits is $\mathrm{onehot}(y) - p_{ref}$ wherever the model is, so there is no

@@ -34,7 +34,7 @@ class GradDiff(ForgetRetainObjective):
         max_forget_nll: Stop training once the mean forget NLL of a batch is above this many nats per token: the forget
             term has no floor.
         score: Reads likelihoods off the module.
-        reference: How the starting model is kept where the retain term needs it.
+        reference: How the original model is kept where the retain term needs it.
         keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:

@@ -30,7 +30,7 @@ class IdkNLL(ForgetRetainObjective):
         retain_weight: Weight of the retain term $w_r$.
         retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``.
         score: Reads likelihoods off the module.
-        reference: How the starting model is kept where the retain term needs it.
+        reference: How the original model is kept where the retain term needs it.
         keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:

@@ -16,13 +16,13 @@ Positions = Literal["labels", "all"]
 
 
 class KLMinimization(GradDiff):
-    r"""Gradient ascent on the forget rows with a divergence from the starting model on the retain rows.
+    r"""Gradient ascent on the forget rows with a divergence from the original model on the retain rows.
 
     $$\mathcal{L} = -w_f \frac{\sum_b S_b}{\sum_b n_b}
       + w_r\, \mathbb{E}_t\, \mathrm{KL}\big(p_{ref}(\cdot|t)\,\|\,p_\theta(\cdot|t)\big)$$
 
     The expectation is under the reference. Several released codes reverse the direction, drop the entropy or feed raw
-    logits; then the starting model is not the minimum.
+    logits; then the original model is not the minimum.
 
     Args:
         forget_weight: Weight of the forget term $w_f$.
@@ -31,7 +31,7 @@ class KLMinimization(GradDiff):
             not padding, prompts included, as in TOFU's code (which counts padding too).
         max_forget_nll: Stop training once the mean forget NLL of a batch is above this many nats per token.
         score: Reads likelihoods and logits off the module.
-        reference: How the starting model is kept; logits take a snapshot, so ``"cache"`` is refused.
+        reference: How the original model is kept; logits take a snapshot, so ``"cache"`` is refused.
         keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:

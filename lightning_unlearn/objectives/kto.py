@@ -44,7 +44,7 @@ class KTO(PreferenceObjective):
         retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``, see
             [`ForgetRetainObjective`][lightning_unlearn.ForgetRetainObjective].
         score: Reads likelihoods off the module.
-        reference: How the starting model is kept, as for [`IdkDPO`][lightning_unlearn.IdkDPO].
+        reference: How the original model is kept, as for [`IdkDPO`][lightning_unlearn.IdkDPO].
         keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:

@@ -19,7 +19,7 @@ __all__ = ["NPO"]
 
 
 class NPO(ForgetRetainObjective):
-    r"""Negative preference optimization: make each forget answer less likely than under the starting model.
+    r"""Negative preference optimization: make each forget answer less likely than under the original model.
 
     $$\mathcal{L} = -w_f \frac{2}{\beta}\, \mathbb{E}_b \log\sigma\big(\beta(S_b - S_{ref,b})\big)
       + w_r \mathcal{L}_{retain}$$

@@ -28,7 +28,7 @@ RetainTerm = Literal["nll", "kl"] | EmbeddingDifference
 
 
 class _Starting(NamedTuple):
-    """Outputs of the starting model: likelihoods and logits by role, and hidden states of the retain rows."""
+    """Outputs of the original model: likelihoods and logits by role, and hidden states of the retain rows."""
 
     nll: Mapping[str, Tensor]
     logits: Mapping[str, Tensor]
@@ -47,12 +47,12 @@ class ForgetRetainObjective(UnlearnCallback):
         forget_weight: $w_f$.
         retain_weight: $w_r$, or a [`Ramp`][lightning_unlearn.Ramp] that moves it from epoch to epoch.
         retain: ``"nll"``: mean NLL per token of the retain rows; ``"kl"``: mean divergence per supervised position
-            from the starting model; an [`EmbeddingDifference`][lightning_unlearn.EmbeddingDifference]: mean
-            squared distance of hidden states from those of the starting model.
+            from the original model; an [`EmbeddingDifference`][lightning_unlearn.EmbeddingDifference]: mean
+            squared distance of hidden states from those of the original model.
         refusal_weight: $w_u$, the weight of the mean NLL per token of a refusal to the forget questions (the
             batch's ``"idk"`` rows). It leaves a model that says it does not know where others leave noise.
         score: Reads likelihoods off the module.
-        reference: How the starting model is kept where it is needed.
+        reference: How the original model is kept where it is needed.
     """
 
     rises = ("forget_nll", "retain")
@@ -112,7 +112,7 @@ class ForgetRetainObjective(UnlearnCallback):
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """All terms of the loss on one batch."""
         rows = {role: self.retain_rows(batch[role]) if role == "retain" else batch[role] for role in self.needs.roles}
-        # The starting model goes first: exchanging weights would spoil a graph that already holds them.
+        # The original model goes first: exchanging weights would spoil a graph that already holds them.
         parts = self._loss(module, rows, self._starting(module, rows))
         # Not where the forget term is evaluated, which smoothing does at other weights too.
         nll, largest = parts.get("forget_nll"), self.max_forget_nll

@@ -38,7 +38,7 @@ class PDU(ForgetRetainObjective):
     predictions of unsupervised tokens.
 
     Args:
-        epsilon: Bound $\varepsilon$ on the mean retain NLL per token; a little above that of the starting model. 0.3 on
+        epsilon: Bound $\varepsilon$ on the mean retain NLL per token; a little above that of the original model. 0.3 on
             TOFU, 0.1 to 1.5 on MUSE.
         initial_dual: $\lambda$ at the start; 100 on TOFU, 50 on MUSE.
         dual_step_size: Step size $\eta$; 5 on TOFU, 1 on MUSE.

@@ -33,7 +33,7 @@ class PreferenceObjective(ForgetRetainObjective):
         retain_weight: $w_r$; 0 leaves the retain term out.
         retain: ``"nll"``, ``"kl"`` or an ``EmbeddingDifference``.
         score: Reads likelihoods off the module.
-        reference: How the starting model is kept.
+        reference: How the original model is kept.
     """
 
     needs = Needs(per_example=True)

@@ -24,7 +24,7 @@ class SimNPO(ForgetRetainObjective):
     $$\mathcal{L} = -w_f \frac{2}{\beta}\, \mathbb{E}_b \log\sigma\big(\beta(S_b / n_b - \delta)\big)
       + w_r \mathcal{L}_{retain}$$
 
-    Answers that the model hardly knows get little weight, whatever the starting model knew, and long answers are not
+    Answers that the model hardly knows get little weight, whatever the original model knew, and long answers are not
     favoured. No second model is kept.
 
     Args:
@@ -36,7 +36,7 @@ class SimNPO(ForgetRetainObjective):
             [`ForgetRetainObjective`][lightning_unlearn.ForgetRetainObjective].
         refusal_weight: Weight of a refusal to the forget questions.
         score: Reads likelihoods off the module.
-        reference: How the starting model is kept where the retain term needs it.
+        reference: How the original model is kept where the retain term needs it.
         keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:

@@ -159,6 +159,6 @@ def _check_adapters(module: nn.Module) -> None:
     trained = torch.stack([local_tensor(p.detach()).any() for name, p in adapters.items() if _IS_B.search(name)])
     if not all_true(~trained.any()):
         raise MisconfigurationException(
-            "TaskVector goes away from the starting model, but its adapters have been trained already, so it can't be "
+            "TaskVector goes away from the original model, but its adapters have been trained already, so it can't be "
             "reached by scaling them. Merge them first (save_pretrained), and start from the merged model."
         )

@@ -19,12 +19,12 @@ __all__ = ["UNDIAL"]
 
 
 class UNDIAL(ForgetRetainObjective):
-    r"""Self-distillation with adjusted logits: imitate the starting model with lower logits of the forget tokens.
+    r"""Self-distillation with adjusted logits: imitate the original model with lower logits of the forget tokens.
 
     $$\mathcal{L} = -w_f\, \mathbb{E}_t \sum_v q_{t,v} \log p_{t,v} + w_r \mathcal{L}_{retain}, \qquad
       q_t = \mathrm{softmax}\big(z_{ref,t} - \beta\, \mathrm{onehot}(y_t)\big)$$
 
-    The target does not move, so long training converges. The starting model is read on forget rows at each step: its
+    The target does not move, so long training converges. The original model is read on forget rows at each step: its
     weights are exchanged in, and with LoRA the adapter is switched off.
 
     The mean is over supervised tokens. A released port takes it over prompt and padding too, where its label of -100
@@ -69,7 +69,7 @@ class UNDIAL(ForgetRetainObjective):
         self.beta = above("beta", beta, 0)
 
     def forget_loss(self, module: LightningModule, readings: Mapping[str, Reading]) -> Tensor:
-        """Mean over tokens of the cross entropy to the adjusted starting model."""
+        """Mean over tokens of the cross entropy to the adjusted original model."""
         forget = readings["forget"]
         assert forget.predictions is not None
         assert forget.reference_logits is not None

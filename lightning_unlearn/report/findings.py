@@ -1,4 +1,4 @@
-"""Traces of the starting model and of forgotten rows in files: what `doctor` reports."""
+"""Traces of the original model and of forgotten rows in files: what `doctor` reports."""
 
 from __future__ import annotations
 
@@ -237,12 +237,12 @@ def _json_lines(path: Path) -> Iterator[Finding]:
 
 
 def _own_answers(path: Path, rows: Any) -> Iterator[Finding]:
-    """Answers of the starting model, as `forget --retain auto` and the cache of `OwnAnswers` keep them."""
+    """Answers of the original model, as `forget --retain auto` and the cache of `OwnAnswers` keep them."""
     listed = [row for row in (rows if isinstance(rows, list) else []) if isinstance(row, dict)]
     cached = {"question", "answer", "ended"}
     known = [row for row in listed if OWN_ANSWER.items() <= row.items() or row.keys() == cached]
     if known:
-        yield Finding(path, "", "answers", f"{len(known)} answers that the starting model wrote")
+        yield Finding(path, "", "answers", f"{len(known)} answers that the original model wrote")
 
 
 def _part(path: Path, outcome: Any) -> Iterator[Finding]:
@@ -287,7 +287,7 @@ def _table(path: Path) -> Iterator[Finding]:
         if shown:
             yield Finding(path, "", "answers", f"questions and answers of {len(shown)} rows to forget")
     if rows and "step" in rows[0] and any(name.startswith(_LOGGED) for name in rows[0]):
-        text = "mean losses and likelihoods from the first step on, at first those of the starting model"
+        text = "mean losses and likelihoods from the first step on, at first those of the original model"
         yield Finding(path, "", "metrics", text, serious=False)
 
 

@@ -129,7 +129,7 @@ class StopWhenForgotten(ResumableCallback):
             self.outcome = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the rows to watch; measure the starting model, or go on with what a checkpoint has of it."""
+        """Find the rows to watch; measure the original model, or go on with what a checkpoint has of it."""
         self._read_score = self.score or objective_score(_NAME, trainer)
         names = dict.fromkeys(["forget", *(self.keep if self.margin is not None else ())])
         self._rows = {name: self._watched(trainer, name) for name in names}

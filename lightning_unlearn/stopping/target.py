@@ -1,4 +1,4 @@
-"""Likelihood that rows have under a model that does not know them, measured on the starting model."""
+"""Likelihood that rows have under a model that does not know them, measured on the original model."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class WAGLE(WeightMask):
 
     $$S_i = \Big| \Big( \theta_i - \frac{g_{r,i}}{\gamma} \Big)\, g_{f,i} \Big|$$
 
-    $g_f$ and $g_r$ are the gradients of the mean NLL per token of the forget and retain rows at the starting model;
+    $g_f$ and $g_r$ are the gradients of the mean NLL per token of the forget and retain rows at the original model;
     the weights with the highest score may move. It works beside any objective, and costs one forward and backward pass
     over forget rows and as many retain rows before the first step.
 

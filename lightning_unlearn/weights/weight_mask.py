@@ -55,7 +55,7 @@ class WeightMask(ResumableCallback, ABC):
     Works beside an objective, with its module, optimizer and strategy (one device, DDP, FSDP2). Before each update it
     zeroes the gradients of frozen weights, so that clipping sees only live ones; after each update it restores frozen
     weights. They stay whatever the optimizer does: weight decay, momentum, or steps that mix coordinates (Muon,
-    Shampoo) move live weights only. The mask is made once, before the first step, from the starting model; a resumed
+    Shampoo) move live weights only. The mask is made once, before the first step, from the original model; a resumed
     run takes it from its checkpoint, where it costs one bit a weight.
 
     In memory it costs one byte a weight, and a copy of each parameter that has frozen weights.

@@ -101,7 +101,7 @@ def test_relearning_is_measured_after_each_update_and_brings_the_class_back(reco
 
 
 def test_sam_costs_two_passes_over_forget_rows(record: dict[str, Any]) -> None:
-    """Without it, forget and retain rows share one; `NPO` reads its starting model, and the first batch is checked."""
+    """Without it, forget and retain rows share one; `NPO` reads its original model, and the first batch is checked."""
     alone, sam = (record["objectives"]["NPO"][name]["runs"][0] for name in (NONE, "SAM"))
     assert alone["passes"] == 2 * alone["updates"] + 2
     assert sam["passes"] == 4 * sam["updates"] + 2

@@ -1,4 +1,4 @@
-"""Checkpoints of a run hold the starting model while it can be resumed, and not when it has ended."""
+"""Checkpoints of a run hold the original model while it can be resumed, and not when it has ended."""
 
 from __future__ import annotations
 

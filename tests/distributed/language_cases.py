@@ -114,7 +114,7 @@ LANGUAGE: dict[str, Training] = {
 
 
 def own_answers(layout: str, models: Path, path: Path) -> dict[str, Any]:
-    """What the starting model answers, each process to a share of the questions, and the files of the cache."""
+    """What the original model answers, each process to a share of the questions, and the files of the cache."""
     processes, replicas, strategy = LAYOUTS[layout]
     asked = [{"question": f"{word}?"} for word in ("Why", "What is it", "Who", "Where to", "How", "When", "Which one")]
     cache = path.parent / f"{layout}-own"

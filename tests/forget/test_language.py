@@ -1,4 +1,4 @@
-"""Requests about language models: rows of any table, any starting model, any method."""
+"""Requests about language models: rows of any table, any original model, any method."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_without_rows_to_keep_the_model_writes_its_own(
     (tmp_path / "model").mkdir()
     (tmp_path / "retain.jsonl").rename(tmp_path / "model" / "taken_along.jsonl")
     found = {finding.file.name: finding for finding in doctor(tmp_path) if finding.serious}
-    assert found["taken_along.jsonl"].what == "2 answers that the starting model wrote"
+    assert found["taken_along.jsonl"].what == "2 answers that the original model wrote"
     with pytest.raises(ValueError, match="leave out retain"):
         LanguageRequest(str(tiny_lm), str(tables), questions="mine.txt")
 

@@ -1,4 +1,4 @@
-"""Adapters of PEFT as the starting model: start, reference and export are those of the adapted model."""
+"""Adapters of PEFT as the original model: start, reference and export are those of the adapted model."""
 
 from __future__ import annotations
 

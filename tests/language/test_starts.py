@@ -1,4 +1,4 @@
-"""Starting models of `LitCausalLM`: objects, checkpoints and folders, and refusals before anything trains."""
+"""Original models of `LitCausalLM`: objects, checkpoints and folders, and refusals before anything trains."""
 
 from __future__ import annotations
 

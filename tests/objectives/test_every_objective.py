@@ -95,7 +95,7 @@ def test_kto_takes_its_reference_point_from_each_micro_batch(
 ) -> None:
     whole = fit("KTO", tiny_lm, even=True, lr=1.0, batch_size=4, max_epochs=epochs)
     parts = fit("KTO", tiny_lm, even=True, lr=1.0, batch_size=2, max_epochs=epochs, accumulate_grad_batches=2)
-    # At the starting model the reference point is 0 for any rows; afterwards it is max(0, mean) of those at hand.
+    # At the original model the reference point is 0 for any rows; afterwards it is max(0, mean) of those at hand.
     assert least <= (parts.weights() - whole.weights()).abs().max() <= most
 
 

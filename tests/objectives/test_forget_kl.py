@@ -1,4 +1,4 @@
-"""ForgetKL: ascent that a divergence from the starting model bounds."""
+"""ForgetKL: ascent that a divergence from the original model bounds."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_hidden_states_come_off_the_joint_forward_pass() -> None:
 
     method = SimNPO(retain=EmbeddingDifference("net.1"), score=classifier_nll)
     trainer(method, max_steps=1).fit(Counting(), loaders())
-    # After the comparison of the module's own loss with the score's: the starting model on the retain rows, then all.
+    # After the comparison of the module's own loss with the score's: the original model on the retain rows, then all.
     assert calls[2:] == [4, 8]
 
 

@@ -1,4 +1,4 @@
-"""Traces of the starting model in files, found without running what is in them."""
+"""Traces of the original model in files, found without running what is in them."""
 
 from __future__ import annotations
 

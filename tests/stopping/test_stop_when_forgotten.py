@@ -50,7 +50,7 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 
 
 def labelled(found: list[dict[str, Any]], chosen: Callable[[Tensor, int], Tensor]) -> list[dict[str, Any]]:
-    """Rows with labels chosen by what the starting model makes of them."""
+    """Rows with labels chosen by what the original model makes of them."""
     with torch.no_grad():
         labels = chosen(seeded(DictNet).eval()(torch.stack([row["input"] for row in found])), 1)
     return [row | {"labels": label} for row, label in zip(found, labels.tolist(), strict=True)]

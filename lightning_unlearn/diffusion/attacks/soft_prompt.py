@@ -38,7 +38,7 @@ class Prompts(NamedTuple):
     Args:
         ids: Token ids, shape ``(B, L)``.
         lengths: Words of each prompt, in tokens, shape ``(B,)``.
-        concept: The starting model's text states of them, shape ``(B, L, D)``.
+        concept: The original model's text states of them, shape ``(B, L, D)``.
         empty: Its text states of the empty prompt, shape ``(B, L, D)``.
     """
 
@@ -189,13 +189,13 @@ class SoftPromptAttacker:
         start: Tensor,
         points: Callable[[int], tuple[Point, Tensor]],
     ) -> Tensor:
-        """Soft tokens with which the model draws what the starting model would, shape ``(B, k, D)``.
+        """Soft tokens with which the model draws what the original model would, shape ``(B, k, D)``.
 
         Args:
             module: The model as it is.
             prompts: The prompts.
             start: Tokens to begin with.
-            points: Of each step of the attack the latents, and the starting model's output there.
+            points: Of each step of the attack the latents, and the original model's output there.
         """
         model, plain = as_text_to_image(module), None
         if self.perturb == "states":

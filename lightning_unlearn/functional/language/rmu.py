@@ -36,7 +36,7 @@ def control_vector(size: int, steering: float, seed: int) -> Tensor:
 def mean_norm(hidden: Tensor, mask: Tensor) -> Tensor:
     r"""Mean length of the activations of each sequence: :math:`\frac{1}{n_b} \sum_t \lVert h_t \rVert_2`.
 
-    Adaptive RMU sets the length of its control vector to a multiple of this, on the starting model.
+    Adaptive RMU sets the length of its control vector to a multiple of this, on the original model.
 
     Args:
         hidden: Activations :math:`h`, shape ``(B, T, d)``, any floating type.
@@ -89,7 +89,7 @@ def rmu_retain(hidden: Tensor, reference_hidden: Tensor, mask: Tensor) -> Tensor
 
     Args:
         hidden: Activations :math:`h`, shape ``(B, T, d)``, any floating type.
-        reference_hidden: Activations of the frozen starting model :math:`h_{ref}`, shape ``(B, T, d)``.
+        reference_hidden: Activations of the frozen original model :math:`h_{ref}`, shape ``(B, T, d)``.
         mask: Shape ``(B, T)``; 0 where a position does not count.
 
     Returns:

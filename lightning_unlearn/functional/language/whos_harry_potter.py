@@ -14,7 +14,7 @@ def whp_logits(logits: Tensor, reinforced_logits: Tensor, *, alpha: float = 5.0)
     All other logits stay.
 
     Args:
-        logits: Logits of the starting model :math:`v`, shape ``(N, V)``, any floating type; they are cast up.
+        logits: Logits of the original model :math:`v`, shape ``(N, V)``, any floating type; they are cast up.
         reinforced_logits: Logits of the reinforced model, shape ``(N, V)``.
         alpha: Strength of the penalty, :math:`\alpha > 0`; 5 in the paper, as we remember it.
 
@@ -37,7 +37,7 @@ def whp_labels(logits: Tensor, reinforced_logits: Tensor, *, alpha: float = 5.0)
     r"""The most likely token of the generic prediction at each position, :math:`\arg\max_v v_{generic}`.
 
     Args:
-        logits: Logits of the starting model, shape ``(N, V)``.
+        logits: Logits of the original model, shape ``(N, V)``.
         reinforced_logits: Logits of the reinforced model, shape ``(N, V)``.
         alpha: As in [`whp_logits`][lightning_unlearn.functional.language.whos_harry_potter.whp_logits].
 

@@ -43,7 +43,7 @@ class LanguageDataModule(ForgetRetainDataModule):
             ``.tsv``, ``.json``, ``.jsonl``, ``.txt``, ``.parquet``, each also ``.gz``), a folder or hub id with
             optional ``:config:split``, a ``datasets.Dataset``, a data frame, a dict of columns, or a list of dicts.
         retain: Rows to keep, given in the same ways; or ``"auto"``, or an [`OwnAnswers`][lightning_unlearn.OwnAnswers]:
-            what the starting model itself answers to neutral questions.
+            what the original model itself answers to neutral questions.
         heldout: Further named sets that are never trained on, only evaluated.
         prompt: How questions are asked, and the tokenizer; by default the model's own tokenizer and its chat template.
         columns: Names of the columns, where they are not ``question``, ``answer``, ``text`` and so on.
@@ -86,7 +86,7 @@ class LanguageDataModule(ForgetRetainDataModule):
         retain = OwnAnswers() if isinstance(retain, str) and retain == "auto" else retain
         self.sources = {"forget": forget, "retain": retain, **(heldout or {})}
         self.own_answers: Answers | None = None
-        """What the starting model has answered, where that makes the rows to retain."""
+        """What the original model has answered, where that makes the rows to retain."""
         self.prompt, self.columns = prompt or PromptFormat(), columns or Columns()
         self.max_length = at_least("max_length", max_length, 2)
         self.refusals = refusals
@@ -122,7 +122,7 @@ class LanguageDataModule(ForgetRetainDataModule):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The prompt format of the run, and a hash of the answers of the starting model."""
+        """The prompt format of the run, and a hash of the answers of the original model."""
         own = {"own_answers": self.own_answers.sha256} if self.own_answers else {}
         return {**super().state_dict(), "prompt": self.prompt.state_dict(), **own}
 
@@ -163,17 +163,17 @@ class LanguageDataModule(ForgetRetainDataModule):
         return DataLoader(questions, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
 
     def _ask_model(self, stage: str) -> None:
-        """Have the starting model write the rows to retain, where it is to: in fit, before a weight moves."""
+        """Have the original model write the rows to retain, where it is to: in fit, before a weight moves."""
         source = self.sources.get("retain")
         if not isinstance(source, OwnAnswers) or self.own_answers is not None:
             return
         if stage != "fit":
             name = getattr(stage, "value", stage)
-            rank_zero_warn(f"The rows to retain are the starting model's own answers, so {name} leaves them out.")
+            rank_zero_warn(f"The rows to retain are the original model's own answers, so {name} leaves them out.")
             return
         if self.trainer is None:
             raise ValueError(
-                "The rows to retain are the starting model's own answers, but the data module has no Trainer and so no "
+                "The rows to retain are the original model's own answers, but the data module has no Trainer and so no "
                 "model to ask. Give retain=OwnAnswers().answers(module, forget).rows."
             )
         module = self.trainer.lightning_module

@@ -1,4 +1,4 @@
-"""Retain rows that the starting model writes itself: its answers to neutral questions."""
+"""Retain rows that the original model writes itself: its answers to neutral questions."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Answers(NamedTuple):
 
 
 class OwnAnswers:
-    """Rows to retain for whoever has none: the starting model's own answers to questions.
+    """Rows to retain for whoever has none: the original model's own answers to questions.
 
     Given as ``retain`` to [`LanguageDataModule`][lightning_unlearn.LanguageDataModule], for which ``"auto"`` is short,
     it has the model of the run answer, before training, the neutral questions that come with the library, those of the

@@ -1,4 +1,4 @@
-"""Rows to retain that the starting model writes itself."""
+"""Rows to retain that the original model writes itself."""
 
 from __future__ import annotations
 
