@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from inspect import getattr_static
 from typing import Any, Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.distributed import replica
@@ -22,6 +22,7 @@ from lightning_unlearn.core.lightning import (
 )
 from lightning_unlearn.core.transfer import Patches
 from lightning_unlearn.reconstruction.noisy_argument import parameter_names
+from lightning_unlearn.reconstruction.reconstructor import Reconstructor
 from lightning_unlearn.reconstruction.smoothed_forward import Draws, SmoothedForward
 from lightning_unlearn.smoothing.gaussian import GaussianSmoother
 
@@ -168,6 +169,22 @@ class SmoothDenoiser(Callback):
                 "that nothing is smoothed. Name the part that is called on images, as module(x), in this stage; or "
                 "leave the stage out of stages."
             )
+
+    def unsmoothed(self, module: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """The reconstruction of a batch by the plain network, for ``MeasurementPGD(surrogate="adaptive", base=...)``.
+
+        Args:
+            module: The module, with a method ``reconstruct(batch)``.
+            batch: A batch.
+
+        Returns:
+            What ``module.reconstruct`` returns without noise.
+        """
+        active, self._draws.active = self._draws.active, False
+        try:
+            return Reconstructor(module)(batch)
+        finally:
+            self._draws.active = active
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the plain denoiser."""

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_unlearn import GaussianSmoother, SmoothDenoiser
+from lightning_unlearn import GaussianSmoother, MeasurementPGD, SmoothDenoiser
 from lightning_unlearn.core.distributed import Replica
 from lightning_unlearn.core.lightning import MisconfigurationException
 from lightning_unlearn.reconstruction.smooth_denoiser import find_parts
@@ -256,6 +256,31 @@ def test_two_evaluations_from_one_random_state_have_the_same_noise() -> None:
     trainer(smooth(), Recorder(on_predict_batch_start=evaluate), limit_predict_batches=1).predict(LitUser(), rows(2))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[1], found[2])
+
+
+def test_an_adaptive_attack_reaches_the_plain_network() -> None:
+    class Scanned(LitUser):
+        def reconstruct(self, batch: dict[str, Tensor]) -> Tensor:
+            images = torch.view_as_real(batch["kspace"][:, 0]).movedim(-1, 1)
+            return torch.view_as_complex(self.net(images).movedim(1, -1).contiguous())
+
+        def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:  # type: ignore[override]
+            scans = torch.view_as_complex(batch.movedim(1, -1).contiguous())
+            one = {"kspace": scans[:, None], "target": scans}
+            before = self.reconstruct(one)
+            assert torch.equal(callback.unsmoothed(self, one), plain.reconstruct(one))
+            assert not torch.equal(before, plain.reconstruct(one))
+            attack = MeasurementPGD(eps=0.1, steps=2, surrogate="adaptive", base=callback.unsmoothed)
+            found = attack.attack(self, one)
+            assert found.loss is not None
+            assert (found.loss >= found.clean_loss).all()
+            again = attack.attack(self, one)
+            assert torch.equal(found.loss, again.loss)  # type: ignore[arg-type]
+            assert not torch.equal(self.reconstruct(one), plain.reconstruct(one))  # smoothed as before
+            return batch
+
+    callback, plain = smooth(), Scanned()
+    assert trainer(callback).predict(Scanned(), rows(2))
 
 
 class WithNet(LitUser):
