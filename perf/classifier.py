@@ -1,4 +1,4 @@
-"""Relative cost of UGradSL against ascent and fine-tuning, and of batched against single per-row gradients."""
+"""Relative cost of UGradSL against ascent and fine-tuning, of batched per-row gradients, and of SAM."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_unlearn import FineTune, FisherForgetting, GradientAscent, LitClassifier, UGradSL, classifier_nll
+from lightning_unlearn import (
+    SAM,
+    FineTune,
+    FisherForgetting,
+    GradDiff,
+    GradientAscent,
+    LitClassifier,
+    UGradSL,
+    classifier_nll,
+)
 
 ROWS, BATCH = 2048, 64
 
@@ -47,6 +56,12 @@ def ascent_and_fine_tuning() -> None:
     trainer(FineTune()).fit(model, {"retain": DataLoader(rows(2), 2 * BATCH)})
 
 
+def grad_diff(*beside: L.Callback) -> Callable[[], None]:
+    """One epoch of as many forget as retain rows."""
+    loaders = {"forget": DataLoader(rows(1), BATCH), "retain": DataLoader(rows(2), BATCH)}
+    return lambda: trainer(GradDiff(score=classifier_nll), *beside).fit(module(), loaders)
+
+
 def fisher(rows_at_once: int) -> Callable[[], None]:
     """Squared gradients of each row and class."""
     part = torch.utils.data.Subset(rows(2), range(64))
@@ -73,6 +88,7 @@ def main() -> None:
     torch.set_num_threads(1)
     cost = ratio(ugradsl, ascent_and_fine_tuning, args.repeats)
     print(f"an epoch of UGradSL / ascent and fine-tuning on the same rows: {cost:.2f}")
+    print(f"an epoch of GradDiff with SAM / without: {ratio(grad_diff(SAM()), grad_diff(), args.repeats):.2f}")
     print(f"Fisher row by row / 32 rows at once: {ratio(fisher(1), fisher(32), args.repeats):.2f}")
 
 

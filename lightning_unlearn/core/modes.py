@@ -10,7 +10,15 @@ from torch import nn
 
 from lightning_unlearn.core.lightning import LightningModule, isolate_rng
 
-__all__ = ["differentiable", "evaluating", "evaluation_mode", "frozen", "undisturbed", "without_gradients"]
+__all__ = [
+    "differentiable",
+    "evaluating",
+    "evaluation_mode",
+    "frozen",
+    "kept_buffers",
+    "undisturbed",
+    "without_gradients",
+]
 
 
 @contextmanager
@@ -58,6 +66,25 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """Run in evaluation mode and without gradients."""
     with evaluation_mode(module), without_gradients():
         yield
+
+
+@contextmanager
+def kept_buffers(module: nn.Module) -> Iterator[None]:
+    """Restore all buffers, such as running statistics, also those that the body replaces by other tensors."""
+    kept = [
+        (child, name, buffer, None if buffer is None else buffer.detach().clone())
+        for child in module.modules()
+        for name, buffer in child._buffers.items()
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for child, name, buffer, value in kept:
+                if buffer is not None and value is not None:
+                    buffer.copy_(value)
+                if getattr(child, name) is not buffer:
+                    setattr(child, name, buffer)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from lightning_unlearn.core.lightning import (
     Trainer,
     rank_zero_warn,
 )
-from lightning_unlearn.core.modes import evaluating, without_gradients
+from lightning_unlearn.core.modes import evaluating, kept_buffers, without_gradients
 from lightning_unlearn.core.reading import Reading, read
 from lightning_unlearn.core.resume import ResumableCallback, callbacks_of
 from lightning_unlearn.core.rows import RunRows, row_loader
@@ -396,7 +396,7 @@ class ReferenceCallback(ResumableCallback):
 
     def _check_drift(self, module: LightningModule, rows: Mapping[str, Batch]) -> None:
         reference = self.reference_nll(module, rows)
-        with without_gradients():
+        with without_gradients(), kept_buffers(module):
             readings = self.read(module, list(rows.values()))
         pairs = zip(readings, reference.values(), strict=True)
         drift = torch.cat([reading.nll - start for reading, start in pairs]).abs().mean().item()

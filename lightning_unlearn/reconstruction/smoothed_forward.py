@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,16 +12,22 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from lightning_unlearn.core.distributed import Replica
+from lightning_unlearn.core.lightning import rank_zero_warn
+from lightning_unlearn.reconstruction.noisy_argument import named, noisy_argument
 from lightning_unlearn.smoothing.gaussian import GaussianSmoother
 
 __all__ = ["Draws", "SmoothedForward"]
+
+_HALF = (torch.bfloat16, torch.float16)
+_LEAST_SHARE = 0.5
 
 
 class Draws:
     """Selector of the noise of the next call, from the batch and the index of the call within it.
 
-    A checkpointed call runs a second time in the backward pass and must get the same noise. It is identified by the
-    global random state, which ``torch.utils.checkpoint`` restores for the second run.
+    Calls that begin with the same global random state get the same noise, as those of any other random function do: a
+    checkpointed call that runs a second time in the backward pass, for which ``torch.utils.checkpoint`` restores the
+    state, or an attack that seeds the generator before each evaluation.
 
     Args:
         replica: Determines which rows of the global batch this process has.
@@ -28,16 +35,24 @@ class Draws:
     """
 
     def __init__(self, replica: Replica | None = None, shared: bool = False) -> None:
-        self.active, self.used = replica is not None, False
+        self.active = replica is not None
+        self.used: set[int] = set()
+        """The loops in which the denoiser was called."""
         self.replica, self.shared = replica or Replica(0, 1), shared
+        self.warned = False
         self._batch: tuple[int, ...] = ()
         self._calls: dict[int, int] = {}
-        self._count = 0
 
     def begin(self, *batch: int) -> None:
-        """Begin a batch."""
-        self._batch, self._calls, self._count = batch, {}, 0
+        """Begin a batch, whose first number is that of the loop."""
+        self._batch, self._calls = batch, {}
 
+    @torch.compiler.disable
+    def call(self) -> None:
+        """Note that the denoiser was called."""
+        self.used.update(self._batch[:1])
+
+    @torch.compiler.disable
     def key(self) -> tuple[int, ...]:
         """The key of the current call.
 
@@ -47,16 +62,13 @@ class Draws:
         if self.shared:
             return self._batch
         mark = int(torch.randint(1 << 62, ()))
-        if torch._C._current_graph_task_id() == -1:
-            self._calls[mark] = self._count
-            self._count += 1
-        elif mark not in self._calls:
+        if torch._C._current_graph_task_id() != -1 and mark not in self._calls:
             raise RuntimeError(
                 "SmoothDenoiser: the denoiser is computed again in the backward pass, with another random state than "
                 "it had, so that it would get other noise. Checkpoint with preserve_rng_state=True, or give all calls "
                 "the same noise, shared=True."
             )
-        return (*self._batch, self._calls[mark])
+        return (*self._batch, self._calls.setdefault(mark, len(self._calls)))
 
     def rows(self, count: int) -> Tensor:
         """Indices of the rows in the batch of all processes, as distributed by a DistributedSampler."""
@@ -67,7 +79,7 @@ class Draws:
 
 
 class SmoothedForward:
-    """A forward method that returns its mean over noise on its first tensor.
+    """A forward method that returns its mean over noise on its input.
 
     A deep copy belongs to the copied module. When pickled, it becomes the plain method.
 
@@ -75,26 +87,46 @@ class SmoothedForward:
         forward: The method.
         smoother: Draws the noise.
         draws: Selects the noise.
+        parameters: Names of the method's parameters; the first tensor in their order gets the noise.
+        argument: Name of the one that gets it instead.
     """
 
-    def __init__(self, forward: Callable[..., Any], smoother: GaussianSmoother, draws: Draws) -> None:
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        smoother: GaussianSmoother,
+        draws: Draws,
+        parameters: Sequence[str] = (),
+        argument: str | None = None,
+    ) -> None:
         self.forward, self.smoother, self.draws = forward, smoother, draws
+        self.parameters, self.argument = parameters, argument
 
     @torch.compiler.disable(recursive=False)  # random draws must not become constants of a graph
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The mean over samples, which go through the method in one batch."""
-        self.draws.used = True
+        self.draws.call()
         if not self.draws.active or not self.smoother.sigma:
             return self.forward(*args, **kwargs)
-        place, x = _first_tensor(args, kwargs)
+        place, x = noisy_argument(self.parameters, args, kwargs, self.argument)
         results: list[tuple[list[Any], Any]] = []
 
         def samples(noisy: Tensor) -> Tensor:
+            self._check_rounding(x, noisy)
             if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
                 noisy = noisy.contiguous(memory_format=torch.channels_last)
-            rest = {k: _repeated(v, len(x), self.smoother.n_samples) for k, v in _named(args, kwargs) if k != place}
+            rest = {k: _repeated(v, len(x), self.smoother.n_samples) for k, v in named(args, kwargs) if k != place}
             rest[place] = noisy
-            output = self.forward(*(rest[i] for i in range(len(args))), **{name: rest[name] for name in kwargs})
+            try:
+                output = self.forward(*(rest[i] for i in range(len(args))), **{name: rest[name] for name in kwargs})
+            except Exception as error:
+                if hasattr(error, "add_note"):  # Python 3.11
+                    error.add_note(
+                        f"SmoothDenoiser called the part with all samples in one batch, {tuple(noisy.shape)} in place "
+                        f"of {tuple(x.shape)}: the first dimension has to be that of rows. Call a part that takes one "
+                        "image with image[None], or name a part that takes batches."
+                    )
+                raise
             leaves, tree = tree_flatten(output)
             results.append((leaves, tree))
             return _only_tensor(leaves, output, len(noisy))
@@ -103,34 +135,31 @@ class SmoothedForward:
         ((leaves, tree),) = results
         return tree_unflatten([mean if isinstance(leaf, Tensor) else leaf for leaf in leaves], tree)
 
+    @torch.compiler.disable
+    def _check_rounding(self, x: Tensor, noisy: Tensor) -> None:
+        """In the first call, warn where low precision rounds most of the noise away."""
+        kind, device = x.dtype, x.device.type
+        if kind == torch.float32 and torch.is_autocast_enabled(device):
+            kind = torch.get_autocast_dtype(device)
+        if self.draws.warned or kind not in _HALF:
+            return
+        self.draws.warned = True
+        moved = noisy.detach().to(kind).float().unflatten(0, (-1, len(x))) - x.detach().to(kind).float()
+        share = moved.square().mean().sqrt().item() / self.smoother.sigma
+        if share < _LEAST_SHARE:
+            rank_zero_warn(
+                f"SmoothDenoiser: the noise that the denoiser sees is {share:.1%} of sigma={self.smoother.sigma}: the "
+                f"rest is lost to the rounding of {kind} images. Use precision='32-true', or a larger sigma."
+            )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> SmoothedForward:
-        return SmoothedForward(deepcopy(self.forward, memo), self.smoother, self.draws)
+        copied = deepcopy(self.forward, memo)
+        return SmoothedForward(copied, self.smoother, self.draws, self.parameters, self.argument)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _same, (self.forward,)
-
-
-def _same(forward: Callable[..., Any]) -> Callable[..., Any]:
-    return forward
-
-
-def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[int | str, Any]]:
-    return [*enumerate(args), *kwargs.items()]
-
-
-def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | str, Tensor]:
-    place, x = next(((k, v) for k, v in _named(args, kwargs) if isinstance(v, Tensor)), (0, None))
-    if x is None:
-        raise TypeError(
-            f"SmoothDenoiser: a denoiser takes a tensor, but the part was called with {_kinds(_named(args, kwargs))}. "
-            "Name the part that takes the image itself in module_path."
-        )
-    if not x.dim() or not (x.is_floating_point() or x.is_complex()):
-        raise TypeError(
-            "SmoothDenoiser: noise is added to a batch of real or complex images, but the first tensor that the part "
-            f"was called with is {x.dtype} of shape {tuple(x.shape)}. Name another part in module_path."
-        )
-    return place, x
+        # Names of the standard library alone: a file must be readable where this package is not installed.
+        owner = getattr(self.forward, "__self__", None)
+        return (partial, (self.forward,)) if owner is None else (getattr, (owner, self.forward.__name__))
 
 
 def _repeated(value: Any, rows: int, copies: int) -> Any:
@@ -156,7 +185,3 @@ def _only_tensor(leaves: list[Any], output: Any, rows: int) -> Tensor:
             "module_path."
         )
     return tensors[0]
-
-
-def _kinds(named: list[tuple[int | str, Any]]) -> str:
-    return ", ".join(type(value).__name__ for _, value in named) or "nothing"

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from lightning_unlearn.core.distributed import local_tensor, sum_over_ranks, world_size
 from lightning_unlearn.core.layers import stripped
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
+from lightning_unlearn.core.modes import kept_buffers
 from lightning_unlearn.core.reference import reshard
 from lightning_unlearn.core.smoothing import Term
 from lightning_unlearn.smoothing.sharded import set_value
@@ -230,18 +231,15 @@ def _detached(parts: dict[str, Tensor]) -> dict[str, Tensor]:
 @contextmanager
 def _unchanged(module: LightningModule) -> Iterator[None]:
     """Put buffers, such as running statistics, back after the body, and let the module log nothing in it."""
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     log = vars(module).get("log")
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     try:
-        yield
+        with kept_buffers(module):
+            yield
     finally:
         del module.log
         if log is not None:
             module.log = log  # type: ignore[method-assign]
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

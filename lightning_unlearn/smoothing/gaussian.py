@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from lightning_unlearn.core.checks import at_least
@@ -51,6 +52,7 @@ class GaussianSmoother:
             raise ValueError(f"antithetic draws samples in pairs, so n_samples must be even, but is {n_samples}.")
         self.antithetic, self.shared, self.seed = antithetic, shared, seed
 
+    @torch.compiler.disable
     def noise(self, like: Tensor, key: Sequence[int] = (), rows: Tensor | None = None) -> Tensor:
         r"""The noise $\eta_i$ for a batch.
 

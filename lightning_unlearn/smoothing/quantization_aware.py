@@ -23,9 +23,10 @@ class QuantizationAware(SmoothingStrategy):
     $$\min_\theta w_f \mathcal{L}_{forget}(Q(\theta)) + w_r \mathcal{L}_{retain}(\theta)$$
 
     $Q$ rounds the weights of linear layers to the nearest of a grid (see ``QUANTIZATION_SCHEMES``), and its derivative
-    is taken to be 1 (straight-through estimation). The output head, embeddings and norms stay, as in the quantisation
-    attack. The forget term is read once a step. The retain term uses the model without rounding: the loss of retained
-    knowledge by quantisation is not trained away.
+    is taken to be 1 (straight-through estimation). Embeddings, norms and the output head of a language model stay, as
+    in the quantisation attack. A classifier does not tell which layer is its head: leave it out with ``parameters``,
+    such as ``r"^(?!net\.head)"``. The forget term is read once a step. The retain term uses the model without rounding:
+    the loss of retained knowledge by quantisation is not trained away.
 
     Weights of adapters (LoRA) are quantised only when they are merged, so the run has to train the linear layers
     themselves. In memory it costs a copy of their weights. Where weights are sharded, one at a time is gathered.
