@@ -23,6 +23,7 @@ from lightning_unlearn.core.lightning import (
 from lightning_unlearn.core.transfer import Patches
 from lightning_unlearn.reconstruction.noisy_argument import parameter_names
 from lightning_unlearn.reconstruction.reconstructor import Reconstructor
+from lightning_unlearn.reconstruction.smoothed import Smoothing
 from lightning_unlearn.reconstruction.smoothed_forward import Draws, SmoothedForward
 from lightning_unlearn.smoothing.gaussian import GaussianSmoother
 
@@ -63,8 +64,8 @@ class SmoothDenoiser(Callback):
 
     Raises:
         ValueError: If a number is out of range, or a stage is unknown.
-        MisconfigurationException: If the module has no such part, another callback smooths it already, or the part is
-            not called in the first batch.
+        MisconfigurationException: If the module has no such part, another callback or the module itself smooths it
+            already, or the part is not called in the first batch.
         TypeError: If the denoiser returns more than one tensor, or takes none.
 
     Example:
@@ -102,6 +103,12 @@ class SmoothDenoiser(Callback):
             raise MisconfigurationException(
                 f"Another SmoothDenoiser smooths {self.module_path!r} already, and a mean of means has other noise "
                 "than either of them sets. Keep one of them."
+            )
+        own = getattr(pl_module, "smoothing", None)
+        if isinstance(own, Smoothing) and own.mode != "vanilla":
+            raise MisconfigurationException(
+                f"{type(pl_module).__name__} smooths by itself, as its mode is {own.mode!r}, and SmoothDenoiser would "
+                'smooth it once more. Leave SmoothDenoiser out, or use mode="vanilla".'
             )
         self._draws = Draws(replica(trainer), self.shared)
         for part in parts:
