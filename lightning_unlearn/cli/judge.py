@@ -195,8 +195,8 @@ def _rated_part(name: str, path: str | None, format: Format, task: str) -> list[
     found = _read(path, format, task)
     if not found.rated:
         raise ValueError(
-            f"--{name} needs dialogues with ratings, but none of the {len(found.dialogues)} in {path} has any. Each line "
-            'needs "ratings", such as [3, 4], or one "rating".'
+            f"--{name} needs dialogues with ratings, but none of the {len(found.dialogues)} in {path} has any. Each "
+            'line needs "ratings", such as [3, 4], or one "rating".'
         )
     return found.rated
 

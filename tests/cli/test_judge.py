@@ -120,7 +120,7 @@ def test_new_weights_in_the_same_folder_are_another_judge(long_lm: Path, tmp_pat
     command.judge(str(model), **run)  # nothing was rated before, so the folder takes another judge
     weights = model / "model.safetensors"
     os.utime(weights, (weights.stat().st_mtime + 9,) * 2)
-    with pytest.raises(ValueError, match="other settings: {'model_files'"):
+    with pytest.raises(ValueError, match=r"other settings: \{'model_files'"):
         command.judge(str(model), **run)
 
 

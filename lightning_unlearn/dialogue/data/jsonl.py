@@ -27,13 +27,13 @@ class JSONLDialogues(DialogueDataModule):
 
     ``messages`` (or ``turns``, ``conversations``, ``conversation``) is a list of messages: those of OpenAI's chat
     format, ``{"role": ..., "content": ...}``, of ShareGPT, ``{"from": ..., "value": ...}``, or
-    ``{"role": ..., "text": ...}``. Content may be a list of text parts. A system prompt at the beginning, calls of tools
-    and their results are left out and counted in ``dropped_messages``, since the judge rates what user and assistant
-    say to each other.
+    ``{"role": ..., "text": ...}``. Content may be a list of text parts. A system prompt at the beginning, calls of
+    tools and their results are left out and counted in ``dropped_messages``, since the judge rates what user and
+    assistant say to each other.
 
-    There may be an ``id``, ``ratings`` (or one ``rating``), and a ``response`` where that is rated and not the dialogue.
-    Whatever else is a string, a number or a boolean is kept in ``meta``; lines with the same ``dialogue`` stay on one
-    side of the split.
+    There may be an ``id``, ``ratings`` (or one ``rating``), and a ``response`` where that is rated and not the
+    dialogue. Whatever else is a string, a number or a boolean is kept in ``meta``; lines with the same ``dialogue``
+    stay on one side of the split.
 
     Args:
         path: The file.

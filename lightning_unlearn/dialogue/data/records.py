@@ -53,7 +53,7 @@ def turns_of(messages: Sequence[Any], where: str, response: bool = False) -> tup
                 " A system prompt may only stand before the first turn; if 'system' is who answers the user, name that "
                 "role 'assistant'."
                 if name in _PROMPTS
-                else " Calls and results of tools ('tool', 'function') and a system prompt at the beginning are left out."
+                else " Messages of 'tool' and 'function', and a system prompt at the beginning, are left out."
             )
             raise ValueError(f"{where}: a role must be 'user' or 'assistant', but is {role!r}.{hint}")
     if prompts and not response and not tools and all(turn.role == "user" for turn in turns):

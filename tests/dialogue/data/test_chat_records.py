@@ -112,7 +112,7 @@ def test_a_response_may_be_a_message(tmp_path: Path) -> None:
 def test_tables_and_other_encodings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("id,text,rating\n1,Hi,3\n")
-    with pytest.raises(ValueError, match="line 1 is no JSON.*must be JSON lines"):
+    with pytest.raises(ValueError, match=r"line 1 is no JSON.*must be JSON lines"):
         read_jsonl(path)
     path.write_text(json.dumps({"messages": [USER]}), encoding="utf-16")
     with pytest.raises(ValueError, match="is not text in UTF-8"):
