@@ -27,7 +27,17 @@ _TEXT = [
     "### Dialogue\nUSER: I want a train to Leeds.\nASSISTANT: Which day?\n\n### Answer\nRating: 3\nAnalysis: it is good.",
     "Rating: 1\nRating: 2\nRating: 10\nRating: very good\nRating: very bad\nRating: yes\nRating: no",
 ] * 20
-_SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]"]
+_SPECIAL = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "[INST]",
+    "[/INST]",
+]
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
