@@ -24,7 +24,7 @@ from lightning_unlearn import LitCausalLM
 VOCABULARY = 700
 _TEXT = [
     "You rate how satisfied the user is with the assistant in a dialogue. Rate the user's satisfaction:",
-    "### Dialogue\nUSER: I want a train to Leeds.\nASSISTANT: Which day?\n\n### Answer\nRating: 3\nAnalysis: it is good.",
+    "### Dialogue\nUSER: I want a train to Leeds.\nASSISTANT: Which day?\n\n### Answer\nRating: 3\nAnalysis: it is.",
     "Rating: 1\nRating: 2\nRating: 10\nRating: very good\nRating: very bad\nRating: yes\nRating: no",
 ] * 20
 _SPECIAL = [
