@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning_unlearn.core.checks import at_least, one_of
 from lightning_unlearn.core.files import write_text
 from lightning_unlearn.core.intervals import Interval
-from lightning_unlearn.core.progress import counter
 from lightning_unlearn.dialogue.calibration import Calibration
 from lightning_unlearn.dialogue.data.fed import FEDDialogues
 from lightning_unlearn.dialogue.data.jsonl import JSONLDialogues
@@ -26,6 +23,7 @@ from lightning_unlearn.dialogue.judge import DialogueJudge
 from lightning_unlearn.dialogue.metrics.rating_metrics import RatingMetrics
 from lightning_unlearn.dialogue.prompt import JudgePrompt, Mode
 from lightning_unlearn.dialogue.rating import RatesDialogues, Rating
+from lightning_unlearn.dialogue.rating_files import RatingFile, check_same_judge, files_digest, seen, without_nan
 from lightning_unlearn.dialogue.remote import RemoteJudge
 from lightning_unlearn.dialogue.selectors.bm25 import BM25Selector
 from lightning_unlearn.dialogue.selectors.dense import DenseSelector
@@ -73,9 +71,10 @@ def judge(
     Args:
         model: Hub id, folder, adapter folder or GGUF file; with --endpoint the name of a model there.
         data: The file of dialogues.
-        format: "jsonl": one line per dialogue, such as {"turns": [{"role": "user", "text": "Hi"}], "ratings": [3, 4]};
-            or a file of "uss", "fed" or "usr". It also applies to the two other files.
-        output_dir: Folder to write.
+        format: "jsonl": one line per dialogue with messages as in OpenAI's chat format or ShareGPT's, such as
+            {"messages": [{"role": "user", "content": "Hi"}], "ratings": [3, 4]}; or a file of "uss", "fed" or "usr". It
+            also applies to the two other files.
+        output_dir: Folder to write. Each judge and each file of dialogues needs its own.
         task: "satisfaction" (1 to 5), "fed_overall" (0 to 4) or "usr_overall" (1 to 5); by default that of the format.
         mode: What the judge writes: "score_only", "rating_first" or "analysis_first".
         route: Read the rating from the probabilities of the labels, "logits", or from the judge's text, "text".
@@ -107,24 +106,32 @@ def judge(
     one_of("format", format, Format)
     task = task or {"fed": "fed_overall", "usr": "usr_overall"}.get(format, "satisfaction")
     at_least("batch_size", batch_size, 1)
-    rated = _read(data, format, task).dialogues[:limit]
-    shown = _read(pool, format, task).rated if pool else []
-    held_out = _read(calibrate, format, task).rated if calibrate else []
+    at_least("limit", 1 if limit is None else limit, 1)
+    read = _read(data, format, task)
+    rated = read.dialogues[:limit]
+    if read.dropped_messages:
+        print(f"Left out {read.dropped_messages} messages of {data}: system prompts, calls of tools and their results.")
+    shown = _rated_part("pool", pool, format, task)
+    held_out = _rated_part("calibrate", calibrate, format, task)
     _apart(data=rated, pool=shown, calibrate=held_out)
     settings = {
         "model": model, "endpoint": endpoint, "task": task, "mode": mode, "route": route, "max_length": max_length,
         "examples": examples if shown else None, "shots": shots if shown else 0, "max_new_tokens": max_new_tokens,
-        "pool": _digest(shown), "dtype": dtype, "seed": seed,
+        "pool": seen(shown, ratings=True), "dtype": dtype, "seed": seed,
+        "model_files": None if endpoint else files_digest(model),
     }  # fmt: skip
     folder = Path(output_dir)
-    _same_judge(folder, settings)
-    maker = _Maker(settings, shown, device)
-    ratings = _rated(maker, rated, folder / "ratings.jsonl", batch_size)
+    check_same_judge(folder, settings, Path(data))
+    maker = _Maker(settings, shown, device, folder)
+    file = RatingFile(folder / "ratings.jsonl")
+    file.check_of(read.dialogues)
+    ratings = file.rate(maker, rated, batch_size)
+    file.sort_as(read.dialogues)
     summary: dict[str, Any] = {"settings": settings, "dialogues": len(rated), **_agreement(ratings, rated, task, seed)}
     if held_out:
-        known = _rated(maker, held_out, folder / "calibration_ratings.jsonl", batch_size)
+        known = RatingFile(folder / "calibration_ratings.jsonl").rate(maker, held_out, batch_size)
         summary["calibration"] = _calibrated(folder, task, known, held_out, ratings, rated, level, seed)
-    write_text(folder / "summary.json", json.dumps(_without_nan(summary), indent=2) + "\n")
+    write_text(folder / "summary.json", json.dumps(without_nan(summary), indent=2) + "\n")
     for name, value in summary.get("agreement", {}).items():
         print(f"{name}: {value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
     print(f"Wrote {folder / 'ratings.jsonl'}")
@@ -134,8 +141,8 @@ def judge(
 class _Maker:
     """Maker of the judge, which loads it only when needed: a finished run loads no model."""
 
-    def __init__(self, settings: dict[str, Any], pool: Sequence[Dialogue], device: str | None) -> None:
-        self.settings, self.pool, self.device = settings, pool, device
+    def __init__(self, settings: dict[str, Any], pool: Sequence[Dialogue], device: str | None, folder: Path) -> None:
+        self.settings, self.pool, self.device, self.folder = settings, pool, device, folder
         self._judge: RatesDialogues | None = None
 
     def __call__(self) -> RatesDialogues:
@@ -150,7 +157,7 @@ class _Maker:
             address = None if s["endpoint"] == "openai" else s["endpoint"]
             return RemoteJudge(
                 s["model"], address, prompt=prompt, selector=self._selector(None), shots=s["shots"], pool=self.pool,
-                extractor=text, logprobs=s["route"] == "logits",
+                extractor=text, logprobs=s["route"] == "logits", cache=self.folder / "replies.jsonl",
             )  # fmt: skip
         read: Any = text if s["route"] == "text" else LogitExtractor()
         if s["route"] == "logits" and s["mode"] == "analysis_first":
@@ -181,70 +188,30 @@ def _read(path: str, format: Format, task: str) -> DialogueDataModule:
     return {"uss": USSDialogues, "fed": FEDDialogues, "usr": USRDialogues}[format](path)
 
 
+def _rated_part(name: str, path: str | None, format: Format, task: str) -> list[Dialogue]:
+    """The rated dialogues of a file that is there for its ratings."""
+    if path is None:
+        return []
+    found = _read(path, format, task)
+    if not found.rated:
+        raise ValueError(
+            f"--{name} needs dialogues with ratings, but none of the {len(found.dialogues)} in {path} has any. Each "
+            'line needs "ratings", such as [3, 4], or one "rating".'
+        )
+    return found.rated
+
+
 def _apart(**files: Sequence[Dialogue]) -> None:
     """Reject a dialogue that is in two files."""
     owners: dict[str, str] = {}
     for name, dialogues in files.items():
         for dialogue in dialogues:
-            owner = owners.setdefault(_digest([dialogue]), name)
+            owner = owners.setdefault(seen([dialogue]), name)
             if owner != name:
                 raise ValueError(
                     f"Dialogue {dialogue.id!r} of --{name} is also in --{owner}: the judge would be shown, or "
                     "calibrated to, what it is measured on. Give files that have none in common."
                 )
-
-
-def _digest(dialogues: Sequence[Dialogue]) -> str:
-    """A hash of the parts of dialogues that a judge sees."""
-    texts = [[dialogue.text, *map(float, dialogue.ratings)] for dialogue in dialogues]
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
-
-
-def _same_judge(folder: Path, settings: dict[str, Any]) -> None:
-    """Store the settings, and reject a folder with ratings made with other settings."""
-    path = folder / "settings.json"
-    if path.exists() and (before := json.loads(path.read_text(encoding="utf-8"))) != settings:
-        changed = {name: (before.get(name), value) for name, value in settings.items() if before.get(name) != value}
-        raise ValueError(
-            f"{folder} holds ratings of a judge with other settings: {changed} (before, now). Give another "
-            "--output_dir."
-        )
-    write_text(path, json.dumps(settings, indent=2) + "\n")
-
-
-def _rated(maker: _Maker, dialogues: Sequence[Dialogue], path: Path, batch_size: int) -> list[Rating]:
-    """Ratings of dialogues; those already in the file are not computed again."""
-    known = _known(path)
-    keys = [f"{dialogue.id} {_digest([dialogue])}" for dialogue in dialogues]
-    missing = [place for place, key in enumerate(keys) if key not in known]
-    with counter("rated", len(keys), len(keys) - len(missing), "dialogue") as progress:
-        for start in range(0, len(missing), batch_size):
-            places = missing[start : start + batch_size]
-            found = maker().rate([dialogues[place] for place in places])
-            with path.open("a", encoding="utf-8") as file:
-                for place, rating in zip(places, found, strict=True):
-                    known[keys[place]] = rating
-                    row = {"id": dialogues[place].id, "key": keys[place], **_without_nan(asdict(rating))}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            progress.update(len(places))
-    return [known[key] for key in keys]
-
-
-def _known(path: Path) -> dict[str, Rating]:
-    """The ratings in a file; a last line that was cut off by a kill is removed."""
-    if not path.exists():
-        return {}
-    whole, _, rest = path.read_text(encoding="utf-8").rpartition("\n")
-    if rest:
-        write_text(path, f"{whole}\n" if whole else "")
-    found = {}
-    for line in filter(None, whole.split("\n")):
-        row = json.loads(line)
-        key, probs = row.pop("key"), row.pop("probs")
-        del row["id"]
-        row["score"] = math.nan if row["score"] is None else row["score"]
-        found[key] = Rating(**row, probs=None if probs is None else tuple(probs))
-    return found
 
 
 def _agreement(ratings: Sequence[Rating], dialogues: Sequence[Dialogue], task: str, seed: int) -> dict[str, Any]:
@@ -277,17 +244,8 @@ def _calibrated(
     for rating, part in zip(ratings, rated, strict=True):
         there = not math.isnan(rating.score)
         interval = calibration.interval(rating.score, level) if there else Interval(math.nan, math.nan, math.nan)
-        rows.append({"id": part.id, **_without_nan(interval._asdict())})
+        rows.append({"id": part.id, **without_nan(interval._asdict())})
     write_text(folder / "calibrated.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     if not calibration.trusted:
         print("The judge's scores do not agree with people's ratings: their correlation's interval is not above 0.")
     return {"trusted": calibration.trusted, "spearman": calibration.spearman._asdict(), "dialogues": len(used)}
-
-
-def _without_nan(value: Any) -> Any:
-    """The value with NaN replaced by ``None``, which JSON writes as ``null``."""
-    if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 from zlib import crc32
@@ -20,7 +22,7 @@ from lightning_unlearn.functional.dialogue.expected_score import (
     label_weights,
     ratio_score,
 )
-from lightning_unlearn.functional.dialogue.rating_text import RATING_PATTERN, parse_label, parse_rating
+from lightning_unlearn.functional.dialogue.rating_text import RATING_PATTERN, parse_bare, parse_label, parse_rating
 from lightning_unlearn.language.continuation import Choose, likeliest
 
 if TYPE_CHECKING:
@@ -194,6 +196,9 @@ class TextExtractor:
         else:
             label = parse_label(text, task.labels, which)
             value = None if label is None else task.values[label]
+        if value is None and self.pattern is None and not re.search(r"\brating", text, re.IGNORECASE):
+            label = parse_bare(text, task.labels)  # an endpoint may answer with the label alone
+            value = None if label is None else task.values[label]
         if value is not None:
             return Rating(value, task.labels[task.nearest(value)], text=text)
         return Rating(task.middle if self.invalid == "mid" else math.nan, text=text, parsed=False)
@@ -293,4 +298,13 @@ def _begun(judge: DialogueJudge, prompt: BuiltPrompt, text: str) -> list[int]:
     lines = (text[: begins[-1]] if begins else text).splitlines()
     analysis = "\n".join(" ".join(line.split()) for line in lines).strip()
     *messages, cue = prompt.messages
-    return judge.prompt_format.prompt([*messages, {**cue, "content": f"{analysis}\n{RATING_CUE}"}])
+
+    def built(size: int) -> list[int]:
+        answer = f"{analysis[:size].rstrip()}\n{RATING_CUE}"
+        return judge.prompt_format.prompt([*messages, {**cue, "content": answer}])
+
+    if judge.fits(whole := built(len(analysis))):
+        return whole
+    # Text that is tokenized again may have more tokens than the judge has written.
+    sizes = range(len(analysis), len(ANALYSIS_CUE) - 1, -1)
+    return built(sizes[bisect_left(sizes, True, key=lambda size: judge.fits(built(size)))])

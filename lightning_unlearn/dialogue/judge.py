@@ -18,8 +18,8 @@ from lightning_unlearn.dialogue.judge_steps import JudgeSteps
 from lightning_unlearn.dialogue.label_reader import LabelReader
 from lightning_unlearn.dialogue.label_tokens import LabelTokens, label_tokens
 from lightning_unlearn.dialogue.opening import opened_model, prompt_format_of, prompt_of
-from lightning_unlearn.dialogue.prompt import RATING_CUE, BuiltPrompt, JudgePrompt
-from lightning_unlearn.dialogue.rating import Rating
+from lightning_unlearn.dialogue.prompt import ANALYSIS_CUE, RATING_CUE, BuiltPrompt, JudgePrompt
+from lightning_unlearn.dialogue.rating import Rating, checked
 from lightning_unlearn.dialogue.selectors.dense import supply_encoder
 from lightning_unlearn.dialogue.selectors.selector import Selector
 from lightning_unlearn.dialogue.selectors.state_encoder import StateEncoder
@@ -114,7 +114,14 @@ class DialogueJudge(JudgeSteps):
     @cached_property
     def label_tokens(self) -> LabelTokens:
         """Tokens of the labels after the cue of a rating."""
-        return label_tokens(self.prompt_format.tokenizer, RATING_CUE, self.task.labels)
+        asked = {"role": "user", "content": "### Answer"}  # the end of each prompt
+        before = f"{ANALYSIS_CUE} Good.\n" if self.prompt.mode == "analysis_first" else ""
+
+        def encode(texts: list[str]) -> list[list[int]]:
+            begun = [{"role": "assistant", "content": text, "prefix": True} for text in texts]
+            return self.prompt_format.prompts([[asked, answer] for answer in begun])
+
+        return label_tokens(encode, f"{before}{RATING_CUE}", self.task.labels)
 
     def take_pool(self, pool: Sequence[Dialogue]) -> None:
         """Take examples from other dialogues than before.
@@ -164,16 +171,47 @@ class DialogueJudge(JudgeSteps):
             shots: Examples in a prompt; by default ``shots`` of the judge.
             room: Tokens that follow the prompt beside those that rating takes, which a model with a limit has to hold.
         """
-        config = self.lm.model.config.get_text_config()
-        made_for = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        longest = None
-        if made_for:
-            labels = len(self.label_tokens.head) + max(map(len, self.label_tokens.tails))
-            longest = made_for - labels - self.extractor.max_new_tokens - room
+        longest = self._longest_prompt(room)
         return [
             self.prompt.build(self.prompt_format, dialogue, self.examples(dialogue, shots), longest)
             for dialogue in dialogues
         ]
+
+    def fits(self, prompt: Sequence[int]) -> bool:
+        """Whether a model with a limit holds a prompt and a label.
+
+        Args:
+            prompt: Token ids.
+        """
+        return self._holds is None or len(prompt) + self._label_length <= self._holds
+
+    def _longest_prompt(self, room: int) -> int | None:
+        """Longest prompt beside what follows it, where the model or the prompt has a limit."""
+        asked, holds = self.prompt.max_length, self._holds
+        if holds is None or (asked is not None and self.lm._positions is None):
+            return asked
+        written = self.extractor.max_new_tokens
+        if self.prompt.mode == "analysis_first" and written:
+            written += len(self.prompt_format.tokenizer(f"\n{RATING_CUE}")["input_ids"])
+        longest = holds - self._label_length - written - room
+        if longest < 1:
+            raise ValueError(
+                f"The judge's model holds {holds} tokens, which leaves none for a prompt beside "
+                f"max_new_tokens={self.extractor.max_new_tokens} of its answer. Lower max_new_tokens."
+            )
+        return longest if asked is None else min(asked, longest)
+
+    @property
+    def _holds(self) -> int | None:
+        """Tokens that the model holds."""
+        config = self.lm.model.config.get_text_config()
+        made_for = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        return self.lm._positions or made_for or None
+
+    @property
+    def _label_length(self) -> int:
+        """Tokens of the longest label after a prompt."""
+        return len(self.label_tokens.head) + max(map(len, self.label_tokens.tails))
 
     def forward(self, dialogues: Sequence[Dialogue]) -> list[Rating]:
         """One rating a dialogue."""
@@ -185,14 +223,18 @@ class DialogueJudge(JudgeSteps):
         Args:
             dialogues: What is to be rated.
 
+        Raises:
+            TypeError: If they are something other than dialogues.
+
         Example:
             ```python
             judge = DialogueJudge("HuggingFaceTB/SmolLM2-135M-Instruct")
             judge.rate([Dialogue("1", (Turn("user", "Hi"), Turn("assistant", "Hello!")))])[0].score
             ```
         """
+        rows = checked(dialogues)
         with evaluating(self), self._reading(LabelReader(self.lm, self.max_tokens)):
-            return self(dialogues)
+            return self(rows)
 
     def label_log_probs(self, prompts: Sequence[Sequence[int]], whole: bool = False) -> Tensor:
         """Log-probability of each label after prompts that end with the cue of a rating.

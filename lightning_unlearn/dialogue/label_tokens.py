@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
 
 __all__ = ["LabelTokens", "label_tokens"]
+
+Encode = Callable[[list[str]], Sequence[Sequence[int]]]
 
 
 @dataclass(frozen=True)
@@ -34,24 +35,22 @@ class LabelTokens:
         return [*ids[: len(ids) - self.back], *self.head]
 
 
-def label_tokens(tokenizer: Any, cue: str, labels: Sequence[str]) -> LabelTokens:
-    """What of a cue with a label differs from the cue alone, as tokens.
+def label_tokens(encode: Encode, cue: str, labels: Sequence[str]) -> LabelTokens:
+    """What of a prompt with a label differs from the prompt alone, as tokens.
 
     The space before a label belongs to its first token in some tokenizers, and is a token of its own in others; a few
-    merge it with the end of the cue.
+    merge it with the end of the cue, and the cue with what the chat template writes before it. So labels are tokenized
+    within a whole prompt.
 
     Args:
-        tokenizer: A Hugging Face tokenizer.
-        cue: The end of a prompt, without white space after it.
+        encode: ``texts -> token ids`` of a prompt with each text as the beginning of the answer.
+        cue: The beginning of the answer up to the label, without white space after it.
         labels: The labels.
 
     Raises:
         ValueError: If the tokenizer gives two labels the same tokens.
     """
-    # A prompt has a line before its cue. Without one, some tokenizers would put a space of their own before the word.
-    alone, *whole = tokenizer([f"\n{cue}", *(f"\n{cue} {label}" for label in labels)], add_special_tokens=False)[
-        "input_ids"
-    ]
+    alone, *whole = encode([cue, *(f"{cue} {label}" for label in labels)])
     same = min(_shared([alone, ids]) for ids in whole)
     tails = [tuple(ids[same:]) for ids in whole]
     if len(set(tails)) < len(tails) or not all(tails):

@@ -56,8 +56,9 @@ class JudgePrompt:
         mode: What the judge writes: only the rating, a rating and then an analysis, or an analysis and then a rating.
         icl_format: Whether examples stand in the one message of the user, or are messages with answers of their own.
         order: Where the best of the examples stands: last, first, or anywhere (the same for each dialogue each time).
-        max_length: Longest prompt in tokens; by default what the judge's model was made for. What stands first among
-            the examples is left out first, then the oldest turns but the first, then the middle of long turns.
+        max_length: Longest prompt in tokens; by default what the judge's model was made for, which one with learned
+            positions never exceeds. What stands first among the examples is left out first, then the oldest turns but
+            the first, then the middle of long turns.
         rationales: Analyses of examples by the ``id`` of the dialogue. An example without one shows its rating only.
         gold: Which label an example shows: that of the majority of its annotators, or the one nearest to their mean.
 
@@ -138,12 +139,12 @@ class JudgePrompt:
             prompt_format: The format of the judge's model.
             dialogue: What is to be rated.
             examples: Rated dialogues, the best first.
-            max_length: Longest prompt in tokens, where the prompt itself does not say it.
+            max_length: Longest prompt in tokens; by default that of the constructor.
 
         Raises:
             ValueError: If it is too long without all that may be left out.
         """
-        longest = self.max_length or max_length
+        longest = self.max_length if max_length is None else max_length
         special = sorted(getattr(prompt_format.tokenizer, "all_special_tokens", []), key=len, reverse=True)
         dialogue, *shown = [_without(part, special) for part in (dialogue, *self._ordered(dialogue, examples))]
         removable = max(0, len(dialogue.turns) - 2)

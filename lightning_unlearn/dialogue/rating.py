@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from lightning_unlearn.dialogue.dialogue import Dialogue
 
-__all__ = ["RatesDialogues", "Rating"]
+__all__ = ["RatesDialogues", "Rating", "checked"]
 
 
 # Not frozen, though nothing changes it: Lightning copies predictions field by field, and refuses frozen classes.
@@ -40,3 +40,20 @@ class RatesDialogues(Protocol):
 
     def rate(self, dialogues: Sequence[Dialogue]) -> list[Rating]:
         """One rating a dialogue, in their order."""
+
+
+def checked(dialogues: Iterable[Dialogue]) -> list[Dialogue]:
+    """The dialogues as a list.
+
+    Raises:
+        TypeError: If they are something other than dialogues.
+    """
+    rows = list(dialogues) if isinstance(dialogues, Iterable) and not isinstance(dialogues, str) else [dialogues]
+    wrong = next((row for row in rows if not isinstance(row, Dialogue)), None)
+    if wrong is not None or isinstance(dialogues, Dialogue):
+        given = f"one {type(dialogues).__name__}" if isinstance(dialogues, Dialogue) else f"a {type(wrong).__name__}"
+        raise TypeError(
+            f"A judge rates a list of Dialogue, but got {given}. Pass [Dialogue('1', (Turn('user', 'Hi'), ...))]; "
+            "JSONLDialogues(path).dialogues reads them from files of chat messages."
+        )
+    return rows

@@ -15,7 +15,7 @@ from lightning_unlearn.core.checks import above, at_least
 from lightning_unlearn.dialogue.dialogue import Dialogue
 from lightning_unlearn.dialogue.extractors import TextExtractor
 from lightning_unlearn.dialogue.prompt import JudgePrompt
-from lightning_unlearn.dialogue.rating import Rating
+from lightning_unlearn.dialogue.rating import Rating, checked
 from lightning_unlearn.dialogue.reply_cache import ReplyCache, reply_key
 from lightning_unlearn.dialogue.reply_logprobs import rating_from_logprobs
 from lightning_unlearn.dialogue.selectors.selector import Selector
@@ -103,7 +103,9 @@ class RemoteJudge:
 
         Raises:
             RuntimeError: If the endpoint refuses a request, or fails too often. Replies before it are kept.
+            TypeError: If they are something other than dialogues.
         """
+        dialogues = checked(dialogues)
         with ThreadPoolExecutor(self.concurrency) as threads:
             waiting = [threads.submit(self._rate, dialogue) for dialogue in dialogues]
             try:
@@ -139,23 +141,28 @@ class RemoteJudge:
         import openai
 
         asked = {"logprobs": True, "top_logprobs": 20} if self.logprobs and not self._refused else {}
+        client = self._client
         self._pace.wait()
         try:
-            reply = self._client.chat.completions.create(**request, **asked)
+            reply = client.chat.completions.create(**request, **asked)
         except openai.BadRequestError as error:
             if asked and "logprob" in str(error).lower():
                 self._refused = True
                 return self._ask(request)
             raise self._failed(error) from None
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, ValueError) as error:  # the latter where a reply is no JSON
             raise self._failed(error) from None
-        choice = reply.choices[0]
-        logprobs = getattr(choice, "logprobs", None)
+        choices = getattr(reply, "choices", None)
+        message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
+        if message is None:
+            # Some servers send errors with the status of a success, or a page of their own.
+            raise self._failed(ValueError(f"the reply has no message: {_short(reply)}"))
+        logprobs = getattr(choices[0], "logprobs", None)
         tokens = [
             [part.token, {other.token: other.logprob for other in part.top_logprobs or ()}]
-            for part in (logprobs.content if logprobs is not None and logprobs.content else ())
+            for part in (getattr(logprobs, "content", None) or ())
         ]
-        return {"text": choice.message.content or "", "tokens": tokens}
+        return {"text": message.content or getattr(message, "refusal", None) or "", "tokens": tokens}
 
     def _failed(self, error: Exception) -> RuntimeError:
         text = str(error)
@@ -192,6 +199,11 @@ class RemoteJudge:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.cache, self._pace = ReplyCache(state.pop("_cache_path")), _Pace(state.pop("_interval"))
         vars(self).update(state)
+
+
+def _short(reply: Any) -> str:
+    """The beginning of a reply for a message."""
+    return str(reply.model_dump(exclude_unset=True) if hasattr(reply, "model_dump") else reply)[:300]
 
 
 class _Pace:

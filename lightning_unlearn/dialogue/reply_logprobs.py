@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from lightning_unlearn.dialogue.prompt import Mode
 from lightning_unlearn.dialogue.rating import Rating
 from lightning_unlearn.dialogue.task import RatingTask
+from lightning_unlearn.functional.dialogue.rating_text import (
+    NO_RANGE,
+    RATING_CUE_PATTERN,
+    bare_pattern,
+    label_alternatives,
+)
 
 __all__ = ["rating_from_logprobs"]
-
-_CUE = r"\brating[\s*_]*[:=]?[\s*_\[\"']*"
 
 Token = tuple[str, Mapping[str, float]]
 """A token of the text, and the log-probabilities of the likeliest tokens at its place."""
@@ -31,7 +35,8 @@ def rating_from_logprobs(task: RatingTask, mode: Mode, text: str, tokens: Sequen
         tokens: The tokens of the text.
 
     Returns:
-        The rating; ``None`` where no log-probabilities came, no label was written, or it is not one token.
+        The rating; ``None`` where no log-probabilities came, no label was written, it is not one token, or a likely
+        token may be the beginning of another label, such as ``1`` of ``10``.
 
     Example:
         >>> from lightning_unlearn import SATISFACTION
@@ -40,19 +45,33 @@ def rating_from_logprobs(task: RatingTask, mode: Mode, text: str, tokens: Sequen
         >>> round(rating.score, 4), rating.label, round(rating.vocab_mass, 4)
         (3.75, '4', 0.8)
     """
-    words = "|".join(map(re.escape, sorted(task.labels, key=len, reverse=True)))
-    found = list(re.finditer(rf"{_CUE}({words})(?![\w.])", text, re.IGNORECASE))
-    if not found:  # a bare label, as terse judges write it
-        found = list(re.finditer(rf"^\s*({words})(?![\w.])", text, re.IGNORECASE))
-    if not found:
+    words = label_alternatives(task.labels)
+    found = list(re.finditer(rf"{RATING_CUE_PATTERN}({words})(?![\w.]){NO_RANGE}", text, re.IGNORECASE))
+    match = (found[-1] if mode == "analysis_first" else found[0]) if found else None
+    if match is None:
+        match = re.match(bare_pattern(task.labels), text, re.IGNORECASE)  # a bare label, as terse judges write it
+    if match is None:
         return None
-    place = (found[-1] if mode == "analysis_first" else found[0]).start(1)
-    end = 0
+    written, place = match[1], match.start(1)
+    end = _offset(text, tokens)
+    if end is None:
+        return None
     for token, likeliest in tokens:
         start, end = end, end + len(token)
         if start <= place < end:
-            return _expected(task, token, likeliest, text) if place == start + _white(token) else None
+            whole = place == start + _white(token) and token.strip().lower() == written.lower()
+            return _expected(task, token.strip(), likeliest, text) if whole else None
     return None
+
+
+def _offset(text: str, tokens: Sequence[Token]) -> int | None:
+    """Where the first token begins in the text, which may be without reasoning or white space before it.
+
+    Where a character is split among tokens, some servers write its bytes, and tokens do not add up to the text.
+    """
+    whole = "".join(token for token, _ in tokens)
+    place = whole.rfind(text)
+    return None if place < 0 else -place
 
 
 def _white(token: str) -> int:
@@ -61,13 +80,27 @@ def _white(token: str) -> int:
 
 def _expected(task: RatingTask, token: str, likeliest: Mapping[str, float], text: str) -> Rating | None:
     shares = dict.fromkeys(task.labels, 0.0)
+    names = {label.lower(): label for label in task.labels}
+    others: set[str] = set()
     for other, log_prob in likeliest.items():
-        if other.strip() in shares:  # with and without a space before it
-            shares[other.strip()] += math.exp(log_prob)
+        word = other.strip()  # with and without a space before it
+        label = word if word in shares else names.get(word.lower()) if len(names) == len(shares) else None
+        if label is not None:
+            shares[label] += math.exp(log_prob)
+        others.add(word.lower())
     mass = math.fsum(shares.values())
-    if token.strip() not in shares or mass == 0:
+    if (token not in shares and token.lower() not in names) or mass == 0 or _begins_another(names, others):
         return None
     probs = tuple(share / mass for share in shares.values())
     score = math.fsum(p * value for p, value in zip(probs, task.values, strict=True))
     likely = max(range(len(probs)), key=probs.__getitem__)
     return Rating(score, task.labels[likely], probs, text, True, mass)
+
+
+def _begins_another(labels: Collection[str], tokens: Collection[str]) -> bool:
+    """Whether a token may be the beginning of a label of several tokens, such as ``1`` of ``10``."""
+    return any(
+        token and label != token and label.startswith(token) and label not in tokens
+        for token in tokens
+        for label in labels
+    )

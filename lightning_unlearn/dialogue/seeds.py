@@ -133,6 +133,7 @@ def converse(seeds: Sequence[DialogueSeed], answer: Callable[[list[Messages]], S
         One dialogue a seed, with the set as ``meta["set"]``.
 
     Raises:
+        TypeError: If the answers are something other than a list of texts.
         ValueError: If the number of answers is another one.
 
     Example:
@@ -146,6 +147,12 @@ def converse(seeds: Sequence[DialogueSeed], answer: Callable[[list[Messages]], S
         for number in waiting:
             spoken[number] += parts[number][part]
         texts = answer([_messages(seeds[number], spoken[number]) for number in waiting])
+        kinds = {type(text).__name__ for text in ([texts] if isinstance(texts, str) else texts)}
+        if isinstance(texts, str) or kinds - {"str"}:
+            raise TypeError(
+                f"Answers must be a list with one text for each conversation, but got "
+                f"{'one text' if isinstance(texts, str) else f'a list of {sorted(kinds)}'}. Decode tokens first."
+            )
         if len(texts) != len(waiting):
             raise ValueError(f"{len(waiting)} conversations got {len(texts)} answers. Give one text for each.")
         for number, text in zip(waiting, texts, strict=True):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from lightning_unlearn.cli import judge as command
 from lightning_unlearn.cli.fit import UnlearnCLI
 from lightning_unlearn.cli.main import main
 from lightning_unlearn.dialogue.judge import DialogueJudge
+from lightning_unlearn.dialogue.rating_files import RatingFile
 from tests.dialogue.uss_files import write_jsonl, write_uss
 
 
@@ -77,6 +80,80 @@ def test_a_killed_run_rates_what_is_missing(
     command.judge(**run)
     with pytest.raises(ValueError, match=r"other settings: \{'mode': \('score_only', 'rating_first'\)\}"):
         command.judge(**run, mode="rating_first")
+
+
+def chat_file(path: Path, texts: dict[str, str], **ratings: int) -> Path:
+    rows = [
+        {"id": name, "messages": [{"role": "user", "content": text}]}
+        | ({"rating": ratings[name]} if name in ratings else {})
+        for name, text in texts.items()
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_ratings_are_in_the_order_of_the_file_and_of_its_dialogues_alone(long_lm: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "d.jsonl", tmp_path / "out"
+    run: dict[str, Any] = {"model": str(long_lm), "data": str(data), "output_dir": str(out), "device": "cpu"}
+    chat_file(data, {"a": "One?", "c": "Three?"})
+    command.judge(**run)
+    first = {row["id"]: row["score"] for row in lines(out / "ratings.jsonl")}
+    chat_file(data, {"c": "Three?", "b": "Two?", "a": "One?"}, a=3)  # another order, one more, and a rating of one
+    command.judge(**run)
+    rows = lines(out / "ratings.jsonl")
+    assert [row["id"] for row in rows] == ["c", "b", "a"]
+    assert {row["id"]: row["score"] for row in rows} | first == {row["id"]: row["score"] for row in rows}
+    command.judge(**run, limit=1)
+    assert lines(out / "ratings.jsonl") == rows
+    chat_file(data, {"a": "Another one?"})
+    with pytest.raises(ValueError, match="ratings of 3 dialogues that are not in the data"):
+        command.judge(**run)
+    assert lines(out / "ratings.jsonl") == rows
+
+
+def test_new_weights_in_the_same_folder_are_another_judge(long_lm: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(long_lm, tmp_path / "model")
+    data = write_jsonl(tmp_path / "d.jsonl", range(2), rated=False)
+    run: dict[str, Any] = {"data": str(data), "output_dir": str(tmp_path / "out"), "device": "cpu"}
+    with pytest.raises((OSError, ValueError)):
+        command.judge(str(tmp_path / "misspelt"), **run)
+    command.judge(str(model), **run)  # nothing was rated before, so the folder takes another judge
+    weights = model / "model.safetensors"
+    os.utime(weights, (weights.stat().st_mtime + 9,) * 2)
+    with pytest.raises(ValueError, match=r"other settings: \{'model_files'"):
+        command.judge(str(model), **run)
+
+
+def test_a_folder_or_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "ratings.jsonl", range(2))
+    before = data.read_text()
+    with pytest.raises(ValueError, match="would be overwritten"):
+        command.judge("m", str(data), output_dir=str(tmp_path))
+    other = write_jsonl(tmp_path / "other.jsonl", range(3))
+    with pytest.raises(ValueError, match=r"no settings\.json that says which judge"):
+        command.judge("m", str(other), output_dir=str(tmp_path))
+    assert data.read_text() == before
+    with pytest.raises(ValueError, match="line 1 is no rating of this command"):
+        RatingFile(data)
+
+
+def test_files_that_are_there_for_their_ratings_have_some(tmp_path: Path) -> None:
+    data, none = (
+        write_jsonl(tmp_path / "d.jsonl", range(2)),
+        write_jsonl(tmp_path / "n.jsonl", range(5, 9), rated=False),
+    )
+    for name in ("pool", "calibrate"):
+        with pytest.raises(ValueError, match=f"--{name} needs dialogues with ratings, but none of the 4"):
+            command.judge("m", str(data), output_dir=str(tmp_path / "out"), **{name: str(none)})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="limit must be"):
+        command.judge("m", str(data), output_dir=str(tmp_path / "out"), limit=0)
+
+
+def test_a_dialogue_without_ratings_is_known_again_where_it_has_some(tmp_path: Path) -> None:
+    data = chat_file(tmp_path / "d.jsonl", {"a": "One?"})
+    pool = chat_file(tmp_path / "p.jsonl", {"x": "One?", "y": "Two?"}, x=4, y=2)
+    with pytest.raises(ValueError, match="Dialogue 'x' of --pool is also in --data"):
+        command.judge("m", str(data), output_dir=str(tmp_path / "out"), pool=str(pool))
 
 
 def test_what_is_rated_is_never_shown_or_calibrated_to(tmp_path: Path) -> None:

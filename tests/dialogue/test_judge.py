@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -140,18 +139,17 @@ def test_the_mean_of_a_labels_tokens_where_asked(tiny_lm: Path) -> None:
 class Merging:
     """A tokenizer of whole words that merges the colon of a cue with what follows it, as SentencePiece may."""
 
-    def __call__(self, texts: list[str], add_special_tokens: bool) -> dict[str, Any]:
-        cue = [7, 8]
-        known = {"\nRating:": cue, "\nRating: 1": [7, 91], "\nRating: 2": [7, 92], "\nRating: 12": [7, 91, 92]}
-        return {"input_ids": [known[text] for text in texts]}
+    def __call__(self, texts: list[str]) -> list[list[int]]:
+        known = {"Rating:": [7, 8], "Rating: 1": [7, 91], "Rating: 2": [7, 92], "Rating: 12": [7, 91, 92]}
+        return [known[text] for text in texts]
 
 
 def test_tokens_of_labels_are_what_differs_from_the_cue(tiny_lm: Path) -> None:
     tokenizer = tiny_lm_of(tiny_lm).tokenizer
-    labels = label_tokens(tokenizer, "Rating:", ["1", "2"])
-    cue = tokenizer("\nRating:")["input_ids"]
+    labels = label_tokens(lambda texts: tokenizer(texts)["input_ids"], "Rating:", ["1", "2"])
+    cue = tokenizer("Rating:")["input_ids"]
     for label, tail in zip(("1", "2"), labels.tails, strict=True):
-        assert tokenizer.decode([*labels.prompt(cue), *tail]) == f"\nRating: {label}"
+        assert tokenizer.decode([*labels.prompt(cue), *tail]) == f"Rating: {label}"
     merged = label_tokens(Merging(), "Rating:", ["1", "2"])
     assert merged.prompt([5, 7, 8]) == [5, 7]
     assert merged.tails == ((91,), (92,))

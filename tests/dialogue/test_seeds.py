@@ -72,3 +72,9 @@ def test_seeds_of_a_file(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=match):
             read_seeds([row])
+
+
+@pytest.mark.parametrize("answers", [lambda asked: "x" * len(asked), lambda asked: [None] * len(asked)])
+def test_answers_that_are_no_list_of_texts_are_refused(answers: Any) -> None:
+    with pytest.raises(TypeError, match="must be a list with one text for each conversation"):
+        converse(neutral_seeds()[:2], answers)

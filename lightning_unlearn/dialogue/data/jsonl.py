@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning_unlearn.dialogue.data.module import DialogueDataModule, Label
-from lightning_unlearn.dialogue.data.reading import RatedDialogues, existing, numbers
-from lightning_unlearn.dialogue.dialogue import Dialogue, Role, Turn
+from lightning_unlearn.dialogue.data.reading import RatedDialogues, existing, numbers, read_text
+from lightning_unlearn.dialogue.data.records import TURN_KEYS, response_text, turns_of
+from lightning_unlearn.dialogue.dialogue import Dialogue
 from lightning_unlearn.dialogue.task import SATISFACTION, RatingTask, task_of
 
 __all__ = ["JSONLDialogues", "read_jsonl"]
 
-_ROLES: dict[str, Role] = {
-    **dict.fromkeys(("user", "human", "customer"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "bot", "model", "agent"), "assistant"),
-}
-_WHAT = 'a file with a line such as {"turns": [{"role": "user", "text": "Hi"}], "ratings": [3, 4]} for each dialogue'
+_WHAT = (
+    'JSON lines, one dialogue a line, such as {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", '
+    '"content": "Hello"}], "ratings": [3, 4]}, where ratings may be missing'
+)
 
 
 class JSONLDialogues(DialogueDataModule):
-    """Dialogues of a file with one JSON object a line.
+    """Dialogues of a file with one JSON object a line, or of a JSON file with a list of such objects.
 
-    ``turns`` (or ``messages``, ``conversations``) is a list of ``{"role": ..., "text": ...}``, of
-    ``{"role": ..., "content": ...}``, or of ``{"from": ..., "value": ...}``. There may be an ``id``, ``ratings`` (or
-    one ``rating``), and a ``response`` where that is rated and not the dialogue. Whatever else is a string, a number or
-    a boolean is kept in ``meta``; lines with the same ``dialogue`` stay on one side of the split.
+    ``messages`` (or ``turns``, ``conversations``, ``conversation``) is a list of messages: those of OpenAI's chat
+    format, ``{"role": ..., "content": ...}``, of ShareGPT, ``{"from": ..., "value": ...}``, or
+    ``{"role": ..., "text": ...}``. Content may be a list of text parts. A system prompt at the beginning, calls of
+    tools and their results are left out and counted in ``dropped_messages``, since the judge rates what user and
+    assistant say to each other.
+
+    There may be an ``id``, ``ratings`` (or one ``rating``), and a ``response`` where that is rated and not the
+    dialogue. Whatever else is a string, a number or a boolean is kept in ``meta``; lines with the same ``dialogue``
+    stay on one side of the split.
 
     Args:
         path: The file.
@@ -57,7 +62,7 @@ class JSONLDialogues(DialogueDataModule):
 
 
 def read_jsonl(path: str | os.PathLike[str], task: RatingTask | str = SATISFACTION) -> RatedDialogues:
-    """The dialogues of a file with one JSON object a line; those without ratings too.
+    """The dialogues of a file of JSON lines or a list in JSON; those without ratings too.
 
     Args:
         path: The file.
@@ -68,46 +73,67 @@ def read_jsonl(path: str | os.PathLike[str], task: RatingTask | str = SATISFACTI
         ValueError: If a line is of another format, two have the same ``id``, or a rating is not on the scale.
     """
     task, path = task_of(task), existing(path, _WHAT)
-    dialogues, dropped = [], 0
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-        if line.strip():
-            dialogue, lost = _dialogue(path, number, line, task)
-            dialogues.append(dialogue)
-            dropped += lost
+    dialogues, ratings, messages = [], 0, 0
+    for where, number, item in _records(path):
+        dialogue, lost, left_out = _dialogue(f"{path.stem}-{number}", where, item, task)
+        dialogues.append(dialogue)
+        ratings += lost
+        messages += left_out
     if not dialogues:
         raise ValueError(f"{path} is empty. It must be {_WHAT}.")
-    return RatedDialogues(dialogues, dropped)
+    return RatedDialogues(dialogues, ratings, dropped_messages=messages)
 
 
-def _dialogue(path: Path, number: int, line: str, task: RatingTask) -> tuple[Dialogue, int]:
-    where = f"{path}, line {number}"
+def _records(path: Path) -> Iterator[tuple[str, int, Any]]:
+    """Place, number and content of each record of a file."""
+    text = read_text(path, _WHAT)
+    listed = _listed(text)
+    if listed is not None:
+        yield from ((f"{path}, item {number}", number, item) for number, item in enumerate(listed, 1))
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            yield where, number, json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where} is no JSON: {error}. The file must be {_WHAT}.") from None
+
+
+def _listed(text: str) -> list[Any] | None:
+    """The records of a file that is one list of them, as ShareGPT's files are."""
+    if not text.lstrip().startswith("["):
+        return None
     try:
-        item = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where} is no JSON: {error}. The file must be {_WHAT}.") from None
-    key = next((key for key in ("turns", "messages", "conversations") if isinstance(item, Mapping) and key in item), "")
-    if not key or not isinstance(item[key], list):
-        raise ValueError(f"{where} has no list of turns. The file must be {_WHAT}.")
-    given = item.get("ratings", item.get("rating", ()))
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if all(isinstance(item, Mapping) and _key(item) for item in found) else None
+
+
+def _key(item: Any) -> str | None:
+    """The name under which a record holds its messages."""
+    found = (key for key in TURN_KEYS if isinstance(item, Mapping) and isinstance(item.get(key), list))
+    return next(found, None)
+
+
+def _dialogue(name: str, where: str, item: Any, task: RatingTask) -> tuple[Dialogue, int, int]:
+    """A dialogue, and how many of its ratings and messages are left out."""
+    key = _key(item)
+    if key is None:
+        raise ValueError(f"{where} has no list of messages. The file must be {_WHAT}.")
+    given = next((item[key] for key in ("ratings", "rating") if item.get(key) is not None), ())
     given = given if isinstance(given, (list, tuple)) else [given]
     ratings, lost = numbers(given, task.values[0], task.values[-1], where)
-    turns = tuple(_turn(turn, where) for turn in item[key])
-    if not turns and item.get("response") is None:
-        raise ValueError(f"{where} has an empty list of turns and no response, so there is nothing to rate.")
+    response = response_text(item.get("response"), where)
+    turns, left_out = turns_of(item[key], where, response is not None)
+    if not turns and response is None:
+        raise ValueError(f"{where} has no message of a user or an assistant and no response, so nothing to rate.")
     known = {key, "id", "ratings", "rating", "response"}
     meta = {name: str(value) for name, value in item.items() if name not in known and isinstance(value, _PLAIN)}
-    return Dialogue(str(item.get("id", f"{path.stem}-{number}")), turns, ratings, item.get("response"), meta), lost
-
-
-def _turn(turn: Any, where: str) -> Turn:
-    role = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
-    text = next((turn[key] for key in ("text", "content", "value") if key in turn), None) if role is not None else None
-    if not isinstance(role, str) or not isinstance(text, str):
-        raise ValueError(f"{where}: a turn must have a role and a text, but is {str(turn)[:80]}.")
-    if role.lower() not in _ROLES:
-        hint = " It is no one's turn: leave a system prompt out." if role.lower() == "system" else ""
-        raise ValueError(f"{where}: a role must be 'user' or 'assistant', but is {role!r}.{hint}")
-    return Turn(_ROLES[role.lower()], text)
+    name = name if item.get("id") is None else str(item["id"])
+    return Dialogue(name, turns, ratings, response, meta), lost, left_out
 
 
 _PLAIN = (str, int, float, bool)

@@ -64,6 +64,8 @@ class DialogueDataModule(LightningDataModule):
         """Ratings in the file that are no numbers, such as ``"N/A"``."""
         self.dropped_dialogues = read.dropped_dialogues
         """Dialogues in the file that are left out."""
+        self.dropped_messages = read.dropped_messages
+        """Messages in the file that neither user nor assistant says, such as system prompts."""
         self.dialogues = [self._labelled(dialogue) for dialogue in read.dialogues]
         """All dialogues, in the order of the file."""
         if not self.dialogues:

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning_unlearn.dialogue.dialogue import Dialogue
 
-__all__ = ["RatedDialogues", "existing", "numbers", "read_json"]
+__all__ = ["RatedDialogues", "existing", "numbers", "read_json", "read_text"]
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,14 @@ class RatedDialogues:
         dropped_ratings: Ratings that are no numbers, such as ``"N/A (no errors)"``, and are left out.
         dropped_dialogues: Dialogues that are left out because no rating of them is a number, or nothing precedes what
             is rated.
+        dropped_messages: Messages that neither user nor assistant says, such as system prompts and results of tools,
+            and are left out.
     """
 
     dialogues: list[Dialogue]
     dropped_ratings: int = 0
     dropped_dialogues: int = 0
+    dropped_messages: int = 0
 
 
 def existing(path: str | os.PathLike[str], what: str) -> Path:
@@ -42,14 +45,30 @@ def existing(path: str | os.PathLike[str], what: str) -> Path:
     return Path(path)
 
 
+def read_text(path: Path, what: str) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: If it is in another encoding.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not text in UTF-8: {error}. It must be {what}. Convert a file in another encoding, such as "
+            f"with iconv -f UTF-16 -t UTF-8."
+        ) from None
+
+
 def read_json(path: Path, what: str) -> list[Any]:
     """The list in a JSON file.
 
     Raises:
         ValueError: If it is no JSON, or no list.
     """
+    text = read_text(path, what)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}. It must be {what}.") from None
     if not isinstance(content, list):

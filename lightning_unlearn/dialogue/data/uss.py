@@ -9,13 +9,14 @@ from typing import Literal, NamedTuple
 
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.dialogue.data.module import DialogueDataModule, Label
-from lightning_unlearn.dialogue.data.reading import RatedDialogues, existing, numbers
+from lightning_unlearn.dialogue.data.reading import RatedDialogues, existing, numbers, read_text
 from lightning_unlearn.dialogue.dialogue import Dialogue, Role, Turn
 
 __all__ = ["USSDialogues", "USSSubset", "read_uss"]
 
 USSSubset = Literal["MWOZ", "SGD", "ReDial", "CCPE"]
 
+_WHAT = "a file of User Satisfaction Simulation such as SGD.txt"
 _ROLES: dict[str, Role] = {"USER": "user", "SYSTEM": "assistant"}
 
 
@@ -80,7 +81,7 @@ def read_uss(path: str | os.PathLike[str], turn_level: bool = False, reaction: b
         FileNotFoundError: If there is no such file.
         ValueError: If it is of another format, or a rating is not in [1, 5].
     """
-    path = existing(path, "a file of User Satisfaction Simulation such as SGD.txt")
+    path = existing(path, _WHAT)
     dialogues: list[Dialogue] = []
     dropped = first_turns = 0
     for number, session in enumerate(_sessions(path)):
@@ -123,7 +124,7 @@ def _sessions(path: Path) -> Iterator[list[tuple[int, str]]]:
     """The lines of each session, with their numbers."""
     session: list[tuple[int, str]] = []
     # Not splitlines(): texts may hold other separators of lines.
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+    for number, line in enumerate(read_text(path, _WHAT).split("\n"), 1):
         if line.strip():
             session.append((number, line.rstrip("\r")))
         elif session:

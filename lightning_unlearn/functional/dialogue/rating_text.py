@@ -6,12 +6,28 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-__all__ = ["RATING_PATTERN", "Which", "parse_label", "parse_rating"]
+__all__ = [
+    "NO_RANGE",
+    "RATING_CUE_PATTERN",
+    "RATING_PATTERN",
+    "Which",
+    "bare_pattern",
+    "label_alternatives",
+    "parse_bare",
+    "parse_label",
+    "parse_rating",
+]
 
 Which = Literal["first", "last"]
 
-RATING_PATTERN = r"\brating[\s*_]*[:=]?[\s*_\[]*(\d+(?:\.\d+)?)"
-"""A number after the word rating, also in Markdown."""
+RATING_CUE_PATTERN = r"\brating[\s*_\"']*(?:[:=][\s*_\[(<\"']*)?"
+"""The word rating up to its label, also in Markdown; brackets count after a colon only, as ``(1-5)`` is a scale."""
+
+NO_RANGE = r"(?!\s*[-\u2013]\s*\d)"
+"""What does not follow a rating: ``4-5`` is none."""
+
+RATING_PATTERN = rf"{RATING_CUE_PATTERN}([-+]?\d+(?:\.\d+)?)(?!\d|\.\d){NO_RANGE}"
+"""A number after the word rating."""
 
 
 def parse_rating(
@@ -27,18 +43,22 @@ def parse_rating(
         pattern: Regular expression whose first group is the number.
 
     Returns:
-        The rating; ``None`` if there is none, or one outside ``[low, high]``.
+        The rating; ``None`` if there is none, a range, or one outside ``[low, high]`` or of another scale, as ``4/10``.
 
     Example:
         >>> texts = ["Rating: 4", "rating = 3.5", "Analysis: 2 issues. Rating: 5", "Rating: 7", ""]
         >>> [parse_rating(text, 1, 5) for text in texts]
         [4.0, 3.5, 5.0, None, None]
     """
-    found = re.findall(pattern, text, re.IGNORECASE)
+    found = list(re.finditer(pattern, text, re.IGNORECASE))
     if not found:
         return None
     match = found[0 if which == "first" else -1]
-    value = float(match[0] if isinstance(match, tuple) else match)
+    group = min(1, match.re.groups)
+    value = float(match[group])
+    scale = re.match(r"\s*/\s*(\d+)", text[match.end(group) :])
+    if scale is not None and float(scale[1]) != high:
+        return None
     return value if low <= value <= high else None
 
 
@@ -57,11 +77,31 @@ def parse_label(text: str, labels: Sequence[str], which: Which = "last") -> int 
         >>> parse_label("Rating: very good. Rating: good", ["bad", "good", "very good"], "first")
         2
     """
-    longest_first = sorted(labels, key=len, reverse=True)
-    words = "|".join(map(re.escape, longest_first))
-    found = re.findall(rf"\brating[\s*_]*[:=]?[\s*_\[\"']*({words})(?!\w)", text, re.IGNORECASE)
-    if not found:
-        return None
-    match = found[0 if which == "first" else -1]
+    found = re.findall(rf"{RATING_CUE_PATTERN}({label_alternatives(labels)})(?!\w)", text, re.IGNORECASE)
+    return _index(labels, found[0 if which == "first" else -1]) if found else None
+
+
+def parse_bare(text: str, labels: Sequence[str]) -> int | None:
+    """Index of a label that is all that the first line of a text says.
+
+    Example:
+        >>> [parse_bare(text, ["1", "2", "3"]) for text in ("2", " **3**.", "<1>", "2 issues", "2-3", "")]
+        [1, 2, 0, None, None, None]
+    """
+    match = re.match(bare_pattern(labels), text, re.IGNORECASE)
+    return _index(labels, match[1]) if match else None
+
+
+def bare_pattern(labels: Sequence[str]) -> str:
+    """Regular expression of a first line that is one of the labels."""
+    return rf"[\s*_\[(<\"']*({label_alternatives(labels)})[*_\])>\"'.!]*[^\S\n]*(?:\n|\Z)"
+
+
+def label_alternatives(labels: Sequence[str]) -> str:
+    """Regular expression of the labels, the longest first."""
+    return "|".join(map(re.escape, sorted(labels, key=len, reverse=True)))
+
+
+def _index(labels: Sequence[str], match: str) -> int:
     exact = [number for number, label in enumerate(labels) if label == match]
     return (exact or [number for number, label in enumerate(labels) if label.lower() == match.lower()])[0]

@@ -132,13 +132,13 @@ def test_json_lines_of_several_dialects(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", "line 2 is no JSON"),
-        ("[1, 2]", "has no list of turns"),
-        ('{"turns": [{"role": "system", "text": "Be kind"}]}', "leave a system prompt out"),
+        ("[1, 2]", "has no list of messages"),
+        ('{"turns": [{"role": "system", "text": "Be kind"}]}', "and none of the assistant"),
         ('{"turns": [{"text": "Hi"}]}', "must have a role and a text"),
         ('{"turns": [{"role": "user", "text": "Hi"}], "ratings": [0]}', r"the rating 0 is not in \[1, 5\]"),
         ('{"turns": [{"role": "user", "text": "Hi"}], "ratings": [true]}', "True is no rating"),
         ('{"turns": [{"role": "user", "text": "Hi"}], "id": "own-1"}', "2 dialogues have the id 'own-1'"),
-        ('{"turns": []}', "nothing to rate"),
+        ('{"turns": []}', "so nothing to rate"),
     ],
 )
 def test_a_wrong_line_is_refused_with_its_number(tmp_path: Path, line: str, message: str) -> None:
