@@ -153,11 +153,12 @@ class RemoteJudge:
         except (openai.OpenAIError, ValueError) as error:  # the latter where a reply is no JSON
             raise self._failed(error) from None
         choices = getattr(reply, "choices", None)
-        message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = getattr(choice, "message", None)
         if message is None:
             # Some servers send errors with the status of a success, or a page of their own.
             raise self._failed(ValueError(f"the reply has no message: {_short(reply)}"))
-        logprobs = getattr(choices[0], "logprobs", None)
+        logprobs = getattr(choice, "logprobs", None)
         tokens = [
             [part.token, {other.token: other.logprob for other in part.top_logprobs or ()}]
             for part in (getattr(logprobs, "content", None) or ())
