@@ -19,6 +19,7 @@ from lightning_unlearn.classification.objective import (
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import above, at_least, between
 from lightning_unlearn.core.distributed import sum_over_ranks
+from lightning_unlearn.core.interruption import stop
 from lightning_unlearn.core.layers import HOOK_NOT_CALLED, find_layer, watching
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, isolate_rng
 from lightning_unlearn.core.modes import evaluating
@@ -152,7 +153,10 @@ class DUCK(ClassifierObjective):
         accuracy = forget_accuracy("DUCK", trainer, pl_module, self.score)
         pl_module.log("unlearn/forget_accuracy", accuracy)
         if accuracy < self.target_accuracy:
-            trainer.should_stop = True
+            stop(
+                trainer,
+                f"the accuracy on the forget rows is {accuracy:.3g}, below target_accuracy={self.target_accuracy:g}",
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The method's name, the original model and the centroids."""

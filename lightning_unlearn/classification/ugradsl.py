@@ -18,6 +18,7 @@ from lightning_unlearn.classification.objective import (
 )
 from lightning_unlearn.core.checks import at_least, between, one_of
 from lightning_unlearn.core.distributed import gather_objects, rank, world_size
+from lightning_unlearn.core.interruption import stop
 from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.rows import RunRows
 from lightning_unlearn.core.scores import Batch, Score, classifier_nll
@@ -139,7 +140,8 @@ class UGradSL(ClassifierObjective):
             return
         known = forget_accuracy(type(self).__name__, trainer, pl_module, self.score)
         if known <= self.forget_accuracy_floor:
-            trainer.should_stop = True
+            reached = f"at or below forget_accuracy_floor={self.forget_accuracy_floor:g}"
+            stop(trainer, f"the accuracy on the forget rows is {known:.3g}, {reached}")
 
     def _reduced(self, values: Tensor) -> Tensor:
         # Processes average their gradients; this factor turns the average into a sum.

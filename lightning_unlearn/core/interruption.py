@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_unlearn.core.lightning import Callback, Trainer, rank_zero_info
 
-__all__ = ["LastFinite", "tell_checkpoint"]
+__all__ = ["LastFinite", "stop", "tell_checkpoint"]
 
 
 class LastFinite:
@@ -83,3 +83,15 @@ def tell_checkpoint(trainer: Trainer, exception: BaseException) -> None:
         )
     else:
         rank_zero_info(f"The run {how} at step {trainer.global_step}. It has no checkpoint to go on from.")
+
+
+def stop(trainer: Trainer, reason: str) -> None:
+    """Let the Trainer end the run after this step, and log why.
+
+    Args:
+        trainer: The Trainer.
+        reason: What has been reached, as a clause.
+    """
+    if not trainer.should_stop:
+        rank_zero_info(f"The run ends early, at step {trainer.global_step}: {reason}.")
+    trainer.should_stop = True

@@ -14,6 +14,7 @@ from lightning_unlearn.core.batches import row_count
 from lightning_unlearn.core.callback import Reference, UnlearnCallback
 from lightning_unlearn.core.checks import at_least, one_of
 from lightning_unlearn.core.distributed import mean_over_ranks
+from lightning_unlearn.core.interruption import stop
 from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.core.reading import Reading
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score
@@ -116,8 +117,8 @@ class ForgetRetainObjective(UnlearnCallback):
         parts = self._loss(module, rows, self._starting(module, rows))
         # Not where the forget term is evaluated, which smoothing does at other weights too.
         nll, largest = parts.get("forget_nll"), self.max_forget_nll
-        if nll is not None and largest is not None and mean_over_ranks(nll) > largest:
-            module.trainer.should_stop = True
+        if nll is not None and largest is not None and (mean := mean_over_ranks(nll)) > largest:
+            stop(module.trainer, f"the mean forget NLL of this batch is {mean:.3g}, above max_forget_nll={largest:g}")
         return parts
 
     def _loss(self, module: LightningModule, rows: Mapping[str, Batch], starting: _Starting) -> dict[str, Tensor]:

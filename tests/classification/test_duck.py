@@ -94,7 +94,7 @@ def accuracy(module: LitNet, loader: DataLoader) -> float:
     return (module(x).argmax(1) == y).float().mean().item()
 
 
-def test_the_run_ends_as_soon_as_a_class_is_forgotten() -> None:
+def test_the_run_ends_as_soon_as_a_class_is_forgotten(caplog: pytest.LogCaptureFixture) -> None:
     module = seeded()
     parts = [loader.dataset.tensors for loader in class_2().values()]  # type: ignore[attr-defined]
     everything = TensorDataset(*map(torch.cat, zip(*parts, strict=True)))
@@ -102,7 +102,9 @@ def test_the_run_ends_as_soon_as_a_class_is_forgotten() -> None:
     assert accuracy(module, class_2()["forget"]) > 0.95
 
     run = trainer(DUCK(target_accuracy=0.05), max_epochs=50)
-    run.fit(module, class_2())
+    with caplog.at_level("INFO"):
+        run.fit(module, class_2())
+    assert "below target_accuracy=0.05." in caplog.text
     assert 1 <= run.current_epoch < 50
     assert accuracy(module, class_2()["forget"]) < 0.05
     assert float(run.callback_metrics["unlearn/forget_accuracy"]) == pytest.approx(

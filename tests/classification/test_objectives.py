@@ -172,10 +172,14 @@ def test_an_epoch_that_is_not_the_published_one_is_told() -> None:
 
 
 @pytest.mark.parametrize(("floor", "stops"), [(1.0, True), (0.0, False)])
-def test_the_run_stops_at_the_floor_of_the_forget_accuracy(floor: float, stops: bool) -> None:
+def test_the_run_stops_at_the_floor_of_the_forget_accuracy(
+    floor: float, stops: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     run = trainer(UGradSL(forget_accuracy_floor=floor, p=1.0), max_epochs=3)
-    run.fit(seeded(), loaders())
+    with caplog.at_level("INFO"):
+        run.fit(seeded(), loaders())
     assert run.current_epoch == (1 if stops else 3)
+    assert ("at or below forget_accuracy_floor=1." in caplog.text) == stops
 
 
 # ---- batch normalization -----------------------------------------------------------------------------------------

@@ -203,10 +203,13 @@ def test_the_users_own_loss_serves_gradient_difference() -> None:
     assert nll(module, 16, seed=1).mean() > before + 0.1
 
 
-def test_training_stops_at_max_forget_nll() -> None:
+def test_training_stops_at_max_forget_nll(caplog: pytest.LogCaptureFixture) -> None:
     module = seeded(lr=0.5)
     run = trainer(GradientAscent(max_forget_nll=3.0, score=classifier_nll), max_epochs=1000)
-    run.fit(module, loaders())
+    with caplog.at_level("INFO"):
+        run.fit(module, loaders())
+    assert caplog.text.count("The run ends early, at step") == 1
+    assert "above max_forget_nll=3." in caplog.text
     assert run.current_epoch < 100
     assert run.callback_metrics["unlearn/forget_nll"] > 3
 
