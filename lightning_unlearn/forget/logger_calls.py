@@ -36,7 +36,8 @@ def _accepting(kind: Any, warned: set[str]) -> Any:
         return _ignored(f"self.logger.{name}", name, warned)
 
     fields = {"experiment": property(experiment), "__getattr__": missing, "__module__": kind.__module__}
-    return type(kind.__name__, (kind,), fields)
+    # Of another name than its parent: a command line that is given "CSVLogger" looks among all loggers that exist.
+    return type(f"Accepting{kind.__name__}", (kind,), fields)
 
 
 class _Writer:

@@ -176,7 +176,7 @@ def test_the_run_stops_at_the_floor_of_the_forget_accuracy(
     floor: float, stops: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = trainer(UGradSL(forget_accuracy_floor=floor, p=1.0), max_epochs=3)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
         run.fit(seeded(), loaders())
     assert run.current_epoch == (1 if stops else 3)
     assert ("at or below forget_accuracy_floor=1." in caplog.text) == stops

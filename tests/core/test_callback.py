@@ -206,7 +206,7 @@ def test_the_users_own_loss_serves_gradient_difference() -> None:
 def test_training_stops_at_max_forget_nll(caplog: pytest.LogCaptureFixture) -> None:
     module = seeded(lr=0.5)
     run = trainer(GradientAscent(max_forget_nll=3.0, score=classifier_nll), max_epochs=1000)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
         run.fit(module, loaders())
     assert caplog.text.count("The run ends early, at step") == 1
     assert "above max_forget_nll=3." in caplog.text
