@@ -78,11 +78,11 @@ def bench_dialogue(
     as a folder ``judges/<key>``, with ``calibration.json`` from the dialogues that it rated. Finished runs are kept:
     the same command, after a kill or with more entries, runs what is missing.
 
-    With bf16, a model of 135M parameters takes about a second of one core to rate a dialogue of 500 tokens, six seconds
-    with four examples, and three to learn from it once. The default, one such model on two subsets, is estimated at
-    three hours on two cores. ``last_layers=10`` saves a quarter of that: the layers below run in the first epoch only.
-    A GGUF file is converted anew in each run; a folder is not. With more cores, raise ``test``, ``train`` and
-    ``epochs``: with 160 dialogues, a correlation is known to about 0.15 to each side.
+    With bf16, a model of 135M parameters takes about a second of one core to rate a dialogue of 500 tokens, ten seconds
+    with four examples, and two to three to learn from it once. The default, one such model on two subsets, is estimated
+    at four hours on two cores. ``last_layers=10`` saves part of that: the layers below run in the first epoch only. A
+    GGUF file is converted anew in each run; a folder is not. With more cores, raise ``test``, ``train`` and ``epochs``:
+    with 160 dialogues, a correlation is known to about 0.15 to each side.
 
     Models of different sizes differ in more than their size: if only one of them is tuned to follow instructions, their
     difference does not show the effect of either.
