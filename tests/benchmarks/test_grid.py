@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ from tests.benchmarks.test_grid import Grid, cells, square
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    some = {**cells(folder / "log", 1), **cells(folder / "log", 2, 3, seconds=60.0)}
+    some = {**cells(folder / "log", 1), **cells(folder / "log", 2, 3, seconds=600.0)}
     Grid(folder).run(square, some, "squares")
 """
 
@@ -103,16 +104,20 @@ def test_a_grid_that_is_killed_itself_resumes_where_it_was(tmp_path: Path) -> No
     script.write_text(SCRIPT)
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env={**os.environ, "PYTHONPATH": path})
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": path},
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )
     while not log.exists() or "2" not in log.read_text().split():
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)  # as Ctrl-C in a terminal does
-    assert process.wait(60) != 0
+    assert process.wait(300) != 0
     assert log.read_text().split() == ["1", "2"]
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
-    some = {**cells(log, 1), **cells(log, 2, 3, seconds=60.0)}
+    some = {**cells(log, 1), **cells(log, 2, 3, seconds=600.0)}
     assert [cell.key for cell in some.values() if (tmp_path / "runs" / f"{cell.key}.json").exists()] == [some[1].key]
 
 
