@@ -197,8 +197,7 @@ def measured(
 def fit_denoiser(recipe: Recipe, seed: int) -> LitDenoiser:
     """Train a denoiser on targets alone."""
     seed_everything(seed, verbose=False)
-    denoiser = ConvDenoiser(recipe.channels, recipe.depth)
-    module = LitDenoiser(denoiser, recipe.pretraining_sigma, lr=1e-3, seed=seed)
+    module = LitDenoiser(_denoiser(recipe), recipe.pretraining_sigma, lr=1e-3, seed=seed)
     _fit(module, recipe, recipe.pretraining_steps, 2 * recipe.batch_size, seed + _PRETRAINING)
     return module
 
@@ -231,7 +230,7 @@ def build(
     stability = 1 / setting.reconstruction_weight if setting.reconstruction_weight else 1.0
     adversary = MeasurementPGD(eps=setting.eps, steps=3, keep="last", seed=seed) if mode == "adversarial" else None
     return LitReconstruction(
-        MoDL(ConvDenoiser(recipe.channels, recipe.depth), recipe.unrolled_steps),
+        MoDL(_denoiser(recipe), recipe.unrolled_steps),
         mode,
         sigma=setting.sigma,
         n_samples=samples,
@@ -241,6 +240,11 @@ def build(
         denoiser_weights=denoiser,
         lr=setting.lr,
     )
+
+
+def _denoiser(recipe: Recipe) -> nn.Module:
+    # On a CPU, these narrow convolutions are up to twice as fast with the channels last.
+    return ConvDenoiser(recipe.channels, recipe.depth).to(memory_format=torch.channels_last)
 
 
 def _data(recipe: Recipe, batch_size: int, seed: int, train_rows: int = 1) -> BrainSlices:
