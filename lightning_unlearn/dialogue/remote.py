@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lightning_unlearn.core.checks import above, at_least
+from lightning_unlearn.core.lightning import rank_zero_warn
 from lightning_unlearn.dialogue.dialogue import Dialogue
 from lightning_unlearn.dialogue.extractors import TextExtractor
 from lightning_unlearn.dialogue.prompt import JudgePrompt
@@ -23,12 +24,23 @@ from lightning_unlearn.dialogue.task import RatingTask
 
 __all__ = ["RemoteJudge"]
 
+_REFUSALS = {"logprobs": "logprob", "max_tokens": "max_completion_tokens", "temperature": "temperature"}
+"""Parameters that some models refuse, and what the server's message then says."""
+
+_REASONING_TOKENS = 4096
+
+_MANY, _FEW = 20, 5  # alternatives to each token; vLLM allows 5 unless its administrator allows more
+
 
 class RemoteJudge:
     """A judge behind an OpenAI-compatible endpoint: OpenAI, vLLM, llama.cpp, Ollama and the like.
 
     Where the server gives the log-probabilities of the tokens at the place of the label, the score is the expected one
     of a local judge; otherwise the rating is parsed from the text. `Rating.probs` tells which.
+
+    A server that refuses 20 log-probabilities per token is asked for 5, and then for none. Models that reason refuse ``temperature`` and
+    ``max_tokens``: they are asked with ``max_completion_tokens``, which leaves room for the reasoning, and with a
+    warning that their ratings are sampled.
 
     Requests that fail for the moment (429, 5xx, no connection) are repeated with growing pauses, or after the time that
     the server asks for. Replies are kept in ``cache`` as they come: the same call, after a kill, asks for what is
@@ -43,7 +55,7 @@ class RemoteJudge:
         shots: Examples in a prompt, where there is a pool.
         pool: Rated dialogues that examples are taken from.
         extractor: How text is parsed; ``invalid="logits"`` is of local judges alone.
-        logprobs: Ask for log-probabilities. A server that refuses them is asked without.
+        logprobs: Ask for log-probabilities.
         cache: File to keep replies in.
         concurrency: Requests at a time.
         requests_per_minute: At most so many requests in a minute.
@@ -83,7 +95,7 @@ class RemoteJudge:
         if self.extractor.invalid == "logits":
             raise ValueError("invalid='logits' needs the weights of the judge. Use 'nan' or 'mid' at an endpoint.")
         self.logprobs, self.cache = logprobs, ReplyCache(cache)
-        self._refused = False  # the server has no log-probabilities
+        self._refused: set[str] = set()
         self.concurrency = at_least("concurrency", concurrency, 1)
         self.retries, self.timeout = at_least("retries", retries, 0), above("timeout", timeout, 0)
         self.key_variable = key_variable
@@ -140,16 +152,21 @@ class RemoteJudge:
         """Text and tokens of a reply."""
         import openai
 
-        asked = {"logprobs": True, "top_logprobs": 20} if self.logprobs and not self._refused else {}
+        asked = self._accepted(request)
         client = self._client
         self._pace.wait()
         try:
-            reply = client.chat.completions.create(**request, **asked)
-        except openai.BadRequestError as error:
-            if asked and "logprob" in str(error).lower():
-                self._refused = True
-                return self._ask(request)
-            raise self._failed(error) from None
+            reply = client.chat.completions.create(**asked)
+        except (openai.BadRequestError, openai.PermissionDeniedError, openai.UnprocessableEntityError) as error:
+            refused = next((name for name, sign in _REFUSALS.items() if name in asked and sign in str(error)), None)
+            if refused is None:
+                raise self._failed(error) from None
+            if refused == "logprobs" and asked["top_logprobs"] > _FEW:
+                refused = "top_logprobs"
+            if refused == "temperature" and refused not in self._refused:
+                rank_zero_warn(f"{self.model} refuses temperature=0, so its ratings are sampled and will vary.")
+            self._refused.add(refused)
+            return self._ask(request)
         except (openai.OpenAIError, ValueError) as error:  # the latter where a reply is no JSON
             raise self._failed(error) from None
         choices = getattr(reply, "choices", None)
@@ -164,6 +181,17 @@ class RemoteJudge:
             for part in (getattr(logprobs, "content", None) or ())
         ]
         return {"text": message.content or getattr(message, "refusal", None) or "", "tokens": tokens}
+
+    def _accepted(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A request without the parameters that the server has refused."""
+        asked = dict(request)
+        if self.logprobs and "logprobs" not in self._refused:
+            asked |= {"logprobs": True, "top_logprobs": _FEW if "top_logprobs" in self._refused else _MANY}
+        if "max_tokens" in self._refused:
+            asked["max_completion_tokens"] = asked.pop("max_tokens") + _REASONING_TOKENS
+        if "temperature" in self._refused:
+            del asked["temperature"]
+        return asked
 
     def _failed(self, error: Exception) -> RuntimeError:
         text = str(error)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from lightning_unlearn.core.distributed import Replica
@@ -20,6 +20,7 @@ __all__ = ["Draws", "SmoothedForward"]
 
 _HALF = (torch.bfloat16, torch.float16)
 _LEAST_SHARE = 0.5
+_IMAGE_KERNEL = 4  # dimensions of the weight of a convolution over images
 
 
 class Draws:
@@ -39,7 +40,7 @@ class Draws:
         self.used: set[int] = set()
         """The loops in which the denoiser was called."""
         self.replica, self.shared = replica or Replica(0, 1), shared
-        self.warned = False
+        self.warned: set[str] = set()
         self._batch: tuple[int, ...] = ()
         self._calls: dict[int, int] = {}
 
@@ -133,6 +134,7 @@ class SmoothedForward:
 
         mean = self.smoother(samples, x, self.draws.key(), self.draws.rows(len(x)))
         ((leaves, tree),) = results
+        self._check_rows(x, mean)
         return tree_unflatten([mean if isinstance(leaf, Tensor) else leaf for leaf in leaves], tree)
 
     @torch.compiler.disable
@@ -141,15 +143,29 @@ class SmoothedForward:
         kind, device = x.dtype, x.device.type
         if kind == torch.float32 and torch.is_autocast_enabled(device):
             kind = torch.get_autocast_dtype(device)
-        if self.draws.warned or kind not in _HALF:
+        if "rounding" in self.draws.warned or kind not in _HALF:
             return
-        self.draws.warned = True
+        self.draws.warned.add("rounding")
         moved = noisy.detach().to(kind).float().unflatten(0, (-1, len(x))) - x.detach().to(kind).float()
         share = moved.square().mean().sqrt().item() / self.smoother.sigma
         if share < _LEAST_SHARE:
             rank_zero_warn(
                 f"SmoothDenoiser: the noise that the denoiser sees is {share:.1%} of sigma={self.smoother.sigma}: the "
                 f"rest is lost to the rounding of {kind} images. Use precision='32-true', or a larger sigma."
+            )
+
+    @torch.compiler.disable
+    def _check_rows(self, x: Tensor, mean: Tensor) -> None:
+        """In the first call, warn where a single image without a batch dimension would be taken for a batch."""
+        part = getattr(self.forward, "__self__", None)
+        if "rows" in self.draws.warned or x.dim() != 2 or x.shape != mean.shape or not isinstance(part, nn.Module):
+            return
+        self.draws.warned.add("rows")
+        if any(parameter.dim() >= _IMAGE_KERNEL for parameter in part.parameters()):
+            rank_zero_warn(
+                f"SmoothDenoiser takes the input of shape {tuple(x.shape)} for {len(x)} rows of {x.shape[1]} numbers, "
+                f"but {type(part).__name__} has convolutions over images. If this is a single image, its samples were "
+                "joined to one tall image: call the part with image[None], or name a part that takes batches."
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SmoothedForward:

@@ -121,7 +121,41 @@ def test_text_where_the_server_has_no_logprobs_or_refuses_them(start: Start) -> 
     ratings = RemoteJudge("m", server.url, concurrency=1).rate(ROWS[:3])
     assert [rating.parsed for rating in ratings] == [False] * 3
     assert all(math.isnan(rating.score) for rating in ratings)
-    assert ["logprobs" in body for body in server.requests] == [True, False, False, False]
+    assert [body.get("top_logprobs") for body in server.requests] == [20, 5, None, None, None]
+
+
+def test_a_server_that_allows_few_logprobs_is_asked_for_few(start: Start) -> None:
+    def few(body: dict[str, Any], _: int) -> Reply:
+        if body["top_logprobs"] > 5:
+            message = "Requested sample logprobs of 20, which is greater than max allowed: 5"
+            return 400, {"error": {"message": message}}
+        return completion("4", {"content": [token("4", _4=0.5, _5=0.5)], "refusal": None})
+
+    server = start(few)
+    ratings = RemoteJudge("m", server.url, concurrency=1).rate(ROWS[:2])
+    assert [rating.score for rating in ratings] == pytest.approx([4.5, 4.5])
+    assert [body["top_logprobs"] for body in server.requests] == [20, 5, 5]
+
+
+def test_a_model_that_reasons_refuses_three_parameters(start: Start) -> None:
+    def refuses(body: dict[str, Any], _: int) -> Reply:
+        if "logprobs" in body:
+            return 403, {"error": {"message": "You are not allowed to request logprobs from this model"}}
+        if "max_tokens" in body:
+            message = "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+            return 400, {"error": {"message": f"{message}'max_completion_tokens' instead."}}
+        if "temperature" in body:
+            message = "Unsupported value: 'temperature' does not support 0.0 with this model."
+            return 400, {"error": {"message": message}}
+        return completion("Rating: 2")
+
+    server = start(refuses)
+    judge = RemoteJudge("m", server.url)
+    with pytest.warns(UserWarning, match="m refuses temperature=0, so its ratings are sampled"):
+        assert [rating.score for rating in judge.rate(ROWS)] == [2.0] * 4
+    asked = server.requests[-1]
+    assert asked["max_completion_tokens"] > 1000
+    assert not {"max_tokens", "temperature", "logprobs", "top_logprobs"} & set(asked)
 
 
 def test_examples_of_the_pool_are_shown_and_never_the_dialogue_itself(start: Start) -> None:

@@ -117,3 +117,26 @@ def test_a_call_without_rows_says_what_is_missing() -> None:
     with pytest.raises(RuntimeError, match="channels") as raised:
         predicted(net, smooth())
     assert "image[None]" in raised.value.__notes__[0]
+
+
+class OwnBatch(nn.Module):
+    """Takes an image without channels and adds the dimensions itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layer(image[None, None])[0, 0]
+
+
+def test_an_image_without_a_batch_is_told() -> None:
+    net = Calls(OwnBatch(), lambda part, x: torch.stack([part(image[0])[None] for image in x]))
+    with pytest.warns(UserWarning, match=r"for 6 rows of 6 numbers, but OwnBatch has convolutions.*image\[None\]"):
+        predicted(net, smooth())
+
+
+def test_rows_of_numbers_through_linear_layers_are_not_warned_of(recwarn: pytest.WarningsRecorder) -> None:
+    net = Calls(nn.Linear(72, 72), lambda part, x: part(x.flatten(1)).view_as(x))
+    predicted(net, smooth())
+    assert not [w for w in recwarn if "SmoothDenoiser" in str(w.message)]
