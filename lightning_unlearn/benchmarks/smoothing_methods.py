@@ -85,10 +85,11 @@ OBJECTIVES: dict[str, dict[str, tuple[float, Description]]] = {
         "NPO": (1e-3, describe("NPO", score=_SCORE)),
         "SimNPO": (1e-3, describe("SimNPO", beta=0.5, score=_SCORE)),
     },
+    # With a retain weight of 1 the model forgets the rows to keep on its way to the level.
     "language": {
-        "GradDiff": (2e-6, describe("GradDiff")),
-        "NPO": (2e-6, describe("NPO")),
-        "SimNPO": (2e-6, describe("SimNPO", beta=1.0)),
+        "GradDiff": (4e-6, describe("GradDiff", retain_weight=5.0)),
+        "NPO": (4e-6, describe("NPO", retain_weight=5.0)),
+        "SimNPO": (4e-6, describe("SimNPO", beta=1.0, retain_weight=5.0)),
     },
 }
 
