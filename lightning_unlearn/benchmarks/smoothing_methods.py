@@ -87,9 +87,9 @@ OBJECTIVES: dict[str, dict[str, tuple[float, Description]]] = {
     },
     # With a retain weight of 1 the model forgets the rows to keep on its way to the level.
     "language": {
-        "GradDiff": (4e-6, describe("GradDiff", retain_weight=5.0)),
-        "NPO": (4e-6, describe("NPO", retain_weight=5.0)),
-        "SimNPO": (4e-6, describe("SimNPO", beta=1.0, retain_weight=5.0)),
+        "GradDiff": (3e-6, describe("GradDiff", retain_weight=5.0)),
+        "NPO": (3e-6, describe("NPO", retain_weight=5.0)),
+        "SimNPO": (3e-6, describe("SimNPO", beta=1.0, retain_weight=5.0)),
     },
 }
 
