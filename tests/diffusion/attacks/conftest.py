@@ -3,8 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from lightning_unlearn import LitTextToImage
+from tests.diffusion.attacks.told import PROMPTS
 from tests.diffusion.tiny import write_pipeline
 
 
@@ -17,3 +19,9 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(tiny_sd: Path) -> LitTextToImage:
     return LitTextToImage(str(tiny_sd))
+
+
+@pytest.fixture(scope="session")
+def targets(tiny_sd: Path) -> Tensor:
+    """An image of each prompt."""
+    return LitTextToImage(str(tiny_sd)).generate(PROMPTS, [10, 11, 12, 13], steps=2)

@@ -29,7 +29,7 @@ from lightning_unlearn.diffusion.attacks.victim import target_latents
 from lightning_unlearn.diffusion.data.miniature import OBJECTS, STYLES, miniature_pipeline, render
 from lightning_unlearn.diffusion.engine.learned_words import learned_words
 from lightning_unlearn.diffusion.engine.text import word_ids
-from tests.diffusion.attacks.test_prompt_attack import Told, above, always, never
+from tests.diffusion.attacks.told import Told, above, always, never
 from tests.diffusion.tiny import prompts as prompt_data
 from tests.diffusion.tiny import same, trainer
 
