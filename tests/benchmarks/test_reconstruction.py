@@ -38,8 +38,8 @@ CLAIMED = {
 def test_all_methods_have_twelve_settings_and_no_two_the_same() -> None:
     for name, method in METHODS.items():
         assert len(set(method.settings)) == len(method.settings) == 12, name
-    grid = {(s.sigma, s.reconstruction_weight) for s in METHODS["SMUG"].settings}
-    assert grid == {(sigma, w) for sigma in (0.01, 0.03, 0.05) for w in (1, 3, 10, 30)}
+    grid = {(s.lr, s.sigma, s.reconstruction_weight) for s in METHODS["SMUG"].settings}
+    assert grid == {(lr, sigma, w) for lr in (1e-3, 2e-3) for sigma in (0.01, 0.05) for w in (10, 30, 100)}
     assert METHODS["weighted SMUG"].settings == METHODS["SMUG"].settings
 
 
