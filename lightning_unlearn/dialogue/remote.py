@@ -38,9 +38,9 @@ class RemoteJudge:
     Where the server gives the log-probabilities of the tokens at the place of the label, the score is the expected one
     of a local judge; otherwise the rating is parsed from the text. `Rating.probs` tells which.
 
-    A server that refuses 20 log-probabilities per token is asked for 5, and then for none. Models that reason refuse ``temperature`` and
-    ``max_tokens``: they are asked with ``max_completion_tokens``, which leaves room for the reasoning, and with a
-    warning that their ratings are sampled.
+    A server that refuses 20 log-probabilities per token is asked for 5, and then for none. Models that reason refuse
+    ``temperature`` and ``max_tokens``: they are asked with ``max_completion_tokens``, which leaves room for the
+    reasoning, and a warning says that their ratings are sampled.
 
     Requests that fail for the moment (429, 5xx, no connection) are repeated with growing pauses, or after the time that
     the server asks for. Replies are kept in ``cache`` as they come: the same call, after a kill, asks for what is
