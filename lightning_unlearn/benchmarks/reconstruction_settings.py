@@ -146,9 +146,7 @@ class Method:
 
 
 _LRS = (5e-4, 1e-3, 2e-3)
-_SMUG = tuple(
-    Setting(lr, sigma, weight) for lr in (1e-3, 2e-3) for sigma in (0.01, 0.05) for weight in (10, 30, 100)
-)
+_SMUG = tuple(Setting(lr, sigma, weight) for lr in (1e-3, 2e-3) for sigma in (0.01, 0.05) for weight in (10, 30, 100))
 _MANY_LRS = (1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3, 5.6e-3, 8e-3)
 
 METHODS: Mapping[str, Method] = MappingProxyType(
