@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lightning_unlearn import ConvDenoiser, MoDL
-from lightning_unlearn.benchmarks.reconstruction import bench_reconstruction, score, spread_over
+from lightning_unlearn.benchmarks.reconstruction import bench_reconstruction, mean_score, robust_score, spread_over
 from lightning_unlearn.benchmarks.reconstruction_report import reconstruction_report, write_reconstruction_report
 from lightning_unlearn.benchmarks.reconstruction_results import ReconstructionResults
 from lightning_unlearn.benchmarks.reconstruction_runs import build, fit_denoiser, fit_network
@@ -68,9 +68,16 @@ def test_validation_depends_on_no_condition_of_the_test() -> None:
 
 def test_the_score_is_the_mean_of_clean_and_attacked_psnr() -> None:
     quality = {"clean": {"psnr": [20.0, 22.0]}, "attack 0.05": {"psnr": [10.0, 12.0]}}
-    assert score({"validation": quality}) == 16.0
-    assert score({"error": "diverged"}) < -100
-    assert score({"validation": {"clean": {"psnr": [float("nan")]}}}) < -100
+    assert mean_score({"validation": quality}) == 16.0
+    assert mean_score({"error": "diverged"}) < -100
+    assert mean_score({"validation": {"clean": {"psnr": [float("nan")]}}}) < -100
+
+
+def test_robust_settings_lose_at_most_half_a_decibel_on_clean_images() -> None:
+    quality = {"clean": {"psnr": [20.0, 22.0]}, "attack 0.05": {"psnr": [10.0, 12.0]}}
+    assert robust_score({"validation": quality}, clean=21.5) == 11.0
+    assert robust_score({"validation": quality}, clean=21.75) == -0.75
+    assert robust_score({"error": "diverged"}, clean=21.0) < -100
 
 
 def test_claims_are_decided_by_paired_intervals() -> None:
