@@ -67,9 +67,9 @@ def bench_reconstruction(
     For each seed one denoiser is pre-trained; every method starts from it and makes the same number of updates. All
     methods have the same number of settings, and run with each of them on ``tuning_seeds``. The best one on validation
     images runs on ``seeds``: that with the highest PSNR under attack of those that lose at most 0.5 dB against vanilla
-    on clean ones; for vanilla itself, that with the highest mean of clean and attacked PSNR. These networks are measured on
-    slices that were not used for choosing settings: clean, under an adaptive attack, with noise, at other accelerations
-    and with other numbers of steps. Claims are decided by the intervals of paired differences.
+    on clean ones; for vanilla itself, that with the highest mean of clean and attacked PSNR. These networks are
+    measured on slices that were not used for choosing settings: clean, under an adaptive attack, with noise, at other
+    accelerations and with other numbers of steps. Claims are decided by the intervals of paired differences.
 
     Writes ``reconstruction.json``, ``reconstruction.csv`` with a row an image, ``report.html``, ``report.md``,
     ``report.json``, and with matplotlib ``reconstruction.svg``. Finished runs are kept in ``runs/``: after a kill, or
