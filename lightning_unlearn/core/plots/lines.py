@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from textwrap import wrap
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_unlearn.core.evaluation import Evaluation
@@ -18,6 +19,8 @@ __all__ = ["Line", "curve_figure", "line_figure"]
 
 ROUND = [1, 2, 5, 10]
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 400, 250, 50, 44, 12  # in points
+_LONGEST = 16  # characters of a label
+_FEW = 5  # lines whose labels have room for two rows each
 
 
 class Line(NamedTuple):
@@ -100,9 +103,10 @@ def line_figure(
     lines = [line._replace(y=_gaps(line.y)) for line in lines if any(map(math.isfinite, line.y))]
     if not lines:
         return None
-    labels = [line.name if len(line.name) <= 16 else line.name[:15] + "…" for line in lines]
+    rows = 2 if len(lines) <= _FEW else 1
+    labels = [_label(line.name, rows) for line in lines]
     inner = HEIGHT - BOTTOM - TOP
-    right = WIDTH - 24 - 7 * max(map(len, labels))
+    right = WIDTH - 24 - 7 * max(len(row) for label in labels for row in label)
     with mpl.rc_context({"font.size": 12}):
         figure = mpl.figure.Figure((WIDTH / 72, HEIGHT / 72))
         axes = figure.add_axes((LEFT / WIDTH, BOTTOM / HEIGHT, (right - LEFT) / WIDTH, inner / HEIGHT))
@@ -112,9 +116,10 @@ def line_figure(
         _curve_axes(axes, lines, x_label, share, text, grid, from_zero)
         low, high = axes.get_ylim()
         ends = [([v for v in line.y if not math.isnan(v)][-1] - low) / (high - low) for line in lines]
-        for label, colour, height in zip(labels, colours, _apart(ends, 17 / inner), strict=True):
+        sizes = [17 * len(label) / inner for label in labels]
+        for label, colour, height in zip(labels, colours, _apart(ends, sizes), strict=True):
             axes.annotate(
-                label,
+                "\n".join(label),
                 (1, height),
                 (10, 0),
                 xycoords="axes fraction",
@@ -125,6 +130,12 @@ def line_figure(
                 parse_math=False,
             )
     return figure
+
+
+def _label(name: str, rows: int) -> list[str]:
+    """A name in at most so many rows, cut where it is longer."""
+    found = wrap(name, _LONGEST) or [""]
+    return found if len(found) <= rows else [*found[: rows - 1], found[rows - 1][: _LONGEST - 1] + "…"]
 
 
 def _gaps(values: Sequence[float]) -> list[float]:
@@ -174,14 +185,14 @@ def _curve_axes(
     axes.tick_params(labelcolor=text)
 
 
-def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Move ``heights`` at least ``gap`` apart and below 1, keeping their order."""
+def _apart(heights: Sequence[float], sizes: Sequence[float]) -> list[float]:
+    """Move ``heights`` apart so that labels of these sizes do not overlap, and below 1, keeping their order."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     placed = list(heights)
     for below, above in pairwise(order):
-        placed[above] = max(placed[above], placed[below] + gap)
-    ceiling = 1.0
+        placed[above] = max(placed[above], placed[below] + (sizes[below] + sizes[above]) / 2)
+    ceiling, last = 1.0, 0.0
     for i in reversed(order):
-        placed[i] = min(placed[i], ceiling)
-        ceiling = placed[i] - gap
+        placed[i] = min(placed[i], ceiling - (last + sizes[i]) / 2 if last else ceiling)
+        ceiling, last = placed[i], sizes[i]
     return placed
