@@ -39,7 +39,7 @@ Task = Literal["digits", "mnist", "language"]
 K = TypeVar("K")
 
 _NATS = {"classifier": 8.0, "language": 4.0}
-_UPDATES = {"classifier": 300, "language": 40}
+_UPDATES = {"classifier": 300, "language": 60}
 _SEEDS = {"classifier": (0, 1, 2, 3, 4), "language": (0, 1, 2)}
 _SHARPNESS = {"classifier": 10, "language": 5}
 _TRIED = {"classifier": 3, "language": 1}
@@ -88,7 +88,7 @@ def bench_smoothing(
         tried: Number of settings of each strategy; by default 3 for a classifier, and 1 for the language model, which
             is then not tuned.
         nats: The level of forgetting; by default 8 for a classifier, and 4 per token for the language model.
-        max_updates: Updates after which a run ends even below the level; by default 300, or 40 for the language model.
+        max_updates: Updates after which a run ends even below the level; by default 300, or 60 for the language model.
         sharpness_steps: Steps of the search for the sharpness of the forget loss; by default 10, or 5 for the language
             model. 0 leaves it out.
         sweep: Also run SAM with several radii, beside NPO or else the first objective.
