@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lightning_unlearn.core.checks import one_of, regex
+from lightning_unlearn.core.checks import above, between, one_of, regex
+from lightning_unlearn.core.distributed import local_tensor
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.scores import output_head
 from lightning_unlearn.functional.quantization import QUANTIZATION_SCHEMES, round_weight
@@ -18,29 +19,34 @@ __all__ = ["QuantizationAware"]
 
 
 class QuantizationAware(SmoothingStrategy):
-    r"""Minimizes the forget term of the quantised model, so that quantisation does not restore forgotten rows.
+    r"""Minimizes the forget term of the model and of its quantised form, so that quantisation restores no rows.
 
-    $$\min_\theta w_f \mathcal{L}_{forget}(Q(\theta)) + w_r \mathcal{L}_{retain}(\theta)$$
+    $$\min_\theta w_f \big((1 - q)\, \mathcal{L}_{forget}(\theta) + q\, \mathcal{L}_{forget}(Q(\theta))\big)
+    + w_r \mathcal{L}_{retain}(\theta)$$
 
     $Q$ rounds the weights of linear layers to the nearest of a grid (see ``QUANTIZATION_SCHEMES``), and its derivative
     is taken to be 1 (straight-through estimation). Embeddings, norms and the output head of a language model stay, as
     in the quantisation attack. A classifier does not tell which layer is its head: leave it out with ``parameters``,
-    such as ``r"^(?!net\.head)"``. The forget term is read once a step. The retain term uses the model without rounding:
-    the loss of retained knowledge by quantisation is not trained away.
+    such as ``r"^(?!net\.head)"``. The forget term is read twice a step. The retain term uses the model without
+    rounding: the loss of retained knowledge by quantisation is not trained away.
+
+    The weights between the points of the grid are free to differ: with $q = 1$, a model may forget once it is rounded
+    and still know the rows as it is.
 
     Weights of adapters (LoRA) are quantised only when they are merged, so the run has to train the linear layers
-    themselves. In memory it costs a copy of their weights. Where weights are sharded, one at a time is gathered.
-
-    Running statistics of batch normalization take in no forget rows.
+    themselves. In memory it costs a copy of their weights and of the gradients. Where weights are sharded, one at a
+    time is gathered.
 
     Logs ``smooth/perturbed_loss``, the forget term of the quantised model.
 
     Args:
         scheme: Name of the grid: ``"int4"``, ``"int8"``, ``"nf4"``, ...
         parameters: Regular expression; only linear weights whose name it is found in are rounded. By default all.
+        weight: Weight $q$ of the quantised model. With 1 the forget term is read once a step, at the rounded weights,
+            and running statistics of batch normalization take in no forget rows.
 
     Raises:
-        ValueError: If there is no such scheme, or ``parameters`` is no regular expression.
+        ValueError: If there is no such scheme, ``parameters`` is no regular expression, or the weight is not in (0, 1].
         MisconfigurationException: If no weight of a linear layer trains, or adapters do.
 
     Example:
@@ -54,10 +60,10 @@ class QuantizationAware(SmoothingStrategy):
         arXiv:1308.3432.
     """
 
-    def __init__(self, scheme: str = "int4", parameters: str | None = None) -> None:
+    def __init__(self, scheme: str = "int4", parameters: str | None = None, weight: float = 0.5) -> None:
         self.scheme = one_of("scheme", scheme, tuple(QUANTIZATION_SCHEMES))
         regex("parameters", parameters or "")
-        self.parameters = parameters
+        self.parameters, self.weight = parameters, between("weight", above("weight", weight, 0), 0, 1)
         self._linear: dict[int, bool] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,7 +89,7 @@ class QuantizationAware(SmoothingStrategy):
         }
 
     def smooth(self, term: ForgetTerm) -> Smoothed:
-        """The forget term at the rounded weights."""
+        """The weighted mean of the forget term at the live and at the rounded weights."""
         chosen = term.chosen(self.parameters)
         values = [
             self._rounded(parameter) if rounds and id(parameter) in self._linear else None
@@ -94,9 +100,16 @@ class QuantizationAware(SmoothingStrategy):
                 f"QuantizationAware(parameters={self.parameters!r}) finds no weight of a linear layer that trains. "
                 f"Weights look like {term.names[0]!r}."
             )
+        here = term.gradient() if self.weight < 1 else None
         with term.at(values):
             there = term.gradient()
-        return Smoothed(there.value, there.gradients, there.parts, {"perturbed_loss": there.value})
+        logged = {"perturbed_loss": there.value}
+        if here is None:
+            return Smoothed(there.value, there.gradients, there.parts, logged)
+        for mine, rounded in zip(here.gradients, there.gradients, strict=True):
+            if mine is not None and rounded is not None:
+                local_tensor(mine).lerp_(local_tensor(rounded), self.weight)
+        return Smoothed(here.value.lerp(there.value, self.weight), here.gradients, here.parts, logged)
 
     @torch.no_grad()
     def _rounded(self, parameter: nn.Parameter) -> Tensor:

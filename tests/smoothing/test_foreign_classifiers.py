@@ -164,7 +164,8 @@ def test_a_buffer_that_is_replaced_takes_in_what_running_statistics_do(objective
     for name, make in STRATEGIES.items():
         module = fit(Centred, make(0.1), objective=objective)
         assert module.net.passes == 4 * (1 + PASSES_AT_THE_WEIGHTS[name]), name
-    assert fit(Centred, QuantizationAware(), objective=objective).net.passes == 4
+    assert fit(Centred, QuantizationAware(), objective=objective).net.passes == 8
+    assert fit(Centred, QuantizationAware(weight=1.0), objective=objective).net.passes == 4
 
 
 def test_an_average_of_a_residual_network_has_the_statistics_of_its_weights() -> None:
