@@ -106,10 +106,9 @@ class QuantizationAware(SmoothingStrategy):
         logged = {"perturbed_loss": there.value}
         if here is None:
             return Smoothed(there.value, there.gradients, there.parts, logged)
-        for mine, rounded in zip(here.gradients, there.gradients, strict=True):
-            if mine is not None and rounded is not None:
-                local_tensor(mine).lerp_(local_tensor(rounded), self.weight)
-        return Smoothed(here.value.lerp(there.value, self.weight), here.gradients, here.parts, logged)
+        pairs = zip(here.gradients, there.gradients, strict=True)
+        gradients = [weighted_mean(mine, rounded, self.weight) for mine, rounded in pairs]
+        return Smoothed(here.value.lerp(there.value, self.weight), gradients, here.parts, logged)
 
     @torch.no_grad()
     def _rounded(self, parameter: nn.Parameter) -> Tensor:
@@ -117,3 +116,19 @@ class QuantizationAware(SmoothingStrategy):
         by_output = self._linear[id(parameter)]  # Conv1D of transformers keeps its weight as (in, out)
         rounded = round_weight(whole if by_output else whole.t().contiguous(), QUANTIZATION_SCHEMES[self.scheme])
         return own_part(parameter, rounded if by_output else rounded.t().contiguous())
+
+
+def weighted_mean(first: Tensor | None, second: Tensor | None, weight: float) -> Tensor | None:
+    """The mean of two gradients, of which the second has a weight; the first is overwritten.
+
+    Args:
+        first: A gradient; ``None`` is zero, as for an expert that no token was routed to.
+        second: Another one, of the same shape.
+        weight: Weight of the second, in [0, 1].
+    """
+    if first is None:
+        return None if second is None else second * weight
+    if second is None:
+        return first * (1 - weight)
+    local_tensor(first).lerp_(local_tensor(second), weight)
+    return first

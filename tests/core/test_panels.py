@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
 
-from lightning_unlearn.core.plots import Line, Panel, error_map_figure, panel_figure
+from lightning_unlearn.core.plots import Line, Panel, error_map_figure, line_figure, panel_figure
 
 
 def panel(*names: str) -> Panel:
@@ -29,6 +30,18 @@ def test_panels_of_a_row_share_an_axis_and_one_legend_names_all_lines() -> None:
     assert np.isnan(first.lines[0].get_ydata()[1])  # infinity is a gap
     assert len(first.collections) == 2  # the bands
     assert not panel_figure([[panel("alone")]]).legends
+
+
+@pytest.mark.parametrize(("count", "label"), [(3, "adversarial\ntraining"), (6, "adversarial…")])
+def test_long_names_take_two_rows_where_there_is_room(count: int, label: str) -> None:
+    names = ["adversarial training", *"abcde"[: count - 1]]
+    figure = line_figure([Line(name, [0, 1], [1.0, 1.0], i) for i, name in enumerate(names)], "strength")
+    assert figure is not None
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert {text.get_text() for text in axes.texts} == {label, *names[1:]}
+    boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
+    assert all(lower.y1 <= upper.y0 + 1 for lower, upper in pairwise(boxes))
 
 
 @pytest.mark.parametrize("widths", [(), (0,), (1, 2)])

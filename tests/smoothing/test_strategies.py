@@ -200,30 +200,6 @@ def test_a_perturbation_at_quantised_weights_leaves_head_and_embeddings(tiny_lm:
         assert torch.equal(quantised[name], expected), name
 
 
-@pytest.mark.parametrize("weight", [0.25, 1.0])
-def test_the_quantised_and_the_live_model_are_weighted(weight: float) -> None:
-    callback = QuantizationAware("int4", weight=weight)
-    module, run = fit(callback, max_steps=1, limit_train_batches=1)
-    by_hand, rounded, (forget, retain) = seeded(), seeded(), (next(iter(loader)) for loader in (FORGET, RETAIN))
-    with torch.no_grad():
-        for layer in rounded.modules():
-            if isinstance(layer, nn.Linear):
-                layer.weight.copy_(round_weight(layer.weight, QUANTIZATION_SCHEMES["int4"]))
-    losses = ascent(by_hand, forget), ascent(rounded, forget)
-    mean = torch.lerp(gradient(by_hand, losses[0]), gradient(rounded, losses[1]), weight)
-    kept = gradient(by_hand, -ascent(by_hand, retain))
-    start = weights(seeded())
-    update = mean + kept + 0.1 * start  # weight decay
-    torch.testing.assert_close(weights(module), start - 0.05 * update)
-    assert run.callback_metrics["unlearn/forget"].item() == pytest.approx(losses[0 if weight < 1 else 1].item())
-
-
-@pytest.mark.parametrize("weight", [0.0, 1.5])
-def test_the_weight_of_the_quantised_model_is_a_share(weight: float) -> None:
-    with pytest.raises(ValueError, match="weight must be"):
-        QuantizationAware(weight=weight)
-
-
 # ---- what stays as it is ---------------------------------------------------------------------------------------------
 
 
