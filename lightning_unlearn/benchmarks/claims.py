@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -55,27 +56,22 @@ class Claims:
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = _signature()
-        for _ in range(2):
-            try:
-                with path.open("x", encoding="utf-8") as file:
-                    file.write(text)
-            except FileExistsError:
-                known = _read(path)
-                if known is not None and not self._is_stale(*known):
-                    return False
-                if known is not None:
-                    _discard(path, known[0])
-            else:
-                self._held[key] = text
-                return True
-        return False
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            known = _read(path)
+            if known is None or not self._is_stale(*known) or not self._replace(path, known[0], text):
+                return False
+        self._held[key] = text
+        return True
 
     def release(self, keys: Iterable[str]) -> None:
         """Give up claims of this process."""
         for key in keys:
             text, path = self._held.pop(key, None), self._path(key)
-            if text is not None and (known := _read(path)) is not None and known[0] == text:
-                path.unlink(missing_ok=True)
+            if text is not None:
+                self._replace(path, text, None)
 
     def owner(self, key: str) -> str | None:
         """Who has a fresh claim on a run, as ``"process 12 on node3"``."""
@@ -84,6 +80,34 @@ class Claims:
             return None
         claim = _parsed(known[0])
         return f"process {claim.get('process', '?')} on {claim.get('host', 'an unknown host')}"
+
+    def _replace(self, path: Path, old: str, new: str | None) -> bool:
+        """Replace or remove a claim that still reads ``old``; of several processes that try so, one succeeds.
+
+        Only the process that creates the marker of this text may touch the claim, so between its reading and its
+        replacing nobody else can. A marker stays if its process is killed at that point; it expires as a claim does.
+        """
+        marker = path.with_name(f".{path.name}.{hashlib.sha256(old.encode()).hexdigest()[:16]}.ending")
+        try:
+            marker.touch(exist_ok=False)
+        except FileExistsError:
+            with suppress(FileNotFoundError):
+                if self._now() - marker.stat().st_mtime > self.stale_after:
+                    marker.unlink()
+            return False
+        try:
+            known = _read(path)
+            if known is None or known[0] != old:
+                return False
+            if new is None:
+                path.unlink()
+            else:
+                beside = path.with_name(f".{path.name}.{uuid4().hex}.new")
+                beside.write_text(new, encoding="utf-8")
+                beside.replace(path)
+            return True
+        finally:
+            marker.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.json"
@@ -155,16 +179,3 @@ def _parsed(text: str) -> dict[str, Any]:
     except ValueError:  # read while it was written
         return {}
     return claim if isinstance(claim, dict) else {}
-
-
-def _discard(path: Path, text: str) -> None:
-    """Remove a stale claim; of several processes that try so, none removes the claim of the first."""
-    aside = path.with_name(f".{path.name}.{uuid4().hex}.stale")
-    try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return
-    if aside.read_text(encoding="utf-8") == text:
-        aside.unlink()
-    else:
-        aside.rename(path)
