@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def test_a_claim_without_a_heartbeat_is_taken_over_by_one(tmp_path: Path) -> Non
     assert files(tmp_path) == ["a.json"]
 
 
-def test_a_process_that_is_late_does_not_remove_the_claim_of_the_one_that_took_over(
+def test_while_a_late_process_acts_on_a_claim_that_was_taken_over_no_third_can_take_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, late = Claims(tmp_path), Claims(tmp_path), Claims(tmp_path)
@@ -94,11 +95,28 @@ def test_a_process_that_is_late_does_not_remove_the_claim_of_the_one_that_took_o
     stale = (tmp_path / "a.json").read_text()
     first.release(["a"])
     assert second.take("a")
-    answers = [(stale, 0.0)]  # what the late process read before the release
+    answers, thirds = [(stale, 0.0)], []  # what the late process read before the release
     read = module._read
     monkeypatch.setattr(module, "_read", lambda path: answers.pop() if answers else read(path))
+    inside: list[bool] = []
+
+    def third_after(step: Callable[..., Any]) -> Callable[..., Any]:
+        def done(*args: Any, **more: Any) -> Any:
+            result = step(*args, **more)
+            if not inside:
+                inside.append(True)
+                thirds.append(Claims(tmp_path).take("a"))
+                inside.pop()
+            return result
+
+        return done
+
+    for name in ("touch", "rename", "replace", "unlink"):
+        monkeypatch.setattr(Path, name, third_after(getattr(Path, name)))
     assert not late.take("a")
     assert not answers
+    assert thirds
+    assert not any(thirds)
     assert second.owner("a") is not None
     assert files(tmp_path) == ["a.json"]
 
