@@ -39,6 +39,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "analysis first, text": {"mode": "analysis_first", "route": "text"},
     "fine-tuned, soft labels": {"lora": LoRASetting("soft")},
     "fine-tuned, expected score": {"lora": LoRASetting("mean")},
+    "linear probe": {"probe": True},
 }
 """What is run of each model, as fields of its cell."""
 
@@ -72,11 +73,12 @@ def bench_dialogue(
     """Compare judges of dialogues with people, and decide which findings of the paper hold.
 
     Each model rates the same held-out dialogues of each subset: without examples, with random and selected ones, from
-    logits and from text, with the analysis before and after the rating, and fine-tuned. Beside them stand predictors
-    without a language model. Writes ``dialogue.json``, ``dialogue.md`` and, with matplotlib, ``dialogue_<model>.svg``:
-    scores of the best fine-tuned judge against people's, and its calibration. Each fine-tuned judge is saved, merged,
-    as a folder ``judges/<key>``, with ``calibration.json`` from the dialogues that it rated. Finished runs are kept:
-    the same command, after a kill or with more entries, runs what is missing.
+    logits and from text, with the analysis before and after the rating, fine-tuned, and with a linear probe on its
+    hidden states. Beside them stand predictors without a language model. Writes ``dialogue.json``, ``dialogue.md`` and,
+    with matplotlib, ``dialogue_<model>.svg``: scores of the best judge that has learned from ratings against people's,
+    and its calibration. Each such judge is saved as a folder ``judges/<key>``, a fine-tuned one merged and a probe
+    without the model, with ``calibration.json`` from the dialogues that it rated. Finished runs are kept: the same
+    command, after a kill or with more entries, runs what is missing.
 
     With bf16, a model of 135M parameters takes about a second of one core to rate a dialogue of 500 tokens, ten seconds
     with four examples, and two to three to learn from it once. The default, one such model on two subsets, is estimated
@@ -185,7 +187,7 @@ def dialogue_table(record: dict[str, Any]) -> str:
     text += markdown(["finding", "difference of Spearman", *record["subsets"], "mean", "decided"], decided)
     if not record["judges"]:
         return text
-    head = ["fine-tuned judge", "folder", "Spearman of its calibration", "trusted"]
+    head = ["judge", "folder", "Spearman of its calibration", "trusted"]
     return f"{text}\n{markdown(head, [_judge_row(judge) for judge in record['judges']])}"
 
 
@@ -242,7 +244,7 @@ def _tuned(fields: dict[str, Any], **setting: Any) -> dict[str, Any]:
 
 
 def _calibrate(folder: Path, runs: dict[str, dict[str, Outcome]]) -> list[dict[str, Any]]:
-    """Save the calibration of each fine-tuned judge beside it, fitted to the held-out dialogues that it rated."""
+    """Save the calibration of each saved judge beside it, fitted to the held-out dialogues that it rated."""
     judges = []
     for subset, outcomes in runs.items():
         for name, outcome in outcomes.items():
@@ -260,9 +262,9 @@ def _calibrate(folder: Path, runs: dict[str, dict[str, Outcome]]) -> list[dict[s
 
 
 def _save_best(folder: Path, model: str, runs: dict[str, dict[str, Outcome]]) -> None:
-    """Draw the judge of a model, fine-tuned where there is such, whose mean correlation is the highest."""
+    """Draw the judge of a model, of those that learned from ratings if any, whose mean correlation is the highest."""
     common = [name for name in next(iter(runs.values())) if name.startswith(f"{model}: ")]
-    tuned = [name for name in common if "fine-tuned" in name] or common
+    tuned = [name for name in common if "fine-tuned" in name or "probe" in name] or common
 
     def mean(name: str) -> float:
         values = [outcomes[name]["agreement"]["spearman"][0] for outcomes in runs.values()]

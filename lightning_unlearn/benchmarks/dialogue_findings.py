@@ -100,12 +100,13 @@ def findings(runs: Runs, models: tuple[str, ...], draws: int = 1000) -> list[dic
     for large, small in zip(models[1:], models, strict=False):
         wanted += [("larger > smaller", f"{large}: {name}", f"{small}: {name}") for name in _ALONE]
     for model in models:
-        wanted += [("fine-tuned > ridge", f"{model}: {name}", "TF-IDF + ridge") for name in _TUNED]
+        wanted += [("fine-tuned > TF-IDF ridge", f"{model}: {name}", "TF-IDF + ridge") for name in _TUNED]
+        wanted.append(("linear probe > TF-IDF ridge", f"{model}: linear probe", "TF-IDF + ridge"))
     found = [_compared(runs, *three, draws) for three in wanted]
     return [row for row in found if row is not None]
 
 
-_ALONE = ("zero-shot", "fine-tuned, soft labels")
+_ALONE = ("zero-shot", "fine-tuned, soft labels", "fine-tuned, expected score", "linear probe")
 _TUNED = ("fine-tuned, soft labels", "fine-tuned, expected score")
 
 

@@ -20,6 +20,7 @@ from lightning_unlearn.dialogue.data.uss import USSDialogues, USSSubset
 from lightning_unlearn.dialogue.dialogue import Dialogue
 from lightning_unlearn.dialogue.extractors import AnalysisExtractor, Extractor, LogitExtractor, TextExtractor
 from lightning_unlearn.dialogue.judge import DialogueJudge
+from lightning_unlearn.dialogue.probe import ProbeExtractor
 from lightning_unlearn.dialogue.prompt import BuiltPrompt, JudgePrompt, Mode
 from lightning_unlearn.dialogue.rating import Rating
 from lightning_unlearn.dialogue.selectors.bm25 import BM25Selector
@@ -112,6 +113,7 @@ class JudgeCell(DataCell):
         examples: How examples are chosen; ``None`` for none.
         shots: Number of examples.
         lora: How it is fine-tuned; ``None`` without fine-tuning.
+        probe: Whether its ratings are those of a linear probe on its hidden states.
         max_length: Longest prompt in tokens.
         max_new_tokens: Longest answer in tokens.
         precision: Precision of the Trainer; with bf16, weights that do not train are bf16.
@@ -123,6 +125,7 @@ class JudgeCell(DataCell):
     examples: Examples | None = None
     shots: int = 4
     lora: LoRASetting | None = None
+    probe: bool = False
     max_length: int = 1024
     max_new_tokens: int = 64
     precision: str = "bf16-mixed"
@@ -168,7 +171,7 @@ def baseline(cell: BaselineCell, folder: Path) -> Outcome:
 
 
 def judged(cell: JudgeCell, folder: Path) -> Outcome:
-    """Ratings of a judge, which is fine-tuned first where the cell says so; a fine-tuned judge is saved."""
+    """Ratings of a judge, which first learns from ratings and is saved where the cell says so."""
     quiet_libraries("transformers")
     seed_everything(cell.seed, verbose=False)
     pool, test = split(cell)
@@ -177,6 +180,10 @@ def judged(cell: JudgeCell, folder: Path) -> Outcome:
         start = time.perf_counter()
         _fine_tune(cell, cell.lora, judge, pool)
         seconds["tuning"] = time.perf_counter() - start
+    if cell.probe:
+        start = time.perf_counter()
+        judge.fit_probe(pool)
+        seconds["fitting"] = time.perf_counter() - start
     judge.shown.clear()
     start = time.perf_counter()
     loader: Any = DataLoader(test, batch_size=32, collate_fn=list)  # type: ignore[arg-type]
@@ -184,9 +191,11 @@ def judged(cell: JudgeCell, folder: Path) -> Outcome:
     seconds["rating"] = time.perf_counter() - start
     outcome = _outcome([rating for batch in batches for rating in batch], test, seconds)
     outcome["examples"] = sum(judge.shown) / len(judge.shown)
-    if cell.lora is not None:
+    if isinstance(judge.extractor, ProbeExtractor) and (probe := judge.extractor.probe) is not None:
+        outcome |= {"layer": probe.layer, "alpha": probe.alpha}
+    if cell.lora is not None or cell.probe:
         outcome["files"] = [place := f"judges/{cell.key}"]
-        judge.save_pretrained(folder / place)
+        (judge.save_probe if cell.probe else judge.save_pretrained)(folder / place)
     return outcome
 
 
@@ -231,6 +240,8 @@ def _tuning(tuned: LoRASetting, seed: int) -> JudgeTuning:
 
 
 def _extractor(cell: JudgeCell) -> Extractor:
+    if cell.probe:
+        return ProbeExtractor()
     if cell.route == "text":
         return TextExtractor(max_new_tokens=cell.max_new_tokens)
     return AnalysisExtractor(max_new_tokens=cell.max_new_tokens) if cell.mode == "analysis_first" else LogitExtractor()

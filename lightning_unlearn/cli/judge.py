@@ -21,6 +21,7 @@ from lightning_unlearn.dialogue.dialogue import Dialogue
 from lightning_unlearn.dialogue.extractors import AnalysisExtractor, LogitExtractor, TextExtractor
 from lightning_unlearn.dialogue.judge import DialogueJudge
 from lightning_unlearn.dialogue.metrics.rating_metrics import RatingMetrics
+from lightning_unlearn.dialogue.probe import ProbeExtractor, saved_probe
 from lightning_unlearn.dialogue.prompt import JudgePrompt, Mode
 from lightning_unlearn.dialogue.rating import RatesDialogues, Rating
 from lightning_unlearn.dialogue.rating_files import RatingFile, check_same_judge, files_digest, seen, without_nan
@@ -36,7 +37,7 @@ __all__ = ["judge"]
 
 Format = Literal["jsonl", "uss", "fed", "usr"]
 Examples = Literal["fixed", "random", "bm25", "dense"]
-Route = Literal["logits", "text"]
+Route = Literal["logits", "text", "probe"]
 
 
 def judge(
@@ -46,7 +47,7 @@ def judge(
     output_dir: str = "runs/judge",
     task: str | None = None,
     mode: Mode = "score_only",
-    route: Route = "logits",
+    route: Route | None = None,
     pool: str | None = None,
     examples: Examples = "bm25",
     shots: int = 4,
@@ -66,7 +67,8 @@ def judge(
     Writes ``ratings.jsonl``, one line per dialogue, during the rating: if the command was killed, the same command
     continues. Then writes ``summary.json`` with the judge's settings and, if the dialogues have ratings, Spearman's
     correlation and similar measures with 95 % intervals; with ``--calibrate`` also ``calibration.json``, and
-    ``calibrated.jsonl`` with each score on people's scale and its interval.
+    ``calibrated.jsonl`` with each score on people's scale and its interval. With ``--route probe``, it first fits a
+    linear probe to the pool and saves this judge as the folder ``probe``, which ``--model`` and ``audit --judge`` open.
 
     Args:
         model: Hub id, folder, adapter folder or GGUF file; with --endpoint the name of a model there.
@@ -77,12 +79,14 @@ def judge(
         output_dir: Folder to write. Each judge and each file of dialogues needs its own.
         task: "satisfaction" (1 to 5), "fed_overall" (0 to 4) or "usr_overall" (1 to 5); by default that of the format.
         mode: What the judge writes: "score_only", "rating_first" or "analysis_first".
-        route: Read the rating from the probabilities of the labels, "logits", or from the judge's text, "text".
-        pool: File of rated dialogues to take examples from; without it there are no examples. It must not contain
-            dialogues to rate.
+        route: Read the rating from the probabilities of the labels, "logits", from the judge's text, "text", or from
+            its hidden states, "probe": by ridge regression, fitted to the pool. By default logits, and the probe if the
+            model is the folder of one.
+        pool: File of rated dialogues to take examples from, or to fit the probe to; without it there are no examples.
+            It must not contain dialogues to rate.
         examples: Which examples each dialogue gets: the same for all, "random", or the most similar by "bm25" or by the
             judge's own states, "dense".
-        shots: Number of examples in a prompt.
+        shots: Number of examples in a prompt; none with a probe.
         calibrate: File of rated dialogues for the calibration, separate from those to rate and from the pool.
         level: Level of the intervals of calibrated scores.
         limit: Rate at most this many dialogues, from the beginning of the file.
@@ -114,12 +118,19 @@ def judge(
     shown = _rated_part("pool", pool, format, task)
     held_out = _rated_part("calibrate", calibrate, format, task)
     _apart(data=rated, pool=shown, calibrate=held_out)
+    saved = None if endpoint else saved_probe(model)
+    route = route or ("probe" if saved else "logits")
+    if saved and route == "probe":
+        mode, max_length = saved.prompt.mode, saved.prompt.max_length
+    by_examples = bool(shown) and route != "probe"
     settings = {
         "model": model, "endpoint": endpoint, "task": task, "mode": mode, "route": route, "max_length": max_length,
-        "examples": examples if shown else None, "shots": shots if shown else 0, "max_new_tokens": max_new_tokens,
+        "examples": examples if by_examples else None, "shots": shots if by_examples else 0,
+        "max_new_tokens": max_new_tokens,
         "pool": seen(shown, ratings=True), "dtype": dtype, "seed": seed,
         "model_files": None if endpoint else files_digest(model),
     }  # fmt: skip
+    _check_probe(settings, saved is not None, bool(shown))
     folder = Path(output_dir)
     check_same_judge(folder, settings, Path(data))
     maker = _Maker(settings, shown, device, folder)
@@ -159,17 +170,33 @@ class _Maker:
                 s["model"], address, prompt=prompt, selector=self._selector(None), shots=s["shots"], pool=self.pool,
                 extractor=text, logprobs=s["route"] == "logits", cache=self.folder / "replies.jsonl",
             )  # fmt: skip
+        if s["route"] == "probe":
+            return self._probing(prompt)
         read: Any = text if s["route"] == "text" else LogitExtractor()
         if s["route"] == "logits" and s["mode"] == "analysis_first":
             read = AnalysisExtractor(max_new_tokens=s["max_new_tokens"])
         made = DialogueJudge(s["model"], prompt=prompt, shots=s["shots"], extractor=read, dtype=s["dtype"])
-        import torch
-
-        made.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._place(made)
         made.selector = self._selector(made)
         if self.pool:
             made.take_pool(self.pool)
         return made
+
+    def _probing(self, prompt: JudgePrompt) -> DialogueJudge:
+        """A judge that reads its ratings off a saved probe, or off one that is fitted to the pool and saved."""
+        model, dtype = self.settings["model"], self.settings["dtype"]
+        if not self.pool:
+            return self._place(DialogueJudge(model, task=prompt.task, dtype=dtype))
+        made = self._place(DialogueJudge(model, prompt=prompt, extractor=ProbeExtractor(), dtype=dtype))
+        print(f"Fitting the probe to {len(self.pool)} dialogues.")
+        made.fit_probe(self.pool).save_probe(self.folder / "probe")
+        print(f"Wrote {self.folder / 'probe'}")
+        return made
+
+    def _place(self, made: DialogueJudge) -> DialogueJudge:
+        import torch
+
+        return made.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def _selector(self, made: DialogueJudge | None) -> Selector | None:
         kind = self.settings["examples"]
@@ -180,6 +207,21 @@ class _Maker:
         if kind == "random":
             return RandomSelector(self.settings["seed"])
         return BM25Selector() if kind == "bm25" else None
+
+
+def _check_probe(settings: dict[str, Any], saved: bool, pool: bool) -> None:
+    """Reject a probe that cannot be had."""
+    if settings["route"] != "probe":
+        return
+    if settings["endpoint"] is not None:
+        raise ValueError("--route probe reads the hidden states of a local model. Leave --endpoint out.")
+    if saved and pool:
+        raise ValueError(
+            "--model is the folder of a fitted probe, so --pool would have no use. Leave it out, or give the model "
+            "itself to fit another probe."
+        )
+    if not saved and not pool:
+        raise ValueError("--route probe is fitted to rated dialogues: give them as --pool.")
 
 
 def _read(path: str, format: Format, task: str) -> DialogueDataModule:

@@ -28,6 +28,7 @@ from .metrics.rating_metrics import DIALOGUE_STATISTICS as DIALOGUE_STATISTICS
 from .metrics.rating_metrics import TURN_STATISTICS as TURN_STATISTICS
 from .metrics.rating_metrics import RatingMetrics as RatingMetrics
 from .metrics.rating_metrics import compare_judges as compare_judges
+from .probe import ProbeExtractor as ProbeExtractor
 from .prompt import JudgePrompt as JudgePrompt
 from .quality import DialogueQuality as DialogueQuality
 from .quality import SetQuality as SetQuality

@@ -8,14 +8,31 @@ from pathlib import Path
 from torch import nn
 
 from lightning_unlearn.core.distributed import rank
+from lightning_unlearn.language.adapters import is_peft_model
 from lightning_unlearn.language.causal_lm import LitCausalLM
 
-__all__ = ["save_adapter", "trained_names"]
+__all__ = ["place_of", "save_adapter", "trained_names"]
 
 
 def trained_names(module: nn.Module) -> set[str]:
     """Names of the parameters that train."""
     return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def place_of(lm: LitCausalLM) -> str:
+    """Where a model comes from: an absolute path, or a hub id.
+
+    Raises:
+        ValueError: If it was given as an object without a name.
+    """
+    model = lm.model.get_base_model() if is_peft_model(lm.model) else lm.model
+    base = lm.hparams["model"] or getattr(model.config, "_name_or_path", "")
+    if not base:
+        raise ValueError(
+            "The judge's model was given as an object without a name, so nobody could open what is saved without its "
+            "weights. Give its folder, hub id or GGUF file, or use save_pretrained, which writes whole weights."
+        )
+    return str(Path(base).resolve()) if Path(base).exists() else str(base)
 
 
 def save_adapter(lm: LitCausalLM, folder: str | os.PathLike[str]) -> None:
@@ -32,16 +49,11 @@ def save_adapter(lm: LitCausalLM, folder: str | os.PathLike[str]) -> None:
         raise ValueError(
             "The judge has no adapters: its weights themselves train. Use save_pretrained, or pass lora={'r': 8}."
         )
-    base = lm.hparams["model"] or getattr(lm.model.get_base_model().config, "_name_or_path", "")
-    if not base:
-        raise ValueError(
-            "The base model was given as an object without a name, so nobody could open its adapter. Give its folder, "
-            "hub id or GGUF file, or use save_pretrained, which writes whole weights."
-        )
+    base = place_of(lm)
     if rank() != 0:
         return
     for config in lm.model.peft_config.values():
-        config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).exists() else base
+        config.base_model_name_or_path = base
     lm.model.save_pretrained(folder, save_embedding_layers=False)
     if lm.tokenizer is not None:
         lm.tokenizer.save_pretrained(folder)

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lightning_unlearn.core.checks import at_least
+from lightning_unlearn.core.distributed import rank
+from lightning_unlearn.core.lightning import MisconfigurationException
 from lightning_unlearn.core.modes import evaluating
-from lightning_unlearn.dialogue.adapters import save_adapter
+from lightning_unlearn.dialogue.adapters import place_of, save_adapter
 from lightning_unlearn.dialogue.dialogue import Dialogue
 from lightning_unlearn.dialogue.extractors import AnalysisExtractor, Extractor, LogitExtractor
 from lightning_unlearn.dialogue.judge_steps import JudgeSteps
 from lightning_unlearn.dialogue.label_reader import LabelReader
 from lightning_unlearn.dialogue.label_tokens import LabelTokens, label_tokens
-from lightning_unlearn.dialogue.opening import opened_model, prompt_format_of, prompt_of
+from lightning_unlearn.dialogue.opening import Opened, opened, prompt_format_of
+from lightning_unlearn.dialogue.probe import ProbeExtractor
 from lightning_unlearn.dialogue.prompt import ANALYSIS_CUE, RATING_CUE, BuiltPrompt, JudgePrompt
 from lightning_unlearn.dialogue.rating import Rating, checked
 from lightning_unlearn.dialogue.selectors.dense import supply_encoder
@@ -45,16 +48,17 @@ class DialogueJudge(JudgeSteps):
     Batches are lists of [`Dialogue`][lightning_unlearn.Dialogue], as the data modules of dialogues give them.
 
     Args:
-        model: Hub id, folder, folder of an adapter or GGUF file of a causal language model, or a model of transformers.
-            A [`LitCausalLM`][lightning_unlearn.LitCausalLM] has more ways to load one.
+        model: Hub id, folder, folder of an adapter or of a probe, or GGUF file of a causal language model, or a model
+            of transformers. A [`LitCausalLM`][lightning_unlearn.LitCausalLM] has more ways to load one.
         task: What is rated, on which scale: a task, or the name of one that comes with the library. By default that of
             the prompt.
-        prompt: How the judge is asked; by default ``JudgePrompt(task)``.
+        prompt: How the judge is asked; by default ``JudgePrompt(task)``, and that of a saved probe.
         selector: Chooses the examples for each dialogue; by default the first ``shots`` of the pool are those of all.
             A `DenseSelector` without an encoder compares the judge's own states.
-        shots: Examples in a prompt, where there is a pool.
+        shots: Examples in a prompt, where there is a pool. By default 4, and none with a `ProbeExtractor`, which is
+            fitted to the pool.
         extractor: How the rating is read: by default `LogitExtractor`, and `AnalysisExtractor` where the analysis comes
-            first.
+            first; of a folder with a probe, this one.
         pool: Rated dialogues that examples are taken from; by default the ``pool`` of the Trainer's data module.
         lora: Train low-rank adapters in place of the weights, as in `LitCausalLM`.
         lr: Learning rate.
@@ -79,7 +83,7 @@ class DialogueJudge(JudgeSteps):
         task: RatingTask | str | None = None,
         prompt: JudgePrompt | None = None,
         selector: Selector | None = None,
-        shots: int = 4,
+        shots: int | None = None,
         extractor: Extractor | None = None,
         pool: Sequence[Dialogue] | None = None,
         lora: LoraConfig | dict[str, Any] | None = None,
@@ -89,18 +93,21 @@ class DialogueJudge(JudgeSteps):
         max_tokens: int = 8192,
         tuning: JudgeTuning | None = None,
     ) -> None:
-        asked, shots = prompt_of(task, prompt), at_least("shots", shots, 0)
+        at_least("shots", 0 if shots is None else shots, 0)
         at_least("max_tokens", max_tokens, 1)
-        super().__init__(opened_model(model, lora, lr, dtype), tuning or JudgeTuning(), max_tokens)
-        self.prompt, self.shots = asked, shots
-        self.prompt_format = prompt_format_of(self.lm, prompt_format)
+        parts: Opened = opened(model, task, prompt, extractor, lora, lr, dtype)
+        super().__init__(parts.lm, tuning or JudgeTuning(), max_tokens)
+        self.prompt = parts.prompt
+        self.prompt_format = prompt_format_of(self.lm, prompt_format or parts.prompt_format)
         if self.prompt.icl_format == "chat" and not self.prompt_format.is_chat:
             raise ValueError(
                 "icl_format='chat' writes examples as messages, but the model's tokenizer has no chat template. Use "
                 "icl_format='inline', or pass prompt_format=PromptFormat(chat_template=...)."
             )
         own = AnalysisExtractor() if self.prompt.mode == "analysis_first" else LogitExtractor()
-        self.extractor: Extractor = extractor or own
+        self.extractor: Extractor = parts.extractor or own
+        probes = isinstance(self.extractor, ProbeExtractor)
+        self.shots = (0 if probes else 4) if shots is None else shots
         self.selector = selector
         self.pool: list[Dialogue] = []
         if pool is not None:
@@ -140,6 +147,52 @@ class DialogueJudge(JudgeSteps):
         pool = getattr(data, "pool", None)
         if not self.pool and pool:
             self.take_pool(pool)
+
+    def on_fit_start(self) -> None:
+        """Reject a probe, which is not fitted by gradients.
+
+        Raises:
+            MisconfigurationException: If the judge reads its ratings off a probe.
+        """
+        if isinstance(self.extractor, ProbeExtractor):
+            raise MisconfigurationException(
+                "fit would train the judge's weights, and its ProbeExtractor has a closed form. Run trainer.test, "
+                "trainer.validate or trainer.predict, which fit it to the data module's pool, or call "
+                "judge.fit_probe(rated_dialogues). To train the weights, use another extractor."
+            )
+
+    def prepare(self) -> None:
+        """Fit a probe to the pool, where it is not fitted yet."""
+        if isinstance(self.extractor, ProbeExtractor) and self.extractor.probe is None and self.pool:
+            self.extractor.fit(self, self.pool)
+
+    def fit_probe(self, dialogues: Sequence[Dialogue]) -> DialogueJudge:
+        """Fit the judge's `ProbeExtractor` to rated dialogues.
+
+        Args:
+            dialogues: Rated dialogues, 8 or more.
+
+        Returns:
+            The judge itself.
+
+        Raises:
+            TypeError: If the judge has another extractor, or they are something other than dialogues.
+            ValueError: If there are too few of them, one has no ratings, or all have the same.
+
+        Example:
+            ```python
+            judge = DialogueJudge("HuggingFaceTB/SmolLM2-135M-Instruct", extractor=ProbeExtractor())
+            judge.fit_probe(JSONLDialogues("rated.jsonl").rated).save_probe("judge")
+            DialogueJudge("judge").rate([Dialogue("1", (Turn("user", "Hi"), Turn("assistant", "Hello!")))])
+            ```
+        """
+        if not isinstance(self.extractor, ProbeExtractor):
+            raise TypeError(
+                f"The judge reads its ratings with {type(self.extractor).__name__}, which has nothing to fit. Pass "
+                "extractor=ProbeExtractor()."
+            )
+        self.extractor.fit(self, checked(dialogues))
+        return self
 
     def examples(self, dialogue: Dialogue, shots: int | None = None) -> list[Dialogue]:
         """The examples of a dialogue, the best first.
@@ -283,6 +336,21 @@ class DialogueJudge(JudgeSteps):
         save_adapter(self.lm, folder)
         self.prompt_format.save(os.fspath(folder))
 
+    def save_probe(self, folder: str | os.PathLike[str]) -> None:
+        """Write the probe without the model's weights, as a folder that `DialogueJudge` opens by its path.
+
+        Args:
+            folder: Where to; made if missing.
+
+        Raises:
+            TypeError: If the judge has no `ProbeExtractor`.
+            RuntimeError: If it is not fitted.
+            ValueError: If its prompts show examples, or its model is an object without a name.
+        """
+        if not isinstance(self.extractor, ProbeExtractor):
+            raise TypeError(f"The judge has no probe: it reads its ratings with {type(self.extractor).__name__}.")
+        self._save_probe(self.extractor, folder, place_of(self.lm))
+
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the judge, with its adapters merged, as a folder that `AutoModelForCausalLM` opens.
 
@@ -291,3 +359,15 @@ class DialogueJudge(JudgeSteps):
         """
         self.lm.save_pretrained(os.fspath(folder))
         self.prompt_format.save(os.fspath(folder))
+        if isinstance(self.extractor, ProbeExtractor) and self.extractor.probe is not None:
+            self._save_probe(self.extractor, folder, ".")
+
+    def _save_probe(self, extractor: ProbeExtractor, folder: str | os.PathLike[str], model: str) -> None:
+        if self.shots and self.pool:
+            raise ValueError(
+                f"The judge shows {self.shots} examples in its prompts, which the folder of a probe does not keep. "
+                "Fit a probe with shots=0."
+            )
+        if rank() == 0:
+            extractor.save(folder, model, self.prompt)
+            self.prompt_format.save(os.fspath(folder))

@@ -52,6 +52,9 @@ class JudgeSteps(LightningModule):
         """What is rated."""
         raise NotImplementedError
 
+    def prepare(self) -> None:
+        """Called before the first rating of a Trainer's run; does nothing by default."""
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Dialogues are text, which stays where it is."""
         if isinstance(batch, list) and all(isinstance(part, Dialogue) for part in batch):
@@ -78,6 +81,7 @@ class JudgeSteps(LightningModule):
 
     def on_predict_epoch_start(self) -> None:
         """Keep what the prompts of an epoch share."""
+        self.prepare()
         self._run_reader = LabelReader(self.lm, self.max_tokens)
 
     def on_predict_epoch_end(self) -> None:
@@ -124,6 +128,7 @@ class JudgeSteps(LightningModule):
             checkpoint["state_dict"] = {**base, **checkpoint["state_dict"]}
 
     def _begin_measuring(self, draws: int) -> None:
+        self.prepare()
         self._run_reader = LabelReader(self.lm, self.max_tokens)
         # Not a submodule: its rows belong to an epoch, and not to a checkpoint of the judge.
         self._metrics = [RatingMetrics(self.task, draws=draws).to(self.device)]

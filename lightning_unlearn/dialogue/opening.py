@@ -3,16 +3,63 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from lightning_unlearn.dialogue.extractors import Extractor
+from lightning_unlearn.dialogue.probe import ProbeExtractor, same_prompt, saved_probe
 from lightning_unlearn.dialogue.prompt import JudgePrompt
 from lightning_unlearn.dialogue.task import RatingTask, task_of
 from lightning_unlearn.language.causal_lm import DType, LitCausalLM
 from lightning_unlearn.language.prompt_format import PromptFormat
 
-__all__ = ["opened_model", "prompt_format_of", "prompt_of"]
+__all__ = ["Opened", "opened", "prompt_format_of", "prompt_of"]
 
 _PLAIN = "{question}\n"  # the cue stands on a line of its own
+
+
+class Opened(NamedTuple):
+    """Parts of a judge.
+
+    Args:
+        lm: The model.
+        prompt: How it is asked.
+        extractor: How its ratings are read; ``None`` for the default of the prompt.
+        prompt_format: Format that was saved with a probe.
+    """
+
+    lm: LitCausalLM
+    prompt: JudgePrompt
+    extractor: Extractor | None
+    prompt_format: PromptFormat | None
+
+
+def opened(
+    model: Any,
+    task: RatingTask | str | None,
+    prompt: JudgePrompt | None,
+    extractor: Extractor | None,
+    lora: Any,
+    lr: float,
+    dtype: DType,
+) -> Opened:
+    """Open a judge's model, and the probe that is beside it.
+
+    Raises:
+        ValueError: If task and prompt do not belong together, or the prompt is another than that of the probe.
+    """
+    saved = saved_probe(model)
+    if saved is None or extractor is not None:
+        prompt = prompt_of(task, prompt)
+        return Opened(_opened_model(saved.model if saved else model, lora, lr, dtype), prompt, extractor, None)
+    asked = prompt_of(task, saved.prompt if prompt is None else prompt)
+    if not same_prompt(asked, saved.prompt):
+        raise ValueError(
+            f"The probe in {model} was fitted with another prompt (task, mode or max_length) than the one given. Leave "
+            "prompt out: the folder has it."
+        )
+    lm = _opened_model(saved.model, lora, lr, dtype)
+    return Opened(lm, asked, ProbeExtractor.of(saved.probe), PromptFormat.load(Path(model)))
 
 
 def prompt_of(task: RatingTask | str | None, prompt: JudgePrompt | None) -> JudgePrompt:
@@ -31,7 +78,7 @@ def prompt_of(task: RatingTask | str | None, prompt: JudgePrompt | None) -> Judg
     return prompt
 
 
-def opened_model(model: Any, lora: Any, lr: float, dtype: DType) -> LitCausalLM:
+def _opened_model(model: Any, lora: Any, lr: float, dtype: DType) -> LitCausalLM:
     """The model of a judge.
 
     Raises:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lightning_unlearn.core.checks import at_least
-from lightning_unlearn.core.modes import evaluating
-from lightning_unlearn.language.adapters import is_peft_model
+from lightning_unlearn.dialogue.hidden_states import mean_states
 from lightning_unlearn.language.causal_lm import LitCausalLM
 
 __all__ = ["StateEncoder"]
@@ -36,24 +34,4 @@ class StateEncoder:
     def __call__(self, texts: list[str]) -> Tensor:
         """Vectors, shape ``(N, D)``, fp32, on the CPU."""
         ids = [self.module.tokenizer(text)["input_ids"][-self.max_length :] for text in texts]
-        order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-        found: dict[int, Tensor] = {}
-        with evaluating(self.module):
-            while order:
-                longest = len(ids[order[-1]])
-                count = max(1, self.max_tokens // longest)
-                rows, order = order[-count:], order[:-count]
-                found |= zip(rows, self._means([ids[row] for row in rows]), strict=True)
-        return torch.stack([found[row] for row in range(len(texts))])
-
-    def _means(self, ids: list[list[int]]) -> Tensor:
-        width = max(map(len, ids))
-        device = next(self.module.parameters()).device
-        padded = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=device)
-        model = self.module.model
-        whole = model.get_base_model() if is_peft_model(model) else model
-        # Without the head, whose logits of the whole vocabulary would be most of the memory.
-        read = whole.base_model(input_ids=padded, attention_mask=mask, output_hidden_states=True, use_cache=False)
-        states = read.hidden_states[self.layer].float()
-        return ((states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)).cpu()
+        return mean_states(self.module, ids, [self.layer], self.max_tokens)[:, 0]

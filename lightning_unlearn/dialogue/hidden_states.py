@@ -1,0 +1,92 @@
+"""Mean hidden states of a causal language model over sequences of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from lightning_unlearn.core.layers import decoder_layers
+from lightning_unlearn.core.modes import evaluating
+from lightning_unlearn.language.adapters import is_peft_model
+from lightning_unlearn.language.causal_lm import LitCausalLM
+
+__all__ = ["mean_states"]
+
+
+def mean_states(
+    module: LitCausalLM, sequences: Sequence[Sequence[int]], layers: Sequence[int] | None = None, max_tokens: int = 8192
+) -> Tensor:
+    """Means of hidden states over the tokens of each sequence, in evaluation mode and without gradients.
+
+    The head is left out, whose logits of the whole vocabulary would be most of the memory, and so are the decoder
+    layers above the last one that is read.
+
+    Args:
+        module: The model.
+        sequences: Token ids.
+        layers: Numbers of hidden states: 0 is the embedding, -1 the last one; by default all.
+        max_tokens: Largest batch in tokens, with padding.
+
+    Returns:
+        Shape ``(N, len(layers), D)``, fp32, on the CPU.
+    """
+    order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
+    found: dict[int, Tensor] = {}
+    with evaluating(module):
+        while order:
+            count = max(1, max_tokens // len(sequences[order[-1]]))
+            rows, order = order[-count:], order[:-count]
+            found |= zip(rows, _means(module, [sequences[row] for row in rows], layers), strict=True)
+    return torch.stack([found[row] for row in range(len(sequences))])
+
+
+def _means(module: LitCausalLM, ids: list[Sequence[int]], layers: Sequence[int] | None) -> Tensor:
+    width = max(map(len, ids))
+    device = next(module.parameters()).device
+    padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=device)
+    whole = module.model.get_base_model() if is_peft_model(module.model) else module.model
+    single = layers[0] if layers is not None and len(layers) == 1 else None
+    with _ending_at(whole, single) as ended:
+        try:
+            read = whole.base_model(input_ids=padded, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        except _ReachedLayer:
+            states = tuple(ended)
+        else:
+            states = read.hidden_states if layers is None else tuple(read.hidden_states[layer] for layer in layers)
+    kept = mask[:, :, None]
+    return torch.stack([(state.float() * kept).sum(1) / kept.sum(1) for state in states], 1).cpu()
+
+
+class _ReachedLayer(Exception):
+    """Ends a forward pass whose remaining layers nobody reads."""
+
+
+@contextmanager
+def _ending_at(model: nn.Module, number: int | None) -> Iterator[list[Tensor]]:
+    """End the forward pass after the layer whose output is hidden state ``number``, and collect this output.
+
+    All layers run if it is the last one, which comes after the final norm, or if the model is compiled or sharded.
+    """
+    outputs: list[Tensor] = []
+    layers = decoder_layers(model)[1]
+    special = any(isinstance(part, DTensor) for part in model.parameters()) or any(
+        hasattr(child, "_orig_mod") or child._compiled_call_impl is not None for child in model.modules()
+    )
+    if number is None or special or not 0 < number < len(layers):
+        yield outputs
+        return
+
+    def end(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        outputs.append(output if isinstance(output, Tensor) else output[0])
+        raise _ReachedLayer
+
+    handle = layers[number - 1].register_forward_hook(end)
+    try:
+        yield outputs
+    finally:
+        handle.remove()

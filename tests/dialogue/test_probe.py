@@ -1,0 +1,214 @@
+"""A linear probe on a judge's hidden states: its fit against scikit-learn's, its folder, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_unlearn import Dialogue, DialogueJudge, JSONLDialogues, JudgePrompt, LitCausalLM, LogitExtractor
+from lightning_unlearn import ProbeExtractor as Probe
+from lightning_unlearn.core.layers import decoder_layers
+from lightning_unlearn.core.lightning import MisconfigurationException
+from lightning_unlearn.dialogue.hidden_states import mean_states
+from lightning_unlearn.dialogue.probe import PROBE_FILE
+from tests.dialogue.judges import SCALE, dialogues, judge_of, tiny_lm_of
+from tests.dialogue.uss_files import write_jsonl
+from tests.helpers import trainer
+
+
+def states_of(judge: DialogueJudge, rows: list[Dialogue]) -> torch.Tensor:
+    """Means of all hidden states, each prompt alone, shape (N, L, D)."""
+    judge.eval()
+    with torch.no_grad():
+        read = [
+            judge.lm.model(input_ids=torch.tensor([prompt.ids]), output_hidden_states=True).hidden_states
+            for prompt in judge.prompts(rows)
+        ]
+    return torch.stack([torch.stack([state[0].mean(0) for state in states]) for states in read]).double()
+
+
+def scores(judge: DialogueJudge, rows: list[Dialogue]) -> torch.Tensor:
+    return torch.tensor([rating.score for rating in judge.rate(rows)])
+
+
+def test_ratings_are_those_of_ridge_regression_on_standardized_states(tiny_lm: Path) -> None:
+    from sklearn.linear_model import Ridge
+
+    rows, others = dialogues(20), dialogues(7, first=100)
+    judge = judge_of(tiny_lm, extractor=Probe(layer=1, alphas=(7.0,)), max_tokens=400).fit_probe(rows)
+    fitted, rated = states_of(judge, rows)[:, 1], states_of(judge, others)[:, 1]
+    center, scale = fitted.mean(0), fitted.std(0)
+    ridge = Ridge(7.0).fit(((fitted - center) / scale).numpy(), [row.mean for row in rows])
+    expected = torch.tensor(ridge.predict(((rated - center) / scale).numpy()))
+    assert expected.std() > 0.2
+    assert torch.all((expected > 1) & (expected < 5))
+    torch.testing.assert_close(scores(judge, others).double(), expected, atol=1e-4, rtol=0)
+    assert [r.label for r in judge.rate(others)] == [str(round(float(value))) for value in expected]
+    assert judge.shots == 0
+
+
+def test_layer_and_penalty_are_those_with_the_least_leave_one_out_error(tiny_lm: Path) -> None:
+    rows = [Dialogue(row.id, row.turns, (1.0 + (3 * number) % 5,)) for number, row in enumerate(dialogues(14, first=3))]
+    alphas = (0.1, 10.0, 1000.0)
+    judge = judge_of(tiny_lm, extractor=Probe(alphas=alphas)).fit_probe(rows)
+    probe = judge.extractor.probe  # type: ignore[attr-defined]
+    states = states_of(judge, rows)
+    states = (states - states.mean(0)) / states.std(0).clamp_min(1e-8)
+    human = torch.tensor([row.mean for row in rows], dtype=torch.float64)
+    errors = {
+        (layer, alpha): leave_one_out(states[:, layer], human, alpha)
+        for layer in range(states.shape[1])
+        for alpha in alphas
+    }
+    best = min(errors, key=lambda setting: errors[setting])
+    assert (probe.layer, probe.alpha) == best
+    assert probe.loo_mse == pytest.approx(errors[best], rel=1e-3)
+    assert probe.dialogues == 14
+
+
+def leave_one_out(x: torch.Tensor, y: torch.Tensor, alpha: float) -> float:
+    """Mean squared error of predictions of each row from a fit to the others."""
+    errors = []
+    for row in range(len(y)):
+        others = torch.arange(len(y)) != row
+        center = x[others].mean(0)
+        a = x[others] - center
+        gram = a.T @ a + alpha * torch.eye(a.shape[1], dtype=a.dtype)
+        weight = torch.linalg.solve(gram, a.T @ (y[others] - y[others].mean()))
+        errors.append(float(y[row] - y[others].mean() - (x[row] - center) @ weight) ** 2)
+    return sum(errors) / len(errors)
+
+
+@pytest.mark.parametrize("layers", [None, [0], [1], [-1], [1, 2]])
+def test_mean_states_are_those_of_whole_passes_and_stop_where_nobody_reads_on(
+    tiny_lm: Path, layers: list[int] | None
+) -> None:
+    judge = judge_of(tiny_lm)
+    rows = dialogues(5)
+    expected = states_of(judge, rows)
+    expected = expected if layers is None else expected[:, layers]
+    called: list[int] = []
+    blocks = decoder_layers(judge.lm.model)[1]
+    for number, block in enumerate(blocks):
+        block.register_forward_pre_hook(lambda *_, number=number: called.append(number))
+    found = mean_states(judge.lm, [prompt.ids for prompt in judge.prompts(rows)], layers)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-4)
+    assert len(blocks) == 2
+    assert set(called) == ({0} if layers == [1] else {0, 1})
+
+
+def test_a_folder_without_weights_rates_as_the_judge_did(long_lm: Path, tmp_path: Path) -> None:
+    judge = DialogueJudge(LitCausalLM(long_lm), prompt=JudgePrompt(SCALE, max_length=300), extractor=Probe())
+    judge.fit_probe(dialogues(12)).save_probe(tmp_path / "probe")
+    assert sum(file.stat().st_size for file in (tmp_path / "probe").iterdir()) < 20_000
+    opened = DialogueJudge(tmp_path / "probe")
+    assert opened.prompt.max_length == 300
+    assert opened.task == SCALE
+    others = dialogues(6, first=50)
+    assert torch.equal(scores(opened, others), scores(judge, others))
+    assert opened.extractor.digest == judge.extractor.digest  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="fitted with another prompt"):
+        DialogueJudge(tmp_path / "probe", prompt=JudgePrompt(SCALE, max_length=200))
+    by_logits = DialogueJudge(tmp_path / "probe", task=SCALE, extractor=LogitExtractor())
+    assert by_logits.rate(others)[0].probs is not None
+
+
+def test_a_whole_folder_holds_the_probe_too(tiny_lm: Path, tmp_path: Path) -> None:
+    judge = judge_of(tiny_lm, extractor=Probe()).fit_probe(dialogues(12))
+    judge.save_pretrained(tmp_path / "whole")
+    assert json.loads((tmp_path / "whole" / PROBE_FILE).read_text())["model"] == "."
+    others = dialogues(6, first=50)
+    (tmp_path / "whole").rename(tmp_path / "moved")
+    assert torch.allclose(scores(DialogueJudge(tmp_path / "moved"), others), scores(judge, others), atol=1e-5)
+    judge.lm.hparams["model"] = None
+    judge.lm.model.config._name_or_path = ""
+    with pytest.raises(ValueError, match="object without a name"):
+        judge.save_probe(tmp_path / "probe")
+
+
+@pytest.mark.parametrize("what", ["weights", "fewer layers"])
+def test_a_probe_of_other_weights_is_refused(tiny_lm: Path, tmp_path: Path, what: str) -> None:
+    judge = judge_of(tiny_lm, extractor=Probe(layer=2 if what == "fewer layers" else None)).fit_probe(dialogues(12))
+    lm = tiny_lm_of(tiny_lm, seed=1)
+    if what == "fewer layers":
+        decoder_layers(lm.model)[1].pop(1)
+        lm.model.config.num_hidden_layers = 1
+    other = DialogueJudge(lm, prompt=judge.prompt, extractor=Probe.of(judge.extractor.probe))  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="fitted to the hidden states of another model"):
+        other.rate(dialogues(2))
+
+
+def test_ratings_stay_on_the_scale(tiny_lm: Path) -> None:
+    rows = [Dialogue(row.id, row.turns, (40.0 if number % 2 else -40.0,)) for number, row in enumerate(dialogues(10))]
+    found = scores(judge_of(tiny_lm, extractor=Probe(alphas=(1e-6,))).fit_probe(rows), rows)
+    assert set(found.tolist()) == {1.0, 5.0}
+
+
+def test_a_trainer_fits_it_to_the_pool_of_its_data(long_lm: Path, tmp_path: Path) -> None:
+    data = JSONLDialogues(write_jsonl(tmp_path / "rated.jsonl", range(60)), batch_size=8)
+    judge = DialogueJudge(LitCausalLM(long_lm), extractor=Probe())
+    (metrics,) = trainer().test(judge, data, verbose=False)
+    assert judge.extractor.probe.dialogues == len(data.pool) > 8  # type: ignore[attr-defined]
+    assert -1 <= metrics["test/spearman"] <= 1
+    by_hand = DialogueJudge(LitCausalLM(long_lm), extractor=Probe()).fit_probe(data.pool)
+    held_out = dialogues(4, first=70)
+    assert torch.allclose(scores(by_hand, held_out), scores(judge, held_out), atol=1e-5)
+    with pytest.raises(MisconfigurationException, match="ProbeExtractor has a closed form"):
+        trainer().fit(judge, data)
+
+
+def test_what_cannot_be_fitted_says_so(tiny_lm: Path, tmp_path: Path) -> None:
+    judge = judge_of(tiny_lm, extractor=Probe())
+    with pytest.raises(RuntimeError, match="probe is not fitted"):
+        judge.rate(dialogues(2))
+    with pytest.raises(RuntimeError, match="probe is not fitted"):
+        judge.save_pretrained(tmp_path) or judge._save_probe(judge.extractor, tmp_path, ".")  # type: ignore[arg-type, func-returns-value]
+    with pytest.raises(ValueError, match="at least 8 rated dialogues"):
+        judge.fit_probe(dialogues(7))
+    with pytest.raises(ValueError, match=r"not all the same.*\[3.0\]"):
+        judge.fit_probe([Dialogue(row.id, row.turns, (3.0,)) for row in dialogues(9)])
+    with pytest.raises(TypeError, match="LogitExtractor, which has nothing to fit"):
+        judge_of(tiny_lm).fit_probe(dialogues(9))
+    with pytest.raises(ValueError, match="alphas is empty"):
+        Probe(alphas=())
+    shown = judge_of(tiny_lm, extractor=Probe(), pool=dialogues(9), shots=2).fit_probe(dialogues(9, first=20))
+    with pytest.raises(ValueError, match="shows 2 examples"):
+        shown.save_pretrained(tmp_path / "shown")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": ".", "prompt": {}, "probe": {}}'])
+def test_a_damaged_file_is_named(tiny_lm: Path, tmp_path: Path, content: str) -> None:
+    judge = judge_of(tiny_lm, extractor=Probe()).fit_probe(dialogues(12))
+    judge.save_pretrained(tmp_path)
+    (tmp_path / PROBE_FILE).write_text(content)
+    with pytest.raises(ValueError, match=r"probe.json is no probe of this library"):
+        DialogueJudge(tmp_path)
+
+
+def test_the_command_fits_saves_and_opens_it(long_lm: Path, tmp_path: Path) -> None:
+    from lightning_unlearn.cli.judge import judge as command
+
+    files: dict[str, Any] = {
+        "data": str(write_jsonl(tmp_path / "data.jsonl", range(100, 106))),
+        "device": "cpu",
+        "max_length": 900,
+    }
+    pool = str(write_jsonl(tmp_path / "pool.jsonl", range(30)))
+    out = tmp_path / "out"
+    summary = command(str(long_lm), route="probe", pool=pool, output_dir=str(out), **files)
+    assert summary["settings"]["shots"] == 0
+    first = (out / "ratings.jsonl").read_text()
+    again = tmp_path / "again"
+    summary = command(str(out / "probe"), output_dir=str(again), **files)
+    assert summary["settings"]["route"] == "probe"
+    assert (again / "ratings.jsonl").read_text() == first
+    with pytest.raises(ValueError, match="fitted to rated dialogues"):
+        command(str(long_lm), route="probe", output_dir=str(tmp_path / "no"), **files)
+    with pytest.raises(ValueError, match="folder of a fitted probe"):
+        command(str(out / "probe"), pool=pool, output_dir=str(tmp_path / "no"), **files)
+    with pytest.raises(ValueError, match="hidden states of a local model"):
+        command("judge", route="probe", pool=pool, endpoint="openai", output_dir=str(tmp_path / "no"), **files)
