@@ -40,6 +40,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "fine-tuned, soft labels": {"lora": LoRASetting("soft")},
     "fine-tuned, expected score": {"lora": LoRASetting("mean")},
     "linear probe": {"probe": True},
+    "linear probe, known-bad": {"probe": True, "known_bad": True},
 }
 """What is run of each model, as fields of its cell."""
 

@@ -114,6 +114,7 @@ class JudgeCell(DataCell):
         shots: Number of examples.
         lora: How it is fine-tuned; ``None`` without fine-tuning.
         probe: Whether its ratings are those of a linear probe on its hidden states.
+        known_bad: Whether the probe also learns known-bad dialogues.
         max_length: Longest prompt in tokens.
         max_new_tokens: Longest answer in tokens.
         precision: Precision of the Trainer; with bf16, weights that do not train are bf16.
@@ -126,6 +127,7 @@ class JudgeCell(DataCell):
     shots: int = 4
     lora: LoRASetting | None = None
     probe: bool = False
+    known_bad: bool = False
     max_length: int = 1024
     max_new_tokens: int = 64
     precision: str = "bf16-mixed"
@@ -241,7 +243,7 @@ def _tuning(tuned: LoRASetting, seed: int) -> JudgeTuning:
 
 def _extractor(cell: JudgeCell) -> Extractor:
     if cell.probe:
-        return ProbeExtractor()
+        return ProbeExtractor(known_bad=cell.known_bad)
     if cell.route == "text":
         return TextExtractor(max_new_tokens=cell.max_new_tokens)
     return AnalysisExtractor(max_new_tokens=cell.max_new_tokens) if cell.mode == "analysis_first" else LogitExtractor()

@@ -60,6 +60,7 @@ def judge(
     dtype: DType = "float32",
     device: str | None = None,
     endpoint: str | None = None,
+    known_bad: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Rate the dialogues of a file with a language model; measure agreement if people have rated them too.
@@ -97,6 +98,8 @@ def judge(
         device: Device, such as cuda:1; by default a GPU if there is one.
         endpoint: Address of an OpenAI-compatible server, or "openai". Its key is read from the environment variable
             OPENAI_API_KEY.
+        known_bad: With --route probe, also learn to tell known-bad versions of the pool's dialogues, which then get low
+            ratings.
         seed: Seed of random examples and of intervals.
 
     Returns:
@@ -128,7 +131,7 @@ def judge(
         "examples": examples if by_examples else None, "shots": shots if by_examples else 0,
         "max_new_tokens": max_new_tokens,
         "pool": seen(shown, ratings=True), "dtype": dtype, "seed": seed,
-        "model_files": None if endpoint else files_digest(model),
+        "model_files": None if endpoint else files_digest(model), "known_bad": known_bad,
     }  # fmt: skip
     _check_probe(settings, saved is not None, bool(shown))
     folder = Path(output_dir)
@@ -187,7 +190,11 @@ class _Maker:
         model, dtype = self.settings["model"], self.settings["dtype"]
         if not self.pool:
             return self._place(DialogueJudge(model, task=prompt.task, dtype=dtype))
-        made = self._place(DialogueJudge(model, prompt=prompt, extractor=ProbeExtractor(), dtype=dtype))
+        made = self._place(
+            DialogueJudge(
+                model, prompt=prompt, extractor=ProbeExtractor(known_bad=self.settings["known_bad"]), dtype=dtype
+            )
+        )
         print(f"Fitting the probe to {len(self.pool)} dialogues.")
         made.fit_probe(self.pool).save_probe(self.folder / "probe")
         print(f"Wrote {self.folder / 'probe'}")
@@ -211,6 +218,9 @@ class _Maker:
 
 def _check_probe(settings: dict[str, Any], saved: bool, pool: bool) -> None:
     """Reject a probe that cannot be had."""
+    if settings["route"] != "probe" or saved:
+        if settings["known_bad"]:
+            raise ValueError("--known_bad is learned by a probe while it is fitted: --route probe, with a --pool.")
     if settings["route"] != "probe":
         return
     if settings["endpoint"] is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -50,14 +50,12 @@ def _means(module: LitCausalLM, ids: list[Sequence[int]], layers: Sequence[int] 
     padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=device)
     whole = module.model.get_base_model() if is_peft_model(module.model) else module.model
-    single = layers[0] if layers is not None and len(layers) == 1 else None
-    with _ending_at(whole, single) as ended:
+    with _ending_after(whole, layers) as outputs:
         try:
             read = whole.base_model(input_ids=padded, attention_mask=mask, output_hidden_states=True, use_cache=False)
+            states = read.hidden_states if layers is None else [read.hidden_states[layer] for layer in layers]
         except _ReachedLayer:
-            states = tuple(ended)
-        else:
-            states = read.hidden_states if layers is None else tuple(read.hidden_states[layer] for layer in layers)
+            states = [outputs[layer] for layer in layers or ()]
     kept = mask[:, :, None]
     return torch.stack([(state.float() * kept).sum(1) / kept.sum(1) for state in states], 1).cpu()
 
@@ -67,26 +65,32 @@ class _ReachedLayer(Exception):
 
 
 @contextmanager
-def _ending_at(model: nn.Module, number: int | None) -> Iterator[list[Tensor]]:
-    """End the forward pass after the layer whose output is hidden state ``number``, and collect this output.
+def _ending_after(model: nn.Module, numbers: Sequence[int] | None) -> Iterator[dict[int, Tensor]]:
+    """Collect the hidden states of some numbers, and end the forward pass after the last of them.
 
-    All layers run if it is the last one, which comes after the final norm, or if the model is compiled or sharded.
+    All layers run if the embedding or the last state is among them, which comes after the final norm, or if the model
+    is compiled or sharded; then nothing is collected.
     """
-    outputs: list[Tensor] = []
+    outputs: dict[int, Tensor] = {}
     layers = decoder_layers(model)[1]
     special = any(isinstance(part, DTensor) for part in model.parameters()) or any(
         hasattr(child, "_orig_mod") or child._compiled_call_impl is not None for child in model.modules()
     )
-    if number is None or special or not 0 < number < len(layers):
+    if not numbers or special or not all(0 < number < len(layers) for number in numbers):
         yield outputs
         return
 
-    def end(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        outputs.append(output if isinstance(output, Tensor) else output[0])
-        raise _ReachedLayer
+    def collecting(number: int) -> Callable[..., None]:
+        def collect(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            outputs[number] = output if isinstance(output, Tensor) else output[0]
+            if number == max(numbers):
+                raise _ReachedLayer
 
-    handle = layers[number - 1].register_forward_hook(end)
+        return collect
+
+    handles = [layers[number - 1].register_forward_hook(collecting(number)) for number in set(numbers)]
     try:
         yield outputs
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -20,6 +20,7 @@ from lightning_unlearn.dialogue.dialogue import Dialogue, Turn
 from lightning_unlearn.dialogue.hidden_states import mean_states
 from lightning_unlearn.dialogue.prompt import BuiltPrompt, JudgePrompt
 from lightning_unlearn.dialogue.rating import Rating
+from lightning_unlearn.dialogue.soundness import Soundness, fit_soundness
 from lightning_unlearn.dialogue.task import RatingTask
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Probe:
         bias: The rating of a state of zeros.
         scale: Standard deviation of each dimension.
         reference: Mean state of a fixed dialogue, by which other weights of the model are noticed.
+        soundness: Classifier of known-bad dialogues, where one was fitted.
     """
 
     layer: int
@@ -57,6 +59,7 @@ class Probe:
     bias: float
     scale: tuple[float, ...]
     reference: tuple[float, ...]
+    soundness: Soundness | None = None
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,24 @@ class ProbeExtractor:
     form. A rating takes one forward pass through the layers up to that one, and nothing of the model trains. Ratings
     are limited to the scale.
 
+    People rate dialogues of working assistants, so that a probe of their ratings alone does not know what a broken model
+    writes. With ``known_bad``, a logistic regression on the states also learns to tell the dialogues from known-bad
+    versions of them (messages shuffled, replies swapped, empty or repeated), and the score is the expected rating where
+    a known-bad dialogue has the lowest one: with $p$ the probability of a sound one, $r$ the rating above and $v_1$ the
+    bottom of the scale,
+
+    $$s = p\, r + (1 - p)\, v_1$$
+
+    The [controls][lightning_unlearn.Controls] of a quality report are of these kinds. They then test whether the judge
+    recognizes them in other conversations, and no longer whether it does so untaught.
+
     Fit it with [`DialogueJudge.fit_probe`][lightning_unlearn.DialogueJudge], or give the Trainer a data module with a
     ``pool`` of rated dialogues, to which it is fitted before the first rating.
 
     Args:
         layer: Number of the hidden state: 0 is the embedding, -1 the last one. By default all are tried.
         alphas: Strengths of the penalty that are tried.
+        known_bad: Whether known-bad versions of the dialogues are learned too; takes four times as long.
 
     Attributes:
         probe: The fitted probe; ``None`` before.
@@ -103,7 +118,13 @@ class ProbeExtractor:
 
     max_new_tokens = 0
 
-    def __init__(self, layer: int | None = None, alphas: Sequence[float] = (1e2, 3e2, 1e3, 3e3, 1e4, 3e4, 1e5)) -> None:
+    def __init__(
+        self,
+        layer: int | None = None,
+        alphas: Sequence[float] = (1e2, 3e2, 1e3, 3e3, 1e4, 3e4, 1e5),
+        known_bad: bool = False,
+    ) -> None:
+        self.known_bad = known_bad
         self.layer, self.alphas = layer, tuple(above("alphas", alpha, 0) for alpha in alphas)
         if not self.alphas:
             raise ValueError("alphas is empty. Give at least one strength of the penalty, such as alphas=(1e3,).")
@@ -114,7 +135,7 @@ class ProbeExtractor:
     @classmethod
     def of(cls, probe: Probe) -> ProbeExtractor:
         """An extractor with a probe that was fitted before."""
-        made = cls(probe.layer, (probe.alpha,))
+        made = cls(probe.layer, (probe.alpha,), probe.soundness is not None)
         made._take(probe)
         return made
 
@@ -161,6 +182,7 @@ class ProbeExtractor:
                 bias=float(ridge.intercept_ - weight @ center),
                 scale=tuple(scale.tolist()),
                 reference=tuple(_reference_state(judge, layer).tolist()),
+                soundness=fit_soundness(judge, dialogues) if self.known_bad else None,
             )
         )
         self._weights_checked = True
@@ -178,9 +200,13 @@ class ProbeExtractor:
                 "module with rated dialogues as its pool."
             )
         self._check_weights(judge, self.probe)
-        states = mean_states(judge.lm, _ids(prompts), [self.probe.layer], judge.max_tokens)[:, 0].double()
-        task = judge.task
-        scores = (states @ _vector(self.probe.weight) + self.probe.bias).clamp(task.values[0], task.values[-1])
+        sound, task = self.probe.soundness, judge.task
+        layers = [self.probe.layer, *([] if sound is None else [sound.layer])]
+        states = mean_states(judge.lm, _ids(prompts), layers, judge.max_tokens).double()
+        lowest, highest = task.values[0], task.values[-1]
+        scores = (states[:, 0] @ _vector(self.probe.weight) + self.probe.bias).clamp(lowest, highest)
+        if sound is not None:
+            scores = lowest + sound.probability(states[:, 1]) * (scores - lowest)
         return [Rating(score, task.labels[task.nearest(score)]) for score in scores.tolist()]
 
     def save(self, folder: str | os.PathLike[str], model: str, prompt: JudgePrompt) -> None:
@@ -236,9 +262,9 @@ def saved_probe(model: Any) -> SavedProbe | None:
         return None
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        values: dict[str, Any] = {
-            name: tuple(part) if isinstance(part, list) else part for name, part in record["probe"].items()
-        }
+        values = _tuples(record["probe"])
+        if values["soundness"] is not None:
+            values["soundness"] = Soundness(**_tuples(values["soundness"]))
         asked = {**record["prompt"], "task": RatingTask(**record["prompt"]["task"])}
         place = os.fspath(model) if record["model"] == "." else record["model"]
         return SavedProbe(Probe(**values), place, JudgePrompt(**asked))
@@ -247,6 +273,11 @@ def saved_probe(model: Any) -> SavedProbe | None:
             f"{file} is no probe of this library ({type(error).__name__}: {error}). Fit and save it again with "
             "judge.fit_probe and judge.save_probe."
         ) from None
+
+
+def _tuples(record: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a record, whose lists were tuples before they became JSON."""
+    return {name: tuple(part) if isinstance(part, list) else part for name, part in record.items()}
 
 
 def same_prompt(one: JudgePrompt, other: JudgePrompt) -> bool:

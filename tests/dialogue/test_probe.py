@@ -9,12 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_unlearn import Dialogue, DialogueJudge, JSONLDialogues, JudgePrompt, LitCausalLM, LogitExtractor
+from lightning_unlearn import (
+    Dialogue,
+    DialogueJudge,
+    JSONLDialogues,
+    JudgePrompt,
+    LitCausalLM,
+    LogitExtractor,
+    Turn,
+    control_dialogues,
+)
 from lightning_unlearn import ProbeExtractor as Probe
 from lightning_unlearn.core.layers import decoder_layers
 from lightning_unlearn.core.lightning import MisconfigurationException
 from lightning_unlearn.dialogue.hidden_states import mean_states
 from lightning_unlearn.dialogue.probe import PROBE_FILE
+from lightning_unlearn.dialogue.soundness import known_bad
 from tests.dialogue.judges import SCALE, dialogues, judge_of, tiny_lm_of
 from tests.dialogue.uss_files import write_jsonl
 from tests.helpers import trainer
@@ -83,7 +93,7 @@ def leave_one_out(x: torch.Tensor, y: torch.Tensor, alpha: float) -> float:
     return sum(errors) / len(errors)
 
 
-@pytest.mark.parametrize("layers", [None, [0], [1], [-1], [1, 2]])
+@pytest.mark.parametrize("layers", [None, [0], [1], [-1], [1, 2], [1, 1]])
 def test_mean_states_are_those_of_whole_passes_and_stop_where_nobody_reads_on(
     tiny_lm: Path, layers: list[int] | None
 ) -> None:
@@ -98,7 +108,7 @@ def test_mean_states_are_those_of_whole_passes_and_stop_where_nobody_reads_on(
     found = mean_states(judge.lm, [prompt.ids for prompt in judge.prompts(rows)], layers)
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-4)
     assert len(blocks) == 2
-    assert set(called) == ({0} if layers == [1] else {0, 1})
+    assert set(called) == ({0} if layers in ([1], [1, 1]) else {0, 1})
 
 
 def test_a_folder_without_weights_rates_as_the_judge_did(long_lm: Path, tmp_path: Path) -> None:
@@ -212,3 +222,61 @@ def test_the_command_fits_saves_and_opens_it(long_lm: Path, tmp_path: Path) -> N
         command(str(out / "probe"), pool=pool, output_dir=str(tmp_path / "no"), **files)
     with pytest.raises(ValueError, match="hidden states of a local model"):
         command("judge", route="probe", pool=pool, endpoint="openai", output_dir=str(tmp_path / "no"), **files)
+
+
+def with_replies(count: int, first: int = 0) -> list[Dialogue]:
+    names = ["Peru", "Italy", "Japan and Spain", "Cuba", "Norway, Chile, Nepal"]
+    return [
+        Dialogue(
+            str(i),
+            tuple(
+                Turn("user" if turn % 2 == 0 else "assistant", f"{names[(i * 3 + turn) % 5]} {i + turn}")
+                for turn in range(2 + 2 * (i % 3))
+            ),
+            (1.0 + i % 5, 2.0),
+        )
+        for i in range(first, first + count)
+    ]
+
+
+def test_known_bad_versions_are_learned_beside_the_ratings(tiny_lm: Path, tmp_path: Path) -> None:
+    rows, others = with_replies(24), with_replies(24, first=60)
+    plain = judge_of(tiny_lm, extractor=Probe(layer=1, alphas=(10.0,))).fit_probe(rows)
+    judge = judge_of(tiny_lm, extractor=Probe(layer=1, alphas=(10.0,), known_bad=True)).fit_probe(rows)
+    sound = judge.extractor.probe.soundness  # type: ignore[attr-defined]
+    states = states_of(judge, others)[:, sound.layer]
+    values = ((states - torch.tensor(sound.center)) / torch.tensor(sound.scale)).clamp(-8, 8)
+    p = (values @ torch.tensor(sound.weight, dtype=torch.float64) + sound.bias).sigmoid()
+    expected = 1 + p * (scores(plain, others).double() - 1)
+    torch.testing.assert_close(scores(judge, others).double(), expected, atol=1e-4, rtol=0)
+    empty = control_dialogues(others)["empty"]
+    assert scores(judge, empty).mean() < scores(judge, others).mean() - 0.3
+    judge.save_pretrained(tmp_path)
+    assert torch.allclose(scores(DialogueJudge(tmp_path), empty), scores(judge, empty), atol=1e-5)
+
+
+def test_known_bad_versions_are_of_all_kinds_and_of_short_and_whole_dialogues() -> None:
+    rows = [*with_replies(8), *dialogues(1, first=90)]
+    rows.append(Dialogue("asked", (Turn("user", "Hi"),), (3.0,)))
+    sound, bad = known_bad(rows)
+    assert sound[:9] == rows[:9]
+    assert [row.id for row in sound[9:]] == [row.id for row in rows[:9]]
+    for head, whole in zip(sound[9:], rows, strict=False):
+        assert head.turns == whole.turns[: len(head.turns)]
+        assert head.turns[-1].role == "assistant"
+    assert {len(head.turns) for head in sound[9:17]} == {2, 4, 6}
+    assert not {part.turns for part in bad} & {part.turns for part in sound}
+    assert len(bad) == 4 * 9 + 9
+    assert "asked" not in {part.id for part in [*sound, *bad]}
+
+
+def test_known_bad_versions_need_replies(tiny_lm: Path, tmp_path: Path) -> None:
+    rows = [Dialogue(str(i), (Turn("user", f"{i}?"),), (1.0 + i % 3,)) for i in range(12)]
+    with pytest.raises(ValueError, match="at least 4 conversations with replies"):
+        judge_of(tiny_lm, extractor=Probe(known_bad=True)).fit_probe(rows)
+    from lightning_unlearn.cli.judge import judge as command
+
+    with pytest.raises(ValueError, match="--known_bad is learned by a probe"):
+        command(
+            str(tiny_lm), str(write_jsonl(tmp_path / "data.jsonl")), known_bad=True, output_dir=str(tmp_path / "out")
+        )
