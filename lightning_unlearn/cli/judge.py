@@ -218,9 +218,8 @@ class _Maker:
 
 def _check_probe(settings: dict[str, Any], saved: bool, pool: bool) -> None:
     """Reject a probe that cannot be had."""
-    if settings["route"] != "probe" or saved:
-        if settings["known_bad"]:
-            raise ValueError("--known_bad is learned by a probe while it is fitted: --route probe, with a --pool.")
+    if settings["known_bad"] and (settings["route"] != "probe" or saved):
+        raise ValueError("--known_bad is learned by a probe while it is fitted: --route probe, with a --pool.")
     if settings["route"] != "probe":
         return
     if settings["endpoint"] is not None:

@@ -89,8 +89,8 @@ class ProbeExtractor:
     form. A rating takes one forward pass through the layers up to that one, and nothing of the model trains. Ratings
     are limited to the scale.
 
-    People rate dialogues of working assistants, so that a probe of their ratings alone does not know what a broken model
-    writes. With ``known_bad``, a logistic regression on the states also learns to tell the dialogues from known-bad
+    People rate dialogues of working assistants, so that a probe of their ratings alone does not know what a broken
+    model writes. With ``known_bad``, a logistic regression on the states also learns to tell the dialogues from known-bad
     versions of them (messages shuffled, replies swapped, empty or repeated), and the score is the expected rating where
     a known-bad dialogue has the lowest one: with $p$ the probability of a sound one, $r$ the rating above and $v_1$ the
     bottom of the scale,
