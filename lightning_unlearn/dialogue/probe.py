@@ -90,10 +90,10 @@ class ProbeExtractor:
     are limited to the scale.
 
     People rate dialogues of working assistants, so that a probe of their ratings alone does not know what a broken
-    model writes. With ``known_bad``, a logistic regression on the states also learns to tell the dialogues from known-bad
-    versions of them (messages shuffled, replies swapped, empty or repeated), and the score is the expected rating where
-    a known-bad dialogue has the lowest one: with $p$ the probability of a sound one, $r$ the rating above and $v_1$ the
-    bottom of the scale,
+    model writes. With ``known_bad``, a logistic regression on the states also learns to tell the dialogues from
+    known-bad versions of them: messages shuffled, replies swapped, empty or repeated. The score is then the expected
+    rating if a known-bad dialogue has the lowest one. With $p$ the probability of a sound dialogue, $r$ the rating
+    above and $v_1$ the bottom of the scale,
 
     $$s = p\, r + (1 - p)\, v_1$$
 
