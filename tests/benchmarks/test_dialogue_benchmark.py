@@ -42,6 +42,7 @@ def outcome(scores: list[float | None], human: list[float]) -> dict[str, Any]:
 def test_every_entry_runs_once_and_is_decided(long_lm: Path, tmp_path: Path) -> None:
     data = write_uss(tmp_path / "uss", ("SGD", "MWOZ"), 24)
     entries = ["zero-shot", "BM25 4-shot", "random 4-shot", "analysis first", "rating first", "fine-tuned, soft labels"]
+    entries += ["linear probe", "linear probe, known-bad"]
     run = {**SMALL, "output_dir": str(tmp_path / "out"), "models": [str(long_lm)], "max_new_tokens": 2}
     record = bench_dialogue(str(data), entries=entries[:1], subsets=["SGD"], **run)
     assert [row["finding"] for row in record["findings"]] == []
@@ -61,7 +62,8 @@ def test_every_entry_runs_once_and_is_decided(long_lm: Path, tmp_path: Path) -> 
         "selected examples > random ones",
         "analysis first > rating first",
         "fine-tuned > as it is",
-        "fine-tuned > ridge",
+        "fine-tuned > TF-IDF ridge",
+        "linear probe > TF-IDF ridge",
     }
     shown = {name.partition(": ")[2]: run.get("examples", 0) for name, run in record["runs"]["SGD"].items()}
     assert shown["zero-shot"] == shown["fine-tuned, soft labels"] == 0
@@ -69,15 +71,17 @@ def test_every_entry_runs_once_and_is_decided(long_lm: Path, tmp_path: Path) -> 
     table = (tmp_path / "out" / "dialogue.md").read_text()
     assert "USS-MWOZ" in table
     saved = [judge for judge in record["judges"] if judge["subset"] == "SGD"]
-    assert [judge["name"] for judge in saved] == [f"{long_lm.name}: fine-tuned, soft labels"]
-    assert saved[0]["folder"] in table
-    place = tmp_path / "out" / saved[0]["folder"]
-    rho = tuned["agreement"]["spearman"][0]
-    assert Calibration.load(place / "calibration.json").spearman.value == pytest.approx(rho)
+    names = ("fine-tuned, soft labels", "linear probe", "linear probe, known-bad")
+    assert [judge["name"] for judge in saved] == [f"{long_lm.name}: {name}" for name in names]
     _, test = split(DataCell(seed=0, path=str(data), data_sha256="", subset="SGD", test=16, train=8))
-    judge = DialogueJudge(str(place), prompt=JudgePrompt(max_length=640))
-    again = [rating.score for rating in judge.rate(test)]
-    assert again == pytest.approx(tuned["scores"], abs=1e-4)  # what was saved is what rated
+    for kept in saved:
+        assert kept["folder"] in table
+        place, run_of = tmp_path / "out" / kept["folder"], record["runs"]["SGD"][kept["name"]]
+        rho = run_of["agreement"]["spearman"][0]
+        assert Calibration.load(place / "calibration.json").spearman.value == pytest.approx(rho)
+        judge = DialogueJudge(str(place), prompt=JudgePrompt(max_length=640))
+        again = [rating.score for rating in judge.rate(test)]
+        assert again == pytest.approx(run_of["scores"], abs=1e-4)  # what was saved is what rated
     assert json.loads((tmp_path / "out" / "dialogue.json").read_text())["test"] == 16
     assert (tmp_path / "out" / f"dialogue_{long_lm.name}.svg").exists()
 
@@ -152,8 +156,8 @@ def test_findings_hold_where_the_interval_of_the_mean_is_above_0() -> None:
     }
     rows = {row["finding"]: row for row in findings({"SGD": runs, "MWOZ": runs}, ("m",))}
     assert rows["fine-tuned > as it is"]["decided"] == "holds"
-    assert rows["fine-tuned > ridge"]["mean"] == [0.0, 0.0, 0.0]
-    assert rows["fine-tuned > ridge"]["decided"] == "open"
+    assert rows["fine-tuned > TF-IDF ridge"]["mean"] == [0.0, 0.0, 0.0]
+    assert rows["fine-tuned > TF-IDF ridge"]["decided"] == "open"
     assert rows["selected examples > random ones"]["decided"].startswith("no correlation")
     # Two subsets: the half width of their mean is that of one over the root of two.
     one, mean = rows["fine-tuned > as it is"]["differences"]["SGD"], rows["fine-tuned > as it is"]["mean"]
