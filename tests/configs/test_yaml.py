@@ -43,8 +43,8 @@ TRAINING = {"examples/canvas_base.yaml", "examples/canvas_judge.yaml"}
 """Examples that train what a benchmark needs, and forget nothing."""
 SCANS = {"examples/mri.yaml", "examples/mri_pretrain.yaml"}
 """Examples of image reconstruction, which forget nothing."""
-JUDGES = {"examples/judge.yaml", "examples/judge_uss.yaml"}
-"""Examples that fine-tune a judge of dialogues."""
+JUDGES = {"examples/judge.yaml", "examples/judge_probe.yaml", "examples/judge_uss.yaml"}
+"""Examples of a judge of dialogues."""
 QUIET = ["--trainer.logger=false", "--trainer.accelerator=cpu", "--trainer.enable_checkpointing=false"]
 
 
@@ -85,8 +85,8 @@ def test_the_first_line_launches_the_file(path: Path, tiny_lm: Path, tiny_sd: Pa
     elif SCANS.intersection(words):
         kind, small = L.LightningModule, "--data.init_args.batch_size=1"
     elif JUDGES.intersection(words):
-        own = "examples/judge.yaml" in words
-        data = write_jsonl(tmp_path / "dialogues.jsonl") if own else write_uss(tmp_path)
+        uss = "examples/judge_uss.yaml" in words
+        data = write_uss(tmp_path) if uss else write_jsonl(tmp_path / "dialogues.jsonl")
         kind, words = DialogueJudge, [*words, f"--data.init_args.path={data}"]
     cli = UnlearnCLI([*words, small, *QUIET], run=False)
     assert isinstance(cli.model, kind)

@@ -171,6 +171,29 @@ def test_a_trainer_fits_it_to_the_pool_of_its_data(long_lm: Path, tmp_path: Path
         trainer().fit(judge, data)
 
 
+def test_the_example_of_a_probe_runs_from_the_command_line(
+    long_lm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lightning_unlearn.cli.fit import UnlearnCLI
+
+    rows = [
+        {
+            "id": row.id,
+            "messages": [{"role": turn.role, "content": turn.text} for turn in row.turns],
+            "ratings": row.ratings,
+        }
+        for row in with_replies(60)
+    ]
+    (tmp_path / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    example = Path(__file__).parents[2] / "examples" / "judge_probe.yaml"
+    options = [f"--model.init_args.model={long_lm}", f"--data.init_args.path={tmp_path / 'rated.jsonl'}"]
+    options += ["--trainer.accelerator=cpu", "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}"]
+    cli = UnlearnCLI(["test", "--config", str(example), *options])
+    assert "test/spearman" in capsys.readouterr().out
+    assert cli.model.extractor.probe.soundness is not None
+    assert cli.model.extractor.probe.dialogues == len(cli.datamodule.pool)
+
+
 def test_what_cannot_be_fitted_says_so(tiny_lm: Path, tmp_path: Path) -> None:
     judge = judge_of(tiny_lm, extractor=Probe())
     with pytest.raises(RuntimeError, match="probe is not fitted"):
