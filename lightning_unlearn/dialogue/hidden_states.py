@@ -33,6 +33,9 @@ def mean_states(
 
     Returns:
         Shape ``(N, len(layers), D)``, fp32, on the CPU.
+
+    Raises:
+        ValueError: If the model has hidden states of another form, as models with several streams have.
     """
     order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
     found: dict[int, Tensor] = {}
@@ -56,6 +59,11 @@ def _means(module: LitCausalLM, ids: list[Sequence[int]], layers: Sequence[int] 
             states = read.hidden_states if layers is None else [read.hidden_states[layer] for layer in layers]
         except _ReachedLayer:
             states = [outputs[layer] for layer in layers or ()]
+    if any(state.shape[:2] != mask.shape or state.dim() != 3 for state in states):
+        raise ValueError(
+            f"The hidden states of {type(whole).__name__} have the shape {tuple(states[0].shape)}, but one vector for "
+            f"each of {tuple(mask.shape)} tokens is needed. Use another model, or another extractor or selector."
+        )
     kept = mask[:, :, None]
     return torch.stack([(state.float() * kept).sum(1) / kept.sum(1) for state in states], 1).cpu()
 
