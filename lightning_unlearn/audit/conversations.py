@@ -28,6 +28,7 @@ from lightning_unlearn.dialogue.data.jsonl import read_jsonl
 from lightning_unlearn.dialogue.dialogue import Dialogue, Turn
 from lightning_unlearn.dialogue.extractors import AnalysisExtractor, LogitExtractor, TextExtractor
 from lightning_unlearn.dialogue.judge import DialogueJudge
+from lightning_unlearn.dialogue.probe import ProbeExtractor
 from lightning_unlearn.dialogue.quality import (
     DialogueQuality,
     check_other_model,
@@ -254,7 +255,10 @@ def _fitted(judge: RatesDialogues, path: str | os.PathLike[str]) -> Calibration:
     scores = rated(judge, dialogues)
     pairs = [(s, d.mean) for s, d in zip(scores, dialogues, strict=True) if math.isfinite(s)]
     calibration = Calibration() if task is None else Calibration(task)
-    return calibration.fit([score for score, _ in pairs], [human for _, human in pairs])
+    extractor = getattr(judge, "extractor", None)
+    knows_bad = isinstance(extractor, ProbeExtractor) and extractor.knows_bad
+    floor = calibration.low if knows_bad else None
+    return calibration.fit([score for score, _ in pairs], [human for _, human in pairs], floor)
 
 
 def _judge_settings(judge: Any) -> JSON:

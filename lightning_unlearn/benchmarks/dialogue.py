@@ -254,7 +254,8 @@ def _calibrate(folder: Path, runs: dict[str, dict[str, Outcome]]) -> list[dict[s
             pairs = [(r.score, d.mean) for r, d in zip(*rated(outcome), strict=True) if math.isfinite(r.score)]
             if len(pairs) < 8:  # a calibration to fewer would be noise
                 continue
-            calibration = Calibration().fit(*map(list, zip(*pairs, strict=True)))
+            scores, human = map(list, zip(*pairs, strict=True))
+            calibration = Calibration().fit(scores, human, outcome.get("floor"))
             (place,) = outcome["files"]
             calibration.save(folder / place / "calibration.json")
             told = {"trusted": calibration.trusted, "spearman": list(calibration.spearman)}

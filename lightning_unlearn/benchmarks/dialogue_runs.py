@@ -195,6 +195,8 @@ def judged(cell: JudgeCell, folder: Path) -> Outcome:
     outcome["examples"] = sum(judge.shown) / len(judge.shown)
     if isinstance(judge.extractor, ProbeExtractor) and (probe := judge.extractor.probe) is not None:
         outcome |= {"layer": probe.layer, "alpha": probe.alpha}
+        if judge.extractor.knows_bad:
+            outcome["floor"] = judge.task.values[0]
     if cell.lora is not None or cell.probe:
         outcome["files"] = [place := f"judges/{cell.key}"]
         (judge.save_probe if cell.probe else judge.save_pretrained)(folder / place)

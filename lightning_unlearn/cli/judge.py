@@ -144,7 +144,8 @@ def judge(
     summary: dict[str, Any] = {"settings": settings, "dialogues": len(rated), **_agreement(ratings, rated, task, seed)}
     if held_out:
         known = RatingFile(folder / "calibration_ratings.jsonl").rate(maker, held_out, batch_size)
-        summary["calibration"] = _calibrated(folder, task, known, held_out, ratings, rated, level, seed)
+        knows_bad = known_bad or (route == "probe" and saved is not None and saved.probe.soundness is not None)
+        summary["calibration"] = _calibrated(folder, task, known, held_out, ratings, rated, level, seed, knows_bad)
     write_text(folder / "summary.json", json.dumps(without_nan(summary), indent=2) + "\n")
     for name, value in summary.get("agreement", {}).items():
         print(f"{name}: {value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
@@ -285,11 +286,14 @@ def _calibrated(
     rated: Sequence[Dialogue],
     level: float,
     seed: int,
+    knows_bad: bool,
 ) -> dict[str, Any]:
     """Calibrate to the held-out dialogues, and write the calibrated scores of the others."""
     pairs = [(rating.score, part.mean) for rating, part in zip(known, held_out, strict=True)]
     used = [(score, mean) for score, mean in pairs if not math.isnan(score)]
-    calibration = Calibration(task, seed=seed).fit([score for score, _ in used], [mean for _, mean in used])
+    calibration = Calibration(task, seed=seed)
+    floor = calibration.low if knows_bad else None
+    calibration.fit([score for score, _ in used], [mean for _, mean in used], floor)
     calibration.save(folder / "calibration.json")
     rows = []
     for rating, part in zip(ratings, rated, strict=True):

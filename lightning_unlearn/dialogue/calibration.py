@@ -73,12 +73,19 @@ class Calibration:
         self.share, self.seed = inside("share", share, 0, 1), seed
         self.level, self.draws = inside("level", level, 0, 1), at_least("draws", draws, 1)
 
-    def fit(self, scores: Sequence[float] | Tensor, human: Sequence[float] | Tensor) -> Calibration:
+    def fit(
+        self, scores: Sequence[float] | Tensor, human: Sequence[float] | Tensor, floor: float | None = None
+    ) -> Calibration:
         """Fit to rated dialogues.
+
+        People rate few dialogues of broken models. Below the lowest score that was fitted, the function is constant, so
+        that a model whose conversations fall apart hardly seems to lose anything. With ``floor``, it falls linearly
+        from there to the bottom of people's scale at that score. This part is an assumption, and no interval covers it.
 
         Args:
             scores: The judge's scores, shape ``(N,)``. Leave out those that could not be parsed.
             human: Mean ratings, shape ``(N,)``.
+            floor: The score of a dialogue that is certainly bad, such as 1 of a `ProbeExtractor` with ``known_bad``.
 
         Returns:
             Itself.
@@ -103,6 +110,8 @@ class Calibration:
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
         first = min(max(2, round(self.share * len(x))), len(x) - 2)
         self.scores, self.ratings = _isotonic(x[order[:first]], y[order[:first]], self.low, self.high)
+        if floor is not None and floor < self.scores[0]:
+            self.scores, self.ratings = [floor, *self.scores], [self.low, *self.ratings]
         rest = order[first:]
         self.residuals: list[float] = (y[rest] - self(x[rest])).abs().sort().values.tolist()
         return self

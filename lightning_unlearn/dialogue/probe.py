@@ -132,6 +132,11 @@ class ProbeExtractor:
         self.digest = ""
         self._weights_checked = False
 
+    @property
+    def knows_bad(self) -> bool:
+        """Whether the fitted probe has learned known-bad dialogues, so that the lowest score means such a one."""
+        return self.probe is not None and self.probe.soundness is not None
+
     @classmethod
     def of(cls, probe: Probe) -> ProbeExtractor:
         """An extractor with a probe that was fitted before."""
