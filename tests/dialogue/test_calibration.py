@@ -48,6 +48,19 @@ def test_calibrated_scores_are_nearer_to_people_and_in_the_same_order() -> None:
     np.testing.assert_allclose(calibration(torch.from_numpy(ends)).numpy(), model.predict(ends), atol=1e-12)
 
 
+def test_below_what_people_rated_it_falls_to_the_bottom_of_the_scale_at_the_floor() -> None:
+    torch.manual_seed(0)
+    scores, human = 3 + torch.rand(80).double(), 2 + 2 * torch.rand(80).double()
+    plain, floored = Calibration(draws=10).fit(scores, human), Calibration(draws=10).fit(scores, human, floor=1.0)
+    corner, lowest = plain.scores[0], plain.ratings[0]
+    assert float(plain(1.0)) == float(plain(2.0)) == lowest > 1.5
+    assert float(floored(1.0)) == float(floored(0.0)) == 1.0
+    assert float(floored(2.0)) == pytest.approx(1 + (lowest - 1) / (corner - 1))
+    assert torch.equal(floored(scores), plain(scores))
+    assert (floored.spearman, floored.residuals) == (plain.spearman, plain.residuals)
+    assert Calibration(draws=10).fit(scores, human, floor=4.0).scores == plain.scores
+
+
 def test_few_dialogues_make_the_whole_scale() -> None:
     scores, human = judged(12, 0)
     calibration = Calibration(draws=5).fit(scores, human)  # 6 residuals: at most the level 6/7

@@ -274,6 +274,7 @@ def test_known_bad_versions_are_learned_beside_the_ratings(tiny_lm: Path, tmp_pa
     torch.testing.assert_close(scores(judge, others).double(), expected, atol=1e-4, rtol=0)
     empty = control_dialogues(others)["empty"]
     assert scores(judge, empty).mean() < scores(judge, others).mean() - 0.3
+    assert (plain.extractor.knows_bad, judge.extractor.knows_bad) == (False, True)  # type: ignore[attr-defined]
     judge.save_pretrained(tmp_path)
     assert torch.allclose(scores(DialogueJudge(tmp_path), empty), scores(judge, empty), atol=1e-5)
 
