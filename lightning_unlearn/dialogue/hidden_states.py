@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ def mean_states(
     Args:
         module: The model.
         sequences: Token ids.
-        layers: Numbers of hidden states: 0 is the embedding, -1 the last one; by default all.
+        layers: Numbers of hidden states: 0 is the input of the first decoder layer, n the output of the n-th, -1 the
+            output of the body, after the final norm; by default all.
         max_tokens: Largest batch in tokens, with padding.
 
     Returns:
@@ -53,12 +54,7 @@ def _means(module: LitCausalLM, ids: list[Sequence[int]], layers: Sequence[int] 
     padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=device)
     whole = module.model.get_base_model() if is_peft_model(module.model) else module.model
-    with _ending_after(whole, layers) as outputs:
-        try:
-            read = whole.base_model(input_ids=padded, attention_mask=mask, output_hidden_states=True, use_cache=False)
-            states = read.hidden_states if layers is None else [read.hidden_states[layer] for layer in layers]
-        except _ReachedLayer:
-            states = [outputs[layer] for layer in layers or ()]
+    states = _states(whole, {"input_ids": padded, "attention_mask": mask, "use_cache": False}, layers)
     if any(state.shape[:2] != mask.shape or state.dim() != 3 for state in states):
         raise ValueError(
             f"The hidden states of {type(whole).__name__} have the shape {tuple(states[0].shape)}, but one vector for "
@@ -68,37 +64,46 @@ def _means(module: LitCausalLM, ids: list[Sequence[int]], layers: Sequence[int] 
     return torch.stack([(state.float() * kept).sum(1) / kept.sum(1) for state in states], 1).cpu()
 
 
-class _ReachedLayer(Exception):
-    """Ends a forward pass whose remaining layers nobody reads."""
+def _states(model: nn.Module, batch: dict[str, Any], layers: Sequence[int] | None) -> list[Tensor]:
+    """The input of the first decoder layer, the output of each but the last one, and the output of the body.
 
-
-@contextmanager
-def _ending_after(model: nn.Module, numbers: Sequence[int] | None) -> Iterator[dict[int, Tensor]]:
-    """Collect the hidden states of some numbers, and end the forward pass after the last of them.
-
-    All layers run if the embedding or the last state is among them, which comes after the final norm, or if the model
-    is compiled or sharded; then nothing is collected.
+    They are collected by hooks, because models differ in what they call hidden states; those that are compiled or
+    sharded are asked for theirs.
     """
-    outputs: dict[int, Tensor] = {}
-    layers = decoder_layers(model)[1]
+    body: Any = model.base_model
+    blocks = decoder_layers(model)[1]
     special = any(isinstance(part, DTensor) for part in model.parameters()) or any(
         hasattr(child, "_orig_mod") or child._compiled_call_impl is not None for child in model.modules()
     )
-    if not numbers or special or not all(0 < number < len(layers) for number in numbers):
-        yield outputs
-        return
+    if special or not blocks:
+        states = body(**batch, output_hidden_states=True).hidden_states
+        return list(states) if layers is None else [states[layer] for layer in layers]
+    every = range(len(blocks) + 1)
+    numbers = [every[layer] for layer in layers] if layers is not None else list(every)
+    found: dict[int, Tensor] = {}
+    last = max(numbers)
 
-    def collecting(number: int) -> Callable[..., None]:
-        def collect(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            outputs[number] = output if isinstance(output, Tensor) else output[0]
-            if number == max(numbers):
-                raise _ReachedLayer
+    def reached(number: int, state: Any) -> None:
+        if number in numbers:
+            found[number] = state if isinstance(state, Tensor) else state[0]
+        if number == last:
+            raise _ReachedLayer
 
-        return collect
+    def begin(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        reached(0, args[0] if args else options["hidden_states"])
 
-    handles = [layers[number - 1].register_forward_hook(collecting(number)) for number in set(numbers)]
+    handles = [blocks[0].register_forward_pre_hook(begin, with_kwargs=True)]
+    for number, block in enumerate(blocks[:-1], 1):
+        handles.append(block.register_forward_hook(lambda _, __, output, number=number: reached(number, output)))
     try:
-        yield outputs
+        found[every[-1]] = body(**batch)[0]
+    except _ReachedLayer:
+        pass  # nobody reads what follows
     finally:
         for handle in handles:
             handle.remove()
+    return [found[number] for number in numbers]
+
+
+class _ReachedLayer(Exception):
+    """Ends a forward pass whose remaining layers nobody reads."""

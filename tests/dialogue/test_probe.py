@@ -108,7 +108,24 @@ def test_mean_states_are_those_of_whole_passes_and_stop_where_nobody_reads_on(
     found = mean_states(judge.lm, [prompt.ids for prompt in judge.prompts(rows)], layers)
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-4)
     assert len(blocks) == 2
-    assert set(called) == ({0} if layers in ([1], [1, 1]) else {0, 1})
+    assert set(called) == ({0} if layers in ([0], [1], [1, 1]) else {0, 1})
+
+
+@pytest.mark.parametrize("family", ["Mamba", "GPT2", "Mixtral", "OPT"])
+def test_mean_states_are_the_same_alone_and_together_in_other_families(family: str) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes |= {"intermediate_size": 32, "ffn_dim": 32, "word_embed_proj_dim": 16}
+    config = getattr(transformers, f"{family}Config")(vocab_size=100, **sizes)
+    torch.manual_seed(0)
+    lm = LitCausalLM(transformers.AutoModelForCausalLM.from_config(config))
+    rows = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
+    every = mean_states(lm, rows)
+    assert every.shape[1] == 4
+    for layer in range(4):
+        alone = torch.cat([mean_states(lm, [row], [layer]) for row in rows])
+        torch.testing.assert_close(alone[:, 0], every[:, layer], atol=1e-6, rtol=1e-5)
 
 
 def test_a_folder_without_weights_rates_as_the_judge_did(long_lm: Path, tmp_path: Path) -> None:
