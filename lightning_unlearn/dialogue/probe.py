@@ -20,6 +20,7 @@ from lightning_unlearn.dialogue.dialogue import Dialogue, Turn
 from lightning_unlearn.dialogue.hidden_states import mean_states
 from lightning_unlearn.dialogue.prompt import BuiltPrompt, JudgePrompt
 from lightning_unlearn.dialogue.rating import Rating
+from lightning_unlearn.dialogue.reply_information import reply_information
 from lightning_unlearn.dialogue.soundness import Soundness, fit_soundness
 from lightning_unlearn.dialogue.task import RatingTask
 
@@ -167,7 +168,10 @@ class ProbeExtractor:
                 f"{found[:200]}."
             )
         layers = None if self.layer is None else [self.layer]
-        states = mean_states(judge.lm, _ids(judge.prompts(dialogues)), layers, judge.max_tokens).double()
+        read = mean_states(
+            judge.lm, _ids(judge.prompts(dialogues)), None if self.known_bad else layers, judge.max_tokens
+        )
+        states = (read[:, layers] if self.known_bad and layers else read).double()
         best: Any = None
         for place in range(states.shape[1]):
             center, scale = states[:, place].mean(0), states[:, place].std(0).clamp_min(1e-8)
@@ -187,7 +191,7 @@ class ProbeExtractor:
                 bias=float(ridge.intercept_ - weight @ center),
                 scale=tuple(scale.tolist()),
                 reference=tuple(_reference_state(judge, layer).tolist()),
-                soundness=fit_soundness(judge, dialogues) if self.known_bad else None,
+                soundness=fit_soundness(judge, dialogues, read) if self.known_bad else None,
             )
         )
         self._weights_checked = True
@@ -211,7 +215,8 @@ class ProbeExtractor:
         lowest, highest = task.values[0], task.values[-1]
         scores = (states[:, 0] @ _vector(self.probe.weight) + self.probe.bias).clamp(lowest, highest)
         if sound is not None:
-            scores = lowest + sound.probability(states[:, 1]) * (scores - lowest)
+            information = reply_information(judge.lm, [prompt.dialogue for prompt in prompts], judge.max_tokens)
+            scores = lowest + sound.probability(states[:, 1], information) * (scores - lowest)
         return [Rating(score, task.labels[task.nearest(score)]) for score in scores.tolist()]
 
     def save(self, folder: str | os.PathLike[str], model: str, prompt: JudgePrompt) -> None:

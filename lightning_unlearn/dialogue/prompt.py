@@ -33,6 +33,7 @@ class BuiltPrompt(NamedTuple):
     Args:
         ids: Its tokens, of which the last ones are the cue.
         messages: The same as messages; the last one is the cue, the beginning of the answer (``"prefix": True``).
+        dialogue: The dialogue as the prompt shows it.
         examples: How many examples it shows.
         dropped_examples: Examples that were left out for its length.
         dropped_turns: Turns of the dialogue that were left out for its length.
@@ -40,6 +41,7 @@ class BuiltPrompt(NamedTuple):
 
     ids: list[int]
     messages: Messages
+    dialogue: Dialogue
     examples: int = 0
     dropped_examples: int = 0
     dropped_turns: int = 0
@@ -152,7 +154,9 @@ class JudgePrompt:
         def built(dropped: int, dialogue: Dialogue = dialogue) -> BuiltPrompt:
             kept, turns = shown[dropped:], max(0, dropped - len(shown))
             messages = self._messages(dialogue, kept, turns)
-            return BuiltPrompt(prompt_format.prompt(messages), messages, len(kept), min(dropped, len(shown)), turns)
+            left = replace(dialogue, turns=dialogue.turns[:1] + dialogue.turns[1 + turns :])
+            ids, less = prompt_format.prompt(messages), min(dropped, len(shown))
+            return BuiltPrompt(ids, messages, left, len(kept), less, turns)
 
         def fits(prompt: BuiltPrompt) -> bool:
             return longest is None or len(prompt.ids) <= longest

@@ -1,11 +1,12 @@
-"""Classifier of sound dialogues and known-bad ones on the hidden states of a judge."""
+"""Classifier of sound dialogues and known-bad ones on the hidden states and likelihoods of a judge."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from lightning_unlearn.dialogue.controls import control_dialogues
 from lightning_unlearn.dialogue.data.splitting import conversation_of
 from lightning_unlearn.dialogue.dialogue import Dialogue
 from lightning_unlearn.dialogue.hidden_states import mean_states
+from lightning_unlearn.dialogue.reply_information import reply_information
 
 if TYPE_CHECKING:
     from lightning_unlearn.dialogue.judge import DialogueJudge
@@ -22,19 +24,29 @@ __all__ = ["Soundness", "fit_soundness", "known_bad"]
 
 _PENALTIES = (1e-3, 1e-2, 1e-1)  # values of scikit-learn's C
 _FOLDS = 4
+_INFORMED = 100  # dialogues that two parameters are fitted to
 _CLIP = 8.0  # standard deviations, beyond which a state says no more
 
 
 @dataclass(frozen=True)
 class Soundness:
-    r"""Probability that a dialogue is no known-bad one, $\sigma(w^\top h + c)$ with $h$ the standardized mean state.
+    r"""Probability that a dialogue is no known-bad one, from two classifiers of equal weight.
+
+    One reads the standardized mean state $h$, the other the least [information][lightning_unlearn.dialogue.
+    reply_information.reply_information] $m$ of a reply. Their logits are averaged:
+
+    $$p = \sigma\left(\tfrac12 (w^\top h + c) + \tfrac12 (a\, \mathrm{sign}(m) \log(1 + |m|) + b)\right)$$
+
+    A dialogue without a reply has the first logit alone.
 
     Args:
         layer: Number of the hidden state.
-        weight: One weight a dimension.
-        bias: Its logit at the mean state.
+        weight: One weight a dimension, $w$.
+        bias: $c$.
         center: Mean of each dimension over sound dialogues.
         scale: Standard deviation of each dimension over them.
+        information_weight: $a$.
+        information_bias: $b$.
     """
 
     layer: int
@@ -42,11 +54,23 @@ class Soundness:
     bias: float
     center: tuple[float, ...]
     scale: tuple[float, ...]
+    information_weight: float
+    information_bias: float
 
-    def probability(self, states: Tensor) -> Tensor:
-        """Probability of each mean state ``(N, D)``, fp64."""
+    def probability(self, states: Tensor, information: Sequence[Sequence[float]]) -> Tensor:
+        """Probability of each dialogue.
+
+        Args:
+            states: Mean states, shape ``(N, D)``, fp64.
+            information: Information of each reply of each dialogue, in nats.
+
+        Returns:
+            Shape ``(N,)``, fp64.
+        """
         center, scale, weight = (_vector(values) for values in (self.center, self.scale, self.weight))
-        return (_standardized(states, center, scale) @ weight + self.bias).sigmoid()
+        by_state = _standardized(states, center, scale) @ weight + self.bias
+        by_reply = self.information_weight * _least(information) + self.information_bias
+        return torch.where(by_reply.isnan(), by_state, (by_state + by_reply) / 2).sigmoid()
 
 
 def known_bad(dialogues: Sequence[Dialogue]) -> tuple[list[Dialogue], list[Dialogue]]:
@@ -59,7 +83,7 @@ def known_bad(dialogues: Sequence[Dialogue]) -> tuple[list[Dialogue], list[Dialo
     Args:
         dialogues: Dialogues; those without a reply of the assistant are left out.
     """
-    dialogues = [part for part in dialogues if any(turn.role == "assistant" for turn in part.turns)]
+    dialogues = [part for part in dialogues if _answered(part)]
     heads = [_head(dialogue) for dialogue in dialogues]
     bad = [control for controls in control_dialogues(heads).values() for control in controls]
     whole = control_dialogues(dialogues)
@@ -69,33 +93,46 @@ def known_bad(dialogues: Sequence[Dialogue]) -> tuple[list[Dialogue], list[Dialo
     return [*dialogues, *heads], bad
 
 
-def fit_soundness(judge: DialogueJudge, dialogues: Sequence[Dialogue]) -> Soundness:
-    """Fit the classifier by logistic regression with balanced classes.
+def fit_soundness(judge: DialogueJudge, dialogues: Sequence[Dialogue], states: Tensor) -> Soundness:
+    """Fit both classifiers by logistic regression with balanced classes.
 
-    The layer is the one whose linear regression on the classes has the least leave-one-out error; the strength of the
-    penalty is chosen by cross-validation over conversations.
+    The layer of the first one is that whose linear regression on the classes has the least leave-one-out error; the
+    strength of its penalty is chosen by cross-validation over conversations. The second one has two parameters, and is
+    fitted to 100 of the dialogues.
 
     Args:
-        judge: The judge, whose prompts and hidden states are read.
+        judge: The judge, whose prompts, hidden states and likelihoods are read.
         dialogues: Sound dialogues.
+        states: Their mean states at all layers, shape ``(N, L, D)``.
 
     Raises:
         ValueError: If no known-bad version can be made of them.
     """
+    answered = [number for number, dialogue in enumerate(dialogues) if _answered(dialogue)]
+    rows = [dialogues[number] for number in answered]
+    conversations = {conversation_of(dialogue) for dialogue in rows}
+    if len(conversations) < _FOLDS:
+        raise ValueError(
+            f"known_bad=True needs at least {_FOLDS} conversations with replies of the assistant, but "
+            f"{len(conversations)} of the {len(dialogues)} dialogues have any."
+        )
+    sound, bad = known_bad(rows)
+    others = [built.ids for built in judge.prompts([*sound[len(rows) :], *bad])]
+    states = torch.cat([states[answered], mean_states(judge.lm, others, None, judge.max_tokens)])
+    weight, bias = _fit_information(judge, rows[:: -(-len(rows) // _INFORMED)])
+    return Soundness(*_fit_states(states, sound, bad), information_weight=weight, information_bias=bias)
+
+
+def _fit_states(
+    states: Tensor, sound: Sequence[Dialogue], bad: Sequence[Dialogue]
+) -> tuple[int, tuple[float, ...], float, tuple[float, ...], tuple[float, ...]]:
+    """Layer, weight, bias, center and scale of the classifier of mean states."""
     from sklearn.linear_model import LogisticRegression, RidgeCV
     from sklearn.metrics import log_loss
     from sklearn.model_selection import GroupKFold
 
-    sound, bad = known_bad(dialogues)
     groups = [conversation_of(dialogue) for dialogue in [*sound, *bad]]
-    if len(set(groups)) < _FOLDS:
-        raise ValueError(
-            f"known_bad=True needs at least {_FOLDS} conversations with replies of the assistant, but "
-            f"{len(set(groups))} of the {len(dialogues)} dialogues have any."
-        )
-    states = mean_states(judge.lm, [built.ids for built in judge.prompts([*sound, *bad])], None, judge.max_tokens)
-    label = torch.tensor([1] * len(sound) + [0] * len(bad))
-    balance = torch.where(label == 1, len(label) / (2 * len(sound)), len(label) / (2 * len(bad))).numpy()
+    label, balance = _classes(sound, bad)
 
     def standardized(layer: int) -> tuple[Tensor, Tensor, Tensor]:
         own = states[: len(sound), layer].double()
@@ -119,13 +156,36 @@ def fit_soundness(judge: DialogueJudge, dialogues: Sequence[Dialogue]) -> Soundn
         return lost
 
     fit = LogisticRegression(C=min(_PENALTIES, key=loss), max_iter=1000).fit(x, y, balance)
-    return Soundness(
-        layer,
-        tuple(float(value) for value in fit.coef_[0]),
-        float(fit.intercept_[0]),
-        tuple(center.tolist()),
-        tuple(scale.tolist()),
-    )
+    weight = tuple(float(value) for value in fit.coef_[0])
+    return layer, weight, float(fit.intercept_[0]), tuple(center.tolist()), tuple(scale.tolist())
+
+
+def _fit_information(judge: DialogueJudge, dialogues: Sequence[Dialogue]) -> tuple[float, float]:
+    """Weight and bias of the classifier of the least information."""
+    from sklearn.linear_model import LogisticRegression
+
+    sound, bad = known_bad(dialogues)
+    shown = [built.dialogue for built in judge.prompts([*sound, *bad])]
+    x = _least(reply_information(judge.lm, shown, judge.max_tokens))[:, None].numpy()
+    label, balance = _classes(sound, bad)
+    fit = LogisticRegression(max_iter=1000).fit(x, label.numpy(), balance)
+    return float(fit.coef_[0, 0]), float(fit.intercept_[0])
+
+
+def _classes(sound: Sequence[Dialogue], bad: Sequence[Dialogue]) -> tuple[Tensor, Any]:
+    """Labels, and weights by which both classes count the same."""
+    label = torch.tensor([1] * len(sound) + [0] * len(bad))
+    return label, torch.where(label == 1, len(label) / (2 * len(sound)), len(label) / (2 * len(bad))).numpy()
+
+
+def _least(information: Sequence[Sequence[float]]) -> Tensor:
+    """The least information of each dialogue on a symmetric logarithmic scale; NaN without a reply."""
+    least = torch.tensor([min(replies, default=math.nan) for replies in information], dtype=torch.float64)
+    return least.sign() * least.abs().log1p()
+
+
+def _answered(dialogue: Dialogue) -> bool:
+    return any(turn.role == "assistant" for turn in dialogue.turns)
 
 
 def _head(dialogue: Dialogue) -> Dialogue:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from lightning_unlearn.core.layers import decoder_layers
 from lightning_unlearn.core.lightning import MisconfigurationException
 from lightning_unlearn.dialogue.hidden_states import mean_states
 from lightning_unlearn.dialogue.probe import PROBE_FILE
-from lightning_unlearn.dialogue.soundness import known_bad
+from lightning_unlearn.dialogue.reply_information import reply_information
+from lightning_unlearn.dialogue.soundness import Soundness, known_bad
 from tests.dialogue.judges import SCALE, dialogues, judge_of, tiny_lm_of
 from tests.dialogue.uss_files import write_jsonl
 from tests.helpers import trainer
@@ -286,7 +288,11 @@ def test_known_bad_versions_are_learned_beside_the_ratings(tiny_lm: Path, tmp_pa
     sound = judge.extractor.probe.soundness  # type: ignore[attr-defined]
     states = states_of(judge, others)[:, sound.layer]
     values = ((states - torch.tensor(sound.center)) / torch.tensor(sound.scale)).clamp(-8, 8)
-    p = (values @ torch.tensor(sound.weight, dtype=torch.float64) + sound.bias).sigmoid()
+    least = torch.tensor([min(nats) for nats in reply_information(judge.lm, others)], dtype=torch.float64)
+    by_reply = sound.information_weight * least.sign() * least.abs().log1p() + sound.information_bias
+    by_state = values @ torch.tensor(sound.weight, dtype=torch.float64) + sound.bias
+    assert by_reply.std() > 0.1
+    p = ((by_state + by_reply) / 2).sigmoid()
     expected = 1 + p * (scores(plain, others).double() - 1)
     torch.testing.assert_close(scores(judge, others).double(), expected, atol=1e-4, rtol=0)
     empty = control_dialogues(others)["empty"]
@@ -294,6 +300,14 @@ def test_known_bad_versions_are_learned_beside_the_ratings(tiny_lm: Path, tmp_pa
     assert (plain.extractor.knows_bad, judge.extractor.knows_bad) == (False, True)  # type: ignore[attr-defined]
     judge.save_pretrained(tmp_path)
     assert torch.allclose(scores(DialogueJudge(tmp_path), empty), scores(judge, empty), atol=1e-5)
+
+
+def test_soundness_without_a_reply_comes_from_the_state_alone() -> None:
+    sound = Soundness(0, (2.0,), 1.0, (3.0,), (4.0,), information_weight=0.5, information_bias=-1.0)
+    found = sound.probability(
+        torch.full((3, 1), 7.0, dtype=torch.float64), [[2.0, math.e - 1, 5.0], [-(math.e - 1)], []]
+    )
+    assert found.tolist() == pytest.approx([1 / (1 + math.exp(-logit)) for logit in (1.25, 0.75, 3.0)])
 
 
 def test_known_bad_versions_are_of_all_kinds_and_of_short_and_whole_dialogues() -> None:

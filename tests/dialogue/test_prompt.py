@@ -83,12 +83,16 @@ def test_what_is_too_long_loses_examples_then_old_turns_then_the_middle_of_turns
         assert shown(text) == [*["Chile 0", "Cuba 0", "Peru 0"][built.dropped_examples :], "Mali 0"]
         assert "Mali 9" in text  # the latest turn
         assert built.dropped_turns == 0 or built.dropped_examples == 3
+        assert built.dialogue.turns == (TARGET.turns[0], *TARGET.turns[1 + built.dropped_turns :])
         dropped.append(built.dropped_examples + built.dropped_turns)
     assert dropped == sorted(dropped)
     assert dropped[-1] > 3
     long = Dialogue("long", (Turn("user", "Who? " * 200), Turn("assistant", "No. " * 200)))
     cut = JudgePrompt(SCALE, max_length=bare + 90).build(prompt_format, long)
     assert bare + 40 < len(cut.ids) <= bare + 90
+    for turn in cut.dialogue.turns:
+        assert len(turn.text) < 400
+        assert " ".join(turn.text.split()) in cut.messages[0]["content"]
     with pytest.raises(ValueError, match="Raise max_length"):
         JudgePrompt(SCALE, max_length=30).build(prompt_format, long)
 

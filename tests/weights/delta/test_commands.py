@@ -96,7 +96,7 @@ def test_a_gguf_file_is_a_base(smollm2: str, tmp_path: Path, delta: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.alone
 def test_the_unlearning_of_a_real_model_goes_on_and_off(smollm2: str, tmp_path: Path) -> None:
-    example = Path(__file__).parents[2] / "examples" / "delta.py"
+    example = Path(__file__).parents[3] / "examples" / "delta.py"
     command = [sys.executable, str(example), "--model", smollm2, "--output", str(tmp_path / "delta")]
     subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, check=True, capture_output=True, timeout=800)
     found = json.loads((tmp_path / "delta" / "delta.json").read_text())
