@@ -91,12 +91,15 @@ class ProbeExtractor:
     are limited to the scale.
 
     People rate dialogues of working assistants, so that a probe of their ratings alone does not know what a broken
-    model writes. With ``known_bad``, a logistic regression on the states also learns to tell the dialogues from
-    known-bad versions of them: messages shuffled, replies swapped, empty or repeated. The score is then the expected
-    rating if a known-bad dialogue has the lowest one. With $p$ the probability of a sound dialogue, $r$ the rating
-    above and $v_1$ the bottom of the scale,
+    model writes. With ``known_bad``, two logistic regressions also learn to tell the dialogues from known-bad versions
+    of them: messages shuffled, replies swapped, empty or repeated. One reads the states; the other reads how much more
+    likely the judge's model finds the worst reply after the messages before it than on its own, which carries over to
+    other kinds of dialogues. The score is then the expected rating if a known-bad dialogue has the lowest one. With $p$
+    the probability of a sound dialogue by both, $r$ the rating above and $v_1$ the bottom of the scale,
 
     $$s = p\, r + (1 - p)\, v_1$$
+
+    Such a rating takes whole forward passes, and the logits of the replies.
 
     The [controls][lightning_unlearn.Controls] of a quality report are of these kinds. They then test whether the judge
     recognizes them in other conversations, and no longer whether it does so untaught.

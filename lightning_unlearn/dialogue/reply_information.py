@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.dialogue.dialogue import Dialogue, Turn
 from lightning_unlearn.language.causal_lm import LitCausalLM
 from lightning_unlearn.language.chat import Span, Written
-from lightning_unlearn.language.tokens import TokenRow, beginning, encode
+from lightning_unlearn.language.tokens import beginning, encode
 
 __all__ = ["reply_information"]
 
@@ -65,58 +66,70 @@ def _up_to_last_reply(dialogue: Dialogue) -> list[Turn]:
     return turns
 
 
-def _log_probs(module: LitCausalLM, transcripts: Sequence[Sequence[Turn]], max_tokens: int) -> list[list[float]]:
+class _Transcript(NamedTuple):
+    """Tokens of a transcript, and which of them are replies."""
+
+    ids: list[int]
+    replies: list[range]
+
+
+def _log_probs(module: LitCausalLM, spoken: Sequence[Sequence[Turn]], max_tokens: int) -> list[list[float]]:
     """Log-probability of each reply, its line break included."""
-    tokenizer = module.tokenizer
-    rows = encode(tokenizer, [_written(turns) for turns in transcripts], beginning(tokenizer), None)
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row].prompt) + len(rows[row].answer))
+    rows = _transcripts(module.tokenizer, spoken)
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row].ids))
     found: dict[int, list[float]] = {}
     read = ChunkedLogits(module)
     # A compiled model would not see the hooks, or be compiled anew for every number of tokens.
     with evaluating(module), torch.compiler.set_stance("force_eager"):
         while order:
-            longest = rows[order[-1]]
-            count = max(1, max_tokens // (len(longest.prompt) + len(longest.answer)))
+            count = max(1, max_tokens // len(rows[order[-1]].ids))
             batch, order = order[-count:], order[:-count]
             found |= zip(batch, _batch(module, read, [rows[row] for row in batch]), strict=True)
     return [found[row] for row in range(len(rows))]
 
 
-def _written(turns: Sequence[Turn]) -> Written:
-    text, replies = "", []
-    for turn in turns:
-        text += f"{turn.role.title()}:"
-        start = len(text)
-        text += f" {turn.text}\n" if turn.text else "\n"
-        if turn.role == "assistant":
-            replies.append(Span(start, start + bool(turn.text), len(text)))
-    return Written(text, replies, open=False)
+def _transcripts(tokenizer: Any, spoken: Sequence[Sequence[Turn]]) -> list[_Transcript]:
+    """Lines that are tokenized one by one, so that a reply has the same tokens in any transcript."""
+    turns = list(dict.fromkeys(turn for row in spoken for turn in row))
+    lines = dict(zip(turns, encode(tokenizer, list(map(_line, turns)), [], None), strict=True))
+    special = beginning(tokenizer)
+    found = []
+    for row in spoken:
+        ids, replies = list(special), []
+        for turn in row:
+            ids += lines[turn].prompt
+            if turn.role == "assistant":
+                replies.append(range(len(ids), len(ids) + len(lines[turn].answer)))
+            ids += lines[turn].answer
+        found.append(_Transcript(ids, replies))
+    return found
 
 
-def _batch(module: LitCausalLM, read: ChunkedLogits, rows: Sequence[TokenRow]) -> list[list[float]]:
-    sequences = [[*row.prompt, *row.answer] for row in rows]
-    width = max(map(len, sequences)) - 1
+def _line(turn: Turn) -> Written:
+    name = f"{turn.role.title()}:"
+    line = f"{name} {turn.text}\n" if turn.text else f"{name}\n"
+    return Written(line, [Span(len(name), len(name) + bool(turn.text), len(line))], open=False)
+
+
+def _batch(module: LitCausalLM, read: ChunkedLogits, rows: Sequence[_Transcript]) -> list[list[float]]:
+    width = max(len(row.ids) for row in rows) - 1
     device = next(module.parameters()).device
-    ids = torch.tensor([row[:-1] + [0] * (width + 1 - len(row)) for row in sequences], device=device)
-    mask = torch.tensor([[1] * (len(row) - 1) + [0] * (width + 1 - len(row)) for row in sequences], device=device)
-    ranges = [_ranges(row) for row in rows]
-    places = [(number, place) for number, own in enumerate(ranges) for place in chain.from_iterable(own)]
-    labels = torch.tensor([sequences[number][place] for number, place in places], device=device)
+    ids = torch.tensor([row.ids[:-1] + [0] * (width + 1 - len(row.ids)) for row in rows], device=device)
+    mask = torch.tensor([[1] * (len(row.ids) - 1) + [0] * (width + 1 - len(row.ids)) for row in rows], device=device)
+    places = [(number, place) for number, row in enumerate(rows) for place in chain.from_iterable(row.replies)]
+    if not places:  # empty replies, and a tokenizer without line breaks
+        return [[0.0] * len(row.replies) for row in rows]
+    labels = torch.tensor([rows[number].ids[place] for number, place in places], device=device)
     # Counted from the end, as some adapters put virtual tokens before a sequence.
     before = torch.tensor([(number, place - 1 - width) for number, place in places], device=device)
     log_probs = torch.empty(len(places))
 
     def keep(logits: Tensor, part: slice) -> None:
         with torch.autocast(logits.device.type, enabled=False):
-            lost = cross_entropy(logits.float(), labels[part].to(logits.device), reduction="none")
-        log_probs[part] = -lost.cpu()
+            loss = cross_entropy(logits.float(), labels[part].to(logits.device), reduction="none")
+        log_probs[part] = -loss.cpu()
 
     read(partial(module, input_ids=ids, attention_mask=mask), (before[:, 0], before[:, 1]), keep)
-    sums = iter(part.double().sum().item() for part in log_probs.split([len(span) for own in ranges for span in own]))
-    return [[next(sums) for _ in own] for own in ranges]
-
-
-def _ranges(row: TokenRow) -> list[range]:
-    """The tokens of each reply."""
-    start, bounds = len(row.prompt), [0, *chain.from_iterable(row.unlabelled), len(row.answer)]
-    return [range(start + begin, start + end) for begin, end in zip(bounds[::2], bounds[1::2], strict=True)]
+    lengths = [len(reply) for row in rows for reply in row.replies]
+    sums = iter(part.double().sum().item() for part in log_probs.split(lengths))
+    return [[next(sums) for _ in row.replies] for row in rows]

@@ -32,8 +32,8 @@ _CLIP = 8.0  # standard deviations, beyond which a state says no more
 class Soundness:
     r"""Probability that a dialogue is no known-bad one, from two classifiers of equal weight.
 
-    One reads the standardized mean state $h$, the other the least [information][lightning_unlearn.dialogue.
-    reply_information.reply_information] $m$ of a reply. Their logits are averaged:
+    One reads the standardized mean state $h$, the other the least pointwise mutual information $m$ of a reply and the
+    messages before it. Their logits are averaged (a logarithmic opinion pool):
 
     $$p = \sigma\left(\tfrac12 (w^\top h + c) + \tfrac12 (a\, \mathrm{sign}(m) \log(1 + |m|) + b)\right)$$
 

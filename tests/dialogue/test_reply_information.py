@@ -64,6 +64,30 @@ def test_batches_and_copies_change_nothing(tiny_lm: Path) -> None:
     assert reply_information(lm, ROWS[-1:]) == [[]]
 
 
+@pytest.mark.parametrize("kind", ["joins lines", "drops line breaks"])
+def test_replies_have_the_same_tokens_with_and_without_their_context(kind: str) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    joins = kind == "joins lines"
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace() if joins else pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>"])
+    tokenizer.train_from_iterator(
+        ["User: Norway?\nAssistant: Oslo\nUser: Italy\nAssistant:\nUser: Cuba\n"] * 9, trainer
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    assert joins == any("\nUser:" in token for token in fast.get_vocab())
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    torch.manual_seed(0)
+    lm = LitCausalLM(LlamaForCausalLM(LlamaConfig(vocab_size=200, **sizes)), tokenizer=fast)
+    assert max(abs(nats) for replies in reply_information(lm, ROWS) for nats in replies) > 1e-4
+    with torch.no_grad():
+        lm.model.lm_head.weight.zero_()  # each token has the same probability everywhere
+    assert [nats for replies in reply_information(lm, ROWS) for nats in replies] == pytest.approx([0.0] * 7, abs=1e-5)
+    assert reply_information(lm, ROWS[2:3]) == [[pytest.approx(0.0, abs=1e-5)]]
+
+
 def test_the_model_is_left_as_it_was(tiny_lm: Path) -> None:
     lm = tiny_lm_of(tiny_lm).train()
     reply_information(lm, ROWS)
