@@ -44,6 +44,7 @@ from lightning_unlearn.dialogue.rating import RatesDialogues
 from lightning_unlearn.dialogue.seeds import DialogueSeed, neutral_seeds, probe_seeds
 from lightning_unlearn.dialogue.selectors.ranked import RankedSelector
 from lightning_unlearn.dialogue.task import RatingTask
+from lightning_unlearn.language.causal_lm import DType
 from lightning_unlearn.language.prompt_format import PromptFormat
 
 __all__ = ["ConversationJudge", "Conversations", "open_judge", "rated_conversations"]
@@ -104,6 +105,7 @@ def open_judge(
     calibration: Calibration | str | os.PathLike[str] | None,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    dtype: DType = "float32",
 ) -> ConversationJudge | None:
     """The judge of an audit; ``None`` where there is none.
 
@@ -112,6 +114,7 @@ def open_judge(
         calibration: Its calibration, the file of one, or rated dialogues (``.jsonl``), to which it is fitted here.
         seed: Seed of the controls.
         device: Where the judge reads the rated dialogues.
+        dtype: Type of the weights of a judge that is opened here.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -125,7 +128,7 @@ def open_judge(
         check_trusted(None)
     if isinstance(calibration, (str, os.PathLike)) and not Path(calibration).is_file():
         raise FileNotFoundError(f"There is no calibration {calibration} (looked in {Path.cwd()}).")
-    opened = DialogueJudge(judge) if isinstance(judge, (str, os.PathLike)) else judge
+    opened = DialogueJudge(judge, dtype=dtype) if isinstance(judge, (str, os.PathLike)) else judge
     if isinstance(calibration, (str, os.PathLike)):
         rows = str(calibration).endswith(".jsonl")
         with judging_on(opened, device):

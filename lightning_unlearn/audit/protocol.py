@@ -30,7 +30,7 @@ from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.distributed import rank
 from lightning_unlearn.dialogue.calibration import Calibration
 from lightning_unlearn.dialogue.rating import RatesDialogues
-from lightning_unlearn.language.causal_lm import LitCausalLM
+from lightning_unlearn.language.causal_lm import DType, LitCausalLM
 from lightning_unlearn.report.model import Headline, UnlearningReport
 from lightning_unlearn.report.sections import Cell
 from lightning_unlearn.report.write import write_report
@@ -112,7 +112,8 @@ def run_audit(
         anchors: Output folder of an audit of another unlearned model with the same original, control and rows. What it
             measured of these two is taken over where it was asked for under the same conditions.
         judge: Another language model, which rates conversations of all models: a judge, or a folder, hub id or GGUF
-            file that [`DialogueJudge`][lightning_unlearn.DialogueJudge] opens. By default conversations are not rated.
+            file that [`DialogueJudge`][lightning_unlearn.DialogueJudge] opens, in the audit's precision. By default
+            conversations are not rated.
         calibration: The judge's calibration, the file of one, or rated dialogues (``.jsonl``) that it is fitted to.
 
     Raises:
@@ -130,14 +131,14 @@ def run_audit(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder, parts = Path(output_dir), Parts(output_dir, anchors)
     used = resolved(precision, place, parts.only("facts", "precision"))
-    dtype = "bfloat16" if used == "bf16" else "float32"
+    dtype: DType = "bfloat16" if used == "bf16" else "float32"
     sources = {"original": original, "control": retrained, "unlearned": unlearned}
     models = [AuditedModel(role, source, dtype) for role, source in sources.items() if source is not None]  # type: ignore[arg-type]
     _check_places(models)
     conditions = Conditions(depth, kind == "matched rows", seed, used, place, show_text)
     collector = Collector(models, rows, conditions, parts, _say)
     parts.claim(_claim(models, collector.rows, kind))
-    asked = open_judge(judge, calibration, seed, place)
+    asked = open_judge(judge, calibration, seed, place, dtype)
     collected = collector.collect()
     talk = (
         None if asked is None else rated_conversations(asked, models, rows, conditions, parts, collector.prompt, _say)
