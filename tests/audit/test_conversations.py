@@ -146,8 +146,8 @@ def test_a_judge_needs_a_calibration(tiny_lm: Path, tmp_path: Path) -> None:
         open_judge(EchoJudge(), Calibration().fit(torch.arange(20.0), 3 + torch.arange(20) % 2))
 
 
-def test_a_judge_that_an_audit_opens_has_the_precision_of_the_audit(long_lm: Path, tmp_path: Path) -> None:
-    calibration = Calibration().fit(torch.arange(20.0), torch.arange(20) % 5 + torch.arange(20) // 5)
+def test_a_judge_that_an_audit_opens_has_the_precision_of_the_audit(long_lm: Path) -> None:
+    calibration = Calibration().fit(torch.arange(20.0), 1 + torch.arange(20) // 5)
     assert calibration.trusted
     for dtype, expected in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         opened = open_judge(str(long_lm), calibration, dtype=dtype)  # type: ignore[arg-type]
