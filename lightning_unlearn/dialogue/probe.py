@@ -99,7 +99,8 @@ class ProbeExtractor:
 
     $$s = p\, r + (1 - p)\, v_1$$
 
-    Such a rating takes whole forward passes, and the logits of the replies.
+    Such a rating takes whole forward passes, and the logits of the replies. A dialogue that the assistant opens is
+    taken for a bad one, because its first message follows from nothing.
 
     The [controls][lightning_unlearn.Controls] of a quality report are of these kinds. They then test whether the judge
     recognizes them in other conversations, and no longer whether it does so untaught.
@@ -110,7 +111,7 @@ class ProbeExtractor:
     Args:
         layer: Number of the hidden state: 0 is the embedding, -1 the last one. By default all are tried.
         alphas: Strengths of the penalty that are tried.
-        known_bad: Whether known-bad versions of the dialogues are learned too; takes four times as long.
+        known_bad: Whether known-bad versions of the dialogues are learned too; the fit takes five times as long.
 
     Attributes:
         probe: The fitted probe; ``None`` before.
