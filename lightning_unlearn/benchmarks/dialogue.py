@@ -64,6 +64,7 @@ def bench_dialogue(
     last_layers: int | None = None,
     max_length: int = 768,
     shots_length: int = 3072,
+    example_length: int | None = None,
     max_new_tokens: int = 64,
     precision: str = "auto",
     seed: int = 0,
@@ -104,6 +105,7 @@ def bench_dialogue(
         max_length: Longest prompt without examples in tokens.
         shots_length: Longest prompt with examples in tokens. Examples that do not fit are left out; the table says how
             many were shown. A dialogue takes about 450.
+        example_length: Longest example in tokens; a longer one loses its oldest turns but the first.
         max_new_tokens: Longest text that a judge writes.
         precision: Precision of the Trainer. ``"auto"`` is that of the finished runs in the folder; in a new one it is
             ``"bf16-mixed"`` on a CPU that is timed to be at least 1.5 times as fast in bf16, and else ``"32-true"``.
@@ -141,7 +143,8 @@ def bench_dialogue(
     judges = {
         (subset, f"{model}: {name}"): JudgeCell(
             **vars(cell), model=source, max_length=shots_length if "examples" in fields else max_length,
-            max_new_tokens=max_new_tokens, precision=precision,
+            example_length=example_length if "examples" in fields else None, max_new_tokens=max_new_tokens,
+            precision=precision,
             **_tuned(fields, epochs=epochs, lr=lr, last_layers=last_layers),
         )
         for subset, cell in data.items()
@@ -158,7 +161,12 @@ def bench_dialogue(
     record: dict[str, Any] = {
         **{"library": version("lightning-unlearn"), "models": list(names), "subsets": list(subsets)},
         **{"test": test, "train": train, "epochs": epochs, "lr": lr, "last_layers": last_layers},
-        **{"max_length": max_length, "shots_length": shots_length, "max_new_tokens": max_new_tokens},
+        **{
+            "max_length": max_length,
+            "shots_length": shots_length,
+            "example_length": example_length,
+            "max_new_tokens": max_new_tokens,
+        },
         **{"precision": precision, "seed": seed},
         **{"runs": runs, "findings": findings(runs, names)},
     }

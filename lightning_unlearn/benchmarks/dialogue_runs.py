@@ -116,6 +116,7 @@ class JudgeCell(DataCell):
         probe: Whether its ratings are those of a linear probe on its hidden states.
         known_bad: Whether the probe also learns known-bad dialogues.
         max_length: Longest prompt in tokens.
+        example_length: Longest example in tokens.
         max_new_tokens: Longest answer in tokens.
         precision: Precision of the Trainer; with bf16, weights that do not train are bf16.
     """
@@ -129,6 +130,7 @@ class JudgeCell(DataCell):
     probe: bool = False
     known_bad: bool = False
     max_length: int = 1024
+    example_length: int | None = None
     max_new_tokens: int = 64
     precision: str = "bf16-mixed"
 
@@ -214,7 +216,7 @@ def _judge(cell: JudgeCell, pool: list[Dialogue]) -> CountingJudge:
     }
     return CountingJudge(
         lm,
-        prompt=JudgePrompt(mode=cell.mode, max_length=cell.max_length),
+        prompt=JudgePrompt(mode=cell.mode, max_length=cell.max_length, example_length=cell.example_length),
         selector=chooses[cell.examples],
         shots=cell.shots if cell.examples is not None else 0,
         extractor=_extractor(cell),

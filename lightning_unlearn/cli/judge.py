@@ -57,6 +57,7 @@ def judge(
     batch_size: int = 32,
     max_new_tokens: int = 128,
     max_length: int | None = None,
+    example_length: int | None = None,
     dtype: DType = "float32",
     device: str | None = None,
     endpoint: str | None = None,
@@ -93,7 +94,9 @@ def judge(
         limit: Rate at most this many dialogues, from the beginning of the file.
         batch_size: Number of dialogues rated between two writes.
         max_new_tokens: Maximum length of the judge's text in tokens.
-        max_length: Maximum length of a prompt in tokens.
+        max_length: Maximum length of a prompt in tokens, with a local model.
+        example_length: Maximum length of an example in tokens, with a local model: a longer one loses its oldest turns
+            but the first.
         dtype: Type of the weights.
         device: Device, such as cuda:1; by default a GPU if there is one.
         endpoint: Address of an OpenAI-compatible server, or "openai". Its key is read from the environment variable
@@ -130,7 +133,7 @@ def judge(
         "model": model, "endpoint": endpoint, "task": task, "mode": mode, "route": route, "max_length": max_length,
         "examples": examples if by_examples else None, "shots": shots if by_examples else 0,
         "max_new_tokens": max_new_tokens,
-        "pool": seen(shown, ratings=True), "dtype": dtype, "seed": seed,
+        "pool": seen(shown, ratings=True), "dtype": dtype, "seed": seed, "example_length": example_length,
         "model_files": None if endpoint else files_digest(model), "known_bad": known_bad,
     }  # fmt: skip
     _check_probe(settings, saved is not None, bool(shown))
@@ -166,7 +169,7 @@ class _Maker:
 
     def _made(self) -> RatesDialogues:
         s = self.settings
-        prompt = JudgePrompt(s["task"], mode=s["mode"], max_length=s["max_length"])
+        prompt = JudgePrompt(s["task"], mode=s["mode"], max_length=s["max_length"], example_length=s["example_length"])
         text = TextExtractor(max_new_tokens=s["max_new_tokens"])
         if s["endpoint"] is not None:
             address = None if s["endpoint"] == "openai" else s["endpoint"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_unlearn.core.checks import above, at_least, one_of, regex
-from lightning_unlearn.dialogue.choosing import RATING_BEGINS, Sampled, StopsAtRating
+from lightning_unlearn.dialogue.choosing import RATING_BEGINS, Sampled, StopsWhere, rating_begins
 from lightning_unlearn.dialogue.prompt import ANALYSIS_CUE, RATING_CUE, BuiltPrompt, JudgePrompt
 from lightning_unlearn.dialogue.rating import Rating
 from lightning_unlearn.functional.dialogue.expected_score import (
@@ -32,6 +32,8 @@ __all__ = ["AnalysisExtractor", "Extractor", "LogitExtractor", "Reduce", "SelfCo
 
 Reduce = Literal["expected", "argmax", "ratio"]
 Invalid = Literal["nan", "mid", "logits"]
+
+_CUE_TOKENS = 12  # that hold the beginning of a rating
 
 
 class Extractor(Protocol):
@@ -137,7 +139,8 @@ class LogitExtractor:
 class TextExtractor:
     """Ratings found in what the judge writes.
 
-    With the analysis first the last rating in the text counts, otherwise the first one.
+    With the analysis first the last rating in the text counts, otherwise the first one. A judge that is asked for the
+    rating alone stops at the end of the line that has it.
 
     Args:
         pattern: Regular expression whose first group is a number; by default a number after the word "rating". Labels
@@ -166,6 +169,13 @@ class TextExtractor:
         self, judge: DialogueJudge, prompts: Sequence[BuiltPrompt], choose: Choose, copies: int
     ) -> list[Rating]:
         """``copies`` ratings a prompt."""
+        if judge.prompt.mode == "score_only" and (ends := judge.prompt_format.ends):
+
+            def has_rating(text: str) -> bool:
+                lines, line_end, _ = text.rpartition("\n")
+                return bool(line_end) and self.read(judge.prompt, f"{judge.prompt.cue} {lines}").parsed
+
+            choose = StopsWhere(choose, judge.prompt_format.tokenizer, ends[0], has_rating)
         written = judge.write([p.ids for p in prompts], self.max_new_tokens, choose, copies, self.batch_size)
         texts = [f"{judge.prompt.cue} {text}" for text in written]
         ratings = [self.read(judge.prompt, text) for text in texts]
@@ -240,7 +250,7 @@ class AnalysisExtractor:
                 f"AnalysisExtractor needs JudgePrompt(mode='analysis_first'), but the mode is {judge.prompt.mode!r}."
             )
         if ends := judge.prompt_format.ends:
-            choose = StopsAtRating(choose, judge.prompt_format.tokenizer, ends[0])
+            choose = StopsWhere(choose, judge.prompt_format.tokenizer, ends[0], rating_begins, _CUE_TOKENS)
         written = judge.write([p.ids for p in prompts], self.max_new_tokens, choose, copies, self.batch_size)
         texts = [f"{ANALYSIS_CUE} {text}".strip() for text in written]
         asked = [_begun(judge, prompts[place // copies], text) for place, text in enumerate(texts)]

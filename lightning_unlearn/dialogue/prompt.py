@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from zlib import crc32
 
 from lightning_unlearn.core.checks import at_least, one_of
@@ -61,6 +61,8 @@ class JudgePrompt:
         max_length: Longest prompt in tokens; by default what the judge's model was made for, which one with learned
             positions never exceeds. What stands first among the examples is left out first, then the oldest turns but
             the first, then the middle of long turns.
+        example_length: Longest example in tokens: a longer one loses its oldest turns but the first. By default,
+            examples are shown whole or not at all.
         rationales: Analyses of examples by the ``id`` of the dialogue. An example without one shows its rating only.
         gold: Which label an example shows: that of the majority of its annotators, or the one nearest to their mean.
 
@@ -89,12 +91,16 @@ class JudgePrompt:
         max_length: int | None = None,
         rationales: Mapping[str, str] | None = None,
         gold: Gold = "majority",
+        example_length: int | None = None,
     ) -> None:
         self.task = task_of(task)
         self.mode = one_of("mode", mode, Mode)
         self.icl_format = one_of("icl_format", icl_format, IclFormat)
         self.order = one_of("order", order, Order)
         self.max_length = max_length if max_length is None else at_least("max_length", max_length, 1)
+        self.example_length = (
+            example_length if example_length is None else at_least("example_length", example_length, 1)
+        )
         self.rationales = dict(rationales or {})
         self.gold = one_of("gold", gold, Gold)
 
@@ -112,7 +118,7 @@ class JudgePrompt:
             dialogue: What is to be rated.
             examples: Rated dialogues, the best first.
         """
-        return self._messages(dialogue, self._ordered(dialogue, examples), 0)
+        return self._messages(dialogue, [(example, 0) for example in self._ordered(dialogue, examples)], 0)
 
     def gold_label(self, dialogue: Dialogue) -> str:
         """The label that annotators have given a dialogue."""
@@ -149,10 +155,11 @@ class JudgePrompt:
         longest = self.max_length if max_length is None else max_length
         special = sorted(getattr(prompt_format.tokenizer, "all_special_tokens", []), key=len, reverse=True)
         dialogue, *shown = [_without(part, special) for part in (dialogue, *self._ordered(dialogue, examples))]
+        cut = [(example, self._too_many(example, prompt_format.tokenizer)) for example in shown]
         removable = max(0, len(dialogue.turns) - 2)
 
         def built(dropped: int, dialogue: Dialogue = dialogue) -> BuiltPrompt:
-            kept, turns = shown[dropped:], max(0, dropped - len(shown))
+            kept, turns = cut[dropped:], max(0, dropped - len(shown))
             messages = self._messages(dialogue, kept, turns)
             left = replace(dialogue, turns=dialogue.turns[:1] + dialogue.turns[1 + turns :])
             ids, less = prompt_format.prompt(messages), min(dropped, len(shown))
@@ -175,8 +182,8 @@ class JudgePrompt:
             )
         return found
 
-    def _messages(self, dialogue: Dialogue, examples: Sequence[Dialogue], dropped_turns: int) -> Messages:
-        shown = [(_section(example, 0), self.answer(example)) for example in examples]
+    def _messages(self, dialogue: Dialogue, examples: Sequence[tuple[Dialogue, int]], dropped_turns: int) -> Messages:
+        shown = [(_section(example, dropped), self.answer(example)) for example, dropped in examples]
         question = _section(dialogue, dropped_turns)
         cue = {"role": "assistant", "content": self.cue, "prefix": True}
         head = self._head(dialogue.response is not None)
@@ -189,6 +196,19 @@ class JudgePrompt:
         messages += [{"role": "user", "content": question}, cue]
         messages[0]["content"] = f"{head}\n\n{messages[0]['content']}"
         return messages
+
+    def _too_many(self, example: Dialogue, tokenizer: Any) -> int:
+        """How many turns of an example are left out for its length."""
+        longest = self.example_length
+        if longest is None:
+            return 0
+
+        def fits(dropped: int) -> bool:
+            return len(tokenizer(_section(example, dropped), add_special_tokens=False)["input_ids"]) <= longest
+
+        removable = max(0, len(example.turns) - 2)
+        # [...] in place of a single short turn may be longer, so the whole example is tried first.
+        return 0 if fits(0) else bisect_left(range(removable), True, lo=min(1, removable), key=fits)
 
     def _head(self, response: bool) -> str:
         task = self.task

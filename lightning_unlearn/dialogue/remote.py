@@ -64,7 +64,8 @@ class RemoteJudge:
         key_variable: Environment variable of the key. A server at ``base_url`` that wants none gets none.
 
     Raises:
-        ValueError: If ``base_url`` holds a password or an argument is out of range.
+        ValueError: If ``base_url`` holds a password, an argument is out of range, or ``prompt`` limits lengths in
+            tokens, which only a local judge can count.
         ImportError: If ``openai`` is missing, at the first request.
     """
 
@@ -88,6 +89,12 @@ class RemoteJudge:
     ) -> None:
         self.model, self.base_url = model, _without_secrets(base_url)
         self.prompt = prompt or (JudgePrompt() if task is None else JudgePrompt(task))
+        limits = [name for name in ("max_length", "example_length") if getattr(self.prompt, name) is not None]
+        if limits:
+            raise ValueError(
+                f"The prompt sets {' and '.join(limits)}, but the tokens of an endpoint's model cannot be counted. "
+                "Leave it out, and lower shots if the endpoint refuses long prompts."
+            )
         self.selector, self.shots, self.pool = selector, at_least("shots", shots, 0), list(pool)
         if selector is not None and self.pool:
             selector.fit(self.pool)

@@ -23,8 +23,8 @@ Which = Literal["first", "last"]
 RATING_CUE_PATTERN = r"\brating[\s*_\"']*(?:[:=][\s*_\[(<\"']*)?"
 """The word rating up to its label, also in Markdown; brackets count after a colon only, as ``(1-5)`` is a scale."""
 
-NO_RANGE = r"(?!\s*[-\u2013]\s*\d)"
-"""What does not follow a rating: ``4-5`` is none."""
+NO_RANGE = r"(?![^\S\n]*[-\u2013][^\S\n]*\d)"
+"""What does not follow a rating on its line: ``4-5`` is none."""
 
 RATING_PATTERN = rf"{RATING_CUE_PATTERN}([-+]?\d+(?:\.\d+)?)(?!\d|\.\d){NO_RANGE}"
 """A number after the word rating."""
