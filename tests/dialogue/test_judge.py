@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -200,6 +202,34 @@ def test_text_is_parsed_and_what_holds_no_rating_is_what_the_policy_says(
     assert [r.score for r in found["mid"][3:]] == [3, 3]
     read = judge_of(tiny_lm).rate(rows)
     assert [r.score for r in found["logits"][3:]] == pytest.approx([r.score for r in read[3:]], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("mode", "said", "kept"),
+    [
+        ("score_only", "4\nThe user thanks it.", "4\n"),
+        ("score_only", "\nso Rating: 2\nThe user", "\nso Rating: 2\n"),
+        ("score_only", "none\nat all", "none\nat all"),
+        ("rating_first", "4\nThe user thanks it.", "4\nThe user thanks it."),
+    ],
+)
+def test_a_judge_asked_for_a_rating_alone_stops_after_its_line(tiny_lm: Path, mode: Any, said: str, kept: str) -> None:
+    judge = judge_of(tiny_lm, JudgePrompt(SCALE, mode=mode))
+    tokenizer = judge.prompt_format.tokenizer
+    tokens = [*tokenizer(said, add_special_tokens=False)["input_ids"], judge.prompt_format.ends[0]]
+    steps = []
+
+    def script(logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
+        steps.append(step)
+        return torch.tensor([tokens[step]] * len(rows))
+
+    extractor = TextExtractor(max_new_tokens=len(tokens))
+    ratings = extractor.ratings(judge, judge.prompts(dialogues(2)), script, 1)
+    whole = extractor.read(judge.prompt, f"Rating: {said}")
+    for rating in ratings:
+        assert rating.text == f"Rating: {tokenizer.decode(tokenizer(kept)['input_ids']).strip()}"
+        assert rating.score == pytest.approx(whole.score, nan_ok=True)
+    assert (len(steps) < len(tokens)) == (kept != said)
 
 
 def test_the_probabilities_after_an_analysis_are_those_of_the_text_it_has_written(

@@ -70,7 +70,8 @@ def test_a_refusal_is_no_rating(start: Start) -> None:
     ("text", "score"),
     [
         ("4", 4), (" 4\n", 4), ("**2**", 2), ("Rating: <4>", 4), ('{"rating": 3}', 3), ("Rating: 4/5", 4),
-        ("Rating: 4/10", None), ("Rating: 4-5", None), ("Rating (1-5): 4", None), ("2 issues were found", None),
+        ("Rating: 4/10", None), ("Rating: 4-5", None), ("Rating: 4\n- 2 issues", 4),
+        ("Rating (1-5): 4", None), ("2 issues were found", None),
         ("Rating: 45", None), ("I can't.", None),
     ],
 )  # fmt: skip

@@ -97,6 +97,33 @@ def test_what_is_too_long_loses_examples_then_old_turns_then_the_middle_of_turns
         JudgePrompt(SCALE, max_length=30).build(prompt_format, long)
 
 
+def test_a_long_example_loses_its_oldest_turns_but_the_first(tiny_lm: Path) -> None:
+    prompt_format = PromptFormat(tiny_lm_of(tiny_lm).tokenizer)
+    examples = [dialogue("a", "Peru", turns=12), dialogue("b", "Cuba", turns=3)]
+    whole = JudgePrompt(SCALE).build(prompt_format, TARGET, examples)
+    sizes = []
+    for length in (400, 60, 40, 1):
+        built = JudgePrompt(SCALE, example_length=length).build(prompt_format, TARGET, examples)
+        assert (built.examples, built.dropped_examples, built.dropped_turns) == (2, 0, 0)
+        assert built.dialogue == TARGET
+        text = built.messages[0]["content"]
+        assert shown(text) == ["Cuba 0", "Peru 0", "Mali 0"]
+        assert "ASSISTANT: Peru 11" in text
+        sections = text.split("### Dialogue")[1:3]
+        for section, turns in zip(sections, (3, 12), strict=True):
+            tokens = prompt_format.tokenizer(
+                f"### Dialogue{section}".partition("\nRating")[0], add_special_tokens=False
+            )
+            at_least_left = section.count("USER:") + section.count("ASSISTANT:") == 2
+            assert len(tokens["input_ids"]) <= length or (at_least_left and turns > 2)
+        sizes.append(len(built.ids))
+    assert sizes[0] == len(whole.ids)
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[2] < sizes[1] < sizes[0]
+    with pytest.raises(ValueError, match="example_length"):
+        JudgePrompt(SCALE, example_length=0)
+
+
 def test_a_response_is_rated_after_its_dialogue() -> None:
     rated = Dialogue("1", (Turn("user", "Hi"),), response="Hello!")
     text = JudgePrompt(FED_OVERALL).messages(rated)[0]["content"]

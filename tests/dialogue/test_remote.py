@@ -231,6 +231,12 @@ def test_no_key_no_request_and_no_secret_in_an_address(monkeypatch: pytest.Monke
         RemoteJudge("m", extractor=TextExtractor(invalid="logits"))
 
 
+@pytest.mark.parametrize("limit", ["max_length", "example_length"])
+def test_lengths_in_tokens_are_of_local_judges(limit: str) -> None:
+    with pytest.raises(ValueError, match=f"sets {limit}, .* cannot be counted"):
+        RemoteJudge("m", prompt=JudgePrompt(**{limit: 500}))  # type: ignore[arg-type]
+
+
 def test_requests_keep_their_pace(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, waited = [100.0], []
     monkeypatch.setattr("lightning_unlearn.dialogue.remote.time.monotonic", lambda: clock[0])
