@@ -121,7 +121,12 @@ class JudgePrompt:
         return self._messages(dialogue, [(example, 0) for example in self._ordered(dialogue, examples)], 0)
 
     def gold_label(self, dialogue: Dialogue) -> str:
-        """The label that annotators have given a dialogue."""
+        """The label that annotators have given a dialogue.
+
+        Raises:
+            ValueError: If it has no ratings, or one is outside the scale.
+        """
+        self.task.check_on_scale(dialogue)
         value = dialogue.majority if self.gold == "majority" else dialogue.mean
         return self.task.labels[self.task.nearest(value)]
 

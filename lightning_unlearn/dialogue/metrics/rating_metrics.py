@@ -88,12 +88,14 @@ class RatingMetrics(IndexedMetric):
             dialogues: The dialogues, with ratings of annotators.
 
         Raises:
-            ValueError: If there is not one rating a dialogue, or a dialogue has no ratings.
+            ValueError: If there is not one rating a dialogue, or a dialogue has no ratings or one outside the scale.
         """
         if len(ratings) != len(dialogues):
             raise ValueError(f"There are {len(ratings)} ratings for {len(dialogues)} dialogues. Pass one a dialogue.")
         if not len(dialogues):
             return
+        for dialogue in dialogues:
+            self.task.check_on_scale(dialogue)
         given = [rating if isinstance(rating, Rating) else Rating(float(rating)) for rating in ratings]
         self.record(
             [_number(dialogue.id) for dialogue in dialogues],
