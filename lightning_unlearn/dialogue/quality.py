@@ -42,8 +42,8 @@ class SetQuality(NamedTuple):
 
     Args:
         before: Mean rating of the original model's conversations, on the scale of people.
-        after: Mean rating of the model's own, with its interval.
-        difference: Mean of the paired differences, after minus before.
+        after: Mean rating of the model's own, with its interval; NaN as its ends where there is one conversation.
+        difference: Mean of the paired differences, after minus before, likewise.
         raw_before: Mean score of the judge before calibration, original.
         raw_after: The same of the model.
         n: Conversations with both ratings.
@@ -284,6 +284,8 @@ def _set_quality(pairs: Sequence[tuple[float, float]], calibration: Calibration,
     raw = torch.tensor(whole, dtype=torch.float64)
     before, after = calibration(raw).unbind(1)
     found, difference = bootstrap(torch.stack([after, after - before], dim=1), lambda rows: rows.mean(0), level)
+    if len(whole) == 1:  # resamples of one conversation are all the same, which says nothing of other ones
+        found, difference = (Interval(part.value, math.nan, math.nan) for part in (found, difference))
     raw_before, raw_after = raw.mean(0).tolist()
     return SetQuality(
         float(before.mean()),

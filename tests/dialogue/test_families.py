@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("transformers")
 
 from lightning_unlearn import Dialogue, DialogueJudge, JudgePrompt, RatingTask, Turn
-from lightning_unlearn.dialogue.extractors import AnalysisExtractor
+from lightning_unlearn.dialogue.extractors import AnalysisExtractor, LogitExtractor
 from tests.dialogue import families
 from tests.dialogue.judges import SCALE
 
@@ -135,6 +135,16 @@ def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused() -> None:
     lm = families.language_model("gpt2", families.byte_level(), n_positions=64)
     with pytest.raises(ValueError, match="holds 64 tokens, which leaves none for a prompt"):
         DialogueJudge(lm, prompt=JudgePrompt(SCALE, mode="analysis_first")).rate(ROWS)
+
+
+def test_a_ratio_is_on_the_scale_of_its_task() -> None:
+    lm, ratio = families.language_model("gpt2", families.byte_level()), LogitExtractor("ratio")
+    (found,) = DialogueJudge(lm, prompt=JudgePrompt(YES), extractor=ratio).rate(ROWS[:1])
+    assert found.probs is not None
+    assert found.score == pytest.approx(found.probs[1])
+    likes = RatingTask("likes", ("no", "yes"), (1, 5), ("bad", "good"), "it", "Judge it.")
+    with pytest.raises(ValueError, match=r"'likes' have the values \(1, 5\). Use reduce='expected'"):
+        DialogueJudge(lm, prompt=JudgePrompt(likes), extractor=ratio).rate(ROWS[:1])
 
 
 def test_other_things_than_dialogues_are_refused() -> None:

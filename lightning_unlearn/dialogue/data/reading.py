@@ -40,6 +40,8 @@ def existing(path: str | os.PathLike[str], what: str) -> Path:
     Raises:
         FileNotFoundError: If there is none.
     """
+    if Path(path).is_dir():
+        raise FileNotFoundError(f"{path} is a folder. Give the file in it, which must be {what}.")
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no file {path}. It must be {what}, which this library does not ship.")
     return Path(path)
