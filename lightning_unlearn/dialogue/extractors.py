@@ -65,7 +65,8 @@ class LogitExtractor:
 
     With :math:`p_i` the probability of label :math:`i` among the labels and :math:`v_i` its value, ``"expected"`` is
     :math:`\sum_i p_i v_i`, ``"argmax"`` the value of the likeliest label and ``"ratio"`` the share of the upper one of
-    two labels with the values 0 and 1. Where labels begin with the same token, their probability is the product of those of their tokens.
+    two labels with the values 0 and 1. Where labels begin with the same token, their probability is the product of
+    those of their tokens.
 
     Args:
         reduce: What becomes of the probabilities.
