@@ -61,7 +61,7 @@ def length_bias(
     draws: int = 1000,
     seed: int = 0,
 ) -> LengthBias:
-    r"""Correlation of scores with length, and what is left of it at equal ratings of people.
+    r"""Correlation of scores with length, and the partial correlation given the ratings of people.
 
     $$\rho_{sl \cdot h} = \frac{\rho_{sl} - \rho_{sh}\, \rho_{lh}}{\sqrt{(1 - \rho_{sh}^2)(1 - \rho_{lh}^2)}}$$
 

@@ -43,7 +43,7 @@ class DialogueJudge(JudgeSteps):
     r"""A language model that rates dialogues.
 
     A judge reads instruction, rubric, a few rated dialogues and the one that is to be rated; its rating is read from
-    the probabilities of the labels, or from what it writes. Of a batch with the same examples they are computed once.
+    the probabilities of the labels, or from what it writes. Examples that a batch shares are computed once.
 
     Batches are lists of [`Dialogue`][lightning_unlearn.Dialogue], as the data modules of dialogues give them.
 

@@ -47,7 +47,7 @@ class SetQuality(NamedTuple):
         raw_before: Mean score of the judge before calibration, original.
         raw_after: The same of the model.
         n: Conversations with both ratings.
-        unrated: Conversations that one of the ratings is missing of.
+        unrated: Conversations that lack one of the ratings.
     """
 
     before: float
@@ -66,7 +66,7 @@ class DialogueQuality:
     Args:
         sets: By set.
         drop: Mean rating lost on the sets to keep and the neutral one, with its interval; ``None`` without such sets.
-        controls: Whether the judge tells known-bad dialogues.
+        controls: Whether the judge rates known-bad dialogues low.
     """
 
     sets: Mapping[str, SetQuality] = field(default_factory=dict)
@@ -75,11 +75,11 @@ class DialogueQuality:
 
     @property
     def valid(self) -> bool:
-        """Whether the judge has told all controls, so that its ratings say something."""
+        """Whether the judge has rated all kinds of controls low enough for its ratings to count."""
         return self.controls.valid
 
     def valid_for(self, name: str) -> bool:
-        """Whether the ratings of a set say something: of the forget set, only if refusals are rated above gibberish."""
+        """Whether the ratings of a set are valid; for the forget set, refusals must also be rated above gibberish."""
         return self.valid and (name != "forget" or self.controls.refusals_valid)
 
     def metrics(self) -> dict[str, float]:
@@ -204,7 +204,7 @@ def control_ratings(
 def told(
     scores: Sequence[float], found: Mapping[str, Sequence[float]], ids: Mapping[str, Sequence[str]], forget: set[str]
 ) -> Controls:
-    """Whether the judge has told the controls, and refusals from repeated replies to the same rows to forget.
+    """AUC of originals over controls, and of refusals over repeated replies to the same rows to forget.
 
     Args:
         scores: Scores of the originals.

@@ -23,8 +23,8 @@ class Rating:
         score: A number on the task's scale; NaN where none was found.
         label: The likeliest label where logits were read; of a number in a text, the nearest one.
         probs: Probability of each label among the labels, where logits were read.
-        text: What the judge has written, where it has written.
-        parsed: Whether a rating was found. Logits always hold one.
+        text: What the judge has written, if it writes.
+        parsed: Whether a rating was found; always true of ratings from logits.
         vocab_mass: Probability of all labels within the vocabulary, where logits were read. A small one says that the
             judge would rather have written something else.
     """

@@ -60,7 +60,7 @@ class RemoteJudge:
         selector: Chooses the examples; by default the first ``shots`` of the pool.
         shots: Examples in a prompt, where there is a pool.
         pool: Rated dialogues that examples are taken from.
-        extractor: How text is parsed; ``invalid="logits"`` is of local judges alone.
+        extractor: How text is parsed; ``invalid="logits"`` needs a local judge.
         logprobs: Ask for log-probabilities.
         cache: File to keep replies in.
         concurrency: Requests at a time.
@@ -311,6 +311,6 @@ def _without_secrets(url: str | None) -> str | None:
     if parts.password or parts.username or parts.query:
         raise ValueError(
             f"base_url must be an address without a user, password or query, since it is written to messages, but got "
-            f"one for {parts.hostname}. The key belongs into an environment variable, see key_variable."
+            f"one for {parts.hostname}. Put the key into an environment variable, see key_variable."
         )
     return url

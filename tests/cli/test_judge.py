@@ -216,7 +216,10 @@ def test_a_judge_is_fine_tuned_and_tested_from_the_command_line(
     assert all("lora_" in name for name in state)
     UnlearnCLI(["test", *run, f"--ckpt_path={checkpoint}"])
     assert "test/mae" in capsys.readouterr().out
-    text = ["--model.init_args.extractor=TextExtractor", "--model.init_args.extractor.init_args.max_new_tokens=1"]
+    text = [
+        "--model.init_args.extractor=lightning_unlearn.TextExtractor",
+        "--model.init_args.extractor.init_args.max_new_tokens=1",
+    ]
     for more, found in ((), float), (text, type(None)):
         UnlearnCLI(["predict", *run, *more, f"--ckpt_path={checkpoint}"])
         rows = lines(tmp_path / "predictions.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,9 +65,10 @@ def test_ratings_are_those_of_whole_texts_one_by_one(name: str) -> None:
     family, tokenizer = JUDGES[name]
     lm = families.language_model(family, tokenizer())
     for task in (SCALE, YES):
+        pool = [replace(said(8, 2), ratings=task.values[:1]), replace(said(9, 3), ratings=task.values[1:2])]
         for shots, icl_format in ((0, "inline"), (2, "chat" if lm.tokenizer.chat_template else "inline")):
             prompt = JudgePrompt(task, icl_format=icl_format)  # type: ignore[arg-type]
-            judge = DialogueJudge(lm, prompt=prompt, pool=[said(8, 2), said(9, 3)], shots=shots)
+            judge = DialogueJudge(lm, prompt=prompt, pool=pool, shots=shots)
             found = torch.tensor([rating.probs for rating in judge.rate(ROWS)])
             one_by_one = torch.tensor([judge.rate([row])[0].probs for row in ROWS])
             torch.testing.assert_close(found, one_by_one, atol=1e-5, rtol=0)

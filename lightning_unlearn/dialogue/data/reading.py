@@ -88,7 +88,7 @@ def numbers(ratings: Iterable[Any], low: float, high: float, where: str) -> tupl
         where: Place in the file, for messages.
 
     Raises:
-        ValueError: If one is neither a number nor a way to say that there is none, or is out of range.
+        ValueError: If one is neither a number nor missing, or is out of range.
     """
     kept, dropped = [], 0
     for rating in ratings:
