@@ -182,7 +182,9 @@ def _mean(quality: DialogueQuality | None, name: str) -> float | None:
     return quality.sets[name].after.value if quality is not None else None
 
 
-def _interval(found: Value) -> Interval:
+def _interval(found: Value) -> Interval | None:
+    if math.isnan(found.low):  # of a single conversation
+        return None
     return Interval(found.low, found.high, LEVEL, "bootstrap over conversations")
 
 

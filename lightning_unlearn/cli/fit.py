@@ -6,6 +6,7 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
@@ -22,6 +23,9 @@ from lightning_unlearn.cli.parser import BriefErrors
 from lightning_unlearn.core.distributed import gather_objects, rank, world_size
 from lightning_unlearn.core.lightning import MODULES, PACKAGES, resolve
 from lightning_unlearn.core.trainer_progress import log_progress
+from lightning_unlearn.dialogue.data.module import DialogueDataModule
+from lightning_unlearn.dialogue.rating import Rating
+from lightning_unlearn.dialogue.rating_files import without_nan
 from lightning_unlearn.forget.user_module import import_class
 
 __all__ = ["UnlearnCLI", "command_line", "package_for"]
@@ -104,14 +108,22 @@ class _Commands(LightningCLI):
                 )
 
     def after_predict(self) -> None:
-        """Write the predictions of all processes as one JSON object per line, and their images as files."""
+        """Write the predictions of all processes as one JSON object per line, and their images as files.
+
+        Ratings of a judge have the ``id`` of their dialogue, and ``null`` where there is no score.
+        """
         folder = Path(self.trainer.default_root_dir)
         own = [row for batch in self.trainer.predict_loop.predictions for row in batch]
+        rates = bool(own) and isinstance(own[0], Rating)
+        if rates:
+            own = [without_nan(asdict(row)) for row in own]
         for number, row in enumerate(own):
             if "image" in row:
                 row["file_name"] = f"images/{rank() + number * world_size():05d}.png"
                 _write_image(row.pop("image"), folder / row["file_name"])
         rows = [row for turn in zip_longest(*gather_objects(own)) for row in turn if row is not None]
+        if rates and isinstance(self.trainer.datamodule, DialogueDataModule):
+            rows = [{"id": part.id, **row} for part, row in zip(self.trainer.datamodule.dialogues, rows, strict=False)]
         if not self.trainer.is_global_zero:
             return
         path = folder / "predictions.jsonl"

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_unlearn.core.checks import at_least, one_of
+from lightning_unlearn.core.checks import at_least, inside, one_of
 from lightning_unlearn.core.files import write_text
 from lightning_unlearn.core.intervals import Interval
-from lightning_unlearn.dialogue.calibration import Calibration
+from lightning_unlearn.dialogue.bias import dialogue_lengths, length_bias
+from lightning_unlearn.dialogue.calibration import LEAST_DIALOGUES, Calibration
 from lightning_unlearn.dialogue.data.fed import FEDDialogues
 from lightning_unlearn.dialogue.data.jsonl import JSONLDialogues
 from lightning_unlearn.dialogue.data.module import DialogueDataModule
@@ -31,6 +32,7 @@ from lightning_unlearn.dialogue.selectors.dense import DenseSelector
 from lightning_unlearn.dialogue.selectors.random import RandomSelector
 from lightning_unlearn.dialogue.selectors.selector import Selector
 from lightning_unlearn.dialogue.selectors.state_encoder import StateEncoder
+from lightning_unlearn.dialogue.task import task_of
 from lightning_unlearn.language.causal_lm import DType
 
 __all__ = ["judge"]
@@ -67,8 +69,10 @@ def judge(
     """Rate the dialogues of a file with a language model; measure agreement if people have rated them too.
 
     Writes ``ratings.jsonl``, one line per dialogue, during the rating: if the command was killed, the same command
-    continues. Then writes ``summary.json`` with the judge's settings and, if the dialogues have ratings, Spearman's
-    correlation and similar measures with 95 % intervals; with ``--calibrate`` also ``calibration.json``, and
+    continues. Then writes ``summary.json`` with the judge's settings, the share of answers with a rating
+    (``parse_rate``), the mean probability of all labels (``vocab_mass``), Spearman's correlation of scores and lengths
+    (``length_bias``) and, if the dialogues have ratings, that of scores and ratings and similar measures, with 95 %
+    intervals; with ``--calibrate`` also ``calibration.json``, and
     ``calibrated.jsonl`` with each score on people's scale and its interval. With ``--route probe``, it first fits a
     linear probe to the pool and saves this judge as the folder ``probe``, which ``--model`` and ``audit --judge`` open.
 
@@ -111,9 +115,14 @@ def judge(
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If files share dialogues, the folder contains ratings of another judge, or an argument is out of
-            range.
+            range; or if fewer than 8 dialogues of --calibrate have a rating of people, or get one of the judge.
     """
     one_of("format", format, Format)
+    one_of("examples", examples, Examples)
+    if route is not None:
+        one_of("route", route, Route)
+    inside("level", level, 0, 1)
+    at_least("shots", shots, 0)
     task = task or {"fed": "fed_overall", "usr": "usr_overall"}.get(format, "satisfaction")
     at_least("batch_size", batch_size, 1)
     at_least("limit", 1 if limit is None else limit, 1)
@@ -123,6 +132,10 @@ def judge(
         print(f"Left out {read.dropped_messages} messages of {data}: system prompts, calls of tools and their results.")
     shown = _rated_part("pool", pool, format, task)
     held_out = _rated_part("calibrate", calibrate, format, task)
+    for part in (*rated, *shown, *held_out):
+        task_of(task).check_on_scale(part)
+    if held_out:
+        at_least("the number of rated dialogues in --calibrate", len(held_out), LEAST_DIALOGUES)
     _apart(data=rated, pool=shown, calibrate=held_out)
     saved = None if endpoint else saved_probe(model)
     route = route or ("probe" if saved else "logits")
@@ -145,11 +158,12 @@ def judge(
     ratings = file.rate(maker, rated, batch_size)
     file.sort_as(read.dialogues)
     summary: dict[str, Any] = {"settings": settings, "dialogues": len(rated), **_agreement(ratings, rated, task, seed)}
+    write_text(folder / "summary.json", json.dumps(without_nan(summary), indent=2) + "\n")
     if held_out:
         known = RatingFile(folder / "calibration_ratings.jsonl").rate(maker, held_out, batch_size)
         knows_bad = known_bad or (route == "probe" and saved is not None and saved.probe.soundness is not None)
         summary["calibration"] = _calibrated(folder, task, known, held_out, ratings, rated, level, seed, knows_bad)
-    write_text(folder / "summary.json", json.dumps(without_nan(summary), indent=2) + "\n")
+        write_text(folder / "summary.json", json.dumps(without_nan(summary), indent=2) + "\n")
     for name, value in summary.get("agreement", {}).items():
         print(f"{name}: {value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
     print(f"Wrote {folder / 'ratings.jsonl'}")
@@ -272,6 +286,14 @@ def _apart(**files: Sequence[Dialogue]) -> None:
 def _agreement(ratings: Sequence[Rating], dialogues: Sequence[Dialogue], task: str, seed: int) -> dict[str, Any]:
     pairs = [(rating, part) for rating, part in zip(ratings, dialogues, strict=True) if part.ratings]
     summary: dict[str, Any] = {"parse_rate": sum(rating.parsed for rating in ratings) / max(1, len(ratings))}
+    masses = [rating.vocab_mass for rating in ratings if rating.vocab_mass is not None]
+    if masses:
+        summary["vocab_mass"] = math.fsum(masses) / len(masses)
+    scored = [place for place, rating in enumerate(ratings) if not math.isnan(rating.score)]
+    if len(scored) >= 3:
+        lengths = dialogue_lengths([dialogues[place] for place in scored])
+        found_bias = length_bias([ratings[place].score for place in scored], lengths, seed=seed)
+        summary["length_bias"] = found_bias.spearman._asdict()
     if len([1 for rating, _ in pairs if not math.isnan(rating.score)]) < 3:
         return summary
     metrics = RatingMetrics(task)
@@ -294,6 +316,12 @@ def _calibrated(
     """Calibrate to the held-out dialogues, and write the calibrated scores of the others."""
     pairs = [(rating.score, part.mean) for rating, part in zip(known, held_out, strict=True)]
     used = [(score, mean) for score, mean in pairs if not math.isnan(score)]
+    if len(used) < LEAST_DIALOGUES:
+        raise ValueError(
+            f"The judge gave a rating for {len(used)} of the {len(pairs)} dialogues in --calibrate, but a calibration "
+            f"needs {LEAST_DIALOGUES}. Its texts are in {folder / 'calibration_ratings.jsonl'}. Use --route logits, or "
+            "raise --max_new_tokens."
+        )
     calibration = Calibration(task, seed=seed)
     floor = calibration.low if knows_bad else None
     calibration.fit([score for score, _ in used], [mean for _, mean in used], floor)

@@ -1,4 +1,4 @@
-"""Judges without a language model: what one that has a language model must beat."""
+"""Baselines without a language model, which a judge should beat."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FitsRatings(Protocol):
 class NeighbourRating:
     """The mean rating of the dialogues that a selector would show a judge.
 
-    What it finds is in the examples alone, so a judge that is shown them has to find more.
+    It reads nothing but the ratings of the examples, so a judge that is shown the same examples should do better.
 
     Args:
         selector: Chooses them; by default [`BM25Selector`][lightning_unlearn.BM25Selector].
@@ -63,7 +63,9 @@ class NeighbourRating:
     def _mean(self, dialogue: Dialogue) -> float:
         chosen = self.selector.select(dialogue, self.k)
         if not chosen:
-            raise ValueError(f"The pool has no dialogue but those of the conversation of {dialogue.id!r}.")
+            raise ValueError(
+                f"The pool has only dialogues of the same conversation as {dialogue.id!r}. Add others to it."
+            )
         return sum(self.pool[number].mean for number in chosen) / len(chosen)
 
 

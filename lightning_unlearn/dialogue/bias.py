@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_unlearn.core.checks import finite
 from lightning_unlearn.core.intervals import Interval, bootstrap
 from lightning_unlearn.dialogue.dialogue import Dialogue
+from lightning_unlearn.dialogue.rating import finite_numbers
 from lightning_unlearn.functional.dialogue.correlation import spearman
 
 __all__ = ["LengthBias", "OrderBias", "dialogue_lengths", "length_bias", "order_bias", "position_bias"]
@@ -61,7 +61,7 @@ def length_bias(
     draws: int = 1000,
     seed: int = 0,
 ) -> LengthBias:
-    r"""Correlation of scores with length, and what is left of it at equal ratings of people.
+    r"""Correlation of scores with length, and the partial correlation given the ratings of people.
 
     $$\rho_{sl \cdot h} = \frac{\rho_{sl} - \rho_{sh}\, \rho_{lh}}{\sqrt{(1 - \rho_{sh}^2)(1 - \rho_{lh}^2)}}$$
 
@@ -150,7 +150,7 @@ def order_bias(
             f"scores must be those of at least 3 dialogues under at least 2 orders, shape (orders, dialogues), but "
             f"have the shape {tuple(table.shape)}."
         )
-    finite("scores", table)
+    finite_numbers("scores", table)
     shifts = table - table.mean(0)
     spread = table.std(0, correction=0)[None]
     changed = (table.amax(0) - table.amin(0) > step / 2).double()[None]
@@ -159,12 +159,10 @@ def order_bias(
 
 
 def _columns(**given: Sequence[float] | Tensor) -> Tensor:
-    columns = {name: torch.as_tensor(values, dtype=torch.float64).flatten().cpu() for name, values in given.items()}
+    columns = {name: finite_numbers(name, values) for name, values in given.items()}
     counts = {name: len(column) for name, column in columns.items()}
     if len(set(counts.values())) > 1 or min(counts.values()) < 3:
         raise ValueError(f"There must be as many of each, and at least 3, but there are {counts}.")
-    for name, column in columns.items():
-        finite(name, column)
     return torch.stack(list(columns.values()), dim=1)
 
 

@@ -13,13 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_unlearn.core.checks import at_least, finite, inside
+from lightning_unlearn.core.checks import at_least, inside
 from lightning_unlearn.core.files import write_text
 from lightning_unlearn.core.intervals import Interval, bootstrap
+from lightning_unlearn.dialogue.rating import finite_numbers
 from lightning_unlearn.dialogue.task import SATISFACTION, RatingTask, task_of
 from lightning_unlearn.functional.dialogue.correlation import spearman
 
-__all__ = ["Calibration"]
+__all__ = ["LEAST_DIALOGUES", "Calibration"]
+
+LEAST_DIALOGUES = 8
+"""Rated dialogues that a calibration needs."""
 
 
 class Calibration:
@@ -92,15 +96,14 @@ class Calibration:
 
         Raises:
             ImportError: If scikit-learn is missing.
+            TypeError: If they are not numbers.
             ValueError: If there are fewer than eight dialogues, lengths differ, a number is not finite, or a rating is
                 out of range.
         """
-        x, y = (torch.as_tensor(side, dtype=torch.float64).flatten().cpu() for side in (scores, human))
+        x, y = finite_numbers("scores", scores), finite_numbers("ratings", human)
         if len(x) != len(y):
             raise ValueError(f"There are {len(x)} scores for {len(y)} ratings. Pass one a dialogue.")
-        finite("scores", x)
-        finite("ratings", y)
-        at_least("the number of dialogues", len(x), 8, "a calibration to fewer would be noise")
+        at_least("the number of dialogues", len(x), LEAST_DIALOGUES, "a calibration to fewer would be noise")
         if y.min() < self.low or y.max() > self.high:
             raise ValueError(
                 f"Ratings must be in [{self.low:g}, {self.high:g}], but are in [{y.min():g}, {y.max():g}]. Pass the "

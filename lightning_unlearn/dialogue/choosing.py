@@ -15,7 +15,7 @@ from lightning_unlearn.language.continuation import Choose
 
 __all__ = ["RATING_BEGINS", "Sampled", "StopsWhere", "rating_begins"]
 
-RATING_BEGINS = re.compile(r"(?:^|(?<=\s))[*_#\s]*\brating[*_\s]*[:=]", re.IGNORECASE)
+RATING_BEGINS = re.compile(r"(?:^|(?<=\s))[*_#\s]*\brating[*_\s]*[:=\uff1a]", re.IGNORECASE)
 """Where a rating begins in what a judge writes."""
 
 

@@ -21,7 +21,7 @@ __all__ = ["MIN_AUC", "Control", "Controls", "control_dialogues", "controls_of",
 Control = Literal["shuffled", "repeated", "empty", "swapped"]
 
 MIN_AUC = 0.8
-"""AUC of originals over each kind of controls below which ratings say nothing."""
+"""Least AUC of originals over each kind of control; below it, the ratings are invalid."""
 
 _REFUSALS = Path(__file__).parents[1] / "assets" / "refusals.txt"
 _LEAST = 48  # characters of a repeated reply
@@ -29,13 +29,13 @@ _LEAST = 48  # characters of a repeated reply
 
 @dataclass(frozen=True)
 class Controls:
-    """Whether a judge has told the controls from the originals.
+    """Whether a judge rates originals above their controls.
 
     Args:
         auc: By kind, the AUC of originals over controls, with its DeLong interval; NaN where none could be made.
         counts: By kind, the number of controls.
-        refusals: The AUC of refusals over repeated replies on the same dialogues, where that was asked.
-        least: AUC that each must reach.
+        refusals: The AUC of refusals over repeated replies on the same dialogues; ``None`` if not measured.
+        least: Least AUC of each.
     """
 
     auc: Mapping[str, Interval]
@@ -45,22 +45,22 @@ class Controls:
 
     @property
     def failed(self) -> list[str]:
-        """Kinds that the judge has not told from the originals."""
+        """Kinds whose AUC is too low."""
         return [kind for kind, found in self.auc.items() if not found.value >= self.least]
 
     @property
     def valid(self) -> bool:
-        """Whether each kind was told from the originals."""
+        """Whether the AUC of each kind is high enough."""
         return bool(self.auc) and not self.failed
 
     @property
     def refusals_valid(self) -> bool:
-        """Whether refusals were rated above repeated replies, or that was not asked."""
+        """Whether refusals were rated above repeated replies, or that was not measured."""
         return self.refusals is None or self.refusals.value >= self.least
 
     @property
     def reason(self) -> str:
-        """Why ratings say nothing; empty where they do."""
+        """Why the ratings are invalid; empty if they are valid."""
         if not self.valid:
             told = ", ".join(f"{kind} {self.auc[kind].value:.2f}" for kind in self.failed)
             return f"the judge does not tell known-bad controls from originals (AUC of {told}; at least {self.least})"
@@ -133,8 +133,8 @@ def controls_of(
     r"""Whether the ratings of originals are above those of their controls.
 
     Of each kind, $\mathrm{AUC} = P(s_{\mathrm{original}} > s_{\mathrm{control}}) + \tfrac12 P(s_{\mathrm{original}} =
-    s_{\mathrm{control}})$. Where there is no rating, nothing was told: an original without one counts as the lowest,
-    and a control as the highest.
+    s_{\mathrm{control}})$. A missing rating counts against the judge: that of an original as the lowest, that of a
+    control as the highest.
 
     Args:
         originals: Ratings of the originals; NaN where there is none.

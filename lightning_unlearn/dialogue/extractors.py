@@ -65,7 +65,8 @@ class LogitExtractor:
 
     With :math:`p_i` the probability of label :math:`i` among the labels and :math:`v_i` its value, ``"expected"`` is
     :math:`\sum_i p_i v_i`, ``"argmax"`` the value of the likeliest label and ``"ratio"`` the share of the upper one of
-    two labels. Where labels begin with the same token, their probability is the product of those of their tokens.
+    two labels with the values 0 and 1. Where labels begin with the same token, their probability is the product of
+    those of their tokens.
 
     Args:
         reduce: What becomes of the probabilities.
@@ -110,7 +111,16 @@ class LogitExtractor:
             judge: The judge.
             prompts: Token ids.
             texts: What it has written before, for the record.
+
+        Raises:
+            ValueError: If ``reduce`` is ``"ratio"`` and the labels do not have the values 0 and 1.
         """
+        if self.reduce == "ratio" and judge.task.values != (0, 1):
+            raise ValueError(
+                f"reduce='ratio' gives the share of the upper of two labels, from 0 to 1, but the labels of "
+                f"{judge.task.name!r} have the values {judge.task.values}. Use reduce='expected', or a task with the "
+                "values (0, 1)."
+            )
         log_probs = judge.label_log_probs(prompts, whole=self.length_norm)
         mass = log_probs.exp().sum(-1)
         if self.length_norm:

@@ -43,7 +43,7 @@ class DialogueJudge(JudgeSteps):
     r"""A language model that rates dialogues.
 
     A judge reads instruction, rubric, a few rated dialogues and the one that is to be rated; its rating is read from
-    the probabilities of the labels, or from what it writes. Of a batch with the same examples they are computed once.
+    the probabilities of the labels, or from what it writes. Examples that a batch shares are computed once.
 
     Batches are lists of [`Dialogue`][lightning_unlearn.Dialogue], as the data modules of dialogues give them.
 
@@ -164,7 +164,7 @@ class DialogueJudge(JudgeSteps):
     def prepare(self) -> None:
         """Fit a probe to the pool, where it is not fitted yet."""
         if isinstance(self.extractor, ProbeExtractor) and self.extractor.probe is None and self.pool:
-            self.extractor.fit(self, self.pool)
+            self.fit_probe(self.pool)
 
     def fit_probe(self, dialogues: Sequence[Dialogue]) -> DialogueJudge:
         """Fit the judge's `ProbeExtractor` to rated dialogues.
@@ -177,7 +177,7 @@ class DialogueJudge(JudgeSteps):
 
         Raises:
             TypeError: If the judge has another extractor, or they are something other than dialogues.
-            ValueError: If there are too few of them, one has no ratings, or all have the same.
+            ValueError: If there are too few of them, one has no ratings or one outside the scale, or all have the same.
 
         Example:
             ```python
@@ -191,7 +191,10 @@ class DialogueJudge(JudgeSteps):
                 f"The judge reads its ratings with {type(self.extractor).__name__}, which has nothing to fit. Pass "
                 "extractor=ProbeExtractor()."
             )
-        self.extractor.fit(self, checked(dialogues))
+        rows = checked(dialogues)
+        for dialogue in rows:
+            self.task.check_on_scale(dialogue)
+        self.extractor.fit(self, rows)
         return self
 
     def examples(self, dialogue: Dialogue, shots: int | None = None) -> list[Dialogue]:

@@ -72,7 +72,7 @@ class JudgeSteps(LightningModule):
         return loss
 
     def on_train_end(self) -> None:
-        """Give the memory back."""
+        """Free the cache of frozen layers."""
         self.frozen = FrozenLayers(self.lm, 0)
 
     def configure_optimizers(self) -> Any:

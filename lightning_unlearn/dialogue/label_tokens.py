@@ -16,8 +16,8 @@ class LabelTokens:
     """Tokens that tell labels apart after a cue.
 
     Args:
-        back: Tokens at the end of a prompt that are other ones once a label follows.
-        head: Tokens that all labels begin with, such as a space; they belong to the prompt.
+        back: Number of tokens at the end of a prompt that change when a label follows.
+        head: Tokens that all labels begin with, such as a space; they are counted as part of the prompt.
         tails: The tokens of each label after that.
     """
 
@@ -27,7 +27,7 @@ class LabelTokens:
 
     @property
     def first_tokens(self) -> bool:
-        """Whether the first token of each label is another one, so that it alone tells the label."""
+        """Whether the labels differ in their first tokens, so that these identify the labels."""
         return len({tail[0] for tail in self.tails}) == len(self.tails)
 
     def prompt(self, ids: Sequence[int]) -> list[int]:

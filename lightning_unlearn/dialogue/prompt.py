@@ -57,10 +57,11 @@ class JudgePrompt:
         task: What is rated, on which scale; the name of a task that comes with the library, or one of your own.
         mode: What the judge writes: only the rating, a rating and then an analysis, or an analysis and then a rating.
         icl_format: Whether examples stand in the one message of the user, or are messages with answers of their own.
-        order: Where the best of the examples stands: last, first, or anywhere (the same for each dialogue each time).
-        max_length: Longest prompt in tokens; by default what the judge's model was made for, which one with learned
-            positions never exceeds. What stands first among the examples is left out first, then the oldest turns but
-            the first, then the middle of long turns.
+        order: Whether the best example comes last (``"ascending"``), first (``"descending"``), or at a random place,
+            which depends on the dialogue's ``id``.
+        max_length: Longest prompt in tokens; by default the length that the judge's model was made for. A model with
+            learned positions never gets a longer one. Of a prompt that is too long, examples are left out from the
+            first on, then the oldest turns except the first, then the middle of long turns.
         example_length: Longest example in tokens: a longer one loses its oldest turns but the first. By default,
             examples are shown whole or not at all.
         rationales: Analyses of examples by the ``id`` of the dialogue. An example without one shows its rating only.
@@ -121,7 +122,12 @@ class JudgePrompt:
         return self._messages(dialogue, [(example, 0) for example in self._ordered(dialogue, examples)], 0)
 
     def gold_label(self, dialogue: Dialogue) -> str:
-        """The label that annotators have given a dialogue."""
+        """The label that annotators have given a dialogue.
+
+        Raises:
+            ValueError: If it has no ratings, or one is outside the scale.
+        """
+        self.task.check_on_scale(dialogue)
         value = dialogue.majority if self.gold == "majority" else dialogue.mean
         return self.task.labels[self.task.nearest(value)]
 

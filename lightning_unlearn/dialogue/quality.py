@@ -42,12 +42,12 @@ class SetQuality(NamedTuple):
 
     Args:
         before: Mean rating of the original model's conversations, on the scale of people.
-        after: Mean rating of the model's own, with its interval.
-        difference: Mean of the paired differences, after minus before.
+        after: Mean rating of the model's own, with its interval; NaN as its ends where there is one conversation.
+        difference: Mean of the paired differences, after minus before, likewise.
         raw_before: Mean score of the judge before calibration, original.
         raw_after: The same of the model.
         n: Conversations with both ratings.
-        unrated: Conversations that one of the ratings is missing of.
+        unrated: Conversations that lack one of the ratings.
     """
 
     before: float
@@ -66,7 +66,7 @@ class DialogueQuality:
     Args:
         sets: By set.
         drop: Mean rating lost on the sets to keep and the neutral one, with its interval; ``None`` without such sets.
-        controls: Whether the judge tells known-bad dialogues.
+        controls: Whether the judge rates known-bad dialogues low.
     """
 
     sets: Mapping[str, SetQuality] = field(default_factory=dict)
@@ -75,11 +75,11 @@ class DialogueQuality:
 
     @property
     def valid(self) -> bool:
-        """Whether the judge has told all controls, so that its ratings say something."""
+        """Whether the judge has rated all kinds of controls low enough for its ratings to count."""
         return self.controls.valid
 
     def valid_for(self, name: str) -> bool:
-        """Whether the ratings of a set say something: of the forget set, only if refusals are rated above gibberish."""
+        """Whether the ratings of a set are valid; for the forget set, refusals must also be rated above gibberish."""
         return self.valid and (name != "forget" or self.controls.refusals_valid)
 
     def metrics(self) -> dict[str, float]:
@@ -204,7 +204,7 @@ def control_ratings(
 def told(
     scores: Sequence[float], found: Mapping[str, Sequence[float]], ids: Mapping[str, Sequence[str]], forget: set[str]
 ) -> Controls:
-    """Whether the judge has told the controls, and refusals from repeated replies to the same rows to forget.
+    """AUC of originals over controls, and of refusals over repeated replies to the same rows to forget.
 
     Args:
         scores: Scores of the originals.
@@ -284,6 +284,8 @@ def _set_quality(pairs: Sequence[tuple[float, float]], calibration: Calibration,
     raw = torch.tensor(whole, dtype=torch.float64)
     before, after = calibration(raw).unbind(1)
     found, difference = bootstrap(torch.stack([after, after - before], dim=1), lambda rows: rows.mean(0), level)
+    if len(whole) == 1:  # resamples of one conversation are all the same, which says nothing of other ones
+        found, difference = (Interval(part.value, math.nan, math.nan) for part in (found, difference))
     raw_before, raw_after = raw.mean(0).tolist()
     return SetQuality(
         float(before.mean()),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
 
 from lightning_unlearn.dialogue.dialogue import Dialogue
 
-__all__ = ["RatesDialogues", "Rating", "checked"]
+__all__ = ["RatesDialogues", "Rating", "checked", "finite_numbers"]
 
 
 # Not frozen, though nothing changes it: Lightning copies predictions field by field, and refuses frozen classes.
@@ -20,8 +23,8 @@ class Rating:
         score: A number on the task's scale; NaN where none was found.
         label: The likeliest label where logits were read; of a number in a text, the nearest one.
         probs: Probability of each label among the labels, where logits were read.
-        text: What the judge has written, where it has written.
-        parsed: Whether a rating was found. Logits always hold one.
+        text: What the judge has written, if it writes.
+        parsed: Whether a rating was found; always true of ratings from logits.
         vocab_mass: Probability of all labels within the vocabulary, where logits were read. A small one says that the
             judge would rather have written something else.
     """
@@ -57,3 +60,30 @@ def checked(dialogues: Iterable[Dialogue]) -> list[Dialogue]:
             "JSONLDialogues(path).dialogues reads them from files of chat messages."
         )
     return rows
+
+
+def finite_numbers(name: str, values: Any) -> Tensor:
+    """Scores or ratings as a tensor of shape ``(N,)``, fp64, on the CPU.
+
+    Args:
+        name: What they are, for the message.
+        values: Numbers.
+
+    Raises:
+        TypeError: If they are something else.
+        ValueError: If one is NaN or infinite.
+    """
+    try:
+        found = torch.as_tensor(values, dtype=torch.float64).flatten().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} must be numbers, but got {str(values)[:80]} ({error}). Of ratings of a judge, pass "
+            "[rating.score for rating in ratings]."
+        ) from None
+    bad = int((~found.isfinite()).sum())
+    if bad:
+        raise ValueError(
+            f"{bad} of {len(found)} {name} are NaN or infinite. A judge gives NaN where it finds no rating: leave such "
+            "dialogues out on both sides."
+        )
+    return found

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from threading import Lock
@@ -24,10 +25,13 @@ from lightning_unlearn.dialogue.task import RatingTask
 
 __all__ = ["RemoteJudge"]
 
-_REFUSALS = {"logprobs": "logprob", "max_tokens": "max_completion_tokens", "temperature": "temperature"}
-"""Parameters that some models refuse, and what the server's message then says."""
+_REFUSALS = {"logprobs": "logprob", "max_tokens": "max_(completion_)?tokens", "temperature": "temperature"}
+"""Parameters that some models refuse, and patterns of what the server's message then says."""
 
-_REASONING_TOKENS = 4096
+_TOO_LONG = re.compile(r"context.{0,10}(length|window|size)", re.IGNORECASE)
+"""What a server says of a prompt that its model does not hold, often with the names of parameters."""
+
+_MORE_TOKENS = 4096  # for reasoning, or for an answer that was cut off
 
 _MANY, _FEW = 20, 5  # alternatives to each token; vLLM allows 5 unless its administrator allows more
 
@@ -38,9 +42,11 @@ class RemoteJudge:
     Where the server gives the log-probabilities of the tokens at the place of the label, the score is the expected one
     of a local judge; otherwise the rating is parsed from the text. `Rating.probs` tells which.
 
-    A server that refuses 20 log-probabilities per token is asked for 5, and then for none. Models that reason refuse
-    ``temperature`` and ``max_tokens``: they are asked with ``max_completion_tokens``, which leaves room for the
-    reasoning, and a warning says that their ratings are sampled.
+    A server that refuses 20 log-probabilities per token is asked for 5, and then for none. Some models that reason
+    refuse ``temperature`` and ``max_tokens``: they are asked with ``max_completion_tokens``, which leaves room for the
+    reasoning, and a warning says that their ratings are sampled. If a reply is cut off during the reasoning, or before
+    the rating where nothing else was asked for, the model is asked again with 4096 tokens more, and a warning says so.
+    Text up to ``</think>`` is reasoning, which is not searched for a rating.
 
     Requests that fail for the moment (429, 5xx, no connection) are repeated with growing pauses, or after the time that
     the server asks for. Replies are kept in ``cache`` as they come: the same call, after a kill, asks for what is
@@ -54,7 +60,7 @@ class RemoteJudge:
         selector: Chooses the examples; by default the first ``shots`` of the pool.
         shots: Examples in a prompt, where there is a pool.
         pool: Rated dialogues that examples are taken from.
-        extractor: How text is parsed; ``invalid="logits"`` is of local judges alone.
+        extractor: How text is parsed; ``invalid="logits"`` needs a local judge.
         logprobs: Ask for log-probabilities.
         cache: File to keep replies in.
         concurrency: Requests at a time.
@@ -103,6 +109,7 @@ class RemoteJudge:
             raise ValueError("invalid='logits' needs the weights of the judge. Use 'nan' or 'mid' at an endpoint.")
         self.logprobs, self.cache = logprobs, ReplyCache(cache)
         self._refused: set[str] = set()
+        self._asks_more = False
         self.concurrency = at_least("concurrency", concurrency, 1)
         self.retries, self.timeout = at_least("retries", retries, 0), above("timeout", timeout, 0)
         self.key_variable = key_variable
@@ -138,10 +145,25 @@ class RemoteJudge:
         key = reply_key({"endpoint": self.base_url, "logprobs": self.logprobs, **request})
         reply = self.cache.get(key)
         if reply is None:
-            reply = self._ask(request)
+            reply, cut_off = self._ask(request, dialogue.id)
+            if cut_off and self._lacks_answer(reply):
+                if not self._asks_more:
+                    self._asks_more = True
+                    rank_zero_warn(
+                        f"{self.model} was cut off before its rating, as models that reason are, so it is asked again "
+                        f"with {_MORE_TOKENS} tokens more."
+                    )
+                reply, _ = self._ask(request, dialogue.id)
             self.cache.put(key, reply)
+        return self._read(reply)
+
+    def _read(self, reply: dict[str, Any]) -> Rating:
         read = rating_from_logprobs(self.task, self.prompt.mode, reply["text"], reply["tokens"])
         return read or self.extractor.read(self.prompt, reply["text"])
+
+    def _lacks_answer(self, reply: dict[str, Any]) -> bool:
+        """Whether a reply that was cut off has no answer yet; an analysis keeps to the user's ``max_new_tokens``."""
+        return not reply["text"].strip() or (self.prompt.mode == "score_only" and not self._read(reply).parsed)
 
     def _request(self, dialogue: Dialogue) -> dict[str, Any]:
         # An endpoint can't go on from the beginning of an answer.
@@ -155,39 +177,41 @@ class RemoteJudge:
             return others[: self.shots]
         return [self.pool[number] for number in self.selector.select(dialogue, self.shots)]
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Text and tokens of a reply."""
+    def _ask(self, request: dict[str, Any], name: str) -> tuple[dict[str, Any], bool]:
+        """Text and tokens of a reply, and whether it was cut off and may be longer."""
         import openai
 
-        asked = self._accepted(request)
+        asked, may_be_longer = self._accepted(request), not self._asks_more
         client = self._client
         self._pace.wait()
         try:
             reply = client.chat.completions.create(**asked)
         except (openai.BadRequestError, openai.PermissionDeniedError, openai.UnprocessableEntityError) as error:
-            refused = next((name for name, sign in _REFUSALS.items() if name in asked and sign in str(error)), None)
+            refused = _refused_parameter(error, asked)
             if refused is None:
-                raise self._failed(error) from None
+                raise self._failed(error, name) from None
             if refused == "logprobs" and asked["top_logprobs"] > _FEW:
                 refused = "top_logprobs"
             if refused == "temperature" and refused not in self._refused:
                 rank_zero_warn(f"{self.model} refuses temperature=0, so its ratings are sampled and will vary.")
             self._refused.add(refused)
-            return self._ask(request)
+            return self._ask(request, name)
         except (openai.OpenAIError, ValueError) as error:  # the latter where a reply is no JSON
-            raise self._failed(error) from None
+            raise self._failed(error, name) from None
         choices = getattr(reply, "choices", None)
         choice = choices[0] if isinstance(choices, list) and choices else None
         message = getattr(choice, "message", None)
         if message is None:
             # Some servers send errors with the status of a success, or a page of their own.
-            raise self._failed(ValueError(f"the reply has no message: {_short(reply)}"))
+            raise self._failed(ValueError(f"the reply has no message: {_short(reply)}"), name)
         logprobs = getattr(choice, "logprobs", None)
         tokens = [
             [part.token, {other.token: other.logprob for other in part.top_logprobs or ()}]
             for part in (getattr(logprobs, "content", None) or ())
         ]
-        return {"text": message.content or getattr(message, "refusal", None) or "", "tokens": tokens}
+        cut_off = may_be_longer and getattr(choice, "finish_reason", None) == "length"
+        text = _answer(message.content or "") or getattr(message, "refusal", None) or ""
+        return {"text": text, "tokens": tokens}, cut_off
 
     def _accepted(self, request: dict[str, Any]) -> dict[str, Any]:
         """A request without the parameters that the server has refused."""
@@ -195,18 +219,21 @@ class RemoteJudge:
         if self.logprobs and "logprobs" not in self._refused:
             asked |= {"logprobs": True, "top_logprobs": _FEW if "top_logprobs" in self._refused else _MANY}
         if "max_tokens" in self._refused:
-            asked["max_completion_tokens"] = asked.pop("max_tokens") + _REASONING_TOKENS
+            asked["max_completion_tokens"] = asked.pop("max_tokens") + _MORE_TOKENS
+        elif self._asks_more:
+            asked["max_tokens"] += _MORE_TOKENS
         if "temperature" in self._refused:
             del asked["temperature"]
         return asked
 
-    def _failed(self, error: Exception) -> RuntimeError:
+    def _failed(self, error: Exception, name: str) -> RuntimeError:
         text = str(error)
         if key := os.environ.get(self.key_variable):
             text = text.replace(key, "<key>")  # some servers repeat it
+        kept = f" in {self.cache.path}" if self.cache.path is not None else ""
         return RuntimeError(
-            f"{self.base_url or 'OpenAI'} gave no rating ({type(error).__name__}: {text}). Replies before it are kept"
-            f"{f' in {self.cache.path}' if self.cache.path is not None else ''}: the same call asks for the others."
+            f"{self.base_url or 'OpenAI'} gave no rating of dialogue {name!r} ({type(error).__name__}: {text}). "
+            f"Replies before it are kept{kept}: the same call asks for the others."
         )
 
     @cached_property
@@ -237,6 +264,28 @@ class RemoteJudge:
         vars(self).update(state)
 
 
+def _refused_parameter(error: Any, asked: Mapping[str, Any]) -> str | None:
+    """The parameter that a server refuses; ``None`` if its message is about something else."""
+    text = str(error)
+    if _TOO_LONG.search(text):
+        return None
+    named = {"top_logprobs": "logprobs"}.get(error.param, error.param)
+    if named in _REFUSALS:
+        return named if named in asked else None
+    # Some messages list what else may be given: the parameter that is refused comes first.
+    found = {name: re.search(sign, text) for name, sign in _REFUSALS.items() if name in asked}
+    places = {name: match.start() for name, match in found.items() if match}
+    return min(places, key=places.__getitem__) if places else None
+
+
+def _answer(content: str) -> str:
+    """What a model says after its reasoning, which some servers leave in the content."""
+    _, end, after = content.rpartition("</think>")
+    if end:
+        return after.strip()
+    return "" if content.lstrip().startswith("<think>") else content
+
+
 def _short(reply: Any) -> str:
     """The beginning of a reply for a message."""
     return str(reply.model_dump(exclude_unset=True) if hasattr(reply, "model_dump") else reply)[:300]
@@ -262,6 +311,6 @@ def _without_secrets(url: str | None) -> str | None:
     if parts.password or parts.username or parts.query:
         raise ValueError(
             f"base_url must be an address without a user, password or query, since it is written to messages, but got "
-            f"one for {parts.hostname}. The key belongs into an environment variable, see key_variable."
+            f"one for {parts.hostname}. Put the key into an environment variable, see key_variable."
         )
     return url

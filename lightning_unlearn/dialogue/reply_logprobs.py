@@ -14,6 +14,7 @@ from lightning_unlearn.functional.dialogue.rating_text import (
     RATING_CUE_PATTERN,
     bare_pattern,
     label_alternatives,
+    on_another_scale,
 )
 
 __all__ = ["rating_from_logprobs"]
@@ -35,8 +36,8 @@ def rating_from_logprobs(task: RatingTask, mode: Mode, text: str, tokens: Sequen
         tokens: The tokens of the text.
 
     Returns:
-        The rating; ``None`` where no log-probabilities came, no label was written, it is not one token, or a likely
-        token may be the beginning of another label, such as ``1`` of ``10``.
+        The rating; ``None`` where no log-probabilities came, no label was written, it is of another scale, as
+        ``4/10``, it is not one token, or a likely token may be the beginning of another label, such as ``1`` of ``10``.
 
     Example:
         >>> from lightning_unlearn import SATISFACTION
@@ -53,6 +54,8 @@ def rating_from_logprobs(task: RatingTask, mode: Mode, text: str, tokens: Sequen
     if match is None:
         return None
     written, place = match[1], match.start(1)
+    if task.numeric and on_another_scale(text[match.end(1) :], task.values[-1]):
+        return None
     end = _offset(text, tokens)
     if end is None:
         return None

@@ -23,7 +23,7 @@ FOLLOW_UPS = (
     "All right. How would you explain that to a friend of mine?",
     "Thanks. Can you sum that up in one sentence?",
 )
-"""What the user says after the answer to a row; which of them depends on the number of the row."""
+"""What the user says after the answer to a question of a row; rows take them in turn."""
 
 _NEUTRAL = Path(__file__).parents[1] / "assets" / "dialogue_seeds.jsonl"
 

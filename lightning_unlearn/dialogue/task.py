@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lightning_unlearn.core.checks import one_of
+
+if TYPE_CHECKING:
+    from lightning_unlearn.dialogue.dialogue import Dialogue
 
 __all__ = ["FED_OVERALL", "SATISFACTION", "USR_OVERALL", "RatingTask", "task_of"]
 
@@ -61,6 +65,24 @@ class RatingTask:
     def numeric(self) -> bool:
         """Whether each label is the number that it stands for."""
         return all(_number(label) == value for label, value in zip(self.labels, self.values, strict=True))
+
+    def check_on_scale(self, dialogue: Dialogue) -> None:
+        """Refuse ratings of annotators that are outside the scale.
+
+        Args:
+            dialogue: A dialogue, with or without ratings.
+
+        Raises:
+            ValueError: If a rating is outside.
+        """
+        low, high = self.values[0], self.values[-1]
+        wrong = next((rating for rating in dialogue.ratings if not low <= rating <= high), None)
+        if wrong is not None:
+            raise ValueError(
+                f"Dialogue {dialogue.id!r} has the rating {wrong:g}, but the task {self.name!r} goes from {low:g} to "
+                f"{high:g}. Pass the task whose scale the annotators used ('satisfaction', 'fed_overall', "
+                "'usr_overall', or a RatingTask of your own)."
+            )
 
     def nearest(self, value: float) -> int:
         """Number of the label whose value is nearest; the lower of two."""

@@ -82,8 +82,10 @@ class JudgeTuning:
             Shape ``(B,)``, fp32.
 
         Raises:
-            ValueError: If a dialogue has no ratings.
+            ValueError: If a dialogue has no ratings, or one is outside the scale.
         """
+        for dialogue in dialogues:
+            judge.task.check_on_scale(dialogue)
         if self.target in ("majority", "sampled"):
             batch = self.rows(judge, dialogues, epoch)
             with judge.frozen.caching(batch["input_ids"], batch["attention_mask"]):

@@ -42,6 +42,8 @@ def test_ratings_agreement_and_calibration_from_the_command_line(
     assert all(row["low"] <= row["value"] <= row["high"] for row in calibrated)
     summary = json.loads((out / "summary.json").read_text())
     assert {"spearman", "mae", "f1_macro"} < set(summary["agreement"])
+    assert 0 < summary["vocab_mass"] < 1
+    assert set(summary["length_bias"]) == {"value", "low", "high"}
     assert summary["parse_rate"] == 1.0
     assert summary["calibration"]["dialogues"] == 16
     assert summary["settings"]["examples"] == "bm25"
@@ -149,6 +151,32 @@ def test_files_that_are_there_for_their_ratings_have_some(tmp_path: Path) -> Non
         command.judge("m", str(data), output_dir=str(tmp_path / "out"), limit=0)
 
 
+def test_what_would_fail_after_the_rating_is_refused_before_it(tmp_path: Path) -> None:
+    data, few = write_jsonl(tmp_path / "d.jsonl", range(9)), write_jsonl(tmp_path / "few.jsonl", range(20, 25))
+    for wrong, message in (
+        ({"calibrate": str(few)}, "the number of rated dialogues in --calibrate must be at least 8, but got 5"),
+        ({"level": 1.5}, "level must be in"),
+        ({"route": "logit"}, "route must be 'logits', 'text' or 'probe'"),
+        ({"examples": "bm"}, "examples must be 'fixed'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            command.judge("m", str(data), output_dir=str(tmp_path / "out"), **wrong)  # type: ignore[arg-type]
+    uss = write_uss(tmp_path / "uss", count=9) / "SGD.txt"
+    with pytest.raises(ValueError, match="has the rating 5, but the task 'fed_overall'"):
+        command.judge("m", str(uss), "uss", str(tmp_path / "out"), task="fed_overall")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_calibration_without_ratings_of_the_judge_says_so_and_keeps_the_summary(
+    long_lm: Path, tmp_path: Path
+) -> None:
+    data, held_out = write_jsonl(tmp_path / "d.jsonl", range(2)), write_jsonl(tmp_path / "c.jsonl", range(9, 18))
+    run: dict[str, Any] = {"output_dir": str(tmp_path / "out"), "calibrate": str(held_out), "route": "text"}
+    with pytest.raises(ValueError, match=r"gave a rating for 0 of the 9 dialogues in --calibrate.*Use --route logits"):
+        command.judge(str(long_lm), str(data), **run, max_new_tokens=1, device="cpu")
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["parse_rate"] == 0
+
+
 def test_a_dialogue_without_ratings_is_known_again_where_it_has_some(tmp_path: Path) -> None:
     data = chat_file(tmp_path / "d.jsonl", {"a": "One?"})
     pool = chat_file(tmp_path / "p.jsonl", {"x": "One?", "y": "Two?"}, x=4, y=2)
@@ -188,3 +216,13 @@ def test_a_judge_is_fine_tuned_and_tested_from_the_command_line(
     assert all("lora_" in name for name in state)
     UnlearnCLI(["test", *run, f"--ckpt_path={checkpoint}"])
     assert "test/mae" in capsys.readouterr().out
+    text = [
+        "--model.init_args.extractor=lightning_unlearn.TextExtractor",
+        "--model.init_args.extractor.init_args.max_new_tokens=1",
+    ]
+    for more, found in ((), float), (text, type(None)):
+        UnlearnCLI(["predict", *run, *more, f"--ckpt_path={checkpoint}"])
+        rows = lines(tmp_path / "predictions.jsonl")
+        assert [row["id"] for row in rows] == [f"SGD-{i}" for i in range(20)]
+        assert all(isinstance(row["score"], found) for row in rows)
+        (tmp_path / "predictions.jsonl").unlink()  # predict does not write over files

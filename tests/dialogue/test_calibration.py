@@ -10,6 +10,7 @@ from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from lightning_unlearn.dialogue.calibration import Calibration
+from lightning_unlearn.dialogue.rating import Rating
 from lightning_unlearn.dialogue.task import FED_OVERALL
 
 
@@ -106,8 +107,13 @@ def test_what_can_not_be_calibrated_is_refused() -> None:
         Calibration(FED_OVERALL).fit(scores, human + 1)
     with pytest.raises(ValueError, match="at least 8"):
         Calibration().fit(scores[:7], human[:7])
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match=r"20 of 20 scores are NaN or infinite. A judge gives NaN where it finds no"):
         Calibration().fit(torch.full((20,), torch.nan), human)
+    for wrong in (["3"] * 20, [None] * 20, [Rating(3.0)] * 20):
+        with pytest.raises(
+            TypeError, match=r"scores must be numbers, but got .*\[rating.score for rating in ratings\]"
+        ):
+            Calibration().fit(wrong, human)  # type: ignore[arg-type]
     calibration = Calibration(draws=5).fit(scores, human)
     assert math.isnan(calibration(math.nan))
     with pytest.raises(ValueError, match="The score is NaN"):

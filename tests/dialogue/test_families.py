@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 pytest.importorskip("transformers")
 
 from lightning_unlearn import Dialogue, DialogueJudge, JudgePrompt, RatingTask, Turn
-from lightning_unlearn.dialogue.extractors import AnalysisExtractor
+from lightning_unlearn.dialogue.extractors import AnalysisExtractor, LogitExtractor
 from tests.dialogue import families
 from tests.dialogue.judges import SCALE
 
@@ -64,9 +65,10 @@ def test_ratings_are_those_of_whole_texts_one_by_one(name: str) -> None:
     family, tokenizer = JUDGES[name]
     lm = families.language_model(family, tokenizer())
     for task in (SCALE, YES):
+        pool = [replace(said(8, 2), ratings=task.values[:1]), replace(said(9, 3), ratings=task.values[1:2])]
         for shots, icl_format in ((0, "inline"), (2, "chat" if lm.tokenizer.chat_template else "inline")):
             prompt = JudgePrompt(task, icl_format=icl_format)  # type: ignore[arg-type]
-            judge = DialogueJudge(lm, prompt=prompt, pool=[said(8, 2), said(9, 3)], shots=shots)
+            judge = DialogueJudge(lm, prompt=prompt, pool=pool, shots=shots)
             found = torch.tensor([rating.probs for rating in judge.rate(ROWS)])
             one_by_one = torch.tensor([judge.rate([row])[0].probs for row in ROWS])
             torch.testing.assert_close(found, one_by_one, atol=1e-5, rtol=0)
@@ -135,6 +137,16 @@ def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused() -> None:
     lm = families.language_model("gpt2", families.byte_level(), n_positions=64)
     with pytest.raises(ValueError, match="holds 64 tokens, which leaves none for a prompt"):
         DialogueJudge(lm, prompt=JudgePrompt(SCALE, mode="analysis_first")).rate(ROWS)
+
+
+def test_a_ratio_is_on_the_scale_of_its_task() -> None:
+    lm, ratio = families.language_model("gpt2", families.byte_level()), LogitExtractor("ratio")
+    (found,) = DialogueJudge(lm, prompt=JudgePrompt(YES), extractor=ratio).rate(ROWS[:1])
+    assert found.probs is not None
+    assert found.score == pytest.approx(found.probs[1])
+    likes = RatingTask("likes", ("no", "yes"), (1, 5), ("bad", "good"), "it", "Judge it.")
+    with pytest.raises(ValueError, match=r"'likes' have the values \(1, 5\). Use reduce='expected'"):
+        DialogueJudge(lm, prompt=JudgePrompt(likes), extractor=ratio).rate(ROWS[:1])
 
 
 def test_other_things_than_dialogues_are_refused() -> None:

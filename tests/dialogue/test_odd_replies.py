@@ -99,6 +99,13 @@ def test_a_label_of_two_tokens_is_not_read_as_its_first_one() -> None:
     assert whole.score == pytest.approx(0.9 * 1 + 0.1 * 8, abs=1e-6)
 
 
+@pytest.mark.parametrize("rest", ["/10", " out of 10", ",5", "%", " or 5"])
+def test_a_number_of_another_scale_is_not_read_from_its_log_probabilities(rest: str) -> None:
+    tokens: list[Any] = [("Rating: ", {}), ("4", {"4": math.log(0.6), "3": math.log(0.4)}), (rest, {})]
+    assert rating_from_logprobs(SATISFACTION, "score_only", f"Rating: 4{rest}", tokens) is None
+    assert rating_from_logprobs(SATISFACTION, "score_only", "Rating: 4/5", [*tokens[:2], ("/5", {})]) is not None
+
+
 def test_words_in_capitals_count_and_beginnings_of_words_do_not() -> None:
     task = RatingTask("w", ("bad", "very good"), (0, 1), ("x", "y"), "it", "Judge it.")
     likeliest = {" Bad": math.log(0.5), " bad": math.log(0.2), " very": math.log(0.3)}

@@ -173,8 +173,11 @@ def test_a_probe_of_other_weights_is_refused(tiny_lm: Path, tmp_path: Path, what
 
 def test_ratings_stay_on_the_scale(tiny_lm: Path) -> None:
     rows = [Dialogue(row.id, row.turns, (40.0 if number % 2 else -40.0,)) for number, row in enumerate(dialogues(10))]
-    found = scores(judge_of(tiny_lm, extractor=Probe(alphas=(1e-6,))).fit_probe(rows), rows)
-    assert set(found.tolist()) == {1.0, 5.0}
+    judge = judge_of(tiny_lm, extractor=Probe(alphas=(1e-6,)))
+    with pytest.raises(ValueError, match="has the rating -40, but the task 'scale' goes from 1 to 5"):
+        judge.fit_probe(rows)
+    judge.extractor.fit(judge, rows)  # type: ignore[attr-defined]
+    assert set(scores(judge, rows).tolist()) == {1.0, 5.0}
 
 
 def test_a_trainer_fits_it_to_the_pool_of_its_data(long_lm: Path, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def test_differences_are_paired() -> None:
     assert retain.difference.value == pytest.approx((0.5 - 0.5 - 0.5 - 0.5) / 4, abs=0.05)  # isotonic, nearly 1:1
     assert (retain.raw_before, retain.raw_after) == (3.0, 2.75)
     assert (neutral.n, neutral.unrated) == (1, 1)
+    assert math.isnan(neutral.difference.low)  # one conversation says nothing of others
     assert forget.difference.value > 0.9
     assert found.drop is not None
     assert found.drop.value == pytest.approx((1.0 + 1.0) / 5, abs=0.05)  # rows to forget are left out

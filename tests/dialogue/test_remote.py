@@ -7,6 +7,7 @@ import logging
 import math
 import pickle
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -156,6 +157,90 @@ def test_a_model_that_reasons_refuses_three_parameters(start: Start) -> None:
     asked = server.requests[-1]
     assert asked["max_completion_tokens"] > 1000
     assert not {"max_tokens", "temperature", "logprobs", "top_logprobs"} & set(asked)
+
+
+def cut(body: dict[str, Any], text: str) -> Reply:
+    """A reply that ends where the request says."""
+    status, content = completion(text[: 4 * max(body.get(name, 0) for name in ("max_tokens", "max_completion_tokens"))])
+    written = content["choices"][0]["message"]["content"]
+    content["choices"][0]["finish_reason"] = "stop" if written == text else "length"
+    return status, content
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        (f"<think>Rating: 2? {'Let me see. ' * 20}</think>\n\nRating: 4", 4.0),
+        (f"{'Let me see. ' * 20}</think>Rating: 4", 4.0),  # the prompt has the opening tag
+        (f"{'The user asks for a room, and so on. ' * 4}Rating: 5", 5.0),
+        ("<think></think>Rating: 3", 3.0),
+    ],
+)
+def test_a_model_that_reasons_first_has_room_for_its_rating(start: Start, text: str, score: float) -> None:
+    server = start(lambda body, _: cut(body, text))
+    judge = RemoteJudge("m", server.url, concurrency=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert [rating.score for rating in judge.rate(ROWS)] == [score] * 4
+    longer = len(text) > 64
+    assert sum("cut off before its rating" in str(warning.message) for warning in caught) == longer
+    assert [body["max_tokens"] for body in server.requests] == [16, *[4112] * 4][: 5 if longer else 0] or [16] * 4
+
+
+def test_reasoning_that_the_server_takes_apart(start: Start) -> None:
+    def reply(body: dict[str, Any], _: int) -> Reply:
+        status, content = completion("")
+        thinks = body["max_tokens"] < 100
+        content["choices"][0]["finish_reason"] = "length" if thinks else "stop"
+        content["choices"][0]["message"] |= {"reasoning_content": "Rating: 2?", "content": None if thinks else "4"}
+        return status, content
+
+    with pytest.warns(UserWarning, match="asked again with 4096 tokens more"):
+        (rating,) = RemoteJudge("m", start(reply).url).rate(ROWS[:1])
+    assert rating.score == 4.0
+
+
+def test_an_analysis_keeps_to_the_length_that_the_user_gives(start: Start) -> None:
+    server = start(lambda body, _: cut(body, "Analysis: " + "It is long. " * 99))
+    judge = RemoteJudge("m", server.url, prompt=JudgePrompt(mode="analysis_first"), extractor=TextExtractor())
+    assert not judge.rate(ROWS[:1])[0].parsed
+    assert [body["max_tokens"] for body in server.requests] == [128]
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        # As OpenAI says it, with the parameter's name, and as a server that lists what it takes.
+        ({"message": "Unsupported: use max_completion_tokens, logprobs", "param": "max_tokens"}, "max_tokens"),
+        ({"message": "unknown field 'max_tokens'; allowed: model, messages, logprobs, temperature"}, "max_tokens"),
+        ({"message": "body.max_completion_tokens: field required; input: {'logprobs': True}"}, "max_tokens"),
+        ({"message": "bad value", "param": "temperature"}, "temperature"),
+    ],
+)
+def test_the_parameter_that_is_refused_is_left_out_and_no_other(
+    start: Start, error: dict[str, Any], refused: str
+) -> None:
+    server = start(lambda body, _: (400, {"error": error}) if refused in body else completion("Rating: 2"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        RemoteJudge("m", server.url, concurrency=1).rate(ROWS[:1])
+    first, last = server.requests
+    assert set(first) - set(last) == {refused}
+
+
+def test_a_prompt_that_is_too_long_names_its_dialogue_and_changes_no_parameter(start: Start) -> None:
+    message = (
+        "'max_tokens' or 'max_completion_tokens' is too large: 16. This model's maximum context length is 4096 tokens "
+        "and your request has 4090 input tokens."
+    )
+    server = start(
+        lambda body, _: (400, {"error": {"message": message}}) if "Is it 1?" in str(body) else completion("Rating: 2")
+    )
+    judge = RemoteJudge("m", server.url, concurrency=1)
+    with pytest.raises(RuntimeError, match=r"gave no rating of dialogue '1' .*maximum context length is 4096"):
+        judge.rate(ROWS[:2])
+    assert judge.rate(ROWS[2:])[0].score == 2.0
+    assert {body["max_tokens"] for body in server.requests} == {16}
 
 
 def test_examples_of_the_pool_are_shown_and_never_the_dialogue_itself(start: Start) -> None:

@@ -23,7 +23,7 @@ _WHAT = (
 
 
 class JSONLDialogues(DialogueDataModule):
-    """Dialogues of a file with one JSON object a line, or of a JSON file with a list of such objects.
+    """Dialogues of a file with one JSON object a line, or of a JSON file with a list of such objects or one of them.
 
     ``messages`` (or ``turns``, ``conversations``, ``conversation``) is a list of messages: those of OpenAI's chat
     format, ``{"role": ..., "content": ...}``, of ShareGPT, ``{"from": ..., "value": ...}``, or
@@ -86,11 +86,12 @@ def read_jsonl(path: str | os.PathLike[str], task: RatingTask | str = SATISFACTI
 
 def _records(path: Path) -> Iterator[tuple[str, int, Any]]:
     """Place, number and content of each record of a file."""
-    text = read_text(path, _WHAT)
-    listed = _listed(text)
-    if listed is not None:
-        yield from ((f"{path}, item {number}", number, item) for number, item in enumerate(listed, 1))
-        return
+    text = read_text(path, _WHAT).strip()
+    if text.startswith("[") or "\n" in text:
+        listed = _listed(path, text)
+        if listed is not None:
+            yield from ((f"{path}, item {number}", number, item) for number, item in enumerate(listed, 1))
+            return
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -101,15 +102,28 @@ def _records(path: Path) -> Iterator[tuple[str, int, Any]]:
             raise ValueError(f"{where} is no JSON: {error}. The file must be {_WHAT}.") from None
 
 
-def _listed(text: str) -> list[Any] | None:
-    """The records of a file that is one list of them, as ShareGPT's files are."""
-    if not text.lstrip().startswith("["):
-        return None
+def _listed(path: Path, text: str) -> list[Any] | None:
+    """The records of a file that is one list of them, as ShareGPT's files are, or one record over several lines.
+
+    Raises:
+        ValueError: If it begins like a list, and is neither one nor JSON lines.
+    """
     try:
         found = json.loads(text)
-    except ValueError:
+    except ValueError as error:
+        first = text.partition("\n")[0]
+        if text.startswith("[") and not _is_json(first):
+            raise ValueError(f"{path} begins like a list in JSON, but is none: {error}. It must be {_WHAT}.") from None
         return None
-    return found if all(isinstance(item, Mapping) and _key(item) for item in found) else None
+    return found if isinstance(found, list) else [found]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _key(item: Any) -> str | None:
@@ -122,14 +136,20 @@ def _dialogue(name: str, where: str, item: Any, task: RatingTask) -> tuple[Dialo
     """A dialogue, and how many of its ratings and messages are left out."""
     key = _key(item)
     if key is None:
-        raise ValueError(f"{where} has no list of messages. The file must be {_WHAT}.")
+        given = f"has the keys {sorted(item)[:12]}" if isinstance(item, Mapping) else f"is a {type(item).__name__}"
+        raise ValueError(
+            f"{where} has no list of messages under {', '.join(map(repr, TURN_KEYS))}: it {given}. Rename or convert "
+            f"its fields: the file must be {_WHAT}."
+        )
     given = next((item[key] for key in ("ratings", "rating") if item.get(key) is not None), ())
     given = given if isinstance(given, (list, tuple)) else [given]
     ratings, lost = numbers(given, task.values[0], task.values[-1], where)
     response = response_text(item.get("response"), where)
     turns, left_out = turns_of(item[key], where, response is not None)
     if not turns and response is None:
-        raise ValueError(f"{where} has no message of a user or an assistant and no response, so nothing to rate.")
+        raise ValueError(
+            f"{where} has no message of a user or an assistant and no response, so nothing to rate. Leave it out."
+        )
     known = {key, "id", "ratings", "rating", "response"}
     meta = {name: str(value) for name, value in item.items() if name not in known and isinstance(value, _PLAIN)}
     name = name if item.get("id") is None else str(item["id"])

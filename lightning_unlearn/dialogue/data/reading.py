@@ -40,6 +40,8 @@ def existing(path: str | os.PathLike[str], what: str) -> Path:
     Raises:
         FileNotFoundError: If there is none.
     """
+    if Path(path).is_dir():
+        raise FileNotFoundError(f"{path} is a folder. Give the file in it, which must be {what}.")
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no file {path}. It must be {what}, which this library does not ship.")
     return Path(path)
@@ -86,7 +88,7 @@ def numbers(ratings: Iterable[Any], low: float, high: float, where: str) -> tupl
         where: Place in the file, for messages.
 
     Raises:
-        ValueError: If one is neither a number nor a way to say that there is none, or is out of range.
+        ValueError: If one is neither a number nor missing, or is out of range.
     """
     kept, dropped = [], 0
     for rating in ratings:

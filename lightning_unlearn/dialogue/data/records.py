@@ -19,6 +19,7 @@ _ROLES: dict[str, Role] = {
 _PROMPTS = ("system", "developer")
 _TOOLS = ("tool", "function", "function_call", "tool_call", "observation", "ipython")
 _TEXTS = ("text", "content", "value", "refusal")
+_SUCH_AS = 'such as {"role": "user", "content": "Hi"} or {"from": "human", "value": "Hi"}'
 
 
 def turns_of(messages: Sequence[Any], where: str, response: bool = False) -> tuple[tuple[Turn, ...], int]:
@@ -40,7 +41,7 @@ def turns_of(messages: Sequence[Any], where: str, response: bool = False) -> tup
     for message in messages:
         role = message.get("role", message.get("from")) if isinstance(message, Mapping) else None
         if not isinstance(role, str):
-            raise ValueError(f"{where}: a turn must have a role and a text, but is {_short(message)}.")
+            raise ValueError(f"{where}: a turn must have a role and a text, {_SUCH_AS}, but is {_short(message)}.")
         name = role.strip().lower()
         if name in _PROMPTS and not turns:
             prompts += 1
@@ -89,7 +90,7 @@ def _text(message: Mapping[str, Any], where: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise ValueError(f"{where}: a turn must have a role and a text, but is {_short(message)}.")
+        raise ValueError(f"{where}: a turn must have a role and a text, {_SUCH_AS}, but is {_short(message)}.")
     texts = []
     for part in content:
         text = part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None

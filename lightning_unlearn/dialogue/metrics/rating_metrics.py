@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -43,7 +44,7 @@ class RatingMetrics(IndexedMetric):
     Correlations (equal numbers share their rank, as in scipy) and ``mae`` compare scores with the annotators' mean;
     ``f1_macro``, ``accuracy``, ``kappa`` and ``uar`` compare labels with the annotators' majority, the lowest of
     several. ``parse_rate`` is the share of answers in which a rating was found; a score of NaN is left out of all
-    others.
+    others. ``vocab_mass``, where logits were read, is the mean probability of all labels within the vocabulary.
 
     A dialogue counts once, by its ``id``, however often a distributed sampler repeats it.
 
@@ -76,7 +77,7 @@ class RatingMetrics(IndexedMetric):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(names=("score", "label", "mean", "true", "parsed"), **kwargs)
+        super().__init__(names=("score", "label", "mean", "true", "parsed", "mass"), **kwargs)
         self.task, self.statistics = task_of(task), statistic_names(names)
         self.draws, self.level, self.seed = draws, level, seed
 
@@ -88,12 +89,14 @@ class RatingMetrics(IndexedMetric):
             dialogues: The dialogues, with ratings of annotators.
 
         Raises:
-            ValueError: If there is not one rating a dialogue, or a dialogue has no ratings.
+            ValueError: If there is not one rating a dialogue, or a dialogue has no ratings or one outside the scale.
         """
         if len(ratings) != len(dialogues):
             raise ValueError(f"There are {len(ratings)} ratings for {len(dialogues)} dialogues. Pass one a dialogue.")
         if not len(dialogues):
             return
+        for dialogue in dialogues:
+            self.task.check_on_scale(dialogue)
         given = [rating if isinstance(rating, Rating) else Rating(float(rating)) for rating in ratings]
         self.record(
             [_number(dialogue.id) for dialogue in dialogues],
@@ -102,16 +105,19 @@ class RatingMetrics(IndexedMetric):
             mean=torch.tensor([dialogue.mean for dialogue in dialogues], dtype=torch.float64),
             true=torch.tensor([self.task.nearest(dialogue.majority) for dialogue in dialogues]),
             parsed=torch.tensor([rating.parsed and rating.score == rating.score for rating in given]).long(),
+            mass=torch.tensor([math.nan if rating.vocab_mass is None else rating.vocab_mass for rating in given]),
         )
 
     def compute(self) -> dict[str, Tensor]:
-        """Each statistic, and ``parse_rate``; fp64.
+        """Each statistic, ``parse_rate``, and ``vocab_mass`` where logits were read; fp64.
 
         Raises:
             ValueError: If there are no ratings.
         """
         rows, pairs = self._rows()
         found = {"parse_rate": rows["parsed"].mean()}
+        if not rows["mass"].isnan().all():
+            found["vocab_mass"] = rows["mass"].nanmean()
         for name in self.statistics:
             found[name] = statistic(name, pairs) if len(pairs) else torch.tensor(torch.nan, dtype=torch.float64)
         self._warn(pairs)

@@ -15,6 +15,11 @@ __all__ = ["BM25Selector", "Variant"]
 
 Variant = Literal["lucene", "robertson", "atire", "bm25l", "bm25+"]
 
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+"""Thai, Lao, Burmese, Khmer, Japanese and Chinese characters, which are written without spaces between words."""
+
+_WORD = rf"[{_UNSPACED}]|[^\W{_UNSPACED}]{{2,}}"
+
 
 class BM25Selector(RankedSelector):
     r"""The dialogues with the highest BM25 scores.
@@ -22,7 +27,8 @@ class BM25Selector(RankedSelector):
     $$s(q, d) = \sum_{t \in q} \ln\Big(1 + \frac{N - n_t + 0.5}{n_t + 0.5}\Big)\,
       \frac{f_{t,d}}{f_{t,d} + k_1 (1 - b + b\, L_d / \bar L)}$$
 
-    Words are lower-cased and have at least two characters; $n_t$ of $N$ dialogues have the word $t$, and $L_d$ is the
+    Words are lower-cased and have at least two characters, or are single characters of Chinese, Japanese and other
+    scripts that write no spaces between words; $n_t$ of $N$ dialogues have the word $t$, and $L_d$ is the
     length of a dialogue in words. Of equal scores the first in the pool is the better.
 
     Args:
@@ -44,14 +50,14 @@ class BM25Selector(RankedSelector):
 
     def prepare(self) -> None:
         bm25s = _bm25s()
-        words = bm25s.tokenize([dialogue.text for dialogue in self.pool], stopwords=None, show_progress=False)
+        words = _words([dialogue.text for dialogue in self.pool])
         # Its other backends start threads or compile at the first query, for thousands of dialogues to no avail.
         self._index = bm25s.BM25(k1=self.k1, b=self.b, method=self.method, backend="numpy")
         self._index.index(words, show_progress=False)
 
     def scores(self, text: str) -> Tensor:
         """Score of each dialogue of the pool for a text, shape ``(N,)``, fp32; 0 where they share no word."""
-        words = _bm25s().tokenize([text], stopwords=None, show_progress=False, return_ids=False)[0]
+        words = _words([text], return_ids=False)[0]
         known = [word for word in words if word in self._index.vocab_dict]
         if not known:
             return torch.zeros(len(self.pool))
@@ -59,6 +65,10 @@ class BM25Selector(RankedSelector):
 
     def ranking(self, query: Dialogue) -> list[int]:
         return self.scores(query.text).argsort(descending=True, stable=True).tolist()
+
+
+def _words(texts: list[str], return_ids: bool = True) -> Any:
+    return _bm25s().tokenize(texts, stopwords=None, token_pattern=_WORD, show_progress=False, return_ids=return_ids)
 
 
 def _bm25s() -> Any:

@@ -37,7 +37,9 @@ class RankedSelector(ABC):
             raise ValueError("The pool has no dialogues to take examples from. Give some, or use shots=0.")
         for dialogue in pool:
             if not dialogue.ratings:
-                raise ValueError(f"Dialogue {dialogue.id!r} of the pool has no ratings, so it shows no answer.")
+                raise ValueError(
+                    f"Dialogue {dialogue.id!r} of the pool has no ratings, so it cannot be an example. Leave it out."
+                )
         self.pool = list(pool)
         self.prepare()
 

@@ -13,6 +13,7 @@ __all__ = [
     "Which",
     "bare_pattern",
     "label_alternatives",
+    "on_another_scale",
     "parse_bare",
     "parse_label",
     "parse_rating",
@@ -20,11 +21,11 @@ __all__ = [
 
 Which = Literal["first", "last"]
 
-RATING_CUE_PATTERN = r"\brating[\s*_\"']*(?:[:=][\s*_\[(<\"']*)?"
+RATING_CUE_PATTERN = r"\brating[\s*_\"']*(?:[:=\uff1a][\s*_\[(<\"']*)?"
 """The word rating up to its label, also in Markdown; brackets count after a colon only, as ``(1-5)`` is a scale."""
 
-NO_RANGE = r"(?![^\S\n]*[-\u2013][^\S\n]*\d)"
-"""What does not follow a rating on its line: ``4-5`` is none."""
+NO_RANGE = r"(?!,\d|[^\S\n]*(?:%|(?:[-\u2013~]|to\b|or\b)[^\S\n]*\d))"
+"""What does not follow a rating on its line: ``4-5``, ``4 or 5``, ``4,5`` and ``4%`` are none."""
 
 RATING_PATTERN = rf"{RATING_CUE_PATTERN}([-+]?\d+(?:\.\d+)?)(?!\d|\.\d){NO_RANGE}"
 """A number after the word rating."""
@@ -43,7 +44,8 @@ def parse_rating(
         pattern: Regular expression whose first group is the number.
 
     Returns:
-        The rating; ``None`` if there is none, a range, or one outside ``[low, high]`` or of another scale, as ``4/10``.
+        The rating; ``None`` if there is none, a range, one outside ``[low, high]`` or of another scale, as ``4/10`` or
+        ``4 out of 10``, or if the group is not a number.
 
     Example:
         >>> texts = ["Rating: 4", "rating = 3.5", "Analysis: 2 issues. Rating: 5", "Rating: 7", ""]
@@ -55,11 +57,28 @@ def parse_rating(
         return None
     match = found[0 if which == "first" else -1]
     group = min(1, match.re.groups)
-    value = float(match[group])
-    scale = re.match(r"\s*/\s*(\d+)", text[match.end(group) :])
-    if scale is not None and float(scale[1]) != high:
+    try:
+        value = float(match[group] or "")
+    except ValueError:
+        return None
+    if on_another_scale(text[match.end(group) :], high):
         return None
     return value if low <= value <= high else None
+
+
+def on_another_scale(rest: str, high: float) -> bool:
+    """Whether what follows a rating says that it is of another scale.
+
+    Args:
+        rest: The text after the rating.
+        high: Highest rating.
+
+    Example:
+        >>> [on_another_scale(rest, 5) for rest in ("/5", " out of 10", "**/10", ". 10 turns")]
+        [False, True, True, False]
+    """
+    scale = re.match(r"[\s*_\])>\"']*(?:/|out\s+of)\s*(\d+)", rest, re.IGNORECASE)
+    return scale is not None and float(scale[1]) != high
 
 
 def parse_label(text: str, labels: Sequence[str], which: Which = "last") -> int | None:

@@ -95,7 +95,12 @@ def test_ratings_in_text_floats_and_null(tmp_path: Path) -> None:
         ({"turns": ["Hi", "Hello"]}, "must have a role and a text"),
         ({"messages": [USER], "response": ["x"]}, "response must be a string or one message"),
         ({"messages": [USER], "ratings": {"overall": 3}}, "is no rating"),
-        ({"prompt": "Hi", "completion": "Hello"}, "has no list of messages"),
+        (
+            {"prompt": "Hi", "completion": "Hello"},
+            r"has no list of messages under .*has the keys \['completion', 'prompt'\]",
+        ),
+        ({"conversations": []}, "nothing to rate. Leave it out"),
+        ({"turns": [{"speaker": "USER", "utterance": "Hi"}]}, r'such as \{"role": "user", .* but is .*utterance'),
         ([USER, ASSISTANT], "has no list of messages"),
     ],
 )
@@ -117,3 +122,25 @@ def test_tables_and_other_encodings_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"messages": [USER]}), encoding="utf-16")
     with pytest.raises(ValueError, match="is not text in UTF-8"):
         read_jsonl(path)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_wrong_record_of_a_list_is_named(tmp_path: Path, indent: int | None) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"messages": [USER, ASSISTANT]}, {"prompt": "Hi"}], indent=indent))
+    with pytest.raises(ValueError, match=r"item 2 has no list of messages.*has the keys \['prompt'\]"):
+        read_jsonl(path)
+
+
+def test_one_record_over_several_lines_and_a_list_that_breaks_off(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"messages": [USER, ASSISTANT]}, indent=2))
+    assert len(read_jsonl(path).dialogues[0].turns) == 2
+    path.write_text(json.dumps({"PMUL": {"log": []}, "SNG": {"log": []}}, indent=2))
+    with pytest.raises(ValueError, match=r"item 1 has no list of messages.*has the keys \['PMUL', 'SNG'\]"):
+        read_jsonl(path)
+    path.write_text(json.dumps([{"messages": [USER, ASSISTANT]}] * 2, indent=2)[:-20])
+    with pytest.raises(ValueError, match=r"begins like a list in JSON, but is none: .*line \d\d"):
+        read_jsonl(path)
+    with pytest.raises(FileNotFoundError, match=r"is a folder\. Give the file in it"):
+        read_jsonl(tmp_path)

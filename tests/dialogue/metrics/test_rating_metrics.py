@@ -48,6 +48,14 @@ def test_what_is_not_parsed_counts_in_the_parse_rate_alone() -> None:
     assert math.isnan(nothing.compute()["spearman"].item())
 
 
+def test_the_mass_of_the_labels_is_measured_where_logits_were_read() -> None:
+    metric, text = RatingMetrics(), RatingMetrics()
+    metric.update([Rating(1.0, vocab_mass=0.2), Rating(2.0, vocab_mass=0.4), 3.0], rated(1, 2, 3))
+    text.update([1.0, 2.0, 3.0], rated(1, 2, 3))
+    assert metric.compute()["vocab_mass"].item() == pytest.approx(0.3)
+    assert "vocab_mass" not in text.compute()
+
+
 def test_constant_predictions_have_no_correlation_and_a_warning() -> None:
     metric = RatingMetrics(draws=20)
     metric.update([3.0] * 5, rated(1, 2, 3, 4, 5))

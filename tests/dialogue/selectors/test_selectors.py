@@ -111,6 +111,14 @@ class _Plain:
         self.text = text
 
 
+def test_bm25_reads_scripts_without_spaces_by_character() -> None:
+    selector = BM25Selector()
+    selector.fit(texts("今天天气怎么样", "我想预订一家餐厅", "播放爵士乐", "レストランを予約したい", "จองร้านอาหาร"))
+    asked = ("我要订餐厅", "来点爵士乐", "予約をお願いします", "ร้านอาหาร", "天气")
+    found = [selector.select(Dialogue("q", (Turn("user", text),)), 1) for text in asked]
+    assert found == [[1], [2], [3], [4], [0]]
+
+
 def test_bm25_of_text_without_words() -> None:
     selector = BM25Selector()
     selector.fit(texts("你好", "?!", "hello there"))

@@ -19,6 +19,16 @@ from lightning_unlearn.functional import parse_label, parse_rating
         ("Rating: [2]", 2.0),
         ("The rating is high", None),
         ("Operating 3 machines", None),
+        ("Rating\uff1a4", 4.0),  # the colon of Chinese text
+        ("Rating: 4 out of 5", 4.0),
+        ("Rating: 4 out of 10", None),
+        ("Rating: **4**/10", None),
+        ("Rating: 3,5", None),
+        ("Rating: 3, as asked", 3.0),
+        ("Rating: 4%", None),
+        ("Rating: 3 or 4", None),
+        ("Rating: 3 to 4", None),
+        ("Rating: 3~4", None),
     ],
 )
 def test_a_rating_is_the_number_after_the_word(text: str, rating: float | None) -> None:
