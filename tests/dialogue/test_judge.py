@@ -190,7 +190,7 @@ def test_text_is_parsed_and_what_holds_no_rating_is_what_the_policy_says(
     tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = dialogues(5)
-    texts = ["4", "3.5", "2 or 5", "7", ""]
+    texts = ["4", "3.5", "2, not 5", "7", ""]
     found = {}
     for invalid in ("nan", "mid", "logits"):
         judge = judge_of(tiny_lm, extractor=TextExtractor(invalid=invalid))  # type: ignore[arg-type]
