@@ -100,6 +100,28 @@ def test_the_ways_out(tiny_sd: Path, lora: Path, tmp_path: Path) -> None:
     trainer(ESD(steps=2), max_steps=1).fit(merged, prompts())
 
 
+def test_fused_projections_are_refused_and_the_way_out(tiny_sd: Path, tmp_path: Path) -> None:
+    module = LitTextToImage(str(tiny_sd))
+    module.pipeline.fuse_qkv_projections()
+    before, data = weights(module), prompts()
+    tries: list[Callable[[], Any]] = [
+        lambda: trainer(ESD(steps=2)).fit(module, data),
+        lambda: trainer(UCE()).fit(module, data),
+        lambda: module.save_pretrained(tmp_path / "out"),
+    ]
+    for run in tries:
+        with pytest.raises(ValueError, match=r"projections of unet are fused.*unfuse_qkv_projections"):
+            run()
+    assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
+    with SafeLatentDiffusion(module, "van gogh"):
+        module.generate(["a red circle"], [0], steps=1)
+    module.pipeline.unfuse_qkv_projections()
+    trainer(UCE()).fit(module, data)
+    module.save_pretrained(tmp_path / "out")
+    drawn = LitTextToImage(str(tmp_path / "out")).generate(["van gogh"], [0], steps=2)
+    torch.testing.assert_close(drawn, module.generate(["van gogh"], [0], steps=2))
+
+
 def test_an_image_prompt_adapter_is_refused(tiny_sd: Path) -> None:
     module = LitTextToImage(str(tiny_sd))
     module.unet.encoder_hid_proj = torch.nn.Linear(1, 1)
