@@ -102,16 +102,30 @@ def refuse_adapters(module: Any) -> None:
                 "pipeline.unload_lora_weights(), and open the model anew. Of an adapter that peft injected: "
                 "merge_and_unload() of its tuner or PeftModel."
             )
-        if any(type(getattr(layer, "processor", None)).__name__.startswith("Fused") for layer in part.modules()):
+        if getattr(part, "encoder_hid_proj", None) is not None:
+            raise ValueError(
+                f"{name} has an encoder_hid_proj, as an IP-Adapter brings, so that it reads images beside the text. "
+                "Call pipeline.unload_ip_adapter() first."
+            )
+        _refuse_processors(name, part)
+
+
+def _refuse_processors(name: str, part: nn.Module) -> None:
+    """Refuse attention that does not read the weights of its own layers."""
+    for path, layer in part.named_modules():
+        processor = getattr(layer, "processor", None)
+        kind = type(processor).__name__
+        if kind.startswith("Fused"):
             raise ValueError(
                 f"The projections of {name} are fused: its attention reads to_qkv and to_kv, copies of the weights "
                 "that would train, while to_k and to_v are edited and saved. Call "
                 "pipeline.unfuse_qkv_projections() first, and fuse them where the result is used."
             )
-        if getattr(part, "encoder_hid_proj", None) is not None:
+        if isinstance(processor, nn.Module) and next(processor.parameters(), None) is not None:
             raise ValueError(
-                f"{name} has an encoder_hid_proj, as an IP-Adapter brings, so that it reads images beside the text. "
-                "Call pipeline.unload_ip_adapter() first."
+                f"The attention of {name}, {path}, has a {kind} with weights of its own, which it reads in place of "
+                "to_k and to_v, and which an export would lose. Copy its keys and values into to_k.weight and "
+                "to_v.weight, call unet.set_attn_processor(AttnProcessor2_0()) and save the pipeline; or leave them out."
             )
 
 
