@@ -125,7 +125,7 @@ def _refuse_processors(name: str, part: nn.Module) -> None:
             raise ValueError(
                 f"The attention of {name}, {path}, has a {kind} with weights of its own, which it reads in place of "
                 "to_k and to_v, and which an export would lose. Copy its keys and values into to_k.weight and "
-                "to_v.weight, call unet.set_attn_processor(AttnProcessor2_0()) and save the pipeline; or leave them out."
+                "to_v.weight, call unet.set_attn_processor(AttnProcessor2_0()) and save the pipeline; or drop them."
             )
 
 
