@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
 
+from lightning_unlearn.core.batch_norm import has_batch_statistics
 from lightning_unlearn.core.callback import Reference, UnlearnCallback
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.distributed import sum_over_ranks
@@ -64,8 +64,8 @@ class ClassifierObjective(UnlearnCallback):
             score = prediction_score(type(self).__name__, score, "reads the logits of each row")
         super().__init__(score, reference)
         self.bn_mode = one_of("bn_mode", bn_mode, BatchNormMode)
-        self._batch_norms: list[_BatchNorm] = []
-        self._thawed: list[_BatchNorm] = []
+        self._batch_norms: list[nn.Module] = []
+        self._thawed: list[nn.Module] = []
         self._lost = False
         self._retained: list[Tensor] = []
         """Accuracies on retain rows: of the first batch, and of the latest ones."""
@@ -105,7 +105,7 @@ class ClassifierObjective(UnlearnCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find batch normalization, make the reference, and compare the epoch with the published one."""
         self._retained, self._lost = [], False
-        self._batch_norms = [child for child in pl_module.modules() if isinstance(child, _BatchNorm)]
+        self._batch_norms = [child for child in pl_module.modules() if has_batch_statistics(child)]
         super().on_train_start(trainer, pl_module)
         self._joinable = not self._batch_norms or self.bn_mode != "train"
         if self.driver is not None:
