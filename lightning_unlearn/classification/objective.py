@@ -75,7 +75,8 @@ class ClassifierObjective(UnlearnCallback):
         if self._joint_statistics and len(batches) > 1 and join(batches) is None:
             raise MisconfigurationException(
                 "bn_mode='joint' takes the statistics of batch normalization over forget and retain rows together, but "
-                "they can't be stacked. Let both have rows of one shape and structure, or use bn_mode='frozen'."
+                "they can't be stacked. Let both have rows of one shape and structure, tensors alone and no names of "
+                "files, or use bn_mode='frozen'."
             )
         return super().read(module, batches, logits)
 
@@ -215,3 +216,21 @@ def forget_accuracy(method: str, trainer: Trainer, module: LightningModule, scor
 def batch_accuracy(predictions: Predictions) -> Tensor:
     """Accuracy on the rows of a batch, as a fraction."""
     return (predictions.logits.argmax(1) == predictions.classes()).float().mean()
+
+
+def check_one_label(method: str, does: str, predictions: Predictions) -> None:
+    """Refuse rows with several labels.
+
+    Args:
+        method: Name of the method.
+        does: What it does, for which a row has one label, such as ``"trains noise of a class"``.
+        predictions: Logits and labels of rows.
+
+    Raises:
+        MisconfigurationException: If there are more or fewer labels than rows.
+    """
+    if len(predictions.rows) != predictions.size:
+        raise MisconfigurationException(
+            f"{method} {does}, but these {predictions.size} rows have {len(predictions.rows)} labels. Take UGradSL, "
+            "SCRUB or RandomLabels for several labels a row."
+        )
