@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_unlearn.classification.features import find_head, head_of, last_rows
-from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective, batch_accuracy
+from lightning_unlearn.classification.objective import (
+    BatchNormMode,
+    ClassifierObjective,
+    batch_accuracy,
+    check_one_label,
+)
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import strategy
 from lightning_unlearn.core.distributed import mean_over_ranks
@@ -88,7 +93,9 @@ class BoundaryExpand(ClassifierObjective):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the new row to the optimizer before the optimizer's state is restored."""
         name, head = find_head("BoundaryExpand", pl_module, self.head)
-        groups = [g for o in trainer.optimizers for g in o.param_groups if any(p is head.weight for p in g["params"])]
+        # Where the head is parametrized, as by weight normalization, its weight is made of other parameters.
+        own = {id(parameter) for name, parameter in head.named_parameters() if name != "bias"}
+        groups = [g for o in trainer.optimizers for g in o.param_groups if any(id(p) in own for p in g["params"])]
         if len(groups) != 1:
             raise MisconfigurationException(
                 f"BoundaryExpand trains its new class with the head {name!r}, but {len(groups)} groups of the "
@@ -118,6 +125,7 @@ class BoundaryExpand(ClassifierObjective):
         name, head = find_head("BoundaryExpand", module, self.head)
         with watching(head) as calls:
             (forget,) = self.predictions(module, batch, ("forget",))
+        check_one_label("BoundaryExpand", "trains forget rows as one more class", forget)
         count, classes = forget.logits.shape
         if self._steps == 0:
             self._check_gives_logits(module, name, last_rows(name, calls.outputs, count), forget, batch["forget"])

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_unlearn.classification.fine_tune import FineTune
+from lightning_unlearn.core.batch_norm import has_batch_statistics
 from lightning_unlearn.core.checks import at_least, regex
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.rows import row_loader
@@ -113,7 +113,7 @@ class CFk(FineTune):
         """Freeze the statistics of frozen layers again, because the user may have called ``train()``."""
         super().on_train_epoch_start(trainer, pl_module)
         for name, child in pl_module.named_modules():
-            if isinstance(child, _BatchNorm) and child.training and not self._trains(f"{name}.weight"):
+            if has_batch_statistics(child) and child.training and not self._trains(f"{name}.weight"):
                 child.eval()
                 self._thawed.append(child)
 

@@ -14,6 +14,7 @@ from lightning_unlearn.classification.objective import (
     BatchNormMode,
     ClassifierObjective,
     batch_accuracy,
+    check_one_label,
     forget_accuracy,
 )
 from lightning_unlearn.core.callback import Needs
@@ -189,11 +190,7 @@ class DUCK(ClassifierObjective):
         name, layer = self._layer(module)
         with watching(layer) as calls:
             predictions = self.score.predictions(module, rows)
-        if len(predictions.rows) != predictions.size:
-            raise MisconfigurationException(
-                f"DUCK moves the features of a row away from its class, but these {predictions.size} rows have "
-                f"{len(predictions.rows)} labels. Take UGradSL, SCRUB or RandomLabels for several labels a row."
-            )
+        check_one_label("DUCK", "moves the features of a row away from its class", predictions)
         return predictions, last_rows(name, calls.inputs if self.layer is None else calls.outputs, predictions.size)
 
     def _read_rows(

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
 
+from lightning_unlearn.core.batch_norm import has_batch_statistics
 from lightning_unlearn.core.callback import Reference, UnlearnCallback
 from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.distributed import sum_over_ranks
@@ -64,8 +64,8 @@ class ClassifierObjective(UnlearnCallback):
             score = prediction_score(type(self).__name__, score, "reads the logits of each row")
         super().__init__(score, reference)
         self.bn_mode = one_of("bn_mode", bn_mode, BatchNormMode)
-        self._batch_norms: list[_BatchNorm] = []
-        self._thawed: list[_BatchNorm] = []
+        self._batch_norms: list[nn.Module] = []
+        self._thawed: list[nn.Module] = []
         self._lost = False
         self._retained: list[Tensor] = []
         """Accuracies on retain rows: of the first batch, and of the latest ones."""
@@ -75,7 +75,8 @@ class ClassifierObjective(UnlearnCallback):
         if self._joint_statistics and len(batches) > 1 and join(batches) is None:
             raise MisconfigurationException(
                 "bn_mode='joint' takes the statistics of batch normalization over forget and retain rows together, but "
-                "they can't be stacked. Let both have rows of one shape and structure, or use bn_mode='frozen'."
+                "they can't be stacked. Let both have rows of one shape and structure, tensors alone and no names of "
+                "files, or use bn_mode='frozen'."
             )
         return super().read(module, batches, logits)
 
@@ -105,7 +106,7 @@ class ClassifierObjective(UnlearnCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find batch normalization, make the reference, and compare the epoch with the published one."""
         self._retained, self._lost = [], False
-        self._batch_norms = [child for child in pl_module.modules() if isinstance(child, _BatchNorm)]
+        self._batch_norms = [child for child in pl_module.modules() if has_batch_statistics(child)]
         super().on_train_start(trainer, pl_module)
         self._joinable = not self._batch_norms or self.bn_mode != "train"
         if self.driver is not None:
@@ -215,3 +216,21 @@ def forget_accuracy(method: str, trainer: Trainer, module: LightningModule, scor
 def batch_accuracy(predictions: Predictions) -> Tensor:
     """Accuracy on the rows of a batch, as a fraction."""
     return (predictions.logits.argmax(1) == predictions.classes()).float().mean()
+
+
+def check_one_label(method: str, does: str, predictions: Predictions) -> None:
+    """Refuse rows with several labels.
+
+    Args:
+        method: Name of the method.
+        does: What it does, for which a row has one label, such as ``"trains noise of a class"``.
+        predictions: Logits and labels of rows.
+
+    Raises:
+        MisconfigurationException: If there are more or fewer labels than rows.
+    """
+    if len(predictions.rows) != predictions.size:
+        raise MisconfigurationException(
+            f"{method} {does}, but these {predictions.size} rows have {len(predictions.rows)} labels. Take UGradSL, "
+            "SCRUB or RandomLabels for several labels a row."
+        )

@@ -9,7 +9,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from lightning_unlearn.classification.inputs import input_of, with_input
-from lightning_unlearn.classification.objective import BatchNormMode, ClassifierObjective, batch_accuracy
+from lightning_unlearn.classification.objective import (
+    BatchNormMode,
+    ClassifierObjective,
+    batch_accuracy,
+    check_one_label,
+)
 from lightning_unlearn.core.batches import row_count
 from lightning_unlearn.core.callback import Needs
 from lightning_unlearn.core.checks import above, at_least, strategy
@@ -170,7 +175,9 @@ class UNSIR(ClassifierObjective):
         optimizer = torch.optim.Adam([noise], lr=self.noise_lr)
         with evaluating(module), torch.enable_grad():
             for _ in range(self.noise_steps):
-                logits = self.score.predictions(module, _with_noise(rows, noise)).logits
+                predictions = self.score.predictions(module, _with_noise(rows, noise))
+                check_one_label("UNSIR", "learns noise of one class", predictions)
+                logits = predictions.logits
                 if self.forget_class >= logits.shape[1]:
                     raise MisconfigurationException(
                         f"forget_class={self.forget_class}, but the model has the classes 0 to {logits.shape[1] - 1}."

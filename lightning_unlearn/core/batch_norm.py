@@ -8,14 +8,19 @@ from typing import Any
 from weakref import WeakSet
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm, _NormBase
 from torch.utils.hooks import RemovableHandle
 
 from lightning_unlearn.core.lightning import rank_zero_warn
 
-__all__ = ["freeze_lone_rows", "lone_rows_frozen"]
+__all__ = ["freeze_lone_rows", "has_batch_statistics", "lone_rows_frozen"]
 
 _FROZEN: WeakSet[nn.Module] = WeakSet()
+
+
+def has_batch_statistics(layer: nn.Module) -> bool:
+    """Whether a layer is batch normalization, or instance normalization that keeps running statistics."""
+    return isinstance(layer, _BatchNorm) or (isinstance(layer, _NormBase) and layer.track_running_stats)
 
 
 def freeze_lone_rows(module: nn.Module) -> list[RemovableHandle]:

@@ -8,12 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import get_total_norm
 from torch.utils.hooks import RemovableHandle
 
 from lightning_unlearn.core.accumulation import full_window
-from lightning_unlearn.core.batch_norm import freeze_lone_rows
+from lightning_unlearn.core.batch_norm import freeze_lone_rows, has_batch_statistics
 from lightning_unlearn.core.batches import rows_in
 from lightning_unlearn.core.checks import strategy, trainer_optimizes
 from lightning_unlearn.core.distributed import all_true, checksums, local_tensor, mean_over_ranks
@@ -213,7 +212,7 @@ class UnlearnCallback(ReferenceCallback, ABC):
         self._started = trainer.global_step
         self._trend = Trend(self.rises, nats=self.score is not training_step_loss)
         self._checksums = checksums(pl_module)
-        self._joinable = not any(isinstance(child, _BatchNorm) for child in pl_module.modules())
+        self._joinable = not any(has_batch_statistics(child) for child in pl_module.modules())
         check_sharded(trainer, pl_module)
         for hook in self._lone_rows:  # of the trial steps of a tuner
             hook.remove()

@@ -144,7 +144,7 @@ class SafeLatentDiffusion(_Guard):
         k = self._noise_per_output
         momentum = torch.zeros_like(prompt) if self._momentum is None else self._momentum
         gamma, self._momentum = safety_guidance(k * unconditional, k * prompt, k * concept, momentum, self.config)
-        if self._step >= self.config.warmup:
+        if self._step >= self.config.warmup and k:  # at zero terminal SNR, latents are the noise, whatever the output
             prompt = prompt - gamma / k
         self._step += 1
         return (torch.cat([unconditional, prompt]).to(whole.dtype),)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_unlearn.core.checks import at_least
-from lightning_unlearn.functional.reconstruction.fourier import as_channels, as_complex
+from lightning_unlearn.functional.reconstruction.fourier import as_channels
 from lightning_unlearn.functional.reconstruction.soft_threshold import soft_threshold
 from lightning_unlearn.reconstruction.operators import LinearOperator
-from lightning_unlearn.reconstruction.unrolled import UnrolledNetwork
+from lightning_unlearn.reconstruction.unrolled import UnrolledNetwork, apply_denoiser
 
 __all__ = ["ISTANet", "ProximalBlock"]
 
@@ -96,7 +96,7 @@ class ISTANet(UnrolledNetwork):
 
     def denoise(self, image: Tensor, step: int) -> Tensor:
         """The proximal operator of a phase."""
-        return as_complex(self.denoiser[step](as_channels(image)))
+        return apply_denoiser(self.denoiser[step], image)
 
     def denoiser_input(self, operator: LinearOperator, start: Tensor, image: Tensor, step: int) -> Tensor:
         """The gradient step $r_n$ towards the measurements."""

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from lightning_unlearn.core.checks import above, one_of
 from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.resume import record_class
-from lightning_unlearn.functional.reconstruction.fourier import as_channels, as_complex
 from lightning_unlearn.functional.reconstruction.stability import complex_mse
 from lightning_unlearn.reconstruction.evaluation import QualityOfSets
 from lightning_unlearn.reconstruction.recipe import Schedule, optimizers, shard
+from lightning_unlearn.reconstruction.unrolled import apply_denoiser
 from lightning_unlearn.smoothing.gaussian import GaussianSmoother
 
 __all__ = ["LitDenoiser"]
@@ -58,7 +58,7 @@ class LitDenoiser(LightningModule):
 
     def forward(self, image: Tensor) -> Tensor:
         """Denoise complex images of shape (B, H, W)."""
-        return as_complex(self.denoiser(as_channels(image)))
+        return apply_denoiser(self.denoiser, image)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The mean squared error of the denoised targets."""

@@ -14,10 +14,32 @@ from lightning_unlearn.core.checks import at_least
 from lightning_unlearn.functional.reconstruction.fourier import as_channels, as_complex
 from lightning_unlearn.reconstruction.operators import LinearOperator
 
-__all__ = ["Denoise", "Unrolled", "UnrolledNetwork"]
+__all__ = ["Denoise", "Unrolled", "UnrolledNetwork", "apply_denoiser"]
 
 Denoise = Callable[[Tensor, int], Tensor]
 """Maps complex images (B, H, W) and the number of the step to denoised images."""
+
+
+def apply_denoiser(denoiser: nn.Module, image: Tensor) -> Tensor:
+    """Complex images after a denoiser of real and imaginary parts.
+
+    Args:
+        denoiser: Maps images (N, 2, H, W) to the same shape.
+        image: Shape (N, H, W), complex.
+
+    Raises:
+        ValueError: If the denoiser returns another shape.
+    """
+    channels = as_channels(image)
+    given = denoiser(channels)
+    if not isinstance(given, Tensor) or given.shape != channels.shape:
+        kind = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        raise ValueError(
+            f"A denoiser maps images to the same shape, here {tuple(channels.shape)} with real and imaginary part as "
+            f"channels, but {type(denoiser).__name__} gives {kind}. Use two channels in and out, and a size of images "
+            "that the network keeps."
+        )
+    return as_complex(given)
 
 
 class Unrolled(NamedTuple):
@@ -76,7 +98,7 @@ class UnrolledNetwork(nn.Module, ABC):
 
     def denoise(self, image: Tensor, step: int) -> Tensor:
         """The network's own denoiser, on complex images of shape (B, H, W)."""
-        return as_complex(self.denoiser(as_channels(image)))
+        return apply_denoiser(self.denoiser, image)
 
     def forward(
         self, operator: LinearOperator, kspace: Tensor, steps: int | None = None, denoise: Denoise | None = None

@@ -19,6 +19,7 @@ from lightning_unlearn import (
     SCRUB,
     SSD,
     BadTeacher,
+    CFk,
     FineTune,
     ForgetRetainDataModule,
     GradientAscent,
@@ -251,6 +252,34 @@ def test_how_often_the_statistics_move(trained: dict[str, Tensor], mode: Any, up
     trainer(UGradSL(bn_mode=mode), max_epochs=3).fit(module, loaders())
     assert int(module.net[1].num_batches_tracked) - before == updates
     assert module.net[1].training
+
+
+class TrackedInstanceNorm(LitNet):
+    """Instance normalization with running statistics, which evaluation uses as batch normalization does its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        norm = nn.InstanceNorm1d(4, affine=True, track_running_stats=True)
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.Unflatten(1, (4, 4)), norm, nn.Flatten(), nn.Linear(16, 3))
+
+
+@pytest.mark.parametrize(
+    ("method", "updates"),
+    [
+        (UGradSL(bn_mode="frozen"), 0),
+        (UGradSL(bn_mode="joint"), 12),
+        (UGradSL(bn_mode="train"), 24),
+        (CFk(layers=r"net\.4"), 0),
+    ],
+)
+def test_running_statistics_of_instance_normalization_are_kept_alike(method: Any, updates: int) -> None:
+    module, passes = TrackedInstanceNorm(), []
+    norm = module.net[2]
+    norm.register_forward_pre_hook(lambda layer, _: passes.append(layer.training))
+    trainer(method, max_epochs=3).fit(module, loaders())
+    assert sum(passes) == updates
+    assert torch.equal(norm.running_mean, torch.zeros(4)) == (updates == 0)
+    assert norm.training
 
 
 def test_a_frozen_norm_still_learns_its_scale(trained: dict[str, Tensor]) -> None:

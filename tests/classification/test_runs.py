@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_unlearn import (
     DUCK,
     SCRUB,
+    UNSIR,
     BadTeacher,
     BoundaryExpand,
     CFk,
@@ -36,6 +37,7 @@ from lightning_unlearn import (
     Retrain,
     UGradSL,
     UGradSLPlus,
+    binary_nll,
     classifier_nll,
     split_rows,
     training_step_loss,
@@ -110,6 +112,27 @@ def test_a_head_that_is_not_defined_last_is_named_in_the_error() -> None:
         trainer(BoundaryExpand()).fit(module, pair())
     assert same(module, before)
     trainer(BoundaryExpand(head="classifier")).fit(module, pair())
+
+
+@pytest.mark.parametrize("method", [DUCK, BoundaryExpand, partial(UNSIR, 0)])
+def test_methods_of_one_label_a_row_refuse_several(method: Any) -> None:
+    module = HeadFirst()
+    before = copy.deepcopy(module)
+    rows = TensorDataset(numbers(8, 5), torch.ones(8, 3))
+    data = ForgetRetainDataModule(rows, rows, batch_size=4)
+    with pytest.raises(MisconfigurationException, match=r"these \d+ rows have \d+ labels\. Take UGradSL"):
+        trainer(method(score=binary_nll), max_epochs=2).fit(module, data)
+    assert same(module, before)
+
+
+def test_the_head_may_be_parametrized() -> None:
+    module = HeadFirst()
+    nn.utils.parametrizations.weight_norm(module.classifier)
+    before = copy.deepcopy(module)
+    method = BoundaryExpand(head="classifier")
+    trainer(method).fit(module, pair())
+    pairs = zip(module.classifier.parameters(), before.classifier.parameters(), strict=True)
+    assert not any(torch.equal(now, then) for now, then in pairs)
 
 
 @pytest.mark.parametrize("method", [CFk, EUk])

@@ -100,6 +100,43 @@ def test_the_ways_out(tiny_sd: Path, lora: Path, tmp_path: Path) -> None:
     trainer(ESD(steps=2), max_steps=1).fit(merged, prompts())
 
 
+def test_fused_projections_are_refused_and_the_way_out(tiny_sd: Path, tmp_path: Path) -> None:
+    module = LitTextToImage(str(tiny_sd))
+    module.pipeline.fuse_qkv_projections()
+    before, data = weights(module), prompts()
+    tries: list[Callable[[], Any]] = [
+        lambda: trainer(ESD(steps=2)).fit(module, data),
+        lambda: trainer(UCE()).fit(module, data),
+        lambda: module.save_pretrained(tmp_path / "out"),
+    ]
+    for run in tries:
+        with pytest.raises(ValueError, match=r"projections of unet are fused.*unfuse_qkv_projections"):
+            run()
+    assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
+    with SafeLatentDiffusion(module, "van gogh"):
+        module.generate(["a red circle"], [0], steps=1)
+    module.pipeline.unfuse_qkv_projections()
+    trainer(UCE()).fit(module, data)
+    module.save_pretrained(tmp_path / "out")
+    drawn = LitTextToImage(str(tmp_path / "out")).generate(["van gogh"], [0], steps=2)
+    torch.testing.assert_close(drawn, module.generate(["van gogh"], [0], steps=2))
+
+
+def test_attention_with_weights_of_its_own_is_refused(tiny_sd: Path, tmp_path: Path) -> None:
+    """As Custom Diffusion has it, whose keys and values are those of the processor."""
+    from diffusers.models.attention_processor import AttnProcessor2_0, CustomDiffusionAttnProcessor2_0
+
+    module = LitTextToImage(str(tiny_sd))
+    attention = module.unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    sizes = {"hidden_size": attention.to_k.out_features, "cross_attention_dim": attention.to_k.in_features}
+    attention.set_processor(CustomDiffusionAttnProcessor2_0(train_q_out=False, **sizes))
+    for run in (lambda: trainer(UCE()).fit(module, prompts()), lambda: module.save_pretrained(tmp_path / "out")):
+        with pytest.raises(ValueError, match=r"mid_block\S*attn2, has a CustomDiffusionAttnProcessor2_0 with weights"):
+            run()
+    module.unet.set_attn_processor(AttnProcessor2_0())
+    trainer(UCE()).fit(module, prompts())
+
+
 def test_an_image_prompt_adapter_is_refused(tiny_sd: Path) -> None:
     module = LitTextToImage(str(tiny_sd))
     module.unet.encoder_hid_proj = torch.nn.Linear(1, 1)

@@ -163,6 +163,20 @@ def test_velocities_are_steered_by_the_noise_that_they_stand_for(tiny_v: Path) -
     torch.testing.assert_close(noise, found, atol=1e-3, rtol=0)
 
 
+def test_the_first_step_of_zero_terminal_snr_is_not_steered(tiny_v: Path) -> None:
+    """Velocities at a signal of 0 stand for one noise, the latents: what differs between prompts is the image."""
+    from diffusers import DDIMScheduler
+
+    model = LitTextToImage(str(tiny_v))
+    options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    model.scheduler = model.pipeline.scheduler = DDIMScheduler.from_config(model.scheduler.config, **options)
+    assert model.scheduler.alphas_cumprod[-1] == 0
+    assert torch.equal(guarded(model, steps=1), draw(model, steps=1))
+    steered = guarded(model)
+    assert steered.isfinite().all()
+    assert not torch.equal(steered, draw(model))
+
+
 def test_a_pass_has_three_rows_an_image_and_they_are_counted(model: LitTextToImage) -> None:
     with PassCounter() as outside:
         outside.attach(model)

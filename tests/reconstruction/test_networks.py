@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_unlearn import DIDN, ConvDenoiser, ISTANet, MoDL, MultiCoilMRI, ProximalBlock, UnrolledNetwork
+from lightning_unlearn import (
+    DIDN,
+    ConvDenoiser,
+    ISTANet,
+    LitDenoiser,
+    MoDL,
+    MultiCoilMRI,
+    ProximalBlock,
+    UnrolledNetwork,
+)
 from lightning_unlearn.functional import (
     as_channels,
     birdcage_maps,
@@ -44,6 +55,27 @@ def test_modl_is_its_recursion() -> None:
         d = network.denoiser(as_channels(x))
         x = data_consistency(operator.normal, z, torch.complex(d[:, 0], d[:, 1]), 0.5)
     torch.testing.assert_close(image, x)
+
+
+class ChannelsAdded(nn.Module):
+    """A denoiser that returns more channels than two, or with 0 more and a crop, smaller images."""
+
+    def __init__(self, more: int, crop: int = 0) -> None:
+        super().__init__()
+        self.more, self.crop = more, crop
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x[:, : self.more]], 1)[..., self.crop :, :]
+
+
+@pytest.mark.parametrize(("more", "crop", "shape"), [(1, 0, "(2, 3, 12, 16)"), (0, 11, "(2, 2, 1, 16)")])
+def test_a_denoiser_of_another_shape_is_refused(more: int, crop: int, shape: str) -> None:
+    operator, k = problem()
+    denoiser = ChannelsAdded(more, crop)
+    with pytest.raises(ValueError, match=re.escape(f"ChannelsAdded gives shape {shape}. Use two channels")):
+        MoDL(denoiser, steps=1)(operator, k)
+    with pytest.raises(ValueError, match=re.escape(f"ChannelsAdded gives shape {shape}. Use two channels")):
+        LitDenoiser(denoiser)(operator.A_adjoint(k))
 
 
 def test_modl_of_a_perfect_denoiser_gives_the_image() -> None:

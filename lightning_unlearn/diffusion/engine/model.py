@@ -51,11 +51,12 @@ def as_text_to_image(module: nn.Module, adapters: bool = False) -> TextToImage:
 
     Args:
         module: Any module.
-        adapters: Whether loaded adapters such as a LoRA are allowed, as where the model only draws.
+        adapters: Whether loaded adapters such as a LoRA, and fused projections, are allowed, as where the model only
+            draws.
 
     Raises:
         TypeError: If it lacks a part, or has two text encoders, as Stable Diffusion XL has.
-        ValueError: If adapters are loaded.
+        ValueError: If adapters are loaded, or projections are fused.
     """
     missing = [name for name in _PARTS if not hasattr(module, name)]
     if missing:
@@ -74,15 +75,15 @@ def as_text_to_image(module: nn.Module, adapters: bool = False) -> TextToImage:
 
 
 def refuse_adapters(module: Any) -> None:
-    """Refuse a LoRA or another adapter that is loaded, fused or not, and an IP-Adapter.
+    """Refuse a LoRA or another adapter that is loaded, fused or not, an IP-Adapter, and fused projections.
 
-    With one loaded, the layers that methods edit and export by name are wrapped, and what trains is the adapter.
+    With one of them, the layers that methods edit and export by name are not those that compute and train.
 
     Args:
         module: A module or a pipeline with a ``unet`` or a ``text_encoder``, or one of these.
 
     Raises:
-        ValueError: If there is one.
+        ValueError: If there is one, or projections are fused.
     """
     parts = {name: getattr(module, name, None) for name in ("unet", "text_encoder", "vae")}
     if not any(isinstance(part, nn.Module) for part in parts.values()):
@@ -105,6 +106,26 @@ def refuse_adapters(module: Any) -> None:
             raise ValueError(
                 f"{name} has an encoder_hid_proj, as an IP-Adapter brings, so that it reads images beside the text. "
                 "Call pipeline.unload_ip_adapter() first."
+            )
+        _refuse_processors(name, part)
+
+
+def _refuse_processors(name: str, part: nn.Module) -> None:
+    """Refuse attention that does not read the weights of its own layers."""
+    for path, layer in part.named_modules():
+        processor = getattr(layer, "processor", None)
+        kind = type(processor).__name__
+        if kind.startswith("Fused"):
+            raise ValueError(
+                f"The projections of {name} are fused: its attention reads to_qkv and to_kv, copies of the weights "
+                "that would train, while to_k and to_v are edited and saved. Call "
+                "pipeline.unfuse_qkv_projections() first, and fuse them where the result is used."
+            )
+        if isinstance(processor, nn.Module) and next(processor.parameters(), None) is not None:
+            raise ValueError(
+                f"The attention of {name}, {path}, has a {kind} with weights of its own, which it reads in place of "
+                "to_k and to_v, and which an export would lose. Copy its keys and values into to_k.weight and "
+                "to_v.weight, call unet.set_attn_processor(AttnProcessor2_0()) and save the pipeline; or drop them."
             )
 
 

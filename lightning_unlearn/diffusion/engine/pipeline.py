@@ -58,6 +58,11 @@ def _check(pipeline: Any, model: str) -> None:
             "not those of Stable Diffusion 1.x and 2.x. Save the pipeline with another scheduler, such as "
             "DDIMScheduler.from_config(pipeline.scheduler.config)."
         )
+    if getattr(pipeline.unet.config, "time_cond_proj_dim", None) is not None:
+        raise TypeError(
+            f"The UNet of {model} reads the weight of guidance (time_cond_proj_dim), as those of latent consistency "
+            "models do, and draws in a few steps without an empty prompt. Use the model that it was distilled from."
+        )
     inputs, latents = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
     if inputs != latents:
         raise TypeError(

@@ -195,3 +195,6 @@ def test_other_schedulers_and_unets(tiny_sd: Path, tmp_path: Path) -> None:
     unet.save_pretrained(inpainting / "unet")
     with pytest.raises(TypeError, match="reads 9 channels, but the latents have 4"):
         LitTextToImage(str(inpainting))
+    unet.from_config(module.unet.config, time_cond_proj_dim=8).save_pretrained(inpainting / "unet")
+    with pytest.raises(TypeError, match=r"time_cond_proj_dim.*Use the model that it was distilled from"):
+        LitTextToImage(str(inpainting))

@@ -243,6 +243,53 @@ def test_files_that_are_something_else_are_named(tmp_path: Path) -> None:
     assert "has neither .h5 or .hdf5 files nor folders" in error(FileNotFoundError)
 
 
+def change(path: Path, kspace: torch.Tensor) -> None:
+    with h5py.File(path, "a") as file:
+        del file["kspace"]
+        file["kspace"] = kspace.numpy()
+
+
+def first_row(folder: Path) -> Any:
+    return FastMRIFolder(str(folder), calibration_lines=12).rows("train")[0]
+
+
+def test_a_slice_that_is_not_finite_is_refused(folder: Path) -> None:
+    kspace = volume()
+    kspace[0, 1, 5, 7] = torch.nan
+    change(folder / "multicoil_train" / "file0.h5", kspace)
+    with pytest.raises(ValueError, match=r"kspace of slice 0 of .*file0\.h5 have values that are not finite"):
+        first_row(folder)
+
+
+@pytest.mark.parametrize("columns", [40, 41])
+def test_kspace_with_the_zero_frequency_in_its_corner_is_refused(folder: Path, columns: int) -> None:
+    path, kspace = folder / "multicoil_train" / "file0.h5", volume(columns=columns)
+    change(path, torch.fft.ifftshift(kspace, dim=(-2, -1)))
+    with pytest.raises(ValueError, match=r"slice 0 of .*file0\.h5 has the zero frequency in its corner"):
+        first_row(folder)
+    change(path, torch.randn(kspace.shape, dtype=kspace.dtype))  # a slice of noise, as outer ones are
+    assert first_row(folder)["target"].isfinite().all()
+
+
+def test_an_accelerated_scan_without_a_mask_is_refused(folder: Path) -> None:
+    path, kspace = folder / "multicoil_train" / "file0.h5", volume()
+    for measured in (column_mask(40, 4), torch.rand(64, 40, generator=torch.Generator().manual_seed(0)) < 0.3):
+        change(path, kspace * measured)
+        with pytest.raises(ValueError, match=r"slice 0 of .*file0\.h5 is 0 between points that were measured"):
+            first_row(folder)
+    partial = kspace * (torch.arange(40) < 34) * (torch.arange(64) > 3)[:, None]  # partial Fourier and padding
+    change(path, partial)
+    assert first_row(folder)["target"].abs().max() == 1
+    change(path, torch.zeros_like(kspace))
+    assert (first_row(folder)["target"] == 0).all()
+
+
+def test_coils_in_the_last_dimension_are_refused(folder: Path) -> None:
+    change(folder / "multicoil_train" / "file0.h5", volume().permute(0, 2, 3, 1).contiguous())
+    with pytest.raises(ValueError, match="64 coils of 40 rows and 3 columns, so its coils seem to come last"):
+        first_row(folder)
+
+
 def test_the_order_of_an_epoch_is_that_of_seed_and_epoch(folder: Path) -> None:
     def order(epoch: int) -> list[int]:
         loader = FastMRIFolder(str(folder)).train_dataloader()
