@@ -111,6 +111,26 @@ def test_with_lora_the_reference_and_with_trainable_the_export_start_at_the_adap
         )
 
 
+@pytest.mark.parametrize("kind", ["Mixtral", "Qwen3Moe"])
+def test_adapters_of_stacked_experts_are_in_the_export(kind: str, tmp_path: Path) -> None:
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    widths = {"intermediate_size": 48, "moe_intermediate_size": 16}
+    experts = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=400, initializer_range=0.3, **size, **widths, **experts)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    module = LitCausalLM(tmp_path / "base", lora={"r": 4, "target_modules": "all-linear"})
+    adapters = [name for name, _ in module.named_parameters() if "experts" in name and "lora_B" in name]
+    assert len(adapters) == 4  # of two stacks in each layer
+    start = logits(module.model)
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2 if "experts" in name else 0.0)
+    assert (logits(module.model) - start).abs().max() > 0.1
+    module.save_pretrained(tmp_path / "out")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(plain), logits(module.model), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_peft_model_goes_on_with_its_adapter_from_where_it_is(
     trained: bool, tiny_lm: Path, tmp_path: Path, forget_rows: list[Any]
