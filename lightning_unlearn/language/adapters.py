@@ -85,7 +85,7 @@ def open_adapter(name: str, revision: str | None, open_base: Callable[[str, str 
         ImportError: If ``peft`` is missing.
     """
     try:
-        from peft import PeftConfig, PeftModel
+        from peft import PeftConfig, PeftModel, set_peft_model_state_dict
         from peft.utils import load_peft_weights
     except ImportError:
         raise ImportError(f"{name} is an adapter, and adapters need peft: {_EXTRA}") from None
@@ -115,10 +115,9 @@ def open_adapter(name: str, revision: str | None, open_base: Callable[[str, str 
     missing = [str(warning.message) for warning in caught if "missing adapter keys" in str(warning.message)]
     if missing:
         raise ValueError(_misfit(name, base_name, missing[0]))
-    from peft import get_peft_model_state_dict
-
-    own = get_peft_model_state_dict(tuned, save_embedding_layers=False).keys()
-    unused = [key for key in weights if key not in own and not any(part in key for part in _tables(base))]
+    # Loaded once more, for what PEFT does not say: names of other releases are those of layers too.
+    found = set_peft_model_state_dict(tuned, weights).unexpected_keys
+    unused = [key for key in found if not any(part in key for part in _tables(base))]
     if unused:
         raise ValueError(_misfit(name, base_name, f"it has no layer for {unused[0]!r}"))
     return merge(tuned, name)
