@@ -376,10 +376,7 @@ def _check_kind(config: Any, name: str) -> None:
     parts = [part for part in ("vision_config", "audio_config", "image_config", "speech_config") if _has(config, part)]
     kind = None
     if parts:
-        kind = (
-            "reads images or sound beside text; give its text model alone with its output layer, as an object such as "
-            "Gemma3ForCausalLM.from_pretrained(folder) or a folder that it is saved in"
-        )
+        kind = "reads images or sound beside text; give its text model alone, as a folder or an object"
     elif getattr(config, "is_encoder_decoder", False):
         kind = "has an encoder and a decoder"
     elif made_as.endswith(_CLASSIFIERS) or "Classification" in made_as:
