@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from lightning_unlearn.core.scores import head_only_at, output_head
+from lightning_unlearn.core.scores import head_only_at, logits_of, output_head
 
 __all__ = ["ChunkedLogits", "Places"]
 
@@ -51,14 +51,14 @@ class ChunkedLogits:
         """
         if self._in_chunks and (tail := _Tail.of(self.module)) is not None:
             with tail.attached(places, read):
-                logits = _logits(run())
+                logits = logits_of(run())
             if not tail.done:
                 _read_returned(logits, places, read)
             self._in_chunks = not tail.done or tail.agrees(logits)
             if self._in_chunks:
                 return
         with head_only_at(self.module, *places):
-            logits = _logits(run())
+            logits = logits_of(run())
         _read_returned(logits, places, read)
 
 
@@ -68,21 +68,6 @@ def _read_returned(logits: Tensor, places: Places, read: Read) -> None:
     for start in range(0, len(rows), size):
         part = slice(start, min(start + size, len(rows)))
         read(logits[part] if logits.dim() == 2 else logits[rows[part], columns[part]], part)
-
-
-def _logits(output: Any) -> Tensor:
-    """Logits of what a model returns."""
-    if isinstance(output, Tensor):
-        return output
-    logits = getattr(output, "logits", None)
-    if logits is None and isinstance(output, tuple):
-        logits = output[0]
-    if not isinstance(logits, Tensor):
-        raise TypeError(
-            f"The module returns a {type(output).__name__}, but logits (B, T, V) or an object with .logits are needed "
-            "to read likelihoods."
-        )
-    return logits
 
 
 def _positions(vocabulary: int, device: torch.device) -> int:
@@ -184,7 +169,7 @@ class _Tail:
         with self._parts_kept():
             for start in range(0, len(hidden), size):
                 self.chunk = hidden[None, start : start + size]
-                logits = _logits(call(*args, **kwargs))
+                logits = logits_of(call(*args, **kwargs))
                 logits = logits.reshape(-1, logits.shape[-1])
                 if start == 0:
                     self.first = logits[0].clone()

@@ -12,7 +12,7 @@ from lightning_unlearn.core.class_scores import CLASS_SCORES
 from lightning_unlearn.core.lightning import LightningModule, rank_zero_warn
 from lightning_unlearn.core.modes import undisturbed
 from lightning_unlearn.core.reading import likelihood
-from lightning_unlearn.core.scores import Batch, Score, training_step_loss
+from lightning_unlearn.core.scores import Batch, Score, causal_lm_nll, training_step_loss
 
 __all__ = ["kept_attributes", "warn_of_another_loss"]
 
@@ -20,15 +20,15 @@ _TOLERANCE, _COARSE = 1e-3, 2e-2  # of the loss, in fp32 and in a shorter type; 
 
 
 def warn_of_another_loss(method: str, module: LightningModule, score: Score, batch: Batch) -> None:
-    """Warn if the loss of ``training_step`` is not the mean likelihood of a score of classifiers on a batch.
+    """Warn if the loss of ``training_step`` is not the mean likelihood that a method reads on a batch.
 
     Args:
         method: Name of the method.
         module: The user's module; its state is as before.
-        score: What the method trains on; nothing is compared for scores that are not of classifiers.
+        score: What the method trains on; nothing is compared for scores of the user's own.
         batch: Rows of one role.
     """
-    if not any(score is known for known in CLASS_SCORES) or getattr(module, "score", None) is score:
+    if not any(score is known for known in (*CLASS_SCORES, causal_lm_nll)) or getattr(module, "score", None) is score:
         return
     with kept_attributes(module), undisturbed(module):
         try:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_unlearn.core.labels import check_range, described, read_classifier, refuse_labels
-from lightning_unlearn.core.lightning import LightningModule
+from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException
 from lightning_unlearn.core.own_training import own_loss
 from lightning_unlearn.functional.likelihood import IGNORE_INDEX, row_sum, token_nll
 
@@ -27,6 +28,7 @@ __all__ = [
     "classifier_nll",
     "from_predictions",
     "head_only_at",
+    "logits_of",
     "output_head",
     "prediction_score",
     "training_step_loss",
@@ -139,7 +141,8 @@ def causal_lm_nll(module: LightningModule, batch: Batch) -> Predictions:
         Shape ``(B,)``, fp32, in nats.
 
     Raises:
-        TypeError: If the batch is not such a dict.
+        TypeError: If the batch is not such a dict, or the module does not take it or returns no logits.
+        MisconfigurationException: If the logits have another shape, or a label has none.
     """
     if not isinstance(batch, Mapping) or "input_ids" not in batch or "labels" not in batch:
         raise TypeError(
@@ -152,11 +155,76 @@ def causal_lm_nll(module: LightningModule, batch: Batch) -> Predictions:
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids", "token_type_ids") if k in batch}
     columns = columns - batch["input_ids"].shape[1]  # from the end: some adapters put virtual tokens before a row
     with head_only_at(module, rows, columns):
-        output = module(**inputs)
-    logits = getattr(output, "logits", output)
-    if logits.dim() == 3:
-        logits = logits[rows, columns]
+        output = _called(module, inputs)
+    logits = _at_labels(logits_of(output), rows, columns, batch["input_ids"].shape, module)
+    _check_tokens(targets, logits.shape[1])
     return Predictions(logits, targets, rows, labels.shape[0])
+
+
+def logits_of(output: Any) -> Tensor:
+    """Logits of what a language model returns: a tensor, an object with ``.logits``, or a tuple that begins with them.
+
+    Raises:
+        TypeError: If there are none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    if logits is None and isinstance(output, tuple):
+        logits = output[0]
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"forward of the module returns {described(output)}, but logits (B, T, V) or an object with .logits are "
+            "needed to read likelihoods. Return the output of the language model as it is, or pass "
+            "score=training_step_loss to the methods that take the module's own loss."
+        )
+    return logits
+
+
+def _called(module: nn.Module, inputs: dict[str, Tensor]) -> Any:
+    """The module's output."""
+    try:
+        return module(**inputs)
+    except TypeError as error:
+        try:
+            signature(module.forward).bind(**inputs)
+        except TypeError as reason:
+            raise TypeError(
+                f"causal_lm_nll calls {type(module).__name__}.forward({', '.join(f'{name}=...' for name in inputs)}), "
+                f"which it does not take: {reason}. Let forward take these arguments, or pass a score of your own."
+            ) from error
+        raise
+
+
+def _at_labels(logits: Tensor, rows: Tensor, columns: Tensor, shape: torch.Size, module: nn.Module) -> Tensor:
+    """Logits at the places of labels, shape ``(N, V)``, of those of all positions or of these places alone."""
+    if logits.dim() == 3 and logits.shape[0] == shape[0] and logits.shape[1] >= shape[1]:
+        return logits[rows, columns]
+    if logits.dim() == 2 and len(logits) == len(rows):
+        return logits
+    batch, length = shape
+    raise MisconfigurationException(
+        f"causal_lm_nll reads logits of shape ({batch}, {length}, V) for input_ids of shape ({batch}, {length}), and "
+        f"({len(rows)}, V) where the output layer of a Hugging Face model was run at the {len(rows)} labels alone, but "
+        f"{type(module).__name__}.forward returns {tuple(logits.shape)}. Return the logits as the model gives them, "
+        "neither shifted nor reshaped nor as a loss: causal_lm_nll shifts the labels itself."
+    )
+
+
+def _check_tokens(labels: Tensor, vocabulary: int) -> None:
+    """Refuse labels without a logit; on a GPU, where the check would wait for the device, they are not looked at.
+
+    Raises:
+        MisconfigurationException: If there is one.
+    """
+    if labels.device.type != "cpu" or labels.numel() == 0:
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= vocabulary:
+        raise MisconfigurationException(
+            f"The labels go from {low} to {high}, but the module returns {vocabulary} numbers a position. Give each "
+            "token a logit (hidden states, for one, are none), and the label -100 to positions without one."
+        )
 
 
 @from_predictions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,7 +85,7 @@ def open_adapter(name: str, revision: str | None, open_base: Callable[[str, str 
         ImportError: If ``peft`` is missing.
     """
     try:
-        from peft import PeftConfig, PeftModel
+        from peft import PeftConfig, PeftModel, set_peft_model_state_dict
         from peft.utils import load_peft_weights
     except ImportError:
         raise ImportError(f"{name} is an adapter, and adapters need peft: {_EXTRA}") from None
@@ -115,10 +115,9 @@ def open_adapter(name: str, revision: str | None, open_base: Callable[[str, str 
     missing = [str(warning.message) for warning in caught if "missing adapter keys" in str(warning.message)]
     if missing:
         raise ValueError(_misfit(name, base_name, missing[0]))
-    from peft import get_peft_model_state_dict
-
-    own = get_peft_model_state_dict(tuned, save_embedding_layers=False).keys()
-    unused = [key for key in weights if key not in own and not any(part in key for part in _tables(base))]
+    # Loaded once more, for what PEFT does not say: names of other releases are those of layers too.
+    found = set_peft_model_state_dict(tuned, weights).unexpected_keys
+    unused = [key for key in found if not any(part in key for part in _tables(base))]
     if unused:
         raise ValueError(_misfit(name, base_name, f"it has no layer for {unused[0]!r}"))
     return merge(tuned, name)
@@ -171,27 +170,37 @@ def merged_lora(model: Any) -> dict[str, Tensor]:
 
     Quantised weights are given in floating point.
     """
-    from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_module_weight
 
-    prefix = "base_model.model."
     quantised = {name for name, child in model.named_modules() if is_quantised(child)}
     state = {}
     for name, value in model.state_dict().items():
         # Beside a quantised weight its layer has scales, below the name of the weight.
         if ".lora_" in name or any(name.startswith(f"{owner}.") and name != f"{owner}.bias" for owner in quantised):
             continue
-        state[name.removeprefix(prefix).replace(".base_layer.", ".")] = full_tensor(value)
+        state[_base_name(name)] = full_tensor(value)
     for name in quantised:
-        child = model.get_submodule(name)
-        weight = dequantize_module_weight(child).detach()
-        state[f"{name.removeprefix(prefix)}.weight".replace(".base_layer.", ".")] = weight
+        weight = dequantize_module_weight(model.get_submodule(name)).detach()
+        state[_base_name(f"{name}.weight")] = weight
+    for name, layer in _adapted_weights(model):
+        delta = full_tensor(layer.get_delta_weight("default"))
+        state[name] = state[name] + delta.to(state[name].device)
+    return state
+
+
+def _adapted_weights(model: Any) -> Iterator[tuple[str, Any]]:
+    """The name of each adapted weight in the base model, with its adapter."""
+    from peft.tuners.lora import LoraLayer
+
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer) and hasattr(layer, "get_delta_weight"):
-            weight_name = f"{name.removeprefix(prefix)}.weight"
-            delta = full_tensor(layer.get_delta_weight("default"))
-            state[weight_name] = state[weight_name] + delta.to(state[weight_name].device)
-    return state
+            # Stacked experts are parameters of one module, whose adapters are nested.
+            yield _base_name(f"{name}.{getattr(layer, 'parameter_name', 'weight')}"), layer
+
+
+def _base_name(name: str) -> str:
+    """A name in the base model, from one below PEFT's wrappers."""
+    return ".".join(part for part in name.removeprefix("base_model.model.").split(".") if part != "base_layer")
 
 
 def is_quantised(layer: nn.Module) -> bool:

@@ -104,6 +104,9 @@ class LitCausalLM(LightningModule):
         ValueError: If it is no causal language model or can't be opened, or an argument is out of range.
     """
 
+    score = causal_lm_nll
+    """Likelihood whose mean per token is the loss of `training_step`."""
+
     def __init__(
         self,
         model: str | os.PathLike[str] | nn.Module | None,

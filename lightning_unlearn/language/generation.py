@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -69,7 +71,8 @@ def generate_all(
     """Answers of a model to many prompts, in batches of similar length.
 
     If the model keeps the keys and values of all tokens, the common beginning of all prompts is computed once, a prompt
-    is computed once for all its copies, and finished answers are dropped. Any other model uses its own ``generate``.
+    is computed once for all its copies, and finished answers are dropped. Any other model uses its own ``generate``,
+    for prompts of one length or one prompt at a time if others in the batch would change its answers.
 
     Args:
         model: A Hugging Face causal language model, in evaluation mode.
@@ -88,6 +91,7 @@ def generate_all(
         return []
     lengths = list(map(len, prompts))
     answers: dict[int, str] = {}
+    divided: Callable[[Sequence[Sequence[int]]], list[list[int]]] | None = None
     ends = answer_ends(model, prompt_format)
     with casts_kept(next(model.parameters()).device.type):
         several = len(prompts) * copies > 1 and min(lengths) > 0
@@ -99,12 +103,16 @@ def generate_all(
             next_of = partial(_chosen, choose, rows)
             tokens = continuations(own, asked, max_new_tokens, ends, next_of, len(turns)) if own is not None else None
             if tokens is not None:
-                texts = _texts(tokens, ends, prompt_format)
-            else:
-                repeated = [prompt for prompt in asked for _ in turns]
-                options = {} if choose is likeliest else {"logits_processor": [_Chosen(next_of)]}
-                texts = generate(model, prompt_format, repeated, max_new_tokens, **options)
-            answers |= zip(rows, texts, strict=True)
+                answers |= zip(rows, _texts(tokens, ends, prompt_format), strict=True)
+                continue
+            divided = divided or (_batches_of(model, prompts) if several else _of_one_length)
+            repeated = [prompt for prompt in asked for _ in turns]
+            for part in divided(repeated):
+                own_rows = [rows[i] for i in part]
+                chosen = _Chosen(partial(_chosen, choose, own_rows))
+                options = {} if choose is likeliest else {"logits_processor": [chosen]}
+                texts = generate(model, prompt_format, [repeated[i] for i in part], max_new_tokens, **options)
+                answers |= zip(own_rows, texts, strict=True)
     return [answers[row] for row in range(len(prompts) * copies)]
 
 
@@ -172,6 +180,72 @@ def _together(lengths: Sequence[int], copies: int, batch_size: int) -> Iterator[
     for numbers in like_lengths(lengths, range(len(lengths)), count * max(lengths), count):
         for start in range(0, copies, batch_size):
             yield numbers, range(start, min(start + batch_size, copies))
+
+
+def _batches_of(model: Any, prompts: Sequence[Sequence[int]]) -> Callable[[Sequence[Sequence[int]]], list[list[int]]]:
+    """How a model's own ``generate`` can batch prompts without a change of its answers.
+
+    RecurrentGemma reads padding, as it ignores the mask; so does DeepSeek V4, which compresses groups of tokens; RWKV
+    mixes the rows of a batch.
+
+    Returns:
+        A function that divides prompts into batches, given by their numbers.
+    """
+    shortest, longest = min(prompts, key=len), max(prompts, key=len)
+    count = (len(longest) - len(shortest)) | 1  # odd, so that no group of two or four tokens is all padding
+    width = count + len(shortest)
+    alone = _first_logits(model, [shortest])
+    limit = (1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1) * alone.std().item()
+
+    def agrees(beside: Sequence[int]) -> bool:
+        return bool((_first_logits(model, [shortest, beside]) - alone).abs().max() <= limit)
+
+    if len(longest) > len(shortest) and agrees(list(islice(cycle(longest), width))):
+        return lambda parts: [list(range(len(parts)))]
+    if agrees(shortest[::-1]):
+        return _of_one_length
+    return lambda parts: [[number] for number in range(len(parts))]
+
+
+def _of_one_length(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    groups: dict[int, list[int]] = defaultdict(list)
+    for number, prompt in enumerate(prompts):
+        groups[len(prompt)].append(number)
+    return list(groups.values())
+
+
+def _first_logits(model: Any, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Logits of the first steps after the first of some prompts, generated together, fp32."""
+    device, width = next(model.parameters()).device, max(map(len, prompts))
+    pad = prompts[0][0]
+    with _plain_generation(model), _without_hooks(model):
+        output = model.generate(
+            input_ids=torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device),
+            attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device),
+            max_new_tokens=3,
+            do_sample=False,
+            pad_token_id=pad,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    return torch.stack([step[0] for step in output.logits]).float()
+
+
+@contextmanager
+def _without_hooks(model: nn.Module) -> Iterator[None]:
+    """Remove hooks from the model while the body runs, so that a trial is none of their calls."""
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        yield  # FSDP2 gathers weights in hooks
+        return
+    names = ("_forward_hooks", "_forward_pre_hooks")
+    kept = [(part, name, vars(part)[name]) for part in model.modules() for name in names]
+    for part, name, hooks in kept:
+        vars(part)[name] = type(hooks)()
+    try:
+        yield
+    finally:
+        for part, name, hooks in kept:
+            vars(part)[name] = hooks
 
 
 def _prefix_model(model: nn.Module, longest: int, head: Sequence[int] = ()) -> PrefixModel | None:

@@ -129,6 +129,7 @@ def open_module(model: Any, merged: bool, trains_adapters: bool) -> Any:
         else:
             _check_trained_adapter(model)
             base = model.get_base_model()
+            _check_place_of_weights(base)
             _check_kind(base.config, type(base).__name__)
             check_causal(model, type(base).__name__)
             return model
@@ -143,6 +144,7 @@ def open_module(model: Any, merged: bool, trains_adapters: bool) -> Any:
             "would write alone. Give the folder of the adapter, or PeftModel.from_pretrained(model, folder)."
         )
     _check_kind(model.config, type(model).__name__)
+    _check_place_of_weights(model)
     _check_quantized(model.config, type(model).__name__, Loading(trains_adapters=trains_adapters))
     check_causal(model, type(model).__name__)
     return model
@@ -192,8 +194,14 @@ def check_causal(model: Any, name: str) -> None:
     ids = torch.arange(size // 2, size // 2 + 6, device=weight.device).repeat(2, 1) % size
     ids[1, -1] = (ids[1, -1] + size // 3 + 1) % size
     was_training = model.training
-    logits = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float()
+    output = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     model.train(was_training)
+    if not hasattr(output, "logits"):
+        raise ValueError(
+            f"{name} is a {type(model).__name__}, which gives hidden states and no logits: it has no output layer. "
+            f"{_PURPOSE}; open it with the class that has one, such as AutoModelForCausalLM."
+        )
+    logits = output.logits.float()
     earlier = logits[:, :-1]
     gap, scale = (earlier[0] - earlier[1]).abs().max().item(), earlier.std().item()
     if gap > (1e-3 if weight.dtype == torch.float32 else 0.05) * scale:
@@ -379,6 +387,17 @@ def _check_kind(config: Any, name: str) -> None:
         kind = "is no language model that transformers knows"
     if kind is not None:
         raise ValueError(f"{name} holds a {made_as}, which {kind}. {_PURPOSE}.")
+
+
+def _check_place_of_weights(model: Any) -> None:
+    """Refuse a model whose weights accelerate has put on several devices, or keeps elsewhere."""
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    if len(places) > 1 or "disk" in places:
+        raise ValueError(
+            f"The {type(model).__name__} was loaded with device_map, which has put its weights on "
+            f"{', '.join(sorted(places))} and moves them for each forward pass, so they can't train. Load it without "
+            "device_map: the Trainer moves it to the device. If it is too large for one, use FSDP2 or quantization."
+        )
 
 
 def _has(config: Any, part: str) -> bool:

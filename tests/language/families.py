@@ -76,6 +76,19 @@ def _mamba() -> Any:
     return MambaForCausalLM(MambaConfig(**_SIZE, state_size=4, expand=1))
 
 
+def _rwkv() -> Any:
+    from transformers import RwkvConfig, RwkvForCausalLM
+
+    return RwkvForCausalLM(RwkvConfig(**_SIZE, attention_hidden_size=32, context_length=64))
+
+
+def _recurrent_gemma() -> Any:
+    from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+
+    config = _HEADS | {"num_hidden_layers": 3, "num_key_value_heads": 1, "head_dim": 8, "lru_width": 32}
+    return RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**config, attention_window_size=64))
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "llama": _llama,
     "gpt2": _gpt2,
@@ -87,6 +100,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "opt": _opt,
     "bloom": _bloom,
     "mamba": _mamba,
+    "rwkv": _rwkv,
+    "recurrent_gemma": _recurrent_gemma,
 }
 SHARES_PREFIXES = {"llama", "gpt2", "gemma3", "cohere", "granite", "opt", "bloom"}
 """Families whose layers keep the keys and values of all tokens of sequences as short as in tests."""

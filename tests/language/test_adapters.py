@@ -22,6 +22,7 @@ from peft import (
     PromptTuningConfig,
     get_peft_model,
 )
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -109,6 +110,49 @@ def test_with_lora_the_reference_and_with_trainable_the_export_start_at_the_adap
         torch.testing.assert_close(
             logits(AutoModelForCausalLM.from_pretrained(tmp_path / str(number))), after, atol=1e-5, rtol=1e-4
         )
+
+
+@pytest.mark.parametrize("kind", ["Mixtral", "Qwen3Moe"])
+def test_adapters_of_stacked_experts_are_in_the_export(kind: str, tmp_path: Path) -> None:
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    widths = {"intermediate_size": 48, "moe_intermediate_size": 16}
+    experts = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=400, initializer_range=0.3, **size, **widths, **experts)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    module = LitCausalLM(tmp_path / "base", lora={"r": 4, "target_modules": "all-linear"})
+    adapters = [name for name, _ in module.named_parameters() if "experts" in name and "lora_B" in name]
+    assert len(adapters) == 4  # of two stacks in each layer
+    start = logits(module.model)
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2 if "experts" in name else 0.0)
+    assert (logits(module.model) - start).abs().max() > 0.1
+    module.save_pretrained(tmp_path / "out")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(plain), logits(module.model), atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_of_single_experts_is_that_of_the_stack(tmp_path: Path) -> None:
+    """PEFT with transformers 4 wrote one adapter for each matrix of each expert."""
+    size = {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 48}
+    config = transformers.MixtralConfig(vocab_size=400, num_hidden_layers=1, num_local_experts=3, **size)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    weights, stacks = {}, dict(base.named_parameters())
+    for expert in range(3):
+        delta = {}
+        for name, (rows, columns) in {"w1": (48, 32), "w2": (32, 48), "w3": (48, 32)}.items():
+            layer = f"base_model.model.model.layers.0.block_sparse_moe.experts.{expert}.{name}"
+            a, b = 0.3 * torch.randn(4, columns), 0.3 * torch.randn(rows, 4)
+            weights |= {f"{layer}.lora_A.weight": a, f"{layer}.lora_B.weight": b}
+            delta[name] = 2 * b @ a
+        with torch.no_grad():
+            stacks["model.layers.0.mlp.experts.gate_up_proj"][expert] += torch.cat([delta["w1"], delta["w3"]])
+            stacks["model.layers.0.mlp.experts.down_proj"][expert] += delta["w2"]
+    fields = {"target_modules": ["w1", "w2", "w3"], "base_model_name_or_path": str(tmp_path / "base")}
+    LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **fields).save_pretrained(tmp_path / "adapter")
+    save_file(weights, tmp_path / "adapter" / "adapter_model.safetensors")
+    torch.testing.assert_close(logits(LitCausalLM(tmp_path / "adapter").model), logits(base), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -145,6 +145,44 @@ def test_other_families_write_with_their_own_method(name: str) -> None:
     assert generation._prefix_model(family(name), 20) is None
 
 
+class Numbers:
+    """A tokenizer that writes tokens as numbers, and has none that ends a text."""
+
+    pad_token_id, eos_token_id = 0, None
+
+    def batch_decode(self, ids: list[list[int]], skip_special_tokens: bool) -> list[str]:
+        return [" ".join(map(str, row)) for row in ids]
+
+
+@pytest.mark.parametrize(("name", "batches"), [("mamba", [3]), ("recurrent_gemma", [1, 2]), ("rwkv", [1, 1, 1])])
+def test_a_batch_changes_no_answer(name: str, batches: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plain = family(name), PromptFormat(Numbers())
+    model.generation_config.eos_token_id = None
+    prompts = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14, 15], [20, 6, 9, 3]]
+    widths: list[int] = []
+    real = generation.generate
+
+    def counted(*args: Any, **options: Any) -> Any:
+        widths.append(len(args[2]))
+        return real(*args, **options)
+
+    monkeypatch.setattr(generation, "generate", counted)
+    calls: list[int] = []
+    handle = model.register_forward_hook(lambda *_: calls.append(1))
+    found = generation.generate_all(model, plain, prompts, 6)
+    handle.remove()
+    assert len(calls) == 6 * len(batches)  # a trial is not seen
+    assert found == [" ".join(map(str, argmax(model, prompt, 6, []))) for prompt in prompts]
+    assert widths == batches
+
+    def second(logits: torch.Tensor, rows: Any, step: int) -> torch.Tensor:
+        return logits.topk(2).indices.gather(1, torch.tensor(rows)[:, None] % 2)[:, 0]
+
+    drawn = generation.generate_all(model, plain, prompts, 1, choose=second, copies=2)
+    assert drawn[::2] == [answer.split()[0] for answer in found]
+    assert all(a != b for a, b in zip(drawn[::2], drawn[1::2], strict=True))
+
+
 PROMPTS: dict[str, Callable[[Any], PromptFormat]] = {
     "plain": lambda _: PromptFormat(prompt_format="Q: {question} A:"),
     "system": lambda _: PromptFormat(system_prompt="Be brief."),

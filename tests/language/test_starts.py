@@ -82,6 +82,20 @@ def test_what_is_no_causal_language_model_is_refused(says: str, tmp_path: Path) 
             LitCausalLM(model)
 
 
+def test_objects_without_an_output_layer_or_with_weights_elsewhere_are_refused(tmp_path: Path) -> None:
+    model = transformers.LlamaForCausalLM(small("Llama", num_key_value_heads=2))
+    with pytest.raises(ValueError, match=r"LlamaModel, which gives hidden states and no logits"):
+        LitCausalLM(model.model)
+    model.save_pretrained(tmp_path / "model")
+    places = {"model.embed_tokens": "cpu", "model.layers": "disk", "model.norm": "cpu", "lm_head": "cpu"}
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", device_map={**places, "model.rotary_emb": "cpu"}, offload_folder=str(tmp_path / "offload")
+    )
+    with pytest.raises(ValueError, match=r"loaded with device_map, which has put its weights on cpu, disk"):
+        LitCausalLM(model)
+    LitCausalLM(AutoModelForCausalLM.from_pretrained(tmp_path / "model", device_map="cpu"))
+
+
 CAUSAL_MODELS: dict[str, Callable[[], Any]] = {
     "RoBERTa decoder": lambda: transformers.RobertaForCausalLM(small("Roberta", is_decoder=True)),
     "BART decoder": lambda: transformers.BartForCausalLM(bart()),
