@@ -122,8 +122,9 @@ class _Commands(LightningCLI):
                 row["file_name"] = f"images/{rank() + number * world_size():05d}.png"
                 _write_image(row.pop("image"), folder / row["file_name"])
         rows = [row for turn in zip_longest(*gather_objects(own)) for row in turn if row is not None]
-        if rates and isinstance(self.trainer.datamodule, DialogueDataModule):
-            rows = [{"id": part.id, **row} for part, row in zip(self.trainer.datamodule.dialogues, rows, strict=False)]
+        data = self.datamodule
+        if rates and isinstance(data, DialogueDataModule):
+            rows = [{"id": part.id, **row} for part, row in zip(data.dialogues, rows, strict=False)]
         if not self.trainer.is_global_zero:
             return
         path = folder / "predictions.jsonl"

@@ -116,8 +116,8 @@ def open_adapter(name: str, revision: str | None, open_base: Callable[[str, str 
     if missing:
         raise ValueError(_misfit(name, base_name, missing[0]))
     # Loaded once more, for what PEFT does not say: names of other releases are those of layers too.
-    found = set_peft_model_state_dict(tuned, weights).unexpected_keys
-    unused = [key for key in found if not any(part in key for part in _tables(base))]
+    loaded: Any = set_peft_model_state_dict(tuned, weights)
+    unused = [key for key in loaded.unexpected_keys if not any(part in key for part in _tables(base))]
     if unused:
         raise ValueError(_misfit(name, base_name, f"it has no layer for {unused[0]!r}"))
     return merge(tuned, name)

@@ -136,12 +136,12 @@ def _dialogue(name: str, where: str, item: Any, task: RatingTask) -> tuple[Dialo
     """A dialogue, and how many of its ratings and messages are left out."""
     key = _key(item)
     if key is None:
-        given = f"has the keys {sorted(item)[:12]}" if isinstance(item, Mapping) else f"is a {type(item).__name__}"
+        found = f"has the keys {sorted(item)[:12]}" if isinstance(item, Mapping) else f"is a {type(item).__name__}"
         raise ValueError(
-            f"{where} has no list of messages under {', '.join(map(repr, TURN_KEYS))}: it {given}. Rename or convert "
+            f"{where} has no list of messages under {', '.join(map(repr, TURN_KEYS))}: it {found}. Rename or convert "
             f"its fields: the file must be {_WHAT}."
         )
-    given = next((item[key] for key in ("ratings", "rating") if item.get(key) is not None), ())
+    given: Any = next((item[name] for name in ("ratings", "rating") if item.get(name) is not None), ())
     given = given if isinstance(given, (list, tuple)) else [given]
     ratings, lost = numbers(given, task.values[0], task.values[-1], where)
     response = response_text(item.get("response"), where)
