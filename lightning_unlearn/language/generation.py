@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from lightning_unlearn.language.prefixes import PrefixModel, hooked_model, prefi
 from lightning_unlearn.language.prompt_format import PromptFormat
 
 __all__ = ["answer_ends", "casts_kept", "generate", "generate_all", "generate_changed"]
+
+_INDEPENDENT: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
+"""Of each model, whether its answers are the same beside prompts of a kind."""
 
 
 def generate(
@@ -191,20 +195,28 @@ def _batches_of(model: Any, prompts: Sequence[Sequence[int]]) -> Callable[[Seque
     Returns:
         A function that divides prompts into batches, given by their numbers.
     """
-    shortest, longest = min(prompts, key=len), max(prompts, key=len)
-    count = (len(longest) - len(shortest)) | 1  # odd, so that no group of two or four tokens is all padding
-    width = count + len(shortest)
-    alone = _first_logits(model, [shortest])
-    limit = (1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1) * alone.std().item()
-
-    def agrees(beside: Sequence[int]) -> bool:
-        return bool((_first_logits(model, [shortest, beside]) - alone).abs().max() <= limit)
-
-    if len(longest) > len(shortest) and agrees(list(islice(cycle(longest), width))):
+    if len(set(map(len, prompts))) > 1 and _is_independent(model, prompts, "longer"):
         return lambda parts: [list(range(len(parts)))]
-    if agrees(shortest[::-1]):
+    if _is_independent(model, prompts, "equal"):
         return _of_one_length
     return lambda parts: [[number] for number in range(len(parts))]
+
+
+def _is_independent(model: Any, prompts: Sequence[Sequence[int]], beside: Literal["longer", "equal"]) -> bool:
+    """Whether a prompt beside another one, a longer one or one of equal length, has the answer that it has alone.
+
+    A short trial finds out, once a model.
+    """
+    known = _INDEPENDENT.setdefault(model, {})
+    if beside not in known:
+        shortest, longest = min(prompts, key=len), max(prompts, key=len)
+        count = (len(longest) - len(shortest)) | 1  # odd, so that no group of two or four tokens is all padding
+        longer = list(islice(cycle(longest), count + len(shortest)))
+        alone = _first_logits(model, [shortest])
+        together = _first_logits(model, [shortest, longer if beside == "longer" else shortest[::-1]])
+        limit = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1
+        known[beside] = bool((together - alone).abs().max() <= limit * alone.std())
+    return known[beside]
 
 
 def _of_one_length(prompts: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -43,7 +43,7 @@ def test_a_neighbour_rating_is_the_mean_of_the_examples() -> None:
     assert 0 not in chosen
     assert judge.rate(rows[:1])[0].score == pytest.approx(sum(rows[i].mean for i in chosen) / 3)
     assert isinstance(judge, RatesDialogues)
-    with pytest.raises(ValueError, match="no dialogue but those of the conversation"):
+    with pytest.raises(ValueError, match="has only dialogues of the same conversation"):
         NeighbourRating().fit(rows[:1]).rate(rows[:1])
 
 
