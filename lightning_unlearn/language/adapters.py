@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lightning_unlearn.core.distributed import full_tensor
+from lightning_unlearn.language.tying import state_tying, untie_adapted
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -134,13 +136,13 @@ def merge(model: Any, name: str = "the model") -> Any:
         ValueError: If its adapters can't be merged.
     """
     check_kind(name, model.active_peft_config)
-    _untie(model)
+    untie_adapted(model.get_base_model())
     was_training = model.training
     model.eval()
     before = _probe(model)
     try:
         merged = model.merge_and_unload(safe_merge=True)
-    except (NotImplementedError, AttributeError, ValueError) as error:
+    except (NotImplementedError, AttributeError, RuntimeError, ValueError) as error:
         kind = _kind(model.active_peft_config)
         raise ValueError(
             f"{name} has an adapter of kind {kind}, which PEFT can't merge into the weights: {error}. LitCausalLM "
@@ -155,6 +157,7 @@ def merge(model: Any, name: str = "the model") -> Any:
                 f"{name}: merging its adapter ({_kind(model.active_peft_config)}) changes the logits by up to "
                 f"{gap:.2g}. Merge it with the library that made it, and give the folder of the result."
             )
+    state_tying(merged)
     for parameter in merged.parameters():
         parameter.requires_grad_(True)
     return merged.train(was_training)
@@ -173,12 +176,18 @@ def merged_lora(model: Any) -> dict[str, Tensor]:
     from peft.utils.integrations import dequantize_module_weight
 
     quantised = {name for name, child in model.named_modules() if is_quantised(child)}
-    state = {}
+    state: dict[str, Tensor] = {}
+    copies: dict[tuple[Any, ...], Tensor] = {}
     for name, value in model.state_dict().items():
         # Beside a quantised weight its layer has scales, below the name of the weight.
         if ".lora_" in name or any(name.startswith(f"{owner}.") and name != f"{owner}.bias" for owner in quantised):
             continue
-        state[_base_name(name)] = full_tensor(value)
+        # Tied weights are copied once, so that a file holds them once.
+        local = value.to_local() if isinstance(value, DTensor) else value
+        place = (local.data_ptr(), local.shape) if local.numel() else (name,)
+        if place not in copies:
+            copies[place] = full_tensor(value)
+        state[_base_name(name)] = copies[place]
     for name in quantised:
         weight = dequantize_module_weight(model.get_submodule(name)).detach()
         state[_base_name(f"{name}.weight")] = weight
@@ -260,20 +269,6 @@ def _resize(base: Any, weights: Mapping[str, Tensor], name: str, base_name: str)
             _misfit(name, base_name, f"it has {wanted} rows of one of the two vocabulary tables, and the base {rows}")
         )
     base.resize_token_embeddings(wanted, mean_resizing=False)
-
-
-def _untie(model: Any) -> None:
-    """Untie the output head, where an adapter changes only one of two tied tables."""
-    base = model.get_base_model()
-    tables = [base.get_input_embeddings(), base.get_output_embeddings()]
-    inner = [getattr(table, "base_layer", getattr(table, "original_module", table)) for table in tables]
-    inner = [getattr(table, "base_layer", table) for table in inner]
-    if tables[1] is None or inner[0].weight is not inner[1].weight or inner == tables:
-        return
-    inner[1].weight = nn.Parameter(inner[1].weight.detach().clone(), requires_grad=False)
-    base.config.get_text_config().tie_word_embeddings = False
-    base.config.tie_word_embeddings = False
-    base.all_tied_weights_keys = {}
 
 
 @torch.no_grad()

@@ -51,6 +51,7 @@ from lightning_unlearn.language.starts import (
     without_dropout,
     without_quantization,
 )
+from lightning_unlearn.language.tying import state_tying
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -341,6 +342,8 @@ class LitCausalLM(LightningModule):
         elif sharded:
             tied = model.state_dict().keys() - dict([*model.named_parameters(), *model.named_buffers()]).keys()
             state = {name: full_tensor(value) for name, value in model.state_dict().items() if name not in tied}
+        if not sharded:
+            state_tying(model, state)
         if rank() == 0:
             set_rates(model, self._rates)
             model.save_pretrained(folder, state_dict=state)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import importlib.util
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lightning_unlearn.core.lightning import rank_zero_warn
 from lightning_unlearn.core.sources import open_tokenizer
 from lightning_unlearn.language.adapters import check_kind, is_peft_model, merge, open_adapter
 
@@ -104,6 +106,7 @@ def open_model(name: str, loading: Loading) -> Any:
             f"{name} lacks {len(missing)} of the weights of a {type(model).__name__}, such as {missing[0]!r}, which "
             f"would be random numbers. {_PURPOSE}; give a folder with such a model, written whole by save_pretrained."
         )
+    _warn_of_unread(report["unexpected_keys"], type(model).__name__, name)
     check_causal(model, name)
     return model
 
@@ -260,6 +263,16 @@ def without_quantization(model: Any, weights: dict[str, torch.Tensor]) -> Any:
         if name in wanted:
             clean.get_submodule(owner)._buffers[attribute] = buffer
     return clean.eval()
+
+
+def _warn_of_unread(names: Iterable[str], kind: str, folder: str) -> None:
+    """Warn of weights in the files of a model that it has no place for."""
+    if unread := sorted(names):
+        rank_zero_warn(
+            f"{folder} has weights ({len(unread)}) that a {kind} has no place for, such as {unread[0]!r}. They are not "
+            "read, and will be missing in exports. If they belong to the model, its config.json describes another one, "
+            "or it needs the class that has them."
+        )
 
 
 def _open_gguf(path: Path, loading: Loading) -> Any:

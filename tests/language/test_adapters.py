@@ -224,6 +224,10 @@ def test_what_can_not_be_merged_or_does_not_fit_is_refused(tiny_lm: Path, tmp_pa
             with pytest.raises(ValueError, match=f"adapter of kind {kind}, which .* can't be merged"):
                 LitCausalLM(start)
 
+    path, _ = folder(tiny_lm, tmp_path / "biased", LoraConfig(target_modules=TARGETS, lora_bias=True))
+    with pytest.raises(ValueError, match=r"adapter of kind LORA, which PEFT can't merge .* no bias"):
+        LitCausalLM(path)
+
     path, _ = folder(tiny_lm, tmp_path / "adapter", lora)
     moved = tmp_path / "elsewhere" / "base"
     _rewrite(path, base_model_name_or_path=str(moved))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_unlearn import GradDiff, LanguageDataModule, LitCausalLM, PromptFormat
@@ -80,6 +81,15 @@ def test_what_is_no_causal_language_model_is_refused(says: str, tmp_path: Path) 
     if "lacks" not in says:  # of an object all weights are there
         with pytest.raises(ValueError, match=re.escape(says)):
             LitCausalLM(model)
+
+
+def test_weights_that_the_model_has_no_place_for_are_named(tiny_lm: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_lm, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    bias = {"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}
+    save_file(weights | bias, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.warns(UserWarning, match=r"that a LlamaForCausalLM has no place for, such as .*q_proj"):
+        LitCausalLM(folder)
 
 
 def test_objects_without_an_output_layer_or_with_weights_elsewhere_are_refused(tmp_path: Path) -> None:
