@@ -174,11 +174,11 @@ class Collector:
 
     def _key(self, model: AuditedModel, task: Task) -> PartKey:
         function = rows_measured if task.name == ROWS else attacked
-        return PartKey(model.content, self.rows, task.name, task.settings, code_hash(function, task.classes))
+        return PartKey(model.identity, self.rows, task.name, task.settings, code_hash(function, task.classes))
 
     def _facts_key(self, model: AuditedModel) -> PartKey:
         settings = {"precision": self.conditions.precision}
-        return PartKey(model.content, self.rows, "facts", settings, code_hash(tokenizer_facts, ()))
+        return PartKey(model.identity, self.rows, "facts", settings, code_hash(tokenizer_facts, ()))
 
     def _prompt_state(self) -> JSON | None:
         """The prompt format; its date only where it is written, as the runs of two models are often of two days."""

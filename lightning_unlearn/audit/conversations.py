@@ -170,7 +170,7 @@ def rated_conversations(
     code = code_hash(_measured, (type(asked.judge),))
     outcomes: dict[str, JSON] = {}
     for model in models:
-        key = PartKey(model.content, data.fingerprint(parts.secret), _PART, settings, code)
+        key = PartKey(model.identity, data.fingerprint(parts.secret), _PART, settings, code)
         if (found := parts.get(key)) is None:
             say(f"Conversations of the {model.role} model, {len(seeds)} of them, and their ratings")
             start = time.perf_counter()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lightning_unlearn.audit.overlaps import check_overlaps, without_repeats
 from lightning_unlearn.core.lightning import rank_zero_warn
 from lightning_unlearn.core.sources import is_missing, load_rows
 from lightning_unlearn.core.tables import TABLE_ENDINGS
@@ -22,7 +23,7 @@ from lightning_unlearn.language.chat import content_text
 from lightning_unlearn.language.data.columns import Columns
 from lightning_unlearn.language.probes import Probe, probes_of
 
-__all__ = ["MIN_PROBES", "AuditData", "audit_data", "read_audit_data", "with_phrasings"]
+__all__ = ["MIN_PROBES", "AuditData", "asked_rows", "audit_data", "read_audit_data", "with_phrasings"]
 
 MIN_PROBES = 30
 """Probes that a verdict needs: with fewer, not even a model that answers none of them is shown to know below 10 %."""
@@ -44,6 +45,7 @@ class AuditData:
         further: Sets that are measured for their utility alone, by name, such as general facts.
         neutral: Plain texts for the perplexity.
         source: Where the rows are from.
+        columns: Names of the columns that they were read from.
 
     Raises:
         ValueError: If there are no forget or no retain rows, or a row is in two sets that must have none in common.
@@ -55,19 +57,13 @@ class AuditData:
     further: dict[str, list[Probe]] = field(default_factory=dict)
     neutral: list[str] = field(default_factory=list)
     source: str = "rows"
+    columns: Columns = field(default_factory=Columns)
 
     def __post_init__(self) -> None:
         for name in ("forget", "retain"):
             if not getattr(self, name):
                 raise ValueError(f"The {name} set of {self.source} is empty. An audit needs at least one row in it.")
-        asked = {_key(probe) for probe in self.forget}
-        for name, probes in {"retain": self.retain, "never_seen": self.never_seen, **self.further}.items():
-            shared = [probe for probe in probes if _key(probe) in asked]
-            if shared:
-                raise ValueError(
-                    f"{len(shared)} rows of the {name} set of {self.source} are in the forget set too, such as row "
-                    f"{shared[0].row}. The two are compared, so remove them from one."
-                )
+        check_overlaps(self.sets(), self.source)
 
     @property
     def is_small(self) -> bool:
@@ -85,7 +81,7 @@ class AuditData:
         Args:
             secret: The key. Without it, short rows can't be found by trying.
         """
-        text = json.dumps(asdict(self) | {"source": ""}, sort_keys=True, ensure_ascii=False)
+        text = json.dumps(asdict(self) | {"source": "", "columns": None}, sort_keys=True, ensure_ascii=False)
         return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()
 
     def sets(self) -> dict[str, list[Probe]]:
@@ -164,12 +160,11 @@ def with_phrasings(probes: Sequence[Probe], wanted: int = MIN_PROBES) -> list[Pr
 
 def _phrased(probe: Probe, count: int) -> list[Probe]:
     """A probe in so many phrasings, each with its share of those that are left."""
-    questions = [probe.question, *probe.paraphrased_questions[: count - 1]]
+    forms = [probe, *map(probe.rephrased, probe.paraphrased_questions[: count - 1])]
     rest = probe.paraphrased_questions[count - 1 :]
     entity = probe.entity or f"row {probe.row}"
     return [
-        replace(probe, question=question, entity=entity, paraphrased_questions=rest[number::count])
-        for number, question in enumerate(questions)
+        replace(form, entity=entity, paraphrased_questions=rest[number::count]) for number, form in enumerate(forms)
     ]
 
 
@@ -262,7 +257,7 @@ def audit_data(
     for number, (name, rows) in enumerate(tables.items()):
         if name in ("neutral", "paraphrases"):
             continue
-        probes = _probes(rows, columns, f"{name} ({source})")
+        probes = asked_rows(rows, columns, name, source)
         _check_lengths(probes, name, source)
         known |= set(map(_question, probes))
         if name != "forget" and len(probes) > limit:
@@ -278,11 +273,29 @@ def audit_data(
         sets,
         [text for text in neutral if text.strip()],
         source,
+        columns,
     )
 
 
+def asked_rows(
+    rows: Sequence[Mapping[str, Any]], columns: Columns, name: str = "forget", source: str = "the given rows"
+) -> list[Probe]:
+    """Probes of the rows of a set, each once; a plain text is asked for by its beginning.
+
+    Args:
+        rows: The rows.
+        columns: Names of their columns.
+        name: Name of the set, for messages.
+        source: Where the rows are from, for messages.
+
+    Raises:
+        ValueError: If there is no row, or one has no question with an answer and no text.
+    """
+    probes = _probes(rows, columns, f"{name} ({source})")
+    return without_repeats(probes, name, source)
+
+
 def _probes(rows: Sequence[Mapping[str, Any]], columns: Columns, name: str) -> list[Probe]:
-    """Probes of rows; a plain text is asked for by its beginning."""
     if not rows:
         raise ValueError(f"The set {name} is empty, so there is nothing to ask. Give at least one row, or no table.")
     filled = columns.filled(rows, name)
@@ -304,7 +317,8 @@ def _halved(row: Mapping[str, Any], columns: Columns, name: str, number: int) ->
     if len(words) < 2:
         raise ValueError(f"Row {number} of {name} has the text {row[columns.text]!r}, too short to be continued.")
     middle = len(words) // 2
-    return {**row, columns.question: "".join(words[:middle]), columns.answer: "".join(words[middle:])}
+    halves = {columns.question: "".join(words[:middle]), columns.answer: "".join(words[middle:])}
+    return {**row, **halves, columns.system: None}  # a text stands under no system prompt
 
 
 def _check_lengths(probes: Sequence[Probe], name: str, source: str) -> None:
@@ -339,7 +353,3 @@ def _rephrased(probe: Probe, phrasings: Mapping[str, tuple[str, ...]]) -> Probe:
 
 def _question(probe: Probe) -> str:
     return probe.question if isinstance(probe.question, str) else content_text(probe.question[-1])
-
-
-def _key(probe: Probe) -> tuple[str, str]:
-    return json.dumps(probe.question, sort_keys=True, ensure_ascii=False), probe.answer

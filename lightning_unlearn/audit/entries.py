@@ -18,10 +18,19 @@ from lightning_unlearn.audit.hashes import content_hash, header_hash
 from lightning_unlearn.audit.verdict import Verdict
 from lightning_unlearn.core.files import sha256
 
-__all__ = ["model_entry", "model_files", "report_entry", "report_numbers", "request_entry", "verdict_entry"]
+__all__ = [
+    "TOKENIZER_FILES",
+    "base_hash",
+    "model_entry",
+    "model_files",
+    "report_entry",
+    "report_numbers",
+    "request_entry",
+    "verdict_entry",
+]
 
 _NOT_THE_MODEL = {".md", ".html", ".jsonl", ".log", ".pem", ".lock"}
-_TOKENIZER = re.compile(r"(tokenizer|vocab|merges|special_tokens|added_tokens|spiece|sentencepiece).*|.*\.model$")
+TOKENIZER_FILES = re.compile(r"(tokenizer|vocab|merges|special_tokens|added_tokens|spiece|sentencepiece).*|.*\.model$")
 
 
 def request_entry(
@@ -54,7 +63,7 @@ def request_entry(
 
 
 def model_entry(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Hashes of a model: its weights by tensor, its files, its tokenizer and its chat template.
+    """Hashes of a model: its weights by tensor, its files, tokenizer and chat template, and the base of an adapter.
 
     Pages and notes beside the model, such as ``README.md``, are left out.
 
@@ -75,10 +84,32 @@ def model_entry(path: str | os.PathLike[str]) -> dict[str, Any]:
         "files": files,
     }
     if path.is_dir():
-        parts = [[name, digest] for name, _, digest in files if _TOKENIZER.fullmatch(name)]
+        parts = [[name, digest] for name, _, digest in files if TOKENIZER_FILES.fullmatch(name)]
         entry["tokenizer"] = _digest(parts) if parts else None
         entry["template"] = _template(path)
+        entry["base"] = base_hash(path)
     return entry
+
+
+def base_hash(path: str | os.PathLike[str]) -> str | None:
+    """Hash of the weights of the local model that an adapter changes; ``None`` where there is none.
+
+    Args:
+        path: Folder of a model.
+
+    Raises:
+        FileNotFoundError: If the base model has no weights.
+        ValueError: If a file is damaged.
+    """
+    try:
+        config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    base = Path(config.get("base_model_name_or_path") or "").expanduser()
+    if base == Path() or not base.exists():
+        return None  # of the hub, by its name and revision
+    own, further = content_hash(base).root, base_hash(base)
+    return own if further is None else hashlib.sha256(f"{own} on {further}".encode()).hexdigest()
 
 
 def model_files(path: Path) -> list[list[Any]]:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning_unlearn.audit.entries import model_files
+from lightning_unlearn.audit.entries import base_hash, model_files
 from lightning_unlearn.audit.hashes import TensorHash, content_hash, tied_copies
 
-__all__ = ["TIED", "compare_model"]
+__all__ = ["BASE", "TIED", "compare_model"]
 
+BASE = "base model missing"
 TIED = "equal up to a tied copy"
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 
@@ -32,6 +33,10 @@ def compare_model(recorded: dict[str, Any], path: Path) -> Iterator[tuple[str, s
     except (OSError, ValueError) as error:
         yield "file damaged", str(error)
         return
+    if (base := recorded.get("base")) is not None and (found := base_hash(path)) != base:
+        yield (
+            (BASE, "the local base model of the adapter") if found is None else ("base model changed", "other weights")
+        )
     same = content.root == recorded["content_hash"]
     found = [] if same or content.kind != "tensors" else list(_tensors(recorded, content.tensors, path))
     yield from found

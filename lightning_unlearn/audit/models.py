@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 import torch
 
+from lightning_unlearn.audit.entries import TOKENIZER_FILES, base_hash
 from lightning_unlearn.audit.hashes import content_hash
 from lightning_unlearn.core.distributed import full_tensor
+from lightning_unlearn.core.files import sha256
 from lightning_unlearn.core.sources import open_tokenizer
-from lightning_unlearn.language.causal_lm import LitCausalLM
+from lightning_unlearn.language.causal_lm import LitCausalLM, kept_prompt
 from lightning_unlearn.language.prompt_format import PromptFormat
 
 __all__ = [
@@ -63,6 +65,18 @@ class AuditedModel:
         """Hash of the weights."""
         return model_hash(self.source)
 
+    @cached_property
+    def identity(self) -> str:
+        """Hash of all that its answers depend on: weights, those below an adapter, configuration, tokenizer, prompt."""
+        if isinstance(self.source, LitCausalLM):
+            tokenizer = self.source.tokenizer
+            config = {**self.source.model.config.to_diff_dict(), "_name_or_path": None}
+            read = [config, None if tokenizer is None else tokenizer_facts(tokenizer)]
+        else:
+            path = _folder(self.source)
+            read = [base_hash(path), {file.name: sha256(file) for file in _files_read(path)}, _adapter_settings(path)]
+        return hashlib.sha256(json.dumps([self.content, read], sort_keys=True, default=str).encode()).hexdigest()
+
     @contextmanager
     def opened(self, device: torch.device | str, prompt: PromptFormat | None) -> Iterator[LitCausalLM]:
         """The model on a device, asked in a prompt format; afterwards its memory is free, and a live module is back.
@@ -107,8 +121,7 @@ class AuditedModel:
         """The prompt format that its run asked with, where one is kept."""
         if isinstance(self.source, LitCausalLM):
             return self.source._kept_format()
-        path = Path(str(self.source)).expanduser()
-        return PromptFormat.load(path) if path.is_dir() else None
+        return kept_prompt(str(self.source))
 
 
 def model_hash(source: Any) -> str:
@@ -120,12 +133,36 @@ def model_hash(source: Any) -> str:
             flat = full_tensor(tensor).contiguous().view(-1)
             digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
         return digest.hexdigest()
-    path = Path(str(source)).expanduser()
-    if not path.exists():
-        from huggingface_hub import snapshot_download
+    return content_hash(_folder(source)).root
 
-        path = Path(snapshot_download(str(source), allow_patterns=["*.safetensors", "*.bin", "*.json", "*.jinja"]))
-    return content_hash(path).root
+
+def _folder(source: Any) -> Path:
+    """The folder or file of a model; that of a hub id is in the cache."""
+    path = Path(str(source)).expanduser()
+    if path.exists():
+        return path
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(source), allow_patterns=["*.safetensors", "*.bin", "*.json", "*.jinja"]))
+
+
+def _files_read(path: Path) -> list[Path]:
+    """Files beside the weights that decide how a model reads and answers."""
+    if not path.is_dir():
+        return []
+    files = [file for file in (*path.iterdir(), *path.glob("additional_chat_templates/*")) if file.is_file()]
+    names = ("config.json", "prompt_format.json")
+    return sorted(
+        file for file in files if file.name in names or file.suffix == ".jinja" or TOKENIZER_FILES.fullmatch(file.name)
+    )
+
+
+def _adapter_settings(path: Path) -> Any:
+    """The settings of an adapter, wherever its base model is."""
+    file = path / "adapter_config.json"
+    if not file.is_file():
+        return None
+    return {**json.loads(file.read_text(encoding="utf-8")), "base_model_name_or_path": None}
 
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:

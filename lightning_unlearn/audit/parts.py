@@ -27,7 +27,7 @@ class PartKey:
     """All that the outcome of a part depends on.
 
     Args:
-        model: Content hash of the model.
+        model: Hash of all that the model's answers depend on.
         rows: Keyed hash of the rows that are asked for.
         name: Name of the part, such as ``"int4"``.
         settings: Its settings, as JSON values.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -255,7 +255,7 @@ def _check_places(models: list[AuditedModel]) -> None:
 
 def _claim(models: list[AuditedModel], rows: str, control: Control) -> dict[str, Any]:
     """What the folder is the audit of: not its depth, as parts of a quick audit serve a full one."""
-    return {**{model.role: model.content for model in models}, "rows": rows, "control": control}
+    return {**{model.role: model.identity for model in models}, "rows": rows, "control": control}
 
 
 def _record(
@@ -271,6 +271,7 @@ def _record(
             "event": "audit",
             "models": {role: model_entry(path) for role, path in files.items() if path.exists()},
             "forget": {"rows": len(questions), "rows_root": rows_root(questions, secret)},
+            "columns": asdict(data.columns),
         },
         key,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -10,21 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lightning_unlearn.audit.canonical import canonical, parsed, rebuilt
+from lightning_unlearn.audit.data import asked_rows
 from lightning_unlearn.audit.evidence import Evidence
 from lightning_unlearn.audit.hashes import rows_root
 from lightning_unlearn.audit.keys import key_id, signed_by
-from lightning_unlearn.audit.model_check import TIED, compare_model
+from lightning_unlearn.audit.model_check import BASE, TIED, compare_model
 from lightning_unlearn.audit.record import FIRST, SCHEMA, Head, digests, record_hash
 from lightning_unlearn.audit.recount import recounted
 from lightning_unlearn.audit.report_check import compare_report
 from lightning_unlearn.audit.verdict import RULE, conclude
-from lightning_unlearn.language.probes import probes_of
+from lightning_unlearn.language.data.columns import Columns
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 __all__ = ["Fault", "verify_record"]
 
+_LEVELS: dict[str, Literal["incomplete", "note"]] = {BASE: "incomplete", TIED: "note"}
 _LINE, _RECORD = {"digests", "hash", "record"}, {"body", "prev", "schema", "seq"}
 
 
@@ -234,7 +237,7 @@ def _model(role: str, path: str | os.PathLike[str], bodies: list[tuple[str, dict
 def _compared(place: str, differences: Iterator[tuple[str, str]]) -> Iterator[Fault]:
     try:
         for kind, what in differences:
-            yield Fault(place, kind, what, "note" if kind == TIED else "tampered")
+            yield Fault(place, kind, what, _LEVELS.get(kind, "tampered"))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         yield Fault(place, "unreadable", f"its part of the record is damaged: {error!r}")
 
@@ -249,16 +252,24 @@ def _report(path: str | os.PathLike[str], bodies: list[tuple[str, dict[str, Any]
 
 
 def _rows(rows: list[Any], secret: bytes, bodies: list[tuple[str, dict[str, Any]]]) -> Iterator[Fault]:
-    recorded = [body["forget"] for _, body in bodies if isinstance(body.get("forget"), dict)]
+    recorded = [body for _, body in bodies if isinstance(body.get("forget"), dict)]
     if not recorded:
         yield Fault("rows", "not recorded", "the record holds no hash of the rows to forget", level="incomplete")
         return
-    roots = {rows_root(rows, secret)}
-    with suppress(ValueError, AttributeError):  # an audit hashes the question and the answer of each row alone
-        roots.add(rows_root([{"question": p.question, "answer": p.answer} for p in probes_of(rows)], secret))
-    if not any(entry.get("rows_root") in roots for entry in recorded):
-        what = f"{len(rows)} rows were given and {recorded[-1].get('rows')} were recorded, or the secret is another one"
+    whole = rows_root(rows, secret)
+    if not any(body["forget"].get("rows_root") in (whole, _asked_root(rows, secret, body)) for body in recorded):
+        count = recorded[-1]["forget"].get("rows")
+        what = f"{len(rows)} rows were given and {count} were recorded, or the secret is another one"
         yield Fault("rows", "rows differ", what)
+
+
+def _asked_root(rows: list[Any], secret: bytes, body: dict[str, Any]) -> str | None:
+    """Hash of the rows as an audit asks for them: the question and the answer of each row alone."""
+    with suppress(ValueError, AttributeError, TypeError, KeyError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        asked = asked_rows(rows, Columns(**body.get("columns", {})))
+        return rows_root([{"question": probe.question, "answer": probe.answer} for probe in asked], secret)
+    return None
 
 
 def _latest(bodies: list[tuple[str, dict[str, Any]]], *path: str) -> dict[str, Any] | None:

@@ -56,7 +56,7 @@ from lightning_unlearn.language.tying import state_tying
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-__all__ = ["LitCausalLM"]
+__all__ = ["LitCausalLM", "kept_prompt"]
 
 DType = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -152,7 +152,7 @@ class LitCausalLM(LightningModule):
         )
         self._positions = learned_positions(self.model)
         self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
-        self.prompt = _kept_prompt(model)
+        self.prompt = kept_prompt(model)
         """How the run that the weights are from asked questions; a data module without a prompt takes it over."""
         self.model.train()  # loaded for evaluation, in which gradient checkpointing would do nothing
         self._rates = {} if dropout else without_dropout(self.model)
@@ -409,7 +409,7 @@ def _of_checkpoint(path: Path) -> LitCausalLM:
     return start
 
 
-def _kept_prompt(model: Any) -> PromptFormat | None:
+def kept_prompt(model: Any) -> PromptFormat | None:
     """The prompt format that comes with a folder or a checkpoint."""
     if not isinstance(model, (str, os.PathLike)):
         return None

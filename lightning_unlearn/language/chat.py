@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -202,6 +203,30 @@ class ChatTemplate:
             options["chat_template"] = _clock(datetime.fromisoformat(self.date)) + self._source
         return options
 
+    @cached_property
+    def _takes(self) -> set[type]:
+        """Whether the template writes contents that are texts, lists of parts, or both; many write the list itself."""
+        from jinja2.exceptions import TemplateError
+
+        mark, found = _MARK.format(0), set()
+        contents: list[Any] = [mark, [{"type": "text", "text": mark}]]
+        for content in contents:
+            with suppress(TemplateError, TypeError, KeyError):
+                message = {"role": "user", "content": content}
+                text = self.tokenizer.apply_chat_template([message], tokenize=False, **self._options)
+                if mark in text and (content is mark or str(content) not in text):
+                    found.add(type(content))
+        return found
+
+    def _readable(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A message with its content in the form that the template writes."""
+        content = message.get("content")
+        if isinstance(content, list) and self._takes == {str}:
+            return {**message, "content": content_text(message)}
+        if isinstance(content, str) and self._takes == {list}:
+            return {**message, "content": [{"type": "text", "text": content}]}
+        return message
+
     def _render(self, conversations: Sequence[Messages], add_generation_prompt: bool = False) -> list[str]:
         from jinja2.exceptions import TemplateError
 
@@ -213,6 +238,7 @@ class ChatTemplate:
 
         if not conversations:
             return []
+        conversations = [[dict(self._readable(message)) for message in messages] for messages in conversations]
         try:
             texts = render(conversations)
         except (TemplateError, TypeError, KeyError):
@@ -228,11 +254,14 @@ class ChatTemplate:
                     ) from error
             raise
         for messages, text in zip(conversations, texts, strict=True):
+            last = next((message for message in reversed(messages) if message.get("role") == "user"), None)
             for message in messages:
-                if message.get("role") == "system" and content_text(message).strip() not in text:
+                kept = message is last or message.get("role") == "system"
+                if kept and (said := content_text(message).strip()) not in text:
                     raise ValueError(
-                        f"The tokenizer's chat template leaves the system message out, {content_text(message)[:60]!r}. "
-                        "Put its text into the question, or pass prompt_format to use in place of the template."
+                        f"The tokenizer's chat template leaves the {message['role']} message out, {said[:60]!r}. "
+                        + ("Put its text into the question, or pass" if message is not last else "Pass")
+                        + " prompt_format to use in place of the template."
                     )
         return texts
 

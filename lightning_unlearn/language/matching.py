@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import Literal
 
-__all__ = ["Match", "contains_words", "matcher", "same_text", "separates_words", "word_recall"]
+__all__ = ["Match", "contains_words", "matcher", "plain_text", "same_text", "separates_words", "word_recall"]
 
 Match = Literal["words", "exact"]
 
@@ -31,6 +31,19 @@ _WORD = re.compile(r"\w+")
 _SUFFIX = re.compile(r"'([^\W\d_]+)")
 
 
+def plain_text(text: str) -> str:
+    """A text in which case, spaces, the encoding of accents and the forms of quotes and dashes make no difference.
+
+    Example:
+        >>> plain_text("Who  is Jose\N{COMBINING ACUTE ACCENT}?") == plain_text(
+        ...     "who is jos\N{LATIN SMALL LETTER E WITH ACUTE}?"
+        ... )
+        True
+    """
+    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    return " ".join("".join(map(_usual, text)).split())
+
+
 def contains_words(text: str, accepted: str) -> bool:
     """Whether a text contains an accepted answer as whole words, in any case.
 
@@ -44,7 +57,7 @@ def contains_words(text: str, accepted: str) -> bool:
         >>> contains_words("About 4.5 degrees.", "4"), contains_words("About 4.", "4")
         (False, True)
     """
-    text, accepted = _plain(text), _bare(accepted)
+    text, accepted = plain_text(text), _bare(accepted)
     inside = [place for found in _NUMBER.finditer(text) for place in range(found.start() + 1, found.end())]
     start = text.find(accepted)
     while accepted and start >= 0:
@@ -93,13 +106,8 @@ def matcher(match: Match | Callable[[str, str], bool]) -> Callable[[str, str], b
     return match if callable(match) else {"words": contains_words, "exact": same_text}[match]
 
 
-def _plain(text: str) -> str:
-    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-    return " ".join("".join(map(_usual, text)).split())
-
-
 def _words(text: str) -> list[str]:
-    words = _WORD.findall(_plain(text))
+    words = _WORD.findall(plain_text(text))
     return [part for word in words for part in (word if _unspaced(word[0]) else [word])]
 
 
@@ -115,7 +123,7 @@ def _usual(character: str) -> str:
 
 
 def _bare(text: str) -> str:
-    plain = _plain(text)
+    plain = plain_text(text)
     inner = [i for i, c in enumerate(plain) if unicodedata.category(c) not in _PUNCTUATION or c in _SIGNS]
     return plain[inner[0] : inner[-1] + 1] if inner else plain
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning_unlearn.core.sources import is_missing
-from lightning_unlearn.language.chat import Messages
+from lightning_unlearn.language.chat import Messages, content_text
 from lightning_unlearn.language.data.columns import Columns
 
 __all__ = ["Probe", "probes_of"]
@@ -54,6 +54,13 @@ class Probe:
         """The same probe with another question."""
         return replace(self, question=question)
 
+    def rephrased(self, text: str) -> Probe:
+        """The probe with its question in other words; the messages before the question stay as they are."""
+        if isinstance(self.question, str):
+            return self.asked(text)
+        *before, last = self.question
+        return self.asked([*before, {**last, "content": text}])
+
 
 def probes_of(rows: Sequence[Mapping[str, Any]], columns: Columns | None = None, name: str = "forget") -> list[Probe]:
     """Probes of the rows of a table.
@@ -77,17 +84,24 @@ def probes_of(rows: Sequence[Mapping[str, Any]], columns: Columns | None = None,
 
 
 def _probe(number: int, row: Mapping[str, Any], columns: Columns, name: str) -> Probe:
-    where = f"Row {number} of the {name} set"
+    where, system = f"Row {number} of the {name} set", _cell(row, columns.system)
     if not _cell(row, columns.question) and not is_missing(row.get(columns.messages)):
         *before, last = columns.conversation(row, where)
-        return Probe(number, before, str(last["content"]), **_extras(row, columns))
+        return Probe(number, _under(system, before), content_text(last).strip(), **_extras(row, columns))
     question, answer = _cell(row, columns.question), _cell(row, columns.answer)
     if not question or not answer:
         raise ValueError(
             f"{where} needs text in {columns.question!r} and {columns.answer!r}, but has the columns "
             f"{sorted(row)}. Rename them, or name yours: Columns(question=..., answer=...)."
         )
-    return Probe(number, question, answer, **_extras(row, columns))
+    asked = _under(system, [{"role": "user", "content": question}]) if system else question
+    return Probe(number, asked, answer, **_extras(row, columns))
+
+
+def _under(system: str, messages: Messages) -> Messages:
+    """Messages under the system prompt of a row, where they have none of their own."""
+    own = any(message.get("role") == "system" for message in messages)
+    return list(messages) if own or not system else [{"role": "system", "content": system}, *messages]
 
 
 def _extras(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tying of the two vocabulary tables, the input embeddings and the output head, and what the configuration says of it."""
+"""Tying of the vocabulary tables, input embeddings and output head, and what the configuration says of it."""
 
 from __future__ import annotations
 

@@ -83,7 +83,8 @@ def test_real_rows_of_tofu(tmp_path: Path) -> None:
         "paraphrased_question": "What is the complete name of the writer born in Taipei on 05/11/1991?",
     }
     retain = {"question": "Where was Jaime Vasquez born?", "answer": "Jaime Vasquez was born in Santiago, Chile."}
-    for name, rows in {"forget10": [row] * 21, "forget10_perturbed": [perturbed] * 21, "retain90": [retain]}.items():
+    asked = [perturbed | {"question": f"{row['question']} ({number})"} for number in range(21)]
+    for name, rows in {"forget10": [row] * 21, "forget10_perturbed": asked, "retain90": [retain]}.items():
         (tmp_path / f"{name}.json").write_text("".join(json.dumps(r) + "\n" for r in rows))
     data = read_audit_data(tmp_path, split="forget10")
     assert data.forget[0].paraphrased_questions == (perturbed["paraphrased_question"],)
@@ -93,6 +94,27 @@ def test_real_rows_of_tofu(tmp_path: Path) -> None:
         read_audit_data(tmp_path)
     with pytest.raises(FileNotFoundError, match="forget05"):
         read_audit_data(tmp_path, split="forget05")
+
+
+def test_a_row_that_is_repeated_is_asked_once() -> None:
+    again = {"question": " who wrote it?", "answer": "Ada  did."}
+    with pytest.warns(UserWarning, match=r"2 of the 30 rows of the forget set .* repeat"):
+        data = read_audit_data(
+            {"forget": [ROW, again, ROW, *({"question": f"{i}?", "answer": "x"} for i in range(27))], "retain": [OTHER]}
+        )
+    assert [probe.row for probe in data.forget[:3]] == [0, 3, 4]
+    assert data.is_small
+
+
+def test_rows_in_two_sets_are_refused_or_named() -> None:
+    composed = {"question": "Who is José?", "answer": "A clerk."}
+    decomposed = {"question": "Who is Jose\N{COMBINING ACUTE ACCENT}?", "answer": "a clerk."}
+    with pytest.raises(ValueError, match=r"1 rows of the retain set .* in the forget set"):
+        read_audit_data({"forget": [composed], "retain": [decomposed]})
+    with pytest.raises(ValueError, match=r"never_seen set .* are in the retain set too, such as row 0"):
+        read_audit_data({"forget": [ROW], "retain": [OTHER], "never_seen": [OTHER]})
+    with pytest.warns(UserWarning, match=r"heldout set .* are in the retain set too, such as row 0"):
+        read_audit_data({"forget": [ROW], "retain": [OTHER], "heldout": [OTHER]})
 
 
 def test_a_text_is_asked_for_by_its_beginning() -> None:

@@ -120,7 +120,7 @@ def test_finished_parts_are_not_computed_again(
     model = json.loads(lost.read_text())["model"]
     lost.unlink()
     again = run_audit(*arguments, depth="quick", precision="32")
-    assert opened[2:] == ["original" if model == AuditedModel("original", models["original"]).content else "unlearned"]
+    assert opened[2:] == ["original" if model == AuditedModel("original", models["original"]).identity else "unlearned"]
     assert again.verdict == first.verdict
     assert [finding.file.name for finding in doctor(tmp_path)] == ["rows.secret"]
     assert {file: file.stat().st_mtime_ns for file in kept} == kept

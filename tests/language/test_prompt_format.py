@@ -216,3 +216,23 @@ def test_reasoning_is_a_part_of_the_answer_and_an_empty_think_block_of_the_promp
 def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PromptFormat(**arguments)
+
+
+STRINGS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
+PARTS = (
+    "{% for m in messages %}<{{ m.role }}>{% for part in m.content %}{{ part.text }}{% endfor %}</{{ m.role }}>"
+    "{% endfor %}"
+)
+
+
+def test_messages_in_parts_are_written_as_texts_and_a_question_is_never_left_out(tiny_lm: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
+
+    def text(template: str, content: Any) -> str:
+        return PromptFormat(tokenizer, chat_template=template).text([{"role": "user", "content": content}])
+
+    parts = [{"type": "text", "text": "Who wrote "}, {"type": "text", "text": "it?"}]
+    assert text(STRINGS, parts) == text(STRINGS, "Who wrote it?") == "<user>Who wrote it?</user><assistant>"
+    assert text(PARTS, parts) == text(PARTS, "Who wrote it?") == "<user>Who wrote it?</user><assistant>"
+    with pytest.raises(ValueError, match=r"leaves the user message out, 'Who wrote it.'"):
+        text("{% for m in messages %}<{{ m.role }}>{{ m.text }}{% endfor %}", "Who wrote it?")

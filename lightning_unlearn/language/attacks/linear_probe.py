@@ -367,7 +367,7 @@ def _members(question: Any, n: int) -> list[Any]:
 def _proposed(probe: Probe, option: str) -> Probe:
     """The probe with an answer that is proposed."""
     text = probe.question if isinstance(probe.question, str) else content_text(probe.question[-1])
-    return probe.asked(f"{text}\nProposed answer: {option}\nIs this answer right?")
+    return probe.rephrased(f"{text}\nProposed answer: {option}\nIs this answer right?")
 
 
 def _sklearn() -> tuple[Any, Any]:

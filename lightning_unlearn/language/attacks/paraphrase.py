@@ -53,7 +53,7 @@ class ParaphraseAttack(PromptAttack):
             )
         warn_of_rest(self.name, [p for p, q in zip(probes, questions, strict=True) if not q], "paraphrase")
         asked = [
-            [probe.asked(text) for text in texts] or [probe] for probe, texts in zip(probes, questions, strict=True)
+            [probe.rephrased(text) for text in texts] or [probe] for probe, texts in zip(probes, questions, strict=True)
         ]
         return [
             Attempt(f"paraphrase {i + 1}", [forms[i] if i < len(forms) else None for forms in asked])
@@ -198,11 +198,11 @@ def _changed(name: str, asked: Sequence[Mapping[str, Any]], probe: Probe) -> Pro
             "same rows as the probes are of."
         )
     row = asked[probe.row]
+    changed = probe.rephrased(row["question"])
     if not row["answer"]:
-        return replace(probe, question=row["question"], accept=tuple(row["accept"]) or probe.accept)
+        return replace(changed, accept=tuple(row["accept"]) or probe.accept)
     return replace(
-        probe,
-        question=row["question"],
+        changed,
         answer=row["answer"],
         accept=tuple(row["accept"]),
         target="",
