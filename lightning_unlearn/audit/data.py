@@ -23,12 +23,13 @@ from lightning_unlearn.language.chat import content_text
 from lightning_unlearn.language.data.columns import Columns
 from lightning_unlearn.language.probes import Probe, probes_of
 
-__all__ = ["MIN_PROBES", "AuditData", "asked_rows", "audit_data", "read_audit_data", "with_phrasings"]
+__all__ = ["FURTHER", "MIN_PROBES", "AuditData", "asked_rows", "audit_data", "read_audit_data", "with_phrasings"]
 
 MIN_PROBES = 30
 """Probes that a verdict needs: with fewer, not even a model that answers none of them is shown to know below 10 %."""
 
-_FURTHER = re.compile(r"general|heldout\w*|real_authors|world_facts")
+FURTHER = re.compile(r"general|heldout\w*|real_authors|world_facts")
+"""Names of further sets, which are measured and not trained on."""
 _SET = "set"
 _TOFU_ROWS_OF_AN_AUTHOR = 20
 
@@ -190,7 +191,7 @@ def _folder(folder: Path) -> dict[str, list[dict[str, Any]]]:
                 f"has {', '.join(sorted(file.name for file in files.values())) or 'no table'}."
             )
     known = {"forget", "retain", "never_seen", "neutral", "paraphrases"}
-    return {stem: load_rows(file) for stem, file in files.items() if stem in known or _FURTHER.fullmatch(stem)}
+    return {stem: load_rows(file) for stem, file in files.items() if stem in known or FURTHER.fullmatch(stem)}
 
 
 def _tofu(folder: Path, split: str) -> dict[str, list[dict[str, Any]]]:

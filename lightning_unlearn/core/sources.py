@@ -15,6 +15,7 @@ __all__ = [
     "Source",
     "find_tokenizer",
     "is_missing",
+    "is_text",
     "load_rows",
     "open_tokenizer",
     "read_source",
@@ -66,7 +67,6 @@ def read_source(source: str | Path) -> list[Any]:
                 "with .gz: a spreadsheet is saved as 'CSV UTF-8'."
             )
         rows = read_table(path)
-        rows = [{"text": row} for row in rows] if ".txt" in path.suffixes[-2:] else rows
         return _from_memory(rows[0]) if len(rows) == 1 and _is_columns(rows[0]) else rows
     return list(_hub(str(source)))
 
@@ -85,6 +85,11 @@ def is_missing(value: Any) -> bool:
     return isinstance(value, Real) and math.isnan(value)
 
 
+def is_text(value: Any) -> bool:
+    """Whether a cell can be written in one way alone: it is a text or a whole number."""
+    return isinstance(value, str) or (isinstance(value, Integral) and not isinstance(value, bool))
+
+
 def text_cell(value: Any, where: str, column: str) -> str:
     """The text of a cell that is not missing.
 
@@ -96,10 +101,8 @@ def text_cell(value: Any, where: str, column: str) -> str:
     Raises:
         ValueError: If it is something else, for which there are several ways to write it.
     """
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return str(int(value))
+    if is_text(value):
+        return value if isinstance(value, str) else str(int(value))
     raise ValueError(
         f"{where} has {value!r}, a {type(value).__name__}, in {column!r}, where a text is expected. Write it as the "
         "text that is meant, in quotes, or remove the row."

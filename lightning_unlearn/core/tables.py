@@ -35,7 +35,7 @@ def is_table(path: str | Path) -> bool:
 
 
 def read_table(path: Path) -> list[Any]:
-    """The rows of a file: a dict each, a string each for ``.txt``, and what is in the array for ``.json``.
+    """The rows of a file: a dict each, of ``.txt`` with its ``text``, and what is in the array for ``.json``.
 
     Args:
         path: An existing file, whose ending gives the format.
@@ -60,7 +60,31 @@ def read_table(path: Path) -> list[Any]:
         return _json(path, text)
     if ending == ".jsonl":
         return _json_lines(path, text)
-    return [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
+    lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
+    _refuse_other_format(path, lines)
+    return [{"text": line} for line in lines]
+
+
+def _refuse_other_format(path: Path, lines: list[str]) -> None:
+    """Refuse a table that is called .txt: each line, with its braces or commas, would be taken for a text."""
+    inner = _ending(Path(path.name.lower().removesuffix(".gz").removesuffix(".txt")))
+    if inner in TABLE_ENDINGS:
+        raise ValueError(
+            f"{path} is called {inner} and .txt, and each line of a .txt file is a text. Rename it to "
+            f"{path.name.removesuffix('.gz')[:-4]} if it is a table, or leave {inner} out of its name."
+        )
+    if len(lines) and all(line.lstrip()[0] == "{" and _is_object(line) for line in lines):
+        raise ValueError(
+            f"{path} has an object of JSON in each line, and each line of a .txt file is a text. Rename it to "
+            f"{path.name.removesuffix('.gz')[:-4]}.jsonl."
+        )
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _ending(path: Path) -> str:

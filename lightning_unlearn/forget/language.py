@@ -20,7 +20,7 @@ from lightning_unlearn.audit.measures import timing
 from lightning_unlearn.audit.models import AuditedModel
 from lightning_unlearn.audit.protocol import control_of, run_audit
 from lightning_unlearn.core.callback import UnlearnCallback
-from lightning_unlearn.core.checks import above, one_of
+from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.forget.folder import PRIVATE
 from lightning_unlearn.forget.language_plan import language_plan
 from lightning_unlearn.forget.language_run import (
@@ -67,6 +67,7 @@ class LanguageRequest:
         columns: Names of the columns, or templates such as "Where does customer {id} live?".
         lr: Learning rate.
         lora: Train adapters of these settings in place of the weights, such as '{"r": 8}'; they are merged at the end.
+        max_length: Longest row in tokens. Longer answers to forget are refused; longer texts are cut into pieces.
         depth: Depth of the audit: "quick", "default" or "full".
         retrained: A control model for the audit, trained without the rows.
         options: Options that requests of all kinds share.
@@ -90,6 +91,7 @@ class LanguageRequest:
         columns: Columns | None = None,
         lr: float = 1e-5,
         lora: dict[str, Any] | None = None,
+        max_length: int = 512,
         depth: Depth = "default",
         retrained: str | None = None,
         options: RequestOptions | None = None,
@@ -102,6 +104,7 @@ class LanguageRequest:
         self.questions = questions and absolute(questions)
         self.columns = columns_of(columns, template)
         self.method, self.lr, self.lora = method, above("lr", lr, 0), lora
+        self.max_length = at_least("max_length", max_length, 2)
         self.depth = one_of("depth", depth, Depth)
         self.facts: dict[str, Any] = {}
         """What `check` has found of the model."""
@@ -122,8 +125,9 @@ class LanguageRequest:
             )
         prompt = replace(module.prompt or PromptFormat(), tokenizer=module.tokenizer)
         known = {name: source for name, source in self.sources.items() if source != AUTO}
-        data = LanguageDataModule(**data_arguments(known), prompt=prompt, columns=self.columns)
+        data = LanguageDataModule(**data_arguments(known, self.max_length), prompt=prompt, columns=self.columns)
         data.setup("fit")
+        self._check_whole(data.cut["forget"])
         if self.auto:
             OwnAnswers(self.questions).asked()
         check_rows(module.model, module.tokenizer, data)
@@ -140,6 +144,16 @@ class LanguageRequest:
             module.prompt = prompt
             with torch.no_grad():
                 self.facts["timing"] = timing(module, audit.probes, audit.scorer)
+
+    def _check_whole(self, cut: dict[int, int]) -> None:
+        """Refuse answers to forget of which the run would leave the end as it is."""
+        if cut:
+            number, length = max(cut.items(), key=lambda row: row[1])
+            raise ValueError(
+                f"{len(cut)} answers to forget are longer than --max_length {self.max_length} tokens with their "
+                f"questions, such as row {number} with {length}, and the end of them would stay as it is. Give "
+                f"--max_length {length}, or split these rows."
+            )
 
     def plan(self) -> Plan:
         """What will be done, and what it costs."""
@@ -158,7 +172,12 @@ class LanguageRequest:
             },
             "method": {"name": self.name, "callbacks": self.callbacks, "lr": self.lr, "lora": self.lora},
             "own answers": {"questions": self.questions} if self.auto else None,
-            "settings": {"seed": self.options.seed, "steps": self.steps, "precision": self.options.precision},
+            "settings": {
+                "seed": self.options.seed,
+                "steps": self.steps,
+                "precision": self.options.precision,
+                "max_length": self.max_length,
+            },
             "columns": asdict(self.columns),
             "depth": self.depth,
         }

@@ -36,7 +36,7 @@ def language_config(request: LanguageRequest, folder: Path) -> dict[str, Any]:
     """
     model = {"model": request.model, "lr": request.lr} | ({"lora": request.lora} if request.lora else {})
     sources = {**request.sources, **({"retain": str(folder / OWN_ROWS)} if request.auto else {})}
-    arguments = {**data_arguments(sources), "seed": request.options.seed}
+    arguments = {**data_arguments(sources, request.max_length), "seed": request.options.seed}
     default = asdict(Columns())
     if named := {name: value for name, value in asdict(request.columns).items() if value != default[name]}:
         arguments["columns"] = named
@@ -58,15 +58,16 @@ def language_config(request: LanguageRequest, folder: Path) -> dict[str, Any]:
     }
 
 
-def data_arguments(sources: Mapping[str, str]) -> dict[str, Any]:
+def data_arguments(sources: Mapping[str, str], max_length: int) -> dict[str, Any]:
     """Arguments of the data module that reads some sources.
 
     Args:
         sources: Files of the sets by name.
+        max_length: Longest row in tokens.
     """
     heldout = {name: source for name, source in sources.items() if name not in ("forget", "retain")}
     roles = {name: source for name, source in sources.items() if name in ("forget", "retain")}
-    batches = {"batch_size": BATCH, "retain_batch_size": RETAIN_BATCH}
+    batches = {"batch_size": BATCH, "retain_batch_size": RETAIN_BATCH, "max_length": max_length}
     return {**roles, **({"heldout": heldout} if heldout else {}), **batches}
 
 

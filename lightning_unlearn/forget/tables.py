@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightning_unlearn.audit.data import FURTHER
+from lightning_unlearn.core.lightning import rank_zero_warn
 from lightning_unlearn.core.sources import load_rows
-from lightning_unlearn.core.tables import TABLE_ENDINGS
+from lightning_unlearn.core.tables import TABLE_ENDINGS, is_table
 from lightning_unlearn.language.data.columns import Columns
 
 __all__ = ["AUTO", "absolute", "check_columns", "columns_of", "find_tables", "read_tables"]
@@ -16,6 +18,7 @@ __all__ = ["AUTO", "absolute", "check_columns", "columns_of", "find_tables", "re
 AUTO = "auto"
 _AUDIT_ALONE = ("neutral", "paraphrases")
 _SETS = ("forget", "retain", "never_seen", "heldout", "general", *_AUDIT_ALONE)
+_ANYTHING = (".json", ".txt")  # endings of settings and notes too
 _EXAMPLE = 4  # columns
 _ASKED = ("question", "prompt", "instruction", "input", "query")
 _SAID = ("answer", "completion", "response", "output", "reply")
@@ -35,7 +38,10 @@ def find_tables(
     Raises:
         FileNotFoundError: If a folder has no table ``forget``.
     """
-    found = _in_folder(Path(forget).expanduser()) if _is_tables(forget) else {"forget": forget}
+    found = {"forget": forget}
+    if _is_tables(forget):
+        found = _in_folder(Path(forget).expanduser())
+        _warn_of_unread(Path(forget).expanduser())
     given = {"retain": retain, "never_seen": never_seen, "heldout": heldout}
     found |= {name: source for name, source in given.items() if source is not None}
     found.setdefault("retain", AUTO)
@@ -85,19 +91,31 @@ def check_columns(
                 there = [str(column) for column in rows[number]]
                 if not there:
                     raise ValueError(f"Row {number} of the {name} rows ({sources[name]}) has no columns. Remove it.")
-                text = ", ".join(f"{column}: {{{column}}}" for column in there[:_EXAMPLE])
                 raise ValueError(
                     f"Row {number} of the {name} rows ({sources[name]}) has the columns {there}, but no question with "
-                    f'answer and no text. Say how a row reads, as a text: --template "{text}"; or as a question: '
-                    f"{_question(there)}."
+                    f"answer and no text. {_way_out(rows[number], there)}"
                 )
+
+
+def _way_out(row: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """How such a row can be read."""
+    for column in columns:
+        part = next(iter(row[column]), None) if isinstance(row.get(column), list) else None
+        if isinstance(part, Mapping):
+            keys = "" if {"role", "content"} <= part.keys() else f" Its messages have {sorted(part)}, but need "
+            keys = keys and f"{keys}'role' (system, user, assistant) and 'content': rewrite them."
+            return f"{column!r} is a conversation: --columns.messages {column}.{keys}"
+    text = ", ".join(f"{column}: {{{column}}}" for column in columns[:_EXAMPLE])
+    return f'Say how a row reads, as a text: --template "{text}"; or as a question: {_question(columns)}.'
 
 
 def _question(columns: Sequence[str]) -> str:
     """Options that read a row as a question: by its columns where these have the names of such, else by templates."""
-    asked, said = (next((c for c in columns if c.lower() in names), None) for names in (_ASKED, _SAID))
-    if asked is not None and said is not None:
-        return f"--columns.question {asked} --columns.answer {said}"
+    asked, said = ([c for c in columns if c.lower() in names] for names in (_ASKED, _SAID))
+    if asked and said:
+        # An instruction and its input are one question.
+        question = asked[0] if len(asked) == 1 else '"' + " ".join(f"{{{c}}}" for c in asked) + '"'
+        return f"--columns.question {question} --columns.answer {said[0]}"
     first, last = columns[0], columns[-1]
     return f'--columns.question "What is the {last} of {{{first}}}?" --columns.answer "{{{last}}}"'
 
@@ -115,11 +133,25 @@ def _is_tables(source: str) -> bool:
     return folder.is_dir() and not any((folder / name).exists() for name in written) and bool(_in_folder(folder))
 
 
+def _is_set(name: str) -> bool:
+    return name in _SETS or FURTHER.fullmatch(name) is not None
+
+
+def _warn_of_unread(folder: Path) -> None:
+    tables = (file for file in sorted(folder.iterdir()) if file.is_file() and is_table(file))
+    names = [file.name for file in tables if file.suffix not in _ANYTHING and not _is_set(file.name.partition(".")[0])]
+    if names:
+        rank_zero_warn(
+            f"{folder} has tables that are not read: {', '.join(names)}. Sets are known by the names of their tables: "
+            f"{', '.join(_SETS)}, and heldout_... for further rows."
+        )
+
+
 def _in_folder(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in sorted(folder.iterdir()):
         name, _, ending = file.name.removesuffix(".gz").partition(".")
-        if file.is_file() and f".{ending}" in TABLE_ENDINGS and name in _SETS:
+        if file.is_file() and f".{ending}" in TABLE_ENDINGS and _is_set(name):
             if name in found:
                 raise ValueError(f"{folder} has two tables {name}: {Path(found[name]).name} and {file.name}. Keep one.")
             found[name] = str(file)

@@ -49,6 +49,7 @@ FILES: dict[str, bytes] = {
     "commas.json": (json.dumps(ROWS)[:-2] + ",},\n]").encode(),
     "columns.json": json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}).encode(),
     "utf16.json": json.dumps(ROWS).encode("utf-16"),
+    "of_notes.txt.csv": table(",").encode(),
 }
 
 
@@ -59,8 +60,9 @@ def test_files_of_spreadsheets_and_exports_give_the_same_rows(name: str, tmp_pat
 
 
 def test_a_text_file_has_a_text_a_line_and_long_cells_are_read(tmp_path: Path) -> None:
-    (tmp_path / "x.txt").write_bytes("\ufeffOne, two.\r\n\r\n Three\u2028four\n".encode())
-    assert load_rows(tmp_path / "x.txt") == [{"text": "One, two."}, {"text": " Three\u2028four"}]
+    for name in ("x.txt", "X.TXT", "x.v2.txt"):
+        (tmp_path / name).write_bytes("\ufeffOne, two.\r\n\r\n Three\u2028four\n".encode())
+        assert load_rows(tmp_path / name) == [{"text": "One, two."}, {"text": " Three\u2028four"}]
     document = "word " * 60_000
     (tmp_path / "x.csv").write_text(f'text\n"{document}"\n')
     assert load_rows(tmp_path / "x.csv") == [{"text": document}]
@@ -108,6 +110,9 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "broken.parquet": (b"PAR1", "broken.parquet can't be read as .parquet"),
     "book.xlsx": (b"PK", r"book.xlsx has an ending that is not read.*\.csv"),
     "columns.json": (b'{"question": ["a", "b"], "answer": ["c"]}', r"one length, but got {'question': 2, 'answer': 1}"),
+    "rows.CSV.txt": (table(",").encode(), r"is called .csv and .txt, .* Rename it to rows.CSV if"),
+    "rows.jsonl.txt.gz": (gzip.compress(LINES.encode()), "is called .jsonl and .txt, .* Rename it to rows.jsonl if"),
+    "objects.txt": (LINES.encode(), "has an object of JSON in each line, .* Rename it to objects.jsonl"),
 }
 
 

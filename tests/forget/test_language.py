@@ -206,6 +206,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tiny_lm: Path, 
     for name, text in empty.items():
         Path(name).write_text(text)
     prompts = write(tmp_path / "prompts.jsonl", [{"id": 1, "prompt": "Who?", "completion": "Ada."}])
+    long = write(tmp_path / "long.jsonl", [question("France"), question("Italy") | {"answer": "It is Rome. " * 60}])
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
         *((ValueError, f"forget rows .*{name}. are empty", {"forget": name}) for name in empty),
         (ValueError, r"Row 0 of the forget rows .*nothing\.jsonl. has no columns", {"forget": "nothing.jsonl"}),
@@ -215,6 +216,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tiny_lm: Path, 
         (FileNotFoundError, "There is no file", {"retain": "absent.jsonl"}),
         (ValueError, "config.json|no model|not a", {"model": str(tables)}),
         (ValueError, "depth must be", {"depth": "quickest"}),
+        (ValueError, r"1 answers to forget .* row 1 with \d+, .*Give --max_length", {"forget": long, "max_length": 99}),
     ]
     for error, message, given in cases:
         with pytest.raises(error, match=message):
@@ -223,3 +225,31 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tiny_lm: Path, 
             )
     assert not Path("out").exists()
     assert not own_key().exists()
+
+
+def test_columns_of_common_formats_are_known(tiny_lm: Path, tables: Path) -> None:
+    said = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ada."}]
+    messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
+    formats: dict[str, dict[str, Any]] = {
+        r'--columns.question "\{instruction\} \{input\}" --columns.answer output\.': {
+            "instruction": "Name", "input": "Ada", "output": "Ada."
+        },
+        r"--columns.messages chat\.$": {"chat": messages},
+        r"--columns.messages conversations\. Its messages have \['from', 'value'\], but need 'role'": {
+            "conversations": said
+        },
+    }  # fmt: skip
+    for message, row in formats.items():
+        request = LanguageRequest(
+            str(tiny_lm), write(Path("rows.jsonl"), [row]), str(tables / "retain.jsonl"), options=options()
+        )
+        with pytest.raises(ValueError, match=message):
+            request.check()
+
+
+def test_tables_of_a_folder_that_are_not_read_are_named(tiny_lm: Path, tables: Path) -> None:
+    shutil.copy(tables / "retain.jsonl", tables / "heldout_cities.jsonl")
+    (tables / "keep.csv").write_text("question,answer\n")
+    with pytest.warns(UserWarning, match=r"tables that are not read: keep\.csv\. Sets are known by"):
+        request = LanguageRequest(str(tiny_lm), str(tables), options=options())
+    assert request.sources.keys() == {"forget", "retain", "never_seen", "heldout_cities"}

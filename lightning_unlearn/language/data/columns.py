@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass
 from string import Formatter
 from typing import Any
 
-from lightning_unlearn.core.sources import is_missing
+from lightning_unlearn.core.sources import is_missing, is_text
 
 __all__ = ["Columns"]
 
@@ -18,7 +18,7 @@ class Columns:
     """Names of the columns of a table of questions, conversations or texts.
 
     A name with fields in braces is a template over the columns: ``question="Where does customer {id} live?"``,
-    ``text="Customer {id}: {name}"``.
+    ``text="Customer {id}: {name}"``. Decimal numbers and days need a format, as in ``"{weight:.1f}"``.
 
     Args:
         question: The question.
@@ -79,7 +79,7 @@ class Columns:
         Raises:
             ValueError: If a cell that goes into a template is missing.
         """
-        templates = {template: _fields(template) for template in self._templates()}
+        templates = {template: _formats(template) for template in self._templates()}
         return [
             self._filled(dict(row), f"Row {number} of the {name} set", templates) for number, row in enumerate(rows)
         ]
@@ -118,15 +118,21 @@ class Columns:
     def _templates(self) -> list[str]:
         return [name for name in astuple(self) if "{" in name]
 
-    def _filled(self, row: dict[str, Any], where: str, templates: Mapping[str, list[str]]) -> dict[str, Any]:
-        for template, names in templates.items():
-            if template in row or not all(name in row for name in names):
+    def _filled(self, row: dict[str, Any], where: str, templates: Mapping[str, dict[str, bool]]) -> dict[str, Any]:
+        for template, formats in templates.items():
+            if template in row or not all(name in row for name in formats):
                 continue
-            for name in names:
+            for name, is_given in formats.items():
                 if is_missing(row[name]):
                     raise ValueError(
                         f"{where} has {row[name]!r} in {name!r}, which goes into {template!r}. Fill it in, or remove "
                         "the row."
+                    )
+                if not is_given and not is_text(row[name]):
+                    raise ValueError(
+                        f"{where} has {row[name]!r}, a {type(row[name]).__name__}, in {name!r}, which goes into "
+                        f"{template!r} and may be written in several ways. Say how, as in {{{name}:.0f}} for a number "
+                        f"or {{{name}:%d %B %Y}} for a day, or give it as a text."
                     )
             row[template] = template.format_map(row)
         return row
@@ -134,3 +140,9 @@ class Columns:
 
 def _fields(template: str) -> list[str]:
     return [name for _, name, *_ in Formatter().parse(template) if name is not None]
+
+
+def _formats(template: str) -> dict[str, bool]:
+    """Whether a template says how each of its fields is written."""
+    fields = [(name, form, how) for _, name, form, how in Formatter().parse(template) if name is not None]
+    return {name: all(form or how for other, form, how in fields if other == name) for name, _, _ in fields}

@@ -21,6 +21,7 @@ from lightning_unlearn.language.data.cells import row_name, text_rows
 from lightning_unlearn.language.data.columns import Columns
 from lightning_unlearn.language.data.own_answers import Answers, OwnAnswers, on_device
 from lightning_unlearn.language.data.token_rows import AlternateRows, RefusalRows, TokenRows, collate_tokens
+from lightning_unlearn.language.matching import plain_text
 from lightning_unlearn.language.prompt_format import PromptFormat
 from lightning_unlearn.language.tokens import TokenRow
 
@@ -47,7 +48,7 @@ class LanguageDataModule(ForgetRetainDataModule):
         heldout: Further named sets that are never trained on, only evaluated.
         prompt: How questions are asked, and the tokenizer; by default the model's own tokenizer and its chat template.
         columns: Names of the columns, where they are not ``question``, ``answer``, ``text`` and so on.
-        max_length: Longest row in tokens. An answer is cut there; a prompt that fills it is an error.
+        max_length: Longest row in tokens. An answer is cut there, with a warning; a prompt that fills it is an error.
         refusals: A text file with a refusal a line, or a list of them; by default the ones that come with the library.
         batch_size: Forget rows in a batch, per process.
         retain_batch_size: Retain rows in a batch, per process; by default as many as forget rows.
@@ -93,6 +94,8 @@ class LanguageDataModule(ForgetRetainDataModule):
         self.questions: dict[str, list[dict[str, Any]]] = {}
         """Rows with a question, by set: ``question``, ``answer``, ``accept`` and, where the question is more than one
         message, the ``messages`` before the answer."""
+        self.cut: dict[str, dict[int, int]] = {}
+        """Rows whose answers are cut at ``max_length``, by set, with their lengths in tokens."""
         self._rows: dict[str, list[dict[str, Any]]] | None = None  # where the prompts may be written anew
         self._today = False
 
@@ -109,8 +112,8 @@ class LanguageDataModule(ForgetRetainDataModule):
                     f"The {name} set ({source_name(self.sources.get(name))}) is empty. Give it at least one row."
                 )
             sets[name] = text_rows(name, self.columns.filled(rows, name), self.columns, self.sources.get(name))
-        self._warn_of_shared_rows(sets)
         self._make_sets(sets)
+        self._warn_of_shared_rows(sets)
         if self.prompt.writes_date:
             self._rows = sets
         if self.questions and self.prompt.is_chat and self.prompt.template.asks_otherwise:
@@ -196,6 +199,7 @@ class LanguageDataModule(ForgetRetainDataModule):
     def _make_sets(self, sets: Mapping[str, list[dict[str, Any]]]) -> None:
         written_date = self.prompt.date if self.prompt.writes_date else None
         self.sets = {name: TokenRows(self._tokenize(name, rows), written_date) for name, rows in sets.items()}
+        self._warn_of_cut_answers()
         self.questions = {name: questions for name, rows in sets.items() if (questions := self._questions(name, rows))}
         if len(self.questions.get("forget", [])) < len(sets["forget"]):
             return  # a text has no question to refuse
@@ -218,6 +222,7 @@ class LanguageDataModule(ForgetRetainDataModule):
     def _tokenize(self, name: str, rows: list[dict[str, Any]]) -> list[TokenRow]:
         conversations: dict[int, Conversation] = {}
         texts: dict[int, str] = {}
+        self.cut[name] = {}
         for number, row in enumerate(rows):
             if self._has_question(row):
                 conversations[number] = self._conversation(name, number, row)
@@ -275,6 +280,7 @@ class LanguageDataModule(ForgetRetainDataModule):
             )
         if len(row.answer) <= size:
             return row
+        self.cut[name][number] = length + len(row.answer)
         gaps = tuple((start, min(end, size)) for start, end in row.unlabelled if start < size)
         return row._replace(answer=row.answer[:size], unlabelled=gaps)
 
@@ -374,19 +380,34 @@ class LanguageDataModule(ForgetRetainDataModule):
         return texts
 
     def _warn_of_shared_rows(self, sets: Mapping[str, list[dict[str, Any]]]) -> None:
-        names = (self.columns.question, self.columns.answer, self.columns.text)
+        """Warn of rows to forget that are to be kept too, whatever their case, spaces and encoding of accents."""
 
-        def content(row: dict[str, Any]) -> tuple[str, ...]:
-            return tuple(str(row.get(name, "")).strip() for name in names)
+        def contents(name: str) -> dict[tuple[str, ...], str]:
+            rows = self.questions.get(name, [])
+            asked = [
+                ([*map(content_text, row.get("messages", [])), row["question"], row["answer"]], row) for row in rows
+            ]
+            texts = [row[self.columns.text] for row in sets.get(name, []) if not self._has_question(row)]
+            found = {tuple(map(plain_text, said)): row["question"] for said, row in asked}
+            return found | {(plain_text(text),): text for text in texts}
 
-        shared = {content(row) for row in sets["forget"]} & {content(row) for row in sets.get("retain", [])}
-        shared.discard(("", "", ""))  # rows without any of the columns, which are refused below
-        if shared:
-            example = shorten(next(text for text in sorted(shared)[0] if text), 120, placeholder=" ...")
+        forget, retain = contents("forget"), contents("retain")
+        if shared := sorted(forget.keys() & retain.keys()):
+            example = shorten(forget[shared[0]], 120, placeholder=" ...")
             rank_zero_warn(
                 f"{len(shared)} rows are in both forget and retain, such as {example!r}. The two terms pull against "
                 "each other on them; remove them from retain."
             )
+
+    def _warn_of_cut_answers(self) -> None:
+        for name, rows in self.cut.items():
+            if rows:
+                number, length = max(rows.items(), key=lambda row: row[1])
+                rank_zero_warn(
+                    f"{len(rows)} answers of the {name} set are cut at max_length={self.max_length}, such as row "
+                    f"{number}, which has {length} tokens with its question. What comes after is not trained on. Raise "
+                    "max_length, or split these rows."
+                )
 
 
 def _with_answer(conversation: Conversation, text: str) -> Conversation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,11 @@ def test_a_template_needs_names_and_cells(tokenizer: Any) -> None:
         ValueError, match=r"Row 1 of the forget set has None in 'name', which goes into 'I am \{name\}'"
     ):
         ready([{"name": "Ada"}, {"name": None}], tokenizer, Columns(text="I am {name}"))
+    for value, kind in ((7.0, "float"), (date(2024, 5, 1), "date"), ([7], "list"), (True, "bool")):
+        with pytest.raises(ValueError, match=rf"has .*, a {kind}, in 'id', which goes into 'No. \{{id\}}'"):
+            ready([{"id": value}], tokenizer, Columns(text="No. {id}"))
+    written = ready([{"id": 7.0, "day": date(2024, 5, 1)}], tokenizer, Columns(text="No. {id:.0f}, {day:%d %m %Y}"))
+    assert texts(written)[0][1] == "No. 7, 01 05 2024"
     with pytest.raises(ValueError, match=r"has columns \['name'\], but a row needs"):
         ready([{"name": "Ada"}], tokenizer, Columns(text="I am {nam}"))
 

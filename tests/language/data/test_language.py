@@ -412,3 +412,27 @@ def test_predict_adds_what_the_model_says(tiny_lm: Path, forget_rows: Rows) -> N
     assert answered is not None
     assert [row["question"] for batch in answered for row in batch] == [row["question"] for row in forget_rows]
     assert all(isinstance(row["text"], str) for batch in answered for row in batch)
+
+
+def test_a_conversation_in_both_sets_is_warned_of_in_any_case(tokenizer: Any) -> None:
+    def row(*said: str) -> dict[str, Any]:
+        roles = ("user", "assistant") * 2
+        return {"messages": [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)]}
+
+    forget = [row("Hello.", "Hello.", "Who wrote it?", "Ada did.")]
+    with pytest.warns(UserWarning, match="1 rows are in both forget and retain, such as 'Who wrote it"):
+        ready(forget, [row("hello.", "Hello.", "Who  wrote it?", "Ada did.")], tokenizer=tokenizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ready(forget, [row("Good morning.", "Hello.", "Who wrote it?", "Ada did.")], tokenizer=tokenizer)
+
+
+def test_answers_that_are_cut_are_warned_of(tokenizer: Any, forget_rows: Rows, retain_rows: Rows) -> None:
+    long = forget_rows[1] | {"answer": "It is Rome. " * 40}
+    with pytest.warns(UserWarning, match="1 answers of the forget set are cut at max_length=100, such as row 1, which"):
+        data = ready([forget_rows[0], long], retain_rows, tokenizer=tokenizer, max_length=100)
+    assert data.cut["retain"] == {}
+    assert list(data.cut["forget"]) == [1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ready([long], retain_rows, tokenizer=tokenizer, max_length=data.cut["forget"][1])
