@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_unlearn.core.evaluation import HIDDEN
 from lightning_unlearn.core.retention import OWN_ANSWER, PRIVATE, RUN_KEY
 from lightning_unlearn.report.model import UnlearningReport
+from lightning_unlearn.report.other_weights import other_weights, unread_files
 from lightning_unlearn.report.redaction import shown_rows
 
 __all__ = ["Finding", "doctor", "is_readable"]
@@ -51,7 +52,8 @@ def doctor(path: str | Path) -> list[Finding]:
     and what an audit keeps. Nothing that a file holds is run: checkpoints are loaded with ``weights_only=True``.
 
     Args:
-        path: File, or folder with files of any kind; those of a kind that is unknown are passed over in a folder.
+        path: File, or folder with files of any kind; in a folder, weights, archives and tables that can't be read are
+            noted, and other files of a kind that is unknown are passed over.
 
     Returns:
         The findings; an empty list where there is nothing.
@@ -78,10 +80,15 @@ def doctor(path: str | Path) -> list[Finding]:
                 f"{path} is of a kind that doctor does not know. It reads folders, and files with {known}."
             )
         return list(reader(path))
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix.lower() in _READERS]
+    every = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    files = [file for file in every if file.suffix.lower() in _READERS]
     if not files:
         raise ValueError(f"{path} has no file that doctor reads: it looks for {', '.join(_READERS)}.")
-    return [finding for file in files for finding in _READERS[file.suffix.lower()](file)]
+    found = [finding for file in files for finding in _READERS[file.suffix.lower()](file)]
+    other = "weights of the same model with other numbers than those beside them, such as those of before"
+    found += [Finding(file, place, "starting weights", other) for file, place in other_weights(files)]
+    unread = "a file that doctor does not look into; it may hold weights or rows"
+    return found + [Finding(file, "", "other", unread, serious=False) for file in unread_files(every)]
 
 
 def is_readable(path: Path) -> bool:

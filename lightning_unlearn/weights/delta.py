@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping
 from importlib.metadata import version
@@ -27,6 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from lightning_unlearn.core.lightning import rank_zero_warn
+from lightning_unlearn.weights.copied_files import copy_settings
+
 __all__ = ["DeltaInfo", "apply_delta", "delta_info", "revert_delta", "save_delta"]
 
 Model = nn.Module | Mapping[str, Tensor] | str | Path
@@ -38,9 +40,8 @@ NOTE = (
     "not have both."
 )
 """What a delta says of itself in its metadata, and the commands that write or apply one say on the screen."""
+_INDEX = "model.safetensors.index.json"
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# Weights that are in none of the model's own files would still know in the copy what the model forgot.
-_WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
 
 
 class DeltaInfo(NamedTuple):
@@ -143,7 +144,7 @@ def apply_delta(model: Model, path: str | Path, output: str | Path | None = None
         model: A module or state dict, whose tensors are changed in place, or a Hugging Face folder, which is not.
         path: The file that [`save_delta`][lightning_unlearn.save_delta] wrote.
         output: Where the model is a folder, the new folder to write. It appears under this name when it is complete.
-            Files beside the weights are copied, weights in other formats are not.
+            Configuration, tokenizer, code and licence are copied, and nothing else.
 
     Raises:
         FileExistsError: If ``output`` exists.
@@ -272,18 +273,20 @@ class _Folder(Mapping[str, Tensor]):
         output.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
             copy = Path(scratch) / output.name
-            # copyfile leaves permissions behind: files of the hub's cache may be read-only.
-            shutil.copytree(self.folder, copy, ignore=self._left_out, copy_function=shutil.copyfile)
+            own = {file.name for file, _ in self.offsets.values()}
+            own |= {_INDEX} if "model.safetensors" not in own else set()
+            left_out = copy_settings(self.folder, copy, own)
             for name in delta.changed:
                 file, offset = self.offsets[name]
                 with open(copy / file.name, "r+b") as target:
                     target.seek(offset)
                     target.write(delta.flipped(name, _bits(self[name])).data)
             copy.rename(output)
-
-    def _left_out(self, directory: str, names: list[str]) -> set[str]:
-        own = {file.name for file, _ in self.offsets.values()} if Path(directory) == self.folder else set()
-        return shutil.ignore_patterns(*_WEIGHT_FILES, ".git", ".cache")(directory, names) - own
+        if left_out:
+            rank_zero_warn(
+                f"{output} has the configuration, tokenizer, code and licence of {self.folder} beside its weights. Not "
+                f"copied, since they may hold what was forgotten: {', '.join(left_out)}."
+            )
 
 
 def _flip(model: Model, path: Path, output: str | Path | None, start: Side, end: Side) -> None:
@@ -391,7 +394,7 @@ def _positions(name: str, moved: np.ndarray) -> dict[str, np.ndarray]:
 
 def _weight_files(folder: Path) -> list[Path]:
     """The files that transformers would load: one, or else the shards of the index."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    whole, index = folder / "model.safetensors", folder / _INDEX
     if whole.is_file():
         return [whole]
     if not index.is_file():

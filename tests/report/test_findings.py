@@ -11,6 +11,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import save_file
 
 from lightning_unlearn import (
     NPO,
@@ -159,6 +160,21 @@ def test_own_answers_and_logged_metrics_are_named(tmp_path: Path) -> None:
         "000000.json": ("answers", True),
         "metrics.csv": ("metrics", False),
     }
+
+
+def test_other_weights_and_files_that_are_not_read_are_named(tmp_path: Path) -> None:
+    weights = {"head.weight": torch.ones(2, 2), "body.weight": torch.zeros(3)}
+    save_file(weights, tmp_path / "model.safetensors")
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    assert doctor(tmp_path) == []
+    torch.save(weights | {"head.weight": torch.eye(2)}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "merges.txt").write_text("a b")
+    found = [(f.file.name, f.place, f.kind, f.serious) for f in doctor(tmp_path)]
+    assert found == [
+        ("pytorch_model.bin", "head.weight", "starting weights", True),
+        ("model.gguf", "", "other", False),
+    ]
 
 
 def test_other_peoples_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

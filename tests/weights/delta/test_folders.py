@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import lightning_unlearn.weights.delta
+import lightning_unlearn.weights.copied_files
 from lightning_unlearn import apply_delta, revert_delta, save_delta
 from tests.helpers import same
 from tests.weights.delta.models import clone, digests
@@ -69,15 +69,22 @@ def test_shards_or_one_file_or_a_module_are_the_same_model(
 def test_weights_in_other_files_are_not_copied(models: tuple[Path, Path], tmp_path: Path, delta: Path) -> None:
     base, unlearned = models
     save_delta(base, unlearned, delta)
-    for name in ("pytorch_model.bin", "consolidated.safetensors", "notes.txt"):
-        (base / name).write_text("what was to be forgotten")
-    (base / "original").mkdir()
-    for name in ("model.safetensors", "params.json"):
-        (base / "original" / name).write_text("what was to be forgotten")
-    apply_delta(base, delta, tmp_path / "out")
+    own = {"LICENSE.txt", "additional_chat_templates/rag.jinja", "merges.txt", "modeling_own.py", "tokenizer.model"}
+    other = {
+        *("adapter_config.json", "checkpoint-9/model.safetensors", "consolidated.safetensors", "model.onnx_data"),
+        *("model.safetensors.bak", "model.tar.gz", "old.npz", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+        *("forget.parquet", "train.jsonl", "trainer_state.json"),
+    }
+    before = {f.name for f in base.iterdir()}
+    for name in own | other:
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text("what was to be forgotten" if name in other else "")
+    with pytest.warns(
+        UserWarning, match=r"Not copied, .*: adapter_config\.json, checkpoint-9, .*, trainer_state\.json"
+    ):
+        apply_delta(base, delta, tmp_path / "out")
     names = {f.relative_to(tmp_path / "out").as_posix() for f in (tmp_path / "out").rglob("*") if f.is_file()}
-    assert {"model.safetensors", "config.json", "notes.txt", "original/params.json"} <= names
-    assert not names & {"pytorch_model.bin", "consolidated.safetensors", "original/model.safetensors"}
+    assert names == before | own
 
 
 def test_a_folder_of_links_to_read_only_files_as_in_the_hub_cache(
@@ -183,7 +190,7 @@ def test_a_full_disk_leaves_the_original_and_nothing_else(
         Path(target).write_bytes(Path(source).read_bytes()[:100])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
 
-    monkeypatch.setattr(lightning_unlearn.weights.delta.shutil, "copyfile", full)
+    monkeypatch.setattr(lightning_unlearn.weights.copied_files.shutil, "copyfile", full)
     with pytest.raises(OSError, match="No space left"):
         apply_delta(base, delta, tmp_path / "out")
     assert digests(base) == before
