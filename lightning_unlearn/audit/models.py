@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +25,7 @@ from lightning_unlearn.language.prompt_format import PromptFormat
 __all__ = [
     "AuditedModel",
     "Role",
+    "check_control",
     "check_tokenizers",
     "common_prompt",
     "model_hash",
@@ -122,6 +123,26 @@ class AuditedModel:
         if isinstance(self.source, LitCausalLM):
             return self.source._kept_format()
         return kept_prompt(str(self.source))
+
+
+def check_control(models: Sequence[AuditedModel]) -> None:
+    """Refuse a control model that is one of the models that it is compared with.
+
+    With the unlearned model as its own control, every request would seem to be forgotten; with the original, none can.
+
+    Args:
+        models: The models of an audit.
+
+    Raises:
+        ValueError: If the control has the weights of another one.
+    """
+    for control in (model for model in models if model.role == "control"):
+        if same := next((m for m in models if m is not control and m.content == control.content), None):
+            raise ValueError(
+                f"The control model {control.name} has the weights of the {same.role} model {same.name}. A control was "
+                "trained without the rows to forget, and is another model than these two: give its folder as "
+                "retrained, or leave it out."
+            )
 
 
 def model_hash(source: Any) -> str:

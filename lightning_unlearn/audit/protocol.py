@@ -20,7 +20,7 @@ from lightning_unlearn.audit.evidence import CONTROLS, Control
 from lightning_unlearn.audit.findings import Findings, findings_of
 from lightning_unlearn.audit.hashes import rows_root
 from lightning_unlearn.audit.keys import load_private_key, password_for
-from lightning_unlearn.audit.models import AuditedModel
+from lightning_unlearn.audit.models import AuditedModel, check_control
 from lightning_unlearn.audit.parts import Parts
 from lightning_unlearn.audit.precision import Precision, resolved
 from lightning_unlearn.audit.record import AuditRecord
@@ -120,8 +120,9 @@ def run_audit(
         FileNotFoundError: If a model, the data, the key, the anchors, or rows.secret of the folder's audit is not
             there.
         FileExistsError: If ``output_dir`` has another audit.
-        ValueError: If rows are missing or malformed, the control does not fit what is given, an option is unknown, the
-            tokenizers of the models differ, or the judge is one of the models or not trusted.
+        ValueError: If rows are missing or malformed, the control does not fit what is given or is one of the other
+            models, an option is unknown, the tokenizers of the models differ, or the judge is one of the models or not
+            trusted.
     """
     one_of("depth", depth, Depth)
     one_of("precision", precision, Precision)
@@ -135,6 +136,7 @@ def run_audit(
     sources = {"original": original, "control": retrained, "unlearned": unlearned}
     models = [AuditedModel(role, source, dtype) for role, source in sources.items() if source is not None]  # type: ignore[arg-type]
     _check_places(models)
+    check_control(models)
     conditions = Conditions(depth, kind == "matched rows", seed, used, place, show_text)
     collector = Collector(models, rows, conditions, parts, _say)
     parts.claim(_claim(models, collector.rows, kind))
@@ -243,7 +245,7 @@ def _limits(findings: Findings, conditions: Conditions) -> list[str]:
 
 
 def _check_places(models: list[AuditedModel]) -> None:
-    """Refuse paths that do not exist, and one model in two roles, before a model is opened."""
+    """Refuse paths that do not exist before a model is opened."""
     for model in models:
         if isinstance(model.source, LitCausalLM):
             continue

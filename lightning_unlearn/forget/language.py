@@ -17,7 +17,7 @@ from lightning_unlearn.audit.depth import Depth, plan_of
 from lightning_unlearn.audit.entries import model_entry, verdict_entry
 from lightning_unlearn.audit.hashes import rows_root
 from lightning_unlearn.audit.measures import timing
-from lightning_unlearn.audit.models import AuditedModel
+from lightning_unlearn.audit.models import AuditedModel, check_control
 from lightning_unlearn.audit.protocol import control_of, run_audit
 from lightning_unlearn.core.callback import UnlearnCallback
 from lightning_unlearn.core.checks import above, at_least, one_of
@@ -116,6 +116,8 @@ class LanguageRequest:
         check_columns(self.tables, self.columns, self.sources)
         rows = self.audit_data()
         control_of(None, self.retrained, rows)
+        if self.retrained is not None:
+            check_control([AuditedModel("original", self.model), AuditedModel("control", self.retrained)])
         assert self.objective
         module = LitCausalLM(self.model, lr=self.lr, lora=self.lora)
         if module.tokenizer is None:

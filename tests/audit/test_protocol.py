@@ -60,11 +60,11 @@ def data() -> AuditData:
 
 @pytest.fixture(scope="module")
 def models(tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A model that was taught all rows, one that was taught the retain rows alone, and one without any training."""
+    """A model that was taught all rows, two that were taught the retain rows alone, and one without any training."""
     folder = tmp_path_factory.mktemp("models")
     taught = [question(c) for c in ("France", "Italy", "Spain", "Cuba", "Japan", "Peru")]
-    for name, part in {"original": taught, "retrained": taught[4:]}.items():
-        module = LitCausalLM(tiny_lm, lr=3e-3)
+    for name, part in {"original": taught, "retrained": taught[4:], "control": taught[4:]}.items():
+        module = LitCausalLM(tiny_lm, lr=2e-3 if name == "control" else 3e-3)
         loader = LanguageDataModule(forget=part, retain=part, batch_size=6)
         loader.prompt = module._prompt_format()
         loader.setup("fit")
@@ -75,21 +75,21 @@ def models(tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         )  # fmt: skip
         run.fit(module, torch.utils.data.DataLoader(batches, batch_size=6, collate_fn=loader.collate_fn))
         module.save_pretrained(folder / name)
-    return {"original": folder / "original", "retrained": folder / "retrained", "random": tiny_lm}
+    return {**{name: folder / name for name in ("original", "retrained", "control")}, "random": tiny_lm}
 
 
 def test_three_models_have_three_verdicts(models: dict[str, Path], data: AuditData, tmp_path: Path) -> None:
     data = replace(data, neutral=[])  # models of six rows have no use for plain text
     verdicts = {
         name: run_audit(
-            models["original"], models[name], data, tmp_path / name, models["retrained"], depth="quick", precision="32"
+            models["original"], models[name], data, tmp_path / name, models["control"], depth="quick", precision="32"
         ).verdict
         for name in ("original", "retrained", "random")
     }
     assert verdicts["original"].name == "not forgotten"
     assert verdicts["retrained"].name != "not forgotten"
     assert all(
-        gate.kappa == 0 for gate in verdicts["retrained"].evidence.gates if gate.name in verdicts["retrained"].gates
+        gate.kappa < 0.1 for gate in verdicts["retrained"].evidence.gates if gate.name in verdicts["retrained"].gates
     )
     assert verdicts["random"].name == "damaged"
     report = UnlearningReport.read(tmp_path / "original")
@@ -216,6 +216,7 @@ def test_what_differs_in_tokenizers(tiny_lm: Path) -> None:
         ({"unlearned": "/no/such/model"}, FileNotFoundError, "There is no unlearned model /no/such/model"),
         ({"key": "/no/key.pem"}, FileNotFoundError, "no key"),
         ({"data": "/no/rows"}, FileNotFoundError, "There is no folder or file /no/rows"),
+        ({"retrained": "tiny_lm"}, ValueError, "The control model tiny_lm.* has the weights of the original model"),
     ],
 )
 def test_bad_options_are_refused_first(
@@ -229,6 +230,8 @@ def test_bad_options_are_refused_first(
 ) -> None:
     monkeypatch.setattr(AuditedModel, "opened", lambda *_: pytest.fail("a model was opened"))
     arguments = {"original": tiny_lm, "unlearned": tiny_lm, "data": data, "output_dir": tmp_path / "out"} | options
+    if arguments.get("retrained") == "tiny_lm":
+        arguments["retrained"] = shutil.copytree(tiny_lm, tmp_path / "tiny_lm")
     with pytest.raises(error, match=message):
         run_audit(**arguments)
 

@@ -216,6 +216,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tiny_lm: Path, 
         (FileNotFoundError, "There is no file", {"retain": "absent.jsonl"}),
         (ValueError, "config.json|no model|not a", {"model": str(tables)}),
         (ValueError, "depth must be", {"depth": "quickest"}),
+        (ValueError, "control model .* has the weights of the original", {"retrained": str(tiny_lm)}),
         (ValueError, r"1 answers to forget .* row 1 with \d+, .*Give --max_length", {"forget": long, "max_length": 99}),
     ]
     for error, message, given in cases:
