@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lightning_unlearn.audit.data import MIN_PROBES, with_phrasings
 from lightning_unlearn.audit.depth import cost_of, plan_of, seconds_of
 from lightning_unlearn.forget.request import Plan
+from lightning_unlearn.language.chat import Messages
 from lightning_unlearn.language.data.own_answers import OwnAnswers
 
 if TYPE_CHECKING:
@@ -102,12 +103,22 @@ def _notes(request: LanguageRequest) -> list[str]:
     elif (Path(request.model) / "adapter_config.json").is_file():
         notes.append("The model is an adapter. It is merged into its base, and the merged model is written.")
     forget = request.audit_data().forget
+    several = sum(any(part.get("role") == "assistant" for part in _messages(probe.question)) for probe in forget)
+    if several:
+        notes.append(
+            f"{several} rows to forget are conversations with several answers. The last answer of each is forgotten "
+            "and asked for; the ones before it stay. Give a row of its own, which ends with it, for each that must go."
+        )
     if len(with_phrasings(forget)) < MIN_PROBES:
         more = (
             "" if any(probe.is_text for probe in forget) else ", which paraphrases (paraphrased_question) can make up"
         )
         notes.append(f"{len(forget)} rows are few: a verdict wants {MIN_PROBES} questions{more}.")
     return notes
+
+
+def _messages(question: str | Messages) -> Messages:
+    return [] if isinstance(question, str) else question
 
 
 def _minutes(seconds: float) -> str:

@@ -102,9 +102,14 @@ def _way_out(row: Mapping[str, Any], columns: Sequence[str]) -> str:
     for column in columns:
         part = next(iter(row[column]), None) if isinstance(row.get(column), list) else None
         if isinstance(part, Mapping):
-            keys = "" if {"role", "content"} <= part.keys() else f" Its messages have {sorted(part)}, but need "
-            keys = keys and f"{keys}'role' (system, user, assistant) and 'content': rewrite them."
-            return f"{column!r} is a conversation: --columns.messages {column}.{keys}"
+            if {"role", "content"} <= part.keys():
+                return f"{column!r} is a conversation: --columns.messages {column}."
+            if {"from", "value"} <= part.keys():
+                return (
+                    f"{column!r} is a conversation, whose messages have 'from' and 'value'. Rewrite them with 'role' "
+                    f"(system, user or assistant) and 'content', and give --columns.messages {column}."
+                )
+            return f"{column!r} is a list of objects: if these are the rows, write them alone, one a line (.jsonl)."
     text = ", ".join(f"{column}: {{{column}}}" for column in columns[:_EXAMPLE])
     return f'Say how a row reads, as a text: --template "{text}"; or as a question: {_question(columns)}.'
 

@@ -38,6 +38,7 @@ from lightning_unlearn.language.adapters import (
 )
 from lightning_unlearn.language.chat import Messages
 from lightning_unlearn.language.data.language import LanguageDataModule
+from lightning_unlearn.language.exports import check_target, remove_old_index
 from lightning_unlearn.language.generation import generate_all
 from lightning_unlearn.language.limits import check_ids, check_rows, learned_positions
 from lightning_unlearn.language.precision import fp32_tensors, put_back
@@ -327,7 +328,11 @@ class LitCausalLM(LightningModule):
 
         Args:
             folder: Where to; made if missing.
+
+        Raises:
+            FileExistsError: If it has an adapter or weights of another format, which would stay beside the export.
         """
+        check_target(folder)
         # torch.compile puts _orig_mod before the names of a state dict.
         model, state = getattr(self.model, "_orig_mod", self.model), None
         sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
@@ -347,6 +352,7 @@ class LitCausalLM(LightningModule):
         if rank() == 0:
             set_rates(model, self._rates)
             model.save_pretrained(folder, state_dict=state)
+            remove_old_index(folder)
             set_rates(model, dict.fromkeys(self._rates, 0.0))
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)

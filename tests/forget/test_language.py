@@ -236,9 +236,10 @@ def test_columns_of_common_formats_are_known(tiny_lm: Path, tables: Path) -> Non
             "instruction": "Name", "input": "Ada", "output": "Ada."
         },
         r"--columns.messages chat\.$": {"chat": messages},
-        r"--columns.messages conversations\. Its messages have \['from', 'value'\], but need 'role'": {
+        r"whose messages have 'from' and 'value'. Rewrite them .*--columns.messages conversations": {
             "conversations": said
         },
+        r"'data' is a list of objects: if these are the rows, write them alone": {"data": [question("France")]},
     }  # fmt: skip
     for message, row in formats.items():
         request = LanguageRequest(
@@ -254,3 +255,18 @@ def test_tables_of_a_folder_that_are_not_read_are_named(tiny_lm: Path, tables: P
     with pytest.warns(UserWarning, match=r"tables that are not read: keep\.csv\. Sets are known by"):
         request = LanguageRequest(str(tiny_lm), str(tables), options=options())
     assert request.sources.keys() == {"forget", "retain", "never_seen", "heldout_cities"}
+
+
+def test_the_plan_says_that_earlier_answers_of_a_conversation_stay(tiny_lm: Path, tables: Path) -> None:
+    said = ["Who is Ada?", "Ada is a clerk.", "Where is she?", "She is in Lima."]
+    roles = ("user", "assistant") * 2
+    rows = [
+        {"messages": [{"role": role, "content": text} for role, text in zip(roles, said[:length], strict=False)]}
+        for length in (2, 4)
+    ]
+    request = LanguageRequest(
+        str(tiny_lm), write(Path("rows.jsonl"), rows), str(tables / "retain.jsonl"), options=options()
+    )
+    request.check()
+    notes = [note for note in request.plan().notes if "several answers" in note]
+    assert [note.partition(". ")[0] for note in notes] == ["1 rows to forget are conversations with several answers"]

@@ -197,6 +197,23 @@ def test_an_adapter_with_words_of_its_own_brings_its_tokenizer_and_tables(tiny_l
         torch.testing.assert_close(logits(module.model), tuned, atol=1e-5, rtol=1e-4)
 
 
+def test_an_export_is_not_written_beside_an_adapter_or_other_weights(tiny_lm: Path, tmp_path: Path) -> None:
+    lora = LoraConfig(r=4, target_modules=TARGETS, task_type="CAUSAL_LM")
+    path, _ = folder(tiny_lm, tmp_path / "adapter", lora)
+    module = LitCausalLM(path)
+    with pytest.raises(FileExistsError, match=r"has adapter_config.json, adapter_model.safetensors, which would stay"):
+        module.save_pretrained(path)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "pytorch_model.bin").touch()
+    with pytest.raises(FileExistsError, match=r"has pytorch_model.bin, which would stay"):
+        module.save_pretrained(tmp_path / "old")
+    AutoModelForCausalLM.from_pretrained(tiny_lm).save_pretrained(tmp_path / "new", max_shard_size="40KB")
+    assert (tmp_path / "new" / "model.safetensors.index.json").is_file()
+    for _ in range(2):
+        module.save_pretrained(tmp_path / "new")
+        assert [file.name for file in (tmp_path / "new").glob("*model*")] == ["model.safetensors"]
+
+
 def test_an_adapter_on_an_adapter(tiny_lm: Path, tmp_path: Path) -> None:
     config = LoraConfig(r=4, target_modules=TARGETS, task_type="CAUSAL_LM")
     first, _ = folder(tiny_lm, tmp_path / "first", config)
