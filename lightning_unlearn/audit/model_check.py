@@ -29,14 +29,12 @@ def compare_model(recorded: dict[str, Any], path: Path) -> Iterator[tuple[str, s
         yield "file missing", "there is no such file or folder"
         return
     try:
-        content, files = content_hash(path), model_files(path)
+        content, files, base = content_hash(path), model_files(path), base_hash(path)
     except (OSError, ValueError) as error:
         yield "file damaged", str(error)
         return
-    if (base := recorded.get("base")) is not None and (found := base_hash(path)) != base:
-        yield (
-            (BASE, "the local base model of the adapter") if found is None else ("base model changed", "other weights")
-        )
+    if recorded.get("base") not in (None, base):
+        yield (BASE, "the local base model of the adapter") if base is None else ("base model changed", "other weights")
     same = content.root == recorded["content_hash"]
     found = [] if same or content.kind != "tensors" else list(_tensors(recorded, content.tensors, path))
     yield from found

@@ -68,11 +68,11 @@ class AuditedModel:
 
     @cached_property
     def identity(self) -> str:
-        """Hash of all that its answers depend on: weights, those below an adapter, configuration, tokenizer, prompt."""
+        """Hash of what its answers to a prompt depend on: weights, those below an adapter, configuration, tokenizer."""
         if isinstance(self.source, LitCausalLM):
             tokenizer = self.source.tokenizer
             config = {**self.source.model.config.to_diff_dict(), "_name_or_path": None}
-            read = [config, None if tokenizer is None else tokenizer_facts(tokenizer)]
+            read: list[Any] = [config, None if tokenizer is None else tokenizer_facts(tokenizer)]
         else:
             path = _folder(self.source)
             read = [base_hash(path), {file.name: sha256(file) for file in _files_read(path)}, _adapter_settings(path)]
@@ -172,9 +172,10 @@ def _files_read(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
     files = [file for file in (*path.iterdir(), *path.glob("additional_chat_templates/*")) if file.is_file()]
-    names = ("config.json", "prompt_format.json")
     return sorted(
-        file for file in files if file.name in names or file.suffix == ".jinja" or TOKENIZER_FILES.fullmatch(file.name)
+        file
+        for file in files
+        if file.name == "config.json" or file.suffix == ".jinja" or TOKENIZER_FILES.fullmatch(file.name)
     )
 
 
