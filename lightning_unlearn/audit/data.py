@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lightning_unlearn.audit.overlaps import check_overlaps, without_repeats
+from lightning_unlearn.audit.overlaps import check_overlaps, with_distinct_phrasings, without_repeats
 from lightning_unlearn.core.lightning import rank_zero_warn
 from lightning_unlearn.core.sources import is_missing, load_rows
 from lightning_unlearn.core.tables import TABLE_ENDINGS
@@ -264,7 +264,7 @@ def audit_data(
         if name != "forget" and len(probes) > limit:
             drawn = torch.randperm(len(probes), generator=keyed_generator(seed, number))[:limit]
             probes = [probes[i] for i in drawn.sort().values.tolist()]
-        sets[name] = [_rephrased(probe, phrasings) for probe in probes]
+        sets[name] = [with_distinct_phrasings(_rephrased(probe, phrasings)) for probe in probes]
     if unknown := sorted(phrasings.keys() - known):
         rank_zero_warn(f"{len(unknown)} questions in the paraphrases of {source} are in no set.")
     return AuditData(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from lightning_unlearn.core.lightning import rank_zero_warn
 from lightning_unlearn.language.chat import content_text
 from lightning_unlearn.language.matching import plain_text
 from lightning_unlearn.language.probes import Probe
 
-__all__ = ["check_overlaps", "without_repeats"]
+__all__ = ["check_overlaps", "with_distinct_phrasings", "without_repeats"]
 
 
 def without_repeats(probes: Sequence[Probe], name: str, source: str) -> list[Probe]:
@@ -30,6 +31,22 @@ def without_repeats(probes: Sequence[Probe], name: str, source: str) -> list[Pro
             "an earlier row. Each is asked once, since asking again shows nothing more."
         )
     return list(first.values())
+
+
+def with_distinct_phrasings(probe: Probe) -> Probe:
+    """The probe without phrasings that repeat its question or one another, which would count as further questions.
+
+    Example:
+        >>> probe = Probe(0, "Who?", "Ada.", paraphrased_questions=("who?", "By whom?", "By  whom?"))
+        >>> with_distinct_phrasings(probe).paraphrased_questions
+        ('By whom?',)
+    """
+    asked = probe.question if isinstance(probe.question, str) else content_text(probe.question[-1])
+    distinct: dict[str, str] = {}
+    for text in probe.paraphrased_questions:
+        distinct.setdefault(plain_text(text), text)
+    distinct.pop(plain_text(asked), None)
+    return replace(probe, paraphrased_questions=tuple(distinct.values()))
 
 
 def check_overlaps(sets: Mapping[str, Sequence[Probe]], source: str) -> None:

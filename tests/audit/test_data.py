@@ -106,6 +106,13 @@ def test_a_row_that_is_repeated_is_asked_once() -> None:
     assert data.is_small
 
 
+def test_a_phrasing_that_is_repeated_is_asked_once() -> None:
+    row = ROW | {"paraphrased_question": ["Who wrote it?", "By whom is it?", "by whom  is it?"]}
+    (probe,) = read_audit_data({"forget": [row], "retain": [OTHER]}).forget
+    assert probe.paraphrased_questions == ("By whom is it?",)
+    assert len(with_phrasings([probe] * 6)) < MIN_PROBES
+
+
 def test_rows_in_two_sets_are_refused_or_named() -> None:
     composed = {"question": "Who is José?", "answer": "A clerk."}
     decomposed = {"question": "Who is Jose\N{COMBINING ACUTE ACCENT}?", "answer": "a clerk."}
