@@ -36,6 +36,11 @@ __all__ = [
 Role = Literal["original", "control", "unlearned"]
 
 _TEXT = "In 1984 the naïve “Ω-team” paid 3,50 €\n\tfor  it."
+_FILES = [
+    *("*.safetensors", "*.bin", "*.json", "*.jinja"),
+    # Of the tokenizer, too: whether the cache has them is not to decide what the model is known by.
+    *("tokenizer*", "vocab*", "merges*", "spiece*", "sentencepiece*", "*.model"),
+]
 _MOVED = "Audit models that were made of one another, or give the tokenizer that the first was trained with."
 
 
@@ -164,7 +169,7 @@ def _folder(source: Any) -> Path:
         return path
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(str(source), allow_patterns=["*.safetensors", "*.bin", "*.json", "*.jinja"]))
+    return Path(snapshot_download(str(source), allow_patterns=_FILES))
 
 
 def _files_read(path: Path) -> list[Path]:
