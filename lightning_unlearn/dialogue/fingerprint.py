@@ -16,7 +16,7 @@ from lightning_unlearn.dialogue.rating import RatesDialogues
 __all__ = ["JudgeFingerprint", "fingerprint_dialogues"]
 
 _DIALOGUES = Path(__file__).parents[1] / "assets" / "fingerprint_dialogues.jsonl"
-_TOLERANCE = 0.25
+_TOLERANCE = 0.4  # SmolLM2-135M in bf16 against fp32: 0.22; asked for the rating first, or with other examples: 0.5
 
 
 def fingerprint_dialogues() -> list[Dialogue]:
@@ -36,12 +36,11 @@ class JudgeFingerprint:
 
     A judge with the scores $g_i$ is taken for the same one if
 
-    $$\frac1n \sum_i |f_i - g_i| \le \frac{\sigma}{4},$$
+    $$\frac1n \sum_i |f_i - g_i| \le 0.4\,\sigma,$$
 
     where $\sigma$ is the standard deviation of the scores that a calibration was fitted to. The limit is our own
-    choice: the same judge in another precision stays well below it. Another model, prompt, extractor or choice of
-    examples is noticed where it changes scores by more. Dialogues for which one of the two found no rating do not
-    count.
+    choice: the same judge in another precision stays below it. Another model, prompt, extractor or choice of examples
+    is noticed where it changes scores by more. Dialogues for which one of the two found no rating do not count.
 
     Args:
         scores: The scores; NaN where no rating was found.

@@ -130,7 +130,7 @@ def test_judges_are_compared_by_the_mean_difference_of_what_both_have_rated() ->
     scores, human = judged(60, 0)
     own = [3.0] * 7 + [math.nan]
     calibration = Calibration(draws=5).fit(scores, human, judge=own)
-    limit = float(scores.std()) / 4
+    limit = 0.4 * float(scores.std())
     calibration.require_judge(Constant(3 + 0.99 * limit))
     with pytest.raises(ValueError, match="another judge"):
         calibration.require_judge(Constant(3 + 1.01 * limit))
