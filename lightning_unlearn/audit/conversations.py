@@ -118,7 +118,8 @@ def open_judge(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If there is a calibration without a judge, or the calibration is missing or not trusted.
+        ValueError: If there is a calibration without a judge, or the calibration is missing, not trusted or that of
+            another judge.
     """
     if judge is None:
         if calibration is not None:
@@ -129,11 +130,12 @@ def open_judge(
     if isinstance(calibration, (str, os.PathLike)) and not Path(calibration).is_file():
         raise FileNotFoundError(f"There is no calibration {calibration} (looked in {Path.cwd()}).")
     opened = DialogueJudge(judge, dtype=dtype) if isinstance(judge, (str, os.PathLike)) else judge
-    if isinstance(calibration, (str, os.PathLike)):
-        rows = str(calibration).endswith(".jsonl")
-        with judging_on(opened, device):
-            calibration = _fitted(opened, calibration) if rows else Calibration.load(calibration)
-    return ConversationJudge(opened, check_trusted(calibration), seed=seed)
+    with judging_on(opened, device):
+        if isinstance(calibration, (str, os.PathLike)) and str(calibration).endswith(".jsonl"):
+            return ConversationJudge(opened, check_trusted(_fitted(opened, calibration)), seed=seed)
+        given = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
+        check_trusted(given).require_judge(opened)
+    return ConversationJudge(opened, given, seed=seed)
 
 
 def rated_conversations(
@@ -261,7 +263,7 @@ def _fitted(judge: RatesDialogues, path: str | os.PathLike[str]) -> Calibration:
     extractor = getattr(judge, "extractor", None)
     knows_bad = isinstance(extractor, ProbeExtractor) and extractor.knows_bad
     floor = calibration.low if knows_bad else None
-    return calibration.fit([score for score, _ in pairs], [human for _, human in pairs], floor)
+    return calibration.fit([score for score, _ in pairs], [human for _, human in pairs], floor, judge)
 
 
 def _judge_settings(judge: Any) -> JSON:

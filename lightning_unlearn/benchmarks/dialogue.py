@@ -263,7 +263,7 @@ def _calibrate(folder: Path, runs: dict[str, dict[str, Outcome]]) -> list[dict[s
             if len(pairs) < 8:  # a calibration to fewer would be noise
                 continue
             scores, human = map(list, zip(*pairs, strict=True))
-            calibration = Calibration().fit(scores, human, outcome.get("floor"))
+            calibration = Calibration().fit(scores, human, outcome.get("floor"), judge=outcome.get("fingerprint"))
             (place,) = outcome["files"]
             calibration.save(folder / place / "calibration.json")
             told = {"trusted": calibration.trusted, "spearman": list(calibration.spearman)}

@@ -19,6 +19,7 @@ from lightning_unlearn.dialogue.baselines import NeighbourRating, TfidfRidge
 from lightning_unlearn.dialogue.data.uss import USSDialogues, USSSubset
 from lightning_unlearn.dialogue.dialogue import Dialogue
 from lightning_unlearn.dialogue.extractors import AnalysisExtractor, Extractor, LogitExtractor, TextExtractor
+from lightning_unlearn.dialogue.fingerprint import fingerprint_dialogues
 from lightning_unlearn.dialogue.judge import DialogueJudge
 from lightning_unlearn.dialogue.probe import ProbeExtractor
 from lightning_unlearn.dialogue.prompt import BuiltPrompt, JudgePrompt, Mode
@@ -202,6 +203,7 @@ def judged(cell: JudgeCell, folder: Path) -> Outcome:
     if cell.lora is not None or cell.probe:
         outcome["files"] = [place := f"judges/{cell.key}"]
         (judge.save_probe if cell.probe else judge.save_pretrained)(folder / place)
+        outcome["fingerprint"] = [rating.score for rating in judge.rate(fingerprint_dialogues())]
     return outcome
 
 

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_unlearn.cli.judge_agreement import agreement, calibration_of, write_calibrated
 from lightning_unlearn.core.checks import at_least, inside, one_of
 from lightning_unlearn.core.files import write_text
-from lightning_unlearn.core.intervals import Interval
-from lightning_unlearn.dialogue.bias import dialogue_lengths, length_bias
-from lightning_unlearn.dialogue.calibration import LEAST_DIALOGUES, Calibration
+from lightning_unlearn.dialogue.calibration import LEAST_DIALOGUES
 from lightning_unlearn.dialogue.data.fed import FEDDialogues
 from lightning_unlearn.dialogue.data.jsonl import JSONLDialogues
 from lightning_unlearn.dialogue.data.module import DialogueDataModule
@@ -20,11 +19,11 @@ from lightning_unlearn.dialogue.data.usr import USRDialogues
 from lightning_unlearn.dialogue.data.uss import USSDialogues
 from lightning_unlearn.dialogue.dialogue import Dialogue
 from lightning_unlearn.dialogue.extractors import AnalysisExtractor, LogitExtractor, TextExtractor
+from lightning_unlearn.dialogue.fingerprint import fingerprint_dialogues
 from lightning_unlearn.dialogue.judge import DialogueJudge
-from lightning_unlearn.dialogue.metrics.rating_metrics import RatingMetrics
 from lightning_unlearn.dialogue.probe import ProbeExtractor, saved_probe
 from lightning_unlearn.dialogue.prompt import JudgePrompt, Mode
-from lightning_unlearn.dialogue.rating import RatesDialogues, Rating
+from lightning_unlearn.dialogue.rating import RatesDialogues
 from lightning_unlearn.dialogue.rating_files import RatingFile, check_same_judge, files_digest, seen, without_nan
 from lightning_unlearn.dialogue.remote import RemoteJudge
 from lightning_unlearn.dialogue.selectors.bm25 import BM25Selector
@@ -157,12 +156,17 @@ def judge(
     file.check_of(read.dialogues)
     ratings = file.rate(maker, rated, batch_size)
     file.sort_as(read.dialogues)
-    summary: dict[str, Any] = {"settings": settings, "dialogues": len(rated), **_agreement(ratings, rated, task, seed)}
+    summary: dict[str, Any] = {"settings": settings, "dialogues": len(rated), **agreement(ratings, rated, task, seed)}
     write_text(folder / "summary.json", json.dumps(without_nan(summary), indent=2) + "\n")
     if held_out:
         known = RatingFile(folder / "calibration_ratings.jsonl").rate(maker, held_out, batch_size)
+        own = RatingFile(folder / "fingerprint_ratings.jsonl").rate(maker, fingerprint_dialogues(), batch_size)
         knows_bad = known_bad or (route == "probe" and saved is not None and saved.probe.soundness is not None)
-        summary["calibration"] = _calibrated(folder, task, known, held_out, ratings, rated, level, seed, knows_bad)
+        fitted = calibration_of(folder, task, known, held_out, own, seed, knows_bad)
+        write_calibrated(folder, fitted, ratings, rated, level)
+        counted = sum(not math.isnan(rating.score) for rating in known)
+        told = {"trusted": fitted.trusted, "spearman": fitted.spearman._asdict(), "dialogues": counted}
+        summary["calibration"] = told
         write_text(folder / "summary.json", json.dumps(without_nan(summary), indent=2) + "\n")
     for name, value in summary.get("agreement", {}).items():
         print(f"{name}: {value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
@@ -281,57 +285,3 @@ def _apart(**files: Sequence[Dialogue]) -> None:
                     f"Dialogue {dialogue.id!r} of --{name} is also in --{owner}: the judge would be shown, or "
                     "calibrated to, what it is measured on. Give files that have none in common."
                 )
-
-
-def _agreement(ratings: Sequence[Rating], dialogues: Sequence[Dialogue], task: str, seed: int) -> dict[str, Any]:
-    pairs = [(rating, part) for rating, part in zip(ratings, dialogues, strict=True) if part.ratings]
-    summary: dict[str, Any] = {"parse_rate": sum(rating.parsed for rating in ratings) / max(1, len(ratings))}
-    masses = [rating.vocab_mass for rating in ratings if rating.vocab_mass is not None]
-    if masses:
-        summary["vocab_mass"] = math.fsum(masses) / len(masses)
-    scored = [place for place, rating in enumerate(ratings) if not math.isnan(rating.score)]
-    if len(scored) >= 3:
-        lengths = dialogue_lengths([dialogues[place] for place in scored])
-        found_bias = length_bias([ratings[place].score for place in scored], lengths, seed=seed)
-        summary["length_bias"] = found_bias.spearman._asdict()
-    if len([1 for rating, _ in pairs if not math.isnan(rating.score)]) < 3:
-        return summary
-    metrics = RatingMetrics(task)
-    metrics.update([rating for rating, _ in pairs], [part for _, part in pairs])
-    found: dict[str, Interval] = metrics.intervals(seed=seed)
-    return {**summary, "agreement": {name: value._asdict() for name, value in found.items()}}
-
-
-def _calibrated(
-    folder: Path,
-    task: str,
-    known: Sequence[Rating],
-    held_out: Sequence[Dialogue],
-    ratings: Sequence[Rating],
-    rated: Sequence[Dialogue],
-    level: float,
-    seed: int,
-    knows_bad: bool,
-) -> dict[str, Any]:
-    """Calibrate to the held-out dialogues, and write the calibrated scores of the others."""
-    pairs = [(rating.score, part.mean) for rating, part in zip(known, held_out, strict=True)]
-    used = [(score, mean) for score, mean in pairs if not math.isnan(score)]
-    if len(used) < LEAST_DIALOGUES:
-        raise ValueError(
-            f"The judge gave a rating for {len(used)} of the {len(pairs)} dialogues in --calibrate, but a calibration "
-            f"needs {LEAST_DIALOGUES}. Its texts are in {folder / 'calibration_ratings.jsonl'}. Use --route logits, or "
-            "raise --max_new_tokens."
-        )
-    calibration = Calibration(task, seed=seed)
-    floor = calibration.low if knows_bad else None
-    calibration.fit([score for score, _ in used], [mean for _, mean in used], floor)
-    calibration.save(folder / "calibration.json")
-    rows = []
-    for rating, part in zip(ratings, rated, strict=True):
-        there = not math.isnan(rating.score)
-        interval = calibration.interval(rating.score, level) if there else Interval(math.nan, math.nan, math.nan)
-        rows.append({"id": part.id, **without_nan(interval._asdict())})
-    write_text(folder / "calibrated.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    if not calibration.trusted:
-        print("The judge's scores do not agree with people's ratings: their correlation's interval is not above 0.")
-    return {"trusted": calibration.trusted, "spearman": calibration.spearman._asdict(), "dialogues": len(used)}

@@ -23,6 +23,8 @@ from .extractors import AnalysisExtractor as AnalysisExtractor
 from .extractors import LogitExtractor as LogitExtractor
 from .extractors import SelfConsistency as SelfConsistency
 from .extractors import TextExtractor as TextExtractor
+from .fingerprint import JudgeFingerprint as JudgeFingerprint
+from .fingerprint import fingerprint_dialogues as fingerprint_dialogues
 from .judge import DialogueJudge as DialogueJudge
 from .metrics.rating_metrics import DIALOGUE_STATISTICS as DIALOGUE_STATISTICS
 from .metrics.rating_metrics import TURN_STATISTICS as TURN_STATISTICS

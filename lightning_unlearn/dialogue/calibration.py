@@ -16,7 +16,8 @@ from torch import Tensor
 from lightning_unlearn.core.checks import at_least, inside
 from lightning_unlearn.core.files import write_text
 from lightning_unlearn.core.intervals import Interval, bootstrap
-from lightning_unlearn.dialogue.rating import finite_numbers
+from lightning_unlearn.dialogue.fingerprint import JudgeFingerprint, fingerprint_dialogues
+from lightning_unlearn.dialogue.rating import RatesDialogues, finite_numbers
 from lightning_unlearn.dialogue.task import SATISFACTION, RatingTask, task_of
 from lightning_unlearn.functional.dialogue.correlation import spearman
 
@@ -64,6 +65,9 @@ class Calibration:
     spearman: Interval
     """Correlation of scores and ratings of all dialogues that it was fitted to."""
 
+    fingerprint: JudgeFingerprint | None = None
+    """What its judge is recognized by; ``None`` if it was fitted to scores alone."""
+
     def __init__(
         self,
         task: RatingTask | str = SATISFACTION,
@@ -78,7 +82,11 @@ class Calibration:
         self.level, self.draws = inside("level", level, 0, 1), at_least("draws", draws, 1)
 
     def fit(
-        self, scores: Sequence[float] | Tensor, human: Sequence[float] | Tensor, floor: float | None = None
+        self,
+        scores: Sequence[float] | Tensor,
+        human: Sequence[float] | Tensor,
+        floor: float | None = None,
+        judge: RatesDialogues | Sequence[float] | None = None,
     ) -> Calibration:
         """Fit to rated dialogues.
 
@@ -90,6 +98,8 @@ class Calibration:
             scores: The judge's scores, shape ``(N,)``. Leave out those that could not be parsed.
             human: Mean ratings, shape ``(N,)``.
             floor: The score of a dialogue that is certainly bad, such as 1 of a `ProbeExtractor` with ``known_bad``.
+            judge: The judge, or its scores of `fingerprint_dialogues`, so that audits and callbacks notice if the
+                calibration is used with another one.
 
         Returns:
             Itself.
@@ -117,6 +127,7 @@ class Calibration:
             self.scores, self.ratings = [floor, *self.scores], [self.low, *self.ratings]
         rest = order[first:]
         self.residuals: list[float] = (y[rest] - self(x[rest])).abs().sort().values.tolist()
+        self.fingerprint = None if judge is None else JudgeFingerprint.of(_own_scores(judge), float(x.std()))
         return self
 
     @property
@@ -137,6 +148,18 @@ class Calibration:
                 f"the {self.level:.0%} interval [{low:.3f}, {high:.3f}], which is not above 0. Use a better judge, or "
                 "more rated dialogues."
             )
+
+    def require_judge(self, judge: RatesDialogues) -> None:
+        """Refuse another judge than the one that it was fitted to, where its fingerprint is known.
+
+        Args:
+            judge: Rates the dialogues of the fingerprint.
+
+        Raises:
+            ValueError: If its scores are too far from those of the fingerprint.
+        """
+        if self.fingerprint is not None:
+            self.fingerprint.check(judge)
 
     def __call__(self, scores: Sequence[float] | Tensor | float) -> Tensor:
         """Calibrated scores of the same shape, fp64; NaN stays NaN.
@@ -182,6 +205,8 @@ class Calibration:
         self._fitted()
         fields = {name: getattr(self, name) for name in _FIELDS}
         fields["spearman"] = [None if math.isnan(number) else number for number in self.spearman]
+        if self.fingerprint is not None:
+            fields["judge"] = self.fingerprint.state_dict()
         write_text(path, json.dumps({"format": _FORMAT, **fields}, indent=1, allow_nan=False))
 
     @classmethod
@@ -202,6 +227,8 @@ class Calibration:
         for name in _FIELDS:
             setattr(made, name, fields[name])
         made.spearman = Interval(*(math.nan if number is None else number for number in fields["spearman"]))
+        if fields.get("judge") is not None:
+            made.fingerprint = JudgeFingerprint.from_state_dict(fields["judge"])
         return made
 
     def _correlation(self, x: Tensor, y: Tensor) -> Interval:
@@ -221,6 +248,13 @@ class Calibration:
 
 _FORMAT = "lightning-unlearn calibration 1"
 _FIELDS = ("low", "high", "share", "seed", "level", "draws", "scores", "ratings", "residuals")
+
+
+def _own_scores(judge: RatesDialogues | Sequence[float]) -> list[float]:
+    """A judge's scores of the dialogues of a fingerprint."""
+    if isinstance(judge, RatesDialogues):
+        return [rating.score for rating in judge.rate(fingerprint_dialogues())]
+    return list(judge)
 
 
 def _isotonic(x: Tensor, y: Tensor, low: float, high: float) -> tuple[list[float], list[float]]:

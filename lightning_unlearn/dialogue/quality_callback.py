@@ -81,7 +81,8 @@ class DialogueQualityCallback(Monitor):
         seed: Seed of the controls.
 
     Raises:
-        ValueError: If a number is out of range, the calibration is not trusted, or the judge is the model itself.
+        ValueError: If a number is out of range, the calibration is not trusted or belongs to another judge, or the
+            judge is the model itself.
         MisconfigurationException: If the module can't answer.
 
     References:
@@ -129,8 +130,11 @@ class DialogueQualityCallback(Monitor):
             self._opened = (DialogueJudge(self.judge) if isinstance(self.judge, str) else self.judge), scale
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse the model as its own judge, then rate it before unlearning."""
-        check_other_model(self._ready()[0], pl_module)
+        """Refuse the model as its own judge and the calibration of another judge, then rate before unlearning."""
+        judge, calibration = self._ready()
+        check_other_model(judge, pl_module)
+        with isolate_rng(), judging_on(judge, pl_module.device):
+            calibration.require_judge(judge)
         super().on_train_start(trainer, pl_module)
 
     def evaluate(self, trainer: Trainer, module: LightningModule) -> Evaluation:

@@ -103,7 +103,7 @@ def check_same_judge(folder: Path, settings: dict[str, Any], data: Path) -> None
         ValueError: If there are ratings, and other settings or none.
     """
     path = folder / "settings.json"
-    files = [folder / "ratings.jsonl", folder / "calibration_ratings.jsonl"]
+    files = [folder / f"{name}ratings.jsonl" for name in ("", "calibration_", "fingerprint_")]
     if any(file.exists() and file.resolve() == data.resolve() for file in files):
         raise ValueError(f"{data} would be overwritten with ratings. Give another --output_dir.")
     if any(file.exists() and file.stat().st_size for file in files):

@@ -16,7 +16,7 @@ from lightning_unlearn.audit.models import AuditedModel
 from lightning_unlearn.audit.parts import Parts
 from lightning_unlearn.report.sections import Examples, Measurement, Section
 from tests.conftest import question
-from tests.dialogue.echo import EchoJudge, collapsed, echo, trusted
+from tests.dialogue.echo import Contrary, EchoJudge, collapsed, echo, trusted
 
 CONDITIONS = Conditions("quick", False, 0, "32", torch.device("cpu"), False)
 
@@ -142,6 +142,9 @@ def test_a_judge_needs_a_calibration(tiny_lm: Path, tmp_path: Path) -> None:
     again = open_judge(EchoJudge(), tmp_path / "calibration.json")
     assert again is not None
     assert again.calibration.spearman == opened.calibration.spearman
+    for path in (tmp_path / "calibration.json", again.calibration):
+        with pytest.raises(ValueError, match="calibration belongs to another judge"):
+            open_judge(Contrary(), path)
     with pytest.raises(ValueError, match="do not agree with people"):
         open_judge(EchoJudge(), Calibration().fit(torch.arange(20.0), 3 + torch.arange(20) % 2))
 

@@ -78,10 +78,13 @@ def test_every_entry_runs_once_and_is_decided(long_lm: Path, tmp_path: Path) -> 
         assert kept["folder"] in table
         place, run_of = tmp_path / "out" / kept["folder"], record["runs"]["SGD"][kept["name"]]
         rho = run_of["agreement"]["spearman"][0]
-        assert Calibration.load(place / "calibration.json").spearman.value == pytest.approx(rho)
+        calibration = Calibration.load(place / "calibration.json")
+        assert calibration.spearman.value == pytest.approx(rho)
         judge = DialogueJudge(str(place), prompt=JudgePrompt(max_length=640))
         again = [rating.score for rating in judge.rate(test)]
         assert again == pytest.approx(run_of["scores"], abs=1e-4)  # what was saved is what rated
+        assert calibration.fingerprint is not None
+        calibration.require_judge(judge)
     assert json.loads((tmp_path / "out" / "dialogue.json").read_text())["test"] == 16
     assert (tmp_path / "out" / f"dialogue_{long_lm.name}.svg").exists()
 

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_unlearn import Calibration, JSONLDialogues, JudgePrompt
 from lightning_unlearn.cli import judge as command
 from lightning_unlearn.cli.fit import UnlearnCLI
 from lightning_unlearn.cli.main import main
 from lightning_unlearn.dialogue.judge import DialogueJudge
 from lightning_unlearn.dialogue.rating_files import RatingFile
+from lightning_unlearn.dialogue.selectors.bm25 import BM25Selector
 from tests.dialogue.uss_files import write_jsonl, write_uss
 
 
@@ -46,6 +48,12 @@ def test_ratings_agreement_and_calibration_from_the_command_line(
     assert set(summary["length_bias"]) == {"value", "low", "high"}
     assert summary["parse_rate"] == 1.0
     assert summary["calibration"]["dialogues"] == 16
+    calibration = Calibration.load(out / "calibration.json")
+    shown = JSONLDialogues(files["pool"]).rated
+    prompt = JudgePrompt(max_length=900)
+    calibration.require_judge(DialogueJudge(long_lm, prompt=prompt, selector=BM25Selector(), shots=1, pool=shown))
+    assert len(lines(out / "fingerprint_ratings.jsonl")) == 8
+    assert calibration.fingerprint is not None
     assert summary["settings"]["examples"] == "bm25"
     assert "spearman:" in capsys.readouterr().out
 

@@ -39,6 +39,13 @@ class EchoJudge:
         return 1 + 4 * math.fsum(shares) / max(len(shares), 1)
 
 
+class Contrary(EchoJudge):
+    """Rates low what the other one rates high."""
+
+    def rate(self, dialogues: Sequence[Dialogue]) -> list[Rating]:
+        return [Rating(6 - rating.score) for rating in super().rate(dialogues)]
+
+
 def echo(asked: Sequence[list[dict[str, Any]]]) -> list[str]:
     """Answers that repeat what the user has said, with one word before it."""
     return [f"Indeed: {messages[-1]['content']}" for messages in asked]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from lightning_unlearn.dialogue.calibration import Calibration
+from lightning_unlearn.dialogue.dialogue import Dialogue
 from lightning_unlearn.dialogue.rating import Rating
 from lightning_unlearn.dialogue.task import FED_OVERALL
+from tests.dialogue.echo import EchoJudge
 
 
 def judged(count: int, seed: int, noise: float = 0.6) -> tuple[Tensor, Tensor]:
@@ -20,6 +23,16 @@ def judged(count: int, seed: int, noise: float = 0.6) -> tuple[Tensor, Tensor]:
     score = torch.rand(count, generator=generator).double() * 4 + 1
     spread = noise * score / 3 * torch.randn(count, generator=generator).double()
     return score, (1 + (score - 1) ** 2 / 4 + spread).clamp(1, 5)
+
+
+class Constant:
+    """Gives every dialogue the same score."""
+
+    def __init__(self, score: float) -> None:
+        self.score = score
+
+    def rate(self, dialogues: Sequence[Dialogue]) -> list[Rating]:
+        return [Rating(self.score) for _ in dialogues]
 
 
 def test_intervals_hold_the_rating_as_often_as_they_say() -> None:
@@ -97,6 +110,34 @@ def test_a_file_gives_the_same_calibration(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"scores": []}')
     with pytest.raises(ValueError, match="is not a file of Calibration"):
         Calibration.load(tmp_path / "other.json")
+
+
+def test_a_calibration_knows_its_judge_also_from_a_file(tmp_path: Path) -> None:
+    scores, human = judged(60, 0)
+    calibration = Calibration(draws=5).fit(scores, human, judge=EchoJudge())
+    calibration.save(tmp_path / "judge.json")
+    loaded = Calibration.load(tmp_path / "judge.json")
+    assert loaded.fingerprint == calibration.fingerprint
+    assert loaded.fingerprint is not None
+    assert loaded.fingerprint.spread == pytest.approx(float(scores.std()))
+    loaded.require_judge(EchoJudge())
+    with pytest.raises(ValueError, match=r"another judge.*differ from those of that one by 2\.\d+ on average"):
+        loaded.require_judge(Constant(4.5))
+    Calibration(draws=5).fit(scores, human).require_judge(Constant(4.5))  # of scores alone, nothing is known
+
+
+def test_judges_are_compared_by_the_mean_difference_of_what_both_have_rated() -> None:
+    scores, human = judged(60, 0)
+    own = [3.0] * 7 + [math.nan]
+    calibration = Calibration(draws=5).fit(scores, human, judge=own)
+    limit = 0.4 * float(scores.std())
+    calibration.require_judge(Constant(3 + 0.99 * limit))
+    with pytest.raises(ValueError, match="another judge"):
+        calibration.require_judge(Constant(3 + 1.01 * limit))
+    with pytest.raises(ValueError, match="found no rating"):
+        calibration.require_judge(Constant(math.nan))
+    with pytest.raises(ValueError, match="7 scores for the 8 dialogues"):
+        Calibration(draws=5).fit(scores, human, judge=own[:7])
 
 
 def test_what_can_not_be_calibrated_is_refused() -> None:

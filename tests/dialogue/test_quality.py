@@ -22,7 +22,7 @@ from lightning_unlearn import (
     neutral_seeds,
 )
 from lightning_unlearn.dialogue.quality import check_other_model
-from tests.dialogue.echo import EchoJudge, collapsed, echo, trusted
+from tests.dialogue.echo import Contrary, EchoJudge, collapsed, echo, trusted
 from tests.helpers import save_resumable, trainer
 
 TOLD = controls_of([3.0, 4.0], {"empty": [1.0, 2.0]})
@@ -121,6 +121,17 @@ def test_a_collapse_is_caught(tmp_path: Path, tiny_lm: Path, rows: list[Any]) ->
     assert "Japan" in table.read_text(encoding="utf-8")
     state = callback.public_state(callback.state_dict())[0]
     assert "France" not in str(state)
+
+
+def test_a_calibration_of_another_judge_is_refused_before_training(
+    tmp_path: Path, tiny_lm: Path, rows: list[Any]
+) -> None:
+    scores = torch.linspace(1, 5, 40)
+    calibration = Calibration().fit(scores, scores, judge=EchoJudge())
+    callback = DialogueQualityCallback(Contrary(), calibration, generate=Collapses(9))
+    with pytest.raises(ValueError, match="calibration belongs to another judge"):
+        run(tmp_path, tiny_lm, callback, rows)
+    assert not callback.history
 
 
 def test_a_resumed_run_compares_with_the_model_before(tmp_path: Path, tiny_lm: Path, rows: list[Any]) -> None:
