@@ -25,7 +25,7 @@ from lightning_unlearn.core.lightning import (
     overrides,
 )
 from lightning_unlearn.core.own_loss import warn_of_another_loss
-from lightning_unlearn.core.own_training import OwnTraining, SkippedBatch
+from lightning_unlearn.core.own_training import OwnTraining, SkippedBatch, own_step
 from lightning_unlearn.core.reference import Needs, Reference, ReferenceCallback
 from lightning_unlearn.core.resolution import warn_below_resolution
 from lightning_unlearn.core.resume import (
@@ -191,9 +191,11 @@ class UnlearnCallback(ReferenceCallback, ABC):
 
         # A plain function: copies of the module (EMA) keep it as it is. Made here and not earlier, as it can't be
         # pickled for processes that are spawned.
-        def training_step(batch: dict[str, Batch], batch_idx: int) -> Tensor | None:
+        def training_step(*given: Any, **named: Any) -> Any:
+            if not trainer.training:  # a validation_step calls it
+                return own_step(pl_module)(*given, **named)
             try:
-                return self._training_step(trainer, pl_module, batch, batch_idx)
+                return self._training_step(trainer, pl_module, *given, **named)
             except SkippedBatch:
                 return None
 

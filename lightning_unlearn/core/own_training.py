@@ -20,7 +20,7 @@ from lightning_unlearn.core.lightning import LightningModule, Trainer, classes, 
 from lightning_unlearn.core.modes import without_gradients
 from lightning_unlearn.core.transfer import Patches, attached_trainer
 
-__all__ = ["OwnTraining", "SkippedBatch", "call_training_step", "own_loss"]
+__all__ = ["OwnTraining", "SkippedBatch", "call_training_step", "own_loss", "own_step"]
 
 _FILLS = {"add", "append", "appendleft", "extend", "insert", "setdefault", "update"}
 _ENTRIES = ("items", "keys", "values")
@@ -39,6 +39,13 @@ class SkippedBatch(Exception):
     """Raised where the module's ``training_step`` returns ``None``, which tells Lightning to skip the batch."""
 
 
+def own_step(module: LightningModule) -> Callable[..., Any]:
+    """The module's own ``training_step``, also while an objective is in its place."""
+    patch = vars(module).get("training_step")
+    own = getattr(patch, "replaced", patch)
+    return MethodType(type(module).training_step, module) if own is None else own
+
+
 def call_training_step(module: LightningModule, batch: Any) -> Any:
     """Call the module's own ``training_step``, also while an objective is in its place, whatever its arguments.
 
@@ -51,10 +58,7 @@ def call_training_step(module: LightningModule, batch: Any) -> Any:
     Returns:
         What it returns.
     """
-    patch = vars(module).get("training_step")
-    own = getattr(patch, "replaced", patch)
-    step = MethodType(type(module).training_step, module) if own is None else own
-    trainer = attached_trainer(module)
+    step, trainer = own_step(module), attached_trainer(module)
     if trainer is None:
         with with_idle_trainer(module):
             return _with_its_arguments(step, batch, 0)

@@ -13,7 +13,6 @@ import torch
 
 from lightning_unlearn.core.files import replacing
 from lightning_unlearn.core.lightning import (
-    WANDB_LOGGERS,
     Callback,
     LightningModule,
     MisconfigurationException,
@@ -21,6 +20,7 @@ from lightning_unlearn.core.lightning import (
     rank_zero_info,
     rank_zero_warn,
 )
+from lightning_unlearn.core.uploads import warn_of_uploads
 
 __all__ = [
     "OWN_ANSWER",
@@ -146,12 +146,7 @@ def seal(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             "unless keep_reference=True. Do not hand out a checkpoint of a run that was interrupted: "
             "`lightning-unlearn doctor --file x.ckpt` says what a file holds."
         )
-        if _uploads(trainer):
-            rank_zero_warn(
-                f"WandbLogger(log_model='all') uploads checkpoints while the run goes on, with {what} in them, and "
-                "what is uploaded can't be rewritten. So does log_model=True where save_top_k=-1. Take log_model=True "
-                "with another save_top_k, which uploads them at the end, or the callback LogArtifacts."
-            )
+        warn_of_uploads(trainer, what)
 
 
 def resume(trainer: Trainer, callback: Callback, checkpoint: dict[str, Any]) -> None:
@@ -204,13 +199,6 @@ def _after_fit(trainer: Trainer, run: _Run) -> bool:
     """Whether the trainer saves outside fit: by hand after it, or in another of its functions."""
     fitting = trainer.state.fn == "fit" and trainer.state.status != "finished"
     return not fitting and not run.interrupted
-
-
-def _uploads(trainer: Trainer) -> bool:
-    """Whether a logger of W&B uploads checkpoints before the end of the run."""
-    keeps_all = any(getattr(callback, "save_top_k", 0) == -1 for callback in trainer.checkpoint_callbacks)
-    chosen = [getattr(logger, "_log_model", False) for logger in trainer.loggers if isinstance(logger, WANDB_LOGGERS)]
-    return "all" in chosen or (keeps_all and True in chosen)
 
 
 def _needed(names: list[str]) -> list[str]:

@@ -243,3 +243,23 @@ def test_accumulation_that_changes_with_the_epoch() -> None:
     steps = Recorder(on_train_epoch_end=lambda run, *_: run.global_step)
     trainer(objective(), GradientAccumulationScheduler({1: 2}), steps, max_epochs=2).fit(seeded(), loaders())
     assert steps.values == [4, 6]
+
+
+class Validates(LitNet):
+    """Its validation calls its training step, and its training step takes one argument more."""
+
+    def training_step(self, batch: Any, batch_idx: int, log: bool = True) -> Tensor:
+        value = loss(self, batch)
+        if log:
+            self.log("train_loss", value)
+        return value
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.training_step(batch, batch_idx=batch_idx, log=False))
+
+
+def test_a_validation_step_may_call_the_training_step() -> None:
+    module = seeded(Validates)
+    run = trainer(objective(), EarlyStopping("val_loss"), max_epochs=2)
+    run.fit(module, loaders(), pairs(8, seed=3, batch_size=8))
+    assert run.callback_metrics["val_loss"].item() == pytest.approx(nll(module, 8, 3).mean().item())
