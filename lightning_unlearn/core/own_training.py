@@ -12,9 +12,9 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
 from torchmetrics import Metric
 
+from lightning_unlearn.core.batch_norm import running_statistics
 from lightning_unlearn.core.idle_trainer import with_idle_trainer
 from lightning_unlearn.core.lightning import LightningModule, Trainer, classes, isolate_rng, overrides, rank_zero_info
 from lightning_unlearn.core.modes import without_gradients
@@ -125,8 +125,7 @@ class OwnTraining:
         """Run the module's own training step, if something needs it; weights, statistics and random state stay."""
         if not self._needed_by:
             return
-        layers = [child for child in self.module.modules() if isinstance(child, _NormBase)]
-        statistics = [(b, b.clone()) for layer in layers for b in layer.buffers(recurse=False)]
+        statistics = [(b, b.clone()) for b in running_statistics(self.module.modules())]
         with isolate_rng(), without_gradients():
             self.output = call_training_step(self.module, kept_rows(batch))
         for buffer, value in statistics:

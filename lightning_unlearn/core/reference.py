@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from lightning_unlearn.core.batch_norm import has_batch_statistics
 from lightning_unlearn.core.batches import named_tensors, row_fingerprint, rows_in
 from lightning_unlearn.core.checks import function, one_of
 from lightning_unlearn.core.distributed import full_tensor, load_full_tensor, local_tensor
@@ -414,7 +414,7 @@ def _cause(module: nn.Module) -> str:
     causes = []
     if any(isinstance(child, _DropoutNd) and child.p > 0 for child in training):
         causes.append("The module has dropout: switch it off for unlearning (p=0).")
-    if any(isinstance(child, _NormBase) and child.track_running_stats for child in training):
+    if any(has_batch_statistics(child) and list(child.buffers(recurse=False)) for child in training):
         causes.append(
             "It has batch normalization, which in training takes the statistics of the batch in place of the running "
             "ones: set these layers to evaluation, as in module.eval() before fit."
