@@ -16,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_unlearn.core.batch_norm import has_batch_statistics
 from lightning_unlearn.core.batches import named_tensors, row_fingerprint, rows_in
-from lightning_unlearn.core.checks import function, one_of
+from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.distributed import full_tensor, load_full_tensor, local_tensor
 from lightning_unlearn.core.lightning import (
     FINETUNING,
@@ -30,7 +30,7 @@ from lightning_unlearn.core.modes import evaluating, kept_buffers, without_gradi
 from lightning_unlearn.core.reading import Reading, read
 from lightning_unlearn.core.resume import ResumableCallback, callbacks_of
 from lightning_unlearn.core.rows import RunRows, row_loader
-from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score
+from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, score_function
 from lightning_unlearn.core.transfer import own_transfer_hooks
 
 __all__ = [
@@ -281,7 +281,7 @@ class ReferenceCallback(ResumableCallback):
     private: tuple[str, ...] = ("snapshot", "caches")
 
     def __init__(self, score: Score, reference: Reference = "auto") -> None:
-        self.score = function("score", score, "(module, batch) -> NLL of shape (B,)")
+        self.score = score_function(score)
         self.reference = one_of("reference", reference, Reference)
         self.caches: dict[str, CachedReference] = {}
         self.snapshot: SnapshotReference | None = None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_unlearn.core.callback import objective_score
-from lightning_unlearn.core.checks import between, function, one_of, regex, strategy
+from lightning_unlearn.core.checks import between, one_of, regex, strategy
 from lightning_unlearn.core.distributed import rank, sum_over_ranks
 from lightning_unlearn.core.lightning import (
     PRUNING,
@@ -23,7 +23,7 @@ from lightning_unlearn.core.lightning import (
 )
 from lightning_unlearn.core.monitor import log_table
 from lightning_unlearn.core.resume import ResumableCallback, callbacks_of
-from lightning_unlearn.core.scores import Score
+from lightning_unlearn.core.scores import Score, score_function
 from lightning_unlearn.functional.saliency.bits import pack_mask, unpack_mask
 from lightning_unlearn.functional.saliency.threshold import top_mask, top_threshold
 from lightning_unlearn.weights.density import DensityRow, density_rows, layer_of
@@ -89,7 +89,7 @@ class WeightMask(ResumableCallback, ABC):
         score: Score | None = None,
     ) -> None:
         if score is not None:
-            function("score", score, "(module, batch) -> NLL of shape (B,)")
+            score_function(score)
         regex("parameters", parameters or "")
         self.density = between("density", density, 0, 1, "it is the share of weights that may move")
         self.scope, self.parameters = one_of("scope", scope, Scope), parameters
