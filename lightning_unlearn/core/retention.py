@@ -183,7 +183,8 @@ def resume(trainer: Trainer, callback: Callback, checkpoint: dict[str, Any]) -> 
         run.name = mark["run"]
         run.earlier |= set(mark.get("paths", ()))
         if trainer.ckpt_path is not None:
-            run.paths.add(str(trainer.ckpt_path))
+            path = str(trainer.ckpt_path)
+            run.paths |= {path, path if "://" in path else str(Path(path).resolve())}  # a link may soon lead elsewhere
 
 
 def release(trainer: Trainer, interrupted: bool = False) -> None:
@@ -193,7 +194,8 @@ def release(trainer: Trainer, interrupted: bool = False) -> None:
         trainer: Trainer of the run.
         interrupted: Whether the run ended by an error or Ctrl-C: then its checkpoints stay as they are, to resume it.
     """
-    trainer.__dict__.pop("save_checkpoint", None)
+    if not interrupted:  # or a checkpoint that is saved because of the error would not be noted
+        trainer.__dict__.pop("save_checkpoint", None)
     run = _RUNS.get(trainer)
     if run is None or run.ended:
         return
