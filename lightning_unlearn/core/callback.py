@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -221,7 +222,8 @@ class UnlearnCallback(ReferenceCallback, ABC):
         self._lone_rows = freeze_lone_rows(pl_module)
         self._finite = LastFinite(pl_module.modules())
         if self.makes_steps and self._own is None:
-            self._own = OwnTraining(type(self).__name__, trainer, pl_module, self.score is training_step_loss)
+            calls = len(self.needs.roles) if self.score is training_step_loss else 0
+            self._own = OwnTraining(type(self).__name__, trainer, pl_module, calls)
             self._own.patch(self._patches, trainer)
         self.caches, self.snapshot = {}, None
         self._date = written_date(trainer.train_dataloader)
@@ -346,7 +348,8 @@ class UnlearnCallback(ReferenceCallback, ABC):
         if self._steps == 0 and trainer.global_step == 0:
             role = "retain" if "retain" in self.needs.roles else self.needs.roles[0]
             warn_of_another_loss(type(self).__name__, module, self.score, batch[role])
-        parts = self.step(module, batch)
+        with nullcontext() if self._own is None else self._own.apart():
+            parts = self.step(module, batch)
         # One reduction a step: a loss that is not finite on any process is not finite in the mean either.
         means = mean_over_ranks(torch.stack([value.detach().float() for value in parts.values()]))
         logged = dict(zip(parts, means, strict=True))

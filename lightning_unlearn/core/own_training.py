@@ -7,6 +7,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from types import FunctionType, MethodType
 from typing import Any
@@ -17,7 +18,7 @@ from torchmetrics import Metric
 from lightning_unlearn.core.batch_norm import running_statistics
 from lightning_unlearn.core.idle_trainer import with_idle_trainer
 from lightning_unlearn.core.lightning import LightningModule, Trainer, classes, isolate_rng, overrides, rank_zero_info
-from lightning_unlearn.core.modes import without_gradients
+from lightning_unlearn.core.modes import kept_attributes, without_gradients
 from lightning_unlearn.core.transfer import Patches, attached_trainer
 
 __all__ = ["OwnTraining", "SkippedBatch", "call_training_step", "own_loss", "own_step"]
@@ -106,20 +107,33 @@ class OwnTraining:
         method: Name of the objective, for messages.
         trainer: Trainer of the run.
         module: The user's module.
-        runs_anyway: Whether the objective's score calls ``training_step``.
+        calls: For the rows of how many roles the objective's score calls ``training_step``.
     """
 
-    def __init__(self, method: str, trainer: Trainer, module: LightningModule, runs_anyway: bool) -> None:
-        self.module = module
+    def __init__(self, method: str, trainer: Trainer, module: LightningModule, calls: int = 0) -> None:
+        self.module, self._calls = module, calls
         self.output: Any = None
         self._needed_by = _output_reader(module)
-        if not runs_anyway:
+        if calls != 1:
             self._needed_by = self._needed_by or _reader(module) or _monitor(module, trainer)
         if self._needed_by:
             rank_zero_info(
                 f"{method} replaces {type(module).__name__}.training_step, but {self._needed_by}. So training_step "
                 "also runs, without gradients, on the retain rows of each batch, or on the forget rows without any."
             )
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Run the objective's step; what ``training_step`` logs and collects of several roles is left out, if needed.
+
+        Else a monitored loss would be a mean over the rows to keep and those whose loss is to rise.
+        """
+        if not self._needed_by or self._calls < 2:
+            yield
+            return
+        with kept_attributes(self.module):
+            self.module.log = lambda *_, **__: None  # type: ignore[method-assign]
+            yield
 
     def step(self, batch: Mapping[str, Any]) -> None:
         """Run the module's own training step, if something needs it; weights, statistics and random state stay."""
