@@ -128,8 +128,8 @@ def weight_gradients(
         create_graph: As in ``torch.autograd.grad``, for a second derivative.
 
     Raises:
-        MisconfigurationException: If layers are checkpointed in the reentrant way, whose weights ``autograd.grad`` takes
-            for unused.
+        MisconfigurationException: If layers are checkpointed in the reentrant way: ``autograd.grad`` takes their
+            weights for unused.
     """
     found = torch.autograd.grad(
         loss, list(parameters), retain_graph=retain_graph, create_graph=create_graph, allow_unused=True

@@ -224,10 +224,10 @@ def restore_place(trainer: Trainer) -> None:
     elif served % window and 0 < served < batches:
         rank_zero_warn(
             f"The checkpoint was taken between two updates, after {served % window} of accumulate_grad_batches="
-            f"{window} batches, whose gradients it does not hold: the next update has those of {window - served % window} "
-            "alone, and the result differs from that of an uninterrupted run. Use a checkpoint of an update, as "
-            "ModelCheckpoint(every_n_train_steps=...) saves it, or ForgetRetainDataModule, which goes back to the "
-            "first batch."
+            f"{window} batches, whose gradients it does not hold: the next update lacks them, and the result differs "
+            "from that of an uninterrupted run. Use a checkpoint that was taken after an update, as "
+            "ModelCheckpoint(every_n_train_steps=...) does, or ForgetRetainDataModule, which goes back to the first "
+            "batch of the window."
         )
 
 

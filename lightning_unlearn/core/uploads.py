@@ -40,5 +40,5 @@ def _uploads(logger: Logger, log_model: Any, keeps_all: bool) -> str | None:
     if log_model == "all" or (log_model is True and keeps_all):
         return "while the run goes on"
     if log_model is True and not isinstance(logger, WANDB_LOGGERS):
-        return "of a run that is interrupted"
+        return "of an interrupted run"
     return None

@@ -265,7 +265,8 @@ def test_nan_stops_the_run_names_the_step_and_keeps_the_last_finite_weights(wher
 
 @pytest.mark.parametrize("role", ["forget", "retain"])
 @pytest.mark.parametrize(
-    ("accumulate", "batch", "updates", "norm"), [(1, 2, 2, nn.BatchNorm1d), (2, 3, 1, nn.BatchNorm1d), (1, 2, 2, OwnNorm)]
+    ("accumulate", "batch", "updates", "norm"),
+    [(1, 2, 2, nn.BatchNorm1d), (2, 3, 1, nn.BatchNorm1d), (1, 2, 2, OwnNorm)],
 )
 def test_inputs_that_are_nan_leave_the_statistics_of_the_last_finite_step(
     role: str, accumulate: int, batch: int, updates: int, norm: Any, tmp_path: Path

@@ -116,8 +116,8 @@ def test_manual_optimization_is_refused() -> None:
         trainer_optimizes("NPO", module)
 
 
-@pytest.mark.parametrize("make", [lambda s: SimNPO(score=s), lambda s: GradDiff(score=s), lambda s: WAGLE(0.5, score=s)])
+@pytest.mark.parametrize("make", [SimNPO, GradDiff, partial(WAGLE, 0.5)])
 @pytest.mark.parametrize("score", [classifier_nll, training_step_loss])
-def test_a_partial_that_hides_what_a_score_gives_is_refused(make: Callable[[Any], Any], score: Any) -> None:
+def test_a_partial_that_hides_what_a_score_gives_is_refused(make: Callable[..., Any], score: Any) -> None:
     with pytest.raises(TypeError, match=rf"Pass {score.__name__}\. In a Hydra configuration.*get_object"):
-        make(partial(score))
+        make(score=partial(score))

@@ -221,12 +221,13 @@ class Service(CSVLogger):
 
 @pytest.mark.parametrize(
     ("log_model", "save_top_k", "when"),
-    [("all", 1, "while the run goes on"), (True, -1, "while the run goes on"), (True, 1, "of a run that is interrupted")],
+    [("all", 1, "while the run goes on"), (True, -1, "while the run goes on"), (True, 1, "of an interrupted run")],
 )
 def test_loggers_of_other_services_are_warned_of_too(
     log_model: Any, save_top_k: int, when: str, tmp_path: Path
 ) -> None:
     checkpoints = ModelCheckpoint(tmp_path / "kept", save_top_k=save_top_k)
     options = {"logger": Service(tmp_path, log_model), "enable_checkpointing": True}
-    with pytest.warns(UserWarning, match=rf"Service\(log_model={log_model!r}\) uploads checkpoints {when}, with the st"):
-        trainer(NPO(score=classifier_nll, reference="snapshot"), checkpoints, **options).fit(seeded(), loaders())
+    run = trainer(NPO(score=classifier_nll, reference="snapshot"), checkpoints, **options)
+    with pytest.warns(UserWarning, match=rf"Service\(log_model={log_model!r}\) uploads checkpoints {when}, with"):
+        run.fit(seeded(), loaders())
