@@ -79,8 +79,9 @@ class FrozenWeights:
         """Put the starting values into a state dict; the live weights stay as they are. Shards are left alone."""
         for frozen in self._frozen:
             saved = state.get(frozen.name)
-            like = isinstance(saved, Tensor) and not isinstance(saved, DTensor) and saved.dtype == frozen.value.dtype
-            if like and saved.shape == frozen.value.shape:
+            if not isinstance(saved, Tensor) or isinstance(saved, DTensor):
+                continue
+            if (saved.dtype, saved.shape) == (frozen.value.dtype, frozen.value.shape):
                 right = frozen.put_into(saved.detach().clone(memory_format=torch.contiguous_format))
                 if not _same_bits(saved, right):
                     state[frozen.name] = right
