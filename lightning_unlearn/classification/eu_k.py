@@ -64,5 +64,5 @@ class EUk(CFk):
         super().on_train_epoch_start(trainer, pl_module)
         if trainer.global_step == 0:
             self._check_rows(trainer, pl_module)
-            values = untrained_values(pl_module, self.seed, self.module_init)
+            values = untrained_values(pl_module, self.seed, self.module_init, self._trains)
             initialize(pl_module, {name: value for name, value in values.items() if self._trains(name)})

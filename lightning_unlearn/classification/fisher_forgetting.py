@@ -12,7 +12,7 @@ from lightning_unlearn.classification.features import head_of
 from lightning_unlearn.core.batches import row_count
 from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.edit import Edit
-from lightning_unlearn.core.gradients import rows_of, sample_gradients
+from lightning_unlearn.core.gradients import rows_of, sample_gradients, weight_gradients
 from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.scores import Batch, PredictionScore, Score, classifier_nll, prediction_score
@@ -150,7 +150,7 @@ class FisherForgetting(Edit):
     ) -> Iterator[dict[str, Tensor]]:
         """For each class, the square of the batch's mean gradient, weighted by its mean probability."""
         for value, weight in zip(self._log_likelihood(module, batch).mean(0), probabilities.mean(0), strict=True):
-            gradients = torch.autograd.grad(value, list(parameters.values()), retain_graph=True, materialize_grads=True)
+            gradients = weight_gradients(value, list(parameters.values()), retain_graph=True)
             yield {name: weight * g.square() for name, g in zip(parameters, gradients, strict=True)}
 
     def _log_likelihood(self, module: LightningModule, batch: Batch) -> Tensor:

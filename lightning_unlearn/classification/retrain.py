@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from lightning_unlearn.classification.objective import check_epoch
-from lightning_unlearn.classification.untrained import ModuleInit, check_untrained, initialize, untrained_values
+from lightning_unlearn.classification.untrained import (
+    ModuleInit,
+    buffers_without_reset,
+    check_untrained,
+    initialize,
+    untrained_values,
+)
 from lightning_unlearn.core.callback import Needs, UnlearnCallback
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.scores import Batch, Score, training_step_loss
@@ -34,8 +40,8 @@ class Retrain(UnlearnCallback):
         keep_reference: Whether checkpoints keep state of the original model after the run, so that it can be resumed.
 
     Raises:
-        MisconfigurationException: If a layer can't be reset, a weight is frozen and there is no ``module_init``, or
-            weights are sharded.
+        MisconfigurationException: If a layer or a buffer that changes in training can't be reset, a weight is frozen
+            and there is no ``module_init``, or weights are sharded.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -60,6 +66,7 @@ class Retrain(UnlearnCallback):
         super().__init__(score)
         self.keep_reference = keep_reference
         self.module_init, self.seed = module_init, seed
+        self._kept: dict[str, Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the module can be reset."""
@@ -84,8 +91,22 @@ class Retrain(UnlearnCallback):
         """Reset the module, after every ``on_train_start``: monitors measure the trained module there."""
         if trainer.global_step == 0:
             initialize(pl_module, untrained_values(pl_module, self.seed, self.module_init))
+            self._kept = buffers_without_reset(pl_module) if self.module_init is None else {}
 
     def step(self, module: LightningModule, batch: dict[str, Batch]) -> dict[str, Tensor]:
         """The module's own loss on retain rows."""
         (retain,) = self.read(module, [batch["retain"]])
+        self._check_buffers(module)
         return {"loss": self.token_mean(retain.nll, torch.ones_like(retain.nll))}
+
+    def _check_buffers(self, module: LightningModule) -> None:
+        """Refuse buffers that learn, and still hold what the trained model had in them."""
+        kept, self._kept = self._kept, {}
+        buffers = dict(module.named_buffers())
+        learns = [name for name, value in kept.items() if name in buffers and not torch.equal(buffers[name], value)]
+        if learns:
+            raise MisconfigurationException(
+                f"Retrain needs an untrained module, but the buffer {learns[0]!r} changes in training and its module "
+                "has no reset_parameters() to initialize it, so it begins with what it had learned. Add it, or pass "
+                "module_init, a function that makes an untrained module."
+            )

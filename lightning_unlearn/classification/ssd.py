@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_unlearn.core.checks import above
 from lightning_unlearn.core.edit import Edit
+from lightning_unlearn.core.gradients import weight_gradients
 from lightning_unlearn.core.lightning import LightningModule, rank_zero_info, rank_zero_warn
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.rows import RowLoader, mixed_rows, row_loader
@@ -94,7 +95,7 @@ class SSD(Edit):
         total, batches = [torch.zeros_like(p) for p in parameters], 0
         for batch in loader:
             loss = self.likelihood(module, transferred(module, batch)).mean()
-            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+            gradients = weight_gradients(loss, parameters)
             for square, gradient in zip(total, gradients, strict=True):
                 square += gradient.square()
             batches += 1

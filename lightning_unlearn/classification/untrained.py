@@ -11,7 +11,7 @@ from lightning_unlearn.core.checks import strategy
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.core.reference import exchange
 
-__all__ = ["ModuleInit", "check_untrained", "initialize", "untrained_values"]
+__all__ = ["ModuleInit", "buffers_without_reset", "check_untrained", "initialize", "untrained_values"]
 
 ModuleInit = Callable[[], nn.Module]
 """Makes the module with untrained weights."""
@@ -51,16 +51,23 @@ def check_untrained(
 
 
 @torch.no_grad()
-def untrained_values(module: nn.Module, seed: int, module_init: ModuleInit | None = None) -> dict[str, Tensor]:
+def untrained_values(
+    module: nn.Module,
+    seed: int,
+    module_init: ModuleInit | None = None,
+    chosen: Callable[[str], bool] = lambda name: True,
+) -> dict[str, Tensor]:
     """Weights and buffers of a module as if it had just been made; the module itself is not changed.
 
     Args:
         module: Without ``module_init``, its layers with weights have ``reset_parameters``.
         seed: Seed of the weights.
         module_init: Makes an untrained module.
+        chosen: Whether the parameter of a given name has to be reset.
 
     Raises:
-        MisconfigurationException: If ``module_init`` makes another module.
+        MisconfigurationException: If ``module_init`` makes another module, or ``reset_parameters`` leaves a chosen
+            parameter as it is.
     """
     values = {k: v.detach().clone() for k, v in _tensors(module).items()}
     devices = sorted({v.device.index for v in values.values() if v.device.type == "cuda"})
@@ -68,12 +75,34 @@ def untrained_values(module: nn.Module, seed: int, module_init: ModuleInit | Non
         torch.manual_seed(seed)
         if module_init is not None:
             return _initial_values(module_init(), values)
+        parameters = {name: p for name, p in module.named_parameters() if p.is_floating_point() or p.is_complex()}
+        for parameter in parameters.values():
+            parameter.fill_(torch.nan)
         # In the order in which layers are made: a block may overwrite what its parts have drawn.
         for child in reversed(list(module.modules())):
             if _resets(child):
                 _reset(child)
+    left = [name for name, parameter in parameters.items() if bool(parameter.isnan().any())]
     exchange(module, values)
+    for name in left:
+        values[name] = _tensors(module)[name].detach().clone()
+    if any(map(chosen, left)):
+        raise MisconfigurationException(
+            f"reset_parameters() does not initialize {next(filter(chosen, left))!r}, which would stay as it was "
+            "trained. So it is with layers under torch.nn.utils.weight_norm and torch.nn.utils.prune. Pass "
+            "module_init, a function that makes an untrained module."
+        )
     return values
+
+
+def buffers_without_reset(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of the buffers of submodules that have no ``reset_parameters``, by name."""
+    return {
+        f"{path}.{name}" if path else name: buffer.detach().clone()
+        for path, child in module.named_modules()
+        for name, buffer in child._buffers.items()
+        if buffer is not None and not _resets(child)
+    }
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
@@ -13,14 +13,26 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_unlearn.core.lightning import rank_zero_warn
 
-__all__ = ["freeze_lone_rows", "has_batch_statistics", "lone_rows_frozen"]
+__all__ = ["freeze_lone_rows", "has_batch_statistics", "lone_rows_frozen", "running_statistics"]
 
 _FROZEN: WeakSet[nn.Module] = WeakSet()
 
 
 def has_batch_statistics(layer: nn.Module) -> bool:
-    """Whether a layer is batch normalization, or instance normalization that keeps running statistics."""
-    return isinstance(layer, _BatchNorm) or (isinstance(layer, _NormBase) and layer.track_running_stats)
+    """Whether a layer is batch normalization, or another normalization that keeps running statistics.
+
+    Layers of other packages are known by a buffer ``running_var`` beside their weights; frozen batch normalization, of
+    which all is buffers, has no statistics that move.
+    """
+    if isinstance(layer, _BatchNorm):
+        return True
+    keeps = any(name == "running_var" for name, _ in layer.named_buffers(recurse=False))
+    return keeps and (isinstance(layer, _NormBase) or next(layer.parameters(recurse=False), None) is not None)
+
+
+def running_statistics(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """The buffers of those modules that keep running statistics."""
+    return [buffer for child in modules if has_batch_statistics(child) for buffer in child.buffers(recurse=False)]
 
 
 def freeze_lone_rows(module: nn.Module) -> list[RemovableHandle]:

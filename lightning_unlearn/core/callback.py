@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +26,7 @@ from lightning_unlearn.core.lightning import (
     overrides,
 )
 from lightning_unlearn.core.own_loss import warn_of_another_loss
-from lightning_unlearn.core.own_training import OwnTraining, SkippedBatch
+from lightning_unlearn.core.own_training import OwnTraining, SkippedBatch, own_step
 from lightning_unlearn.core.reference import Needs, Reference, ReferenceCallback
 from lightning_unlearn.core.resolution import warn_below_resolution
 from lightning_unlearn.core.resume import (
@@ -191,9 +192,11 @@ class UnlearnCallback(ReferenceCallback, ABC):
 
         # A plain function: copies of the module (EMA) keep it as it is. Made here and not earlier, as it can't be
         # pickled for processes that are spawned.
-        def training_step(batch: dict[str, Batch], batch_idx: int) -> Tensor | None:
+        def training_step(*given: Any, **named: Any) -> Any:
+            if not trainer.training:  # a validation_step calls it
+                return own_step(pl_module)(*given, **named)
             try:
-                return self._training_step(trainer, pl_module, batch, batch_idx)
+                return self._training_step(trainer, pl_module, *given, **named)
             except SkippedBatch:
                 return None
 
@@ -219,7 +222,8 @@ class UnlearnCallback(ReferenceCallback, ABC):
         self._lone_rows = freeze_lone_rows(pl_module)
         self._finite = LastFinite(pl_module.modules())
         if self.makes_steps and self._own is None:
-            self._own = OwnTraining(type(self).__name__, trainer, pl_module, self.score is training_step_loss)
+            calls = len(self.needs.roles) if self.score is training_step_loss else 0
+            self._own = OwnTraining(type(self).__name__, trainer, pl_module, calls)
             self._own.patch(self._patches, trainer)
         self.caches, self.snapshot = {}, None
         self._date = written_date(trainer.train_dataloader)
@@ -344,7 +348,8 @@ class UnlearnCallback(ReferenceCallback, ABC):
         if self._steps == 0 and trainer.global_step == 0:
             role = "retain" if "retain" in self.needs.roles else self.needs.roles[0]
             warn_of_another_loss(type(self).__name__, module, self.score, batch[role])
-        parts = self.step(module, batch)
+        with nullcontext() if self._own is None else self._own.apart():
+            parts = self.step(module, batch)
         # One reduction a step: a loss that is not finite on any process is not finite in the mean either.
         means = mean_over_ranks(torch.stack([value.detach().float() for value in parts.values()]))
         logged = dict(zip(parts, means, strict=True))

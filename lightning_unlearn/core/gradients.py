@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Literal
 
@@ -19,7 +19,7 @@ from lightning_unlearn.core.reading import likelihood
 from lightning_unlearn.core.rows import RunRows
 from lightning_unlearn.core.scores import Batch, Score
 
-__all__ = ["row_gradient", "rows_of", "sample_gradients"]
+__all__ = ["refuse_reentrant_checkpoints", "row_gradient", "rows_of", "sample_gradients", "weight_gradients"]
 
 
 def row_gradient(
@@ -114,6 +114,57 @@ def sample_gradients(
 
     gradients = vmap(grad(of_row), in_dims=(None, 0))(weights, leaves)
     return {name.removeprefix("module."): g for name, g in gradients.items()}
+
+
+def weight_gradients(
+    loss: Tensor, parameters: Sequence[Tensor], *, retain_graph: bool | None = None, create_graph: bool = False
+) -> list[Tensor]:
+    """Gradients of a loss with respect to weights, without ``.grad``; zeros where it does not depend on one.
+
+    Args:
+        loss: A scalar.
+        parameters: The weights.
+        retain_graph: As in ``torch.autograd.grad``.
+        create_graph: As in ``torch.autograd.grad``, for a second derivative.
+
+    Raises:
+        MisconfigurationException: If layers are checkpointed in the reentrant way: ``autograd.grad`` takes their
+            weights for unused.
+    """
+    found = torch.autograd.grad(
+        loss, list(parameters), retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
+    )
+    if any(gradient is None for gradient in found):
+        refuse_reentrant_checkpoints(loss)
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+
+
+def refuse_reentrant_checkpoints(loss: Tensor) -> None:
+    """Refuse a loss of which ``autograd.grad`` finds no gradient of some weights, if layers are checkpointed.
+
+    Raises:
+        MisconfigurationException: If they are checkpointed in the reentrant way.
+    """
+    if _is_checkpointed(loss):
+        raise MisconfigurationException(
+            "The module checkpoints activations in the reentrant way, by which the gradients of the weights inside "
+            "would be taken for 0 here. Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False), or switch "
+            "checkpointing off."
+        )
+
+
+def _is_checkpointed(loss: Tensor) -> bool:
+    """Whether the graph of a loss has a reentrant checkpoint."""
+    waiting, seen = [loss.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        waiting += [parent for parent, _ in node.next_functions]
+    return False
 
 
 def rows_of(batch: Batch, size: int) -> Iterator[Batch]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from lightning_unlearn.core.batch_norm import running_statistics
 from lightning_unlearn.core.lightning import Callback, Trainer, rank_zero_info
 
 __all__ = ["LastFinite", "stop", "tell_checkpoint"]
@@ -24,12 +24,7 @@ class LastFinite:
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._statistics: list[tuple[Tensor, Tensor]] = [
-            (buffer, buffer.clone())
-            for child in modules
-            if isinstance(child, _NormBase)
-            for buffer in child.buffers(recurse=False)
-        ]
+        self._statistics: list[tuple[Tensor, Tensor]] = [(b, b.clone()) for b in running_statistics(modules)]
 
     def keep(self) -> None:
         """Remember the running statistics as they are, before a forward pass."""

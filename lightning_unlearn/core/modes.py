@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_unlearn.core.lightning import LightningModule, isolate_rng
 
@@ -15,6 +15,7 @@ __all__ = [
     "evaluating",
     "evaluation_mode",
     "frozen",
+    "kept_attributes",
     "kept_buffers",
     "undisturbed",
     "without_gradients",
@@ -85,6 +86,31 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
                 if getattr(child, name) is not buffer:
                     setattr(child, name, buffer)
+
+
+@contextmanager
+def kept_attributes(module: nn.Module) -> Iterator[None]:
+    """Restore attributes that the body changes, including the states of metrics."""
+    attributes = [(child.__dict__, dict(child.__dict__)) for child in module.modules()]
+    values = [value for _, before in attributes for value in before.values()]
+    plain = [value for value in values if isinstance(value, Tensor) and not value.requires_grad]
+    tensors = [(value, value._version, value.clone()) for value in plain]
+    lists = [(value, list(value)) for value in values if isinstance(value, list)]
+    dicts = [(value, dict(value)) for value in values if isinstance(value, dict)]
+    try:
+        yield
+    finally:
+        for current, before in attributes:
+            current.clear()
+            current.update(before)
+        for tensor, version, copy in tensors:
+            if tensor._version != version:  # a graph may hold the others, as weights of a loss
+                tensor.copy_(copy)
+        for items, listed in lists:
+            items[:] = listed
+        for mapping, entries in dicts:
+            mapping.clear()
+            mapping.update(entries)
 
 
 @contextmanager

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import Tensor, nn
 
 from lightning_unlearn.core.class_scores import CLASS_SCORES
 from lightning_unlearn.core.lightning import LightningModule, rank_zero_warn
-from lightning_unlearn.core.modes import undisturbed
+from lightning_unlearn.core.modes import kept_attributes, undisturbed
 from lightning_unlearn.core.reading import likelihood
 from lightning_unlearn.core.scores import Batch, Score, causal_lm_nll, training_step_loss
 
-__all__ = ["kept_attributes", "warn_of_another_loss"]
+__all__ = ["warn_of_another_loss"]
 
 _TOLERANCE, _COARSE = 1e-3, 2e-2  # of the loss, in fp32 and in a shorter type; sums in another order move it by less
 
@@ -45,26 +41,3 @@ def warn_of_another_loss(method: str, module: LightningModule, score: Score, bat
             "augmentation of the batch and other terms are left out. GradientAscent, GradDiff and FineTune take the "
             "module's own loss with score=training_step_loss."
         )
-
-
-@contextmanager
-def kept_attributes(module: nn.Module) -> Iterator[None]:
-    """Restore attributes that the body changes, including the states of metrics."""
-    attributes = [(child.__dict__, dict(child.__dict__)) for child in module.modules()]
-    values = [value for _, before in attributes for value in before.values()]
-    tensors = [(value, value.clone()) for value in values if isinstance(value, Tensor) and not value.requires_grad]
-    lists = [(value, list(value)) for value in values if isinstance(value, list)]
-    dicts = [(value, dict(value)) for value in values if isinstance(value, dict)]
-    try:
-        yield
-    finally:
-        for current, before in attributes:
-            current.clear()
-            current.update(before)
-        for tensor, copy in tensors:
-            tensor.copy_(copy)
-        for items, listed in lists:
-            items[:] = listed
-        for mapping, entries in dicts:
-            mapping.clear()
-            mapping.update(entries)

@@ -7,20 +7,21 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
 from torchmetrics import Metric
 
+from lightning_unlearn.core.batch_norm import running_statistics
 from lightning_unlearn.core.idle_trainer import with_idle_trainer
 from lightning_unlearn.core.lightning import LightningModule, Trainer, classes, isolate_rng, overrides, rank_zero_info
-from lightning_unlearn.core.modes import without_gradients
+from lightning_unlearn.core.modes import kept_attributes, without_gradients
 from lightning_unlearn.core.transfer import Patches, attached_trainer
 
-__all__ = ["OwnTraining", "SkippedBatch", "call_training_step", "own_loss"]
+__all__ = ["OwnTraining", "SkippedBatch", "call_training_step", "own_loss", "own_step"]
 
 _FILLS = {"add", "append", "appendleft", "extend", "insert", "setdefault", "update"}
 _ENTRIES = ("items", "keys", "values")
@@ -39,6 +40,13 @@ class SkippedBatch(Exception):
     """Raised where the module's ``training_step`` returns ``None``, which tells Lightning to skip the batch."""
 
 
+def own_step(module: LightningModule) -> Callable[..., Any]:
+    """The module's own ``training_step``, also while an objective is in its place."""
+    patch = vars(module).get("training_step")
+    own = getattr(patch, "replaced", patch)
+    return MethodType(type(module).training_step, module) if own is None else own
+
+
 def call_training_step(module: LightningModule, batch: Any) -> Any:
     """Call the module's own ``training_step``, also while an objective is in its place, whatever its arguments.
 
@@ -51,10 +59,7 @@ def call_training_step(module: LightningModule, batch: Any) -> Any:
     Returns:
         What it returns.
     """
-    patch = vars(module).get("training_step")
-    own = getattr(patch, "replaced", patch)
-    step = MethodType(type(module).training_step, module) if own is None else own
-    trainer = attached_trainer(module)
+    step, trainer = own_step(module), attached_trainer(module)
     if trainer is None:
         with with_idle_trainer(module):
             return _with_its_arguments(step, batch, 0)
@@ -102,14 +107,14 @@ class OwnTraining:
         method: Name of the objective, for messages.
         trainer: Trainer of the run.
         module: The user's module.
-        runs_anyway: Whether the objective's score calls ``training_step``.
+        calls: For the rows of how many roles the objective's score calls ``training_step``.
     """
 
-    def __init__(self, method: str, trainer: Trainer, module: LightningModule, runs_anyway: bool) -> None:
-        self.module = module
+    def __init__(self, method: str, trainer: Trainer, module: LightningModule, calls: int = 0) -> None:
+        self.module, self._calls = module, calls
         self.output: Any = None
         self._needed_by = _output_reader(module)
-        if not runs_anyway:
+        if calls != 1:
             self._needed_by = self._needed_by or _reader(module) or _monitor(module, trainer)
         if self._needed_by:
             rank_zero_info(
@@ -117,12 +122,24 @@ class OwnTraining:
                 "also runs, without gradients, on the retain rows of each batch, or on the forget rows without any."
             )
 
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Run the objective's step; what ``training_step`` logs and collects of several roles is left out, if needed.
+
+        Else a monitored loss would be a mean over the rows to keep and those whose loss is to rise.
+        """
+        if not self._needed_by or self._calls < 2:
+            yield
+            return
+        with kept_attributes(self.module):
+            self.module.log = lambda *_, **__: None  # type: ignore[method-assign]
+            yield
+
     def step(self, batch: Mapping[str, Any]) -> None:
         """Run the module's own training step, if something needs it; weights, statistics and random state stay."""
         if not self._needed_by:
             return
-        layers = [child for child in self.module.modules() if isinstance(child, _NormBase)]
-        statistics = [(b, b.clone()) for layer in layers for b in layer.buffers(recurse=False)]
+        statistics = [(b, b.clone()) for b in running_statistics(self.module.modules())]
         with isolate_rng(), without_gradients():
             self.output = call_training_step(self.module, kept_rows(batch))
         for buffer, value in statistics:

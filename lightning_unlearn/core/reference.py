@@ -12,11 +12,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from lightning_unlearn.core.batch_norm import has_batch_statistics
 from lightning_unlearn.core.batches import named_tensors, row_fingerprint, rows_in
-from lightning_unlearn.core.checks import function, one_of
+from lightning_unlearn.core.checks import one_of
 from lightning_unlearn.core.distributed import full_tensor, load_full_tensor, local_tensor
 from lightning_unlearn.core.lightning import (
     FINETUNING,
@@ -30,7 +30,7 @@ from lightning_unlearn.core.modes import evaluating, kept_buffers, without_gradi
 from lightning_unlearn.core.reading import Reading, read
 from lightning_unlearn.core.resume import ResumableCallback, callbacks_of
 from lightning_unlearn.core.rows import RunRows, row_loader
-from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score
+from lightning_unlearn.core.scores import Batch, Predictions, PredictionScore, Score, score_function
 from lightning_unlearn.core.transfer import own_transfer_hooks
 
 __all__ = [
@@ -281,7 +281,7 @@ class ReferenceCallback(ResumableCallback):
     private: tuple[str, ...] = ("snapshot", "caches")
 
     def __init__(self, score: Score, reference: Reference = "auto") -> None:
-        self.score = function("score", score, "(module, batch) -> NLL of shape (B,)")
+        self.score = score_function(score)
         self.reference = one_of("reference", reference, Reference)
         self.caches: dict[str, CachedReference] = {}
         self.snapshot: SnapshotReference | None = None
@@ -414,7 +414,7 @@ def _cause(module: nn.Module) -> str:
     causes = []
     if any(isinstance(child, _DropoutNd) and child.p > 0 for child in training):
         causes.append("The module has dropout: switch it off for unlearning (p=0).")
-    if any(isinstance(child, _NormBase) and child.track_running_stats for child in training):
+    if any(has_batch_statistics(child) and list(child.buffers(recurse=False)) for child in training):
         causes.append(
             "It has batch normalization, which in training takes the statistics of the batch in place of the running "
             "ones: set these layers to evaluation, as in module.eval() before fit."

@@ -196,7 +196,8 @@ def restore_place(trainer: Trainer) -> None:
     before the progress of the loops is read, and they never get their states (pytorch-lightning#20550); and under
     ``max_steps`` a checkpoint of the end of an epoch is taken for one in the middle, with a batch too many.
 
-    Loaders without a saved position start the epoch again, with a warning.
+    Loaders without a saved position start the epoch again, with a warning. There is also one where gradients that had
+    been accumulated are lost.
     """
     loop = trainer.fit_loop
     if not loop.restarting or loop._combined_loader is None or loop._data_fetcher is None:
@@ -210,6 +211,7 @@ def restore_place(trainer: Trainer) -> None:
         loop._load_combined_loader_states()
         iter(loop._data_fetcher)
     served, batches = loop.epoch_loop.batch_progress.current.ready, trainer.num_training_batches
+    window = trainer.accumulate_grad_batches
     forgetful = {type(x).__name__ for x in loop._combined_loader.flattened if not hasattr(x, "load_state_dict")}
     if forgetful and 0 < served < batches:
         rank_zero_warn(
@@ -218,6 +220,14 @@ def restore_place(trainer: Trainer) -> None:
             "are read from the beginning, and the result differs from that of an uninterrupted run. Use "
             "ForgetRetainDataModule, loaders with state_dict and load_state_dict (torchdata's StatefulDataLoader), or "
             "a checkpoint of the end of an epoch."
+        )
+    elif served % window and 0 < served < batches:
+        rank_zero_warn(
+            f"The checkpoint was taken between two updates, after {served % window} of accumulate_grad_batches="
+            f"{window} batches, whose gradients it does not hold: the next update lacks them, and the result differs "
+            "from that of an uninterrupted run. Use a checkpoint that was taken after an update, as "
+            "ModelCheckpoint(every_n_train_steps=...) does, or ForgetRetainDataModule, which goes back to the first "
+            "batch of the window."
         )
 
 

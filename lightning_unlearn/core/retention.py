@@ -13,7 +13,6 @@ import torch
 
 from lightning_unlearn.core.files import replacing
 from lightning_unlearn.core.lightning import (
-    WANDB_LOGGERS,
     Callback,
     LightningModule,
     MisconfigurationException,
@@ -21,6 +20,7 @@ from lightning_unlearn.core.lightning import (
     rank_zero_info,
     rank_zero_warn,
 )
+from lightning_unlearn.core.uploads import warn_of_uploads
 
 __all__ = [
     "OWN_ANSWER",
@@ -95,6 +95,8 @@ class _Run:
     name: str
     begun: bool = False
     paths: set[str] = field(default_factory=set)
+    earlier: set[str] = field(default_factory=set)
+    """Paths that the checkpoint names from which the run was resumed."""
     ended: bool = False
     interrupted: bool = False
     told: bool = False
@@ -135,7 +137,15 @@ def seal(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     if RUN_KEY in checkpoint:
         return
     held = _held(trainer, checkpoint)
-    checkpoint[RUN_KEY] = {"run": run.name, "begun": run.begun, "ended": False, "holds": held, "left_out": {}}
+    paths = sorted(map(_absolute, run.paths | run.earlier)) if held else []
+    checkpoint[RUN_KEY] = {
+        "run": run.name,
+        "begun": run.begun,
+        "ended": False,
+        "holds": held,
+        "left_out": {},
+        "paths": paths,
+    }
     if run.ended or _after_fit(trainer, run):
         _strip(trainer, checkpoint)
     elif checkpoint[RUN_KEY]["holds"] and not run.told:
@@ -146,12 +156,7 @@ def seal(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             "unless keep_reference=True. Do not hand out a checkpoint of a run that was interrupted: "
             "`lightning-unlearn doctor --file x.ckpt` says what a file holds."
         )
-        if _uploads(trainer):
-            rank_zero_warn(
-                f"WandbLogger(log_model='all') uploads checkpoints while the run goes on, with {what} in them, and "
-                "what is uploaded can't be rewritten. So does log_model=True where save_top_k=-1. Take log_model=True "
-                "with another save_top_k, which uploads them at the end, or the callback LogArtifacts."
-            )
+        warn_of_uploads(trainer, what)
 
 
 def resume(trainer: Trainer, callback: Callback, checkpoint: dict[str, Any]) -> None:
@@ -176,8 +181,10 @@ def resume(trainer: Trainer, callback: Callback, checkpoint: dict[str, Any]) -> 
     run = _RUNS.get(trainer)
     if run is not None:
         run.name = mark["run"]
+        run.earlier |= set(mark.get("paths", ()))
         if trainer.ckpt_path is not None:
-            run.paths.add(str(trainer.ckpt_path))
+            path = str(trainer.ckpt_path)
+            run.paths |= {path, path if "://" in path else str(Path(path).resolve())}  # a link may soon lead elsewhere
 
 
 def release(trainer: Trainer, interrupted: bool = False) -> None:
@@ -187,7 +194,8 @@ def release(trainer: Trainer, interrupted: bool = False) -> None:
         trainer: Trainer of the run.
         interrupted: Whether the run ended by an error or Ctrl-C: then its checkpoints stay as they are, to resume it.
     """
-    trainer.__dict__.pop("save_checkpoint", None)
+    if not interrupted:  # or a checkpoint that is saved because of the error would not be noted
+        trainer.__dict__.pop("save_checkpoint", None)
     run = _RUNS.get(trainer)
     if run is None or run.ended:
         return
@@ -204,13 +212,6 @@ def _after_fit(trainer: Trainer, run: _Run) -> bool:
     """Whether the trainer saves outside fit: by hand after it, or in another of its functions."""
     fitting = trainer.state.fn == "fit" and trainer.state.status != "finished"
     return not fitting and not run.interrupted
-
-
-def _uploads(trainer: Trainer) -> bool:
-    """Whether a logger of W&B uploads checkpoints before the end of the run."""
-    keeps_all = any(getattr(callback, "save_top_k", 0) == -1 for callback in trainer.checkpoint_callbacks)
-    chosen = [getattr(logger, "_log_model", False) for logger in trainer.loggers if isinstance(logger, WANDB_LOGGERS)]
-    return "all" in chosen or (keeps_all and True in chosen)
 
 
 def _needed(names: list[str]) -> list[str]:
@@ -255,28 +256,37 @@ def _strip(trainer: Trainer, checkpoint: dict[str, Any]) -> bool:
         "ended": True,
         "holds": _held(trainer, checkpoint),
         "left_out": left_out,
+        "paths": [],
     }
     return bool(left_out)
 
 
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).absolute())
+
+
 def _written(run: _Run) -> set[Path]:
     """Files of the run: those that were noted, and those beside them, of a part of it that was interrupted."""
-    noted = {Path(path) for path in run.paths if "://" not in path}
-    remote = run.paths - {str(path) for path in noted}
+    paths = run.paths | run.earlier
+    noted = {Path(path) for path in paths if "://" not in path}
+    remote = {path for path in paths if "://" in path}
     if remote:
         rank_zero_warn(
             f"{sorted(remote)} can't be rewritten where they are, and hold what resuming the run needs, of the model "
             "before unlearning. Delete them, or save the finished model with trainer.save_checkpoint."
         )
     beside = {file for path in noted for file in path.parent.glob("*.ckpt")}
-    files = {path / "meta.pt" if path.is_dir() else path for path in noted | beside}
-    return {path.resolve() for path in files if path.is_file()}
+    return {file for file in map(_file, noted | beside) if file.is_file()}
+
+
+def _file(path: Path) -> Path:
+    return (path / "meta.pt" if path.is_dir() else path).resolve()
 
 
 def _strip_file(trainer: Trainer, path: Path, run: _Run) -> None:
-    own = path in {Path(noted).resolve() for noted in run.paths}
+    own, earlier = ({_file(Path(noted)) for noted in paths} for paths in (run.paths, run.earlier))
     try:
-        checkpoint = _load(path, own)
+        checkpoint = _load(path, path in own, path in earlier)
         mark = checkpoint.get(RUN_KEY) if isinstance(checkpoint, dict) else None
         if mark and mark["run"] == run.name and not mark["ended"] and _strip(trainer, checkpoint):
             with replacing(path) as part:
@@ -289,10 +299,12 @@ def _strip_file(trainer: Trainer, path: Path, run: _Run) -> None:
         )
 
 
-def _load(path: Path, own: bool) -> Any:
+def _load(path: Path, own: bool, earlier: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:
+        if earlier and not own:
+            raise  # no code is run of a file that only a checkpoint names
         if not own:
             return None  # someone else's file
         return torch.load(path, map_location="cpu", weights_only=False)  # hyperparameters of a user's class

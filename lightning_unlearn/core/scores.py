@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lightning_unlearn.core.checks import function
 from lightning_unlearn.core.labels import check_range, described, read_classifier, refuse_labels
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException
 from lightning_unlearn.core.own_training import own_loss
@@ -31,6 +33,7 @@ __all__ = [
     "logits_of",
     "output_head",
     "prediction_score",
+    "score_function",
     "training_step_loss",
 ]
 
@@ -120,6 +123,24 @@ def prediction_score(method: str, score: Score, reason: str) -> PredictionScore:
         raise ValueError(
             f"{method} {reason}, but score={getattr(score, '__name__', score)} only gives likelihoods. Use "
             "classifier_nll, or decorate a function that returns Predictions with from_predictions."
+        )
+    return score
+
+
+def score_function(score: Score) -> Score:
+    """``score``, if it can be called as one.
+
+    Raises:
+        TypeError: If it can't, or is a ``functools.partial`` without arguments. That would hide the logits of a
+            `PredictionScore`, and with them how many tokens a row has.
+    """
+    function("score", score, "(module, batch) -> NLL of shape (B,)")
+    if isinstance(score, partial) and not (score.args or score.keywords):
+        name = getattr(score.func, "__name__", "the function")
+        raise TypeError(
+            f"score must be the function itself, but got a functools.partial of {name} without arguments, which hides "
+            f"its logits. Pass {name}. In a Hydra configuration, write _target_: hydra.utils.get_object and path: with "
+            "its import path in place of _partial_: true."
         )
     return score
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_unlearn.core.checks import strategy
 from lightning_unlearn.core.distributed import mean_over_ranks, world_size
+from lightning_unlearn.core.gradients import weight_gradients
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer
 
 __all__ = ["check_gradients", "gradients", "inner_product", "loss_with_gradient", "trained"]
@@ -39,8 +40,7 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
 
     ``.grad`` is left alone.
     """
-    computed = torch.autograd.grad(loss, parameters, allow_unused=True)
-    whole = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, computed, strict=True)]
+    whole = weight_gradients(loss, parameters)
     return [mean_over_ranks(g) for g in whole] if world_size() > 1 else whole
 
 

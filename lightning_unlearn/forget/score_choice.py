@@ -11,8 +11,7 @@ import torch
 from lightning_unlearn.core.checks import function
 from lightning_unlearn.core.class_scores import binary_nll, segmentation_nll, soft_label_nll
 from lightning_unlearn.core.lightning import LightningModule
-from lightning_unlearn.core.modes import undisturbed
-from lightning_unlearn.core.own_loss import kept_attributes
+from lightning_unlearn.core.modes import kept_attributes, undisturbed
 from lightning_unlearn.core.own_training import SkippedBatch
 from lightning_unlearn.core.reading import likelihood
 from lightning_unlearn.core.scores import PredictionScore, Score, classifier_nll, training_step_loss

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from lightning_unlearn.core.checks import at_least, one_of
 from lightning_unlearn.core.distributed import gather_objects, replica
+from lightning_unlearn.core.gradients import refuse_reentrant_checkpoints
 from lightning_unlearn.core.lightning import MisconfigurationException, isolate_rng
 from lightning_unlearn.core.modes import evaluation_mode
 from lightning_unlearn.core.scores import causal_lm_nll
@@ -77,6 +78,8 @@ def gradient_norms(
             predictions = causal_lm_nll.predictions(module, transferred(module, collate_tokens([rows[i]])))
             loss = predictions.nll().sum() / predictions.length().sum()
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            if any(g is None for g in gradients):
+                refuse_reentrant_checkpoints(loss)
             found.append(gradient_norm([g for g in gradients if g is not None], p, variant))
     by_row = {i: score for part in gather_objects(dict(zip(own, found, strict=True))) for i, score in part.items()}
     return torch.stack([by_row[i] for i in range(len(rows))])

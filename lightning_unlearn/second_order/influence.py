@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_unlearn.core.checks import above, at_least, one_of
 from lightning_unlearn.core.edit import Edit
-from lightning_unlearn.core.gradients import sample_gradients
+from lightning_unlearn.core.gradients import sample_gradients, weight_gradients
 from lightning_unlearn.core.lightning import LightningModule
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.rows import RowLoader, row_loader
@@ -126,8 +126,8 @@ class InfluenceUnlearning(Edit):
         """Gradient of the summed loss of all rows."""
         total = [torch.zeros_like(p) for p in parameters]
         for batch in loader:
-            found = torch.autograd.grad(self._loss(module, batch), parameters, materialize_grads=True)
-            torch._foreach_add_(total, list(found))
+            found = weight_gradients(self._loss(module, batch), parameters)
+            torch._foreach_add_(total, found)
         return total
 
     def _woodfisher(
@@ -151,10 +151,10 @@ class InfluenceUnlearning(Edit):
             for batch in rows:
                 with sdpa_kernel(SDPBackend.MATH):  # the other attention kernels have no second derivative
                     loss = self._loss(module, batch)
-                    slopes = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+                    slopes = weight_gradients(loss, parameters, create_graph=True)
                     along = torch.stack([(g * d).sum() for g, d in zip(slopes, direction, strict=True)]).sum()
-                    found = torch.autograd.grad(along, parameters, materialize_grads=True)
-                torch._foreach_add_(total, list(found))
+                    found = weight_gradients(along, parameters)
+                torch._foreach_add_(total, found)
             return [t / count for t in total]
 
         return conjugate_gradient(
@@ -221,7 +221,7 @@ class _SampleGradients:
                 gradients = list(sample_gradients(self._nll, self.module, self.names[block], batch).values())
             else:
                 loss = self.method._loss(self.module, batch)
-                gradients = [g[None] for g in torch.autograd.grad(loss, self.parameters[block], materialize_grads=True)]
+                gradients = [g[None] for g in weight_gradients(loss, self.parameters[block])]
             found.append(torch.cat([g.flatten(1) for g in gradients], dim=1))
         return torch.cat(found)
 

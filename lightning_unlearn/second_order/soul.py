@@ -13,6 +13,7 @@ from lightning_unlearn.core.batches import row_count
 from lightning_unlearn.core.callback import objective_score
 from lightning_unlearn.core.checks import at_least, one_of, strategy, trainer_optimizes
 from lightning_unlearn.core.distributed import all_true, average_over_ranks, local_tensor, mean_over_ranks, replica
+from lightning_unlearn.core.gradients import weight_gradients
 from lightning_unlearn.core.lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from lightning_unlearn.core.modes import evaluating
 from lightning_unlearn.core.resume import ResumableCallback
@@ -208,9 +209,9 @@ class SOUL(ResumableCallback):
         signs = [
             torch.randint(0, 2, p.shape, generator=generator, device=p.device).to(p.dtype) * 2 - 1 for p in parameters
         ]
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+        gradients = weight_gradients(loss, parameters, create_graph=True)
         slope = torch.stack([(g * z).sum() for g, z in zip(gradients, signs, strict=True)]).sum()
-        products = torch.autograd.grad(slope, parameters, materialize_grads=True)
+        products = weight_gradients(slope, parameters)
         for parameter, sign, product in zip(parameters, signs, products, strict=True):
             diagonal = sign * product
             parameter.grad = diagonal if parameter.grad is None else parameter.grad + diagonal

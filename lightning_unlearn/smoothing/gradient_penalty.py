@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_unlearn.core.checks import at_least, one_of
+from lightning_unlearn.core.gradients import refuse_reentrant_checkpoints
 from lightning_unlearn.core.lightning import LightningModule, Trainer
 from lightning_unlearn.functional.smoothing.gradient_penalty import gradient_penalty, inner_product, unit_vector
 from lightning_unlearn.smoothing.forget_term import Evaluation, ForgetTerm, Gradients
@@ -93,6 +94,8 @@ class GradientPenalty(SmoothingStrategy):
         """The term, its mean gradient and the product, from one forward pass."""
         with twice_differentiable(), term.graph() as (loss, parts), torch.autocast(loss.device.type, enabled=False):
             first = torch.autograd.grad(loss, term.parameters, create_graph=True, allow_unused=True)
+            if any(g is None for g in first):
+                refuse_reentrant_checkpoints(loss)
             here = Evaluation(loss.detach(), [None if g is None else g.detach() for g in first], parts)
             mean = mean_gradient(term, here.gradients)
             pairs = [(g, v) for g, v in zip(first, unit_vector(mean), strict=True) if g is not None]

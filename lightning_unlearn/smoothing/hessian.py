@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_unlearn.core.distributed import world_size
+from lightning_unlearn.core.gradients import weight_gradients
 from lightning_unlearn.core.lightning import MODEL_PARALLEL, LightningModule, MisconfigurationException, Trainer
 from lightning_unlearn.functional.smoothing.finite_difference import difference_step, hessian_vector_product
 from lightning_unlearn.functional.smoothing.gradient_penalty import inner_product
@@ -89,7 +90,7 @@ def hessian_product(term: ForgetTerm, vector: Sequence[Tensor], mode: Derivative
     product: Gradients
     if mode == "double_backward":
         with twice_differentiable(), term.graph() as (loss, _), torch.autocast(term.module.device.type, enabled=False):
-            first = torch.autograd.grad(loss, term.parameters, create_graph=True, materialize_grads=True)
+            first = weight_gradients(loss, term.parameters, create_graph=True)
             slope = inner_product(first, vector)
             product = term.gradient_of(slope) if slope.requires_grad else [None] * len(term.parameters)
     else:

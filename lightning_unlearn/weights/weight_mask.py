@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_unlearn.core.callback import objective_score
-from lightning_unlearn.core.checks import between, function, one_of, regex, strategy
-from lightning_unlearn.core.distributed import local_tensor, rank, sum_over_ranks
-from lightning_unlearn.core.lightning import PRUNING, LightningModule, MisconfigurationException, Trainer
+from lightning_unlearn.core.checks import between, one_of, regex, strategy
+from lightning_unlearn.core.distributed import rank, sum_over_ranks
+from lightning_unlearn.core.lightning import (
+    PRUNING,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    rank_zero_warn,
+)
 from lightning_unlearn.core.monitor import log_table
 from lightning_unlearn.core.resume import ResumableCallback, callbacks_of
-from lightning_unlearn.core.scores import Score
-from lightning_unlearn.functional.saliency.bits import apply_mask_, pack_mask, unpack_mask
+from lightning_unlearn.core.scores import Score, score_function
+from lightning_unlearn.functional.saliency.bits import pack_mask, unpack_mask
 from lightning_unlearn.functional.saliency.threshold import top_mask, top_threshold
 from lightning_unlearn.weights.density import DensityRow, density_rows, layer_of
+from lightning_unlearn.weights.frozen_weights import FrozenWeights
 from lightning_unlearn.weights.layout import counts, local_part, parameter_names, place_of, whole_mask
 from lightning_unlearn.weights.mask_file import read_mask_file, write_mask_file
 
@@ -31,22 +38,6 @@ __all__ = ["Scope", "WeightMask"]
 
 _COLUMNS = [*DensityRow._fields, "density"]
 Scope = Literal["global", "per_layer", "per_tensor"]
-
-
-class _Frozen(NamedTuple):
-    """A parameter with weights that must not move; tensors are of the part that this process holds.
-
-    Args:
-        name: Its name in the module.
-        parameter: The parameter.
-        live: Boolean, ``True`` where a weight may move; ``None`` where none may.
-        value: The starting values of frozen weights, 0 at the others.
-    """
-
-    name: str
-    parameter: nn.Parameter
-    live: Tensor | None
-    value: Tensor
 
 
 class WeightMask(ResumableCallback, ABC):
@@ -98,7 +89,7 @@ class WeightMask(ResumableCallback, ABC):
         score: Score | None = None,
     ) -> None:
         if score is not None:
-            function("score", score, "(module, batch) -> NLL of shape (B,)")
+            score_function(score)
         regex("parameters", parameters or "")
         self.density = between("density", density, 0, 1, "it is the share of weights that may move")
         self.scope, self.parameters = one_of("scope", scope, Scope), parameters
@@ -106,7 +97,7 @@ class WeightMask(ResumableCallback, ABC):
         self.masks: dict[str, Tensor] = {}
         """By parameter name the part of the mask that this process holds; ``True`` may move."""
         self._parameters: dict[str, nn.Parameter] = {}
-        self._frozen: list[_Frozen] = []
+        self._frozen = FrozenWeights()
         self._trained: Collection[str] = ()
         self._hooks: list[RemovableHandle] = []
 
@@ -195,13 +186,13 @@ class WeightMask(ResumableCallback, ABC):
             )
         super().on_train_start(trainer, pl_module)
         counted = self._counted()
-        self._freeze(everything, counted)
+        self._frozen = FrozenWeights(everything, self.masks, counted)
         self._trained = everything.keys()
         self._keep_averages(trainer)
         for optimizer in trainer.optimizers:
             if trainer.global_step == 0:
-                self._clear_state(optimizer)
-            self._hooks.append(optimizer.register_step_post_hook(lambda *_: self._put_back()))
+                self._frozen.clear_state(optimizer)
+            self._hooks.append(optimizer.register_step_post_hook(lambda *_: self._frozen.restore()))
         live, total = (sum(column) for column in zip(*counted.values(), strict=True))
         rows = density_rows(counted)
         for logger in trainer.loggers:
@@ -226,18 +217,25 @@ class WeightMask(ResumableCallback, ABC):
     ) -> None:
         """Clear the gradients of frozen weights, after accumulation and before clipping."""
         self._refuse_thawed(pl_module)
-        for _, parameter, live, _ in self._frozen:
-            if parameter.grad is None:
-                continue
-            if live is None:
-                # Not None: a parameter without optimizer state would make a sharded checkpoint unreadable.
-                local_tensor(parameter.grad).zero_()
-            else:
-                apply_mask_(local_tensor(parameter.grad), live)
+        self._frozen.clear_gradients()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Release the optimizers and the starting values; the mask stays available."""
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save frozen weights as they were, even if something other than an update has moved them."""
+        self._frozen.restore_saved(checkpoint.get("state_dict", {}))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore frozen weights that something other than an update has moved, and release their values."""
+        moved = self._frozen.moved()
+        if moved:
+            self._frozen.restore()
+            rank_zero_warn(
+                f"{type(self).__name__} froze weights that were moved other than by an update, such as those of "
+                f"{moved[0]!r}; they are restored now, and are right in checkpoints. A hook that writes to weights "
+                "does that, and so does an optimizer with two copies of the weights (schedule-free, in "
+                "optimizer.eval()). Between updates the model ran with the moved weights."
+            )
         self._release()
+        super().on_fit_end(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let go of the optimizers, so that the module can be trained after a crash."""
@@ -313,7 +311,7 @@ class WeightMask(ResumableCallback, ABC):
 
             def update_parameters(model: nn.Module, update: Any = update, averaged: Any = averaged) -> None:
                 update(model)
-                self._put_back(averaged)
+                self._frozen.restore(averaged)
 
             average.update_parameters = update_parameters  # type: ignore[union-attr]
 
@@ -362,42 +360,10 @@ class WeightMask(ResumableCallback, ABC):
     def _whole(self) -> dict[str, Tensor]:
         return {name: whole_mask(self._parameters[name], mask) for name, mask in self.masks.items()}
 
-    def _freeze(self, parameters: dict[str, nn.Parameter], counted: dict[str, tuple[int, int]]) -> None:
-        self._frozen = []
-        for name, parameter in parameters.items():
-            live, total = counted.get(name, (0, parameter.numel()))
-            if live == total:
-                continue
-            value = local_tensor(parameter.detach()).clone(memory_format=torch.contiguous_format)
-            mask = self.masks[name] if live else None
-            if mask is not None:
-                apply_mask_(value, ~mask)
-            self._frozen.append(_Frozen(name, parameter, mask, value))
-
-    @torch.no_grad()
-    def _put_back(self, others: Mapping[str, nn.Parameter] | None = None) -> None:
-        for name, own, live, value in self._frozen:
-            parameter = own if others is None else others[name]
-            value = value.to(parameter.device)
-            if live is None:
-                local_tensor(parameter).copy_(value)
-            else:
-                apply_mask_(local_tensor(parameter), live, value)
-
-    def _clear_state(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clear the optimizer state of frozen weights: old momentum would be clipped and logged as if they moved."""
-        for _, parameter, live, _ in self._frozen:
-            for value in optimizer.state.get(parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    if live is None:
-                        local_tensor(value).zero_()
-                    else:
-                        apply_mask_(local_tensor(value), live)
-
     def _release(self) -> None:
         while self._hooks:
             self._hooks.pop().remove()
-        self._frozen = []
+        self._frozen = FrozenWeights()
 
 
 def _unpacked(state: dict[str, Any]) -> dict[str, Tensor]:

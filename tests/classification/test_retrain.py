@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lightning_unlearn import BadTeacher, Retrain, classifier_nll
+from lightning_unlearn import BadTeacher, EUk, Retrain, classifier_nll
 from lightning_unlearn.classification.untrained import untrained_values
 from tests.helpers import save_resumable
 from tests.user_module import LitNet, loaders, pairs, trainer, weights
@@ -32,6 +32,34 @@ class Bare(LitNet):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * self.net(x)
+
+
+class WeightNormed(LitNet):
+    """A layer whose ``reset_parameters`` writes to a weight that is computed from others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.weight_norm(self.net[0])  # type: ignore[no-untyped-call]
+
+
+class Pruned(LitNet):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.prune.l1_unstructured(self.net[0], "weight", 0.5)  # type: ignore[no-untyped-call]
+
+
+class Codebook(LitNet):
+    """A buffer that learns, and one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(8))
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.lerp_(x.mean(0), 0.1)
+        return self.net(self.scale * (x - self.mean))
 
 
 def trained(cls: type[LitNet] = NormNet) -> LitNet:
@@ -119,6 +147,11 @@ def other_net() -> nn.Module:
     [
         (Bare, Retrain, {}, r"the module.*Bare.*reset_parameters.*pass module_init"),
         (Bare, BadTeacher, {}, "pass module_init"),
+        *(
+            (cls, method, {}, rf"does not initialize 'net\.0\.{name}'.*Pass module_init")
+            for cls, name in ((WeightNormed, "weight_g"), (Pruned, "weight_orig"))
+            for method in (Retrain, BadTeacher, lambda: EUk(layers=r"net\.0\."))
+        ),
         (LitNet, lambda: Retrain(other_net), {}, "makes another module.*4 weights are missing"),
         (LitNet, lambda: BadTeacher(module_init=other_net), {}, "makes another module"),
         (
@@ -144,3 +177,20 @@ def test_frozen_weights_need_a_module_init() -> None:
         trainer(Retrain()).fit(module, loaders())
     trainer(Retrain(LitNet)).fit(module, loaders())
     assert torch.equal(module.net[0].weight, untrained_values(LitNet(), 0, LitNet)["net.0.weight"])
+
+
+@pytest.mark.parametrize("cls", [WeightNormed, Pruned])
+def test_what_is_not_to_be_reset_need_not_be_able_to(cls: Any) -> None:
+    module = cls()
+    start = {name: value.clone() for name, value in module.state_dict().items()}
+    trainer(EUk(layers=r"net\.3\.")).fit(module, loaders())
+    moved = {name for name, value in module.state_dict().items() if not torch.equal(value, start[name])}
+    assert moved == {"net.3.weight", "net.3.bias"}
+
+
+def test_a_buffer_that_learns_needs_a_module_init() -> None:
+    module = trained(Codebook)
+    with pytest.raises(MisconfigurationException, match=r"the buffer 'mean' changes in training.*pass module_init"):
+        trainer(Retrain()).fit(module, loaders())
+    trainer(Retrain(Codebook)).fit(module, loaders())
+    assert module.mean.abs().max() < 1  # type: ignore[union-attr]

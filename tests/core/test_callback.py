@@ -178,7 +178,26 @@ def test_kl_has_no_gradient_at_the_reference() -> None:
     assert largest.values[0] < 1e-6
 
 
-def test_forget_and_retain_share_one_forward_pass_except_with_batch_norm() -> None:
+class OwnNorm(nn.Module):
+    """Batch normalization of another package, which torch does not know as such."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            mean, var = x.mean(0), x.var(0)
+            self.running_mean.lerp_(mean.detach(), 0.1)
+            self.running_var.lerp_(var.detach(), 0.1)
+        return self.weight * (x - mean) / (var + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, OwnNorm])
+def test_forget_and_retain_share_one_forward_pass_except_with_batch_norm(norm: Any) -> None:
     calls: list[int] = []
 
     class Counting(LitNet):
@@ -191,7 +210,7 @@ def test_forget_and_retain_share_one_forward_pass_except_with_batch_norm() -> No
 
     calls.clear()
     module = Counting()
-    module.net.insert(1, nn.BatchNorm1d(16))
+    module.net.insert(1, norm(16))
     trainer(SimNPO(score=classifier_nll), max_steps=1).fit(module, loaders())
     assert calls[2:] == [4, 4]
 
@@ -245,15 +264,18 @@ def test_nan_stops_the_run_names_the_step_and_keeps_the_last_finite_weights(wher
 
 
 @pytest.mark.parametrize("role", ["forget", "retain"])
-@pytest.mark.parametrize(("accumulate", "batch", "updates"), [(1, 2, 2), (2, 3, 1)])
+@pytest.mark.parametrize(
+    ("accumulate", "batch", "updates", "norm"),
+    [(1, 2, 2, nn.BatchNorm1d), (2, 3, 1, nn.BatchNorm1d), (1, 2, 2, OwnNorm)],
+)
 def test_inputs_that_are_nan_leave_the_statistics_of_the_last_finite_step(
-    role: str, accumulate: int, batch: int, updates: int, tmp_path: Path
+    role: str, accumulate: int, batch: int, updates: int, norm: Any, tmp_path: Path
 ) -> None:
     """Batch normalization folds what it sees into its running statistics before there is a loss to look at."""
 
     def normed() -> LitNet:
         module = seeded()
-        module.net.insert(1, nn.BatchNorm1d(16))
+        module.net.insert(1, norm(16))
         return module
 
     good, module, rows = normed(), normed(), loaders()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from lightning.pytorch.strategies import (
 )
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_unlearn import WAGLE, GradDiff, SimNPO, classifier_nll, training_step_loss
 from lightning_unlearn.core.checks import (
     above,
     at_least,
@@ -112,3 +114,10 @@ def test_manual_optimization_is_refused() -> None:
     module.automatic_optimization = False
     with pytest.raises(MisconfigurationException, match=r"^NPO needs the Trainer .* LitNet optimizes man"):
         trainer_optimizes("NPO", module)
+
+
+@pytest.mark.parametrize("make", [SimNPO, GradDiff, partial(WAGLE, 0.5)])
+@pytest.mark.parametrize("score", [classifier_nll, training_step_loss])
+def test_a_partial_that_hides_what_a_score_gives_is_refused(make: Callable[..., Any], score: Any) -> None:
+    with pytest.raises(TypeError, match=rf"Pass {score.__name__}\. In a Hydra configuration.*get_object"):
+        make(score=partial(score))

@@ -156,11 +156,37 @@ def test_hooks_and_schedulers_that_live_on_the_training_step_work_and_change_not
         assert same(expected, module)
 
 
-def test_what_is_collected_is_of_the_retain_rows() -> None:
+@pytest.mark.parametrize("score", [classifier_nll, training_step_loss])
+def test_what_is_collected_is_of_the_retain_rows(score: Any) -> None:
     module = seeded(Collects, lr=0.0)
-    run = trainer(objective())
+    run = trainer(objective(score))
     run.fit(module, loaders())
     assert run.callback_metrics["training_epoch_average"].item() == pytest.approx(nll(module, 16, 2).mean().item())
+
+
+class Weighs(LitNet):
+    """A loss with class weights, of which it logs the mean over an epoch."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.class_weights = torch.ones(3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        value = nn.functional.cross_entropy(self(batch[0]), batch[1], self.class_weights)
+        self.log("train_loss", value, on_step=False, on_epoch=True)
+        return value
+
+
+@pytest.mark.parametrize("score", [classifier_nll, training_step_loss])
+def test_a_monitored_loss_is_of_the_retain_rows(score: Any) -> None:
+    module, expected = seeded(Weighs, lr=0.0), seeded(Weighs)
+    run = trainer(objective(score), EarlyStopping("train_loss"))
+    run.fit(module, loaders())
+    assert run.callback_metrics["train_loss"].item() == pytest.approx(nll(module, 16, 2).mean().item())
+    module = seeded(Weighs)
+    for net, beside in ((module, [EarlyStopping("train_loss")]), (expected, [])):
+        trainer(objective(score), *beside).fit(net, loaders())
+    assert same(module, expected)
 
 
 @pytest.mark.parametrize("callback", [EarlyStopping, ModelCheckpoint])
@@ -243,3 +269,23 @@ def test_accumulation_that_changes_with_the_epoch() -> None:
     steps = Recorder(on_train_epoch_end=lambda run, *_: run.global_step)
     trainer(objective(), GradientAccumulationScheduler({1: 2}), steps, max_epochs=2).fit(seeded(), loaders())
     assert steps.values == [4, 6]
+
+
+class Validates(LitNet):
+    """Its validation calls its training step, and its training step takes one argument more."""
+
+    def training_step(self, batch: Any, batch_idx: int, log: bool = True) -> Tensor:
+        value = loss(self, batch)
+        if log:
+            self.log("train_loss", value)
+        return value
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.training_step(batch, batch_idx=batch_idx, log=False))
+
+
+def test_a_validation_step_may_call_the_training_step() -> None:
+    module = seeded(Validates)
+    run = trainer(objective(), EarlyStopping("val_loss"), max_epochs=2)
+    run.fit(module, loaders(), pairs(8, seed=3, batch_size=8))
+    assert run.callback_metrics["val_loss"].item() == pytest.approx(nll(module, 8, 3).mean().item())

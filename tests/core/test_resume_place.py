@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_unlearn import NPO, ForgetRetainDataModule, GradDiff, classifier_nll
 from tests.helpers import Recorder, same, trainer
-from tests.user_module import DictNet, indexed, loaders, seeded
+from tests.user_module import DictNet, LitNet, indexed, loaders, seeded
 
 
 class Scheduled(DictNet):
@@ -168,3 +168,40 @@ def test_loaders_that_keep_no_place_are_named_once(tmp_path: Path) -> None:
     assert "after 1 of 4 batches of epoch 0" in said
     assert DataLoader.__name__ in said
     assert resumed("epoch-0") == []
+
+
+class Placed(DataLoader):
+    """A loader that keeps its place, as torchdata's ``StatefulDataLoader``."""
+
+    served = start = 0
+
+    def __iter__(self) -> Any:
+        self.served, self.start = self.start, 0
+        for number, batch in enumerate(super().__iter__()):
+            if number >= self.served:
+                self.served += 1
+                yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"served": self.served % len(self)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.start = state["served"]
+
+
+def test_gradients_that_no_checkpoint_holds_are_spoken_of(tmp_path: Path) -> None:
+    def run(*callbacks: Any, **options: Any) -> LitNet:
+        module = seeded()
+        data = {role: Placed(loader.dataset, batch_size=4) for role, loader in loaders().items()}
+        trainer(GradDiff(score=classifier_nll), *callbacks, accumulate_grad_batches=2).fit(module, data, **options)
+        return module
+
+    save = Recorder(
+        on_train_batch_end=lambda run, module, out, batch, i: run.save_checkpoint(tmp_path / f"{i + 1}.ckpt")
+    )
+    whole = run(save)
+    with pytest.warns(UserWarning, match=r"between two updates, after 1 of accumulate_grad_batches=2 batches"):
+        run(ckpt_path=tmp_path / "3.ckpt", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*between two updates")
+        assert same(run(ckpt_path=tmp_path / "2.ckpt", weights_only=True), whole)

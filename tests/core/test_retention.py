@@ -126,6 +126,55 @@ def test_an_interrupted_run_can_be_resumed_and_then_its_files_are_clean(tmp_path
     assert not any(snapshot(file) for file in files.values())
 
 
+def test_files_of_the_interrupted_part_are_clean_in_whatever_folder(tmp_path: Path) -> None:
+    def fail(run: L.Trainer, *_: Any) -> None:
+        if run.global_step == 5:
+            raise RuntimeError("power cut")
+
+    def fit(kept: str, crash: str, *more: Any, **options: Any) -> None:
+        saving = (checkpoints(tmp_path / kept), OnExceptionCheckpoint(tmp_path / crash))
+        trainer(npo(), *saving, *more, enable_checkpointing=True, max_epochs=2).fit(AdamNet(), loaders(), **options)
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit("first", "crash", Recorder(on_train_batch_start=fail))
+    left = files_of(tmp_path / "first")
+    assert left
+    assert all(snapshot(file) for file in left.values())
+    fit("second", "other", ckpt_path=tmp_path / "crash" / "on_exception.ckpt", weights_only=True)
+    for folder in ("first", "second", "crash"):
+        files = files_of(tmp_path / folder)
+        assert files
+        assert not any(snapshot(file) or file["lightning_unlearn_run"]["paths"] for file in files.values())
+
+
+def test_a_checkpoint_that_an_error_causes_is_clean_after_the_resumed_run(tmp_path: Path) -> None:
+    def fail(run: L.Trainer, *_: Any) -> None:
+        if run.global_step == 5 and run.ckpt_path is None:
+            raise RuntimeError("power cut")
+
+    def fit(**options: Any) -> None:
+        saved = ModelCheckpoint(
+            tmp_path,
+            filename="{step}/{unlearn/loss:.2f}",
+            monitor="unlearn/loss",
+            every_n_train_steps=2,
+            save_top_k=2,
+            save_last="link",
+            save_on_exception=True,
+        )
+        run = trainer(npo(), saved, Recorder(on_train_batch_start=fail), enable_checkpointing=True, max_epochs=3)
+        run.fit(AdamNet(), loaders(), **options)
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit()
+    files = {path: torch.load(path, weights_only=True) for path in tmp_path.rglob("*.ckpt")}
+    assert all(snapshot(file) for file in files.values())
+    fit(ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    files = {path: torch.load(path, weights_only=True) for path in tmp_path.rglob("*.ckpt")}
+    assert len(files) > 2
+    assert not [path for path, file in files.items() if snapshot(file)]
+
+
 def test_another_runs_files_beside_are_left_alone(tmp_path: Path) -> None:
     torch.save({"callbacks": {"NPO": {"snapshot": {"a": torch.ones(2)}}}}, tmp_path / "other.ckpt")
     (tmp_path / "odd.ckpt").write_bytes(b"not a checkpoint")

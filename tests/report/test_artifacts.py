@@ -209,3 +209,25 @@ def test_checkpoints_that_are_uploaded_too_early_are_warned_of(
     assert any("uploads checkpoints while the run goes on" in str(w.message) for w in caught) == warned
     shutil.rmtree(tmp_path / "kept")
     assert torch.isfinite(next(iter(run.lightning_module.parameters()))).all()
+
+
+class Service(CSVLogger):
+    """A logger of a service that keeps models, as MLflow's."""
+
+    def __init__(self, folder: Path, log_model: Any) -> None:
+        super().__init__(folder)
+        self._log_model = log_model
+
+
+@pytest.mark.parametrize(
+    ("log_model", "save_top_k", "when"),
+    [("all", 1, "while the run goes on"), (True, -1, "while the run goes on"), (True, 1, "of an interrupted run")],
+)
+def test_loggers_of_other_services_are_warned_of_too(
+    log_model: Any, save_top_k: int, when: str, tmp_path: Path
+) -> None:
+    checkpoints = ModelCheckpoint(tmp_path / "kept", save_top_k=save_top_k)
+    options = {"logger": Service(tmp_path, log_model), "enable_checkpointing": True}
+    run = trainer(NPO(score=classifier_nll, reference="snapshot"), checkpoints, **options)
+    with pytest.warns(UserWarning, match=rf"Service\(log_model={log_model!r}\) uploads checkpoints {when}, with"):
+        run.fit(seeded(), loaders())
