@@ -78,12 +78,14 @@ def untrained_values(
         parameters = {name: p for name, p in module.named_parameters() if p.is_floating_point() or p.is_complex()}
         for parameter in parameters.values():
             parameter.fill_(torch.nan)
-        # In the order in which layers are made: a block may overwrite what its parts have drawn.
-        for child in reversed(list(module.modules())):
-            if _resets(child):
-                _reset(child)
-    left = [name for name, parameter in parameters.items() if bool(parameter.isnan().any())]
-    exchange(module, values)
+        try:
+            # In the order in which layers are made: a block may overwrite what its parts have drawn.
+            for child in reversed(list(module.modules())):
+                if _resets(child):
+                    _reset(child)
+            left = [name for name, parameter in parameters.items() if bool(parameter.isnan().any())]
+        finally:
+            exchange(module, values)
     for name in left:
         values[name] = _tensors(module)[name].detach().clone()
     if any(map(chosen, left)):

@@ -194,3 +194,20 @@ def test_a_buffer_that_learns_needs_a_module_init() -> None:
         trainer(Retrain()).fit(module, loaders())
     trainer(Retrain(Codebook)).fit(module, loaders())
     assert module.mean.abs().max() < 1  # type: ignore[union-attr]
+
+
+def test_a_reset_that_fails_leaves_the_weights_as_they_were() -> None:
+    class Failing(nn.Linear):
+        trained = False
+
+        def reset_parameters(self) -> None:
+            if self.trained:
+                raise RuntimeError("no reset")
+            super().reset_parameters()
+
+    module = nn.Sequential(nn.Linear(2, 3), Failing(3, 2), nn.Linear(2, 2))
+    before = [parameter.clone() for parameter in module.parameters()]
+    module[1].trained = True
+    with pytest.raises(RuntimeError, match="no reset"):
+        untrained_values(module, 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
