@@ -133,9 +133,10 @@ def open_judge(
     with judging_on(opened, device):
         if isinstance(calibration, (str, os.PathLike)) and str(calibration).endswith(".jsonl"):
             return ConversationJudge(opened, check_trusted(_fitted(opened, calibration)), seed=seed)
-        given = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
-        check_trusted(given).require_judge(opened)
-    return ConversationJudge(opened, given, seed=seed)
+        given = Calibration.load(calibration) if isinstance(calibration, (str, os.PathLike)) else calibration
+        trusted = check_trusted(given)
+        trusted.require_judge(opened)
+    return ConversationJudge(opened, trusted, seed=seed)
 
 
 def rated_conversations(
