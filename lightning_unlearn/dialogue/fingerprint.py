@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_unlearn.core.lightning import rank_zero_warn
 from lightning_unlearn.dialogue.data.jsonl import read_jsonl
 from lightning_unlearn.dialogue.dialogue import Dialogue
 from lightning_unlearn.dialogue.rating import RatesDialogues
@@ -72,7 +73,7 @@ class JudgeFingerprint:
         return cls(tuple(map(float, scores)), float(spread), _digest(dialogues))
 
     def check(self, judge: RatesDialogues) -> None:
-        """Refuse another judge. A fingerprint of other dialogues, of another version, is not compared.
+        """Refuse another judge. With a fingerprint of other dialogues, of another version, it only warns.
 
         Args:
             judge: Rates the dialogues.
@@ -83,6 +84,10 @@ class JudgeFingerprint:
         """
         dialogues = fingerprint_dialogues()
         if _digest(dialogues) != self.dialogues or all(map(math.isnan, self.scores)):
+            rank_zero_warn(
+                "It cannot be checked that the calibration belongs to this judge: its own judge rated the dialogues of "
+                "another version of the library, or none. Fit the calibration again with judge=."
+            )
             return
         found = [rating.score for rating in judge.rate(dialogues)]
         both = [abs(own - new) for own, new in zip(self.scores, found, strict=True) if math.isfinite(own - new)]
@@ -94,7 +99,7 @@ class JudgeFingerprint:
         far = sum(both) / len(both)
         if far > _TOLERANCE * self.spread:
             raise ValueError(
-                f"The calibration belongs to another judge. On {len(self.scores)} dialogues of the library, this "
+                f"The calibration belongs to another judge. On {len(both)} dialogues of the library, this "
                 f"judge's scores differ from those of that one by {far:.3f} on average, while the scores that the "
                 f"calibration was fitted to have a standard deviation of {self.spread:.3f}. Use the model, prompt, "
                 "examples and extractor that it was fitted to, or fit a calibration to this judge's scores."

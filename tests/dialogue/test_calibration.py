@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,6 +140,16 @@ def test_judges_are_compared_by_the_mean_difference_of_what_both_have_rated() ->
         calibration.require_judge(Constant(math.nan))
     with pytest.raises(ValueError, match="7 scores for the 8 dialogues"):
         Calibration(draws=5).fit(scores, human, judge=own[:7])
+
+
+@pytest.mark.parametrize("change", [{"dialogues": "of another version"}, {"scores": (math.nan,) * 8}])
+def test_a_judge_that_can_not_be_compared_is_warned_of(change: dict[str, Any]) -> None:
+    scores, human = judged(60, 0)
+    calibration = Calibration(draws=5).fit(scores, human, judge=EchoJudge())
+    assert calibration.fingerprint is not None
+    calibration.fingerprint = replace(calibration.fingerprint, **change)
+    with pytest.warns(UserWarning, match="cannot be checked that the calibration belongs to this judge"):
+        calibration.require_judge(Constant(4.5))
 
 
 def test_what_can_not_be_calibrated_is_refused() -> None:
